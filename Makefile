@@ -1,0 +1,57 @@
+# make demo        install into .venv, generate data, train, evaluate, write demo/report.html
+# make test        install with the development tools, then lint, types and tests
+# make test-full   the same with the slow and full-size checks
+# make bench       every measurement in benchmarks/
+# make lint        ruff and mypy
+# make clean       remove .venv, caches and build products; demo/ and runs/ stay
+#
+# PYTHON=python3.12 chooses the interpreter (3.11 or newer), OUT=DIR the demo's folder, WORKERS=N the test processes.
+# Where packages come from is pip's own configuration (for example PIP_INDEX_URL).
+
+PYTHON ?= python3
+OUT ?= demo
+# One torch thread per test process; four processes are as many as the longest tests can keep busy.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN || echo 2); if [ $$n -gt 4 ]; then n=4; fi; echo $$n)
+
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.PHONY: demo test test-full bench lint clean
+
+demo: .venv/.installed
+	$(BIN)/cover demo --out $(OUT)
+
+test: lint
+	$(PYTEST) -m "not full"
+
+test-full: lint
+	$(PYTEST)
+
+bench: .venv/.installed-dev
+	@for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: an install is repeated when what it installs from has changed. An interrupted one leaves no stamp.
+.venv/.installed: pyproject.toml constraints.txt | .venv/.created
+	@echo "installing into .venv (some minutes the first time)"
+	@$(INSTALL) -e .
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt | .venv/.created
+	@echo "installing into .venv with the development tools (some minutes the first time)"
+	@$(INSTALL) -e '.[dev]'
+	@touch .venv/.installed $@
+
+.venv/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "cover needs Python 3.11 or newer and $(PYTHON) is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
+	@$(PYTHON) -m venv .venv
+	@touch $@

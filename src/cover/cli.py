@@ -1,0 +1,232 @@
+"""What can be typed: the subcommands, each a thin door to its room."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cover import __version__
+from cover.errors import UserError
+
+Command = Callable[[argparse.Namespace, list[str]], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 done but not all input was usable, 2 wrong use, 130/143 interrupted."""
+    parser, doors = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    if rest and known.command != "train":
+        parser.error(f"{known.command}: unknown argument {rest[0]} (see cover {known.command} --help)")
+    try:
+        return doors[known.command](known, rest)
+    except UserError as error:
+        print(f"cover {known.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"cover {known.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """argparse, with wrong use told in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
+    parser = _OneLineParser(prog="cover", description="Co-train one video transformer on several video and image data sets.")
+    parser.add_argument("--version", action="version", version=f"cover {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    doors: dict[str, Command] = {}
+
+    def add(door: Command, name: str, text: str, example: str) -> argparse.ArgumentParser:
+        doors[name] = door
+        layout = argparse.RawDescriptionHelpFormatter
+        return commands.add_parser(name, help=text, description=text, epilog=f"example:\n  {example}", formatter_class=layout)
+
+    _add_sandbox(add(_sandbox, "sandbox", "write generated data sets in the real ones' layouts", "cover sandbox sandbox --size 0.2"))
+    _add_index(add(_index, "index", "probe every file of a catalog once", "cover index sandbox/catalog.yaml"))
+    _add_train(add(_train, "train", "run a recipe", "cover train recipes/sandbox/cotrain.yaml --optimizer.lr 5e-4"))
+    _add_evaluate(
+        add(_evaluate, "evaluate", "measure every head of a checkpoint", "cover evaluate runs/cotrain --catalog sandbox/catalog.yaml")
+    )
+    _add_predict(add(_predict, "predict", "name what is seen in files", "cover predict runs/cotrain clip.mp4 photo.jpg --top 3"))
+    _add_demo(add(_demo, "demo", "the whole story: generate, index, train, compare, report", "cover demo --out demo"))
+    return parser, doors
+
+
+def _machine_options(parser: argparse.ArgumentParser, device: bool = True) -> None:
+    parser.add_argument("--workers", type=int, default=-1, metavar="N", help="reading processes (default: one per core)")
+    if device:
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+
+
+def _workers(args: argparse.Namespace) -> int:
+    from cover.machine import default_workers
+
+    return default_workers() if args.workers < 0 else args.workers
+
+
+# --- sandbox --------------------------------------------------------------------------------------------------------------------
+
+
+def _add_sandbox(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", metavar="DIR", type=Path, help="a new folder, or an earlier sandbox")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=float, default=1.0, help="factor on the number of files (default: 1)")
+    for dial in ("clutter", "shake", "distractors", "noise"):
+        parser.add_argument(f"--{dial}", type=float, help="difficulty from 0 to 1 (default: mild)")
+    _machine_options(parser, device=False)
+
+
+def _sandbox(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.sandbox.generate import generate
+    from cover.sandbox.settings import Settings
+
+    dials = {name: getattr(args, name) for name in ("clutter", "shake", "distractors", "noise") if getattr(args, name) is not None}
+    catalog = generate(args.dir, Settings(seed=args.seed, size=args.size, **dials), _workers(args))
+    print(catalog)
+    _next(f"cover index {catalog}")
+    return 0
+
+
+# --- index ----------------------------------------------------------------------------------------------------------------------
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("catalog", metavar="CATALOG", type=Path)
+    parser.add_argument("names", metavar="NAME", nargs="*", help="only these data sets")
+    parser.add_argument("--force", action="store_true", help="probe every file again")
+    parser.add_argument("--json", metavar="FILE", help="the table as JSON (- for stdout)")
+    _machine_options(parser, device=False)
+
+
+def _index(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.console import say, write_json
+    from cover.datasets.index import index, print_index
+
+    results = index(args.catalog, _workers(args), args.names or None, args.force)
+    if args.json:
+        write_json(results, args.json)
+    if args.json != "-":
+        print_index(results)
+    unusable = sum(row["listed"] - row["ok"] for row in results)
+    if unusable:
+        say(f"{unusable} of {sum(row['listed'] for row in results)} listed files cannot be used; each is in its manifest with the reason")
+    return 1 if unusable else 0
+
+
+# --- train ----------------------------------------------------------------------------------------------------------------------
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", metavar="RECIPE", type=Path, nargs="?", help="a YAML file; any field is overridden as --optimizer.lr 3e-4"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    parser.add_argument("--keys", action="store_true", help="list every field of a recipe with its default")
+
+
+def _train(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover import config
+    from cover.training.recipe import Recipe
+
+    if args.keys:
+        print("\n".join(config.keys(Recipe)))
+        return 0
+    if args.recipe is None:
+        raise UserError("which recipe? for example: cover train recipes/sandbox/cotrain.yaml (--keys lists the fields)")
+    recipe = config.load(Recipe, args.recipe, rest)
+    from cover.training.train import train
+
+    run = train(recipe, args.resume)
+    print(run)
+    _next(f"cover evaluate {run} --catalog {recipe.data.catalog}")
+    return 0
+
+
+# --- evaluate -------------------------------------------------------------------------------------------------------------------
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a run, a checkpoint or a release folder")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="only these data sets (default: all that have a head)")
+    parser.add_argument("--catalog", type=Path, default=Path("catalog.yaml"), help="default: catalog.yaml")
+    parser.add_argument("--split", default="val", choices=["train", "dev", "val", "test"])
+    parser.add_argument("--views", help="TEMPORALxSPATIAL, as in 1x3 (default: each data set's own)")
+    parser.add_argument("--shuffle-frames", action="store_true", help="also with the frames of every clip in random order")
+    parser.add_argument("--single-frame", action="store_true", help="also with the middle frame alone")
+    parser.add_argument("--seed", type=int, default=0, help="of the random orders")
+    parser.add_argument("--json", metavar="FILE", help="the results as JSON (- for stdout)")
+    _machine_options(parser)
+
+
+def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.console import write_json
+    from cover.evaluation.evaluate import evaluate_release, print_results
+
+    variants: list[Any] = ["plain", *["shuffled"] * args.shuffle_frames, *["single"] * args.single_frame]
+    results = evaluate_release(
+        args.checkpoint, args.catalog, args.split, args.names, args.views, variants, args.device, _workers(args), args.seed
+    )
+    if args.json:
+        write_json(results, args.json)
+    if args.json != "-":
+        print_results(results)
+    return 1 if any(row["n_read"] < row["n_listed"] for row in results) else 0
+
+
+# --- predict --------------------------------------------------------------------------------------------------------------------
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a run, a checkpoint or a release folder")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="videos and images")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes of each head (default: 5)")
+    parser.add_argument("--head", action="append", help="only this head (may be given again)")
+    parser.add_argument("--views", help="TEMPORALxSPATIAL (default: each head's own)")
+    parser.add_argument("--json", metavar="FILE", help="the predictions as JSON (- for stdout)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+
+
+def _predict(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.inference.predictor import predict_files
+
+    failed = predict_files(args.checkpoint, args.files, args.top, args.head, args.views, args.json, args.device)
+    return 1 if failed else 0
+
+
+# --- demo -----------------------------------------------------------------------------------------------------------------------
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of everything it makes (default: demo)")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on data and training; below 1 it shows the way, not the numbers")
+    parser.add_argument("--seed", type=int, default=0)
+    _machine_options(parser)
+
+
+def _demo(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.studies.demo import demo
+
+    demo(args.out, args.scale, args.seed, args.device, _workers(args))
+    return 0
+
+
+def _next(command: str) -> None:
+    from cover.console import say
+
+    say(f"next: {command}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

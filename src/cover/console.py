@@ -1,0 +1,104 @@
+"""How every command talks: results on stdout, progress and logs on stderr, plain lines when not a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+T = TypeVar("T")
+PLAIN_INTERVAL_S = 15.0
+
+
+def say(text: str) -> None:
+    """One line of narration on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Meter:
+    """A progress display on stderr: a live bar with time left on a terminal, else a plain line every 15 seconds.
+
+    >>> with Meter("index", total=3) as meter:
+    ...     for _ in range(3):
+    ...         meter.advance()
+    """
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.label, self.total, self.done, self.note = label, total, done, ""
+        self._first = done
+        self._began = self._last_line = time.monotonic()
+        self._live: Progress | None = None
+        if sys.stderr.isatty():
+            self._live = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+                TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
+            )  # fmt: skip
+            self._task = self._live.add_task(label, total=total, completed=done, note="")
+
+    def __enter__(self) -> Meter:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+        elif kind is None and time.monotonic() - self._began > 2:
+            say(f"{self.label}: {self.done}/{self.total} in {clock(time.monotonic() - self._began)}")
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Count `count` more items done; `note` is free text shown behind the bar."""
+        self.done += count
+        self.note = self.note if note is None else note
+        if self._live:
+            self._live.update(self._task, advance=count, note=escape(self.note))
+            return
+        now = time.monotonic()
+        if now - self._last_line >= PLAIN_INTERVAL_S and self.done > self._first:
+            left = (now - self._began) / (self.done - self._first) * (self.total - self.done)
+            say(f"{self.label}: {self.done}/{self.total}, {clock(left)} left  {self.note}".rstrip())
+            self._last_line = now
+
+
+def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    """`items`, each counted on a `Meter` after its consumer is done with it."""
+    with Meter(label, total) as meter:
+        for item in items:
+            yield item
+            meter.advance()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+    """A table on stdout. The first column is text, the others are figures, aligned right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def write_json(value: Any, target: str | Path) -> None:
+    """`value` as JSON to a file, or to stdout where `target` is `-`."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if str(target) == "-":
+        print(text)
+    else:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        Path(target).write_text(text + "\n", encoding="utf-8")

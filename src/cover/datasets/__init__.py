@@ -1,0 +1,1 @@
+"""What lies on disk, as a manifest: catalog, adapters, index."""

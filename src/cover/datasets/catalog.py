@@ -1,0 +1,224 @@
+"""Which data sets does this machine have, where, and how is each to be read? A YAML file, checked key by key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+
+from cover.datasets.conventions import CONVENTIONS, Convention, find_annotations, guess_media
+from cover.datasets.manifest import SPLITS, Media
+from cover.errors import UserError, nearest
+from cover.media.clips import Sampling, Views
+
+Flip = Literal["allow", "never", "swap"]
+_REQUIRED: Any = object()
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One data set of a catalog, its defaults filled in.
+
+    `annotations`: split -> path (an absolute one) of a list, or of a folder of class folders. `classes`: path of a file with one name
+    per line, if given. `flip`: horizontal flips allowed, never made, or made with left/right classes swapped. `crop_scale`: the area
+    range of a random-resized crop. `dev`: the fraction of train to carve out. `source`: the csv column that gives the source id.
+    """
+
+    name: str
+    format: str
+    root: Path
+    media: Media
+    annotations: dict[str, str]
+    classes: str | None
+    flip: Flip
+    sampling: Sampling
+    views: Views
+    crop_scale: tuple[float, float]
+    dev: float
+    source: str | None = None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that are indexed, `dev` among them where it is carved out of train."""
+        carved = "dev" if self.dev > 0 and "train" in self.annotations else None
+        return tuple(split for split in SPLITS if split in self.annotations or split == carved)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The data sets of one catalog file, by name."""
+
+    path: Path
+    specs: dict[str, DatasetSpec]
+
+    def spec(self, name: str) -> DatasetSpec:
+        """The data set called `name`. Raises UserError, naming the nearest, where there is none."""
+        if name not in self.specs:
+            raise UserError(f'{self.path.name}: no data set "{name}"{nearest(name, self.specs)}')
+        return self.specs[name]
+
+    def manifest_path(self, name: str, split: str) -> Path:
+        """Where the manifest of a split is. Raises UserError for a data set or a split that the catalog does not have."""
+        spec = self.spec(name)
+        if split not in spec.splits:
+            raise UserError(f'{self.path.name}: {name} has no split "{split}"{nearest(split, spec.splits)}')
+        return self.path.parent / "manifests" / f"{name}-{split}.arrow"
+
+
+def load_catalog(path: str | Path) -> Catalog:
+    """Read and check a catalog. Raises UserError naming the file, the key and the nearest valid one."""
+    path = Path(path).absolute()
+    tree = _read_yaml(path)
+    if not isinstance(tree, dict) or not tree:
+        raise UserError(f"{path.name}: no data set in it; write one as `name: {{format: folder, root: /data/mine}}`")
+    return Catalog(path, {str(name): _read_spec(path, name, keys) for name, keys in tree.items()})
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML silently overrides."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
+                raise UserError(f'line {line}: "{key}" is given twice, first on line {seen[key]}; names and keys must differ')
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{path.name}: line {line}: not YAML: {error.problem}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+class _Keys:
+    """The keys of one data set, taken one by one; every complaint names the file, the data set and the key."""
+
+    def __init__(self, where: str, keys: dict[str, Any]) -> None:
+        self.where, self.keys = where, keys
+
+    def wrong(self, key: str, problem: str) -> UserError:
+        return UserError(f"{self.where}.{key}: {problem}")
+
+    def take(self, key: str, read: Callable[[Any], Any], default: Any = _REQUIRED) -> Any:
+        if key not in self.keys:
+            if default is _REQUIRED:
+                raise self.wrong(key, "missing; it is required")
+            return default
+        try:
+            return read(self.keys[key])
+        except UserError as error:
+            raise self.wrong(key, str(error)) from None
+
+
+_KNOWN = ("format", "root", "annotations", "media", "classes", "flip", "sampling", "views", "crop_scale", "dev", "source")
+
+
+def _read_spec(path: Path, name: Any, given: Any) -> DatasetSpec:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII):
+        raise UserError(f"{path.name}: {name!r} cannot name a data set: use letters, digits, _ and -")
+    if not isinstance(given, dict):
+        raise UserError(f"{path.name}: {name}: expected keys such as format and root, got {given!r}")
+    keys = _Keys(f"{path.name}: {name}", given)
+    for key in given:
+        if key not in _KNOWN:
+            raise keys.wrong(str(key), f"unknown key{nearest(str(key), _KNOWN)}")
+    form = keys.take("format", _one_of(CONVENTIONS))
+    convention = CONVENTIONS[form]
+    root = path.parent / keys.take("root", _text)
+    annotations = _annotations(keys, form, root)
+    media = _media(keys, form, annotations)
+    classes = keys.take("classes", _text, None)
+    return DatasetSpec(
+        name=name, format=form, root=root, media=media, annotations=annotations,
+        classes=str(root / classes) if classes else None,
+        flip=keys.take("flip", _one_of(("allow", "never", "swap")), convention.flip),
+        sampling=keys.take("sampling", lambda value: Sampling.parse(_text(value)), Sampling.parse(convention.sampling)),
+        views=keys.take("views", lambda value: Views.parse(_text(value)), _views(convention, media)),
+        crop_scale=keys.take("crop_scale", _range, convention.crop_scale),
+        dev=keys.take("dev", _fraction, 0.0 if "dev" in annotations else 0.05),
+        source=keys.take("source", _text, None),
+    )  # fmt: skip
+
+
+def _annotations(keys: _Keys, form: str, root: Path) -> dict[str, str]:
+    given = keys.take("annotations", _paths, None)
+    found = find_annotations(form, root) if given is None else {split: str(root / file) for split, file in given.items()}
+    if not found:
+        raise keys.wrong("annotations", f"not given, and {root} has none of {', '.join(CONVENTIONS[form].looked_for)}")
+    if "dev" in found and keys.keys.get("dev", 0):
+        raise keys.wrong("dev", "annotations give a dev split already; drop one of the two")
+    return found
+
+
+def _media(keys: _Keys, form: str, annotations: dict[str, str]) -> Media:
+    convention = CONVENTIONS[form].media
+    media = keys.take("media", _one_of(("video", "image")), convention or guess_media(annotations))
+    if media is None:
+        for split, place in annotations.items():
+            if not Path(place).exists():
+                raise keys.wrong(f"annotations.{split}", f"{place} does not exist")
+        raise keys.wrong("media", "the file endings do not say whether these are videos or images; write `media: video` or `image`")
+    if convention and media != convention:
+        raise keys.wrong("media", f"{form} holds {convention}s")
+    return cast(Media, media)
+
+
+def _views(convention: Convention, media: Media) -> Views:
+    return Views.parse(convention.views if media == "video" else "1x1")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise UserError(f"expected text, got {value!r}")
+    return value
+
+
+def _one_of(known: Any) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise UserError(f'unknown value "{value}"{nearest(str(value), known)}')
+        return value
+
+    return read
+
+
+def _paths(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not value:
+        raise UserError(f"expected a path for each split, as {{train: train.csv, val: val.csv}}, got {value!r}")
+    for split, file in value.items():
+        if split not in SPLITS:
+            raise UserError(f'unknown split "{split}"{nearest(str(split), SPLITS)}')
+        if not isinstance(file, str) or not file:
+            raise UserError(f"{split}: expected a path, got {file!r}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"expected a number, got {value!r}")
+    return float(value)
+
+
+def _fraction(value: Any) -> float:
+    if not 0 <= _number(value) < 1:
+        raise UserError(f"expected a fraction of train from 0 to below 1, got {value!r}")
+    return float(value)
+
+
+def _range(value: Any) -> tuple[float, float]:
+    if not isinstance(value, list) or len(value) != 2 or not 0 < _number(value[0]) <= _number(value[1]) <= 1:
+        raise UserError(f"expected [low, high] with 0 < low <= high <= 1, got {value!r}")
+    return float(value[0]), float(value[1])

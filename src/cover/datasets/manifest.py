@@ -1,0 +1,176 @@
+"""What is known of every sample of one split of one data set? An Arrow file, memory-mapped, one row per listed sample.
+
+Uncompressed Arrow IPC, so that any number of loader processes share the pages of one file and none of them holds rows on its heap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import islice
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
+
+from cover.errors import UserError
+
+Media = Literal["video", "image"]
+SPLITS = ("train", "dev", "val", "test")
+STATES = ("ok", "missing", "unreadable", "too_short")
+_ROWS_PER_BATCH = 1 << 16
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """The classes of a data set, in label order.
+
+    `source` says where the names come from (a file name or a rule); `digest` is the first 12 hex digits of the SHA-256 of the names
+    joined by line feeds: two results are comparable only where it is the same.
+    """
+
+    names: tuple[str, ...]
+    source: str
+    digest: str
+
+    @classmethod
+    def of(cls, names: Sequence[str], source: str) -> ClassList:
+        """Names in label order. Raises UserError where one is given twice."""
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
+                raise UserError(f'{source}: the class "{name}" is listed twice; class names must differ')
+            seen.add(name)
+        return cls(tuple(names), source, hashlib.sha256("\n".join(names).encode()).hexdigest()[:12])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample. Times are seconds; `start` and `end` count inside the file, `youtube_start` and `youtube_end` inside the original
+    video. `offset` and `length` (bytes) are set where `path` is a shard. Width and height are as displayed. `why` is empty if `ok`.
+    `size` (bytes) and `mtime_ns` are the file's when it was probed."""
+
+    sample_id: str
+    source_id: str
+    path: str
+    offset: int | None
+    length: int | None
+    label: int | None
+    start: float | None
+    end: float | None
+    youtube_start: float | None
+    youtube_end: float | None
+    frames: int
+    fps: float
+    width: int
+    height: int
+    codec: str
+    state: str
+    why: str
+    size: int | None = None
+    mtime_ns: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long the sample lasts: its segment where it has one, else the whole file; 0 for an image."""
+        whole = self.frames / self.fps if self.fps else 0.0
+        end = whole if self.end is None else min(self.end, whole or self.end)
+        return end - (self.start or 0.0)
+
+
+_TYPES: dict[str, Any] = {
+    "sample_id": pa.string(), "source_id": pa.string(), "path": pa.string(), "offset": pa.int64(), "length": pa.int64(),
+    "label": pa.int32(), "start": pa.float64(), "end": pa.float64(), "youtube_start": pa.float64(), "youtube_end": pa.float64(),
+    "frames": pa.int32(), "fps": pa.float64(), "width": pa.int32(), "height": pa.int32(), "codec": pa.string(),
+    "state": pa.string(), "why": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(),
+}  # fmt: skip
+_COLUMNS = [field.name for field in fields(Row)]
+
+
+def write_manifest(path: Path, name: str, split: str, media: Media, classes: ClassList, rows: Iterable[Row]) -> None:
+    """Write `rows` in their order. The file is written beside and renamed, so that a reader sees the old one or the new one whole."""
+    about = {"name": name, "split": split, "media": media, "class_names": list(classes.names), "class_source": classes.source}
+    schema = pa.schema([pa.field(column, _TYPES[column]) for column in _COLUMNS], metadata={"cover": json.dumps(about)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with pa.OSFile(str(beside), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            for batch in _batches(rows):
+                columns = list(zip(*map(attrgetter(*_COLUMNS), batch)))
+                writer.write_batch(pa.record_batch([pa.array(c, field.type) for c, field in zip(columns, schema)], schema=schema))
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rows = iter(rows)
+    while batch := list(islice(rows, _ROWS_PER_BATCH)):
+        yield batch
+
+
+def open_manifest(path: Path) -> Manifest:
+    """Map a manifest into memory. Raises UserError where it is absent or is not a manifest."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest; `cover index` on the catalog beside it writes one")
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        about = json.loads(table.schema.metadata[b"cover"])
+    except (pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a manifest ({error}); run `cover index --force` on the catalog") from None
+    if table.schema.names != _COLUMNS:
+        raise UserError(f"{path}: a manifest of another version; run `cover index --force` on the catalog")
+    return Manifest(path, table, about)
+
+
+class Manifest:
+    """A memory-mapped manifest: `name`, `split`, `media`, `classes`, and rows read one by one when asked for."""
+
+    def __init__(self, path: Path, table: Any, about: dict[str, Any]) -> None:
+        self.path = path
+        self._table = table
+        self.name: str = about["name"]
+        self.split: str = about["split"]
+        self.media: Media = about["media"]
+        self.classes = ClassList.of(about["class_names"], about["class_source"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_manifest, (self.path,)  # a worker process maps the file too; it is not sent the rows
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def row(self, index: int) -> Row:
+        """Row `index`, 0 to `len(self) - 1`."""
+        assert 0 <= index < len(self), f"row {index} of {len(self)}"
+        return Row(*(column[index].as_py() for column in self._table.columns))
+
+    def rows(self) -> Iterator[Row]:
+        """All rows in order, a batch at a time: faster than `row` one by one."""
+        for batch in self._table.to_batches():
+            yield from (Row(*values) for values in zip(*(column.to_pylist() for column in batch.columns)))
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """int32 `(rows,)`, -1 where a row has no label."""
+        filled: npt.NDArray[np.int32] = self._table["label"].fill_null(-1).to_numpy()
+        return filled
+
+    @cached_property
+    def usable(self) -> npt.NDArray[np.int64]:
+        """int64 indices, ascending, of the rows with state `ok` and a label: those that training and evaluation may read."""
+        ok = pa.compute.equal(self._table["state"], "ok").to_numpy()
+        return np.flatnonzero(ok & (self.labels >= 0)).astype(np.int64)
+
+    def counts(self) -> dict[str, int]:
+        """Rows in each of the states, 0 included."""
+        found = {item["values"]: item["counts"] for item in self._table["state"].value_counts().to_pylist()}
+        return {state: found.get(state, 0) for state in STATES}

@@ -1,0 +1,1 @@
+"""Numbers with their protocol: views, metrics, evaluate."""

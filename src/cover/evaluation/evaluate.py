@@ -1,0 +1,209 @@
+"""How good is a model on a split: every readable sample once, nothing dropped, padded or replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cover.console import Meter, print_table, say
+from cover.datasets.catalog import Catalog, DatasetSpec, load_catalog
+from cover.datasets.manifest import ClassList, Manifest, open_manifest
+from cover.errors import UserError
+from cover.evaluation.metrics import TopK
+from cover.evaluation.protocol import ViewPlan, read_views
+from cover.media.clips import Views
+from cover.media.decode import MediaError
+from cover.mixture.loader import START_METHOD, one_thread
+from cover.model.device import pick_device
+from cover.model.timesformer import TimeSformer
+from cover.model.weights import find_release, load_release
+
+Variant = Literal["plain", "shuffled", "single"]
+VARIANTS: tuple[Variant, ...] = ("plain", "shuffled", "single")
+BATCH_FRAMES = 512  # frames of one forward pass, about
+SHOWN_NOTES = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set to be evaluated: its manifest, and how it is looked at."""
+
+    spec: DatasetSpec
+    manifest: Manifest
+    views: Views
+    frames: int
+    head: str
+
+
+def find_tasks(
+    catalog: Catalog, model: TimeSformer, frames: int, split: str, names: Sequence[str] = (), views: Views | None = None
+) -> list[Task]:
+    """The data sets that `model` has a head for, or those of `names`. Raises `UserError` where heads and classes do not match."""
+    heads = {head.name: head for head in model.head_list}
+    tasks = []
+    for name in names or [name for name in heads if name in catalog.specs]:
+        spec = catalog.spec(name)
+        if name not in heads:
+            raise UserError(f'the checkpoint has no head "{name}"; its heads: {", ".join(heads)}')
+        manifest = open_manifest(catalog.manifest_path(name, split))
+        if manifest.classes.names != heads[name].classes:
+            digest = ClassList.of(heads[name].classes, "checkpoint").digest
+            raise UserError(f'head "{name}" was trained on class list {digest}, but {manifest.path.name} has {manifest.classes.digest}')
+        tasks.append(Task(spec, manifest, views or spec.views, frames, name))
+    if not tasks:
+        raise UserError(f"{catalog.path.name} has none of the checkpoint's heads: {', '.join(heads)}")
+    return tasks
+
+
+class _Rows(Dataset[tuple[int, np.ndarray | None, str | None]]):
+    """Row number -> its label, its views, and what was wrong with its file."""
+
+    def __init__(self, task: Task, plan: ViewPlan, rows: np.ndarray) -> None:
+        self.task, self.plan, self.rows = task, plan, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> tuple[int, np.ndarray | None, str | None]:
+        row = self.task.manifest.row(int(self.rows[place]))
+        label = -1 if row.label is None else row.label
+        try:
+            clips, partial = read_views(row.path, self.task.manifest.media, [self.plan], row.seconds, row.start or 0.0)
+        except MediaError as error:
+            return label, None, f"{row.path}: unreadable: {error}"
+        return label, clips[0], f"{row.path}: partial: {partial}" if partial else None
+
+
+def evaluate(
+    model: TimeSformer, task: Task, device: torch.device | str, workers: int, variants: Sequence[Variant] = ("plain",), seed: int = 0
+) -> dict[Variant, dict[str, Any]]:
+    """Every labelled sample of a split through the model, each file opened and decoded once for all views and variants.
+
+    `plain`: the frames in order. `shuffled`: the frames of every clip in a random order of its own. `single`: the middle frame
+    alone, as an image. The scores of the views are averaged after the softmax. Returns for each variant the metrics of
+    `metrics.TopK` together with the protocol.
+    """
+    listed = np.flatnonzero(task.manifest.labels >= 0)
+    plan = ViewPlan(task.spec.sampling, task.views, task.frames, model.config.size)
+    counters = {variant: TopK(len(task.manifest.classes.names), len(listed)) for variant in variants}
+    notes: list[str] = []
+    column = [head.name for head in model.head_list].index(task.head)
+    rng = np.random.default_rng([seed, column])
+    with Meter(f"evaluate {task.spec.name} {task.manifest.split}", len(listed)) as meter:
+        meter.advance(len(listed) - len(task.manifest.usable))
+        for labels, clips in _batches(task, plan, workers, notes, meter.advance):
+            for variant in variants:
+                counters[variant].update(_scores(model, _varied(clips, variant, rng), task.head, device), labels)
+    return {variant: {**counters[variant].result(), **_protocol(task, variant, notes)} for variant in variants}
+
+
+def _protocol(task: Task, variant: Variant, notes: list[str]) -> dict[str, Any]:
+    video = task.manifest.media == "video"
+    return {
+        "dataset": task.spec.name, "split": task.manifest.split, "media": task.manifest.media, "variant": variant,
+        "views": str(task.views) if video else f"1x{task.views.spatial}", "frames": task.frames if video and variant != "single" else 1,
+        "sampling": str(task.spec.sampling) if video else None, "classes": len(task.manifest.classes.names),
+        "class_digest": task.manifest.classes.digest, "not_ok": {k: n for k, n in task.manifest.counts().items() if n and k != "ok"},
+        "notes": notes[:SHOWN_NOTES], "n_notes": len(notes),
+    }  # fmt: skip
+
+
+def _batches(
+    task: Task, plan: ViewPlan, workers: int, notes: list[str], count: Callable[[int], None]
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Labels int64 `(B,)` and clips uint8 `(B, V, T, 3, H, W)` of the samples that could be read."""
+    rows = _Rows(task, plan, task.manifest.usable)
+    frames_each = plan.views.temporal * plan.views.spatial * (plan.frames if task.manifest.media == "video" else 1)
+    loader = DataLoader(
+        rows,
+        batch_size=max(1, BATCH_FRAMES // frames_each),
+        num_workers=min(workers, len(rows)),
+        collate_fn=list,
+        multiprocessing_context=START_METHOD if workers and len(rows) else None,
+        worker_init_fn=one_thread,
+    )
+    for batch in loader:
+        notes += [note for _, _, note in batch if note]
+        read = [(label, clips) for label, clips, _ in batch if clips is not None]
+        count(len(batch))
+        if read:
+            yield torch.tensor([label for label, _ in read]), np.stack([clips for _, clips in read])
+
+
+def _varied(clips: np.ndarray, variant: Variant, rng: np.random.Generator) -> np.ndarray:
+    if variant == "single":
+        return clips[:, :, clips.shape[2] // 2, None]
+    if variant == "shuffled":
+        orders = rng.permuted(np.tile(np.arange(clips.shape[2]), (*clips.shape[:2], 1)), axis=2)
+        return np.take_along_axis(clips, orders[..., None, None, None], axis=2)
+    return clips
+
+
+@torch.inference_mode()
+def _scores(model: TimeSformer, clips: np.ndarray, head: str, device: torch.device | str) -> Tensor:
+    """Softmax of one head averaged over the views, float `(B, classes)`, on the CPU."""
+    samples, views, frames = clips.shape[:3]
+    pixels = torch.from_numpy(clips).to(device).flatten(0, 2)
+    logits = model(model.normalize(pixels), ((samples * views, frames),))[head]
+    return logits.float().softmax(1).view(samples, views, -1).mean(1).cpu()
+
+
+def evaluate_release(
+    checkpoint: Path, catalog: Path, split: str, names: Sequence[str], views: str | None, variants: Sequence[Variant],
+    device: str, workers: int, seed: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The results of a checkpoint on a split, one per data set and variant. Raises `UserError`."""
+    folder = find_release(checkpoint)
+    model, about = load_release(folder)
+    tasks = find_tasks(load_catalog(catalog), model, about["frames"], split, names, Views.parse(views) if views else None)
+    where = pick_device(device)
+    model.to(where)
+    results = []
+    for task in tasks:
+        for found in evaluate(model, task, where, workers, _for_media(variants, task), seed).values():
+            results.append({**found, "checkpoint": str(folder), "step": about["step"], "seed": seed})
+    return results
+
+
+def _for_media(variants: Sequence[Variant], task: Task) -> list[Variant]:
+    """An image has one frame: only `plain` says anything of it."""
+    return [variant for variant in variants if variant == "plain" or task.manifest.media == "video"]
+
+
+def print_results(results: Sequence[dict[str, Any]]) -> None:
+    """The numbers with their protocol, as a table on stdout."""
+    columns = (
+        "data set",
+        "frames",
+        "top-1",
+        "top-5",
+        "mean class",
+        "top-1 of listed",
+        "read",
+        "listed",
+        "views",
+        "split",
+        "step",
+        "classes",
+    )
+    rows = []
+    for row in results:
+        shares = [_percent(row[key]) for key in ("top1", "top5", "mean_class", "top1_listed")]
+        classes = f"{row['classes']} ({row['class_digest']})"
+        frames = {"plain": str(row["frames"]), "shuffled": f"{row['frames']} shuffled", "single": "1"}[row["variant"]]
+        rows.append((row["dataset"], frames, *shares, row["n_read"], row["n_listed"], row["views"], row["split"], row["step"], classes))
+    print_table(columns, rows)
+    for row in results:
+        if row["n_notes"] and row["variant"] == "plain":
+            say(f"{row['dataset']}: {row['n_notes']} files damaged or unreadable, the first: {row['notes'][0]}")
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

@@ -1,0 +1,1 @@
+"""A file as frames: decode, clip sampling, augmentation."""

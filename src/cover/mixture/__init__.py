@@ -1,0 +1,1 @@
+"""Many data sets as one Pack per step: schedule, Pack, loader."""

@@ -1,0 +1,75 @@
+"""What one step works on: a batch of clips and images, without padding and without repetition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip or image, ready to be packed.
+
+    `frames`: uint8 `(T, 3, H, W)`. `targets`: the class in each head, -1 in the heads that it does not train. `weight`: 1, or 0
+    where the file could not be read (its frames are then black and count for nothing). `colour`: float32 `(3, 4)`, an affine map of
+    RGB in 0..1. `note`: what was wrong with the file, None if nothing.
+    """
+
+    frames: Tensor
+    dataset: int
+    targets: Tensor
+    weight: float
+    colour: Tensor
+    seed: int
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Pack:
+    """S samples with F frames in all, clips first, images last.
+
+    `frames`: uint8 `(F, 3, H, W)`. `groups`: `(samples, frames each)`, in the order of the frames. `dataset`: int64 `(S,)`, the
+    place in the mixture's list of data sets. `targets`: int64 `(S, heads)`, -1 where a sample does not train a head. `weight`:
+    float32 `(S,)`. `colour`: float32 `(S, 3, 4)`. `seed`: int64 `(S,)`, the low 63 bits of each draw's seed. `notes`: one line
+    per file that was damaged or could not be read.
+    """
+
+    frames: Tensor
+    groups: tuple[tuple[int, int], ...]
+    dataset: Tensor
+    targets: Tensor
+    weight: Tensor
+    colour: Tensor
+    seed: Tensor
+    notes: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str) -> Pack:
+        """The same Pack with its tensors on `device`."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Pack:
+        """The same Pack in page-locked memory (the DataLoader calls this)."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Pack:
+        fields: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **fields)
+
+
+def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
+    """Samples, group by group, as a Pack. All samples of a group have the same number of frames."""
+    samples = [sample for group in groups for sample in group]
+    return Pack(
+        frames=torch.cat([sample.frames for sample in samples]),
+        groups=tuple((len(group), len(group[0].frames)) for group in groups),
+        dataset=torch.tensor([sample.dataset for sample in samples]),
+        targets=torch.stack([sample.targets for sample in samples]),
+        weight=torch.tensor([sample.weight for sample in samples]),
+        colour=torch.stack([sample.colour for sample in samples]),
+        seed=torch.tensor([sample.seed & (2**63 - 1) for sample in samples]),
+        notes=tuple(sample.note for sample in samples if sample.note),
+    )

@@ -1,0 +1,182 @@
+"""Which samples make up step s: a pure function of the seed and the step, the same on any number of ranks.
+
+Each step holds a constant number of clips of each length and of images. Inside such a group, every data set is drawn by exact
+integer quotas: after s steps, data set d has been drawn floor or ceil of s * samples * rate_d times, never anything else. This is
+just-in-time sequencing, which serving the unit with the earliest deadline solves for any rates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+
+from cover.errors import UserError
+
+RATE_DENOMINATOR = 10**9  # rates are held as exact fractions, so that a quota is the same on every machine
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample of one step: everything random about it follows from `seed` (64 bits)."""
+
+    dataset: str
+    row: int  # of the manifest
+    epoch: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as the schedule sees it: `rows` (int64, the manifest rows that may be drawn), frames per sample, relative rate."""
+
+    name: str
+    rows: np.ndarray
+    frames: int
+    rate: Fraction
+
+
+@dataclass(frozen=True)
+class Group:
+    """The samples of a step that have the same number of frames: how many, and from which data sets at which share."""
+
+    frames: int
+    samples: int
+    sources: tuple[Source, ...]
+
+    @property
+    def shares(self) -> list[Fraction]:
+        """The share of each source in this group; they add up to 1."""
+        total = sum((source.rate for source in self.sources), Fraction(0))
+        return [source.rate / total for source in self.sources]
+
+
+def rates_by(sizes: Mapping[str, int], alpha: float = 1.0, weights: Mapping[str, float] | None = None) -> dict[str, Fraction]:
+    """Sampling rates that add up to 1: proportional to `weights` where given, else to size ** alpha (1 is the article's rule).
+
+    Raises `UserError` on a weight that is not positive or does not fit the data sets.
+    """
+    if weights:
+        for name in sizes:
+            if weights.get(name, 0) <= 0:
+                raise UserError(f"data.weights.{name}: a positive weight is needed for each data set of the mixture")
+    raw = {name: Fraction(weights[name] if weights else size**alpha) for name, size in sizes.items()}
+    total = sum(raw.values())
+    exact = {name: max(1, round(value / total * RATE_DENOMINATOR)) for name, value in raw.items()}
+    return {name: Fraction(value, sum(exact.values())) for name, value in exact.items()}
+
+
+def split_batch(sources: Sequence[Source], batch: int, divisor: int) -> tuple[Group, ...]:
+    """The constant make-up of a step: `batch` samples shared out over the frame counts, longest clips first, images last.
+
+    Shares are rounded once, by largest remainder, to multiples of `divisor` (ranks x accumulation), at least one each.
+    Raises `UserError` where that is not possible.
+    """
+    lengths = sorted({source.frames for source in sources}, reverse=True)
+    if batch % divisor:
+        raise UserError(f"batch: {batch} is not a multiple of ranks x accumulation = {divisor}; every rank takes an equal slice")
+    slots = batch // divisor
+    if slots < len(lengths):
+        raise UserError(f"batch: {batch} is too small: clips of {len(lengths)} lengths need at least {len(lengths) * divisor} samples")
+    wanted = [slots * sum((s.rate for s in sources if s.frames == length), Fraction(0)) for length in lengths]
+    counts = [max(1, int(share)) for share in wanted]
+    while sum(counts) < slots:
+        counts[max(range(len(counts)), key=lambda i: wanted[i] - counts[i])] += 1
+    while sum(counts) > slots:
+        counts[max((i for i in range(len(counts)) if counts[i] > 1), key=lambda i: counts[i] - wanted[i])] -= 1
+    grouped = (tuple(s for s in sources if s.frames == length) for length in lengths)
+    return tuple(Group(length, n * divisor, members) for length, n, members in zip(lengths, counts, grouped, strict=True))
+
+
+class Schedule:
+    """The draws of every step of a run.
+
+    >>> schedule = Schedule(seed=0, groups=split_batch(sources, batch=64, divisor=1))
+    >>> schedule.step(1000)  # any step first; one tuple of draws per group
+    """
+
+    def __init__(self, seed: int, groups: tuple[Group, ...]) -> None:
+        self.seed, self.groups = seed, groups
+        self._counters = tuple(_Quotas(group) for group in groups)
+
+    def step(self, step: int) -> tuple[tuple[Draw, ...], ...]:
+        """The global draws of `step` (from 0), one tuple per group, in an order that mixes the data sets."""
+        return tuple(self._group_draws(group, quotas, step) for group, quotas in zip(self.groups, self._counters, strict=True))
+
+    def rank_step(self, step: int, rank: int, ranks: int) -> tuple[tuple[Draw, ...], ...]:
+        """The slice of `step` that one of `ranks` equal ranks works on; the ranks' slices together are the step."""
+        return tuple(draws[len(draws) * rank // ranks : len(draws) * (rank + 1) // ranks] for draws in self.step(step))
+
+    def drawn(self, steps: int) -> dict[str, int]:
+        """How many samples of each data set the first `steps` steps hold."""
+        found: dict[str, int] = {}
+        for group, quotas in zip(self.groups, self._counters, strict=True):
+            for source, count in zip(group.sources, quotas.after(steps), strict=True):
+                found[source.name] = found.get(source.name, 0) + count
+        return found
+
+    def _group_draws(self, group: Group, quotas: _Quotas, step: int) -> tuple[Draw, ...]:
+        before, after = quotas.after(step), quotas.after(step + 1)
+        draws = [
+            self._draw(source, number)
+            for source, first, last in zip(group.sources, before, after, strict=True)
+            for number in range(first, last)
+        ]
+        order = np.random.default_rng([self.seed, step, group.frames]).permutation(len(draws))
+        return tuple(draws[i] for i in order)
+
+    def _draw(self, source: Source, number: int) -> Draw:
+        """The `number`-th sample ever taken from a data set: it walks shuffled epochs of its own."""
+        epoch, place = divmod(number, len(source.rows))
+        row = int(source.rows[_shuffled(self.seed, source.name, epoch, len(source.rows))[place]])
+        return Draw(source.name, row, epoch, draw_seed(self.seed, source.name, epoch, row))
+
+
+class _Quotas:
+    """How often each source of a group has been drawn after s steps. Steps are played forward once and remembered."""
+
+    def __init__(self, group: Group) -> None:
+        self._per_step = [group.samples * share for share in group.shares]
+        self._samples = group.samples
+        self._known = [tuple(0 for _ in group.sources)]
+
+    def after(self, steps: int) -> tuple[int, ...]:
+        while len(self._known) <= steps:
+            self._known.append(self._next(self._known[-1], len(self._known)))
+        return self._known[steps]
+
+    def _next(self, drawn: tuple[int, ...], step: int) -> tuple[int, ...]:
+        """The counts after `step` steps, from those one step earlier: first what is due, then the earliest deadlines."""
+        exact = [step * rate for rate in self._per_step]
+        counts = [max(have, int(due)) for have, due in zip(drawn, exact, strict=True)]
+        open_ = [i for i, due in enumerate(exact) if counts[i] < due]  # one more stays at most at the ceiling
+        open_.sort(key=lambda i: (-(-(counts[i] + 1) // self._per_step[i]), i))
+        left = step * self._samples - sum(counts)
+        assert 0 <= left <= len(open_), "quotas of a step do not add up"
+        for i in open_[:left]:
+            counts[i] += 1
+        return tuple(counts)
+
+
+def draw_seed(seed: int, dataset: str, epoch: int, row: int) -> int:
+    """64 bits that depend on nothing but the run's seed and the sample's place in it."""
+    packed = struct.pack("<QQQ", seed, epoch, row) + dataset.encode()
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
+
+
+@lru_cache(maxsize=64)
+def _shuffled(seed: int, dataset: str, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng(draw_seed(seed, dataset, epoch, -1 % 2**64)).permutation(size)
+
+
+def wanted_rates(groups: Sequence[Group]) -> Iterator[tuple[str, float]]:
+    """Every data set and the share of a step's samples that it gets, after rounding the groups."""
+    batch = sum(group.samples for group in groups)
+    for group in groups:
+        for source, share in zip(group.sources, group.shares, strict=True):
+            yield source.name, float(share * group.samples / batch)

@@ -1,0 +1,1 @@
+"""Small generated data sets, written in the real data sets' own layouts."""

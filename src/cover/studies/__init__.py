@@ -1,0 +1,1 @@
+"""Whole stories told with the commands below: the demo and its report."""

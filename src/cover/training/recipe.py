@@ -1,0 +1,106 @@
+"""What a run is: the typed tree behind a recipe file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cover.errors import UserError
+
+
+def _key(default: Any, text: str) -> Any:
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which data sets are mixed, and at which rates."""
+
+    sets: list[str] = field(metadata={"help": "names from the catalog"})
+    catalog: str = _key("catalog.yaml", "the catalog file, relative to the current folder")
+    frames: int = _key(8, "frames of a clip")
+    alpha: float = _key(1.0, "rates proportional to size^alpha; 1 is the article's rule")
+    weights: dict[str, float] = _key({}, "explicit rates in place of sizes, one per data set")
+    loss_weights: dict[str, float] = _key({}, "factor on a data set's loss, 1 where not given")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    preset: str = _key("mini", "mini, or a ViT size with its patch, as in B/16")
+    size: int = _key(32, "image side in pixels")
+    time: Literal["rotary", "additive"] = _key("rotary", "how frames are told apart")
+    image_temporal: Literal["attend", "skip"] = _key("attend", "whether images pass the temporal branch")
+    drop_path: float = _key(0.0, "rate of dropped branches at the last layer, growing linearly from 0")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the weights come from."""
+
+    checkpoint: str = _key("", "a run, checkpoint or release folder to start from; empty for random weights")
+    temporal: Literal["fresh", "keep"] = _key("keep", "fresh: a temporal branch copied from the spatial one, temporal_fc zero")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to training pixels. The crop's range is the data set's own (catalog)."""
+
+    flip: bool = _key(True, "horizontal flips, under each data set's flip policy")
+    colour: float = _key(0.2, "brightness, contrast and saturation factors within 1 +- this")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How the weights move."""
+
+    name: Literal["adamw", "sgd"] = _key("adamw", "AdamW, or SGD with Nesterov momentum")
+    lr: float = _key(1e-3, "peak learning rate")
+    weight_decay: float = _key(0.05, "on matrices only: none on biases, norms, embeddings")
+    betas: tuple[float, float] = _key((0.9, 0.98), "AdamW's")
+    momentum: float = _key(0.9, "SGD's")
+    warmup: float = _key(0.05, "share of the steps with a rising learning rate")
+    schedule: Literal["cosine", "constant"] = _key("cosine", "after the warm-up")
+    clip: float = _key(1.0, "largest gradient norm; 0 for none")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run: a mixture, a model, a starting point, and for how long."""
+
+    data: Data = field(metadata={"help": "the mixture"})
+    out: str = field(metadata={"help": "the run's folder"})
+    steps: int = field(metadata={"help": "optimizer steps"})
+    batch: int = _key(64, "samples per optimizer step, over all ranks")
+    model: Model = _key(Model(), "the network")
+    start: Start = _key(Start(), "where the weights come from")
+    augment: Augment = _key(Augment(), "training pixels")
+    optimizer: Optimizer = _key(Optimizer(), "how the weights move")
+    label_smoothing: float = _key(0.0, "share of the target spread over all classes")
+    accumulation: int = _key(1, "micro-batches per step")
+    precision: Literal["fp32", "bf16"] = _key("fp32", "of the forward pass")
+    compile: bool = _key(False, "torch.compile, block by block")
+    seed: int = _key(0, "of everything random")
+    device: str = _key("auto", "auto, cpu, cuda, cuda:1")
+    workers: int = _key(-1, "reading processes; -1 for one per core, 0 for none")
+    log_every: int = _key(20, "steps per line of log.jsonl")
+    evaluate_every: int = _key(0, "steps between evaluations on dev; 0 for the end only, -1 for never")
+    save_every: int = _key(0, "steps between checkpoints; 0 for the end only")
+
+    def __post_init__(self) -> None:
+        if not self.data.sets:
+            raise UserError("data.sets: name at least one data set of the catalog")
+        for name, value in (("steps", self.steps), ("batch", self.batch), ("accumulation", self.accumulation)):
+            if value < 1:
+                raise UserError(f"{name}: {value} is not a positive number")
+        for repeated in {name for name in self.data.sets if self.data.sets.count(name) > 1}:
+            raise UserError(f'data.sets: "{repeated}" is named twice')
+        for key in ("weights", "loss_weights"):
+            for name in getattr(self.data, key):
+                if name not in self.data.sets:
+                    raise UserError(f'data.{key}: "{name}" is not one of data.sets')
+        if not 0 <= self.model.drop_path < 1:
+            raise UserError(f"model.drop_path: {self.model.drop_path} is not in [0, 1)")

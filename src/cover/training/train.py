@@ -1,0 +1,322 @@
+"""What a run does, from its recipe to its last checkpoint: read it once from top to bottom.
+
+cover train recipes/sandbox/cotrain.yaml --optimizer.lr 3e-4
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cover import __version__, config
+from cover.console import Meter, say
+from cover.datasets.catalog import Catalog, load_catalog
+from cover.datasets.flips import mirror_pairs
+from cover.datasets.manifest import open_manifest
+from cover.errors import UserError
+from cover.evaluation.evaluate import evaluate, find_tasks
+from cover.machine import default_workers
+from cover.mixture.loader import Augmentation, Member, SampleReader, packs
+from cover.mixture.pack import Pack
+from cover.mixture.schedule import Schedule, Source, rates_by, split_batch, wanted_rates
+from cover.model.device import pick_device
+from cover.model.presets import model_config
+from cover.model.timesformer import Head, TimeSformer
+from cover.model.weights import find_release, start_from, steps_saved
+from cover.training import checkpoint
+from cover.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from cover.training.recipe import Recipe
+from cover.training.step import StepSettings, Tally, train_step
+
+RECIPE = "recipe.yaml"
+NOTES_KEPT = 5  # of the files that could not be read, in one line of the log
+
+
+def train(recipe: Recipe, resume: bool = False) -> Path:
+    """Run `recipe`; returns the run folder. Raises `UserError` before the first step for anything wrong with it."""
+    # --- what there is to learn from ------------------------------------------------------------------------------------------
+    run = Path(recipe.out)
+    torch.manual_seed(recipe.seed)
+    device = pick_device(recipe.device)
+    workers = default_workers() if recipe.workers < 0 else recipe.workers
+    catalog = load_catalog(recipe.data.catalog)
+    members = find_members(recipe, catalog)
+    schedule = make_schedule(recipe, members)
+    reader = SampleReader(members, Augmentation(recipe.model.size, recipe.augment.flip, recipe.augment.colour))
+
+    # --- the model, where it starts, and what moves it ------------------------------------------------------------------------
+    model = build_model(recipe, members)
+    first = prepare_folder(run, recipe, resume)
+    if recipe.start.checkpoint and not first:
+        for line in start_from(model, find_release(recipe.start.checkpoint), recipe.start.temporal == "fresh"):
+            say(line)
+    freeze_unused(model, schedule)
+    model.to(device)
+    optimizer = build_optimizer(model, recipe.optimizer)
+    if first:
+        checkpoint.restore(run, first, model, optimizer)
+    if recipe.compile:
+        for block in model.blocks:
+            block.compile()
+    settings = step_settings(recipe, device)
+    about = describe(recipe, members)
+
+    # --- the loop -------------------------------------------------------------------------------------------------------------
+    log = RunLog(run, schedule, [member.spec.name for member in members], device, first)
+    log.write("start", first, **about, **make_up(schedule))
+    stop = StopSignal()
+    with Meter(f"train {run.name}", recipe.steps, first) as meter, stop:
+        batches = packs(schedule, reader, first, recipe.steps, workers)
+        for step in range(first, recipe.steps):
+            lr = learning_rate(recipe.optimizer, step, recipe.steps)
+            set_learning_rate(optimizer, lr)
+            with log.waiting():
+                pack = next(batches)
+            log.note(pack)
+            moved = pack.to(device)
+            loss, norm = train_step(model, optimizer, split_pack(moved, recipe.accumulation), settings, log.tally, require_finite)
+            done = step + 1
+            last = done == recipe.steps or stop.received is not None
+            evaluating = due(done, recipe.evaluate_every, last and recipe.evaluate_every >= 0)
+            if due(done, recipe.log_every, last or evaluating):
+                log.window(done, float(loss), float(norm), lr)
+            meter.advance(note=log.summary)
+            if evaluating and stop.received is None:
+                log.write("dev", done, datasets=evaluate_dev(model, catalog, recipe, device, workers))
+            if due(done, recipe.save_every, last):
+                checkpoint.save(run, done, model, optimizer, about)
+            if stop.received is not None:
+                raise SystemExit(128 + stop.received)
+    return run
+
+
+# --- setting up -----------------------------------------------------------------------------------------------------------------
+
+
+def find_members(recipe: Recipe, catalog: Catalog) -> list[Member]:
+    """The data sets of the mixture, each with a head of its own. Raises `UserError` where one cannot be drawn from."""
+    members = []
+    for place, name in enumerate(recipe.data.sets):
+        spec = catalog.spec(name)
+        manifest = open_manifest(catalog.manifest_path(name, "train"))
+        if not len(manifest.usable):
+            raise UserError(f"{manifest.path.name}: none of its {len(manifest)} rows is readable and labelled; nothing to train on")
+        targets = np.full((len(manifest.classes.names), len(recipe.data.sets)), -1)
+        targets[:, place] = np.arange(len(targets))
+        mirror = mirror_pairs(manifest.classes.names) if spec.flip == "swap" else None
+        members.append(Member(spec, manifest, 1 if manifest.media == "image" else recipe.data.frames, targets, mirror))
+    return members
+
+
+def make_schedule(recipe: Recipe, members: Sequence[Member]) -> Schedule:
+    """The mixture's draws, at rates proportional to size unless the recipe says otherwise."""
+    sizes = {member.spec.name: len(member.manifest.usable) for member in members}
+    rates = rates_by(sizes, recipe.data.alpha, recipe.data.weights)
+    sources = [Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name]) for m in members]
+    return Schedule(recipe.seed, split_batch(sources, recipe.batch, recipe.accumulation))
+
+
+def build_model(recipe: Recipe, members: Sequence[Member]) -> TimeSformer:
+    """The recipe's network with one head for each data set, randomly initialised under the recipe's seed."""
+    wanted = recipe.model
+    shape = model_config(wanted.preset, size=wanted.size, frames=recipe.data.frames, time=wanted.time, image_temporal=wanted.image_temporal)
+    return TimeSformer(shape, tuple(Head(m.spec.name, m.manifest.classes.names) for m in members))
+
+
+def prepare_folder(run: Path, recipe: Recipe, resume: bool) -> int:
+    """Make the run folder ready and return the step to begin with: 0, or that of the last checkpoint with `resume`."""
+    saved = steps_saved(run)
+    if not resume:
+        if saved or (run / checkpoint.LOG).exists():
+            raise UserError(f"{run} already holds a run: go on with --resume, or choose another folder with --out")
+        run.mkdir(parents=True, exist_ok=True)
+        (run / RECIPE).write_text(config.dump(recipe), encoding="utf-8")
+        return 0
+    if not (run / RECIPE).is_file():
+        raise UserError(f"{run}: no run to resume; leave --resume out to begin one")
+    before = config.load(Recipe, run / RECIPE)
+    # Where a run is computed is no part of what it computes.
+    for key, was, now in differences(before, replace(recipe, device=before.device, workers=before.workers)):
+        raise UserError(f"{run} was begun with {key} {was}, not {now}; a run is resumed with the recipe it was begun with")
+    checkpoint.cut_log(run, saved[-1] if saved else -1)
+    return saved[-1] if saved else 0
+
+
+def differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The dotted keys in which two recipes differ, with both values."""
+    if not hasattr(before, "__dataclass_fields__"):
+        if before != after:
+            yield key, before, after
+        return
+    for name in before.__dataclass_fields__:
+        yield from differences(getattr(before, name), getattr(after, name), f"{key}.{name}" if key else name)
+
+
+def freeze_unused(model: TimeSformer, schedule: Schedule) -> None:
+    """Image pre-training is of the non-temporal weights: without a clip in the mixture the temporal branch stays as it is."""
+    if all(group.frames == 1 for group in schedule.groups):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not model.is_temporal(name))
+
+
+def step_settings(recipe: Recipe, device: torch.device) -> StepSettings:
+    factors = [recipe.data.loss_weights.get(name, 1.0) for name in recipe.data.sets]
+    return StepSettings(
+        batch=recipe.batch, loss_weights=torch.tensor(factors, device=device), label_smoothing=recipe.label_smoothing,
+        clip=recipe.optimizer.clip, drop_path=recipe.model.drop_path, bf16=recipe.precision == "bf16",
+    )  # fmt: skip
+
+
+def describe(recipe: Recipe, members: Sequence[Member]) -> dict[str, Any]:
+    """What travels with the weights: how each data set's clips are to be taken, and what the run was."""
+    sets = {
+        m.spec.name: {
+            "media": m.manifest.media, "sampling": str(m.spec.sampling), "views": str(m.spec.views),
+            "classes_source": m.manifest.classes.source, "class_digest": m.manifest.classes.digest, "train_samples": len(m.manifest.usable),
+        }
+        for m in members
+    }  # fmt: skip
+    return {"cover": __version__, "frames": recipe.data.frames, "seed": recipe.seed, "steps": recipe.steps, "datasets": sets}
+
+
+def make_up(schedule: Schedule) -> dict[str, Any]:
+    """What a step holds, said on the terminal and put into the log."""
+    groups = [{"frames": group.frames, "samples": group.samples} for group in schedule.groups]
+    rates = dict(wanted_rates(schedule.groups))
+    held = " + ".join(f"{g['samples']} {'images' if g['frames'] == 1 else 'clips of ' + str(g['frames'])}" for g in groups)
+    say(f"each step: {held}; rates {', '.join(f'{name} {rate:.1%}' for name, rate in rates.items())}")
+    return {"groups": groups, "rate_wanted": rates}
+
+
+# --- inside the loop ------------------------------------------------------------------------------------------------------------
+
+
+def due(done: int, every: int, otherwise: bool) -> bool:
+    """Whether something happens after `done` steps: every so many, and whenever `otherwise` says so."""
+    return otherwise or (every > 0 and done % every == 0)
+
+
+def require_finite(loss: Tensor, norm: Tensor) -> None:
+    """Stop before a loss or a gradient that is not a number reaches the weights."""
+    if not torch.isfinite(loss + norm):
+        raise UserError(f"the loss is {float(loss)} and the gradient norm {float(norm)}: lower optimizer.lr, or raise optimizer.warmup")
+
+
+def split_pack(pack: Pack, parts: int) -> list[Pack]:
+    """A Pack as `parts` micro-batches with equal shares of every group."""
+    if parts == 1:
+        return [pack]
+    frames_of, samples_of, frame, sample = [], [], 0, 0
+    for samples, frames in pack.groups:
+        frames_of.append(pack.frames[frame : frame + samples * frames].view(parts, -1, *pack.frames.shape[1:]))
+        samples_of.append(torch.arange(sample, sample + samples, device=pack.dataset.device).view(parts, -1))
+        frame, sample = frame + samples * frames, sample + samples
+    micro = []
+    for part in range(parts):
+        mine = torch.cat([rows[part] for rows in samples_of])
+        per_sample = {name: getattr(pack, name)[mine] for name in ("dataset", "targets", "weight", "colour", "seed")}
+        groups = tuple((samples // parts, frames) for samples, frames in pack.groups)
+        micro.append(Pack(frames=torch.cat([rows[part] for rows in frames_of]), groups=groups, **per_sample))
+    return micro
+
+
+def evaluate_dev(model: TimeSformer, catalog: Catalog, recipe: Recipe, device: torch.device, workers: int) -> dict[str, dict[str, Any]]:
+    """Every data set that has a `dev` split, under its own protocol."""
+    named = [name for name in recipe.data.sets if "dev" in catalog.spec(name).splits and catalog.manifest_path(name, "dev").is_file()]
+    model.eval()
+    tasks = find_tasks(catalog, model, recipe.data.frames, "dev", named) if named else []
+    results = {task.spec.name: evaluate(model, task, device, workers)["plain"] for task in tasks}
+    model.train()
+    return results
+
+
+class StopSignal:
+    """SIGTERM or SIGINT while the loop runs: the step in progress is finished and saved, then the run leaves."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, self._before[number])  # a second one ends the run at once
+
+
+@dataclass
+class _Wait:
+    """Seconds spent waiting for data."""
+
+    total: float = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.total += time.perf_counter() - self._began
+
+
+class RunLog:
+    """log.jsonl: one line per window of steps, and what the live view shows."""
+
+    def __init__(self, run: Path, schedule: Schedule, names: list[str], device: torch.device, first: int) -> None:
+        self.path, self.schedule, self.names = run / checkpoint.LOG, schedule, names
+        self.tally = Tally(len(names), device)
+        self.summary = ""
+        self._wait, self._began, self._first = _Wait(), time.perf_counter(), first
+        self._batch = sum(group.samples for group in schedule.groups)
+        self._sizes = {source.name: len(source.rows) for group in schedule.groups for source in group.sources}
+        self._wanted = dict(wanted_rates(schedule.groups))
+        self._notes: list[str] = []
+        self._run_began = self._began
+
+    def waiting(self) -> _Wait:
+        """A context whose time counts as waiting for data."""
+        return self._wait
+
+    def note(self, pack: Pack) -> None:
+        """Remember the files of a Pack that were damaged or could not be read."""
+        self._notes += pack.notes
+
+    def window(self, step: int, loss: float, norm: float, lr: float) -> None:
+        """Write the line of the steps since the last one, up to `step` done."""
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {step}; lower optimizer.lr")
+        seconds = time.perf_counter() - self._began
+        read = {name: counts for name, counts in zip(self.names, self.tally.take(), strict=True) if counts[2]}
+        drawn = self.schedule.drawn(step)
+        self.write(
+            "train", step, seconds=round(time.perf_counter() - self._run_began, 3),
+            loss={name: mean for name, (mean, _, _) in read.items()}, top1={name: hits for name, (_, hits, _) in read.items()},
+            step_loss=loss, grad_norm=norm, lr=lr,
+            samples_per_s=(step - self._first) * self._batch / seconds, wait_share=self._wait.total / seconds,
+            rate_wanted=self._wanted, rate_realised={name: count / (step * self._batch) for name, count in drawn.items()},
+            epochs={name: count / self._sizes[name] for name, count in drawn.items()}, seen=drawn,
+            **({"files_damaged": len(self._notes), "files": self._notes[:NOTES_KEPT]} if self._notes else {}),
+        )  # fmt: skip
+        self.summary = f"loss {loss:.3f}  " + " ".join(f"{name} {hits:.0%}" for name, (_, hits, _) in read.items())
+        self._first, self._began, self._wait, self._notes = step, time.perf_counter(), _Wait(), []
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "step": step, **values}, ensure_ascii=False) + "\n")

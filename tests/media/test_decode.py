@@ -1,0 +1,424 @@
+"""Frames are chosen exactly, in every container; what cannot be used says why."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.stream import Disposition
+from PIL import Image
+
+from cover.media.decode import MediaError, decode_at, decode_image, probe
+
+BITS, BLOCK, HEIGHT = 10, 8, 32  # a frame's number as black and white blocks, lowest bit first
+
+
+def numbered(number: int) -> np.ndarray:
+    bits = (number >> np.arange(BITS)) & 1
+    row = np.repeat(bits * 255, BLOCK).astype(np.uint8)
+    return np.broadcast_to(row[None, :, None], (HEIGHT, BITS * BLOCK, 3)).copy()
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    blocks = frames.reshape(len(frames), HEIGHT, BITS, -1).mean(axis=(1, 3)) > 128
+    return (blocks << np.arange(BITS)).sum(axis=1).tolist()
+
+
+def write_clip(
+    path: Path,
+    codec: str = "libx264",
+    *,
+    count: int = 60,
+    rate: int = 25,
+    stamps: Sequence[int] | None = None,
+    tick: Fraction | None = None,
+    pix_fmt: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    mux: dict[str, str] | None = None,
+    display: tuple[float, bool] | None = None,
+    frames: Iterable[np.ndarray] | None = None,
+) -> Path:
+    """Frames 0, 1, 2, … shown at `stamps` x `tick` seconds (default: evenly at `rate`)."""
+    tick = tick or Fraction(1, rate)
+    with av.open(str(path), "w", options=mux or {}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = BITS * BLOCK, HEIGHT, pix_fmt
+        stream.codec_context.time_base = tick
+        if display:
+            stream.set_display_rotation(display[0], hflip=display[1])
+        for stamp, pixels in zip(stamps or range(count), frames or map(numbered, range(count))):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = stamp, tick
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+B_FRAMES = {"bf": "3", "g": "20", "x264-params": "b-adapt=0"}
+CLIPS = {
+    "clip.mp4": {"options": B_FRAMES},
+    "clip.mkv": {"options": B_FRAMES},
+    "clip.ts": {"options": B_FRAMES},
+    "fragments.mp4": {"options": B_FRAMES, "mux": {"movflags": "frag_keyframe+empty_moov"}},
+    "clip.webm": {"codec": "libvpx-vp9", "options": {"cpu-used": "8", "deadline": "realtime"}},
+    "clip.avi": {"codec": "mpeg4"},
+    "b_frames.avi": {"options": B_FRAMES},
+    "b_frames_mpeg4.avi": {"codec": "mpeg4", "options": {"bf": "2", "g": "20"}},
+    "clip.gif": {"codec": "gif", "pix_fmt": "rgb8"},
+    "jpegs.mov": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "raw.h264": {"options": {"bf": "0"}},
+    "raw_b_frames.h264": {"options": B_FRAMES},
+}
+
+
+@pytest.fixture(scope="module", params=CLIPS)
+def clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clips") / request.param, **CLIPS[request.param])
+
+
+def test_the_frame_shown_at_a_time(clip: Path) -> None:
+    decoded = decode_at(clip, [0.0, 0.038, 0.04, 0.41, 1.0, 2.36])
+    assert numbers(decoded.frames) == [0, 0, 1, 10, 25, 59]
+    assert decoded.partial is None
+    assert decoded.frames.shape == (6, HEIGHT, BITS * BLOCK, 3)
+    assert decoded.frames.dtype == np.uint8
+
+
+def test_every_frame_at_its_own_time(clip: Path) -> None:
+    assert numbers(decode_at(clip, np.arange(60) / 25).frames) == list(range(60))
+
+
+def test_order_repeats_and_times_outside_the_clip(clip: Path) -> None:
+    assert numbers(decode_at(clip, [1.02, 0.2, 99.0, 1.02, -1.0, 2.3, 2.4]).frames) == [25, 5, 59, 25, 0, 57, 59]
+
+
+def test_probe_agrees_with_what_was_written(clip: Path) -> None:
+    found = probe(clip, "video")
+    assert found.frames == 60
+    assert found.fps == pytest.approx(25, abs=0.03)
+    assert found.duration == pytest.approx(2.4, abs=0.03)
+    assert (found.width, found.height) == (BITS * BLOCK, HEIGHT)
+
+
+def test_b_frames_are_really_there(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "b.mp4", **CLIPS["clip.mp4"])
+    with av.open(str(path)) as container:
+        assert any(frame.pict_type == av.video.frame.PictureType.B for frame in container.decode(video=0))
+
+
+@pytest.mark.parametrize("name", ["long.mp4", "long.mkv", "long.avi", "long.ts"])
+@pytest.mark.parametrize("group", [25, 250])
+def test_far_into_a_clip(tmp_path: Path, name: str, group: int) -> None:
+    options = {"g": str(group), "keyint_min": str(group), "sc_threshold": "0"}
+    codec = "mpeg4" if name.endswith("avi") else "libx264"
+    path = write_clip(tmp_path / name, codec, count=400, options=options)
+    assert numbers(decode_at(path, [15.0, 9.01, 14.0, 13.99]).frames) == [375, 225, 350, 349]
+    assert numbers(decode_at(path, [10.0]).frames) == [250]
+    assert numbers(decode_at(path, [9.999]).frames) == [250]  # within a millisecond of the next frame
+    assert numbers(decode_at(path, [1000.0]).frames) == [399]
+
+
+def test_far_into_a_clip_of_open_groups(tmp_path: Path) -> None:
+    options = {"g": "50", "keyint_min": "50", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
+    path = write_clip(tmp_path / "open.mp4", count=400, options=options)
+    for number in (97, 98, 99, 100, 101, 248, 249, 250, 399):
+        assert numbers(decode_at(path, [number / 25]).frames) == [number]
+
+
+@pytest.mark.parametrize("name", ["gaps.mp4", "gaps.mkv"])
+def test_variable_rate(tmp_path: Path, name: str) -> None:
+    stamps = np.cumsum([0, 33, 33, 500, 33, 34, 1200, 10, 40]).tolist()
+    path = write_clip(tmp_path / name, stamps=stamps, count=len(stamps), tick=Fraction(1, 1000))
+    wanted = [0.0, 0.031, 0.033, 0.5, 0.566, 1.0, 1.8, 1.834, 1.85, 9.0]
+    assert numbers(decode_at(path, wanted).frames) == [0, 0, 1, 2, 3, 5, 5, 6, 7, 8]
+    found = probe(path, "video")
+    assert found.frames == 9
+    assert found.fps == pytest.approx(8 / 1.883, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["late.mkv", "late.ts", "late.mp4"])
+def test_times_count_from_the_first_frame(tmp_path: Path, name: str) -> None:
+    path = write_clip(tmp_path / name, stamps=range(125, 225), count=100)
+    assert probe(path, "video").start >= 5
+    assert numbers(decode_at(path, [0.0, 0.04, 1.0, 3.0]).frames) == [0, 1, 25, 75]
+    assert numbers(decode_at(path, [3.0, 3.5]).frames) == [75, 87]
+
+
+@pytest.mark.parametrize(("degrees", "mirrored"), [(0, False), (90, False), (180, False), (-90, False), (0, True)])
+def test_display_matrix(tmp_path: Path, degrees: int, mirrored: bool) -> None:
+    path = write_clip(tmp_path / "turned.mp4", count=5, display=(degrees, mirrored))
+    upright = np.rot90(numbered(1), degrees // 90)  # FFmpeg's degrees count anticlockwise
+    upright = upright[:, ::-1] if mirrored else upright
+    shown = decode_at(path, [0.04]).frames[0]
+    assert shown.shape == upright.shape
+    assert np.abs(shown.astype(int) - upright).mean() < 8
+    found = probe(path, "video")
+    assert (found.height, found.width) == upright.shape[:2]
+
+
+def test_cover_art_is_not_the_video(tmp_path: Path) -> None:
+    path = tmp_path / "cover.mp4"
+    with av.open(str(path), "w") as container:
+        art = container.add_stream("mjpeg", rate=25)
+        art.width, art.height, art.pix_fmt, art.disposition = 64, 64, "yuvj420p", Disposition.attached_pic
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = BITS * BLOCK, HEIGHT, "yuv420p"
+        container.mux(art.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        container.mux(art.encode())
+        for number in range(10):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(numbered(number), format="rgb24")))
+        container.mux(video.encode())
+    with av.open(str(path)) as container:
+        assert any(stream.disposition & Disposition.attached_pic for stream in container.streams.video)
+    assert probe(path, "video").frames == 10
+    assert numbers(decode_at(path, [0.2]).frames) == [5]
+
+
+def test_size_hint_scales_down_and_never_up(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", count=5)
+    assert decode_at(path, [0.0], size_hint=16).frames.shape == (1, 16, 40, 3)
+    assert decode_at(path, [0.0], size_hint=100).frames.shape == (1, HEIGHT, BITS * BLOCK, 3)
+    assert numbers(decode_at(path, [0.12], size_hint=16).frames.repeat(2, axis=1)) == [3]
+
+
+def test_full_range_and_limited_range_give_the_same_white(tmp_path: Path) -> None:
+    for pix_fmt in ("yuv420p", "yuvj420p", "yuv444p"):
+        path = write_clip(tmp_path / f"{pix_fmt}.mp4", count=3, pix_fmt=pix_fmt, options={"crf": "5"})
+        frame = decode_at(path, [0.0]).frames[0]
+        assert frame.max() <= 3, pix_fmt
+        white = write_clip(tmp_path / f"{pix_fmt}-white.mp4", frames=[np.full((HEIGHT, 80, 3), 255, np.uint8)], pix_fmt=pix_fmt)
+        assert decode_at(white, [0.0]).frames.min() >= 252, pix_fmt
+
+
+def test_a_file_cut_short_gives_what_is_left_and_says_so(tmp_path: Path) -> None:
+    whole = write_clip(tmp_path / "whole.mp4", count=200, options={"g": "20"}, mux={"movflags": "faststart"}).read_bytes()
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(whole[: len(whole) * 7 // 10])
+    decoded = decode_at(path, [0.4, 7.9])
+    assert decoded.partial
+    first, last = numbers(decoded.frames)
+    assert (first, 20 < last < 199) == (10, True)
+    assert numbers(decode_at(path, [7.9]).frames) == [last]  # asked for alone, from behind the cut
+    assert decode_at(path, [0.4, 1.0]).partial is None  # what is wanted lies before the cut
+    assert probe(path, "video").frames < 200
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.avi", "raw.h264"])
+def test_damage_anywhere_ends_in_frames_or_a_reason(tmp_path: Path, name: str) -> None:
+    whole = write_clip(tmp_path / name, **CLIPS[name]).read_bytes()
+    random = np.random.default_rng(0)
+    for trial in range(20):
+        data = bytearray(whole[: random.integers(1, len(whole))] if trial % 3 == 0 else whole)
+        for place in random.integers(0, min(len(data), 2000 if trial % 2 else len(data)), 10):
+            data[place] = random.integers(256)
+        (tmp_path / name).write_bytes(data)
+        for use in (lambda: probe(tmp_path / name, "video"), lambda: decode_at(tmp_path / name, [0.0, 2.3]).frames):
+            with suppress(MediaError):  # anything else fails the test
+                use()
+
+
+def test_a_stream_that_begins_in_the_middle(tmp_path: Path) -> None:
+    data = write_clip(tmp_path / "whole.ts", count=60, options={"g": "20", "bf": "0"}).read_bytes()
+    path = tmp_path / "tail.ts"
+    path.write_bytes(data[len(data) // 188 // 3 * 188 :])
+    first, later = numbers(decode_at(path, [0.0, 0.4]).frames)
+    assert later == first + 10
+
+
+UNUSABLE = {
+    "nothing here": None,
+    "empty": b"",
+    "text": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "noise": np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8).tobytes(),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+@pytest.mark.parametrize("media", ["video", "image"])
+def test_what_is_no_media_file_says_why(tmp_path: Path, kind: str, media: str) -> None:
+    path = tmp_path / "file.mp4"
+    if UNUSABLE[kind] is not None:
+        path.write_bytes(UNUSABLE[kind])
+    with pytest.raises(MediaError) as caught:
+        probe(path, media)
+    assert 0 < len(str(caught.value)) < 100
+    assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(MediaError):
+        decode_at(path, [0.0]) if media == "video" else decode_image(path)
+
+
+def test_folders_sound_and_odd_names(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="not a file"):
+        probe(tmp_path, "video")
+    with pytest.raises(MediaError, match="file name"):
+        probe("a\0b.mp4", "video")
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+    with pytest.raises(MediaError, match="no video stream"):
+        probe(tmp_path / "sound.wav", "video")
+    odd = write_clip(tmp_path / "clip.mp4", count=3).rename(tmp_path / "http:a %03d, 'é'.mp4")
+    assert numbers(decode_at(odd, [0.08]).frames) == [2]
+
+
+def test_size_guard(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", count=3)
+    with pytest.raises(MediaError, match="80x32 pixels"):
+        decode_at(path, [0.0], max_pixels=1000)
+    with pytest.raises(MediaError, match="80x32 pixels"):
+        probe(path, "video", max_pixels=1000)
+    Image.new("RGB", (80, 32)).save(tmp_path / "image.png")
+    with pytest.raises(MediaError, match="80x32 pixels"):
+        decode_image(tmp_path / "image.png", max_pixels=1000)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted through /proc")
+def test_files_are_closed(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", count=100, options={"g": "20"})
+    (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:2000])
+    Image.new("RGB", (80, 32)).save(tmp_path / "image.png")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        probe(clip, "video")
+        decode_at(clip, [3.0])
+        probe(tmp_path / "image.png", "image")
+        decode_image(tmp_path / "image.png")
+        with pytest.raises(MediaError):
+            decode_at(tmp_path / "cut.mp4", [0.0])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# --- images
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
+    upright = np.zeros((48, 64, 3), np.uint8)
+    upright[:24, :32] = 255  # white at the upper left
+    undo = {1: 0, 2: 0, 3: 180, 4: 180, 5: 90, 6: 90, 7: -90, 8: -90}[orientation]
+    stored = Image.fromarray(upright).rotate(undo, expand=True)
+    if orientation in (2, 4, 5, 7):
+        stored = stored.transpose(Image.Transpose.FLIP_LEFT_RIGHT if orientation in (2, 4) else Image.Transpose.FLIP_TOP_BOTTOM)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "image.jpg", exif=exif, quality=95)
+    image = decode_image(tmp_path / "image.jpg")
+    assert image.shape == upright.shape
+    assert np.abs(image.astype(int) - upright).mean() < 5
+    found = probe(tmp_path / "image.jpg", "image")
+    assert (found.frames, found.width, found.height, found.codec) == (1, 64, 48, "jpeg")
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"), [("L", "a.png"), ("P", "a.gif"), ("RGBA", "a.png"), ("CMYK", "a.jpg"), ("1", "a.png"), ("LA", "a.png")]
+)
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, name: str) -> None:
+    Image.new("RGB", (20, 10), (255, 255, 255)).convert(mode).save(tmp_path / name)
+    image = decode_image(tmp_path / name)
+    assert image.shape == (10, 20, 3)
+    assert image.min() >= 250
+
+
+def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 200).astype(np.uint16).reshape(10, 20)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert np.array_equal(decode_image(tmp_path / "grey.png")[..., 1], grey >> 8)
+
+
+@pytest.mark.parametrize("name", ["image.jpg", "image.png", "image.webp"])
+def test_a_truncated_image_is_unreadable(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(MediaError):
+        decode_image(path)
+    with pytest.raises(MediaError):
+        probe(path, "image")
+
+
+def test_size_hint_of_an_image(tmp_path: Path) -> None:
+    Image.new("RGB", (800, 400)).save(tmp_path / "large.jpg")
+    assert decode_image(tmp_path / "large.jpg", size_hint=100).shape == (100, 200, 3)
+    assert decode_image(tmp_path / "large.jpg", size_hint=150).shape == (200, 400, 3)
+    assert decode_image(tmp_path / "large.jpg").shape == (400, 800, 3)
+
+
+# --- real files in odd shapes
+
+
+def torture_rows() -> list:
+    manifest = Path(os.environ.get("COVER_TEST_DATA", "")) / "torture" / "manifest.csv"
+    if not manifest.is_file():
+        return [pytest.param({}, id="no data")]
+    with manifest.open(encoding="utf-8", newline="") as file:
+        return [pytest.param(row, id=row["path"]) for row in csv.DictReader(file)]
+
+
+def displayed(row: dict[str, str]) -> tuple[int, int]:
+    across, down = map(int, (row["sar"] or "1:1").split(":"))
+    width, height = round(int(row["w"]) * across / down), int(row["h"])
+    return (height, width) if abs(int(row["rotation"] or 0)) == 90 else (width, height)
+
+
+@pytest.mark.parametrize("row", torture_rows())
+def test_real_files(test_data: Path, row: dict[str, str]) -> None:
+    path = test_data / "torture" / row["path"]
+    if row["expect"] == "unreadable":
+        for use in (lambda: probe(path, "video"), lambda: decode_at(path, [0.0, 1.0])):
+            with pytest.raises(MediaError):
+                use()
+        return
+    found = probe(path, "video")
+    decoded = decode_at(path, np.linspace(0, found.duration, 8))
+    assert (decoded.partial is None) == (row["expect"] == "frames")
+    assert (found.width, found.height) == displayed(row) == decoded.frames.shape[2:0:-1]
+    assert found.start == pytest.approx(float(row["first_pts_s"]), abs=1e-3)
+    if row["expect"] == "frames":
+        # MPEG-4 in avi can hold a packet without a picture of its own
+        assert int(row["n_decoded"]) <= found.frames <= int(row["n_decoded"]) + ("mpeg4" in row["codec"])
+        assert found.duration == pytest.approx(float(row["duration_s"]) + 1 / found.fps, abs=1.1 / found.fps)
+
+
+ONE_BY_ONE = [
+    "asis/decord_unordered.mov",
+    "asis/imageio_newtonscradle.gif",
+    "asis/torchcodec_h265_video.mp4",
+    "asis/tv_hmdb_TrumanShow_wave.avi",
+    "asis/torchcodec_nasa_13013_rotated.mp4",
+    "derived/h264.avi",
+    "derived/h264_editlist_copycut.mp4",
+    "derived/h264_fragmented.mp4",
+    "derived/h264_one_keyframe_8bframes.mp4",
+    "derived/h264_start_offset5s.mkv",
+    "derived/h264_vfr_gaps.mp4",
+    "derived/mpeg2_interlaced.ts",
+]
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_each_real_frame_is_found_by_its_own_time_stamp(test_data: Path, name: str) -> None:
+    """Against a plain decode of the whole file."""
+    path = test_data / "torture" / name
+    with av.open(str(path)) as container:
+        everything = list(container.decode(video=0))
+        pace = 1 / container.streams.video[0].base_rate
+    size = decode_at(path, [0.0]).frames.shape[1:3]
+    turns = everything[0].rotation // 90
+    across = size[::-1] if turns % 2 == 0 else size
+    plain = np.stack([np.rot90(frame.to_ndarray(format="rgb24", width=across[0], height=across[1]), turns) for frame in everything])
+    times = [float((frame.pts - everything[0].pts) * frame.time_base) for frame in everything]
+    if path.suffix == ".avi":  # its stamps are scrambled: the decoder's order holds, at the steady pace avi has
+        times = [float(number * pace) for number in range(len(times))]
+    assert np.array_equal(decode_at(path, times).frames, plain)
+    alone = [len(times) // 2, len(times) - 1]
+    for index in alone:
+        assert np.array_equal(decode_at(path, [times[index]]).frames[0], plain[index])

@@ -1,0 +1,193 @@
+"""No shortcut: what the motion set cannot be solved by, and, as controls, what the sets can be solved by.
+
+Frames of 24 x 32 pixels keep this quick; the motion set is encoded and decoded, so that what the codec adds is part of the test.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cover.sandbox.content import CLASSES, class_of, draw_sample
+from cover.sandbox.encode import encode
+from cover.sandbox.motion import cross_twice
+from cover.sandbox.settings import Settings
+
+SETTINGS = Settings(height=24, width=32)
+COUNTS = {"kinetics": (480, 320), "ssv2": (640, 320), "moments": (320, 320), "imagenet": (960, 480)}
+CHANCE = 1 / 8
+ALLOWED = 1.5
+BATCH = 48
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Frames per clip, uint8 `(frames, H, W, 3)`, and labels `(clips,)`."""
+
+    frames: list[np.ndarray]
+    labels: np.ndarray
+
+    def pick(self, clips: np.ndarray, share: np.ndarray) -> Tensor:
+        """The frames at `share` `(clips, k)` in [0, 1) of each clip's length, float32 `(clips, k, 3, H, W)` in [-1, 1]."""
+        taken = np.stack([self.frames[clip][(row * len(self.frames[clip])).astype(int)] for clip, row in zip(clips, share)])
+        return torch.from_numpy(taken).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+
+
+Sets = Callable[[str], tuple[Clips, Clips]]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory, read_file: Callable[[Path], np.ndarray]) -> Sets:
+    """Data set -> (train, val), each made once."""
+    folder = tmp_path_factory.mktemp("motion")
+
+    def frames(dataset: str, split: str, index: int) -> np.ndarray:
+        drawn = draw_sample(SETTINGS, dataset, split, index)
+        if dataset != "ssv2":
+            return drawn
+        path = folder / f"{split}{index}.webm"
+        encode(path, drawn)
+        return read_file(path)
+
+    def clips(dataset: str, split: str, count: int) -> Clips:
+        labels = [CLASSES[dataset].index(class_of(dataset, index)) for index in range(count)]
+        return Clips([frames(dataset, split, index) for index in range(count)], np.array(labels))
+
+    made: dict[str, tuple[Clips, Clips]] = {}
+
+    def get(dataset: str) -> tuple[Clips, Clips]:
+        if dataset not in made:
+            train, val = COUNTS[dataset]
+            made[dataset] = clips(dataset, "train", train), clips(dataset, "val", val)
+        return made[dataset]
+
+    return get
+
+
+class FrameNet(nn.Module):
+    """Three convolutions; the classes are read from what is anywhere in the frame and from what is where."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stages = [(3, 16, 2), (16, 32, 2), (32, 64, 1)]
+        self.body = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(wide, wider, 3, stride, 1, bias=False), nn.BatchNorm2d(wider), nn.ReLU())
+                for wide, wider, stride in stages
+            )
+        )
+        self.narrow = nn.Conv2d(64, 32, 1)
+        self.head = nn.Linear(64 + 32 * 6 * 8, 8)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        features = self.body(frames)
+        return self.head(torch.cat([features.amax((2, 3)), self.narrow(features).flatten(1)], 1))
+
+
+def frame_logits(net: nn.Module, frames: Tensor) -> Tensor:
+    """`(clips, k, 3, H, W)` -> the mean of the frames' logits `(clips, 8)`: k = 1 is a one-frame classifier, more an order-free one."""
+    return net(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).mean(1)
+
+
+def train_frame_net(train: Clips, frames: int, steps: int) -> nn.Module:
+    """Trained end to end on `frames` frames, taken at random instants of random clips."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    net = FrameNet()
+    optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for _ in range(steps):
+        clips = rng.integers(len(train.labels), size=BATCH)
+        logits = frame_logits(net, train.pick(clips, rng.random((BATCH, frames))))
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(train.labels[clips]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return net.eval()
+
+
+@torch.inference_mode()
+def frame_accuracy(net: nn.Module, val: Clips, frames: int) -> float:
+    """Accuracy on `frames` frames: at random instants for one, else at the centres of equal parts."""
+    count = len(val.labels)
+    share = np.random.default_rng(1).random((count, 1)) if frames == 1 else np.tile((np.arange(frames) + 0.5) / frames, (count, 1))
+    return float((frame_logits(net, val.pick(np.arange(count), share)).argmax(1).numpy() == val.labels).mean())
+
+
+def linear_accuracy(train: np.ndarray, train_labels: np.ndarray, val: np.ndarray, val_labels: np.ndarray) -> float:
+    """Least squares on one-hot labels."""
+    one_hot = np.eye(train_labels.max() + 1)[train_labels]
+    weights = np.linalg.lstsq(np.c_[train, np.ones(len(train))], one_hot, rcond=None)[0]
+    return float(((np.c_[val, np.ones(len(val))] @ weights).argmax(1) == val_labels).mean())
+
+
+def neighbour_accuracy(train: np.ndarray, train_labels: np.ndarray, val: np.ndarray, val_labels: np.ndarray, k: int = 5) -> float:
+    nearest = ((val[:, None] - train[None]) ** 2).sum(-1).argsort(1)[:, :k]
+    votes = np.eye(train_labels.max() + 1)[train_labels[nearest]].sum(1)
+    return float((votes.argmax(1) == val_labels).mean())
+
+
+def tracks(clips: Clips) -> np.ndarray:
+    """Where the frame differs most from the clip's usual one, at eight even instants: `(clips, 8, 2)`."""
+    found = []
+    for frames in clips.frames:
+        moving = abs(frames.astype(np.float32) - np.median(frames, 0)).sum(-1)
+        picked = moving[((np.arange(8) + 0.5) / 8 * len(frames)).astype(int)]
+        smooth = sum(np.roll(picked, shift, (1, 2)) for shift in itertools.product(range(-2, 3), repeat=2))
+        places = np.unravel_index(smooth.reshape(8, -1).argmax(1), picked.shape[1:])
+        found.append(np.stack(places, 1) / picked.shape[1:])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("frames", [1, 8], ids=["one_frame", "order_free"])
+def test_motion_is_not_in_frames_without_their_order(sets: Sets, frames: int) -> None:
+    train, val = sets("ssv2")
+    net = train_frame_net(train, frames, steps=200 if frames == 1 else 100)
+    assert frame_accuracy(net, val, frames) <= ALLOWED * CHANCE
+
+
+def test_the_same_frame_classifier_solves_the_appearance_set(sets: Sets) -> None:
+    train, val = sets("kinetics")
+    assert frame_accuracy(train_frame_net(train, 1, steps=200), val, 1) > 3 * CHANCE
+
+
+def test_the_order_of_places_solves_the_motion_set(sets: Sets) -> None:
+    train, val = sets("ssv2")
+    ordered, val_ordered = tracks(train), tracks(val)
+    rng = np.random.default_rng(0)
+    accuracy = linear_accuracy(ordered.reshape(-1, 16), train.labels, val_ordered.reshape(-1, 16), val.labels)
+    shuffled, val_shuffled = (rng.permuted(places, axis=1).reshape(-1, 16) for places in (ordered, val_ordered))
+    assert accuracy > 5 * CHANCE
+    assert linear_accuracy(shuffled, train.labels, val_shuffled, val.labels) <= ALLOWED * CHANCE
+
+
+@pytest.mark.parametrize("dataset", list(COUNTS))
+def test_mean_colour_tells_nothing(sets: Sets, dataset: str) -> None:
+    train, val = sets(dataset)
+    colour, val_colour = (np.array([frames.mean((0, 1, 2)) for frames in clips.frames]) for clips in (train, val))
+    chance = 1 / len(CLASSES[dataset])
+    assert linear_accuracy(colour, train.labels, val_colour, val.labels) <= ALLOWED * chance
+    assert neighbour_accuracy(colour, train.labels, val_colour, val.labels) <= ALLOWED * chance
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_crossings_visit_the_same_places_and_leave_the_middle_frame_empty(seed: int) -> None:
+    margin = np.array([5.0, 7.0], np.float32)
+    ways = [cross_twice(np.random.default_rng(seed), (24, 32), margin, *senses) for senses in itertools.product((True, False), repeat=3)]
+    places = [sorted(map(tuple, np.round(way, 3).tolist())) for way in ways]
+    assert all(place == places[0] for place in places)
+    assert len({way.tobytes() for way in ways}) == 8
+    for way in ways:
+        half = len(way) // 2
+        assert half % 2 == 1
+        hidden = (way <= -margin) | (way >= np.array([24, 32]) + margin)
+        assert hidden.any(1)[[0, half - 1, half, -1]].all()
+        assert not hidden[1 : half - 1].any()
