@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # the tests run side by side, and their models are too small for threads
+
+MakeSet = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +24,67 @@ def test_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("real data not given: set COVER_TEST_DATA to its folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The catalog of the smallest sandbox, indexed: kinetics, ssv2, moments, imagenet. Shared by all tests, never changed."""
+    from cover.datasets.index import index
+    from cover.sandbox.generate import generate
+    from cover.sandbox.settings import Settings
+
+    catalog = generate(tmp_path_factory.mktemp("sandbox"), Settings(size=0.01), workers=0)
+    index(catalog, workers=0)
+    return catalog
+
+
+@pytest.fixture(scope="session")
+def trained(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a few steps of co-training on the sandbox. Shared by all tests, never changed."""
+    from cover.training.recipe import Data, Recipe
+    from cover.training.train import train
+
+    sets = ["kinetics", "ssv2", "moments", "imagenet"]
+    out = tmp_path_factory.mktemp("runs") / "trained"
+    return train(Recipe(Data(sets, str(sandbox), frames=4), str(out), steps=4, batch=8, workers=0, evaluate_every=-1))
+
+
+@pytest.fixture
+def make_set(tmp_path: Path) -> MakeSet:
+    """Writes and indexes a small csv data set: make_set({"a.mp4": "left", "b.mp4": "right"}, flip="swap") -> its catalog.
+
+    Files are clips of 12 frames at 10 fps, or png images, 64 x 48 pixels of noise of their own. Those in `absent` are listed and not
+    written, those in `corrupt` hold no picture. The list is both `train` and `val`; other keywords go into the catalog.
+    """
+    from cover.datasets.index import index
+
+    def make(files: Mapping[str, str], name: str = "mine", absent: Iterable[str] = (), corrupt: Iterable[str] = (), **keys: object) -> Path:
+        root = tmp_path / name
+        root.mkdir()
+        for number, file in enumerate(files):
+            if file in corrupt:
+                (root / file).write_bytes(b"no picture at all" * 100)
+            elif file not in absent:
+                write_noise(root / file, number)
+        (root / "list.csv").write_text("path,label\n" + "".join(f'"{file}",{label}\n' for file, label in files.items()), encoding="utf-8")
+        entry = {"format": "csv", "root": name, "annotations": "{train: list.csv, val: list.csv}", "dev": 0, **keys}
+        with (tmp_path / "catalog.yaml").open("a", encoding="utf-8") as catalog:
+            catalog.write(f"{name}: {{{', '.join(f'{key}: {value}' for key, value in entry.items())}}}\n")
+        index(tmp_path / "catalog.yaml", 0, [name])
+        return tmp_path / "catalog.yaml"
+
+    return make
+
+
+def write_noise(path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 256, (12, 6, 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+    if path.suffix == ".png":
+        Image.fromarray(frames[0]).save(path)
+        return
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 64, 48
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())

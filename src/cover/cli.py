@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 done but not all input was usable, 2 wrong use, 130/143 interrupted."""
     parser, doors = _parser()
     known, rest = parser.parse_known_args(arguments)
+    if hasattr(known, "names"):  # argparse ends a list of names at the first option; what stands behind it is a name too
+        known.names = [*known.names, *(word for word in rest if not word.startswith("-"))]
+        rest = [word for word in rest if word.startswith("-")]
     if rest and known.command != "train":
         parser.error(f"{known.command}: unknown argument {rest[0]} (see cover {known.command} --help)")
     try:
@@ -70,6 +74,17 @@ def _machine_options(parser: argparse.ArgumentParser, device: bool = True) -> No
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
 
 
+def _from(lowest: int) -> Callable[[str], int]:
+    """Reads a whole number that is not below `lowest`; argparse names the function in its message."""
+
+    def number(text: str) -> int:
+        if int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text} is below {lowest}")
+        return int(text)
+
+    return number
+
+
 def _workers(args: argparse.Namespace) -> int:
     from cover.machine import default_workers
 
@@ -81,7 +96,7 @@ def _workers(args: argparse.Namespace) -> int:
 
 def _add_sandbox(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", metavar="DIR", type=Path, help="a new folder, or an earlier sandbox")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_from(0), default=0)
     parser.add_argument("--size", type=float, default=1.0, help="factor on the number of files (default: 1)")
     for dial in ("clutter", "shake", "distractors", "noise"):
         parser.add_argument(f"--{dial}", type=float, help="difficulty from 0 to 1 (default: mild)")
@@ -95,7 +110,7 @@ def _sandbox(args: argparse.Namespace, rest: list[str]) -> int:
     dials = {name: getattr(args, name) for name in ("clutter", "shake", "distractors", "noise") if getattr(args, name) is not None}
     catalog = generate(args.dir, Settings(seed=args.seed, size=args.size, **dials), _workers(args))
     print(catalog)
-    _next(f"cover index {catalog}")
+    _next("index", catalog)
     return 0
 
 
@@ -150,7 +165,7 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 
     run = train(recipe, args.resume)
     print(run)
-    _next(f"cover evaluate {run} --catalog {recipe.data.catalog}")
+    _next("evaluate", run, "--catalog", recipe.data.catalog)
     return 0
 
 
@@ -165,7 +180,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--views", help="TEMPORALxSPATIAL, as in 1x3 (default: each data set's own)")
     parser.add_argument("--shuffle-frames", action="store_true", help="also with the frames of every clip in random order")
     parser.add_argument("--single-frame", action="store_true", help="also with the middle frame alone")
-    parser.add_argument("--seed", type=int, default=0, help="of the random orders")
+    parser.add_argument("--seed", type=_from(0), default=0, help="of the random orders")
     parser.add_argument("--json", metavar="FILE", help="the results as JSON (- for stdout)")
     _machine_options(parser)
 
@@ -191,7 +206,7 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a run, a checkpoint or a release folder")
     parser.add_argument("files", metavar="FILE", nargs="+", help="videos and images")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes of each head (default: 5)")
+    parser.add_argument("--top", type=_from(1), default=5, metavar="K", help="classes of each head (default: 5)")
     parser.add_argument("--head", action="append", help="only this head (may be given again)")
     parser.add_argument("--views", help="TEMPORALxSPATIAL (default: each head's own)")
     parser.add_argument("--json", metavar="FILE", help="the predictions as JSON (- for stdout)")
@@ -211,7 +226,7 @@ def _predict(args: argparse.Namespace, rest: list[str]) -> int:
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of everything it makes (default: demo)")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on data and training; below 1 it shows the way, not the numbers")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_from(0), default=0)
     _machine_options(parser)
 
 
@@ -222,10 +237,10 @@ def _demo(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _next(command: str) -> None:
+def _next(*words: object) -> None:
     from cover.console import say
 
-    say(f"next: {command}")
+    say(f"next: {shlex.join(['cover', *map(str, words)])}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cover.errors import UserError
+
 T = TypeVar("T")
 PLAIN_INTERVAL_S = 15.0
 
@@ -95,10 +97,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
 
 
 def write_json(value: Any, target: str | Path) -> None:
-    """`value` as JSON to a file, or to stdout where `target` is `-`."""
+    """`value` as JSON to a file, or to stdout where `target` is `-`. Raises `UserError` where the file cannot be written."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     if str(target) == "-":
         print(text)
-    else:
+        return
+    try:
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         Path(target).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from None

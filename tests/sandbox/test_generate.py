@@ -20,7 +20,7 @@ from cover.sandbox.content import CLASSES, DATASETS, draw_sample
 from cover.sandbox.generate import generate, sample_path
 from cover.sandbox.settings import Settings
 
-SMALL = Settings(height=32, width=40, kinetics=(24, 8), ssv2=(16, 8), moments=(16, 8), imagenet=(24, 12))
+SMALL = Settings(height=32, width=40, kinetics=(24, 8), ssv2=(18, 6), moments=(16, 8), imagenet=(24, 12))
 TINY = dataclasses.replace(SMALL, size=0.1)
 
 
@@ -62,7 +62,7 @@ def test_ssv2_layout(sandbox: Path) -> None:
     root = sandbox / "ssv2_like"
     lists = {path.stem.rpartition("-")[2]: json.loads(path.read_text()) for path in files(root, "labels/something-something-v2-*.json")}
     assert set(lists) == {"labels", "train", "validation", "test"}
-    assert sorted(lists["labels"].values(), key=int) == [str(number) for number in range(8)]
+    assert sorted(lists["labels"].values(), key=int) == [str(number) for number in range(6)]
     for item in lists["train"] + lists["validation"]:
         assert (root / "20bn-something-something-v2" / f"{item['id']}.webm").is_file()
         assert item["template"].replace("[", "").replace("]", "") in lists["labels"]
@@ -152,7 +152,7 @@ def test_another_seed_gives_other_pixels_and_names(tmp_path: Path) -> None:
     generate(tmp_path / "other", dataclasses.replace(TINY, seed=1), workers=1)
     media = (".mp4", ".webm", ".JPEG")
     one, other = ({path.read_bytes() for path in files(tmp_path / name, "**/*") if path.suffix in media} for name in ("one", "other"))
-    assert len(one) == len(other) >= 72
+    assert len(one) == len(other) >= 68
     assert not one & other
     names = [{path.name for path in files(tmp_path / name, "*/*/*.mp4")} for name in ("one", "other")]
     assert not names[0] & names[1]
@@ -166,8 +166,10 @@ def test_size_leaves_no_class_empty_and_scales_counts() -> None:
 def test_dials_at_zero_leave_only_the_object_moving() -> None:
     calm = dataclasses.replace(SMALL, clutter=0, shake=0, distractors=0, noise=0)
     clip = draw_sample(calm, "ssv2", "train", 0).astype(int)
-    assert (clip[0] == clip[len(clip) // 2]).all()
-    assert (abs(clip - clip[0]).max(-1) > 20).mean((1, 2)).max() < 0.4
+    background = np.median(clip, 0)
+    changed = (abs(clip - background).max(-1) > 20).mean((1, 2))
+    assert 0 < changed.max() < 0.5
+    assert (clip == background).all(-1).mean() > 0.5
 
 
 @pytest.mark.parametrize("dial", ["clutter", "shake", "distractors", "noise"])

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from cover.sandbox.content import CLASSES, class_of, draw_sample
 from cover.sandbox.encode import encode
-from cover.sandbox.motion import cross_twice
+from cover.sandbox.motion import COURSES, sweep
 from cover.sandbox.settings import Settings
 
 SETTINGS = Settings(height=24, width=32)
 COUNTS = {"kinetics": (480, 320), "ssv2": (640, 320), "moments": (320, 320), "imagenet": (960, 480)}
-CHANCE = 1 / 8
+CHANCE = {dataset: 1 / len(CLASSES[dataset]) for dataset in COUNTS}
 ALLOWED = 1.5
 BATCH = 48
 
@@ -74,7 +74,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory, read_file: Callable[[Path], n
 class FrameNet(nn.Module):
     """Three convolutions; the classes are read from what is anywhere in the frame and from what is where."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
         stages = [(3, 16, 2), (16, 32, 2), (32, 64, 1)]
         self.body = nn.Sequential(
@@ -84,7 +84,7 @@ class FrameNet(nn.Module):
             )
         )
         self.narrow = nn.Conv2d(64, 32, 1)
-        self.head = nn.Linear(64 + 32 * 6 * 8, 8)
+        self.head = nn.Linear(64 + 32 * 6 * 8, classes)
 
     def forward(self, frames: Tensor) -> Tensor:
         features = self.body(frames)
@@ -92,7 +92,7 @@ class FrameNet(nn.Module):
 
 
 def frame_logits(net: nn.Module, frames: Tensor) -> Tensor:
-    """`(clips, k, 3, H, W)` -> the mean of the frames' logits `(clips, 8)`: k = 1 is a one-frame classifier, more an order-free one."""
+    """`(clips, k, 3, H, W)` -> the mean of the frames' logits `(clips, classes)`: k = 1 is a one-frame classifier, more an order-free one."""
     return net(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).mean(1)
 
 
@@ -100,7 +100,7 @@ def train_frame_net(train: Clips, frames: int, steps: int) -> nn.Module:
     """Trained end to end on `frames` frames, taken at random instants of random clips."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    net = FrameNet()
+    net = FrameNet(int(train.labels.max()) + 1)
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(steps):
@@ -151,12 +151,12 @@ def tracks(clips: Clips) -> np.ndarray:
 def test_motion_is_not_in_frames_without_their_order(sets: Sets, frames: int) -> None:
     train, val = sets("ssv2")
     net = train_frame_net(train, frames, steps=200 if frames == 1 else 100)
-    assert frame_accuracy(net, val, frames) <= ALLOWED * CHANCE
+    assert frame_accuracy(net, val, frames) <= ALLOWED * CHANCE["ssv2"]
 
 
 def test_the_same_frame_classifier_solves_the_appearance_set(sets: Sets) -> None:
     train, val = sets("kinetics")
-    assert frame_accuracy(train_frame_net(train, 1, steps=200), val, 1) > 3 * CHANCE
+    assert frame_accuracy(train_frame_net(train, 1, steps=200), val, 1) > 3 * CHANCE["kinetics"]
 
 
 def test_the_order_of_places_solves_the_motion_set(sets: Sets) -> None:
@@ -165,29 +165,29 @@ def test_the_order_of_places_solves_the_motion_set(sets: Sets) -> None:
     rng = np.random.default_rng(0)
     accuracy = linear_accuracy(ordered.reshape(-1, 16), train.labels, val_ordered.reshape(-1, 16), val.labels)
     shuffled, val_shuffled = (rng.permuted(places, axis=1).reshape(-1, 16) for places in (ordered, val_ordered))
-    assert accuracy > 5 * CHANCE
-    assert linear_accuracy(shuffled, train.labels, val_shuffled, val.labels) <= ALLOWED * CHANCE
+    assert accuracy > 4 * CHANCE["ssv2"]
+    assert linear_accuracy(shuffled, train.labels, val_shuffled, val.labels) <= ALLOWED * CHANCE["ssv2"]
 
 
 @pytest.mark.parametrize("dataset", list(COUNTS))
 def test_mean_colour_tells_nothing(sets: Sets, dataset: str) -> None:
     train, val = sets(dataset)
     colour, val_colour = (np.array([frames.mean((0, 1, 2)) for frames in clips.frames]) for clips in (train, val))
-    chance = 1 / len(CLASSES[dataset])
-    assert linear_accuracy(colour, train.labels, val_colour, val.labels) <= ALLOWED * chance
-    assert neighbour_accuracy(colour, train.labels, val_colour, val.labels) <= ALLOWED * chance
+    assert linear_accuracy(colour, train.labels, val_colour, val.labels) <= ALLOWED * CHANCE[dataset]
+    assert neighbour_accuracy(colour, train.labels, val_colour, val.labels) <= ALLOWED * CHANCE[dataset]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_all_crossings_visit_the_same_places_and_leave_the_middle_frame_empty(seed: int) -> None:
-    margin = np.array([5.0, 7.0], np.float32)
-    ways = [cross_twice(np.random.default_rng(seed), (24, 32), margin, *senses) for senses in itertools.product((True, False), repeat=3)]
-    places = [sorted(map(tuple, np.round(way, 3).tolist())) for way in ways]
-    assert all(place == places[0] for place in places)
-    assert len({way.tobytes() for way in ways}) == 8
-    for way in ways:
-        half = len(way) // 2
-        assert half % 2 == 1
-        hidden = (way <= -margin) | (way >= np.array([24, 32]) + margin)
-        assert hidden.any(1)[[0, half - 1, half, -1]].all()
-        assert not hidden[1 : half - 1].any()
+@pytest.mark.parametrize("rightwards", [True, False])
+@pytest.mark.parametrize("course", list(COURSES))
+def test_every_sweep_spends_the_same_time_everywhere(course: str, rightwards: bool) -> None:
+    rng = np.random.default_rng(0)
+    columns = np.concatenate([sweep(rng, (24, 32), course, rightwards)[:, 1] for _ in range(400)]) / 32
+    share = np.histogram(columns, 16, (0, 1))[0] / len(columns)
+    assert abs(share - 1 / 16).max() < 0.006
+
+
+@pytest.mark.parametrize("course", list(COURSES))
+def test_the_classes_are_mirror_images(course: str) -> None:
+    right, left = (sweep(np.random.default_rng(3), (24, 32), course, rightwards) for rightwards in (True, False))
+    np.testing.assert_allclose(right[:, 1] + left[:, 1], 32, atol=1e-5)
+    np.testing.assert_array_equal(right[:, 0], left[:, 0])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Literal
 
+from cover.machine import end_with_parent
 from cover.media.decode import MediaError, probe
 
 Media = Literal["video", "image"]
@@ -106,7 +107,7 @@ class Prober:
 
     def _submit(self, paths: Sequence[str], media: Media) -> Future[_Found]:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
+            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), initializer=_begin)
         return self._pool.submit(_examine_all, paths, media)
 
     def _one_by_one(self, paths: Sequence[str], media: Media) -> Iterator[_Found]:
@@ -123,5 +124,6 @@ def _examine_all(paths: Sequence[str], media: Media) -> _Found:
     return [(path, examine(path, media)) for path in paths]
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # interrupts are the parent's
+    end_with_parent()

@@ -71,8 +71,9 @@ class Predictor:
 
     def _clips(self, path: str, plans: list[ViewPlan]) -> dict[ViewPlan, np.ndarray]:
         media = kind_of(path)
-        duration = probe(path, media).duration
-        return dict(zip(plans, read_views(path, media, plans, duration)[0], strict=True))
+        found = probe(path, media)
+        seconds = found.frames / found.fps if found.fps else 0.0  # a manifest's own measure, also where the rate changes
+        return dict(zip(plans, read_views(path, media, plans, seconds)[0], strict=True))
 
     @torch.inference_mode()
     def _scores(self, clips: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cover.datasets.catalog import DatasetSpec
 from cover.datasets.manifest import Manifest, Row
+from cover.machine import end_with_parent
 from cover.media.augment import crop_resize, random_box, random_colour
 from cover.media.clips import train_times
 from cover.media.decode import MediaError, decode_at, decode_image
@@ -131,5 +132,6 @@ def packs(schedule: Schedule, reader: SampleReader, first: int, last: int, worke
 
 
 def one_thread(worker: int) -> None:
-    """Many processes read side by side: none of them starts threads of its own."""
+    """Many processes read side by side: none of them starts threads of its own, and none outlives the run."""
     torch.set_num_threads(1)
+    end_with_parent()

@@ -8,6 +8,7 @@ just-in-time sequencing, which serving the unit with the earliest deadline solve
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def rates_by(sizes: Mapping[str, int], alpha: float = 1.0, weights: Mapping[str,
     """
     if weights:
         for name in sizes:
-            if weights.get(name, 0) <= 0:
+            if not 0 < weights.get(name, 0) < math.inf:
                 raise UserError(f"data.weights.{name}: a positive weight is needed for each data set of the mixture")
     raw = {name: Fraction(weights[name] if weights else size**alpha) for name, size in sizes.items()}
     total = sum(raw.values())

@@ -20,7 +20,7 @@ PRESETS = {
 def model_config(preset: str, **changes: Any) -> ModelConfig:
     """The configuration of `mini` or of `SIZE/PATCH` as in `B/16`, with fields replaced. Raises `UserError`."""
     name, _, patch = preset.partition("/")
-    if name not in PRESETS or (patch and not patch.isdigit()):
+    if name not in PRESETS or (patch and not (patch.isdecimal() and int(patch))):
         raise UserError(f'unknown model preset "{preset}"{nearest(name, PRESETS)} (with a patch size, as in B/16)')
     width, depth, heads = PRESETS[name]
     default_patch, default_size = (8, 32) if name == "mini" else (16, 224)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 Groups = tuple[tuple[int, int], ...]  # (samples, frames each), in the order of the frames
 ROTARY_BASE = 100.0  # periods from 2 pi to 200 pi frames: clips have 4 to 96 frames, not thousands
+LOOKS = (1, -1, 4, -4, 2, -2)  # frames ahead that the heads of a fresh rotary branch look at, in turn
+LOOK_BIAS = 4.0  # makes about nine tenths of a fresh head's attention fall on the frame it looks at
 PRODUCT_KEYS = 64  # on a CPU, up to so many keys, an explicit batched product beats the fused kernel (docs/performance.md)
 
 
@@ -94,6 +96,21 @@ class Attention(nn.Module):
             mixed.append(fn.linear(images_FND, self.qkv.weight[2 * width :], self.qkv.bias[2 * width :]))
         return self.proj(torch.cat(mixed) if len(mixed) > 1 else mixed[0])
 
+    def look_in_time(self) -> None:
+        """Set the query and key biases so that the first head attends to the next frame, the second to the one before, and so on.
+
+        Under rotary positions the product of two biases depends on the distance in time alone. Copied spatial weights know nothing
+        of time: without this, a motion set whose frames say nothing unless they are ordered is not learned from (docs/performance.md).
+        """
+        width = self.qkv.in_features
+        half = width // self.heads // 2
+        rates = ROTARY_BASE ** (-torch.arange(half) / half)
+        for head in range(self.heads):
+            turn = LOOKS[head % len(LOOKS)] * rates
+            first = head * 2 * half
+            self.qkv.bias[first : first + 2 * half] = torch.cat([torch.ones(half), torch.zeros(half)]) * LOOK_BIAS
+            self.qkv.bias[width + first : width + first + 2 * half] = torch.cat([turn.cos(), -turn.sin()]) * LOOK_BIAS
+
     def _over_time(self, qkv: Tensor, group: tuple[int, int], rotary: bool) -> Tensor:
         samples, frames = group
         q, k, v = qkv.view(samples, frames, qkv.shape[1], 3, self.heads, -1).unbind(3)  # STNHd
@@ -136,9 +153,11 @@ class Block(nn.Module):
         return x_FND + _scaled(self.mlp(self.norm2(x_FND)), keep, 2)
 
     def fresh_temporal_branch(self) -> None:
-        """Spatial weights copied, `temporal_fc` zero."""
+        """Spatial weights copied, `temporal_fc` zero; under rotary time each head looks a fixed way in time to begin with."""
         self.temporal_attn.load_state_dict(self.attn.state_dict())
         self.temporal_norm.load_state_dict(self.norm1.state_dict())
+        if self.rotary:
+            self.temporal_attn.look_in_time()
         nn.init.zeros_(self.temporal_fc.weight)
         nn.init.zeros_(self.temporal_fc.bias)
 

@@ -33,11 +33,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of a release folder. Raises `UserError`."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        config["model"], config["heads"], config["about"]
+        dict(config["model"]), dict(config["about"]), [(head["name"], tuple(head["classes"])) for head in config["heads"]]
         return config
     except OSError as error:
         raise UserError(f"{folder}: not a checkpoint or a release: {CONFIG}: {error.strerror}") from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: damaged: {error}") from None
 
 
@@ -46,7 +46,10 @@ def load_release(folder: Path) -> tuple[TimeSformer, dict[str, Any]]:
     config = read_config(folder)
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in config["model"].items()}
     heads = tuple(Head(head["name"], tuple(head["classes"])) for head in config["heads"])
-    model = TimeSformer(ModelConfig(**fields), heads)
+    try:
+        model = TimeSformer(ModelConfig(**fields), heads)
+    except (TypeError, ValueError) as error:  # a field of a later version, or one of another type
+        raise UserError(f"{folder / CONFIG}: no model of this version: {error}") from None
     _copy_exactly(model, read_weights(folder), folder)
     return model.eval(), config["about"]
 

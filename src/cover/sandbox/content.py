@@ -6,12 +6,11 @@ A sample is a pure function of (seed, data set, split, index) and the settings' 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import numpy as np
 
-from cover.sandbox.motion import cross_twice, rise_or_fall, wander
+from cover.sandbox.motion import COURSES, rise_or_fall, sweep, wander
 from cover.sandbox.objects import OBJECTS
 from cover.sandbox.render import Floats, Pixels, Scene, draw_frames, draw_scene, draw_shake
 from cover.sandbox.settings import FPS, Settings
@@ -27,21 +26,18 @@ MOMENT_OBJECTS = ("plate", "eye", "flag", "fence")
 MOMENT_FRAMES = 3 * FPS
 
 
-def _crossing_classes() -> dict[str, tuple[bool, bool, bool]]:
-    """Template -> (sideways first, rightwards, downwards)."""
-    classes = {}
-    for sideways_first, rightwards, downwards in itertools.product((True, False), repeat=3):
-        parts = ["from left to right" if rightwards else "from right to left", "from top to bottom" if downwards else "from bottom to top"]
-        one, other = parts if sideways_first else parts[::-1]
-        classes[f"Moving [something] {one}, then {other}"] = (sideways_first, rightwards, downwards)
-    return classes
+def _sweep_classes() -> dict[str, tuple[str, bool]]:
+    """Template -> (course, rightwards)."""
+    ways = {"from left to right": True, "from right to left": False}
+    endings = {"once": "", "and back": " and back", "twice": " twice"}
+    return {f"Moving [something] {way}{endings[course]}": (course, right) for course in COURSES for way, right in ways.items()}
 
 
-CROSSINGS = _crossing_classes()
+SWEEPS = _sweep_classes()
 MOMENTS = {f"{name}+{way}": (name, way == "rising") for name in MOMENT_OBJECTS for way in ("rising", "falling")}
 CLASSES = {
     "kinetics": tuple(sorted(ACTIVITIES)),
-    "ssv2": tuple(sorted(CROSSINGS)),
+    "ssv2": tuple(sorted(SWEEPS)),
     "moments": tuple(sorted(MOMENTS)),
     "imagenet": OBJECTS,
 }
@@ -73,12 +69,10 @@ def _activity(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
     return scene, wander(rng, _size(settings), scene.reach, frames), draw_shake(rng, frames, settings.shake_reach)
 
 
-def _crossing(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
+def _sweep(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
     scene = draw_scene(rng, draw_object(rng), settings)
-    margin = scene.reach + settings.shake_reach + 1  # the last pixel for the sub-pixel placing
-    centres = cross_twice(rng, _size(settings), margin, *CROSSINGS[name])
-    half = len(centres) // 2
-    return scene, centres, np.concatenate([draw_shake(rng, half, settings.shake_reach) for _ in range(2)])
+    centres = sweep(rng, _size(settings), *SWEEPS[name])
+    return scene, centres, draw_shake(rng, len(centres), settings.shake_reach)
 
 
 def _moment(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
@@ -103,5 +97,5 @@ def _size(settings: Settings) -> tuple[int, int]:
 
 
 DRAWERS: dict[str, Callable[[np.random.Generator, Settings, str], Drawn]] = {
-    "kinetics": _activity, "ssv2": _crossing, "moments": _moment, "imagenet": _image,
+    "kinetics": _activity, "ssv2": _sweep, "moments": _moment, "imagenet": _image,
 }  # fmt: skip

@@ -17,6 +17,7 @@ import yaml
 
 from cover.console import Meter, say
 from cover.errors import UserError
+from cover.machine import end_with_parent
 from cover.sandbox.content import DATASETS, SPLITS, draw_sample
 from cover.sandbox.encode import encode
 from cover.sandbox.layouts import LAYOUTS, count
@@ -67,7 +68,7 @@ def _write_samples(folder: Path, settings: Settings, jobs: list[Job], workers: i
         yield from map(write, batches)
         return
     # Fresh processes, not forks: the caller may hold threads (torch) that a fork would leave hanging.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         yield from pool.map(write, batches)
 
 

@@ -1,23 +1,18 @@
-"""How does the object move, and why does no single frame and no unordered set of frames tell the motion classes apart?
+"""How does the object move, and why do neither single frames nor unordered sets of frames tell the motion classes apart?
 
-`cross_twice` makes the motion-led set. A clip has two halves of n frames each, the background and the object the same in both. In
-one half the object crosses the frame from side to side, in the other from top to bottom. The class is which half comes first, and
-the sense of either crossing. The argument:
+`sweep` makes the motion-led set. The object goes across the frame, once, there and back, or twice, from the left or from
+the right: six classes, three mirror pairs. The argument:
 
-1. A crossing visits n places: out of sight beyond one edge, then evenly spaced from that edge to the other, then out of sight
-   again. Read backwards it visits the very same places, so the sense of a crossing is only in the order of its frames.
-2. The lane (the height of a sideways crossing, the column of an upright one), the object, the background, the distractors and the
-   number of frames are drawn without knowing the class.
-3. The camera's shake is drawn for each half on its own, from a stationary process that looks the same backwards, and the noise of
-   every frame on its own. So neither reversing a half nor swapping the halves changes the joint distribution of the *set* of
-   frames: all eight classes give one and the same distribution of sets, and a frame picked uniformly from a clip tells nothing.
+1. Every class passes every column for the same share of the clip: the column of a frame picked at random is uniform over the
+   width whatever the class, because the sweep begins at a random fraction of a frame's time. So one frame tells nothing.
+2. Nor does any average over frames of what single frames say: it is the same integral over the columns for all classes, up to the
+   spacing of the frames. A sweep read backwards is the sweep from the other side, frame for frame.
+3. Lane, object, background, distractors, and the number of frames are drawn without knowing the class; the camera's shake and the
+   noise are stationary and look the same backwards.
 4. Nothing else depends on time: no fade, no turning, no change of size. The files of this set hold key frames only, so the codec
    cannot leave a trail of where the object was before.
 
-n is odd. Frames taken at the centres of 2, 4, 8 ... equal parts of the clip then never fall on the border of two frames, where
-rounding would shift all of them to the later side; a regular sampling keeps the symmetry of point 1. As a half begins and ends
-out of sight, the middle frame of a clip is empty whatever the class. (A frame known to come from another fixed time does tell
-something, as a place and a time give a direction; that is use of order.)
+A frame known to come from one fixed time does tell something, as a place and a time give a direction; that is use of order.
 """
 
 from __future__ import annotations
@@ -28,25 +23,22 @@ from numpy.typing import NDArray
 from cover.sandbox.render import Floats
 from cover.sandbox.settings import FPS
 
-CROSSING_FRAMES = (13, 15, 17)
-LANE = (0.3, 0.7)
+SWEEP_FRAMES = (24, 28, 32, 36)
+LANE = (0.25, 0.75)
+# What a sweep is: how much of the width the object has behind it when `t` in [0, 1) of the clip is over.
+COURSES = {
+    "once": lambda t: t,
+    "and back": lambda t: 1 - abs(2 * t - 1),
+    "twice": lambda t: 2 * t % 1,
+}
 
 
-def cross_twice(
-    rng: np.random.Generator, size: tuple[int, int], margin: Floats, sideways_first: bool, rightwards: bool, downwards: bool
-) -> Floats:
-    """The object's centre in pixels, `(2n, 2)` as (y, x). `size`: (height, width); `margin` `(2,)`: so far beyond an edge it is hidden."""
-    frames = int(rng.choice(CROSSING_FRAMES))
-    lanes = rng.uniform(*LANE, 2) * size
-    sideways = np.stack([np.full(frames, lanes[0]), _crossing(frames, size[1], margin[1], rightwards)], 1)
-    upright = np.stack([_crossing(frames, size[0], margin[0], downwards), np.full(frames, lanes[1])], 1)
-    halves = [sideways, upright] if sideways_first else [upright, sideways]
-    return np.concatenate(halves).astype(np.float32)
-
-
-def _crossing(frames: int, side: int, margin: float, forwards: bool) -> NDArray[np.float64]:
-    places = np.concatenate([[-margin], np.linspace(0, side, frames - 2), [side + margin]])
-    return places if forwards else places[::-1]
+def sweep(rng: np.random.Generator, size: tuple[int, int], course: str, rightwards: bool) -> Floats:
+    """The object's centre in pixels, `(frames, 2)` as (y, x), on its way sideways; `size` is (height, width)."""
+    frames = int(rng.choice(SWEEP_FRAMES))
+    come = COURSES[course]((np.arange(frames) + rng.uniform()) / frames)
+    columns = size[1] * (come if rightwards else 1 - come)
+    return np.stack([np.full(frames, rng.uniform(*LANE) * size[0]), columns], 1).astype(np.float32)
 
 
 def wander(rng: np.random.Generator, size: tuple[int, int], reach: Floats, frames: int) -> Floats:

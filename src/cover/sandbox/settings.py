@@ -31,10 +31,10 @@ class Settings:
     shake: float = 0.1
     distractors: float = 0.05
     noise: float = 0.05
-    kinetics: tuple[int, int] = (1200, 240)
-    ssv2: tuple[int, int] = (3200, 320)
-    moments: tuple[int, int] = (1200, 240)
-    imagenet: tuple[int, int] = (6000, 480)
+    kinetics: tuple[int, int] = (800, 240)
+    ssv2: tuple[int, int] = (4200, 300)
+    moments: tuple[int, int] = (800, 240)
+    imagenet: tuple[int, int] = (5800, 480)
 
     def __post_init__(self) -> None:
         for side in ("height", "width"):

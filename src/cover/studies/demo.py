@@ -6,6 +6,7 @@ cover demo --out demo
 from __future__ import annotations
 
 import platform
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -190,17 +191,19 @@ def predicted_strips(run: Path, catalog: Catalog) -> list[Strip]:
 
 def next_commands(run: Path, catalog: Catalog, strips: list[Strip]) -> list[str]:
     """What can be typed after the demo."""
-    return [
-        f"cover predict {run} {strips[0].path}",
-        f"cover evaluate {run} --catalog {catalog.path} --shuffle-frames",
-        f"cover train {run.parent.parent / 'recipes' / 'cotrain.yaml'} --out {run.parent / 'mine'} --optimizer.lr 5e-4",
+    recipe = run.parent.parent / "recipes" / "cotrain.yaml"
+    commands: list[list[Any]] = [
+        ["predict", run, strips[0].path],
+        ["evaluate", run, "--catalog", catalog.path, "--shuffle-frames"],
+        ["train", recipe, "--out", run.parent / "mine", "--optimizer.lr", "5e-4"],
     ]
+    return [shlex.join(["cover", *map(str, words)]) for words in commands]
 
 
 def environment(out: Path, scale: float, seed: int) -> dict[str, str]:
     """What the numbers were made with."""
     return {
-        "command": f"cover demo --out {out} --scale {scale:g} --seed {seed}", "seed": str(seed), "cover": __version__,
+        "command": f"cover demo --out {shlex.quote(str(out))} --scale {scale:g} --seed {seed}", "seed": str(seed), "cover": __version__,
         "torch": torch.__version__, "python": platform.python_version(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }  # fmt: skip

@@ -29,7 +29,7 @@ def learning_rate(settings: Optimizer, step: int, steps: int) -> float:
         return settings.lr * (step + 1) / warmup
     if settings.schedule == "constant":
         return settings.lr
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, steps - warmup))))
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, step - warmup) / max(1.0, steps - warmup))))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

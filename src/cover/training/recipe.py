@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Literal
 
 from cover.errors import UserError
+
+# What a number may be, both ends included.
+RANGES: dict[str, tuple[float, float]] = {
+    "steps": (1, math.inf), "batch": (1, math.inf), "accumulation": (1, math.inf), "seed": (0, 2**63 - 1), "label_smoothing": (0, 1),
+    "data.frames": (1, math.inf), "data.alpha": (0, 4), "model.size": (1, math.inf), "augment.colour": (0, 1),
+    "optimizer.lr": (0, 1e6), "optimizer.weight_decay": (0, 1e6), "optimizer.momentum": (0, 1), "optimizer.warmup": (0, 1),
+    "optimizer.clip": (0, math.inf),
+}  # fmt: skip
 
 
 def _key(default: Any, text: str) -> Any:
@@ -93,14 +103,20 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.data.sets:
             raise UserError("data.sets: name at least one data set of the catalog")
-        for name, value in (("steps", self.steps), ("batch", self.batch), ("accumulation", self.accumulation)):
-            if value < 1:
-                raise UserError(f"{name}: {value} is not a positive number")
+        for key, (low, high) in RANGES.items():
+            value = reduce(getattr, key.split("."), self)
+            if not low <= value <= high:
+                raise UserError(f"{key}: {value} is not {f'in [{low}, {high}]' if math.isfinite(high) else f'{low} or more'}")
+        if not all(0 <= beta < 1 for beta in self.optimizer.betas):
+            raise UserError(f"optimizer.betas: {list(self.optimizer.betas)} are not both in [0, 1)")
         for repeated in {name for name in self.data.sets if self.data.sets.count(name) > 1}:
             raise UserError(f'data.sets: "{repeated}" is named twice')
         for key in ("weights", "loss_weights"):
             for name in getattr(self.data, key):
                 if name not in self.data.sets:
                     raise UserError(f'data.{key}: "{name}" is not one of data.sets')
+        for name, factor in self.data.loss_weights.items():
+            if not 0 <= factor < math.inf:
+                raise UserError(f"data.loss_weights.{name}: {factor} is not 0 or more")
         if not 0 <= self.model.drop_path < 1:
             raise UserError(f"model.drop_path: {self.model.drop_path} is not in [0, 1)")

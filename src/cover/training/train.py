@@ -130,6 +130,9 @@ def make_schedule(recipe: Recipe, members: Sequence[Member]) -> Schedule:
 def build_model(recipe: Recipe, members: Sequence[Member]) -> TimeSformer:
     """The recipe's network with one head for each data set, randomly initialised under the recipe's seed."""
     wanted = recipe.model
+    for member in members:
+        if hasattr(torch.nn.ModuleDict, member.spec.name):  # its head could not be told from a method
+            raise UserError(f'data.sets: "{member.spec.name}" cannot name a head; rename the data set in the catalog')
     shape = model_config(wanted.preset, size=wanted.size, frames=recipe.data.frames, time=wanted.time, image_temporal=wanted.image_temporal)
     return TimeSformer(shape, tuple(Head(m.spec.name, m.manifest.classes.names) for m in members))
 
@@ -140,8 +143,11 @@ def prepare_folder(run: Path, recipe: Recipe, resume: bool) -> int:
     if not resume:
         if saved or (run / checkpoint.LOG).exists():
             raise UserError(f"{run} already holds a run: go on with --resume, or choose another folder with --out")
-        run.mkdir(parents=True, exist_ok=True)
-        (run / RECIPE).write_text(config.dump(recipe), encoding="utf-8")
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            (run / RECIPE).write_text(config.dump(recipe), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"out: {run}: cannot be written: {error.strerror}") from None
         return 0
     if not (run / RECIPE).is_file():
         raise UserError(f"{run}: no run to resume; leave --resume out to begin one")

@@ -1,0 +1,206 @@
+"""Numbers against a hand count, with files that are missing, corrupt or lost; and nothing about how they are computed changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cover.datasets.catalog import load_catalog
+from cover.errors import UserError
+from cover.evaluation import evaluate as evaluation
+from cover.evaluation.evaluate import Task, Variant, evaluate, evaluate_release, find_tasks
+from cover.evaluation.protocol import ViewPlan, read_views
+from cover.media.clips import Views
+from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
+from cover.model.weights import save_release
+
+MakeSet = Callable[..., Path]
+FRAMES, SIZE = 4, 16
+FILES = {"a.mp4": "x", "b.mp4": "y", "c.mp4": "y", "d.mp4": "z", "gone.mp4": "y", "bad.mp4": "x", "lost.mp4": "y"}
+
+
+class Watched(TimeSformer):
+    """A model that remembers what it was shown."""
+
+    def __init__(self, classes: tuple[str, ...], seed: int = 0, name: str = "mine") -> None:
+        super().__init__(ModelConfig(width=16, depth=2, attention_heads=2, patch=8, size=SIZE), (Head(name, classes),))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.normal_(0, 0.3, generator=generator)
+        self.shown: list[Tensor] = []
+        self.groups: list[Groups] = []
+        self.eval()
+
+    def forward(self, frames: Tensor, groups: Groups, keep: Tensor | None = None) -> dict[str, Tensor]:
+        self.groups.append(groups)
+        self.shown.append(frames.unflatten(0, groups[0]).clone())
+        return super().forward(frames, groups, keep)
+
+
+@pytest.fixture
+def broken_set(make_set: MakeSet) -> Path:
+    """Seven listed videos: one missing, one corrupt, one lost after indexing."""
+    catalog = make_set(FILES, absent=["gone.mp4"], corrupt=["bad.mp4"])
+    (catalog.parent / "mine" / "lost.mp4").write_bytes(b"lost")
+    return catalog
+
+
+def task_of(catalog: Path, model: TimeSformer, views: str | None = None) -> Task:
+    (task,) = find_tasks(load_catalog(catalog), model, FRAMES, "val", ["mine"], Views.parse(views) if views else None)
+    return task
+
+
+def results_of(catalog: Path, model: TimeSformer, *variants: Variant, views: str | None = None, workers: int = 0, seed: int = 0) -> Any:
+    return evaluate(model, task_of(catalog, model, views), "cpu", workers, variants or ("plain",), seed)
+
+
+def test_numbers_by_hand(broken_set: Path) -> None:
+    model = Watched(("x", "y", "z"))
+    with torch.no_grad():  # a model that always says y
+        model.heads["mine"].weight.zero_()
+        model.heads["mine"].bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    result = results_of(broken_set, model)["plain"]
+    assert (result["n_read"], result["n_listed"]) == (4, 7)
+    assert result["top1"] == 2 / 4
+    assert result["top1_listed"] == 2 / 7
+    assert result["mean_class"] == (0 + 1 + 0) / 3
+    assert result["per_class"] == [[0, 1], [2, 2], [0, 1]]
+    assert result["not_ok"] == {"missing": 1, "unreadable": 1}
+    assert (result["views"], result["frames"], result["split"], result["classes"]) == ("1x3", FRAMES, "val", 3)
+    (note,) = result["notes"]
+    assert "lost.mp4: unreadable" in note
+    assert result["n_notes"] == 1
+
+
+def test_every_readable_file_counts_once_by_its_own_scores(broken_set: Path) -> None:
+    for seed in range(3):
+        model = Watched(("x", "y", "z"), seed)
+        result = results_of(broken_set, model, views="2x3")["plain"]
+        right = 0
+        for file in ("a.mp4", "b.mp4", "c.mp4", "d.mp4"):
+            plan = ViewPlan(load_catalog(broken_set).spec("mine").sampling, Views(2, 3), FRAMES, SIZE)
+            (clips,), _ = read_views(str(broken_set.parent / "mine" / file), "video", [plan], 1.2)
+            scores = torch.stack([model(model.normalize(torch.from_numpy(clip)), ((1, FRAMES),))["mine"][0].softmax(0) for clip in clips])
+            right += "xyz"[int(scores.mean(0).argmax())] == FILES[file]
+        assert result["top1"] == right / 4
+
+
+@pytest.mark.parametrize("most_frames", [1, 25, 10_000])
+def test_batches_and_workers_change_nothing(broken_set: Path, most_frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants: tuple[Variant, ...] = ("plain", "shuffled", "single")
+    model, usual = Watched(("x", "y", "z")), Watched(("x", "y", "z"))
+    wanted = results_of(broken_set, usual, *variants)
+    monkeypatch.setattr(evaluation, "BATCH_FRAMES", most_frames)
+    assert results_of(broken_set, model, *variants) == wanted
+    assert sum(groups[0][0] for groups in model.groups) == sum(groups[0][0] for groups in usual.groups) == 3 * 4 * 3
+    for place in range(3):
+        found, expected = (torch.cat(each.shown[place::3]) for each in (model, usual))
+        assert torch.equal(found, expected), variants[place]
+
+
+def test_worker_processes_change_nothing(broken_set: Path) -> None:
+    model = Watched(("x", "y", "z"))
+    assert results_of(broken_set, model, "plain", "shuffled", workers=2) == results_of(broken_set, model, "plain", "shuffled")
+
+
+def test_variants_show_the_same_frames_in_another_order_or_one_of_them(broken_set: Path) -> None:
+    model = Watched(("x", "y", "z"))
+    results = results_of(broken_set, model, "plain", "shuffled", "single", views="2x1")
+    plain, shuffled, single = model.shown
+    assert plain.shape == shuffled.shape == (8, FRAMES, 3, SIZE, SIZE)
+    orders = [[next(i for i in range(FRAMES) if torch.equal(frame, clip[i])) for frame in moved] for clip, moved in zip(plain, shuffled)]
+    assert all(sorted(order) == list(range(FRAMES)) for order in orders)
+    assert len({tuple(order) for order in orders}) > 2
+    assert torch.equal(single, plain[:, [FRAMES // 2]])
+    assert model.groups == [((8, FRAMES),), ((8, FRAMES),), ((8, 1),)]
+    assert {variant: result["frames"] for variant, result in results.items()} == {"plain": FRAMES, "shuffled": FRAMES, "single": 1}
+
+
+def test_the_orders_follow_the_seed(broken_set: Path) -> None:
+    shown = []
+    for seed in (0, 0, 1):
+        model = Watched(("x", "y", "z"))
+        results_of(broken_set, model, "shuffled", seed=seed)
+        shown.append(model.shown[0])
+    assert torch.equal(shown[0], shown[1])
+    assert not torch.equal(shown[0], shown[2])
+
+
+def test_a_model_blind_to_order_scores_shuffled_frames_alike(broken_set: Path) -> None:
+    for seed in range(3):
+        model = Watched(("x", "y", "z"), seed)
+        model.fresh_temporal_branch()
+        results = results_of(broken_set, model, "plain", "shuffled")
+        assert results["shuffled"]["per_class"] == results["plain"]["per_class"]
+
+
+def test_images_have_spatial_views_alone(make_set: MakeSet) -> None:
+    catalog = make_set({"a.png": "x", "b.png": "y"})
+    model = Watched(("x", "y"))
+    result = results_of(catalog, model, views="4x3")["plain"]
+    assert (result["views"], result["frames"], result["sampling"]) == ("1x3", 1, None)
+    assert model.groups == [((6, 1),)]
+
+
+def test_a_split_of_which_nothing_can_be_read(make_set: MakeSet) -> None:
+    catalog = make_set({"a.mp4": "x", "b.mp4": "y"}, absent=["a.mp4", "b.mp4"])
+    result = results_of(catalog, Watched(("x", "y")))["plain"]
+    assert (result["n_read"], result["n_listed"], result["top1"], result["top1_listed"]) == (0, 2, None, 0)
+
+
+# --- a checkpoint and a catalog ---------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_measured_on_every_set_it_has_a_head_for(trained: Path, sandbox: Path) -> None:
+    results = evaluate_release(trained, sandbox, "val", [], "1x1", ["plain", "shuffled", "single"], "cpu", 0, 0)
+    found = [(row["dataset"], row["variant"]) for row in results]
+    videos = [(name, variant) for name in ("kinetics", "ssv2", "moments") for variant in ("plain", "shuffled", "single")]
+    assert found == [*videos, ("imagenet", "plain")]
+    for row in results:
+        assert row["n_read"] == row["n_listed"] == sum(total for _, total in row["per_class"])
+        assert row["step"] == 4
+        assert row["checkpoint"].endswith("step-0000004")
+
+
+def test_evaluation_during_training_is_the_same_number(sandbox: Path, tmp_path: Path) -> None:
+    import json
+
+    from cover.training.recipe import Data, Recipe
+    from cover.training.train import train
+
+    run = train(Recipe(Data(["ssv2", "imagenet"], str(sandbox), frames=2), str(tmp_path / "run"), steps=2, batch=4, workers=0))
+    dev = next(line for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if line["event"] == "dev")
+    for row in evaluate_release(run, sandbox, "dev", [], None, ["plain"], "cpu", 0, 0):
+        assert {key: row[key] for key in dev["datasets"][row["dataset"]]} == dev["datasets"][row["dataset"]]
+
+
+def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_heads_and_classes_that_do_not_match(make_set: MakeSet, tmp_path: Path) -> None:
+    catalog = make_set({"a.png": "x", "b.png": "y"})
+    save_release(tmp_path / "other", Watched(("x", "y", "z")), {"step": 1, "frames": 1, "datasets": {}})
+    save_release(tmp_path / "theirs", Watched(("x", "y"), name="theirs"), {"step": 1, "frames": 1, "datasets": {}})
+    for checkpoint, names, message in (
+        ("other", [], 'head "mine" was trained on class list'),
+        ("theirs", ["mine"], 'no head "mine"; its heads: theirs'),
+        ("theirs", [], "has none of the checkpoint's heads: theirs"),
+        ("theirs", ["miine"], 'no data set "miine"; did you mean "mine"'),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            evaluate_release(tmp_path / checkpoint, catalog, "val", names, None, ["plain"], "cpu", 0, 0)
+        one_line(error)
+
+
+def test_a_split_that_is_not_there(trained: Path, sandbox: Path) -> None:
+    with pytest.raises(UserError, match='kinetics has no split "test"') as error:
+        evaluate_release(trained, sandbox, "test", [], None, ["plain"], "cpu", 0, 0)
+    one_line(error)

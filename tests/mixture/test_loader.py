@@ -1,0 +1,182 @@
+"""Packs hold what the draws name and nothing else, whoever reads them; a file that cannot be read counts for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cover.datasets.catalog import load_catalog
+from cover.datasets.flips import mirror_pairs
+from cover.datasets.manifest import open_manifest
+from cover.media.augment import crop_resize, view_box
+from cover.media.decode import decode_image
+from cover.mixture.loader import Augmentation, Member, SampleReader, packs
+from cover.mixture.pack import Pack
+from cover.mixture.schedule import Draw, Schedule, Source, rates_by, split_batch
+
+MakeSet = Callable[..., Path]
+SIZE = 16
+
+
+def members_of(catalog_path: Path, frames: dict[str, int]) -> list[Member]:
+    """The train splits of some data sets of a catalog, each with a head of its own."""
+    catalog, members = load_catalog(catalog_path), []
+    for place, (name, length) in enumerate(frames.items()):
+        manifest = open_manifest(catalog.manifest_path(name, "train"))
+        targets = np.full((len(manifest.classes.names), len(frames)), -1)
+        targets[:, place] = np.arange(len(targets))
+        spec = catalog.spec(name)
+        mirror = mirror_pairs(manifest.classes.names) if spec.flip == "swap" else None
+        members.append(Member(spec, manifest, length, targets, mirror))
+    return members
+
+
+def schedule_of(members: list[Member], batch: int, seed: int = 0) -> Schedule:
+    rates = rates_by({member.spec.name: len(member.manifest.usable) for member in members})
+    sources = [Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name]) for m in members]
+    return Schedule(seed, split_batch(sources, batch, 1))
+
+
+def assert_equal_packs(left: Pack, right: Pack) -> None:
+    assert (left.groups, left.notes) == (right.groups, right.notes)
+    for name in ("frames", "dataset", "targets", "weight", "colour", "seed"):
+        assert torch.equal(getattr(left, name), getattr(right, name)), name
+
+
+def test_packs_do_not_depend_on_who_reads_them(sandbox: Path) -> None:
+    members = members_of(sandbox, {"kinetics": 4, "ssv2": 8, "moments": 2, "imagenet": 1})
+    schedule, reader = schedule_of(members, 12), SampleReader(members, Augmentation(SIZE, colour=0.3))
+    alone = list(packs(schedule, reader, 0, 3, workers=0))
+    for left, right in zip(alone, packs(schedule, reader, 0, 3, workers=2), strict=True):
+        assert_equal_packs(left, right)
+    assert_equal_packs(next(packs(schedule, reader, 2, 3, workers=0)), alone[2])
+
+
+def test_a_pack_holds_its_draws_clips_first_without_padding(sandbox: Path) -> None:
+    members = members_of(sandbox, {"imagenet": 1, "kinetics": 4, "ssv2": 8})
+    schedule, reader = schedule_of(members, 10), SampleReader(members, Augmentation(SIZE, flip=False, colour=0.3))
+    pack = next(packs(schedule, reader, 0, 1, workers=0))
+    draws = [draw for group in schedule.step(0) for draw in group]
+    assert [frames for _, frames in pack.groups] == [8, 4, 1]
+    assert sum(samples for samples, _ in pack.groups) == len(draws) == 10
+    assert pack.frames.shape == (sum(samples * frames for samples, frames in pack.groups), 3, SIZE, SIZE)
+    assert pack.frames.dtype == torch.uint8
+    place = 0
+    for number, draw in enumerate(draws):
+        member = next(m for m in members if m.spec.name == draw.dataset)
+        sample = reader.read(draw)
+        assert torch.equal(pack.frames[place : place + member.frames], sample.frames)
+        assert members[pack.dataset[number]] is member
+        label = member.manifest.row(draw.row).label
+        assert pack.targets[number].tolist() == [label if head is member else -1 for head in members]
+        assert torch.equal(pack.colour[number], sample.colour)
+        assert int(pack.seed[number]) == draw.seed % 2**63
+        place += member.frames
+    assert place == len(pack.frames)
+    assert pack.weight.tolist() == [1.0] * 10
+
+
+def test_ranks_read_slices_of_the_same_pack(sandbox: Path) -> None:
+    members = members_of(sandbox, {"kinetics": 4, "imagenet": 1})
+    rates = rates_by({"kinetics": 1, "imagenet": 1})
+    sources = [Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name]) for m in members]
+    schedule, reader = Schedule(0, split_batch(sources, 8, 2)), SampleReader(members, Augmentation(SIZE))
+    whole = next(packs(schedule, reader, 1, 2, workers=0))
+    parts = [next(packs(schedule, reader, 1, 2, workers=0, rank=rank, ranks=2)) for rank in (0, 1)]
+    assert whole.groups == ((4, 4), (4, 1))
+    assert [part.groups for part in parts] == [((2, 4), (2, 1))] * 2
+    clips, images = ([part.frames[rows] for part in parts] for rows in (slice(0, 8), slice(8, None)))
+    assert torch.equal(torch.cat([*clips, *images]), whole.frames)
+
+
+def test_a_draw_changes_the_crop(make_set: MakeSet) -> None:
+    members = members_of(make_set({"a.mp4": "x", "b.mp4": "y"}), {"mine": 4})
+    reader = SampleReader(members, Augmentation(SIZE, colour=0.3))
+    first, again, other = (reader.read(Draw("mine", 0, epoch, seed)) for epoch, seed in ((0, 5), (0, 5), (1, 6)))
+    assert torch.equal(first.frames, again.frames)
+    assert torch.equal(first.colour, again.colour)
+    assert not torch.equal(first.frames, other.frames)
+    assert not torch.equal(first.colour, other.colour)
+
+
+@pytest.mark.parametrize("damage", ["removed", "overwritten"])
+def test_a_file_lost_after_indexing(make_set: MakeSet, damage: str) -> None:
+    catalog = make_set({"a.mp4": "x", "b.mp4": "y", "c.mp4": "y"})
+    members = members_of(catalog, {"mine": 4})
+    schedule, reader = schedule_of(members, 3), SampleReader(members, Augmentation(SIZE, colour=0.3))
+    before = next(packs(schedule, reader, 0, 1, workers=0))
+    victim = catalog.parent / "mine" / "b.mp4"
+    victim.unlink() if damage == "removed" else victim.write_bytes(b"nothing" * 500)
+    after = next(packs(schedule, reader, 0, 1, workers=0))
+    lost = [draw.row for draw in schedule.step(0)[0]].index(1)
+    assert after.weight.tolist() == [0.0 if number == lost else 1.0 for number in range(3)]
+    frames, kept = after.frames.view(3, 4, 3, SIZE, SIZE), [number for number in range(3) if number != lost]
+    assert not frames[lost].any()
+    assert torch.equal(frames[kept], before.frames.view(3, 4, 3, SIZE, SIZE)[kept])
+    assert torch.equal(after.colour[kept], before.colour[kept])
+    assert before.notes == ()
+    (note,) = after.notes
+    assert note.startswith(f"mine: {victim}: unreadable: ")
+    assert "\n" not in note
+
+
+def test_missing_and_corrupt_files_are_never_drawn(make_set: MakeSet) -> None:
+    catalog = make_set({"a.mp4": "x", "gone.mp4": "x", "bad.mp4": "y", "b.mp4": "y"}, absent=["gone.mp4"], corrupt=["bad.mp4"])
+    schedule = schedule_of(members_of(catalog, {"mine": 2}), 4)
+    assert {draw.row for step in range(8) for draw in schedule.step(step)[0]} == {0, 3}
+
+
+CLASSES = {"a.mp4": "pull left", "b.mp4": "pull right", "c.mp4": "spin left", "d.mp4": "drop"}  # labels 1, 2, 3, 0
+
+
+def flips(members: list[Member], row: int, draws: int = 24) -> set[tuple[bool, int]]:
+    """What happens to a row over many draws: whether its frames are mirrored, and the class it then trains."""
+    plain, flipping = (SampleReader(members, Augmentation(SIZE, flip=flip)) for flip in (False, True))
+    found = set()
+    for seed in range(draws):
+        draw = Draw("mine", row, 0, seed)
+        straight, sample = plain.read(draw), flipping.read(draw)
+        mirrored = torch.equal(sample.frames, straight.frames.flip(-1))
+        assert mirrored != torch.equal(sample.frames, straight.frames)
+        assert torch.equal(sample.colour, straight.colour)
+        found.add((mirrored, int(sample.targets[0])))
+    return found
+
+
+def test_flips_swap_the_labels_of_mirror_pairs(make_set: MakeSet) -> None:
+    members = members_of(make_set(CLASSES, flip="swap"), {"mine": 3})
+    assert flips(members, 0) == {(False, 1), (True, 2)}
+    assert flips(members, 1) == {(False, 2), (True, 1)}
+    assert flips(members, 2) == {(False, 3)}, "spin left has no counterpart"
+    assert flips(members, 3) == {(False, 0), (True, 0)}
+
+
+@pytest.mark.parametrize(("policy", "wanted"), [("never", {(False, 1)}), ("allow", {(False, 1), (True, 1)})])
+def test_flips_by_the_data_sets_policy(make_set: MakeSet, policy: str, wanted: set[tuple[bool, int]]) -> None:
+    assert flips(members_of(make_set(CLASSES, flip=policy), {"mine": 3}), 0) == wanted
+
+
+def test_the_sandbox_swaps_left_and_right(sandbox: Path) -> None:
+    (member,) = members_of(sandbox, {"ssv2": 4})
+    assert member.mirror is not None
+    names = member.manifest.classes.names
+    moved = {names[i]: names[j] for i, j in enumerate(member.mirror) if i != j}
+    assert moved
+    for name, other in moved.items():
+        assert other == name.replace("left", "\0").replace("right", "left").replace("\0", "right") != name
+
+
+def test_crops_follow_the_data_sets_own_range(make_set: MakeSet) -> None:
+    (member,) = members_of(make_set({"a.png": "x", "b.png": "y"}), {"mine": 1})
+    middle = crop_resize(decode_image(member.manifest.row(0).path)[None], view_box(64, 48, 0, 1), SIZE)
+    for scale, distinct in (((1.0, 1.0), 1), ((0.05, 0.3), 10)):  # a whole 64 x 48 picture fits no box of the wanted shapes
+        ranged = replace(member, spec=replace(member.spec, crop_scale=scale))
+        reader = SampleReader([ranged], Augmentation(SIZE, flip=False))
+        crops = [reader.read(Draw("mine", 0, 0, seed)).frames.numpy() for seed in range(10)]
+        assert len({crop.tobytes() for crop in crops}) == distinct
+        assert np.array_equal(crops[0], middle) == (distinct == 1)

@@ -1,0 +1,166 @@
+"""Quotas hold exactly at every step, whatever the mixture; any step can be asked for first, on any number of ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cover.errors import UserError
+from cover.mixture.schedule import Group, Schedule, Source, draw_seed, rates_by, split_batch, wanted_rates
+
+STEPS = 24
+
+
+def make_sources(sizes: list[int], frames: list[int], alpha: float = 1.0, weights: list[float] | None = None) -> list[Source]:
+    """Sets s0, s1, … whose usable rows are 3, 10, 17, …: not all rows of a manifest can be drawn."""
+    names = [f"s{number}" for number in range(len(sizes))]
+    rates = rates_by(dict(zip(names, sizes)), alpha, dict(zip(names, weights)) if weights else None)
+    return [Source(name, 3 + 7 * np.arange(size), length, rates[name]) for name, size, length in zip(names, sizes, frames)]
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> tuple[int, tuple[Group, ...]]:
+    """A seed and the groups of a random mixture of one to six data sets."""
+    count = draw(st.integers(1, 6))
+    each = {"min_size": count, "max_size": count}
+    sizes = draw(st.lists(st.integers(1, 400), **each))
+    frames = draw(st.lists(st.sampled_from([1, 4, 8, 16]), **each))
+    weights = draw(st.none() | st.lists(st.floats(1e-3, 1e3), **each))
+    divisor = draw(st.sampled_from([1, 2, 4]))
+    batch = divisor * draw(st.integers(len(set(frames)), 40))
+    sources = make_sources(sizes, frames, draw(st.floats(0, 1.5)), weights)
+    return draw(st.integers(0, 2**32)), split_batch(sources, batch, divisor)
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixtures())
+def test_quotas_hold_at_every_step(mixture: tuple[int, tuple[Group, ...]]) -> None:
+    seed, groups = mixture
+    schedule, drawn = Schedule(seed, groups), Counter[str]()
+    for step in range(STEPS):
+        draws = schedule.step(step)
+        assert [len(group) for group in draws] == [group.samples for group in groups]
+        drawn.update(draw.dataset for group in draws for draw in group)
+        for group in groups:
+            total = sum(source.rate for source in group.sources)
+            for source in group.sources:
+                wanted = (step + 1) * group.samples * source.rate / total
+                assert isinstance(wanted, Fraction)
+                assert abs(drawn[source.name] - wanted) < 1
+        assert schedule.drawn(step + 1) == {source.name: drawn[source.name] for group in groups for source in group.sources}
+
+
+@settings(max_examples=30, deadline=None)
+@given(mixtures(), st.permutations(range(8)))
+def test_any_step_first(mixture: tuple[int, tuple[Group, ...]], order: list[int]) -> None:
+    seed, groups = mixture
+    in_order = Schedule(seed, groups)
+    wanted = [in_order.step(step) for step in range(8)]
+    jumping = Schedule(seed, groups)
+    assert {step: jumping.step(step) for step in order} == dict(enumerate(wanted))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.lists(st.integers(1, 400), min_size=2, max_size=4), st.integers(1, 12))
+def test_the_ranks_share_one_global_batch(seed: int, sizes: list[int], quarter: int) -> None:
+    frames = [16, 8, 1, 1][: len(sizes)]
+    groups = split_batch(make_sources(sizes, frames), 4 * (quarter + 2), 4)
+    schedule = Schedule(seed, groups)
+    for step in (0, 5):
+        whole = schedule.step(step)
+        for ranks in (1, 2, 4):
+            slices = [schedule.rank_step(step, rank, ranks) for rank in range(ranks)]
+            assert tuple(sum((part[group] for part in slices), ()) for group in range(len(groups))) == whole
+            assert {tuple(map(len, part)) for part in slices} == {tuple(group.samples // ranks for group in groups)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(4, 30))
+def test_every_set_walks_whole_epochs(seed: int, sizes: list[int], batch: int) -> None:
+    sources = make_sources(sizes, [8, 1, 4, 1][: len(sizes)])
+    schedule = Schedule(seed, split_batch(sources, batch, 1))
+    draws = [draw for step in range(30) for group in schedule.step(step) for draw in group]
+    for source in sources:
+        mine = [draw for draw in draws if draw.dataset == source.name]
+        whole, rest = divmod(len(mine), len(source.rows))
+        for epoch in range(whole + 1):
+            rows = [draw.row for draw in mine if draw.epoch == epoch]
+            assert len(rows) == len(set(rows)) == (len(source.rows) if epoch < whole else rest)
+            assert set(rows) <= set(source.rows.tolist())
+
+
+def test_epochs_are_shuffled_each_its_own_way() -> None:
+    schedule = Schedule(0, split_batch(make_sources([40], [8]), 1, 1))
+    draws = [schedule.step(step)[0][0] for step in range(120)]
+    orders = [tuple(draw.row for draw in draws if draw.epoch == epoch) for epoch in range(3)]
+    assert len({*orders, tuple(sorted(orders[0]))}) == 4
+
+
+def test_the_data_sets_of_a_group_are_mixed_over_the_ranks() -> None:
+    schedule = Schedule(0, split_batch(make_sources([100, 100], [8, 8]), 32, 2))
+    for step in range(5):
+        first, second = (schedule.rank_step(step, rank, 2)[0] for rank in (0, 1))
+        assert {draw.dataset for draw in first} == {draw.dataset for draw in second} == {"s0", "s1"}
+
+
+def test_seeds_tell_everything_apart() -> None:
+    places = [(seed, name, epoch, row) for seed in (0, 1) for name in ("a", "b") for epoch in range(4) for row in range(50)]
+    seeds = {draw_seed(*place) for place in places}
+    assert len(seeds) == len(places)
+    assert max(seeds).bit_length() == 64
+    schedule = Schedule(3, split_batch(make_sources([9, 5], [8, 1]), 8, 1))
+    for draw in (draw for step in range(6) for group in schedule.step(step) for draw in group):
+        assert draw.seed == draw_seed(3, draw.dataset, draw.epoch, draw.row)
+
+
+def test_another_seed_is_another_order() -> None:
+    groups = split_batch(make_sources([50], [8]), 10, 1)
+    assert Schedule(0, groups).step(0) != Schedule(1, groups).step(0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 10**7), min_size=1), st.floats(0, 1.5))
+def test_rates_follow_size_to_the_alpha(sizes: dict[str, int], alpha: float) -> None:
+    rates = rates_by(sizes, alpha)
+    total = sum(size**alpha for size in sizes.values())
+    assert sum(rates.values()) == 1
+    assert {name: float(rate) for name, rate in rates.items()} == pytest.approx({n: s**alpha / total for n, s in sizes.items()}, abs=1e-8)
+
+
+def test_explicit_weights_replace_sizes() -> None:
+    assert rates_by({"a": 10, "b": 10_000}, weights={"a": 3, "b": 1}) == {"a": Fraction(3, 4), "b": Fraction(1, 4)}
+
+
+def test_longest_clips_first_and_images_last_at_least_one_each() -> None:
+    sources = make_sources([1, 100_000, 1, 1], [4, 8, 1, 16])
+    groups = split_batch(sources, 8, 2)
+    assert [(group.frames, group.samples) for group in groups] == [(16, 2), (8, 2), (4, 2), (1, 2)]
+    assert [(group.frames, group.samples) for group in split_batch(sources, 64, 2)] == [(16, 2), (8, 58), (4, 2), (1, 2)]
+    wanted = dict(wanted_rates(groups))
+    assert sum(wanted.values()) == pytest.approx(1)
+    assert wanted["s1"] == 0.25
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_no_positive_number(weight: float) -> None:
+    with pytest.raises(UserError, match=r"^data\.weights\.b: a positive weight is needed[^\n]*$"):
+        rates_by({"a": 1, "b": 2}, weights={"a": 1.0, "b": weight})
+
+
+@pytest.mark.parametrize(
+    ("batch", "divisor", "message"),
+    [
+        (2, 1, "batch: 2 is too small: clips of 3 lengths need at least 3 samples"),
+        (4, 2, "at least 6 samples"),
+        (9, 2, "not a multiple of"),
+    ],
+)
+def test_batches_that_cannot_be_shared_out(batch: int, divisor: int, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        split_batch(make_sources([5, 5, 5], [8, 4, 1]), batch, divisor)
+    assert "\n" not in str(caught.value)

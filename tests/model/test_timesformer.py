@@ -1,0 +1,355 @@
+"""The network against itself sample by sample, and against two networks of the transformers library.
+
+Every comparison first randomises every parameter: what starts at zero would hide a mistake.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cover.errors import UserError
+from cover.model.presets import model_config
+from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer, attention, per_frame, rotate
+
+SHAPE: dict[str, Any] = {"width": 32, "depth": 3, "attention_heads": 4, "patch": 8, "size": 24, "frames": 4}
+HEADS = (Head("motion", ("up", "down", "left")), Head("things", ("cat", "dog", "cow", "owl", "bee")))
+MODES = pytest.mark.parametrize(("time", "image_temporal"), [(t, i) for t in ("rotary", "additive") for i in ("attend", "skip")])
+
+
+def randomise(module: nn.Module, seed: int = 0) -> None:
+    """Every parameter random and none near zero; the scales of norms around 1, so that attention is far from uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            norm_scale = "norm" in name and name.endswith("weight")
+            parameter.normal_(1.0 if norm_scale else 0.0, 0.2, generator=generator)
+
+
+def build(heads: tuple[Head, ...] = HEADS, seed: int = 0, **changes: Any) -> TimeSformer:
+    model = TimeSformer(ModelConfig(**{**SHAPE, **changes}), heads).eval()
+    randomise(model, seed)
+    return model
+
+
+def pixels(frames: int, seed: int = 0, size: int = SHAPE["size"]) -> Tensor:
+    return torch.randn(frames, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    """Equal up to fp32 rounding, measured against the largest entry."""
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * max(1.0, float(wanted.detach().abs().max())))
+
+
+def one_by_one(frames: Tensor, groups: Groups) -> list[Tensor]:
+    lengths = [length for samples, length in groups for _ in range(samples)]
+    return list(frames.split(lengths))
+
+
+MIXED: Groups = ((2, 8), (3, 4), (1, 2), (2, 1))
+
+
+@MODES
+def test_a_pack_equals_its_clips_and_images_run_separately(time: str, image_temporal: str) -> None:
+    model = build(time=time, image_temporal=image_temporal)
+    frames = pixels(sum(samples * length for samples, length in MIXED))
+    weights = {head.name: torch.randn(8, len(head.classes), generator=torch.Generator().manual_seed(7)) for head in HEADS}
+
+    packed = model(frames, MIXED)
+    sum((packed[name] * weights[name]).sum() for name in packed).backward()
+    packed_gradient = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+    model.zero_grad(set_to_none=True)
+    for number, sample in enumerate(one_by_one(frames, MIXED)):
+        alone = model(sample, ((1, len(sample)),))
+        for name in alone:
+            close(packed[name][number], alone[name][0])
+        sum((alone[name] * weights[name][number]).sum() for name in alone).backward()
+    assert packed_gradient.keys() == {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    for name, parameter in model.named_parameters():
+        close(packed_gradient[name], parameter.grad)
+
+
+@MODES
+@pytest.mark.parametrize("groups", [((2, 4),), ((3, 1),), ((1, 8), (2, 4)), ((2, 4), (1, 1))], ids=str)
+def test_packs_without_images_or_without_clips(time: str, image_temporal: str, groups: Groups) -> None:
+    model = build(time=time, image_temporal=image_temporal)
+    frames = pixels(sum(samples * length for samples, length in groups))
+    packed = model.forward_features(frames, groups)
+    for number, sample in enumerate(one_by_one(frames, groups)):
+        close(packed[number], model.forward_features(sample, ((1, len(sample)),))[0])
+
+
+@MODES
+def test_drop_path_factors_belong_to_their_samples(time: str, image_temporal: str) -> None:
+    model = build(time=time, image_temporal=image_temporal)
+    frames = pixels(sum(samples * length for samples, length in MIXED))
+    keep = torch.rand(SHAPE["depth"], 3, 8, generator=torch.Generator().manual_seed(1)) * 2
+    packed = model.forward_features(frames, MIXED, keep)
+    for number, sample in enumerate(one_by_one(frames, MIXED)):
+        close(packed[number], model.forward_features(sample, ((1, len(sample)),), keep[:, :, number : number + 1])[0])
+    assert not torch.allclose(packed, model.forward_features(frames, MIXED), atol=1e-2)
+
+
+@MODES
+def test_dropping_every_branch_leaves_the_embedded_class_token(time: str, image_temporal: str) -> None:
+    model = build(time=time, image_temporal=image_temporal)
+    features = model.forward_features(pixels(9), ((2, 4), (1, 1)), torch.zeros(SHAPE["depth"], 3, 3))
+    close(features, model.norm(model.cls_token + model.pos_embed[:, :1])[0].expand(3, -1))
+
+
+# --- against the transformers library ---------------------------------------------------------------------------------------------
+
+
+def copy_into(theirs: nn.Module, values: dict[str, Tensor]) -> None:
+    """Fill a foreign network, leaving no parameter out."""
+    theirs.load_state_dict(values, strict=True)
+
+
+def vit_weights(ours: TimeSformer) -> dict[str, Tensor]:
+    """The non-temporal weights under the names of transformers' ViTModel."""
+    state = ours.state_dict()
+    values = {
+        "embeddings.cls_token": state["cls_token"],
+        "embeddings.position_embeddings": state["pos_embed"],
+        "embeddings.patch_embeddings.projection.weight": state["patch_embed.weight"],
+        "embeddings.patch_embeddings.projection.bias": state["patch_embed.bias"],
+    }
+    for kind in ("weight", "bias"):
+        values[f"layernorm.{kind}"] = state[f"norm.{kind}"]
+        for i in range(SHAPE["depth"]):
+            mine, layer = f"blocks.{i}", f"layers.{i}"
+            values[f"{layer}.layernorm_before.{kind}"] = state[f"{mine}.norm1.{kind}"]
+            values[f"{layer}.layernorm_after.{kind}"] = state[f"{mine}.norm2.{kind}"]
+            for letter, part in zip("qkv", state[f"{mine}.attn.qkv.{kind}"].chunk(3)):
+                values[f"{layer}.attention.{letter}_proj.{kind}"] = part
+            values[f"{layer}.attention.o_proj.{kind}"] = state[f"{mine}.attn.proj.{kind}"]
+            for part in ("fc1", "fc2"):
+                values[f"{layer}.mlp.{part}.{kind}"] = state[f"{mine}.mlp.{part}.{kind}"]
+    return values
+
+
+def timesformer_weights(ours: TimeSformer) -> dict[str, Tensor]:
+    """All weights under the names of transformers' TimesformerModel."""
+    state = ours.state_dict()
+    values = {
+        "embeddings.cls_token": state["cls_token"],
+        "embeddings.position_embeddings": state["pos_embed"],
+        "embeddings.time_embeddings": state["time_embed"],
+        "embeddings.patch_embeddings.projection.weight": state["patch_embed.weight"],
+        "embeddings.patch_embeddings.projection.bias": state["patch_embed.bias"],
+    }
+    names = {
+        "temporal_norm": "temporal_layernorm", "temporal_attn.qkv": "temporal_attention.attention.qkv",
+        "temporal_attn.proj": "temporal_attention.output.dense", "temporal_fc": "temporal_dense", "norm1": "layernorm_before",
+        "attn.qkv": "attention.attention.qkv", "attn.proj": "attention.output.dense", "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+    }  # fmt: skip
+    for kind in ("weight", "bias"):
+        values[f"layernorm.{kind}"] = state[f"norm.{kind}"]
+        for i in range(SHAPE["depth"]):
+            values |= {f"encoder.layer.{i}.{theirs}.{kind}": state[f"blocks.{i}.{mine}.{kind}"] for mine, theirs in names.items()}
+    return values
+
+
+def their_shape() -> dict[str, Any]:
+    return {
+        "hidden_size": SHAPE["width"], "num_hidden_layers": SHAPE["depth"], "num_attention_heads": SHAPE["attention_heads"],
+        "intermediate_size": 4 * SHAPE["width"], "image_size": SHAPE["size"], "patch_size": SHAPE["patch"], "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("time", ["rotary", "additive"])
+def test_an_image_equals_transformers_vit(time: str) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    ours = build(time=time, image_temporal="skip")
+    theirs = ViTModel(ViTConfig(**their_shape()), add_pooling_layer=False).eval()
+    copy_into(theirs, vit_weights(ours))
+    images = pixels(3)
+    with torch.no_grad():
+        close(ours.forward_features(images, ((3, 1),)), theirs(images).last_hidden_state[:, 0])
+
+
+def their_timesformer(frames: int) -> nn.Module:
+    from transformers import TimesformerConfig, TimesformerModel
+
+    return TimesformerModel(TimesformerConfig(**their_shape(), num_frames=frames, attention_type="divided_space_time")).eval()
+
+
+@pytest.mark.parametrize("frames", [4, 8])
+def test_a_clip_equals_transformers_timesformer(frames: int) -> None:
+    ours, theirs = build(time="additive", frames=frames), their_timesformer(frames)
+    copy_into(theirs, timesformer_weights(ours))
+    clips = pixels(2 * frames)
+    with torch.no_grad():
+        wanted = theirs(clips.unflatten(0, (2, frames))).last_hidden_state[:, 0]
+        close(ours.forward_features(clips, ((2, frames),)), wanted)
+        in_a_pack = ours.forward_features(torch.cat([pixels(6, seed=5), clips, pixels(2, seed=6)]), ((3, 2), (2, frames), (2, 1)))
+        close(in_a_pack[3:5], wanted)
+
+
+def test_longer_clips_repeat_the_time_embedding_as_transformers_does() -> None:
+    ours, theirs = build(time="additive", frames=4), their_timesformer(8)
+    weights = timesformer_weights(ours)
+    weights["embeddings.time_embeddings"] = weights["embeddings.time_embeddings"].repeat_interleave(2, dim=1)
+    copy_into(theirs, weights)
+    clip = pixels(8)
+    with torch.no_grad():
+        close(ours.forward_features(clip, ((1, 8),)), theirs(clip[None]).last_hidden_state[:, 0])
+
+
+# --- images are single-frame videos -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frames", [2, 4, 5, 16])
+def test_a_clip_of_identical_frames_equals_its_image(frames: int) -> None:
+    model, image = build(time="rotary", image_temporal="attend"), pixels(1)
+    groups = ((1, frames), (1, 1))
+    clip, still = model.forward_features(torch.cat([image.expand(frames, -1, -1, -1), image]), groups)
+    close(clip, still)
+
+
+def test_the_order_of_frames_matters_and_attending_differs_from_skipping() -> None:
+    clip = pixels(4)
+    for time in ("rotary", "additive"):
+        model = build(time=time)
+        forward, backward = model.forward_features(torch.cat([clip, clip.flip(0)]), ((2, 4),))
+        assert (forward - backward).abs().max() > 1e-2
+    attend, skip = (build(image_temporal=mode).forward_features(clip[:1], ((1, 1),)) for mode in ("attend", "skip"))
+    assert (attend - skip).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("time", ["rotary", "additive"])
+@pytest.mark.parametrize("image_temporal", ["attend", "skip"])
+def test_a_fresh_temporal_branch_is_the_image_vit(time: str, image_temporal: str) -> None:
+    model = build(time=time, image_temporal=image_temporal)
+    model.fresh_temporal_branch()
+    image = pixels(1)
+    clip = model.forward_features(image.expand(4, -1, -1, -1), ((1, 4),))
+    skipping = build(time=time, image_temporal="skip")  # the same spatial weights, and a temporal branch that no image passes
+    close(clip, skipping.forward_features(image, ((1, 1),)))
+    close(model.forward_features(image, ((1, 1),)), clip)
+    for block in model.blocks:
+        assert torch.equal(block.temporal_attn.qkv.weight, block.attn.qkv.weight)
+        assert torch.equal(block.temporal_norm.bias, block.norm1.bias)
+
+
+def test_a_new_model_starts_as_an_image_vit_with_zero_heads() -> None:
+    torch.manual_seed(0)
+    model = TimeSformer(ModelConfig(**SHAPE), HEADS)
+    frames = pixels(5)
+    assert all(not logits.any() for logits in model(frames, ((1, 4), (1, 1))).values())
+    forward, backward = model.forward_features(torch.cat([frames[:4], frames[:4].flip(0)]), ((2, 4),))
+    close(forward, backward)
+
+
+@pytest.mark.parametrize("time", ["rotary", "additive"])
+def test_every_parameter_gets_a_gradient(time: str) -> None:
+    model = build(time=time, image_temporal="attend")
+    sum(logits.square().sum() for logits in model(pixels(9), ((2, 4), (1, 1))).values()).backward()
+    silent = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert silent == []
+
+
+def test_images_alone_train_the_temporal_branch_only_when_they_attend() -> None:
+    for mode, wanted in (("attend", True), ("skip", False)):
+        model = build(image_temporal=mode)
+        model(pixels(2), ((2, 1),))["things"].square().sum().backward()
+        assert {p.grad is not None for name, p in model.named_parameters() if name.endswith("temporal_fc.weight")} == {wanted}
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", [3, 64, 65, 200])
+def test_attention_is_softmax_of_scaled_products_whichever_kernel_computes_it(keys: int) -> None:
+    q, k, v = (torch.randn(2, 3, length, 8, generator=torch.Generator().manual_seed(length)) for length in (5, keys, keys + 1))
+    v = v[:, :, :keys]
+    weights = torch.softmax(torch.einsum("abid,abjd->abij", q, k) / 8**0.5, dim=-1)
+    close(attention(q, k, v), torch.einsum("abij,abjd->abid", weights, v))
+
+
+def test_rotary_products_depend_on_the_distance_in_time_alone() -> None:
+    q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    moved = [rotate(x.expand(1, 12, 1, 1, 8))[0, :, 0, 0] for x in (q, k)]
+    products = moved[0] @ moved[1].T
+    for distance in (-5, -1, 0, 3):
+        diagonal = products.diagonal(distance)
+        close(diagonal, diagonal[:1].expand_as(diagonal))
+    assert (products[0, 1:] - products[0, 0]).abs().min() > 1e-4
+    close(moved[0].norm(dim=-1), q.norm().expand(12))
+
+
+def test_per_frame_repeats_each_samples_value() -> None:
+    assert per_frame(torch.tensor([1, 2, 3, 4]), ((1, 3), (1, 2), (2, 1))).tolist() == [1, 1, 1, 2, 2, 3, 4]
+
+
+def test_normalise_scales_and_changes_colours() -> None:
+    model = build(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    frames = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
+    close(model.normalize(frames), (frames / 255 - mean) / std)
+    swap_and_lift = torch.tensor([[0, 1, 0, 0.1], [1, 0, 0, 0.1], [0, 0, 1, 0.1]]).expand(2, 3, 4)
+    close(model.normalize(frames, swap_and_lift), ((frames[:, [1, 0, 2]] / 255 + 0.1).clamp(0, 1) - mean) / std)
+
+
+# --- sizes and errors -------------------------------------------------------------------------------------------------------------
+
+
+def classes(count: int) -> tuple[str, ...]:
+    return tuple(str(number) for number in range(count))
+
+
+def parameters(preset: str, heads: dict[str, int], **changes: Any) -> int:
+    with torch.device("meta"):
+        model = TimeSformer(model_config(preset, **changes), tuple(Head(name, classes(count)) for name, count in heads.items()))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("time", ["rotary", "additive"])
+def test_parameters_of_the_base_model(time: str) -> None:
+    assert parameters("B/16", {"k400": 400}, time=time) == pytest.approx(121.4e6, rel=0.005)
+
+
+def test_parameters_of_the_large_model() -> None:
+    heads = {"k400": 400, "ssv2": 174, "mit": 339, "imagenet": 1000}
+    assert parameters("L/16", heads, size=448, frames=16) == pytest.approx(431e6, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        ((7, 3, 24, 24), ((2, 4),)),
+        ((8, 3, 24, 16), ((2, 4),)),
+        ((8, 3, 32, 32), ((2, 4),)),
+        ((8, 1, 24, 24), ((2, 4),)),
+        ((8, 24, 24), ((2, 4),)),
+        ((6, 3, 24, 24), ((2, 1), (1, 4))),
+        ((2, 3, 24, 24), ((1, 1), (1, 1))),
+    ],
+    ids=str,
+)
+def test_wrong_shapes(shape: tuple[int, ...], groups: Groups) -> None:
+    with pytest.raises(ValueError, match="groups"):
+        build()(torch.zeros(shape), groups)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "message"),
+    [
+        ("B/x", {}, "as in B/16"),
+        ("B/0", {}, "as in B/16"),
+        ("B/²", {}, "as in B/16"),
+        ("Bx", {}, 'unknown model preset "Bx"'),
+        ("minni", {}, 'did you mean "mini"'),
+        ("B/16", {"size": 100}, "16"),
+    ],
+)
+def test_presets_that_are_none(preset: str, changes: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        model_config(preset, **changes)

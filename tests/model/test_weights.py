@@ -1,0 +1,177 @@
+"""A release comes back as it was written, starts another model, and says in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cover.errors import UserError
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import find_release, load_release, save_release, start_from, steps_saved
+
+SHAPE: dict[str, Any] = {"width": 16, "depth": 2, "attention_heads": 2, "patch": 8, "size": 16, "frames": 4}
+MOTION, THINGS, OTHERS = Head("motion", ("up", "döwn")), Head("things", ("cat", "dog", "cow")), Head("others", ("x", "y"))
+
+
+def build(*heads: Head, seed: int = 0, **changes: Any) -> TimeSformer:
+    """A model whose every parameter is random."""
+    model, generator = TimeSformer(ModelConfig(**{**SHAPE, **changes}), heads), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2, generator=generator)
+    return model
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    save_release(tmp_path / "release", build(MOTION, THINGS), {"step": 7, "frames": 4})
+    return tmp_path / "release"
+
+
+def copied(model: TimeSformer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("time", ["rotary", "additive"])
+def test_a_release_comes_back_as_it_was_written(tmp_path: Path, time: str) -> None:
+    model = build(MOTION, THINGS, time=time, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), image_temporal="skip")
+    save_release(tmp_path, model, {"step": 7, "note": "ü"})
+    found, about = load_release(tmp_path)
+    assert found.config == model.config
+    assert found.head_list == model.head_list
+    assert about == {"step": 7, "note": "ü"}
+    assert not found.training
+    assert found.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(found.state_dict()[name], value) for name, value in model.state_dict().items())
+    pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    for name, logits in model.eval()(model.normalize(pixels), ((1, 4), (1, 1))).items():
+        assert torch.equal(found(found.normalize(pixels), ((1, 4), (1, 1)))[name], logits)
+
+
+def test_keep_takes_everything_but_heads_that_are_not_shared(release: Path) -> None:
+    theirs, _ = load_release(release)
+    ours = build(THINGS, OTHERS, seed=1)
+    before = copied(ours)
+    notes = start_from(ours, release, fresh_temporal=False)
+    for name, value in ours.state_dict().items():
+        wanted = before[name] if name.startswith("heads.others") else theirs.state_dict()[name]
+        assert torch.equal(value, wanted), name
+    assert any("others" in note and "new" in note for note in notes)
+    assert any("motion" in note and "left out" in note for note in notes)
+
+
+def test_fresh_copies_the_spatial_attention(release: Path) -> None:
+    theirs, ours = load_release(release)[0].state_dict(), build(MOTION, THINGS, seed=1)
+    start_from(ours, release, fresh_temporal=True)
+    for name, value in ours.state_dict().items():
+        if "temporal_fc" in name:
+            assert not value.any()
+        else:
+            source = theirs[name.replace("temporal_attn", "attn").replace("temporal_norm", "norm1")]
+            values_only = slice(-16, None) if name.endswith("temporal_attn.qkv.bias") else slice(None)  # q and k start out looking in time
+            assert torch.equal(value[values_only], source[values_only]), name
+
+
+def test_fresh_changes_the_kind_of_time(release: Path) -> None:
+    ours = build(MOTION, time="additive")
+    start_from(ours, release, fresh_temporal=True)
+    assert not ours.time_embed.any()
+    assert torch.equal(ours.pos_embed, load_release(release)[0].pos_embed)
+    with pytest.raises(UserError, match="time_embed"):
+        start_from(build(MOTION, time="additive"), release, fresh_temporal=False)
+
+
+def test_a_head_of_other_classes(release: Path) -> None:
+    ours = build(Head("things", ("cat", "cow", "dog")))
+    before = copied(ours)
+    with pytest.raises(UserError, match='its head "things" has other classes') as error:
+        start_from(ours, release, fresh_temporal=False)
+    one_line(error)
+    assert all(torch.equal(ours.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("changes", [{"width": 32}, {"depth": 3}, {"depth": 1}, {"size": 24}, {"patch": 4}], ids=str)
+def test_another_network(release: Path, changes: dict[str, int]) -> None:
+    ours = build(MOTION, **changes)
+    before = copied(ours)
+    with pytest.raises(UserError, match=re.escape(str(release))) as error:
+        start_from(ours, release, fresh_temporal=False)
+    one_line(error)
+    assert all(torch.equal(ours.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
+def test_a_release_with_a_file_missing(release: Path, missing: str) -> None:
+    (release / missing).unlink()
+    with pytest.raises(UserError, match=missing) as error:
+        load_release(release)
+    one_line(error)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 200, -20])
+def test_weights_cut_short(release: Path, keep: int) -> None:
+    weights = release / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"model\.safetensors") as error:
+        load_release(release)
+    one_line(error)
+
+
+HOLED = {
+    "not json": "{",
+    "a list": "[]",
+    "a number": "3",
+    "empty": "{}",
+    "heads that are none": '{"model": {}, "heads": [3], "about": {}}',
+    "a model that is none": '{"model": 3, "heads": [], "about": {}}',
+    "a newer model": '{"model": {"gate": 1}, "heads": [], "about": {}}',
+    "a model with the wrong types": '{"model": {"width": "wide"}, "heads": [], "about": {}}',
+}
+
+
+@pytest.mark.parametrize("text", HOLED.values(), ids=HOLED.keys())
+def test_a_damaged_configuration(release: Path, text: str) -> None:
+    (release / "config.json").write_text(text)
+    for use in (lambda: load_release(release), lambda: start_from(build(THINGS, width=32), release, fresh_temporal=False)):
+        with pytest.raises(UserError, match=re.escape(str(release))) as error:
+            use()
+        one_line(error)
+
+
+def test_a_configuration_of_another_size_than_its_weights(release: Path) -> None:
+    config = json.loads((release / "config.json").read_text())
+    config["model"]["width"] = 32
+    (release / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="this model needs"):
+        load_release(release)
+
+
+def test_a_run_means_its_last_checkpoint(release: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (9, 10, 100):
+        shutil.copytree(release, run / "checkpoints" / f"step-{step:07d}")
+    (run / "checkpoints" / ".step-0000101.77").mkdir()
+    assert steps_saved(run) == [9, 10, 100]
+    assert find_release(run).name == "step-0000100"
+    assert find_release(run / "checkpoints" / "step-0000009").name == "step-0000009"
+    assert find_release(str(release)) == release
+
+
+def test_no_checkpoint_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist") as error:
+        find_release(tmp_path / "nowhere")
+    one_line(error)
+    with pytest.raises(UserError, match="no checkpoint in it") as error:
+        find_release(tmp_path)
+    one_line(error)
