@@ -342,3 +342,19 @@ def test_unusable_files_are_counted_and_give_exit_code_1(cover: Cover, make_set:
     assert code == 1
     assert "a.mp4\n" in out
     assert len(err.splitlines()) == 1
+
+
+def test_a_file_whose_name_is_no_text(trained: Path, sandbox: Path, tmp_path: Path) -> None:
+    source = next((sandbox.parent / "imagenet_like" / "val").rglob("*.JPEG"))
+    odd = os.fsencode(tmp_path) + b"/\xff.jpg"
+    try:
+        Path(os.fsdecode(odd)).write_bytes(source.read_bytes())
+    except OSError:
+        pytest.skip("this file system holds valid names only")
+    command = [sys.executable, "-m", "cover.cli", "predict", os.fspath(trained), odd, "--json", os.fspath(tmp_path / "out.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"\\udcff.jpg" in done.stdout
+    (found,) = json.loads((tmp_path / "out.json").read_text())
+    assert os.fsencode(found["file"]) == odd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import sys
@@ -18,6 +19,8 @@ Command = Callable[[argparse.Namespace, list[str]], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 done but not all input was usable, 2 wrong use, 130/143 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be valid text
     parser, doors = _parser()
     known, rest = parser.parse_known_args(arguments)
     if hasattr(known, "names"):  # argparse ends a list of names at the first option; what stands behind it is a name too

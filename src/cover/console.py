@@ -104,6 +104,7 @@ def write_json(value: Any, target: str | Path) -> None:
         return
     try:
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        Path(target).write_text(text + "\n", encoding="utf-8")
+        # A file's name need not be valid text; what stands for its bytes is the escape that JSON knows.
+        Path(target).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from None

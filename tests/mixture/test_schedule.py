@@ -106,6 +106,8 @@ def test_the_data_sets_of_a_group_are_mixed_over_the_ranks() -> None:
     for step in range(5):
         first, second = (schedule.rank_step(step, rank, 2)[0] for rank in (0, 1))
         assert {draw.dataset for draw in first} == {draw.dataset for draw in second} == {"s0", "s1"}
+    orders = {tuple(draw.dataset for draw in schedule.step(step)[0]) for step in range(5)}
+    assert len(orders) == 5, "no place of a step belongs to a data set"
 
 
 def test_seeds_tell_everything_apart() -> None:

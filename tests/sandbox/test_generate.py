@@ -68,7 +68,7 @@ def test_ssv2_layout(sandbox: Path) -> None:
         assert item["template"].replace("[", "").replace("]", "") in lists["labels"]
         assert item["label"] == item["template"].replace("[something]", item["placeholders"][0]).lower()
     assert len(files(root, "20bn-something-something-v2/*.webm")) == 24
-    assert set(Counter(item["template"] for item in lists["train"]).values()) == {2}
+    assert set(Counter(item["template"] for item in lists["train"]).values()) == {3}
 
 
 def test_moments_layout(sandbox: Path) -> None:
@@ -137,7 +137,7 @@ def test_class_names_form_mirror_pairs() -> None:
     swap = {"left": "right", "right": "left"}
     mirrored = [re.sub("left|right", lambda side: swap[side[0]], name) for name in CLASSES["ssv2"]]
     assert sorted(mirrored) == sorted(CLASSES["ssv2"])
-    assert all(one != other for one, other in zip(mirrored, CLASSES["ssv2"]))
+    assert sum(one != other for one, other in zip(mirrored, CLASSES["ssv2"])) == 4
     assert not any(re.search("left|right", name) for name in CLASSES["kinetics"] + CLASSES["moments"] + CLASSES["imagenet"])
 
 
@@ -160,7 +160,7 @@ def test_another_seed_gives_other_pixels_and_names(tmp_path: Path) -> None:
 
 def test_size_leaves_no_class_empty_and_scales_counts() -> None:
     assert Settings(size=0.001).count("kinetics", "train", classes=8) == 8
-    assert Settings(size=0.5).count("ssv2", "val", classes=8) == 160
+    assert Settings(size=0.5).count("ssv2", "val", classes=8) == 150
 
 
 def test_dials_at_zero_leave_only_the_object_moving() -> None:

@@ -104,9 +104,10 @@ def test_training_learns_what_can_be_learned_by_heart(make_set: MakeSet, tmp_pat
 
 
 def test_every_other_setting_at_once(sandbox: Path, tmp_path: Path) -> None:
+    sgd = Optimizer("sgd", lr=0.01, clip=0, schedule="constant")
     recipe = make_recipe(
-        sandbox, tmp_path / "run", ["ssv2", "imagenet"], accumulation=2, precision="bf16", label_smoothing=0.1,
-        model=Model(time="additive", image_temporal="skip", drop_path=0.2), optimizer=Optimizer("sgd", lr=0.01, clip=0, schedule="constant"),
+        sandbox, tmp_path / "run", ["ssv2", "imagenet"], accumulation=2, precision="bf16", label_smoothing=0.1, optimizer=sgd,
+        model=Model(time="additive", image_temporal="skip", drop_path=0.2),
     )  # fmt: skip
     recipe = replace(recipe, data=replace(recipe.data, weights={"ssv2": 1, "imagenet": 3}, loss_weights={"ssv2": 2}))
     run = train(recipe)
@@ -276,8 +277,8 @@ def test_a_changed_recipe_is_not_resumed(trained: Path, key: str, changes: dict[
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(sandbox: Path, tmp_path: Path) -> None:
-    recipe = make_recipe(sandbox, tmp_path / "run", ["imagenet"], steps=8, optimizer=Optimizer(lr=1e6, warmup=0, clip=0), save_every=100)
-    recipe = replace(recipe, optimizer=Optimizer("sgd", lr=1e6, warmup=0, clip=0, momentum=0))
+    wild = Optimizer("sgd", lr=1e6, warmup=0, clip=0, momentum=0)
+    recipe = make_recipe(sandbox, tmp_path / "run", ["imagenet"], steps=8, optimizer=wild, save_every=100)
     with pytest.raises(UserError, match=r"lower optimizer\.lr") as error:
         train(recipe)
     one_line(error)
@@ -320,7 +321,8 @@ def test_a_folder_that_cannot_be_made(sandbox: Path, tmp_path: Path) -> None:
     ("changes", "key"),
     [
         ({"steps": 0}, "steps"), ({"seed": -1}, "seed"), ({"label_smoothing": 1.5}, "label_smoothing"), ({"frames": 0}, "data.frames"),
-        ({"alpha": math.nan}, "data.alpha"), ({"weights": {"ssv3": 1}}, "data.weights"), ({"loss_weights": {"ssv2": -1}}, "data.loss_weights"),
+        ({"alpha": math.nan}, "data.alpha"), ({"weights": {"ssv3": 1}}, "data.weights"),
+        ({"loss_weights": {"ssv2": -1}}, "data.loss_weights"),
         ({"sets": ["ssv2", "ssv2"]}, "data.sets"), ({"sets": []}, "data.sets"), ({"model": Model(drop_path=1)}, "model.drop_path"),
         ({"model": Model(size=0)}, "model.size"), ({"optimizer": Optimizer(lr=-1)}, "optimizer.lr"),
         ({"optimizer": Optimizer(betas=(0.9, 1.0))}, "optimizer.betas"), ({"optimizer": Optimizer(warmup=2)}, "optimizer.warmup"),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cover.sandbox.motion import COURSES, rise_or_fall, sweep, wander
+from cover.sandbox.motion import rise_or_fall, sweep, wander
 from cover.sandbox.objects import OBJECTS
 from cover.sandbox.render import Floats, Pixels, Scene, draw_frames, draw_scene, draw_shake
 from cover.sandbox.settings import FPS, Settings
@@ -26,14 +26,15 @@ MOMENT_OBJECTS = ("plate", "eye", "flag", "fence")
 MOMENT_FRAMES = 3 * FPS
 
 
-def _sweep_classes() -> dict[str, tuple[str, bool]]:
-    """Template -> (course, rightwards)."""
-    ways = {"from left to right": True, "from right to left": False}
-    endings = {"once": "", "and back": " and back", "twice": " twice"}
-    return {f"Moving [something] {way}{endings[course]}": (course, right) for course in COURSES for way, right in ways.items()}
-
-
-SWEEPS = _sweep_classes()
+# template -> course, and whether it goes from left to right (None: either way)
+SWEEPS: dict[str, tuple[str, bool | None]] = {
+    "Moving [something] from left to right": ("once", True),
+    "Moving [something] from right to left": ("once", False),
+    "Moving [something] from left to right twice": ("twice", True),
+    "Moving [something] from right to left twice": ("twice", False),
+    "Moving [something] back and forth": ("back", None),
+    "Moving [something] all over the place": ("jumps", None),
+}
 MOMENTS = {f"{name}+{way}": (name, way == "rising") for name in MOMENT_OBJECTS for way in ("rising", "falling")}
 CLASSES = {
     "kinetics": tuple(sorted(ACTIVITIES)),
@@ -71,7 +72,8 @@ def _activity(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
 
 def _sweep(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
     scene = draw_scene(rng, draw_object(rng), settings)
-    centres = sweep(rng, _size(settings), *SWEEPS[name])
+    course, rightwards = SWEEPS[name]
+    centres = sweep(rng, _size(settings), course, bool(rng.random() < 0.5) if rightwards is None else rightwards)
     return scene, centres, draw_shake(rng, len(centres), settings.shake_reach)
 
 

@@ -181,7 +181,7 @@ LAYOUTS = {
                 "train": "labels/something-something-v2-train.json",
                 "val": "labels/something-something-v2-validation.json",
             },
-            "flip": "swap",
+            "flip": "swap", "crop_scale": [0.7, 1.0],
         },
     ),
     "moments": Layout(

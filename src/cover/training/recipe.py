@@ -13,7 +13,7 @@ from cover.errors import UserError
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, math.inf), "batch": (1, math.inf), "accumulation": (1, math.inf), "seed": (0, 2**63 - 1), "label_smoothing": (0, 1),
     "data.frames": (1, math.inf), "data.alpha": (0, 4), "model.size": (1, math.inf), "augment.colour": (0, 1),
-    "optimizer.lr": (0, 1e6), "optimizer.weight_decay": (0, 1e6), "optimizer.momentum": (0, 1), "optimizer.warmup": (0, 1),
+    "optimizer.lr": (0, 10**6), "optimizer.weight_decay": (0, 10**6), "optimizer.momentum": (0, 1), "optimizer.warmup": (0, 1),
     "optimizer.clip": (0, math.inf),
 }  # fmt: skip
 
@@ -104,7 +104,7 @@ class Recipe:
         if not self.data.sets:
             raise UserError("data.sets: name at least one data set of the catalog")
         for key, (low, high) in RANGES.items():
-            value = reduce(getattr, key.split("."), self)
+            value: Any = reduce(getattr, key.split("."), self)
             if not low <= value <= high:
                 raise UserError(f"{key}: {value} is not {f'in [{low}, {high}]' if math.isfinite(high) else f'{low} or more'}")
         if not all(0 <= beta < 1 for beta in self.optimizer.betas):

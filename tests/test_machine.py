@@ -1,0 +1,27 @@
+"""Workers end with the command that started them, however it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cover.machine import default_workers
+
+
+def test_there_is_at_least_one_worker() -> None:
+    assert 1 <= default_workers() <= 16
+
+
+def test_a_killed_command_leaves_no_worker_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cover.cli", "sandbox", str(tmp_path / "box"), "--size", "0.3", "--workers", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    while not any((tmp_path / "box").rglob("*.mp4")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)  # ends only when no worker holds the other end of these pipes
+    assert process.returncode < 0
