@@ -10,8 +10,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
+settings.register_profile("cover", deadline=None)  # how fast an example runs says more of the machine than of the code
+settings.load_profile("cover")
 torch.set_num_threads(1)  # the tests run side by side, and their models are too small for threads
 
 MakeSet = Callable[..., Path]

@@ -358,3 +358,13 @@ def test_a_file_whose_name_is_no_text(trained: Path, sandbox: Path, tmp_path: Pa
     assert b"\\udcff.jpg" in done.stdout
     (found,) = json.loads((tmp_path / "out.json").read_text())
     assert os.fsencode(found["file"]) == odd
+
+
+def test_a_listed_file_whose_name_is_no_text(tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path / "train" / "a") + b"/\xff.jpg")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system holds valid names only")
+    line = refused("index", catalog_of(tmp_path, "mine: {format: folder, root: .}\n"), "--workers", 0)
+    assert "\\udcff.jpg': the file's name is not valid UTF-8" in line

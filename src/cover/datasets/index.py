@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,18 @@ def _plan(spec: DatasetSpec) -> _Plan:
     classes = next(iter(listings.values())).classes
     assert all(listing.classes == classes for listing in listings.values()), f"{spec.name}: class lists differ between splits"
     rows = {split: listing.rows for split, listing in listings.items()}
+    for row in chain.from_iterable(rows.values()):
+        if not _is_text(row.path):
+            raise UserError(f"{spec.name}: {row.path!a}: the file's name is not valid UTF-8; rename the file")
     if "dev" in spec.splits and "dev" not in rows:
         rows["train"], dev = carve_dev(rows["train"], spec.dev)
         rows |= {"dev": dev} if dev else {}
     return _Plan(spec, classes, {split: rows[split] for split in SPLITS if split in rows})
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path can be written into a manifest."""
+    return path.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in path)
 
 
 def carve_dev(rows: Sequence[Listed], fraction: float) -> tuple[list[Listed], list[Listed]]:

@@ -62,8 +62,11 @@ def find_tasks(
     return tasks
 
 
-class _Rows(Dataset[tuple[int, np.ndarray | None, str | None]]):
-    """Row number -> its label, its views, and what was wrong with its file."""
+_Read = tuple[int, int, np.ndarray | None, str | None]
+
+
+class _Rows(Dataset[_Read]):
+    """Place -> the row's number, its label, its views, and what was wrong with its file."""
 
     def __init__(self, task: Task, plan: ViewPlan, rows: np.ndarray) -> None:
         self.task, self.plan, self.rows = task, plan, rows
@@ -71,14 +74,15 @@ class _Rows(Dataset[tuple[int, np.ndarray | None, str | None]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> tuple[int, np.ndarray | None, str | None]:
-        row = self.task.manifest.row(int(self.rows[place]))
+    def __getitem__(self, place: int) -> _Read:
+        number = int(self.rows[place])
+        row = self.task.manifest.row(number)
         label = -1 if row.label is None else row.label
         try:
             clips, partial = read_views(row.path, self.task.manifest.media, [self.plan], row.seconds, row.start or 0.0)
         except MediaError as error:
-            return label, None, f"{row.path}: unreadable: {error}"
-        return label, clips[0], f"{row.path}: partial: {partial}" if partial else None
+            return number, label, None, f"{row.path}: unreadable: {error}"
+        return number, label, clips[0], f"{row.path}: partial: {partial}" if partial else None
 
 
 def evaluate(
@@ -94,13 +98,11 @@ def evaluate(
     plan = ViewPlan(task.spec.sampling, task.views, task.frames, model.config.size)
     counters = {variant: TopK(len(task.manifest.classes.names), len(listed)) for variant in variants}
     notes: list[str] = []
-    column = [head.name for head in model.head_list].index(task.head)
-    rng = np.random.default_rng([seed, column])
     with Meter(f"evaluate {task.spec.name} {task.manifest.split}", len(listed)) as meter:
         meter.advance(len(listed) - len(task.manifest.usable))
-        for labels, clips in _batches(task, plan, workers, notes, meter.advance):
+        for numbers, labels, clips in _batches(task, plan, workers, notes, meter.advance):
             for variant in variants:
-                counters[variant].update(_scores(model, _varied(clips, variant, rng), task.head, device), labels)
+                counters[variant].update(_scores(model, _varied(clips, variant, numbers, seed), task.head, device), labels)
     return {variant: {**counters[variant].result(), **_protocol(task, variant, notes)} for variant in variants}
 
 
@@ -117,8 +119,8 @@ def _protocol(task: Task, variant: Variant, notes: list[str]) -> dict[str, Any]:
 
 def _batches(
     task: Task, plan: ViewPlan, workers: int, notes: list[str], count: Callable[[int], None]
-) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Labels int64 `(B,)` and clips uint8 `(B, V, T, 3, H, W)` of the samples that could be read."""
+) -> Iterator[tuple[list[int], Tensor, np.ndarray]]:
+    """Row numbers, labels int64 `(B,)` and clips uint8 `(B, V, T, 3, H, W)` of the samples that could be read."""
     rows = _Rows(task, plan, task.manifest.usable)
     frames_each = plan.views.temporal * plan.views.spatial * (plan.frames if task.manifest.media == "video" else 1)
     loader = DataLoader(
@@ -130,18 +132,21 @@ def _batches(
         worker_init_fn=one_thread,
     )
     for batch in loader:
-        notes += [note for _, _, note in batch if note]
-        read = [(label, clips) for label, clips, _ in batch if clips is not None]
+        notes += [note for *_, note in batch if note]
+        read = [(number, label, clips) for number, label, clips, _ in batch if clips is not None]
         count(len(batch))
         if read:
-            yield torch.tensor([label for label, _ in read]), np.stack([clips for _, clips in read])
+            numbers, labels, clips = zip(*read)
+            yield list(numbers), torch.tensor(labels), np.stack(clips)
 
 
-def _varied(clips: np.ndarray, variant: Variant, rng: np.random.Generator) -> np.ndarray:
+def _varied(clips: np.ndarray, variant: Variant, numbers: list[int], seed: int) -> np.ndarray:
+    """`numbers`: the samples' places in the split, which alone with the seed decide their shuffled orders."""
     if variant == "single":
         return clips[:, :, clips.shape[2] // 2, None]
     if variant == "shuffled":
-        orders = rng.permuted(np.tile(np.arange(clips.shape[2]), (*clips.shape[:2], 1)), axis=2)
+        ordered = np.tile(np.arange(clips.shape[2]), (clips.shape[1], 1))
+        orders = np.stack([np.random.default_rng([seed, number]).permuted(ordered, axis=1) for number in numbers])
         return np.take_along_axis(clips, orders[..., None, None, None], axis=2)
     return clips
 

@@ -75,23 +75,26 @@ def rates_by(sizes: Mapping[str, int], alpha: float = 1.0, weights: Mapping[str,
 def split_batch(sources: Sequence[Source], batch: int, divisor: int) -> tuple[Group, ...]:
     """The constant make-up of a step: `batch` samples shared out over the frame counts, longest clips first, images last.
 
-    Shares are rounded once, by largest remainder, to multiples of `divisor` (ranks x accumulation), at least one each.
-    Raises `UserError` where that is not possible.
+    Shares are rounded once, by largest remainder, at least one sample each, whatever `divisor` (ranks x accumulation) is: the global
+    batch does not depend on how it is computed. Raises `UserError` where a count is not a multiple of `divisor`.
     """
     lengths = sorted({source.frames for source in sources}, reverse=True)
-    if batch % divisor:
-        raise UserError(f"batch: {batch} is not a multiple of ranks x accumulation = {divisor}; every rank takes an equal slice")
-    slots = batch // divisor
-    if slots < len(lengths):
-        raise UserError(f"batch: {batch} is too small: clips of {len(lengths)} lengths need at least {len(lengths) * divisor} samples")
-    wanted = [slots * sum((s.rate for s in sources if s.frames == length), Fraction(0)) for length in lengths]
+    if batch < len(lengths):
+        raise UserError(f"batch: {batch} is too small: samples of {len(lengths)} lengths need at least one each")
+    wanted = [batch * sum((s.rate for s in sources if s.frames == length), Fraction(0)) for length in lengths]
     counts = [max(1, int(share)) for share in wanted]
-    while sum(counts) < slots:
+    while sum(counts) < batch:
         counts[max(range(len(counts)), key=lambda i: wanted[i] - counts[i])] += 1
-    while sum(counts) > slots:
+    while sum(counts) > batch:
         counts[max((i for i in range(len(counts)) if counts[i] > 1), key=lambda i: counts[i] - wanted[i])] -= 1
+    for length, count in zip(lengths, counts, strict=True):
+        if count % divisor:
+            raise UserError(
+                f"batch: a step of {batch} holds {count} samples of {length} frames, not a multiple of ranks x accumulation = {divisor};"
+                " choose another batch, or other data.weights"
+            )
     grouped = (tuple(s for s in sources if s.frames == length) for length in lengths)
-    return tuple(Group(length, n * divisor, members) for length, n, members in zip(lengths, counts, grouped, strict=True))
+    return tuple(Group(length, count, members) for length, count, members in zip(lengths, counts, grouped, strict=True))
 
 
 class Schedule:

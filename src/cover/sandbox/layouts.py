@@ -181,7 +181,8 @@ LAYOUTS = {
                 "train": "labels/something-something-v2-train.json",
                 "val": "labels/something-something-v2-validation.json",
             },
-            "flip": "swap", "crop_scale": [0.7, 1.0],
+            "flip": "swap",
+            "crop_scale": [0.7, 1.0],
         },
     ),
     "moments": Layout(

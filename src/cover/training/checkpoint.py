@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def save(run: Path, step: int, model: TimeSformer, optimizer: torch.optim.Optimi
         save_release(beside, model, {**about, "step": step})
         weights, moments = get_state_dict(model, optimizer)
         state = {"model": weights, "optimizer": moments, "rng": torch.get_rng_state()}
-        dcp.save(state, checkpoint_id=beside / STATE, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
+            dcp.save(state, checkpoint_id=beside / STATE, no_dist=True)
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
     except OSError as error:
@@ -48,7 +51,9 @@ def restore(run: Path, step: int, model: TimeSformer, optimizer: torch.optim.Opt
     """Load the training state of `step` into `model` and `optimizer`, in place."""
     weights, moments = get_state_dict(model, optimizer)
     state = {"model": weights, "optimizer": moments, "rng": torch.get_rng_state()}
-    dcp.load(state, checkpoint_id=run / CHECKPOINTS / f"step-{step:07d}" / STATE, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(state, checkpoint_id=run / CHECKPOINTS / f"step-{step:07d}" / STATE, no_dist=True)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])  # type: ignore[arg-type]
     torch.set_rng_state(state["rng"])  # type: ignore[arg-type]
 
