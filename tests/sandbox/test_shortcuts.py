@@ -93,7 +93,7 @@ class FrameNet(nn.Module):
 
 
 def frame_logits(net: nn.Module, frames: Tensor) -> Tensor:
-    """`(clips, k, 3, H, W)` -> the mean of the frames' logits `(clips, classes)`; k = 1: a one-frame classifier, more: an order-free one."""
+    """`(clips, k, 3, H, W)` -> the mean of the frames' logits `(clips, classes)`; k = 1: a one-frame classifier, else order-free."""
     return net(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).mean(1)
 
 

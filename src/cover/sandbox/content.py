@@ -30,8 +30,7 @@ MOMENT_FRAMES = 3 * FPS
 SWEEPS: dict[str, tuple[str, bool | None]] = {
     "Moving [something] from left to right": ("once", True),
     "Moving [something] from right to left": ("once", False),
-    "Moving [something] from left to right twice": ("twice", True),
-    "Moving [something] from right to left twice": ("twice", False),
+    "Moving [something] across twice": ("twice", None),
     "Moving [something] back and forth": ("back", None),
     "Moving [something] all over the place": ("jumps", None),
 }

@@ -1,7 +1,7 @@
 """How does the object move, and why do neither single frames nor unordered sets of frames tell the motion classes apart?
 
-`sweep` makes the motion-led set. The object goes across the frame once or twice, from the left or from the right (two mirror pairs),
-or back and forth, or jumps all over its lane: six classes. The argument:
+`sweep` makes the motion-led set. The object goes across the frame from the left or from the right (a mirror pair), or across twice, or
+back and forth, or jumps all over its lane: five classes. The argument:
 
 1. Every class passes every column for the same share of the clip: the column of a frame picked at random is uniform over the
    width whatever the class, because the sweep begins at a random fraction of a frame's time. So one frame tells nothing.

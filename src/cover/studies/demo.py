@@ -30,14 +30,14 @@ from cover.model.weights import find_release, load_release
 from cover.sandbox.generate import generate
 from cover.sandbox.settings import Settings
 from cover.studies.report import Story, Strip, markdown_table, write_report
-from cover.training.recipe import Data, Model, Recipe, Start
+from cover.training.recipe import Data, Model, Optimizer, Recipe, Start
 from cover.training.train import find_members, make_schedule, train
 
 SETS = ["kinetics", "ssv2", "moments", "imagenet"]
 ALONE = ("ssv2", "kinetics")  # the motion-led and the appearance-led set
 COTRAINING = "co-training on all four"
-PRETRAIN_STEPS, PRETRAIN_BATCH = 1500, 64
-COTRAIN_STEPS, COTRAIN_BATCH = 2400, 48
+PRETRAIN_STEPS, PRETRAIN_BATCH, PRETRAIN_LR = 1200, 64, 1e-3
+COTRAIN_STEPS, COTRAIN_BATCH, COTRAIN_LR = 1400, 48, 1.5e-3
 SCALED_LEAST_STEPS = 6
 STRIPS_EACH = 3
 REPORTED = ("top5", "mean_class", "n_read", "n_listed", "classes", "views", "split", "class_digest", "media", "step")
@@ -103,10 +103,13 @@ def recipes(out: Path, catalog: Path, scale: float, seed: int, device: str, work
     base = Recipe(Data(SETS, str(catalog)), "", 1, seed=seed, device=device, workers=workers)
     pretrain = replace(
         base, data=replace(base.data, sets=["imagenet"]), out=str(out / "runs/pretrain"), steps=_scaled(PRETRAIN_STEPS, scale),
-        batch=PRETRAIN_BATCH, model=Model(image_temporal="skip"),
+        batch=PRETRAIN_BATCH, model=Model(image_temporal="skip"), optimizer=Optimizer(lr=PRETRAIN_LR),
     )  # fmt: skip
     start = Start(pretrain.out, "fresh")
-    cotrain = replace(base, out=str(out / "runs/cotrain"), steps=_scaled(COTRAIN_STEPS, scale), batch=COTRAIN_BATCH, start=start)
+    cotrain = replace(
+        base, out=str(out / "runs/cotrain"), steps=_scaled(COTRAIN_STEPS, scale), batch=COTRAIN_BATCH, start=start,
+        optimizer=Optimizer(lr=COTRAIN_LR),
+    )  # fmt: skip
     drawn, clips = cotrain_draws(cotrain)
     found = {"image pre-training": pretrain, COTRAINING: cotrain}
     for name in ALONE:
