@@ -160,14 +160,21 @@ def test_the_same_frame_classifier_solves_the_appearance_set(sets: Sets) -> None
     assert frame_accuracy(train_frame_net(train, 1, steps=200), val, 1) > 3 * CHANCE["kinetics"]
 
 
+def moves(places: np.ndarray) -> np.ndarray:
+    """Where the object is at eight instants and how far apart each two of these places are, `(clips, 8 + 28)`: columns only."""
+    columns = places[:, :, 1]
+    first, second = np.triu_indices(8, 1)
+    return np.concatenate([columns, abs(columns[:, first] - columns[:, second])], 1)
+
+
 def test_the_order_of_places_solves_the_motion_set(sets: Sets) -> None:
     train, val = sets("ssv2")
     ordered, val_ordered = tracks(train), tracks(val)
     rng = np.random.default_rng(0)
-    accuracy = linear_accuracy(ordered.reshape(-1, 16), train.labels, val_ordered.reshape(-1, 16), val.labels)
-    shuffled, val_shuffled = (rng.permuted(places, axis=1).reshape(-1, 16) for places in (ordered, val_ordered))
-    assert accuracy > 4 * CHANCE["ssv2"]
-    assert linear_accuracy(shuffled, train.labels, val_shuffled, val.labels) <= ALLOWED * CHANCE["ssv2"]
+    shuffled, val_shuffled = (rng.permuted(places, axis=1) for places in (ordered, val_ordered))
+    accuracy = linear_accuracy(moves(ordered), train.labels, moves(val_ordered), val.labels)
+    assert accuracy > 3.5 * CHANCE["ssv2"]
+    assert linear_accuracy(moves(shuffled), train.labels, moves(val_shuffled), val.labels) <= ALLOWED * CHANCE["ssv2"]
 
 
 @pytest.mark.parametrize("dataset", list(COUNTS))
