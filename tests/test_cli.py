@@ -80,7 +80,7 @@ def catalog_of(folder: Path, text: str) -> Path:
         (["--steps"], ["--steps needs a value"]),
         (["--seed", "-1"], ["seed: -1"]),
         (["--batch", "1"], ["batch: 1 is too small"]),
-        (["--accumulation", "3"], ["batch: 4 is not a multiple"]),
+        (["--accumulation", "3"], ["batch: a step of 4 holds", "not a multiple of ranks x accumulation = 3"]),
         (["--data.sets", "[ssv3]"], ['no data set "ssv3"', 'did you mean "ssv2"']),
         (["--data.catalog", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
         (["--data.weights", "{ssv2: 1}"], ["data.weights.imagenet"]),

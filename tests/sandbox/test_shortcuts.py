@@ -24,7 +24,7 @@ SETTINGS = Settings(height=24, width=32)
 COUNTS = {"kinetics": (480, 320), "ssv2": (640, 320), "moments": (320, 320), "imagenet": (960, 480)}
 CHANCE = {dataset: 1 / len(CLASSES[dataset]) for dataset in COUNTS}
 ALLOWED = 1.5
-COURSES = ("once", "twice", "back", "jumps")
+COURSES = ("once", "back", "twice")
 BATCH = 48
 
 

@@ -26,13 +26,14 @@ MOMENT_OBJECTS = ("plate", "eye", "flag", "fence")
 MOMENT_FRAMES = 3 * FPS
 
 
-# template -> course, and whether it goes from left to right (None: either way)
-SWEEPS: dict[str, tuple[str, bool | None]] = {
+# template -> course, and whether it begins from the left
+SWEEPS: dict[str, tuple[str, bool]] = {
     "Moving [something] from left to right": ("once", True),
     "Moving [something] from right to left": ("once", False),
-    "Moving [something] across twice": ("twice", None),
-    "Moving [something] back and forth": ("back", None),
-    "Moving [something] all over the place": ("jumps", None),
+    "Moving [something] from left to right and back": ("back", True),
+    "Moving [something] from right to left and back": ("back", False),
+    "Moving [something] from left to right twice": ("twice", True),
+    "Moving [something] from right to left twice": ("twice", False),
 }
 MOMENTS = {f"{name}+{way}": (name, way == "rising") for name in MOMENT_OBJECTS for way in ("rising", "falling")}
 CLASSES = {
@@ -71,8 +72,7 @@ def _activity(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
 
 def _sweep(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
     scene = draw_scene(rng, draw_object(rng), settings)
-    course, rightwards = SWEEPS[name]
-    centres = sweep(rng, _size(settings), course, bool(rng.random() < 0.5) if rightwards is None else rightwards)
+    centres = sweep(rng, _size(settings), *SWEEPS[name])
     return scene, centres, draw_shake(rng, len(centres), settings.shake_reach)
 
 

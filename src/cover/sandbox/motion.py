@@ -1,7 +1,7 @@
 """How does the object move, and why do neither single frames nor unordered sets of frames tell the motion classes apart?
 
-`sweep` makes the motion-led set. The object goes across the frame from the left or from the right (a mirror pair), or across twice, or
-back and forth, or jumps all over its lane: five classes. The argument:
+`sweep` makes the motion-led set. The object goes across the frame once, there and back, or twice, beginning from the left or from the
+right: six classes, three mirror pairs. The argument:
 
 1. Every class passes every column for the same share of the clip: the column of a frame picked at random is uniform over the
    width whatever the class, because the sweep begins at a random fraction of a frame's time. So one frame tells nothing.
@@ -30,11 +30,11 @@ LANE = (0.25, 0.75)
 def sweep(rng: np.random.Generator, size: tuple[int, int], course: str, rightwards: bool) -> Floats:
     """The object's centre in pixels, `(frames, 2)` as (y, x), on its way sideways; `size` is (height, width).
 
-    `course`: `once`, `twice`, `back` (and forth), or `jumps` (through the columns of `once` in random order).
+    `course`: `once`, `back` (there and back) or `twice`.
     """
     frames = int(rng.choice(SWEEP_FRAMES))
     time = (np.arange(frames) + rng.uniform()) / frames
-    come = {"once": time, "twice": 2 * time % 1, "back": 1 - abs(2 * time - 1), "jumps": rng.permutation(time)}[course]
+    come = {"once": time, "twice": 2 * time % 1, "back": 1 - abs(2 * time - 1)}[course]
     columns = size[1] * (come if rightwards else 1 - come)
     return np.stack([np.full(frames, rng.uniform(*LANE) * size[0]), columns], 1).astype(np.float32)
 

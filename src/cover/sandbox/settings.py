@@ -27,14 +27,14 @@ class Settings:
     size: float = 1.0
     height: int = 48
     width: int = 64
-    clutter: float = 0.1
-    shake: float = 0.05
-    distractors: float = 0.02
-    noise: float = 0.03
-    kinetics: tuple[int, int] = (800, 240)
+    clutter: float = 0.2
+    shake: float = 0.1
+    distractors: float = 0.05
+    noise: float = 0.05
+    kinetics: tuple[int, int] = (480, 240)
     ssv2: tuple[int, int] = (4200, 300)
-    moments: tuple[int, int] = (800, 240)
-    imagenet: tuple[int, int] = (5800, 480)
+    moments: tuple[int, int] = (480, 240)
+    imagenet: tuple[int, int] = (1920, 480)
 
     def __post_init__(self) -> None:
         for side in ("height", "width"):
