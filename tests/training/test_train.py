@@ -78,7 +78,9 @@ def test_the_log_says_what_was_drawn(sandbox: Path, tmp_path: Path) -> None:
     run = train(make_recipe(sandbox, tmp_path / "run", ALL, steps=5, batch=12))
     (start,) = log_of(run, "start")
     lines = log_of(run)
-    assert start["groups"] == [{"frames": 4, "samples": 6}, {"frames": 1, "samples": 6}]
+    sizes = {name: about["train_samples"] for name, about in start["datasets"].items()}
+    images = round(12 * sizes["imagenet"] / sum(sizes.values()))
+    assert start["groups"] == [{"frames": 4, "samples": 12 - images}, {"frames": 1, "samples": images}]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     for line in lines:
         assert sum(line["rate_wanted"].values()) == pytest.approx(1)
