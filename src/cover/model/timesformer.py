@@ -100,7 +100,7 @@ class Attention(nn.Module):
         """Set the query and key biases so that the first head attends to the next frame, the second to the one before, and so on.
 
         Under rotary positions the product of two biases depends on the distance in time alone. Copied spatial weights know nothing
-        of time: without this, a motion set whose frames say nothing unless they are ordered is not learned from (docs/performance.md).
+        of time; this gives the branch the frames before and after to compare from its first step (our choice; docs/performance.md).
         """
         width = self.qkv.in_features
         half = width // self.heads // 2
