@@ -20,7 +20,7 @@ from cover.sandbox.content import CLASSES, DATASETS, draw_sample
 from cover.sandbox.generate import generate, sample_path
 from cover.sandbox.settings import Settings
 
-SMALL = Settings(height=32, width=40, kinetics=(24, 8), ssv2=(18, 6), moments=(16, 8), imagenet=(24, 12))
+SMALL = Settings(height=32, width=40, kinetics=(24, 8), ssv2=(24, 8), moments=(16, 8), imagenet=(24, 12))
 TINY = dataclasses.replace(SMALL, size=0.1)
 
 
@@ -62,12 +62,12 @@ def test_ssv2_layout(sandbox: Path) -> None:
     root = sandbox / "ssv2_like"
     lists = {path.stem.rpartition("-")[2]: json.loads(path.read_text()) for path in files(root, "labels/something-something-v2-*.json")}
     assert set(lists) == {"labels", "train", "validation", "test"}
-    assert sorted(lists["labels"].values(), key=int) == [str(number) for number in range(6)]
+    assert sorted(lists["labels"].values(), key=int) == [str(number) for number in range(8)]
     for item in lists["train"] + lists["validation"]:
         assert (root / "20bn-something-something-v2" / f"{item['id']}.webm").is_file()
         assert item["template"].replace("[", "").replace("]", "") in lists["labels"]
         assert item["label"] == item["template"].replace("[something]", item["placeholders"][0]).lower()
-    assert len(files(root, "20bn-something-something-v2/*.webm")) == 24
+    assert len(files(root, "20bn-something-something-v2/*.webm")) == 32
     assert set(Counter(item["template"] for item in lists["train"]).values()) == {3}
 
 

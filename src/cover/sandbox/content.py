@@ -7,10 +7,11 @@ A sample is a pure function of (seed, data set, split, index) and the settings' 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from cover.sandbox.motion import rise_or_fall, sweep, wander
+from cover.sandbox.motion import Direction, rise_or_fall, travel, wander
 from cover.sandbox.objects import OBJECTS
 from cover.sandbox.render import Floats, Pixels, Scene, draw_frames, draw_scene, draw_shake
 from cover.sandbox.settings import FPS, Settings
@@ -25,20 +26,20 @@ ACTIVITIES = {
 MOMENT_OBJECTS = ("plate", "eye", "flag", "fence")
 MOMENT_FRAMES = 3 * FPS
 
-
-# template -> course, and whether it begins from the left
-SWEEPS: dict[str, tuple[str, bool]] = {
-    "Moving [something] from left to right": ("once", True),
-    "Moving [something] from right to left": ("once", False),
-    "Moving [something] from left to right and back": ("back", True),
-    "Moving [something] from right to left and back": ("back", False),
-    "Moving [something] from left to right twice": ("twice", True),
-    "Moving [something] from right to left twice": ("twice", False),
+DIRECTIONS: dict[str, Direction] = {
+    "Moving [something] from left to right": (0, 1),
+    "Moving [something] from right to left": (0, -1),
+    "Moving [something] up": (-1, 0),
+    "Moving [something] down": (1, 0),
+    "Moving [something] up and to the right": (-1, 1),
+    "Moving [something] up and to the left": (-1, -1),
+    "Moving [something] down and to the right": (1, 1),
+    "Moving [something] down and to the left": (1, -1),
 }
 MOMENTS = {f"{name}+{way}": (name, way == "rising") for name in MOMENT_OBJECTS for way in ("rising", "falling")}
 CLASSES = {
     "kinetics": tuple(sorted(ACTIVITIES)),
-    "ssv2": tuple(sorted(SWEEPS)),
+    "ssv2": tuple(sorted(DIRECTIONS)),
     "moments": tuple(sorted(MOMENTS)),
     "imagenet": OBJECTS,
 }
@@ -70,9 +71,9 @@ def _activity(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
     return scene, wander(rng, _size(settings), scene.reach, frames), draw_shake(rng, frames, settings.shake_reach)
 
 
-def _sweep(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
-    scene = draw_scene(rng, draw_object(rng), settings)
-    centres = sweep(rng, _size(settings), *SWEEPS[name])
+def _travel(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
+    scene = replace(draw_scene(rng, draw_object(rng), settings), endless=True)
+    centres = travel(rng, _size(settings), DIRECTIONS[name])
     return scene, centres, draw_shake(rng, len(centres), settings.shake_reach)
 
 
@@ -98,5 +99,5 @@ def _size(settings: Settings) -> tuple[int, int]:
 
 
 DRAWERS: dict[str, Callable[[np.random.Generator, Settings, str], Drawn]] = {
-    "kinetics": _activity, "ssv2": _sweep, "moments": _moment, "imagenet": _image,
+    "kinetics": _activity, "ssv2": _travel, "moments": _moment, "imagenet": _image,
 }  # fmt: skip

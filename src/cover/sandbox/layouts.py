@@ -183,6 +183,8 @@ LAYOUTS = {
             },
             "flip": "swap",
             "crop_scale": [0.7, 1.0],
+            # Direction shows in steps of a few pixels: instants drawn apart in each segment would hide it behind a jitter of that size.
+            "sampling": "whole",
         },
     ),
     "moments": Layout(

@@ -1,18 +1,19 @@
 """How does the object move, and why do neither single frames nor unordered sets of frames tell the motion classes apart?
 
-`sweep` makes the motion-led set. The object goes across the frame once, there and back, or twice, beginning from the left or from the
-right: six classes, three mirror pairs. The argument:
+`travel` makes the motion-led set. The object goes a short way at an even speed in one of eight directions, in a frame without edges: what
+leaves on one side comes in on the other. The argument:
 
-1. Every class passes every column for the same share of the clip: the column of a frame picked at random is uniform over the
-   width whatever the class, because the sweep begins at a random fraction of a frame's time. So one frame tells nothing.
-2. Nor does any average over frames of what single frames say: it is the same integral over the columns for all classes, up to the
-   spacing of the frames. A sweep read backwards is the sweep from the other side, frame for frame.
-3. Lane, object, background, distractors, and the number of frames are drawn without knowing the class; the camera's shake and the
-   noise are stationary and look the same backwards.
+1. The start is drawn evenly over such a frame, so the place in any frame is even over it whatever the direction: one frame tells nothing,
+   exactly.
+2. A way read backwards is a way of the opposite direction, frame for frame. So unordered frames can at best tell the four axes from each
+   other, and only by comparing places across frames. What single frames say, averaged over the frames, has the same mean for all axes; the
+   way is shorter than the object, which leaves such an average next to nothing of the axis.
+3. Object, background, distractors, speed and the number of frames are drawn without knowing the class; the camera's shake and the noise are
+   stationary and look the same backwards.
 4. Nothing else depends on time: no fade, no turning, no change of size. The files of this set hold key frames only, so the codec
    cannot leave a trail of where the object was before.
 
-A frame known to come from one fixed time does tell something, as a place and a time give a direction; that is use of order.
+Between two of eight frames the object moves by less than one bar of its pattern, so the direction shows in a patch and its next frame.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from numpy.typing import NDArray
 from cover.sandbox.render import Floats
 from cover.sandbox.settings import FPS
 
-SWEEP_FRAMES = (24, 28, 32, 36)
-LANE = (0.25, 0.75)
+TRAVEL_FRAMES = (24, 28, 32, 36)
+TRAVEL = (0.3, 0.5)  # of the frame's height, from the first frame to the last
+
+Direction = tuple[int, int]  # rows down, columns to the right: each -1, 0 or 1
 
 
-def sweep(rng: np.random.Generator, size: tuple[int, int], course: str, rightwards: bool) -> Floats:
-    """The object's centre in pixels, `(frames, 2)` as (y, x), on its way sideways; `size` is (height, width).
+def travel(rng: np.random.Generator, size: tuple[int, int], direction: Direction) -> Floats:
+    """The object's centre in pixels, `(frames, 2)` as (y, x), on a straight way through a frame without edges; `size` is (height, width).
 
-    `course`: `once`, `back` (there and back) or `twice`.
+    Only the place modulo `size` means anything.
     """
-    frames = int(rng.choice(SWEEP_FRAMES))
-    time = (np.arange(frames) + rng.uniform()) / frames
-    come = {"once": time, "twice": 2 * time % 1, "back": 1 - abs(2 * time - 1)}[course]
-    columns = size[1] * (come if rightwards else 1 - come)
-    return np.stack([np.full(frames, rng.uniform(*LANE) * size[0]), columns], 1).astype(np.float32)
+    share = np.linspace(0, 1, int(rng.choice(TRAVEL_FRAMES)))[:, None]
+    way = np.array(direction) / np.hypot(*direction) * rng.uniform(*TRAVEL) * size[0]
+    return (rng.uniform(0, 1, 2) * size + share * way).astype(np.float32)
 
 
 def wander(rng: np.random.Generator, size: tuple[int, int], reach: Floats, frames: int) -> Floats:

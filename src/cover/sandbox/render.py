@@ -6,8 +6,9 @@ the object, the background, the distractors and the noise are drawn without know
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +38,12 @@ NOISE_REACH = 0.4  # noise is even, within this share of the whole range at most
 @dataclass(frozen=True)
 class Scene:
     """A place and the object in it: `background` `(H + 2·pad, W + 2·pad, 3)`, `sprite` `(S, S, 4)` with colour premultiplied by
-    alpha and a border of at least two clear pixels."""
+    alpha and a border of at least two clear pixels. `endless`: what leaves the frame at one edge comes in at the opposite one."""
 
     background: Floats
     pad: int
     sprite: Floats
+    endless: bool = False
 
     @property
     def reach(self) -> Floats:
@@ -150,11 +152,22 @@ def draw_frames(rng: np.random.Generator, scene: Scene, centres: Floats, shake: 
     frames = np.empty((len(centres), height, width, 3), np.float32)
     for frame, centre, offset in zip(frames, centres, shake, strict=True):
         frame[:] = _window(scene.background, scene.pad - offset, height, width)
-        _paste(frame, scene.sprite, *(centre + offset))
+        for y, x in _places(centre + offset, (height, width), scene):
+            _paste(frame, scene.sprite, y, x)
     if noise:
         frames += (rng.integers(0, 256, frames.shape, np.uint8) - np.float32(127.5)) * (noise * NOISE_REACH / 128)
     np.clip(frames, 0, 1, out=frames)
     return (frames * 255 + 0.5).astype(np.uint8)
+
+
+def _places(centre: Floats, size: tuple[int, int], scene: Scene) -> Iterator[tuple[float, float]]:
+    """Where the object is pasted: at its centre, and in an endless scene, at most a frame's size away, wherever a part of it shows."""
+    if not scene.endless:
+        yield float(centre[0]), float(centre[1])
+        return
+    half = len(scene.sprite) / 2
+    reached = [[at % side + turn for turn in (-side, 0, side) if -half < at % side + turn < side + half] for at, side in zip(centre, size)]
+    yield from itertools.product(*reached)
 
 
 def _window(image: Floats, corner: Sequence[float] | Floats, height: int, width: int) -> Floats:
