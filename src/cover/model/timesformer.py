@@ -1,7 +1,7 @@
 """What the network computes: a TimeSformer over a Pack of clips and images, with one classifier per head.
 
 Letters in shapes: S samples, F frames of all samples together (clips first), T frames of one clip, N tokens of one frame (class
-token, then patches), D width, H attention heads, d = D / H.
+token, then patches), D width, H attention heads.
 
 The class token of a clip is kept once per frame, equal in all of them: token 0 of every frame. So the whole Pack is one tensor
 (F, N, D) from the first layer to the last, and nothing is cut apart and put together again between branches.
@@ -9,18 +9,21 @@ The class token of a clip is kept once per frame, equal in all of them: token 0 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cover.model.attention import ROTARY_BASE, Rotation, attend_along, attend_over_time, rotate, rotation_of
 
 Groups = tuple[tuple[int, int], ...]  # (samples, frames each), in the order of the frames
-ROTARY_BASE = 100.0  # periods from 2 pi to 200 pi frames: clips have 4 to 96 frames, not thousands
+Seen = dict[str, Tensor]  # name -> what the network computed there
 LOOKS = (1, -1, 4, -4, 2, -2)  # frames ahead that the heads of a fresh rotary branch look at, in turn
 LOOK_BIAS = 4.0  # makes about nine tenths of a fresh head's attention fall on the frame it looks at
-PRODUCT_KEYS = 64  # on a CPU, up to so many keys, an explicit batched product beats the fused kernel (docs/performance.md)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,13 @@ class Head:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that fixes the function but not the weights. Defaults are TimeSformer-B/16, 8 x 224."""
+    """Everything that fixes the function but not the weights. Defaults are TimeSformer-B/16, 8 x 224.
+
+    `attention`: `divided` (temporal, then spatial), `joint` (all tokens of a clip at once) or `space` (frames apart, their class tokens
+    averaged): the paper's section 3.3 and table 1. `image_time`: the additive time embedding of an image, none or the first entry (as the
+    released code has it at T = 1). `resize`: how position embeddings meet another size than `size`; the released code uses `nearest`.
+    `layer_scale`: the first value of a factor per channel on every branch (CaiT), 0 for none.
+    """
 
     width: int = 768
     depth: int = 12
@@ -42,8 +51,15 @@ class ModelConfig:
     patch: int = 16
     size: int = 224  # pixels
     frames: int = 8  # entries of the additive time embedding
+    attention: Literal["divided", "joint", "space"] = "divided"
     time: Literal["rotary", "additive"] = "rotary"
     image_temporal: Literal["attend", "skip"] = "attend"
+    image_time: Literal["none", "first"] = "none"
+    resize: Literal["bicubic", "nearest"] = "bicubic"
+    dropout: float = 0.0
+    head_dropout: float = 0.0
+    layer_scale: float = 0.0
+    norm_eps: float = 1e-6
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -53,48 +69,37 @@ class ModelConfig:
         return 1 + (self.size // self.patch) ** 2
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention over the last but one axis; `(..., length, d)` each. The one place that picks a kernel."""
-    if q.device.type == "cpu" and k.shape[-2] <= PRODUCT_KEYS:
-        weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        return weights.softmax(-1) @ v
-    return fn.scaled_dot_product_attention(q, k, v)
-
-
-def rotate(x_STNHd: Tensor) -> Tensor:
-    """Rotary position by frame index: pairs of channels turned by an angle that grows with time (RoFormer, section 3.2)."""
-    frames, half = x_STNHd.shape[1], x_STNHd.shape[-1] // 2
-    rates = ROTARY_BASE ** (-torch.arange(half, device=x_STNHd.device, dtype=torch.float32) / half)
-    angle = torch.arange(frames, device=x_STNHd.device, dtype=torch.float32)[:, None] * rates
-    cos, sin = (part.to(x_STNHd.dtype)[:, None, None, :] for part in (angle.cos(), angle.sin()))
-    a, b = x_STNHd.split(half, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-
-
 class Attention(nn.Module):
     """Query, key, value and output projections; which tokens see which is decided by the caller's shapes."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        self.drop = nn.Dropout(dropout)
 
-    def within_frames(self, x_FND: Tensor) -> Tensor:
-        """Every token of a frame attends to every token of that frame (spatial attention)."""
-        frames, tokens, width = x_FND.shape
-        q, k, v = self.qkv(x_FND).view(frames, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return self.proj(attention(q, k, v).transpose(1, 2).reshape(frames, tokens, width))
+    def within_frames(self, x_FND: Tensor, groups: Groups, shared: bool) -> Tensor:
+        """Every token of a frame attends to every token of that frame (spatial attention); `shared`: a clip has one class token."""
+        mixed_FND = attend_along(self.qkv(x_FND), self.heads)
+        return self.drop(self.proj(_share_class_token(mixed_FND, groups) if shared else mixed_FND))
 
-    def across_frames(self, x_FND: Tensor, groups: Groups, rotary: bool) -> Tensor:
+    def across_frames(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
         """Every token attends to the same place in the other frames of its clip (temporal attention)."""
         x_FND, images_FND = x_FND.split(_clip_and_image_frames(groups))
-        mixed = [self._over_time(x, group, rotary) for x, group in _clips_of(self.qkv(x_FND), groups)]
+        parts = _clips_of(self.qkv(x_FND), groups)
+        mixed = [attend_over_time(part, self.heads, rotation).flatten(0, 1) for part, rotation in zip(parts, rotations, strict=True)]
         if len(images_FND):
             # One frame, one key: its softmax is 1, so the branch is the value projection; queries and keys need not be made.
             width = x_FND.shape[-1]
             mixed.append(fn.linear(images_FND, self.qkv.weight[2 * width :], self.qkv.bias[2 * width :]))
-        return self.proj(torch.cat(mixed) if len(mixed) > 1 else mixed[0])
+        return self.drop(self.proj(torch.cat(mixed) if len(mixed) > 1 else mixed[0]))
+
+    def within_clips(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
+        """Every token of a clip attends to all tokens of that clip, its one class token among them (joint attention)."""
+        clips = _clips_of(self.qkv(x_FND), groups, images=True)
+        mixed = [self._joint(part, rotation) for part, rotation in zip(clips, [*rotations, None])]
+        return self.drop(self.proj(torch.cat(mixed)))
 
     def look_in_time(self) -> None:
         """Set the query and key biases so that the first head attends to the next frame, the second to the one before, and so on.
@@ -111,23 +116,27 @@ class Attention(nn.Module):
             self.qkv.bias[first : first + 2 * half] = torch.cat([torch.ones(half), torch.zeros(half)]) * LOOK_BIAS
             self.qkv.bias[width + first : width + first + 2 * half] = torch.cat([turn.cos(), -turn.sin()]) * LOOK_BIAS
 
-    def _over_time(self, qkv: Tensor, group: tuple[int, int], rotary: bool) -> Tensor:
-        samples, frames = group
-        q, k, v = qkv.view(samples, frames, qkv.shape[1], 3, self.heads, -1).unbind(3)  # STNHd
-        if rotary:
-            q, k = rotate(q), rotate(k)
-        out = attention(*(x.permute(0, 2, 3, 1, 4) for x in (q, k, v)))  # SNHTd
-        return out.permute(0, 3, 1, 2, 4).reshape(samples * frames, qkv.shape[1], -1)
+    def _joint(self, qkv_STN3D: Tensor, rotation: Rotation | None) -> Tensor:
+        _, frames, tokens, _ = qkv_STN3D.shape
+        if rotation is not None:
+            q, k, v = qkv_STN3D.unflatten(-1, (3, self.heads, -1)).unbind(3)
+            turned = [torch.cat([x[:, :, :1], rotate(x[:, :, 1:], rotation)], 2).flatten(3) for x in (q, k)]  # class token: no time
+            qkv_STN3D = torch.cat([*turned, v.flatten(3)], -1)
+        once = torch.cat([qkv_STN3D[:, 0, :1], qkv_STN3D[:, :, 1:].flatten(1, 2)], 1)
+        token, patches = attend_along(once, self.heads).split([1, frames * (tokens - 1)], 1)
+        spread = patches.unflatten(1, (frames, -1))
+        return torch.cat([token[:, None].expand(-1, frames, -1, -1), spread], 2).flatten(0, 1)
 
 
 class Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(fn.gelu(self.fc1(x)))
+        return self.drop(self.fc2(self.drop(fn.gelu(self.fc1(x)))))
 
 
 class Block(nn.Module):
@@ -136,42 +145,68 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, heads = config.width, config.attention_heads
-        self.rotary, self.skip_images = config.time == "rotary", config.image_temporal == "skip"
-        self.temporal_norm = nn.LayerNorm(width, eps=1e-6)
-        self.temporal_attn = Attention(width, heads)
-        self.temporal_fc = nn.Linear(width, width)
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, int(width * config.mlp_ratio))
+        self.kind, self.rotary, self.skip_images = config.attention, config.time == "rotary", config.image_temporal == "skip"
+        if self.kind == "divided":
+            self.temporal_norm = nn.LayerNorm(width, eps=config.norm_eps)
+            self.temporal_attn = Attention(width, heads, config.dropout)
+            self.temporal_fc = nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.attn = Attention(width, heads, config.dropout)
+        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.mlp = Mlp(width, int(width * config.mlp_ratio), config.dropout)
+        names = ("temporal_scale", "scale1", "scale2") if self.kind == "divided" else ("scale1", "scale2")
+        for name in names if config.layer_scale else ():
+            self.register_parameter(name, nn.Parameter(torch.full((width,), config.layer_scale)))
 
-    def forward(self, x_FND: Tensor, groups: Groups, keep: Tensor | None) -> Tensor:
-        """`keep`: drop-path factors `(3, F, 1, 1)` of the three branches, or None to keep all."""
-        x_FND = self._add_temporal(x_FND, groups, keep)
-        space_FND = _share_class_token(self.attn.within_frames(self.norm1(x_FND)), groups)
-        x_FND = x_FND + _scaled(space_FND, keep, 1)
-        return x_FND + _scaled(self.mlp(self.norm2(x_FND)), keep, 2)
+    def forward(
+        self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None], keep: Tensor | None = None, seen: Seen | None = None
+    ) -> Tensor:
+        """`keep`: drop-path factors `(3, F, 1, 1)` of the three branches, or None to keep all. `seen` is filled with the branches."""
+        if self.kind == "divided":
+            x_FND = self._add_temporal(x_FND, groups, rotations, keep, seen)
+        x_FND = x_FND + self._branch("spatial", self._space(self.norm1(x_FND), groups, rotations), keep, seen)
+        return x_FND + self._branch("mlp", self.mlp(self.norm2(x_FND)), keep, seen)
 
-    def fresh_temporal_branch(self) -> None:
-        """Spatial weights copied, `temporal_fc` zero; under rotary time each head looks a fixed way in time to begin with."""
+    @torch.no_grad()
+    def fresh_temporal_branch(self, looking: bool) -> None:
+        """Spatial weights copied, `temporal_fc` zero (released code); `looking`: under rotary time each head looks a fixed way in time."""
         self.temporal_attn.load_state_dict(self.attn.state_dict())
         self.temporal_norm.load_state_dict(self.norm1.state_dict())
-        if self.rotary:
+        if looking and self.rotary:
             self.temporal_attn.look_in_time()
         nn.init.zeros_(self.temporal_fc.weight)
         nn.init.zeros_(self.temporal_fc.bias)
 
-    def _add_temporal(self, x_FND: Tensor, groups: Groups, keep: Tensor | None) -> Tensor:
+    def _space(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
+        if self.kind == "joint":
+            return self.attn.within_clips(x_FND, groups, rotations)
+        return self.attn.within_frames(x_FND, groups, shared=self.kind == "divided")
+
+    def _add_temporal(
+        self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None], keep: Tensor | None, seen: Seen | None
+    ) -> Tensor:
         clip_frames, image_frames = _clip_and_image_frames(groups)
         if self.skip_images and image_frames:
             if not clip_frames:
                 return x_FND
             clips, images = x_FND.split((clip_frames, image_frames))
-            moved = self._add_temporal(clips, groups[:-1], None if keep is None else keep[:, :clip_frames])
+            moved = self._add_temporal(clips, groups[:-1], rotations, None if keep is None else keep[:, :clip_frames], seen)
             return torch.cat([moved, images])
-        time_FND = self.temporal_fc(self.temporal_attn.across_frames(self.temporal_norm(x_FND), groups, self.rotary))
-        time_FND[:, 0] = 0  # the class token takes no part in temporal attention (released TimeSformer code)
-        return x_FND + _scaled(time_FND, keep, 0)
+        time_FND = self.temporal_fc(self.temporal_attn.across_frames(self.temporal_norm(x_FND), groups, rotations))
+        # The class token takes no part in temporal attention (released TimeSformer code).
+        patches_only = torch.ones(x_FND.shape[1], 1, dtype=x_FND.dtype, device=x_FND.device)
+        patches_only[0] = 0
+        return torch.addcmul(x_FND, self._branch("temporal", time_FND, keep, seen).to(x_FND.dtype), patches_only)
+
+    def _branch(self, name: str, x_FND: Tensor, keep: Tensor | None, seen: Seen | None) -> Tensor:
+        """The output of a branch as it is added: times its LayerScale and drop-path factors."""
+        number = ("temporal", "spatial", "mlp").index(name)
+        scale = getattr(self, ("temporal_scale", "scale1", "scale2")[number], None)
+        if scale is not None:
+            x_FND = x_FND * scale
+        if seen is not None:
+            seen[name] = x_FND
+        return x_FND if keep is None else x_FND * keep[number]
 
 
 class TimeSformer(nn.Module):
@@ -186,18 +221,24 @@ class TimeSformer(nn.Module):
 
     def __init__(self, config: ModelConfig, heads: tuple[Head, ...] = ()) -> None:
         super().__init__()
-        self.config, self.head_list = config, heads
+        self.config, self.head_list, self.checkpointing = config, heads, False
         self.patch_embed = nn.Conv2d(3, config.width, config.patch, config.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))
-        if config.time == "additive":
+        if self.has_time_embedding:
             self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
+        self.drop, self.head_drop = nn.Dropout(config.dropout), nn.Dropout(config.head_dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.heads = nn.ModuleDict({head.name: nn.Linear(config.width, len(head.classes)) for head in heads})
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
         self._initialise()
+
+    @property
+    def has_time_embedding(self) -> bool:
+        """Whether frames are told apart by an embedding added to their patch tokens."""
+        return self.config.time == "additive" and self.config.attention != "space"
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -210,14 +251,18 @@ class TimeSformer(nn.Module):
         for head in self.heads.values():
             nn.init.zeros_(head.weight)  # type: ignore[arg-type]
 
-    @torch.no_grad()
-    def fresh_temporal_branch(self) -> None:
-        """Temporal attention as a copy of the spatial one with `temporal_fc` zero: the model is its image ViT (released code)."""
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.fresh_temporal_branch()
-        if self.config.time == "additive":
+    def fresh_temporal_branch(self, looking: bool = True) -> None:
+        """Temporal attention as a copy of the spatial one with `temporal_fc` zero: the model is its image ViT (released code).
+
+        `looking`: under rotary time the heads begin by attending to frames before and after (`Attention.look_in_time`).
+        """
+        if self.config.attention == "divided":
+            for block in self._blocks():
+                block.fresh_temporal_branch(looking)
+        if self.has_time_embedding:
             nn.init.zeros_(self.time_embed)
+
+    # --- the function -------------------------------------------------------------------------------------------------------------
 
     def normalize(self, frames: Tensor, colour: Tensor | None = None) -> Tensor:
         """uint8 `(F, 3, H, W)` as the floats that `forward` takes; `colour` float `(F, 3, 4)` is an affine map of RGB in 0..1."""
@@ -229,51 +274,110 @@ class TimeSformer(nn.Module):
     def forward(self, frames: Tensor, groups: Groups, keep: Tensor | None = None) -> dict[str, Tensor]:
         """Logits of every head for every sample of a Pack.
 
-        `frames`: float `(F, 3, size, size)` from `normalize`, clips first. `groups`: `(samples, frames each)`, one-frame groups
-        last, at most one of them. `keep`: drop-path factors `(depth, 3, S)`, None in evaluation.
+        `frames`: float `(F, 3, H, W)` from `normalize`, clips first, sides multiples of the patch. `groups`: `(samples, frames each)`,
+        one-frame groups last, at most one of them. `keep`: drop-path factors `(depth, 3, S)`, None in evaluation.
         Returns head name -> float `(S, classes)`. Raises ValueError where shapes do not fit.
         """
         return self.forward_head(self.forward_features(frames, groups, keep))
 
-    def forward_features(self, frames: Tensor, groups: Groups, keep: Tensor | None = None) -> Tensor:
-        """The normalised class token of every sample, float `(S, D)`."""
+    def forward_features(self, frames: Tensor, groups: Groups, keep: Tensor | None = None, seen: Seen | None = None) -> Tensor:
+        """The normalised class token of every sample, float `(S, D)`.
+
+        `seen`, where given, is filled with everything on the way: `embedded`, for every layer `blocks.3.temporal`, `blocks.3.spatial` and
+        `blocks.3.mlp` (the branches as they are added) and `blocks.3` (their sum), each `(F, N, D)`, and `features`.
+        """
         self._check(frames, groups)
-        x_FND = self.patch_embed(frames).flatten(2).transpose(1, 2)
-        x_FND = torch.cat([self.cls_token.expand(len(x_FND), -1, -1), x_FND], dim=1) + self.pos_embed
-        if self.config.time == "additive":
-            x_FND = self._add_time(x_FND, groups)
+        x_FND = self.drop(self._embed(frames, groups))
+        _note(seen, "embedded", x_FND)
+        rotations = self._rotations(groups, x_FND.device)
         keep_F = None if keep is None else per_frame(keep, groups)[..., None, None]
         for number, block in enumerate(self.blocks):
-            x_FND = block(x_FND, groups, None if keep_F is None else keep_F[number])
-        return self.norm(_first_frames(x_FND[:, 0], groups))
+            branches: Seen | None = None if seen is None else {}
+            arguments = (x_FND, groups, rotations, None if keep_F is None else keep_F[number], branches)
+            x_FND = checkpoint(block, *arguments, use_reentrant=False) if self.checkpointing and self.training else block(*arguments)
+            for name, value in (branches or {}).items():
+                _note(seen, f"blocks.{number}.{name}", value)
+            _note(seen, f"blocks.{number}", x_FND)
+        features = self.norm(self._class_tokens(x_FND, groups))
+        _note(seen, "features", features)
+        return features
 
     def forward_head(self, features: Tensor) -> dict[str, Tensor]:
         """Features `(S, D)` through every head."""
+        features = self.head_drop(features)
         return {name: head(features) for name, head in self.heads.items()}
 
-    def _add_time(self, x_FND: Tensor, groups: Groups) -> Tensor:
-        """TimeSformer's learned embedding on the patch tokens; images get none. Another T reads the nearest entries."""
+    def _embed(self, frames: Tensor, groups: Groups) -> Tensor:
+        x_FDhw = self.patch_embed(frames)
+        position = resized_positions(self.pos_embed, (x_FDhw.shape[2], x_FDhw.shape[3]), self.config.resize)
+        x_FPD = x_FDhw.flatten(2).transpose(1, 2) + position[:, 1:]
+        if self.has_time_embedding:
+            x_FPD = x_FPD + self._time(groups)[:, None]
+        return torch.cat([(self.cls_token + position[:, :1]).expand(len(x_FPD), -1, -1), x_FPD], dim=1)
+
+    def _time(self, groups: Groups) -> Tensor:
+        """TimeSformer's learned embedding of every frame, `(F, D)`; another T reads the nearest entries."""
         entries = []
         for samples, frames in groups:
-            embed = fn.interpolate(self.time_embed.transpose(1, 2), size=frames, mode="nearest").transpose(1, 2)
-            entries.append((embed if frames > 1 else torch.zeros_like(embed)).expand(samples, -1, -1).flatten(0, 1))
-        time = fn.pad(torch.cat(entries)[:, None], (0, 0, 1, 0))  # the class token gets none
-        return x_FND + torch.cat([time[:, :1], time[:, 1:].expand(-1, x_FND.shape[1] - 1, -1)], dim=1)
+            embed = resized_time(self.time_embed, frames)[0]
+            if frames == 1 and self.config.image_time == "none":
+                embed = torch.zeros_like(embed)
+            entries.append(embed.repeat(samples, 1))
+        return torch.cat(entries)
+
+    def _rotations(self, groups: Groups, device: torch.device) -> list[Rotation | None]:
+        """The rotary angles of every group of clips, made once for all layers."""
+        channels = self.config.width // self.config.attention_heads
+        rotary = self.config.time == "rotary" and self.config.attention != "space"
+        return [rotation_of(frames, channels, device) if rotary else None for _, frames in groups if frames > 1]
+
+    def _class_tokens(self, x_FND: Tensor, groups: Groups) -> Tensor:
+        """The class token of each sample, `(S, D)`: from its first frame, or the mean where frames are kept apart."""
+        parts = x_FND[:, 0].split([samples * frames for samples, frames in groups])
+        if self.config.attention == "space":
+            return torch.cat([part.view(samples, frames, -1).mean(1) for part, (samples, frames) in zip(parts, groups, strict=True)])
+        return torch.cat([part[::frames] for part, (_, frames) in zip(parts, groups, strict=True)])
 
     def _check(self, frames: Tensor, groups: Groups) -> None:
-        wanted = (sum(s * t for s, t in groups), 3, self.config.size, self.config.size)
-        if tuple(frames.shape) != wanted:
-            raise ValueError(f"frames are {tuple(frames.shape)}, but groups {groups} at {self.config.size} px need {wanted}")
+        wanted, patch = sum(s * t for s, t in groups), self.config.patch
+        if frames.ndim != 4 or tuple(frames.shape[:2]) != (wanted, 3):
+            raise ValueError(f"frames are {tuple(frames.shape)}, but groups {groups} need ({wanted}, 3, height, width)")
+        if frames.shape[2] % patch or frames.shape[3] % patch:
+            raise ValueError(f"frames are {tuple(frames.shape)}, but the sides have to be multiples of the patch, {patch} px")
         if any(t == 1 for _, t in groups[:-1]):
             raise ValueError(f"groups {groups}: images (one-frame samples) come last, in one group")
+
+    # --- what others ask of a network ---------------------------------------------------------------------------------------------
 
     def is_temporal(self, parameter: str) -> bool:
         """Whether a parameter belongs to the branch that image pre-training does not have."""
         return "temporal" in parameter or parameter == "time_embed"
 
     def no_weight_decay(self, parameter: str) -> bool:
-        """Whether a parameter is a bias, a norm or an embedding."""
-        return parameter.endswith("bias") or "norm" in parameter or parameter in ("cls_token", "pos_embed", "time_embed")
+        """Whether a parameter is a bias, a norm, a scale or an embedding."""
+        embeddings = ("cls_token", "pos_embed", "time_embed")
+        return parameter.endswith("bias") or "norm" in parameter or "scale" in parameter or parameter in embeddings
+
+    def layer_of(self, parameter: str) -> int:
+        """The layer group of a parameter, for layer-wise rates: 0 the embeddings, 1 to `depth` the blocks, then the last norm and heads."""
+        top, _, rest = parameter.partition(".")
+        if top == "blocks":
+            return 1 + int(rest.split(".")[0])
+        return self.config.depth + 1 if top in ("norm", "heads") else 0
+
+    def set_checkpointing(self, on: bool = True) -> None:
+        """In training, keep each block's input alone and compute the rest again in the backward pass: less memory, more time."""
+        self.checkpointing = on
+
+    def compile_blocks(self, **options: object) -> None:
+        """torch.compile block by block: one graph serves all layers for a given Pack layout. `options` go to torch.compile."""
+        for block in self._blocks():
+            block.compile(**options)
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
 
 
 def per_frame(x: Tensor, groups: Groups) -> Tensor:
@@ -282,32 +386,48 @@ def per_frame(x: Tensor, groups: Groups) -> Tensor:
     return torch.cat([part.repeat_interleave(frames, dim=-1) for part, (_, frames) in zip(parts, groups, strict=True)], dim=-1)
 
 
+def resized_positions(pos_embed: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
+    """Position embeddings `(1, 1 + h w, D)` of a square grid for another `grid` (rows, columns); the class token's stays.
+
+    `bicubic` over both axes (as transformers' ViT resizes), or `nearest` (as TimeSformer does).
+    """
+    side = round((pos_embed.shape[1] - 1) ** 0.5)
+    if grid == (side, side):
+        return pos_embed
+    patches = pos_embed[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    patches = fn.interpolate(patches, size=grid, mode=mode, align_corners=False if mode == "bicubic" else None)
+    return torch.cat([pos_embed[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+def resized_time(time_embed: Tensor, frames: int) -> Tensor:
+    """Time embeddings `(1, T, D)` for another number of frames: the nearest entries (released code)."""
+    if time_embed.shape[1] == frames:
+        return time_embed
+    return fn.interpolate(time_embed.transpose(1, 2), size=frames, mode="nearest").transpose(1, 2)
+
+
+def _note(seen: Seen | None, name: str, value: Tensor) -> None:
+    if seen is not None:
+        seen[name] = value
+
+
 def _clip_and_image_frames(groups: Groups) -> tuple[int, int]:
     images = groups[-1][0] if groups[-1][1] == 1 else 0
     return sum(s * t for s, t in groups) - images, images
 
 
-def _clips_of(x: Tensor, groups: Groups) -> list[tuple[Tensor, tuple[int, int]]]:
-    clips = [group for group in groups if group[1] > 1]
-    return list(zip(x.split([s * t for s, t in clips]), clips, strict=True)) if clips else []
-
-
-def _scaled(x: Tensor, keep: Tensor | None, branch: int) -> Tensor:
-    return x if keep is None else x * keep[branch]
+def _clips_of(x_FNC: Tensor, groups: Groups, images: bool = False) -> list[Tensor]:
+    """Each group as `(S, T, N, C)`; one-frame groups only with `images`."""
+    wanted = [group for group in groups if images or group[1] > 1]
+    parts = x_FNC.split([s * t for s, t in wanted]) if wanted else ()
+    return [part.unflatten(0, group) for part, group in zip(parts, wanted, strict=True)]
 
 
 def _share_class_token(x_FND: Tensor, groups: Groups) -> Tensor:
     """Token 0 of every frame replaced by its mean over the frames of the clip."""
-    start = 0
-    for samples, frames in groups:
-        if frames > 1:
-            token = x_FND[start : start + samples * frames, 0].view(samples, frames, -1)
-            x_FND[start : start + samples * frames, 0] = token.mean(1, keepdim=True).expand_as(token).flatten(0, 1)
-        start += samples * frames
-    return x_FND
-
-
-def _first_frames(x_FD: Tensor, groups: Groups) -> Tensor:
-    """The class token of each sample, taken from its first frame: `(S, D)`."""
-    parts = x_FD.split([samples * frames for samples, frames in groups])
-    return torch.cat([part[:: group[1]] for part, group in zip(parts, groups, strict=True)])
+    parts = x_FND[:, 0].split([s * t for s, t in groups])
+    shared = [
+        part.view(samples, frames, -1).mean(1, keepdim=True).expand(-1, frames, -1).flatten(0, 1) if frames > 1 else part
+        for part, (samples, frames) in zip(parts, groups, strict=True)
+    ]
+    return x_FND.select_scatter(torch.cat(shared), 1, 0)
