@@ -336,7 +336,7 @@ def test_parameters_of_the_large_model() -> None:
     ids=str,
 )
 def test_wrong_shapes(shape: tuple[int, ...], groups: Groups) -> None:
-    with pytest.raises(ValueError, match="groups|multiples of the patch"):
+    with pytest.raises(ValueError, match=r"groups|multiples of the patch"):
         build()(torch.zeros(shape), groups)
 
 
