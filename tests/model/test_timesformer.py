@@ -5,6 +5,8 @@ Every comparison first randomises every parameter: what starts at zero would hid
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +20,13 @@ from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer, per_
 
 SHAPE: dict[str, Any] = {"width": 32, "depth": 3, "attention_heads": 4, "patch": 8, "size": 24, "frames": 4}
 HEADS = (Head("motion", ("up", "down", "left")), Head("things", ("cat", "dog", "cow", "owl", "bee")))
-MODES = pytest.mark.parametrize(("time", "image_temporal"), [(t, i) for t in ("rotary", "additive") for i in ("attend", "skip")])
+MODES = pytest.mark.parametrize(
+    "mode",
+    [{"time": t, "image_temporal": i} for t in ("rotary", "additive") for i in ("attend", "skip")]
+    + [{"attention": a, "time": t} for a in ("joint", "space") for t in ("rotary", "additive")]
+    + [{"time": "additive", "image_time": "first", "layer_scale": 0.5}],
+    ids=lambda mode: "-".join(map(str, mode.values())),
+)
 
 
 def randomise(module: nn.Module, seed: int = 0) -> None:
@@ -54,8 +62,8 @@ MIXED: Groups = ((2, 8), (3, 4), (1, 2), (2, 1))
 
 
 @MODES
-def test_a_pack_equals_its_clips_and_images_run_separately(time: str, image_temporal: str) -> None:
-    model = build(time=time, image_temporal=image_temporal)
+def test_a_pack_equals_its_clips_and_images_run_separately(mode: dict[str, Any]) -> None:
+    model = build(**mode)
     frames = pixels(sum(samples * length for samples, length in MIXED))
     weights = {head.name: torch.randn(8, len(head.classes), generator=torch.Generator().manual_seed(7)) for head in HEADS}
 
@@ -76,8 +84,8 @@ def test_a_pack_equals_its_clips_and_images_run_separately(time: str, image_temp
 
 @MODES
 @pytest.mark.parametrize("groups", [((2, 4),), ((3, 1),), ((1, 8), (2, 4)), ((2, 4), (1, 1))], ids=str)
-def test_packs_without_images_or_without_clips(time: str, image_temporal: str, groups: Groups) -> None:
-    model = build(time=time, image_temporal=image_temporal)
+def test_packs_without_images_or_without_clips(mode: dict[str, Any], groups: Groups) -> None:
+    model = build(**mode)
     frames = pixels(sum(samples * length for samples, length in groups))
     packed = model.forward_features(frames, groups)
     for number, sample in enumerate(one_by_one(frames, groups)):
@@ -85,8 +93,8 @@ def test_packs_without_images_or_without_clips(time: str, image_temporal: str, g
 
 
 @MODES
-def test_drop_path_factors_belong_to_their_samples(time: str, image_temporal: str) -> None:
-    model = build(time=time, image_temporal=image_temporal)
+def test_drop_path_factors_belong_to_their_samples(mode: dict[str, Any]) -> None:
+    model = build(**mode)
     frames = pixels(sum(samples * length for samples, length in MIXED))
     keep = torch.rand(SHAPE["depth"], 3, 8, generator=torch.Generator().manual_seed(1)) * 2
     packed = model.forward_features(frames, MIXED, keep)
@@ -96,8 +104,8 @@ def test_drop_path_factors_belong_to_their_samples(time: str, image_temporal: st
 
 
 @MODES
-def test_dropping_every_branch_leaves_the_embedded_class_token(time: str, image_temporal: str) -> None:
-    model = build(time=time, image_temporal=image_temporal)
+def test_dropping_every_branch_leaves_the_embedded_class_token(mode: dict[str, Any]) -> None:
+    model = build(**mode)
     features = model.forward_features(pixels(9), ((2, 4), (1, 1)), torch.zeros(SHAPE["depth"], 3, 3))
     close(features, model.norm(model.cls_token + model.pos_embed[:, :1])[0].expand(3, -1))
 
@@ -156,52 +164,137 @@ def timesformer_weights(ours: TimeSformer) -> dict[str, Tensor]:
     return values
 
 
-def their_shape() -> dict[str, Any]:
+def their_shape(size: int = SHAPE["size"]) -> dict[str, Any]:
     return {
         "hidden_size": SHAPE["width"], "num_hidden_layers": SHAPE["depth"], "num_attention_heads": SHAPE["attention_heads"],
-        "intermediate_size": 4 * SHAPE["width"], "image_size": SHAPE["size"], "patch_size": SHAPE["patch"], "hidden_act": "gelu",
+        "intermediate_size": 4 * SHAPE["width"], "image_size": size, "patch_size": SHAPE["patch"], "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("time", ["rotary", "additive"])
-def test_an_image_equals_transformers_vit(time: str) -> None:
-    from transformers import ViTConfig, ViTModel
-
-    ours = build(time=time, image_temporal="skip")
-    theirs = ViTModel(ViTConfig(**their_shape()), add_pooling_layer=False).eval()
-    copy_into(theirs, vit_weights(ours))
-    images = pixels(3)
-    with torch.no_grad():
-        close(ours.forward_features(images, ((3, 1),)), theirs(images).last_hidden_state[:, 0])
-
-
-def their_timesformer(frames: int) -> nn.Module:
+def their_timesformer(frames: int, size: int = SHAPE["size"], kind: str = "divided_space_time") -> nn.Module:
     from transformers import TimesformerConfig, TimesformerModel
 
-    return TimesformerModel(TimesformerConfig(**their_shape(), num_frames=frames, attention_type="divided_space_time")).eval()
+    return TimesformerModel(TimesformerConfig(**their_shape(size), num_frames=frames, attention_type=kind)).eval()
 
 
-@pytest.mark.parametrize("frames", [4, 8])
-def test_a_clip_equals_transformers_timesformer(frames: int) -> None:
-    ours, theirs = build(time="additive", frames=frames), their_timesformer(frames)
+def same_gradients(ours: TimeSformer, theirs: nn.Module, rename: Callable[[TimeSformer], dict[str, Tensor]]) -> None:
+    """The gradients of `ours` under the foreign names equal those of the foreign network, parameter by parameter."""
+    found = copy.deepcopy(ours)
+    for name, parameter in found.named_parameters():
+        gradient = ours.get_parameter(name).grad
+        parameter.data = torch.zeros_like(parameter) if gradient is None else gradient  # none: heads, branches not taken
+    wanted = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    renamed = rename(found)
+    assert renamed.keys() == wanted.keys()
+    for name, gradient in renamed.items():
+        close(gradient, wanted[name])
+
+
+@pytest.mark.parametrize("time", ["rotary", "additive"])
+@pytest.mark.parametrize("size", [16, 24, 40])
+def test_an_image_equals_transformers_vit(time: str, size: int) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    ours = build(time=time, image_temporal="skip", size=size)
+    theirs = ViTModel(ViTConfig(**their_shape(size)), add_pooling_layer=False).eval()
+    copy_into(theirs, vit_weights(ours))
+    images, weights = pixels(3, size=size), torch.randn(3, SHAPE["width"], generator=torch.Generator().manual_seed(9))
+    found, wanted = ours.forward_features(images, ((3, 1),)), theirs(images).last_hidden_state[:, 0]
+    close(found, wanted)
+    (found * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    same_gradients(ours, theirs, vit_weights)
+
+
+@pytest.mark.parametrize("size", [16, 24, 40])
+@pytest.mark.parametrize("frames", [1, 4, 8, 16])
+def test_a_clip_equals_transformers_timesformer(frames: int, size: int) -> None:
+    ours, theirs = build(time="additive", image_time="first", frames=frames, size=size), their_timesformer(frames, size)
     copy_into(theirs, timesformer_weights(ours))
+    clips, weights = pixels(2 * frames, size=size), torch.randn(2, SHAPE["width"], generator=torch.Generator().manual_seed(9))
+    found, wanted = ours.forward_features(clips, ((2, frames),)), theirs(clips.unflatten(0, (2, frames))).last_hidden_state[:, 0]
+    close(found, wanted)
+    (found * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    if frames == 1:  # a softmax over one key passes nothing to queries and keys: theirs are zero up to rounding, ours are not computed
+        for block in ours.blocks:
+            assert not block.temporal_attn.qkv.weight.grad[: 2 * SHAPE["width"]].any()
+    same_gradients(ours, theirs, timesformer_weights)
+
+
+def test_clips_in_a_pack_equal_transformers_timesformer() -> None:
+    ours, theirs = build(time="additive", frames=4), their_timesformer(4)
+    copy_into(theirs, timesformer_weights(ours))
+    clips = pixels(8)
+    with torch.no_grad():
+        wanted = theirs(clips.unflatten(0, (2, 4))).last_hidden_state[:, 0]
+        in_a_pack = ours.forward_features(torch.cat([pixels(6, seed=5), clips, pixels(2, seed=6)]), ((3, 2), (2, 4), (2, 1)))
+    close(in_a_pack[3:5], wanted)
+
+
+def without_temporal(ours: TimeSformer) -> dict[str, Tensor]:
+    """Weights of joint and space attention under transformers' names."""
+    state = ours.state_dict()
+    values = {"embeddings.cls_token": state["cls_token"], "embeddings.position_embeddings": state["pos_embed"]}
+    if "time_embed" in state:
+        values["embeddings.time_embeddings"] = state["time_embed"]
+    names = {"norm1": "layernorm_before", "attn.qkv": "attention.attention.qkv", "attn.proj": "attention.output.dense",
+             "norm2": "layernorm_after", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}  # fmt: skip
+    for kind in ("weight", "bias"):
+        values[f"embeddings.patch_embeddings.projection.{kind}"] = state[f"patch_embed.{kind}"]
+        values[f"layernorm.{kind}"] = state[f"norm.{kind}"]
+        for i in range(SHAPE["depth"]):
+            values |= {f"encoder.layer.{i}.{theirs}.{kind}": state[f"blocks.{i}.{mine}.{kind}"] for mine, theirs in names.items()}
+    return values
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_joint_attention_equals_transformers(frames: int) -> None:
+    ours, theirs = (
+        build(time="additive", image_time="first", frames=frames, attention="joint"),
+        their_timesformer(frames, kind="joint_space_time"),
+    )
+    copy_into(theirs, without_temporal(ours))
     clips = pixels(2 * frames)
-    with torch.no_grad():
-        wanted = theirs(clips.unflatten(0, (2, frames))).last_hidden_state[:, 0]
-        close(ours.forward_features(clips, ((2, frames),)), wanted)
-        in_a_pack = ours.forward_features(torch.cat([pixels(6, seed=5), clips, pixels(2, seed=6)]), ((3, 2), (2, frames), (2, 1)))
-        close(in_a_pack[3:5], wanted)
+    wanted = theirs(clips.unflatten(0, (2, frames))).last_hidden_state[:, 0]
+    found = ours.forward_features(clips, ((2, frames),))
+    close(found, wanted)
+    found.square().sum().backward()
+    wanted.square().sum().backward()
+    same_gradients(ours, theirs, without_temporal)
 
 
-def test_longer_clips_repeat_the_time_embedding_as_transformers_does() -> None:
-    ours, theirs = build(time="additive", frames=4), their_timesformer(8)
-    weights = timesformer_weights(ours)
-    weights["embeddings.time_embeddings"] = weights["embeddings.time_embeddings"].repeat_interleave(2, dim=1)
-    copy_into(theirs, weights)
-    clip = pixels(8)
+def test_space_attention_is_the_image_network_on_every_frame() -> None:
+    """The class tokens of the frames are averaged before the last norm (released code)."""
+    ours, theirs = build(time="additive", frames=4, attention="space"), their_timesformer(4, kind="space_only")
+    copy_into(theirs, without_temporal(ours))
+    clips = pixels(8)
     with torch.no_grad():
-        close(ours.forward_features(clip, ((1, 8),)), theirs(clip[None]).last_hidden_state[:, 0])
+        before_norm = theirs(clips.unflatten(0, (2, 4)), output_hidden_states=True).hidden_states[-1][:, 0]
+        close(ours.forward_features(clips, ((2, 4),)), theirs.layernorm(before_norm.unflatten(0, (2, 4)).mean(1)))
+
+
+@pytest.mark.parametrize(("size", "frames"), [(16, 4), (40, 4), (24, 8), (24, 2), (48, 16)])
+def test_another_size_or_length_equals_transformers_in_nearest_mode(size: int, frames: int) -> None:
+    ours, theirs = build(time="additive", frames=4, resize="nearest"), their_timesformer(4)
+    copy_into(theirs, timesformer_weights(ours))
+    theirs.config.num_frames, theirs.config.image_size = frames, size  # read when it runs; the embeddings stay
+    clips = pixels(2 * frames, size=size)
+    with torch.no_grad():
+        close(ours.forward_features(clips, ((2, frames),)), theirs(clips.unflatten(0, (2, frames))).last_hidden_state[:, 0])
+
+
+@pytest.mark.parametrize("size", [16, 40, 56])
+def test_another_size_equals_transformers_vit_in_bicubic_mode(size: int) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    ours = build(image_temporal="skip", resize="bicubic")
+    theirs = ViTModel(ViTConfig(**their_shape()), add_pooling_layer=False).eval()
+    copy_into(theirs, vit_weights(ours))
+    images = pixels(2, size=size)
+    with torch.no_grad():
+        close(ours.forward_features(images, ((2, 1),)), theirs(images, interpolate_pos_encoding=True).last_hidden_state[:, 0])
 
 
 # --- images are single-frame videos -----------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from cover.model.attention import ROTARY_BASE, Rotation, attend_along, attend_ov
 
 Groups = tuple[tuple[int, int], ...]  # (samples, frames each), in the order of the frames
 Seen = dict[str, Tensor]  # name -> what the network computed there
-LOOKS = (1, -1, 4, -4, 2, -2)  # frames ahead that the heads of a fresh rotary branch look at, in turn
+LOOKS = (1, -1, 2, -2, 4, -4)  # frames ahead that the heads of a fresh rotary branch look at, in turn
 LOOK_BIAS = 4.0  # makes about nine tenths of a fresh head's attention fall on the frame it looks at
 
 

@@ -1,0 +1,248 @@
+"""How fast is the model, against the machine's matmul peak, against transformers' TimeSformer, and against a plain one?
+
+    python benchmarks/model.py                               # every workload that fits the device; table, then JSON with --json FILE
+    python benchmarks/model.py --only small mixed --rounds 9
+    python benchmarks/model.py --device cuda --only base large mixed mixed-large
+
+Needs torch alone, and transformers for its rows. A row's share of the peak counts the multiply-adds of the function, not those that a way
+of computing it adds. The training step is the one that `cover train` takes, for every row: pixels normalised on the device, cross-entropy,
+backward pass, clipping, fused AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from _measure import Work, in_turns, matmul, peak_bytes, ratio, show, where, write
+from _peers import HEAD, PlainTimeSformer, Repeating, TransformersTimeSformer
+
+from cover.mixture.pack import Pack
+from cover.model.cost import multiply_adds
+from cover.model.presets import model_config
+from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
+from cover.training.step import StepSettings, train_step
+
+CLASSES = 400
+OURS, PACKED = "ours", "ours, packed"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model and the Pack it works on, at the device's own size of batch."""
+
+    title: str
+    preset: str
+    size: int
+    groups: dict[str, Groups]  # device -> groups
+    dtypes: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"cpu": ("fp32",), "cuda": ("fp32", "bf16")})
+
+    def config(self, **changes: Any) -> ModelConfig:
+        """The function that transformers' TimeSformer computes: additive time, an image being a clip of one frame."""
+        frames = self.groups["cpu"][0][1]
+        return model_config(self.preset, size=self.size, frames=frames, time="additive", image_time="first", **changes)
+
+
+WORKLOADS = {
+    "small": Workload("width 192, depth 12, clips of 8 x 112", "Ti/16", 112, {"cpu": ((8, 8),), "cuda": ((64, 8),)}),
+    "base": Workload("B/16, clips of 8 x 224", "B/16", 224, {"cpu": ((1, 8),), "cuda": ((16, 8),)}),
+    "large": Workload("L/16, clips of 16 x 224", "L/16", 224, {"cpu": ((1, 16),), "cuda": ((8, 16),)}, {"cpu": (), "cuda": ("bf16",)}),
+    "mixed": Workload(
+        "width 192, depth 12: 4 clips of 8 x 112 and 32 images", "Ti/16", 112, {"cpu": ((4, 8), (32, 1)), "cuda": ((4, 8), (32, 1))}
+    ),
+    "mixed-large": Workload(
+        "B/16: 16 clips of 8 x 224 and 128 images", "B/16", 224, {"cpu": ((16, 8), (128, 1)), "cuda": ((16, 8), (128, 1))},
+        {"cpu": (), "cuda": ("bf16",)},
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Contender:
+    """A network, the Packs it takes one after the other for the batch, and what it needs for a training step."""
+
+    network: nn.Module
+    packs: list[Pack]
+    settings: StepSettings
+
+    def __post_init__(self) -> None:
+        self.inputs = [(self.network.normalize(pack.frames), pack.groups) for pack in self.packs]  # type: ignore[operator]
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    @torch.no_grad()
+    def forward(self) -> torch.Tensor:
+        self.network.eval()
+        device = self.settings.loss_weights.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.settings.bf16):
+            return torch.cat([self.network(frames, groups)[HEAD] for frames, groups in self.inputs])
+
+    def train(self) -> None:
+        self.network.train()
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(self.network.parameters(), 1e-5, fused=True)
+        train_step(self.network, self.optimizer, self.packs, self.settings)  # type: ignore[arg-type]
+
+    def first_step_memory(self, device: torch.device) -> int:
+        """Peak of a step above parameters, gradients and optimizer state."""
+        self.train()
+        self.network.zero_grad(set_to_none=True)
+        gradients = sum(p.numel() * p.element_size() for p in self.network.parameters() if p.requires_grad)
+        return peak_bytes(self.train, device) - gradients
+
+
+def make_pack(groups: Groups, size: int, device: torch.device) -> Pack:
+    """Random pixels and classes."""
+    made = torch.Generator().manual_seed(0)
+    samples = sum(count for count, _ in groups)
+    pack = Pack(
+        frames=torch.randint(0, 256, (sum(s * t for s, t in groups), 3, size, size), dtype=torch.uint8, generator=made),
+        groups=groups,
+        dataset=torch.zeros(samples, dtype=torch.int64),
+        targets=torch.randint(0, CLASSES, (samples, 1), generator=made),
+        weight=torch.ones(samples),
+        colour=torch.eye(3, 4).expand(samples, -1, -1).contiguous(),
+        seed=torch.zeros(samples, dtype=torch.int64),
+    )
+    return pack.to(device)
+
+
+def part_of(pack: Pack, number: int) -> Pack:
+    """One group of a Pack as a Pack of its own."""
+    first, frame = (sum(g[0] for g in pack.groups[:number]), sum(g[0] * g[1] for g in pack.groups[:number]))
+    count, length = pack.groups[number]
+    rows = slice(first, first + count)
+    named = {name: getattr(pack, name)[rows] for name in ("dataset", "targets", "weight", "colour", "seed")}
+    return Pack(frames=pack.frames[frame : frame + count * length], groups=(pack.groups[number],), **named)
+
+
+def randomised(model: TimeSformer) -> TimeSformer:
+    """No parameter at zero: a mistake in a peer's weights would hide there."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.normal_(0, 0.02)
+    return model
+
+
+def contenders(work: Workload, device: torch.device, bf16: bool, compiled: bool) -> dict[str, Contender]:
+    """Every row of a workload by name, eager and compiled; all hold the same weights."""
+    groups = work.groups[device.type]
+    pack = make_pack(groups, work.size, device)
+    parts = [part_of(pack, number) for number in range(len(groups))]
+    settings = StepSettings(sum(count for count, _ in groups), torch.ones(1, device=device), bf16=bf16)
+    ours = randomised(TimeSformer(work.config(), (Head(HEAD, tuple(map(str, range(CLASSES)))),)))
+    lengths = tuple(length for _, length in groups)
+    made: dict[str, tuple[Callable[[], nn.Module], list[Pack]]] = {}
+    if len(groups) == 1:
+        made[OURS] = (lambda: copy.deepcopy(ours), parts)
+        made["ours, rotary time"] = (
+            lambda: TimeSformer(model_config(work.preset, size=work.size, frames=lengths[0]), ours.head_list),
+            parts,
+        )
+    else:
+        made[PACKED] = (lambda: copy.deepcopy(ours), [pack])
+        made["ours, two passes"] = (lambda: copy.deepcopy(ours), parts)
+        made["ours, images repeated"] = (lambda: Repeating(copy.deepcopy(ours)), [pack])
+    suffix = "" if len(groups) == 1 else ", two passes"
+    if importlib.util.find_spec("transformers"):
+        made[f"transformers{suffix}"] = (lambda: TransformersTimeSformer(ours.config, CLASSES, lengths).fill(ours), parts)
+    made[f"plain, fused attention{suffix}"] = (lambda: PlainTimeSformer(ours.config, CLASSES).fill(ours), parts)
+    found = {}
+    for name, (build, packs) in made.items():
+        for ways in [False, True] if compiled else [False]:
+            network = build().to(device)
+            if ways:
+                network.compile_blocks()  # type: ignore[operator]
+            found[f"{name}, {'compiled' if ways else 'eager'}"] = Contender(network, packs, settings)
+    return found
+
+
+def check_same(rows: dict[str, Contender], bf16: bool) -> float:
+    """The largest difference of logits between rows of the same function. Raises AssertionError where it is more than rounding."""
+    found = {name: row.forward().float() for name, row in rows.items() if "rotary" not in name}
+    wanted = next(iter(found.values()))
+    apart = max(float((scores - wanted).abs().max()) for name, scores in found.items() if "repeated" not in name)
+    assert apart <= (0.05 if bf16 else 1e-4) * float(wanted.abs().max()), f"the rows do not compute the same function: {apart}"
+    return apart
+
+
+def measure(name: str, device: torch.device, dtype: str, rounds: int, compiled: bool) -> dict[str, Any]:
+    """Times, shares of the peak and memory of one workload, forward and training step."""
+    work = WORKLOADS[name]
+    torch.manual_seed(0)
+    rows = contenders(work, device, dtype == "bf16", compiled)
+    apart = check_same(rows, dtype == "bf16")
+    operations = 2 * multiply_adds(work.config(), work.groups[device.type], work.size)
+    peak, peak_operations = matmul(device, torch.bfloat16 if dtype == "bf16" else torch.float32)
+    found: dict[str, Any] = {"workload": name, "title": work.title, "dtype": dtype, "groups": work.groups[device.type], "apart": apart}
+    for stage, factor in (("forward", 1), ("training step", 3)):
+        tasks: dict[str, Work] = {"matmul": peak, **{n: row.forward if factor == 1 else row.train for n, row in rows.items()}}
+        seconds = in_turns(tasks, rounds, device)
+        found[stage] = {
+            "rows": table_rows(seconds, factor * operations, peak_operations),
+            "rounds": rounds,
+            "operations": factor * operations,
+        }
+    for row_name, row in rows.items():
+        found["training step"]["rows"][row_name]["peak_bytes"] = row.first_step_memory(device)
+        row.optimizer = None
+    return found
+
+
+def table_rows(seconds: dict[str, list[float]], operations: float, peak_operations: float) -> dict[str, Any]:
+    """Per row: median milliseconds, its share of the matmul rate of the same round, and its time against our best row's."""
+    names = [name for name in seconds if name != "matmul"]
+    ours = [name for name in names if name.startswith(PACKED if any("packed" in n for n in names) else OURS) and "rotary" not in name]
+    best = min(ours, key=lambda name: statistics.median(seconds[name]))
+    return {
+        name: {
+            "milliseconds": 1e3 * statistics.median(seconds[name]),
+            "share_of_peak": operations / peak_operations / ratio(seconds, name, "matmul"),
+            "times_ours": ratio(seconds, name, best),
+        }
+        for name in names
+    }
+
+
+def report(found: dict[str, Any]) -> None:
+    columns = ["row", "ms", "of matmul peak", "times our best", "peak MiB above parameters"]
+    for stage in ("forward", "training step"):
+        rows = [
+            [name, f"{row['milliseconds']:.1f}", f"{row['share_of_peak']:.0%}", f"{row['times_ours']:.2f}",
+             f"{row['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in row else ""]
+            for name, row in found[stage]["rows"].items()
+        ]  # fmt: skip
+        show(f"{found['title']}, {found['dtype']}: {stage}", columns, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=list(WORKLOADS), help="these workloads (default: all of the device)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-compile", action="store_true", help="eager rows alone")
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    results = []
+    for name in args.only or WORKLOADS:
+        for dtype in WORKLOADS[name].dtypes[device.type]:
+            results.append(measure(name, device, dtype, args.rounds, not args.no_compile))
+            report(results[-1])
+            write({**where(device), "results": results}, args.json)
+
+
+if __name__ == "__main__":
+    main()
