@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from cover.model.weights import save_release
 
 MakeSet = Callable[..., Path]
 Cover = Callable[..., tuple[int, str, str]]
-COMMANDS = ("sandbox", "index", "train", "evaluate", "predict", "demo")
+COMMANDS = ("sandbox", "index", "train", "describe", "evaluate", "predict", "import-weights", "export", "demo")
 
 
 @pytest.fixture
@@ -226,10 +227,34 @@ def test_predict_refuses(trained: Path, refused: Callable[..., str], arguments: 
     assert part in refused("predict", trained, "a.mp4", *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["C/16"], 'unknown model preset "C/16"'),
+        (["mini", "--size", "30"], "image size 30 is not a multiple of the patch 8"),
+        (["mini", "--size", "0"], "--size: 0 is below 1"),
+        (["mini", "--frames", "99999"], "--frames: 99999 is above 4096"),
+        (["mini", "--heads", "k400"], 'heads: "k400" is no NAME=CLASSES; write for example --heads k400=400,ssv2=174'),
+        (["mini", "--heads", "a=1,a=2"], 'heads: "a" is given twice'),
+        (["mini", "--heads", "a=0"], "heads: a=0, but a head has 1 to 1,000,000 classes"),
+        (["mini", "--heads", "keys=3"], "heads: no head can have this name"),
+        (["mini", "--attention", "jont"], "--attention: invalid choice: 'jont'"),
+        (["mini", "--views", "3"], "as in 1x3"),
+        (["mini", "--batch", "0"], "give --batch or --images"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_describe_refuses(refused: Callable[..., str], arguments: list[str], part: str) -> None:
+    assert part in refused("describe", *arguments)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_unknown_argument(refused: Callable[..., str], command: str, tmp_path: Path) -> None:
-    positional = {"sandbox": [tmp_path], "index": ["a"], "train": ["a"], "evaluate": ["a"], "predict": ["a", "b"], "demo": []}[command]
-    line = refused(command, *positional, "--colour-of-the-sky", "blue")
+    needed = {
+        "sandbox": [tmp_path], "predict": ["a", "b"], "demo": [], "import-weights": ["a", "--out", "b"],
+        "export": ["a", "--format", "transformers", "--out", "b"],
+    }  # fmt: skip
+    line = refused(command, *needed.get(command, ["a"]), "--colour-of-the-sky", "blue")
     assert command == "train" or "--colour-of-the-sky" in line
 
 
@@ -266,7 +291,7 @@ def test_help_shows_an_example(cover: Cover, command: str) -> None:
 def test_help_lists_every_command_and_train_every_key(cover: Cover) -> None:
     code, out, _ = cover("--help")
     assert code == 0
-    assert all(f"\n    {command} " in out for command in COMMANDS)
+    assert [line.split()[0] for line in out.splitlines() if line.startswith("    ") and line[4] != " "] == list(COMMANDS)
     assert cover("--version") == (0, f"cover {__version__}\n", "")
     code, out, err = cover("train", "--keys")
     assert (code, err) == (0, "")
@@ -313,6 +338,32 @@ def test_tables_on_stdout_and_json_in_a_file(cover: Cover, trained: Path, sandbo
     rows = json.loads(target.read_text())
     assert [(row["dataset"], row["variant"]) for row in rows] == [("imagenet", "plain"), ("ssv2", "plain"), ("ssv2", "shuffled")]
     assert [line.split()[0] for line in out.splitlines()] == ["data", "imagenet", "ssv2", "ssv2"]
+
+
+def test_describe_the_network_of_the_article(cover: Cover) -> None:
+    """431 M parameters and 17.6 T multiply-adds in three views, as UniFormerV2 prints them for CoVeR."""
+    asked = ("L/16", "--frames", 16, "--size", 448, "--heads", "k400=400,ssv2=174,mit=339,imagenet=1000")
+    code, out, err = cover("describe", *asked)
+    assert (code, err) == (0, "")
+    rows = dict(re.split(r" {2,}", line.strip()) for line in out.splitlines() if re.search(r"\S {2,}\S", line))
+    assert (rows["parameters"], rows["multiply-adds of 1x3 views"], rows["tokens of a clip"]) == ("431.9 M", "17.63 T", "12,560")
+    code, out, err = cover("describe", *asked, "--json", "-")
+    facts = json.loads(out)
+    assert (code, err, facts["preset"], facts["views"], facts["heads"]["mit"]) == (0, "", "L/16", "1x3", 339)
+    assert facts["multiply_adds_per_protocol"] == 3 * facts["multiply_adds_per_view"]
+    assert facts["parameters"] == facts["parameters_body"] + facts["parameters_heads"]
+
+
+def test_describe_a_step_and_write_it(cover: Cover, tmp_path: Path) -> None:
+    code, out, _ = cover("describe", "mini", "--batch", 2, "--images", 4, "--views", "2x1", "--json", tmp_path / "cost.json")
+    assert code == 0
+    assert "heads (none; --heads names them)" in out
+    assert "a training step of 2 clips and 4 images" in out
+    facts = json.loads((tmp_path / "cost.json").read_text())
+    assert facts["multiply_adds_per_step"] == 3 * (2 * facts["multiply_adds_per_view"] + 4 * facts["multiply_adds_per_image"])
+    assert facts["multiply_adds_per_protocol"] == 2 * facts["multiply_adds_per_view"]
+    assert facts["activation_bytes_checkpointed"] < facts["activation_bytes"]
+    assert facts["activation_bytes_bf16"] < facts["activation_bytes"]
 
 
 def test_train_prints_the_run_and_says_what_to_type_next(cover: Cover, recipe: Path, tmp_path: Path) -> None:

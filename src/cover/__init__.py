@@ -1,3 +1,19 @@
 """CoVeR: one video transformer co-trained on several video and image data sets at once."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cover.model.release import CoVeR
+
 __version__ = "0.1.0"
+__all__ = ["CoVeR", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CoVeR":  # imported when it is asked for: the command line starts without torch
+        from cover.model.release import CoVeR
+
+        return CoVeR
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -63,10 +63,28 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     _add_sandbox(add(_sandbox, "sandbox", "write generated data sets in the real ones' layouts", "cover sandbox sandbox --size 0.2"))
     _add_index(add(_index, "index", "probe every file of a catalog once", "cover index sandbox/catalog.yaml"))
     _add_train(add(_train, "train", "run a recipe", "cover train recipes/sandbox/cotrain.yaml --optimizer.lr 5e-4"))
+    _add_describe(
+        add(
+            _describe, "describe", "sizes and costs of a network",
+            "cover describe L/16 --frames 16 --size 448 --heads k400=400,ssv2=174,mit=339,imagenet=1000",
+        )
+    )  # fmt: skip
     _add_evaluate(
         add(_evaluate, "evaluate", "measure every head of a checkpoint", "cover evaluate runs/cotrain --catalog sandbox/catalog.yaml")
     )
     _add_predict(add(_predict, "predict", "name what is seen in files", "cover predict runs/cotrain clip.mp4 photo.jpg --top 3"))
+    _add_import(
+        add(
+            _import_weights, "import-weights", "make a release of another library's checkpoint",
+            "cover import-weights facebook/timesformer-base-finetuned-k400 --out k400 --head kinetics400",
+        )
+    )  # fmt: skip
+    _add_export(
+        add(
+            _export, "export", "write one head for another library",
+            "cover export runs/cotrain --format transformers --head ssv2 --out ssv2_transformers",
+        )
+    )  # fmt: skip
     _add_demo(add(_demo, "demo", "the whole story: generate, index, train, compare, report", "cover demo --out demo"))
     return parser, doors
 
@@ -77,12 +95,14 @@ def _machine_options(parser: argparse.ArgumentParser, device: bool = True) -> No
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
 
 
-def _from(lowest: int) -> Callable[[str], int]:
-    """Reads a whole number that is not below `lowest`; argparse names the function in its message."""
+def _from(lowest: int, highest: int | None = None) -> Callable[[str], int]:
+    """Reads a whole number that is not below `lowest` nor above `highest`; argparse names the function in its message."""
 
     def number(text: str) -> int:
         if int(text) < lowest:
             raise argparse.ArgumentTypeError(f"{text} is below {lowest}")
+        if highest is not None and int(text) > highest:
+            raise argparse.ArgumentTypeError(f"{text} is above {highest}")
         return int(text)
 
     return number
@@ -172,6 +192,42 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+# --- describe -------------------------------------------------------------------------------------------------------------------
+
+
+def _add_describe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("preset", metavar="PRESET", help="mini, or a ViT size with its patch, as in B/16")
+    parser.add_argument("--frames", type=_from(1, 4096), default=8, metavar="T", help="frames of a clip (default: 8)")
+    parser.add_argument("--size", type=_from(1, 16384), metavar="S", help="image side in pixels (default: 224; mini: 32)")
+    parser.add_argument("--heads", default="", metavar="NAME=CLASSES,...", help="one classifier for each data set (default: none)")
+    parser.add_argument("--attention", default="divided", choices=["divided", "joint", "space"], help="default: divided")
+    parser.add_argument("--time", default="rotary", choices=["rotary", "additive"], help="how frames are told apart (default: rotary)")
+    parser.add_argument(
+        "--image-temporal", default="attend", choices=["attend", "skip"], help="whether images pass the temporal branch (default: attend)"
+    )
+    parser.add_argument("--views", default="1x3", help="of the protocol, TEMPORALxSPATIAL (default: 1x3)")
+    parser.add_argument("--batch", type=_from(0), default=8, metavar="CLIPS", help="clips of a training step (default: 8)")
+    parser.add_argument("--images", type=_from(0), default=0, metavar="N", help="images of a training step (default: 0)")
+    parser.add_argument("--json", metavar="FILE", help="the figures as JSON, not rounded (- for stdout)")
+
+
+def _describe(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.console import write_json
+    from cover.media.clips import Views
+    from cover.model.describe import describe, print_description, read_heads
+    from cover.model.presets import model_config
+
+    views, heads = Views.parse(args.views), read_heads(args.heads)
+    changes = {name: getattr(args, name) for name in ("frames", "size", "attention", "time", "image_temporal")}
+    config = model_config(args.preset, **{name: value for name, value in changes.items() if value is not None})
+    facts = describe(config, heads, (views.temporal, views.spatial), args.batch, args.images)
+    if args.json:
+        write_json({"preset": args.preset, **facts}, args.json)
+    if args.json != "-":
+        print_description(args.preset, facts)
+    return 0
+
+
 # --- evaluate -------------------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +277,62 @@ def _predict(args: argparse.Namespace, rest: list[str]) -> int:
 
     failed = predict_files(args.checkpoint, args.files, args.top, args.head, args.views, args.json, args.device)
     return 1 if failed else 0
+
+
+# --- import-weights, export -----------------------------------------------------------------------------------------------------
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a TimeSformer or an image ViT: a file, a folder or a Hub id")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the release, a new folder")
+    parser.add_argument("--size", type=_from(1, 16384), metavar="S", help="resize the position embedding for images of S px")
+    parser.add_argument("--frames", type=_from(1, 4096), metavar="T", help="resize the time embedding for clips of T frames")
+    parser.add_argument("--attention", choices=["divided", "joint", "space"], help="of an image ViT (default: divided)")
+    parser.add_argument("--attention-heads", type=_from(1), metavar="N", help="where no configuration says it (default: width / 64)")
+    parser.add_argument("--time", choices=["additive", "rotary"], help="default: rotary for image ViTs, additive for TimeSformers")
+    parser.add_argument("--resize", choices=["bicubic", "nearest"], help="default: bicubic for image ViTs, nearest for TimeSformers")
+    parser.add_argument("--head", metavar="NAME", help="name of its classifier, none to leave it out (default: the source's name)")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="its class names, one per line")
+    parser.add_argument("--sampling", metavar="HOW", help="how clips are taken: dense@0.27 (seconds), segments or whole")
+    parser.add_argument("--unused", action="append", default=[], metavar="TENSOR", help="a tensor to leave out, or the beginning of names")
+    parser.add_argument("--json", metavar="FILE", help="what became of every tensor, as JSON (- for stdout)")
+
+
+def _import_weights(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.console import write_json
+    from cover.model.foreign_config import Wishes
+    from cover.model.importing import import_weights, print_report
+
+    names = ("size", "frames", "attention", "attention_heads", "time", "resize", "head", "classes", "sampling")
+    wishes = Wishes(**{name: getattr(args, name) for name in names}, unused=tuple(args.unused))
+    report = import_weights(args.source, args.out, wishes)
+    if args.json:
+        write_json(report, args.json)
+    if args.json != "-":
+        print_report(report)
+        print(args.out)
+    if report["head"]:
+        _next("predict", args.out, "clip.mp4")
+    else:
+        _next("train", "RECIPE", "--start.checkpoint", args.out)
+    return 0
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a run, a checkpoint or a release folder")
+    parser.add_argument("--format", choices=["transformers"], required=True, help="transformers: TimesformerForVideoClassification")
+    parser.add_argument("--head", metavar="NAME", help="which head (default: its only one)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+
+
+def _export(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.console import say
+    from cover.inference.export import export_transformers
+
+    export_transformers(args.checkpoint, args.head, args.out)
+    print(args.out)
+    say(f'next, in Python: transformers.TimesformerForVideoClassification.from_pretrained("{args.out}")')
+    return 0
 
 
 # --- demo -----------------------------------------------------------------------------------------------------------------------

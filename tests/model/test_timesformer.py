@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cover.errors import UserError
-from cover.model.attention import attention, rotate, rotation_of
+from cover.model.attention import attend_along, attend_over_time, rotate, rotation_of
 from cover.model.presets import model_config
 from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer, per_frame
 
@@ -320,17 +320,33 @@ def test_the_order_of_frames_matters_and_attending_differs_from_skipping() -> No
 
 @pytest.mark.parametrize("time", ["rotary", "additive"])
 @pytest.mark.parametrize("image_temporal", ["attend", "skip"])
-def test_a_fresh_temporal_branch_is_the_image_vit(time: str, image_temporal: str) -> None:
+@pytest.mark.parametrize("looking", [True, False])
+def test_a_fresh_temporal_branch_is_the_image_vit(time: str, image_temporal: str, looking: bool) -> None:
     model = build(time=time, image_temporal=image_temporal)
-    model.fresh_temporal_branch()
+    model.fresh_temporal_branch(looking)
     image = pixels(1)
     clip = model.forward_features(image.expand(4, -1, -1, -1), ((1, 4),))
     skipping = build(time=time, image_temporal="skip")  # the same spatial weights, and a temporal branch that no image passes
     close(clip, skipping.forward_features(image, ((1, 1),)))
     close(model.forward_features(image, ((1, 1),)), clip)
     for block in model.blocks:
-        assert torch.equal(block.temporal_attn.qkv.weight, block.attn.qkv.weight)
         assert torch.equal(block.temporal_norm.bias, block.norm1.bias)
+        if not looking or time == "additive":
+            assert torch.equal(block.temporal_attn.qkv.weight, block.attn.qkv.weight)
+
+
+def test_a_looking_branch_sees_what_changes_between_frames() -> None:
+    """Before temporal_fc: nothing in a still clip, the opposite for the clip read backwards, something where things move."""
+    torch.manual_seed(0)
+    model = TimeSformer(ModelConfig(**SHAPE))  # small weights, as training begins: content hardly moves the attention
+    block, clip = model.blocks[0], torch.randn(8, 10, SHAPE["width"], generator=torch.Generator().manual_seed(3))
+    rotations = model._rotations(((1, 8),), clip.device)
+    still, moving, backwards = (
+        block.temporal_attn.across_frames(x, ((1, 8),), rotations) for x in (clip[:1].expand(8, -1, -1), clip, clip.flip(0))
+    )
+    assert still.abs().max() < 1e-5 * moving.abs().max()
+    middle = slice(2, 6)  # where a frame lies two ahead and two behind
+    assert (moving[middle] + backwards.flip(0)[middle]).abs().max() < 0.25 * moving[middle].abs().max()
 
 
 def test_a_new_model_starts_as_an_image_vit_with_zero_heads() -> None:
@@ -360,12 +376,23 @@ def test_images_alone_train_the_temporal_branch_only_when_they_attend() -> None:
 # --- parts ------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keys", [3, 64, 65, 200])
-def test_attention_is_softmax_of_scaled_products_whichever_kernel_computes_it(keys: int) -> None:
-    q, k, v = (torch.randn(2, 3, length, 8, generator=torch.Generator().manual_seed(length)) for length in (5, keys, keys + 1))
-    v = v[:, :, :keys]
-    weights = torch.softmax(torch.einsum("abid,abjd->abij", q, k) / 8**0.5, dim=-1)
-    close(attention(q, k, v), torch.einsum("abij,abjd->abid", weights, v))
+def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`(..., length, heads, d)` each, over the axis of length."""
+    weights = torch.softmax(torch.einsum("...ihd,...jhd->...hij", q, k) / q.shape[-1] ** 0.5, dim=-1)
+    return torch.einsum("...hij,...jhd->...ihd", weights, v)
+
+
+@pytest.mark.parametrize("length", [1, 3, 64, 200])
+def test_attention_along_tokens_is_softmax_of_scaled_products(length: int) -> None:
+    qkv = torch.randn(5, length, 3, 4, 8, generator=torch.Generator().manual_seed(0))
+    close(attend_along(qkv.flatten(2), 4), by_hand(*qkv.unbind(2)).flatten(2))
+
+
+@pytest.mark.parametrize("frames", [2, 8, 33])
+def test_attention_over_time_is_softmax_of_scaled_products(frames: int) -> None:
+    q, k, v = torch.randn(3, 2, frames, 5, 4, 8, generator=torch.Generator().manual_seed(0))
+    wanted = by_hand(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    close(attend_over_time(q.flatten(3), k.flatten(3), v.flatten(3), 4), wanted.flatten(3))
 
 
 def test_rotary_products_depend_on_the_distance_in_time_alone() -> None:

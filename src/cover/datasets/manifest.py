@@ -49,7 +49,12 @@ class ClassList:
             if name in seen:
                 raise UserError(f'{source}: the class "{name}" is listed twice; class names must differ')
             seen.add(name)
-        return cls(tuple(names), source, hashlib.sha256("\n".join(names).encode()).hexdigest()[:12])
+        return cls(tuple(names), source, class_digest(names))
+
+
+def class_digest(names: Sequence[str]) -> str:
+    """The digest of a `ClassList`."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

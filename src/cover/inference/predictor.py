@@ -102,6 +102,8 @@ def predict_files(
     Returns how many files could not be read. Raises `UserError` for a wrong checkpoint, head or views.
     """
     predictor = Predictor.load(checkpoint, pick_device(device))
+    if not predictor.model.head_list:
+        raise UserError(f"{checkpoint}: has no head, so there is nothing to predict; train one with start.checkpoint={checkpoint}")
     plan = Views.parse(views) if views else None
     for head in heads or []:
         predictor.plan(head)

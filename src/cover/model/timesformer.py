@@ -22,7 +22,7 @@ from cover.model.attention import ROTARY_BASE, Rotation, attend_along, attend_ov
 
 Groups = tuple[tuple[int, int], ...]  # (samples, frames each), in the order of the frames
 Seen = dict[str, Tensor]  # name -> what the network computed there
-LOOKS = (1, -1, 2, -2, 4, -4)  # frames ahead that the heads of a fresh rotary branch look at, in turn
+LOOKS = (1, 2, 4)  # frames ahead and back that the pairs of heads of a fresh rotary branch look, in turn
 LOOK_BIAS = 4.0  # makes about nine tenths of a fresh head's attention fall on the frame it looks at
 
 
@@ -81,18 +81,24 @@ class Attention(nn.Module):
 
     def within_frames(self, x_FND: Tensor, groups: Groups, shared: bool) -> Tensor:
         """Every token of a frame attends to every token of that frame (spatial attention); `shared`: a clip has one class token."""
-        mixed_FND = attend_along(self.qkv(x_FND), self.heads)
-        return self.drop(self.proj(_share_class_token(mixed_FND, groups) if shared else mixed_FND))
+        x_FND = self.drop(self.proj(attend_along(self.qkv(x_FND), self.heads)))
+        return _share_class_token(x_FND, groups) if shared else x_FND
 
     def across_frames(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
-        """Every token attends to the same place in the other frames of its clip (temporal attention)."""
-        x_FND, images_FND = x_FND.split(_clip_and_image_frames(groups))
-        parts = _clips_of(self.qkv(x_FND), groups)
-        mixed = [attend_over_time(part, self.heads, rotation).flatten(0, 1) for part, rotation in zip(parts, rotations, strict=True)]
-        if len(images_FND):
-            # One frame, one key: its softmax is 1, so the branch is the value projection; queries and keys need not be made.
-            width = x_FND.shape[-1]
-            mixed.append(fn.linear(images_FND, self.qkv.weight[2 * width :], self.qkv.bias[2 * width :]))
+        """Every token attends to the same place in the other frames of its clip (temporal attention).
+
+        An image has one frame, so one key, whose softmax is 1: its branch is the value projection, and no query or key is made.
+        """
+        clip_frames, image_frames = _clip_and_image_frames(groups)
+        (w_q, w_k, w_v), (b_q, b_k, b_v) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        v_FND = fn.linear(x_FND, w_v, b_v)
+        if not clip_frames:
+            return self.drop(self.proj(v_FND))
+        v_clips, v_images = v_FND.split((clip_frames, image_frames))
+        x_clips = x_FND[:clip_frames]
+        parts = zip(*(_clips_of(x, groups) for x in (fn.linear(x_clips, w_q, b_q), fn.linear(x_clips, w_k, b_k), v_clips)), strict=True)
+        mixed = [attend_over_time(*part, self.heads, rotation).flatten(0, 1) for part, rotation in zip(parts, rotations, strict=True)]
+        mixed += [v_images] if image_frames else []
         return self.drop(self.proj(torch.cat(mixed) if len(mixed) > 1 else mixed[0]))
 
     def within_clips(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
@@ -102,19 +108,26 @@ class Attention(nn.Module):
         return self.drop(self.proj(torch.cat(mixed)))
 
     def look_in_time(self) -> None:
-        """Set the query and key biases so that the first head attends to the next frame, the second to the one before, and so on.
+        """Make each pair of heads the difference between the frame some way ahead and the one as far behind (our choice).
 
-        Under rotary positions the product of two biases depends on the distance in time alone. Copied spatial weights know nothing
-        of time; this gives the branch the frames before and after to compare from its first step (our choice; docs/performance.md).
+        Copied spatial weights know nothing of time. Under rotary positions the product of a query bias and a key bias depends on the
+        distance in time alone, so biases make one head of a pair look ahead and the other back; equal values and opposite output columns
+        subtract what both see. A branch that begins like this learns which way things move; a plain copy did not (docs/performance.md).
         """
-        width = self.qkv.in_features
-        half = width // self.heads // 2
-        rates = ROTARY_BASE ** (-torch.arange(half) / half)
-        for head in range(self.heads):
-            turn = LOOKS[head % len(LOOKS)] * rates
-            first = head * 2 * half
-            self.qkv.bias[first : first + 2 * half] = torch.cat([torch.ones(half), torch.zeros(half)]) * LOOK_BIAS
-            self.qkv.bias[width + first : width + first + 2 * half] = torch.cat([turn.cos(), -turn.sin()]) * LOOK_BIAS
+        width, channels = self.qkv.in_features, self.qkv.in_features // self.heads
+        rates = ROTARY_BASE ** (-torch.arange(channels // 2) / (channels // 2))
+        query, key, value = (self.qkv.bias[part * width : (part + 1) * width].view(self.heads, channels) for part in range(3))
+        value_weight = self.qkv.weight[2 * width :].view(self.heads, channels, width)
+        output_weight = self.proj.weight.view(width, self.heads, channels)
+        for pair in range(self.heads // 2):
+            ahead, back = 2 * pair, 2 * pair + 1
+            turn = LOOKS[pair % len(LOOKS)] * rates
+            query[[ahead, back]] = torch.cat([torch.ones_like(rates), torch.zeros_like(rates)]) * LOOK_BIAS
+            key[ahead] = torch.cat([turn.cos(), -turn.sin()]) * LOOK_BIAS
+            key[back] = torch.cat([turn.cos(), turn.sin()]) * LOOK_BIAS
+            value[back], value_weight[back] = value[ahead], value_weight[ahead]
+            output_weight[:, back] = -output_weight[:, ahead]
+        nn.init.zeros_(self.proj.bias)
 
     def _joint(self, qkv_STN3D: Tensor, rotation: Rotation | None) -> Tensor:
         _, frames, tokens, _ = qkv_STN3D.shape
@@ -169,11 +182,13 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def fresh_temporal_branch(self, looking: bool) -> None:
-        """Spatial weights copied, `temporal_fc` zero (released code); `looking`: under rotary time each head looks a fixed way in time."""
+        """Spatial weights copied, `temporal_fc` zero (released code); `looking`: under rotary time, changed by `Attention.look_in_time`."""
         self.temporal_attn.load_state_dict(self.attn.state_dict())
         self.temporal_norm.load_state_dict(self.norm1.state_dict())
         if looking and self.rotary:
             self.temporal_attn.look_in_time()
+        if hasattr(self, "temporal_scale"):
+            self.temporal_scale.copy_(self.scale1)
         nn.init.zeros_(self.temporal_fc.weight)
         nn.init.zeros_(self.temporal_fc.bias)
 

@@ -5,20 +5,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
 from cover.errors import UserError
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.card import card
+from cover.model.timesformer import Head, ModelConfig, TimeSformer, resized_positions, resized_time
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 CHECKPOINTS = "checkpoints"  # of a run folder
+INHERITED = frozenset(["mean", "std", "norm_eps", "resize", "image_time"])
+
+Temporal = Literal["fresh", "copied", "keep"]
+
+Network = TypeVar("Network", bound=TimeSformer)
 
 
 def save_release(folder: Path, model: TimeSformer, about: dict[str, Any]) -> None:
-    """Write the weights, the configuration, the heads with their class names, and `about` (plain JSON: step, data sets, ...)."""
+    """Write the weights, the configuration, the heads with their class names, and `about` (plain JSON: step, data sets, ...).
+
+    A model card goes with them, unless the folder has one: that may be its owner's text by now.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -27,6 +38,9 @@ def save_release(folder: Path, model: TimeSformer, about: dict[str, Any]) -> Non
     heads = [{"name": head.name, "classes": list(head.classes)} for head in model.head_list]
     config = {"format": 1, "model": dataclasses.asdict(model.config), "heads": heads, "about": about}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors writes for the owner's eyes alone
+    if not (folder / CARD).exists():
+        (folder / CARD).write_text(card(model.config, model.head_list, about), encoding="utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -43,15 +57,24 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def load_release(folder: Path) -> tuple[TimeSformer, dict[str, Any]]:
     """The model of a release folder, in evaluation mode on the CPU, and its `about`. Nothing is unpickled. Raises `UserError`."""
+    return load_as(TimeSformer, folder)
+
+
+def load_as(network: Callable[[ModelConfig, tuple[Head, ...]], Network], folder: Path) -> tuple[Network, dict[str, Any]]:
+    """`load_release` for a network of another class."""
     config = read_config(folder)
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in config["model"].items()}
     heads = tuple(Head(head["name"], tuple(head["classes"])) for head in config["heads"])
     try:
-        model = TimeSformer(ModelConfig(**fields), heads)
+        model = network(_settings(config), heads)
     except (TypeError, ValueError) as error:  # a field of a later version, or one of another type
         raise UserError(f"{folder / CONFIG}: no model of this version: {error}") from None
     _copy_exactly(model, read_weights(folder), folder)
     return model.eval(), config["about"]
+
+
+def _settings(config: dict[str, Any]) -> ModelConfig:
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in config["model"].items()}
+    return ModelConfig(**fields)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -65,34 +88,67 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{folder / WEIGHTS}: cannot be read: {error}") from None
 
 
-def start_from(model: TimeSformer, folder: Path, fresh_temporal: bool) -> list[str]:
+def inherited_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a release that go with its weights into whatever starts from them: preprocessing and how embeddings are read."""
+    config = read_config(folder)["model"]
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in INHERITED}
+
+
+def start_from(model: TimeSformer, folder: Path, temporal: Temporal) -> list[str]:
     """Fill `model` from a release: everything but its heads, and the heads that both have with the same classes.
 
-    `fresh_temporal`: the temporal branch is made anew as a copy of the spatial one (TimeSformer's initialisation). Returns one line
-    for each kind of tensor that was not simply loaded. Raises `UserError` where the two are not the same network, or where a head
-    of the same name has other classes.
+    `temporal`: `keep` the release's branch, or make it anew from the spatial weights: `copied` as TimeSformer does, `fresh` with heads
+    that look around in time besides (`TimeSformer.fresh_temporal_branch`). Embeddings of another image size or clip length are resized.
+    Returns one line for each kind of tensor that was not simply loaded. Raises `UserError` where the two are not the same network, or
+    where a head of the same name has other classes.
     """
+    _check_attention_heads(model, folder)
     theirs = {head["name"]: tuple(head["classes"]) for head in read_config(folder)["heads"]}
     for head in model.head_list:
         if theirs.get(head.name, head.classes) != head.classes:
             raise UserError(
                 f'{folder}: its head "{head.name}" has other classes ({len(theirs[head.name])}) than this run ({len(head.classes)})'
             )
+    anew = temporal != "keep"
     ours, found = model.state_dict(), read_weights(folder)
+    resized = _resize_embeddings(found, model)
     dropped = sorted(set(theirs) - {head.name for head in model.head_list})
     new = sorted({head.name for head in model.head_list} - set(theirs))
-    wanted = {name for name in ours if not (fresh_temporal and model.is_temporal(name)) and _head_of(name) not in new}
-    usable = {
-        name: value for name, value in found.items() if _head_of(name) not in dropped and not (fresh_temporal and model.is_temporal(name))
-    }
+    wanted = {name for name in ours if not (anew and model.is_temporal(name)) and _head_of(name) not in new}
+    usable = {name: value for name, value in found.items() if _head_of(name) not in dropped and not (anew and model.is_temporal(name))}
     _check_same(usable, {name: ours[name] for name in wanted}, folder)
     model.load_state_dict({**ours, **usable})
-    if fresh_temporal:
-        model.fresh_temporal_branch()
+    if anew:
+        model.fresh_temporal_branch(looking=temporal == "fresh")
     notes = [f"{len(usable)} tensors loaded from {folder}"]
-    notes += ["temporal branch fresh: a copy of the spatial attention, temporal_fc zero"] if fresh_temporal else []
+    notes += [f"resized: {', '.join(resized)}"] if resized else []
+    notes += [f"temporal branch {temporal}: made from the spatial attention, temporal_fc zero"] if anew else []
     notes += [f"new heads, starting at zero: {', '.join(new)}"] if new else []
     return notes + ([f"heads left out: {', '.join(dropped)}"] if dropped else [])
+
+
+def _resize_embeddings(found: dict[str, Tensor], model: TimeSformer) -> list[str]:
+    """Fit position and time embeddings of the same width to `model`, in place; returns what was changed, in words."""
+    config, changed = model.config, []
+    side = config.size // config.patch
+    fitted = {"pos_embed": lambda embed: resized_positions(embed, (side, side), config.resize)}
+    if model.has_time_embedding:
+        fitted["time_embed"] = lambda embed: resized_time(embed, config.frames)
+    for name, fit in fitted.items():
+        before = found.get(name)
+        if before is not None and before.ndim == 3 and before.shape[-1] == config.width:
+            found[name] = fit(before)
+            if found[name].shape != before.shape:
+                changed.append(f"{name} from {before.shape[1]} to {found[name].shape[1]} entries")
+    return changed
+
+
+def _check_attention_heads(model: TimeSformer, folder: Path) -> None:
+    """The one setting that changes every number and no shape."""
+    ours = model.config.attention_heads
+    theirs = read_config(folder)["model"].get("attention_heads", ours)
+    if theirs != ours:
+        raise UserError(f"{folder}: its network has {theirs} attention heads, this run's has {ours}; choose another model.preset")
 
 
 def _head_of(name: str) -> str | None:

@@ -12,7 +12,8 @@ from cover.errors import UserError
 # What a number may be, both ends included.
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, math.inf), "batch": (1, math.inf), "accumulation": (1, math.inf), "seed": (0, 2**63 - 1), "label_smoothing": (0, 1),
-    "data.frames": (1, math.inf), "data.alpha": (0, 4), "model.size": (1, math.inf), "augment.colour": (0, 1),
+    "data.frames": (1, math.inf), "data.alpha": (0, 4), "model.size": (1, math.inf), "model.layer_scale": (0, math.inf),
+    "augment.colour": (0, 1),
     "optimizer.lr": (0, 10**6), "optimizer.weight_decay": (0, 10**6), "optimizer.momentum": (0, 1), "optimizer.warmup": (0, 1),
     "optimizer.clip": (0, math.inf),
 }  # fmt: skip
@@ -42,9 +43,14 @@ class Model:
 
     preset: str = _key("mini", "mini, or a ViT size with its patch, as in B/16")
     size: int = _key(32, "image side in pixels")
+    attention: Literal["divided", "joint", "space"] = _key("divided", "temporal then spatial, all tokens at once, or frames apart")
     time: Literal["rotary", "additive"] = _key("rotary", "how frames are told apart")
     image_temporal: Literal["attend", "skip"] = _key("attend", "whether images pass the temporal branch")
     drop_path: float = _key(0.0, "rate of dropped branches at the last layer, growing linearly from 0")
+    dropout: float = _key(0.0, "after the embedding and in every branch")
+    head_dropout: float = _key(0.0, "before the classifiers")
+    layer_scale: float = _key(0.0, "first value of a factor per channel on every branch; 0 for none")
+    checkpointing: bool = _key(False, "keep each block's input alone and compute the rest again: less memory, more time")
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,11 @@ class Start:
     """Where the weights come from."""
 
     checkpoint: str = _key("", "a run, checkpoint or release folder to start from; empty for random weights")
-    temporal: Literal["fresh", "keep"] = _key("keep", "fresh: a temporal branch copied from the spatial one, temporal_fc zero")
+    temporal: Literal["fresh", "copied", "keep"] = _key(
+        "keep",
+        "copied: the temporal branch made anew from the spatial one, temporal_fc zero, as published; "
+        "fresh: the same, and under rotary time its heads begin by looking at the frames around",
+    )
 
 
 @dataclass(frozen=True)
@@ -118,5 +128,6 @@ class Recipe:
         for name, factor in self.data.loss_weights.items():
             if not 0 <= factor < math.inf:
                 raise UserError(f"data.loss_weights.{name}: {factor} is not 0 or more")
-        if not 0 <= self.model.drop_path < 1:
-            raise UserError(f"model.drop_path: {self.model.drop_path} is not in [0, 1)")
+        for key in ("drop_path", "dropout", "head_dropout"):
+            if not 0 <= getattr(self.model, key) < 1:
+                raise UserError(f"model.{key}: {getattr(self.model, key)} is not in [0, 1)")

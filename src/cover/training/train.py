@@ -33,7 +33,7 @@ from cover.mixture.schedule import Schedule, Source, rates_by, split_batch, want
 from cover.model.device import pick_device
 from cover.model.presets import model_config
 from cover.model.timesformer import Head, TimeSformer
-from cover.model.weights import find_release, start_from, steps_saved
+from cover.model.weights import find_release, inherited_settings, start_from, steps_saved
 from cover.training import checkpoint
 from cover.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from cover.training.recipe import Recipe
@@ -56,19 +56,20 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
     reader = SampleReader(members, Augmentation(recipe.model.size, recipe.augment.flip, recipe.augment.colour))
 
     # --- the model, where it starts, and what moves it ------------------------------------------------------------------------
-    model = build_model(recipe, members)
+    origin = str(run) if resume and steps_saved(run) else recipe.start.checkpoint
+    model = build_model(recipe, members, find_release(origin) if origin else None)
     first = prepare_folder(run, recipe, resume)
     if recipe.start.checkpoint and not first:
-        for line in start_from(model, find_release(recipe.start.checkpoint), recipe.start.temporal == "fresh"):
+        for line in start_from(model, find_release(recipe.start.checkpoint), recipe.start.temporal):
             say(line)
     freeze_unused(model, schedule)
     model.to(device)
     optimizer = build_optimizer(model, recipe.optimizer)
     if first:
         checkpoint.restore(run, first, model, optimizer)
+    model.set_checkpointing(recipe.model.checkpointing)
     if recipe.compile:
-        for block in model.blocks:
-            block.compile()
+        model.compile_blocks()
     settings = step_settings(recipe, device)
     about = describe(recipe, members)
 
@@ -127,13 +128,21 @@ def make_schedule(recipe: Recipe, members: Sequence[Member]) -> Schedule:
     return Schedule(recipe.seed, split_batch(sources, recipe.batch, recipe.accumulation))
 
 
-def build_model(recipe: Recipe, members: Sequence[Member]) -> TimeSformer:
-    """The recipe's network with one head for each data set, randomly initialised under the recipe's seed."""
+def build_model(recipe: Recipe, members: Sequence[Member], origin: Path | None) -> TimeSformer:
+    """The recipe's network with one head for each data set, randomly initialised under the recipe's seed.
+
+    How pixels are normalised, and what else belongs to weights rather than to a run, comes from `origin`, the release that it starts from.
+    """
     wanted = recipe.model
+    inherited = inherited_settings(origin) if origin else {}
     for member in members:
         if hasattr(torch.nn.ModuleDict, member.spec.name):  # its head could not be told from a method
             raise UserError(f'data.sets: "{member.spec.name}" cannot name a head; rename the data set in the catalog')
-    shape = model_config(wanted.preset, size=wanted.size, frames=recipe.data.frames, time=wanted.time, image_temporal=wanted.image_temporal)
+    shape = model_config(
+        wanted.preset, size=wanted.size, frames=recipe.data.frames, attention=wanted.attention, time=wanted.time,
+        image_temporal=wanted.image_temporal, dropout=wanted.dropout, head_dropout=wanted.head_dropout, layer_scale=wanted.layer_scale,
+        **inherited,
+    )  # fmt: skip
     return TimeSformer(shape, tuple(Head(m.spec.name, m.manifest.classes.names) for m in members))
 
 

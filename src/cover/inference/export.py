@@ -1,0 +1,97 @@
+"""In which other libraries can a model be used? One head of a checkpoint, written in their own formats.
+
+cover export runs/cotrain --format transformers --head ssv2 --out ssv2_transformers
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cover.errors import UserError, nearest
+from cover.model.foreign import to_transformers
+from cover.model.foreign_config import ATTENTION
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import CONFIG, WEIGHTS, find_release, load_release
+
+FORMATS = ("transformers",)
+BILINEAR = 2  # Pillow's number for it, which transformers writes
+
+
+def export_transformers(checkpoint: Path, head: str | None, out: Path) -> None:
+    """Write one head as a folder for transformers' `TimesformerForVideoClassification.from_pretrained`, which gives the same logits.
+
+    `head` may be None where there is one only. Raises `UserError` naming the setting for which transformers has no such function.
+    """
+    folder = find_release(checkpoint)
+    model, _ = load_release(folder)
+    chosen = _choose(model, head, folder)
+    if obstacle := in_the_way(model.config):
+        raise UserError(f"{folder}: {obstacle}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already; choose a new folder with --out")
+    try:
+        _write(model, chosen, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def in_the_way(config: ModelConfig) -> str | None:
+    """The setting for which transformers' TimeSformer does not compute the same, in one line; None where it does."""
+    if config.attention == "space":
+        return "attention space: transformers gives logits for each frame, not for the clip"
+    if config.time != "additive":
+        return f"time {config.time}: transformers has the learned time embedding (additive) alone"
+    if config.layer_scale:
+        return f"layer_scale {config.layer_scale}: transformers' TimeSformer has no LayerScale"
+    if config.image_temporal != "attend":
+        return f"image_temporal {config.image_temporal}: in transformers an image passes the temporal branch"
+    # Divided attention is bound to its own number of frames there; joint attention takes single frames too.
+    if config.image_time != "first" and (config.frames == 1 or config.attention == "joint"):
+        return f"image_time {config.image_time}: transformers adds the first time embedding to a single frame"
+    return None
+
+
+def _choose(model: TimeSformer, head: str | None, folder: Path) -> Head:
+    known = {each.name: each for each in model.head_list}
+    if not known:
+        raise UserError(f"{folder}: has no head, and what is exported is a classifier")
+    if head is None and len(known) > 1:
+        raise UserError(f"which head? --head one of {', '.join(known)}")
+    name = head or next(iter(known))
+    if name not in known:
+        raise UserError(f'{folder}: has no head "{name}"{nearest(name, known)}')
+    return known[name]
+
+
+def _write(model: TimeSformer, head: Head, out: Path) -> None:
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    tensors = to_transformers(model.state_dict(), head.name, model.config.depth)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, str(out / WEIGHTS), metadata={"format": "pt"})
+    for name, content in ((CONFIG, _config(model.config, head)), ("preprocessor_config.json", _preprocessor(model.config))):
+        (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _config(config: ModelConfig, head: Head) -> dict[str, Any]:
+    words = {ours: theirs for theirs, ours in ATTENTION.items()}
+    return {
+        "architectures": ["TimesformerForVideoClassification"], "model_type": "timesformer", "attention_type": words[config.attention],
+        "image_size": config.size, "patch_size": config.patch, "num_channels": 3, "num_frames": config.frames,
+        "hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.attention_heads,
+        "intermediate_size": int(config.width * config.mlp_ratio), "hidden_act": "gelu", "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": 0.0, "drop_path_rate": 0, "layer_norm_eps": config.norm_eps, "qkv_bias": True,
+        "id2label": {str(number): name for number, name in enumerate(head.classes)},
+        "label2id": {name: number for number, name in enumerate(head.classes)},
+    }  # fmt: skip
+
+
+def _preprocessor(config: ModelConfig) -> dict[str, Any]:
+    """As in the TimeSformer checkpoints on the Hub, which name the VideoMAE processor too."""
+    return {
+        "image_processor_type": "VideoMAEImageProcessor", "do_resize": True, "size": {"shortest_edge": config.size}, "resample": BILINEAR,
+        "do_center_crop": True, "crop_size": {"height": config.size, "width": config.size}, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": list(config.mean), "image_std": list(config.std),
+    }  # fmt: skip

@@ -1,0 +1,193 @@
+"""What does a network cost? Its parameters, multiply-adds and the memory of a training step, without building or running it.
+
+Parameters are counted on the module itself, made on the meta device. Multiply-adds are those of its matrix products, the convolution
+among them (what papers print as FLOPs); sums, norms, softmax and GELU are left out, as everybody leaves them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from cover.errors import UserError
+from cover.model import attention
+from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
+
+MOST_CLASSES = 10**6  # of one head; more is a typing error
+FLOAT32, BFLOAT16 = 4, 2  # bytes
+# What stays for the backward pass, per token and in widths, beside the norms, the softmax and the MLP's hidden layer.
+KEPT = {
+    "temporal": 2,  # inputs of the output projection and of temporal_fc
+    "spatial": 1,  # input of the output projection
+    "explicit": 3,  # query, key, value
+    "fused": 4,  # these and the kernel's output
+}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many numbers are learned. `temporal` is the part of `body` that an image ViT does not have."""
+
+    body: int
+    heads: int
+    temporal: int
+
+    @property
+    def total(self) -> int:
+        return self.body + self.heads
+
+
+def parameters(config: ModelConfig, heads: Mapping[str, int] | None = None) -> Parameters:
+    """The parameters of a network with `heads`, name -> classes. Raises `UserError` on a head that cannot be."""
+    model = _on_meta(config, heads or {})
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    of_heads = sum(size for name, size in sizes.items() if name.startswith("heads."))
+    temporal = sum(size for name, size in sizes.items() if model.is_temporal(name) and not name.startswith("heads."))
+    return Parameters(sum(sizes.values()) - of_heads, of_heads, temporal)
+
+
+def _on_meta(config: ModelConfig, heads: Mapping[str, int]) -> TimeSformer:
+    for name, classes in heads.items():
+        if not 1 <= classes <= MOST_CLASSES:
+            raise UserError(f"heads: {name}={classes}, but a head has 1 to {MOST_CLASSES:,} classes")
+    try:
+        with torch.device("meta"):
+            return TimeSformer(config, tuple(Head(name, ("",) * classes) for name, classes in heads.items()))
+    except KeyError as error:  # what torch says of a name that it cannot give to a module
+        raise UserError(f"heads: no head can have this name: {error.args[0]}") from None
+
+
+def pack_of(clips: int, frames: int, images: int) -> Groups:
+    """The layout of a Pack; a clip of one frame is an image. Raises `UserError` on an empty one."""
+    if frames == 1:
+        clips, images = 0, clips + images
+    if clips + images == 0:
+        raise UserError("a step of no clips and no images; give --batch or --images")
+    return tuple(group for group in ((clips, frames), (images, 1)) if group[0])
+
+
+def tokens(config: ModelConfig, groups: Groups, size: int) -> int:
+    """Tokens that every layer works on, frames of `size` pixels: each frame has its patches and a class token."""
+    return _frames(groups) * (1 + _patches(config, size))
+
+
+def multiply_adds(config: ModelConfig, groups: Groups, size: int, classes: int = 0) -> int:
+    """Multiply-adds of one forward pass over a Pack of `groups`, frames of `size` pixels, heads of `classes` in all.
+
+    A forward and a backward pass are three times as many: each product has two gradients of its own size.
+    """
+    embedding = _frames(groups) * _patches(config, size) * 3 * config.patch**2 * config.width
+    block = _projections(config, groups, size) + _mixing(config, groups, size)
+    return embedding + config.depth * block + sum(samples for samples, _ in groups) * config.width * classes
+
+
+def _projections(config: ModelConfig, groups: Groups, size: int) -> int:
+    """Linear layers of a block: so many width x width matrices for each token."""
+    clips, images = (tokens(config, part, size) for part in _clips_and_images(groups))
+    square, hidden = config.width**2, int(config.width * config.mlp_ratio)
+    spatial_and_mlp = (clips + images) * (4 * square + 2 * config.width * hidden)
+    if config.attention != "divided":
+        return spatial_and_mlp
+    # An image has one key and so weight 1: its temporal branch is the value and output projections and temporal_fc.
+    of_images = 3 * images if config.image_temporal == "attend" else 0
+    return spatial_and_mlp + (5 * clips + of_images) * square
+
+
+def _mixing(config: ModelConfig, groups: Groups, size: int) -> int:
+    """The two products of each attention of a block: queries with keys, weights with values."""
+    patches, pairs = _patches(config, size), 0
+    for samples, frames in groups:
+        if config.attention == "joint":
+            pairs += samples * (1 + frames * patches) ** 2
+            continue
+        pairs += samples * frames * (1 + patches) ** 2
+        if config.attention == "divided" and frames > 1:
+            pairs += samples * (1 + patches) * frames**2
+    return 2 * pairs * config.width
+
+
+def activation_bytes(
+    config: ModelConfig, groups: Groups, size: int, checkpointing: bool = False, bf16: bool = False, device: str = "cuda"
+) -> int:
+    """Bytes that the forward pass of a training step leaves for its backward pass, parameters left out, no dropout.
+
+    `bf16`: under autocast, where the copies of the weights count too. `checkpointing`: the inputs of all blocks, and one block at the
+    moment when it is computed again. `device`: `cpu` takes explicit products for short attention (`cover.model.attention`), all others
+    a fused kernel for spatial attention, which keeps its output in place of the weights. What a backward pass itself needs is not in it.
+    """
+    product = BFLOAT16 if bf16 else FLOAT32
+    frames, samples = _frames(groups), sum(samples for samples, _ in groups)
+    ends = frames * 3 * size**2 * product + samples * config.width * (FLOAT32 + product)  # pixels; the last norm and the heads
+    block = _kept_by_block(config, groups, size, product, device == "cpu")
+    if bf16:
+        ends += 3 * config.patch**2 * config.width * BFLOAT16
+        block += _copied_weights(config, groups)
+    if not checkpointing:
+        return ends + config.depth * block
+    stream = tokens(config, groups, size) * config.width * FLOAT32  # a block's input, which the block counts as its own
+    return ends + (config.depth - 1) * stream + block
+
+
+def _kept_by_block(config: ModelConfig, groups: Groups, size: int, product: int, on_cpu: bool) -> int:
+    """What each branch of a block keeps. LayerNorm: its input and statistics in float32, its output as the next layer's input."""
+    width, every = config.width, tokens(config, groups, size)
+    norm = width * (FLOAT32 + product) + 2 * FLOAT32
+    scale = width * product if config.layer_scale else 0
+    mlp = every * (norm + 2 * int(width * config.mlp_ratio) * product + scale)  # GELU's input and output
+    spatial = every * (norm + KEPT["spatial"] * width * product + scale) + _kept_by_spatial_mixing(config, groups, size, product, on_cpu)
+    if config.attention != "divided":
+        return spatial + mlp
+    clips, images = (tokens(config, part, size) for part in _clips_and_images(groups))
+    per_token = norm + KEPT["temporal"] * width * product + scale
+    if config.image_temporal == "skip":
+        temporal = clips * per_token + (images * width * FLOAT32 if clips else 0)  # images are cut off the tensor that the norm keeps
+    else:
+        temporal = every * per_token
+    return temporal + _kept_by_temporal_mixing(config, groups, size, product, on_cpu) + spatial + mlp
+
+
+def _kept_by_spatial_mixing(config: ModelConfig, groups: Groups, size: int, product: int, on_cpu: bool) -> int:
+    patches, total = _patches(config, size), 0
+    for samples, frames in groups:
+        rows, length = (samples, 1 + frames * patches) if config.attention == "joint" else (samples * frames, 1 + patches)
+        explicit = on_cpu and length <= attention.PRODUCT_KEYS
+        total += rows * length * _kept_per_query(config, length, product, explicit)
+        if config.attention == "space" and not explicit:
+            total -= rows * length * config.width * product  # here the kernel's output itself enters the output projection
+    return total
+
+
+def _kept_by_temporal_mixing(config: ModelConfig, groups: Groups, size: int, product: int, on_cpu: bool) -> int:
+    """Explicit everywhere: torch's fused kernels take four axes and get five, so it multiplies plainly and in float32."""
+    places = 1 + _patches(config, size)
+    clips, _ = _clips_and_images(groups)
+    products = {t: product if on_cpu and t <= attention.PRODUCT_KEYS else FLOAT32 for _, t in clips}
+    return sum(s * t * places * _kept_per_query(config, t, products[t], explicit=True) for s, t in clips)
+
+
+def _kept_per_query(config: ModelConfig, keys: int, product: int, explicit: bool) -> int:
+    """One query, key and value; then all weights, or the kernel's output and the logarithm of the weights' sum."""
+    if explicit:
+        return (KEPT["explicit"] * config.width + keys * config.attention_heads) * product
+    return KEPT["fused"] * config.width * product + config.attention_heads * FLOAT32
+
+
+def _copied_weights(config: ModelConfig, groups: Groups) -> int:
+    """The bf16 copies of a block's matrices that autocast makes for a step."""
+    square, mlp = config.width**2, 2 * config.width * int(config.width * config.mlp_ratio)
+    temporal = config.attention == "divided" and (config.image_temporal == "attend" or bool(_clips_and_images(groups)[0]))
+    return BFLOAT16 * ((9 if temporal else 4) * square + mlp)
+
+
+def _clips_and_images(groups: Groups) -> tuple[Groups, Groups]:
+    return tuple(group for group in groups if group[1] > 1), tuple(group for group in groups if group[1] == 1)
+
+
+def _frames(groups: Groups) -> int:
+    return sum(samples * frames for samples, frames in groups)
+
+
+def _patches(config: ModelConfig, size: int) -> int:
+    return (size // config.patch) ** 2

@@ -1,0 +1,124 @@
+"""What does `cover describe` say of a network? Sizes and costs in figures, before anything is downloaded, read or trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from cover.errors import UserError
+from cover.model.cost import activation_bytes, multiply_adds, pack_of, parameters, tokens
+from cover.model.timesformer import ModelConfig
+
+FLOAT32 = 4  # bytes
+
+
+def read_heads(text: str) -> dict[str, int]:
+    """`k400=400,ssv2=174` as name -> classes. Raises `UserError`."""
+    heads: dict[str, int] = {}
+    for part in text.split(",") if text else ():
+        found = re.fullmatch(r"\s*([A-Za-z0-9][\w-]*)=(\d{1,9})\s*", part, re.ASCII)
+        if not found:
+            raise UserError(f'heads: "{part}" is no NAME=CLASSES; write for example --heads k400=400,ssv2=174')
+        if found[1] in heads:
+            raise UserError(f'heads: "{found[1]}" is given twice')
+        heads[found[1]] = int(found[2])
+    return heads
+
+
+def describe(config: ModelConfig, heads: Mapping[str, int], views: tuple[int, int], batch: int, images: int) -> dict[str, Any]:
+    """All figures of a network: of one clip of `config.frames` frames, one image, a protocol of `views` and a training step.
+
+    The step has one Pack of `batch` clips and `images` images, fp32 parameters and AdamW. Raises `UserError`.
+    """
+    clip, image = pack_of(1, config.frames, 0), pack_of(0, config.frames, 1)
+    return {
+        **_of_weights(config, heads),
+        "views": f"{views[0]}x{views[1]}",
+        "tokens_per_clip": tokens(config, clip, config.size),
+        "tokens_per_image": tokens(config, image, config.size),
+        "multiply_adds_per_view": multiply_adds(config, clip, config.size, sum(heads.values())),
+        "multiply_adds_per_protocol": views[0] * views[1] * multiply_adds(config, clip, config.size, sum(heads.values())),
+        "multiply_adds_per_image": multiply_adds(config, image, config.size, sum(heads.values())),
+        **_of_step(config, heads, batch, images),
+    }
+
+
+def _of_weights(config: ModelConfig, heads: Mapping[str, int]) -> dict[str, Any]:
+    count = parameters(config, heads)
+    return {
+        "frames": config.frames,
+        "size": config.size,
+        "attention": config.attention,
+        "time": config.time,
+        "image_temporal": config.image_temporal,
+        "heads": dict(heads),
+        "parameters": count.total,
+        "parameters_body": count.body,
+        "parameters_temporal": count.temporal,
+        "parameters_heads": count.heads,
+        "parameter_bytes": FLOAT32 * count.total,
+        "gradient_bytes": FLOAT32 * count.total,
+        "optimizer_bytes": 2 * FLOAT32 * count.total,  # AdamW's two running means
+    }
+
+
+def _of_step(config: ModelConfig, heads: Mapping[str, int], batch: int, images: int) -> dict[str, Any]:
+    groups = pack_of(batch, config.frames, images)
+    activations = {
+        f"activation_bytes{'_bf16' * bf16}{'_checkpointed' * checkpointing}": activation_bytes(
+            config, groups, config.size, checkpointing, bf16
+        )
+        for bf16 in (False, True)
+        for checkpointing in (False, True)
+    }
+    adds = multiply_adds(config, groups, config.size, sum(heads.values()))
+    return {"batch": batch, "images": images, "multiply_adds_per_step": 3 * adds, **activations}
+
+
+def print_description(preset: str, facts: Mapping[str, Any]) -> None:
+    """The figures of `describe` as a table on stdout."""
+    from cover.console import print_table
+
+    print_table((f"{preset}, {facts['frames']} x {facts['size']} px", ""), [*_network_rows(facts), *_step_rows(facts)])
+
+
+def _network_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    heads = " ".join(f"{name} {classes}" for name, classes in facts["heads"].items()) or "none; --heads names them"
+    return [
+        ("attention", facts["attention"]),
+        ("time", facts["time"]),
+        ("images in the temporal branch", facts["image_temporal"]),
+        ("parameters", _short(facts["parameters"])),
+        ("  body", _short(facts["parameters_body"])),
+        ("    its temporal branch", _short(facts["parameters_temporal"])),
+        (f"  heads ({heads})", _short(facts["parameters_heads"])),
+        ("tokens of a clip", f"{facts['tokens_per_clip']:,}"),
+        ("tokens of an image", f"{facts['tokens_per_image']:,}"),
+        ("multiply-adds of a view", _short(facts["multiply_adds_per_view"])),
+        (f"multiply-adds of {facts['views']} views", _short(facts["multiply_adds_per_protocol"])),
+        ("multiply-adds of an image", _short(facts["multiply_adds_per_image"])),
+    ]
+
+
+def _step_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    weights = facts["parameter_bytes"] + facts["gradient_bytes"] + facts["optimizer_bytes"]
+    return [
+        (f"a training step of {facts['batch']} clips and {facts['images']} images", ""),
+        ("  multiply-adds, forward and backward", _short(facts["multiply_adds_per_step"])),
+        ("  parameters, gradients and AdamW state, fp32", _bytes(weights)),
+        ("  activations on a GPU, fp32", _bytes(facts["activation_bytes"])),
+        ("  activations on a GPU, bf16", _bytes(facts["activation_bytes_bf16"])),
+        ("  activations on a GPU, fp32, checkpointing", _bytes(facts["activation_bytes_checkpointed"])),
+        ("  activations on a GPU, bf16, checkpointing", _bytes(facts["activation_bytes_bf16_checkpointed"])),
+    ]
+
+
+def _short(count: int) -> str:
+    """Four figures and the letter of a thousand's power: `431.9 M`."""
+    power = min(max(0, (len(str(count)) - 1) // 3), 6)
+    return f"{count / 1000**power:.4g} {'.KMGTPE'[power]}" if power else str(count)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:,.2f} GiB"

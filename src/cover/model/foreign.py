@@ -1,0 +1,200 @@
+"""Which tensor of another library's checkpoint is which of ours? One table of names per format, read in both directions.
+
+Nothing is dropped on the way: what has no place in a table is handed back by name, for the caller to refuse or to leave out on purpose.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cover.errors import UserError
+
+Names = tuple[str, ...]  # the tensors which, one after the other along the first axis, make one of ours
+HEAD = "head"  # stands for the one classifier of a foreign checkpoint
+_BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers?)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one library names things. `{}` is the number of a block; a layer has a weight and a bias, a tensor has neither.
+
+    `mark` is a tensor that every checkpoint of the format has, `video` whether its networks have seen time, `prefixes` what may stand
+    before a name, `norm_eps` the norms' epsilon where no configuration says it.
+    """
+
+    title: str
+    mark: str
+    video: bool
+    prefixes: Names
+    tensors: Mapping[str, str]
+    layers: Mapping[str, str | Names]
+    norm_eps: float = 1e-6
+
+    def names(self, depth: int) -> dict[str, Names]:
+        """Our name -> their names, for every tensor that a network of `depth` blocks can have."""
+        single: dict[str, Names] = {ours: (theirs,) for ours, theirs in self.tensors.items()}
+        for ours, theirs in self.layers.items():
+            parts = (theirs,) if isinstance(theirs, str) else theirs
+            single |= {f"{ours}.{kind}": tuple(f"{part}.{kind}" for part in parts) for kind in ("weight", "bias")}
+        return {
+            ours.format(block): tuple(part.format(block) for part in theirs)
+            for ours, theirs in single.items()
+            for block in (range(depth) if "{}" in ours else [0])
+        }
+
+
+_OWN = ("blocks.{}.norm1", "blocks.{}.attn.qkv", "blocks.{}.attn.proj", "blocks.{}.norm2", "blocks.{}.mlp.fc1", "blocks.{}.mlp.fc2")
+_TIMM = {"patch_embed": "patch_embed.proj", "norm": "norm", HEAD: "head", **{name: name for name in _OWN}}
+_HUGGING_TENSORS = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings"}
+_HUGGING = {"patch_embed": "embeddings.patch_embeddings.projection", "norm": "layernorm", HEAD: "classifier"}
+
+TIMM = Format(
+    "timm ViT", "blocks.0.attn.qkv.weight", video=False, prefixes=("module.", "model."),
+    tensors={
+        "cls_token": "cls_token", "pos_embed": "pos_embed",
+        "blocks.{}.scale1": "blocks.{}.ls1.gamma", "blocks.{}.scale2": "blocks.{}.ls2.gamma",
+    },
+    layers=_TIMM,
+)  # fmt: skip
+OFFICIAL = Format(
+    "official TimeSformer", "blocks.0.attn.qkv.weight", video=True, prefixes=("module.", "model."),
+    tensors={"cls_token": "cls_token", "pos_embed": "pos_embed", "time_embed": "time_embed"},
+    layers={
+        **_TIMM, "blocks.{}.temporal_norm": "blocks.{}.temporal_norm1", "blocks.{}.temporal_attn.qkv": "blocks.{}.temporal_attn.qkv",
+        "blocks.{}.temporal_attn.proj": "blocks.{}.temporal_attn.proj", "blocks.{}.temporal_fc": "blocks.{}.temporal_fc",
+    },
+)  # fmt: skip
+TRANSFORMERS_TIMESFORMER = Format(
+    "transformers TimeSformer", "encoder.layer.0.attention.attention.qkv.weight", video=True, prefixes=("timesformer.",),
+    tensors={**_HUGGING_TENSORS, "time_embed": "embeddings.time_embeddings"},
+    layers={
+        **_HUGGING,
+        "blocks.{}.temporal_norm": "encoder.layer.{}.temporal_layernorm",
+        "blocks.{}.temporal_attn.qkv": "encoder.layer.{}.temporal_attention.attention.qkv",
+        "blocks.{}.temporal_attn.proj": "encoder.layer.{}.temporal_attention.output.dense",
+        "blocks.{}.temporal_fc": "encoder.layer.{}.temporal_dense",
+        "blocks.{}.norm1": "encoder.layer.{}.layernorm_before",
+        "blocks.{}.attn.qkv": "encoder.layer.{}.attention.attention.qkv",
+        "blocks.{}.attn.proj": "encoder.layer.{}.attention.output.dense",
+        "blocks.{}.norm2": "encoder.layer.{}.layernorm_after",
+        "blocks.{}.mlp.fc1": "encoder.layer.{}.intermediate.dense",
+        "blocks.{}.mlp.fc2": "encoder.layer.{}.output.dense",
+    },
+)  # fmt: skip
+TRANSFORMERS_VIT = Format(
+    "transformers ViT", "encoder.layer.0.attention.attention.query.weight", video=False, prefixes=("vit.",), norm_eps=1e-12,
+    tensors=_HUGGING_TENSORS,
+    layers={
+        **_HUGGING,
+        "blocks.{}.norm1": "encoder.layer.{}.layernorm_before",
+        "blocks.{}.attn.qkv": tuple(f"encoder.layer.{{}}.attention.attention.{part}" for part in ("query", "key", "value")),
+        "blocks.{}.attn.proj": "encoder.layer.{}.attention.output.dense",
+        "blocks.{}.norm2": "encoder.layer.{}.layernorm_after",
+        "blocks.{}.mlp.fc1": "encoder.layer.{}.intermediate.dense",
+        "blocks.{}.mlp.fc2": "encoder.layer.{}.output.dense",
+    },
+)  # fmt: skip
+# What transformers 5 calls the modules in memory; it saves the older names, but a state dict of such a module has these.
+TRANSFORMERS_VIT_5 = Format(
+    "transformers ViT", "layers.0.attention.q_proj.weight", video=False, prefixes=("vit.",), norm_eps=1e-12,
+    tensors=_HUGGING_TENSORS,
+    layers={
+        **_HUGGING,
+        "blocks.{}.norm1": "layers.{}.layernorm_before",
+        "blocks.{}.attn.qkv": tuple(f"layers.{{}}.attention.{letter}_proj" for letter in "qkv"),
+        "blocks.{}.attn.proj": "layers.{}.attention.o_proj",
+        "blocks.{}.norm2": "layers.{}.layernorm_after",
+        "blocks.{}.mlp.fc1": "layers.{}.mlp.fc1",
+        "blocks.{}.mlp.fc2": "layers.{}.mlp.fc2",
+    },
+)  # fmt: skip
+FORMATS = (TRANSFORMERS_TIMESFORMER, TRANSFORMERS_VIT, TRANSFORMERS_VIT_5, OFFICIAL, TIMM)
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A checkpoint under our names: the tensors, which of theirs each was made of, and the names that have no place."""
+
+    tensors: dict[str, Tensor]
+    sources: dict[str, Names]
+    depth: int
+    strangers: Names
+
+    def source(self, ours: str) -> str:
+        """The name in the file (the first of several) behind one of ours."""
+        return self.sources[ours][0]
+
+
+def recognise(names: Iterable[str], official: bool) -> Format:
+    """The format of a checkpoint by its tensor names; `official`: it came in the wrapping of TimeSformer's release. Raises `UserError`.
+
+    A space-only TimeSformer has the very names of a timm ViT: only the wrapping tells them apart.
+    """
+    names = list(names)
+    for form in FORMATS:
+        bare = {_bare(name, form) for name in names}
+        if form.mark not in bare:
+            continue
+        if form is OFFICIAL and not (official or any(".temporal_" in name or name == "time_embed" for name in bare)):
+            continue
+        return form
+    shown = ", ".join(sorted(names)[:3]) or "none"
+    raise UserError(f"its tensor names ({shown}, ...) are of no known format; known: {', '.join(sorted({f.title for f in FORMATS}))}")
+
+
+def translate(form: Format, state: Mapping[str, Tensor]) -> Translation:
+    """`state` under our names, the classifier as `head`. Raises `UserError` where parts of a tensor are missing or do not fit."""
+    files = _by_bare_name(form, state)
+    blocks = [int(found[1]) for name in files if (found := _BLOCK.search(name))]
+    depth = max(blocks, default=-1) + 1
+    if depth > len(files):
+        raise UserError(f"a block has the number {depth - 1}, and there are {len(files)} tensors in all")
+    tensors: dict[str, Tensor] = {}
+    sources: dict[str, Names] = {}
+    for ours, theirs in form.names(depth).items():
+        present = [part for part in theirs if part in files]
+        if not present:
+            continue
+        if len(present) < len(theirs):
+            raise UserError(f"the tensor {next(part for part in theirs if part not in files)} is missing, {files[present[0]]} is there")
+        sources[ours] = tuple(files[part] for part in theirs)
+        tensors[ours] = _joined([state[name] for name in sources[ours]], sources[ours])
+    used = {name for names in sources.values() for name in names}
+    return Translation(tensors, sources, depth, tuple(name for name in state if name not in used))
+
+
+def to_transformers(state: Mapping[str, Tensor], head: str, depth: int) -> dict[str, Tensor]:
+    """Our tensors, with `head` for classifier and without the other heads, under the names of `TimesformerForVideoClassification`."""
+    own = {name.replace(f"heads.{head}.", f"{HEAD}."): value for name, value in state.items()}
+    names = TRANSFORMERS_TIMESFORMER.names(depth)
+    theirs = {names[name][0]: value for name, value in own.items() if not name.startswith("heads.")}
+    return {name if name.startswith("classifier.") else f"timesformer.{name}": value for name, value in theirs.items()}
+
+
+def _bare(name: str, form: Format) -> str:
+    while prefix := next((prefix for prefix in form.prefixes if name.startswith(prefix)), ""):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _by_bare_name(form: Format, state: Mapping[str, Tensor]) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for name in state:
+        bare = _bare(name, form)
+        if bare in files:
+            raise UserError(f"{files[bare]} and {name} are the same tensor twice")
+        files[bare] = name
+    return files
+
+
+def _joined(parts: list[Tensor], names: Names) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    if len({part.shape for part in parts}) > 1 or not parts[0].ndim:
+        raise UserError(f"{' and '.join(names)} have shapes that do not go together: {', '.join(str(tuple(p.shape)) for p in parts)}")
+    return torch.cat(parts)

@@ -1,0 +1,272 @@
+"""Which network, which pixels and which classes does a foreign checkpoint stand for?
+
+Sizes come from the tensors' own shapes; a configuration beside them adds what shapes do not show, and must not contradict them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cover.errors import UserError
+from cover.model.foreign import HEAD, OFFICIAL, TIMM, TRANSFORMERS_TIMESFORMER, Format, Translation
+from cover.model.source import Source
+from cover.model.timesformer import ModelConfig
+
+HEAD_WIDTH = 64  # of an attention head in every ViT size
+FRAME_STEPS = {8: 32, 16: 16, 96: 4}  # frames of a 30 fps video from one of the clip's to the next (TimeSformer, section 4)
+CLIP_SPAN = 256  # frames of the video that other lengths are spread over: as 8 x 32 and 16 x 16
+ATTENTION = {"divided_space_time": "divided", "joint_space_time": "joint", "space_only": "space"}  # transformers' words
+# What a configuration may say, key by key, for the function to be ours.
+ONLY: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("gelu",), "num_channels": (3,), "problem_type": (None, "single_label_classification"), "qkv_bias": (True,),
+    "global_pool": ("token", ""), "do_rescale": (True,), "rescale_factor": (1 / 255,),
+}  # fmt: skip
+# Arguments of a timm model that its tensors show; any other could change the function unseen.
+SHOWN = {"img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_classes", "init_values", "global_pool"}
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What whoever imports a checkpoint may decide; None (empty) leaves it to the checkpoint and its format's conventions.
+
+    `size` (pixels) and `frames` resize the embeddings. `attention` and `time` are open for image ViTs alone. `head` names the
+    classifier, `none` leaves it out. `classes`: a file of one class name per line. `sampling` as in a catalog. `unused`: tensors left
+    out on purpose, each by its name or the beginning of it.
+    """
+
+    size: int | None = None
+    frames: int | None = None
+    attention: Literal["divided", "joint", "space"] | None = None
+    time: Literal["additive", "rotary"] | None = None
+    resize: Literal["bicubic", "nearest"] | None = None
+    head: str | None = None
+    attention_heads: int | None = None
+    classes: Path | None = None
+    sampling: str | None = None
+    unused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What is taken from a pixel in 0..1, and what the rest is divided by; `origin` says who says so."""
+
+    mean: Triple
+    std: Triple
+    origin: str
+
+
+# --- the network ----------------------------------------------------------------------------------------------------------------
+
+
+def network_of(source: Source, form: Format, held: Translation, wishes: Wishes) -> ModelConfig:
+    """The network whose tensors `held` are, at the size and length that they have. Raises `UserError`."""
+    width, patch = _patches(held)
+    attention = _attention(form, held, wishes)
+    time_embed = held.tensors.get("time_embed")
+    frames = _told_frames(source, wishes) if time_embed is None else _sides(held, "time_embed", 3)[1]
+    config = ModelConfig(
+        width=width, depth=held.depth, attention_heads=_heads(source, width, wishes), patch=patch, size=patch * _grid(held),
+        mlp_ratio=_mlp_ratio(held, width), frames=frames, attention=attention, time=_time(form, wishes),
+        image_time="first" if form.video else "none", resize=wishes.resize or ("nearest" if form.video else "bicubic"),
+        layer_scale=1.0 if "blocks.0.scale1" in held.tensors else 0.0,
+        norm_eps=_told_number(source.config, "layer_norm_eps", form.norm_eps),
+    )  # fmt: skip
+    _check_told(source, form, config)
+    if width % config.attention_heads or (config.time == "rotary" and width // config.attention_heads % 2):
+        raise UserError(f"--attention-heads: a width of {width} does not divide into {config.attention_heads} heads")
+    return config
+
+
+def _sides(held: Translation, ours: str, count: int) -> tuple[int, ...]:
+    """The shape of a tensor with so many sides."""
+    shape = tuple(held.tensors[ours].shape)
+    if len(shape) != count:
+        raise UserError(f"{held.source(ours)} is {shape}, and should have {count} sides")
+    return shape
+
+
+def _patches(held: Translation) -> tuple[int, int]:
+    width, colours, patch, across = _sides(held, "patch_embed.weight", 4)
+    if colours != 3 or patch != across:
+        name = held.source("patch_embed.weight")
+        raise UserError(f"{name} takes {colours} colours in patches of {patch} x {across}; this model has 3 and square ones")
+    return width, patch
+
+
+def _grid(held: Translation) -> int:
+    places = _sides(held, "pos_embed", 3)[1] - 1
+    side = math.isqrt(max(places, 0))
+    if not side or side * side != places:
+        raise UserError(f"{held.source('pos_embed')} has {places + 1} entries; a class token and a square of patches are read")
+    return side
+
+
+def _attention(form: Format, held: Translation, wishes: Wishes) -> Literal["divided", "joint", "space"]:
+    if not form.video:
+        return wishes.attention or "divided"
+    temporal = any("temporal" in name for name in held.tensors)
+    found: Literal["divided", "joint", "space"] = "divided" if temporal else "joint" if "time_embed" in held.tensors else "space"
+    if wishes.attention not in (None, found):
+        raise UserError(f"--attention {wishes.attention}: by its tensors this is a network of {found} attention")
+    return found
+
+
+def _time(form: Format, wishes: Wishes) -> Literal["additive", "rotary"]:
+    if form.video and wishes.time == "rotary":
+        raise UserError("--time rotary: a TimeSformer tells frames apart by the embedding it was trained with; rotary is for image ViTs")
+    return "additive" if form.video else wishes.time or "rotary"
+
+
+def _heads(source: Source, width: int, wishes: Wishes) -> int:
+    arguments = source.config.get("model_args")
+    timm = _told_number(arguments, "num_heads", 0) if isinstance(arguments, dict) else 0
+    told = int(_told_number(source.config, "num_attention_heads", timm))
+    if wishes.attention_heads and told not in (0, wishes.attention_heads):
+        raise UserError(f"--attention-heads {wishes.attention_heads}: config.json says {told}")
+    if heads := wishes.attention_heads or told:
+        return heads
+    if width % HEAD_WIDTH:
+        raise UserError(f"how many attention heads? a width of {width} is no multiple of {HEAD_WIDTH}; give --attention-heads")
+    return width // HEAD_WIDTH
+
+
+def _mlp_ratio(held: Translation, width: int) -> float:
+    hidden = _sides(held, "blocks.0.mlp.fc1.weight", 2)[0]
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width  # the ratio is rounded down again when it is used
+
+
+def _told_frames(source: Source, wishes: Wishes) -> int:
+    """The length of a clip where no tensor shows it."""
+    return wishes.frames or int(_told_number(source.config, "num_frames", ModelConfig.frames))
+
+
+def _told_number(told: Mapping[str, Any], key: str, otherwise: float) -> float:
+    value = told.get(key, otherwise)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise UserError(f"config.json: {key}: expected a number, got {value!r}")
+    return value
+
+
+def _check_told(source: Source, form: Format, config: ModelConfig) -> None:
+    """Refuse a configuration that says something else than the tensors, or that means another function."""
+    told = source.config
+    for key, value in (*told.items(), *source.preprocessing.items()):
+        if key in ONLY and value not in ONLY[key]:
+            raise UserError(f"{key}: {value}: only {' or '.join(map(str, ONLY[key]))} is the function of this model")
+    if form is TIMM and (surplus := [key for key in told.get("model_args") or {} if key not in SHOWN]):
+        raise UserError(f"config.json: model_args.{surplus[0]}: not known here, and could be another function than the tensors show")
+    hidden = int(config.width * config.mlp_ratio)
+    found: dict[str, Any] = {
+        "hidden_size": config.width, "num_hidden_layers": config.depth, "image_size": config.size, "patch_size": config.patch,
+        "intermediate_size": hidden, **({"num_frames": config.frames} if config.attention != "space" else {}),
+    }  # fmt: skip
+    for key, value in found.items() if form is not TIMM else ():
+        if told.get(key, value) not in (value, [value, value]):
+            raise UserError(f"config.json: {key} is {told[key]}, but the tensors say {value}")
+    if form is TRANSFORMERS_TIMESFORMER and ATTENTION.get(str(told.get("attention_type")), config.attention) != config.attention:
+        raise UserError(f"config.json: attention_type is {told['attention_type']}, but by its tensors it is {config.attention}")
+
+
+# --- the pixels and the clips ---------------------------------------------------------------------------------------------------
+
+
+def pixels_of(source: Source, form: Format) -> Pixels:
+    """Mean and deviation from the files beside the weights, else by the format's convention. Raises `UserError`."""
+    told = source.preprocessing
+    if told:
+        if told.get("do_normalize") is False:
+            return Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "do_normalize is false")
+        return _pixels(told, "image_mean", "image_std", "the folder's preprocessing: ")
+    timm = source.config.get("pretrained_cfg")
+    if form is TIMM and isinstance(timm, dict) and {"mean", "std"} <= timm.keys():
+        return _pixels(timm, "mean", "std", "config.json: pretrained_cfg.")
+    recipe = _recipe_data(source)
+    if {"MEAN", "STD"} <= recipe.keys():
+        return _pixels(recipe, "MEAN", "STD", "the checkpoint's cfg: DATA.")
+    value = (0.45, 0.225) if form.video else (0.5, 0.5)
+    whose = "TimeSformer's released settings" if form.video else "the convention of ViT checkpoints"
+    return Pixels((value[0],) * 3, (value[1],) * 3, f"no file says it; {whose}")
+
+
+def _pixels(told: Mapping[str, Any], mean: str, std: str, place: str) -> Pixels:
+    return Pixels(_triple(told.get(mean), place + mean), _triple(told.get(std), place + std), place.rstrip(":. "))
+
+
+def seconds_between_frames(source: Source, frames: int, wanted: int) -> float:
+    """Seconds from one frame of a dense clip to the next: the checkpoint's clip of `frames`, spread over `wanted` frames."""
+    told = _recipe_data(source).get("SAMPLING_RATE")
+    step = told if isinstance(told, int | float) and told > 0 else FRAME_STEPS.get(frames, CLIP_SPAN / frames)
+    return step / 30 * frames / wanted
+
+
+def _recipe_data(source: Source) -> dict[str, Any]:
+    """The DATA section of the recipe in an official checkpoint; empty where there is none that can be read."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(source.recipe) if source.recipe else None
+    except yaml.YAMLError:
+        return {}
+    data = tree.get("DATA") if isinstance(tree, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def _triple(value: Any, where: str) -> Triple:
+    numbers = value if isinstance(value, list | tuple) else [value] * 3
+    if len(numbers) != 3 or not all(isinstance(number, int | float) for number in numbers):
+        raise UserError(f"{where}: expected a number for each of three colours, got {value!r}")
+    return float(numbers[0]), float(numbers[1]), float(numbers[2])
+
+
+# --- the classes ----------------------------------------------------------------------------------------------------------------
+
+
+def classes_of(source: Source, form: Format, held: Translation, wishes: Wishes) -> tuple[tuple[str, ...], str]:
+    """The class names of the checkpoint's classifier in the order of its outputs, and where they come from. Raises `UserError`."""
+    count = _sides(held, f"{HEAD}.weight", 2)[0]
+    names, origin = _told_classes(source, form, wishes)
+    if not names:
+        names, origin = [f"class {number}" for number in range(count)], "numbered: the checkpoint names no classes"
+    if len(names) != count:
+        raise UserError(f"{origin} has {len(names)} class names, but {held.source(f'{HEAD}.weight')} has {count} outputs")
+    return _distinct(names), origin
+
+
+def _told_classes(source: Source, form: Format, wishes: Wishes) -> tuple[list[str], str]:
+    if wishes.classes:
+        try:
+            return wishes.classes.read_text(encoding="utf-8").splitlines(), wishes.classes.name
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{wishes.classes}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if form is TIMM:
+        timm = source.config.get("pretrained_cfg")
+        places = [source.config, timm if isinstance(timm, dict) else {}]
+        told = next((place[key] for place in places for key in ("label_names", "labels") if place.get(key)), None)
+        return _in_order(told, "label_names"), "config.json: label_names"
+    return _in_order(source.config.get("id2label") if form is not OFFICIAL else None, "id2label"), "config.json: id2label"
+
+
+def _in_order(told: Any, key: str) -> list[str]:
+    """Class names from a list, or from a mapping of numbers to names."""
+    if isinstance(told, Mapping):
+        try:
+            numbered = {int(number): str(name) for number, name in told.items()}
+        except ValueError:
+            raise UserError(f"config.json: {key}: its keys are no class numbers") from None
+        if sorted(numbered) != list(range(len(numbered))):
+            raise UserError(f"config.json: {key}: the class numbers do not run from 0 to {len(numbered) - 1}")
+        return [numbered[number] for number in range(len(numbered))]
+    return [str(name) for name in told] if isinstance(told, Sequence) and not isinstance(told, str) else []
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of which none comes twice: ImageNet has two cranes, and a class list may not."""
+    first = {name: place for place, name in reversed(list(enumerate(names)))}
+    return tuple(name if first[name] == place else f"{name} ({place})" for place, name in enumerate(names))
