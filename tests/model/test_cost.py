@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cover.errors import UserError
@@ -63,9 +64,9 @@ def test_multiply_adds_of_other_shapes(changes: dict[str, Any]) -> None:
 
 
 def test_what_a_small_cpu_runs_is_what_is_counted() -> None:
-    """Up to 64 keys the CPU takes explicit products too, so the counter sees them there."""
+    """The counter does not know the CPU's fused kernel, but the products of the plain one."""
     config, groups = ModelConfig(**SHAPE), LAYOUTS[3]
-    with FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         build(config)(torch.zeros(20, 3, 24, 24), groups)
     assert counter.get_total_flops() == 2 * multiply_adds(config, groups, 24, sum(HEADS.values()))
 
@@ -181,29 +182,20 @@ WIDER: dict[str, Any] = {"width": 96, "depth": 3, "attention_heads": 4, "patch":
 CHECKPOINTING = pytest.mark.parametrize("checkpointing", [False, True], ids=["all", "checkpointing"])
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @CHECKPOINTING
 @KINDS
 @LAYOUT
-def test_activation_memory(kind: dict[str, Any], groups: Groups, checkpointing: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU every attention asks for the fused kernel; the CPU's keeps the same tensors."""
-    if device == "cuda":
-        monkeypatch.setattr("cover.model.attention.PRODUCT_KEYS", 0)
+def test_activation_memory(kind: dict[str, Any], groups: Groups, checkpointing: bool) -> None:
     config = ModelConfig(**WIDER, **kind)
-    for size in (32, 80):  # fewer keys than the CPU's explicit product takes, and more
-        found = activation_bytes(config, groups, size, checkpointing, device=device)
+    for size in (32, 80):
+        found = activation_bytes(config, groups, size, checkpointing)
         assert found == pytest.approx(kept(config, groups, size, checkpointing), rel=0.01)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @CHECKPOINTING
 @pytest.mark.parametrize("groups", LAYOUTS[1:4], ids=str)
 @pytest.mark.parametrize("kind", [{}, {"attention": "joint"}, {"image_temporal": "skip"}, {"layer_scale": 0.1}], ids=str)
-def test_activation_memory_under_autocast(
-    kind: dict[str, Any], groups: Groups, checkpointing: bool, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if device == "cuda":
-        monkeypatch.setattr("cover.model.attention.PRODUCT_KEYS", 0)
+def test_activation_memory_under_autocast(kind: dict[str, Any], groups: Groups, checkpointing: bool) -> None:
     config = ModelConfig(**WIDER, **kind)
-    found = activation_bytes(config, groups, 32, checkpointing, bf16=True, device=device)
+    found = activation_bytes(config, groups, 32, checkpointing, bf16=True)
     assert found == pytest.approx(kept(config, groups, 32, checkpointing, bf16=True), rel=0.05)

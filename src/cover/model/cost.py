@@ -12,18 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from cover.errors import UserError
-from cover.model import attention
 from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
 
 MOST_CLASSES = 10**6  # of one head; more is a typing error
 FLOAT32, BFLOAT16 = 4, 2  # bytes
-# What stays for the backward pass, per token and in widths, beside the norms, the softmax and the MLP's hidden layer.
-KEPT = {
-    "temporal": 2,  # inputs of the output projection and of temporal_fc
-    "spatial": 1,  # input of the output projection
-    "explicit": 3,  # query, key, value
-    "fused": 4,  # these and the kernel's output
-}
 
 
 @dataclass(frozen=True)
@@ -108,19 +100,16 @@ def _mixing(config: ModelConfig, groups: Groups, size: int) -> int:
     return 2 * pairs * config.width
 
 
-def activation_bytes(
-    config: ModelConfig, groups: Groups, size: int, checkpointing: bool = False, bf16: bool = False, device: str = "cuda"
-) -> int:
+def activation_bytes(config: ModelConfig, groups: Groups, size: int, checkpointing: bool = False, bf16: bool = False) -> int:
     """Bytes that the forward pass of a training step leaves for its backward pass, parameters left out, no dropout.
 
     `bf16`: under autocast, where the copies of the weights count too. `checkpointing`: the inputs of all blocks, and one block at the
-    moment when it is computed again. `device`: `cpu` takes explicit products for short attention (`cover.model.attention`), all others
-    a fused kernel for spatial attention, which keeps its output in place of the weights. What a backward pass itself needs is not in it.
+    moment when it is computed again. What a backward pass itself needs is not in it.
     """
     product = BFLOAT16 if bf16 else FLOAT32
     frames, samples = _frames(groups), sum(samples for samples, _ in groups)
     ends = frames * 3 * size**2 * product + samples * config.width * (FLOAT32 + product)  # pixels; the last norm and the heads
-    block = _kept_by_block(config, groups, size, product, device == "cpu")
+    block = _kept_by_block(config, groups, size, product)
     if bf16:
         ends += 3 * config.patch**2 * config.width * BFLOAT16
         block += _copied_weights(config, groups)
@@ -130,55 +119,49 @@ def activation_bytes(
     return ends + (config.depth - 1) * stream + block
 
 
-def _kept_by_block(config: ModelConfig, groups: Groups, size: int, product: int, on_cpu: bool) -> int:
+def _kept_by_block(config: ModelConfig, groups: Groups, size: int, product: int) -> int:
     """What each branch of a block keeps. LayerNorm: its input and statistics in float32, its output as the next layer's input."""
     width, every = config.width, tokens(config, groups, size)
     norm = width * (FLOAT32 + product) + 2 * FLOAT32
     scale = width * product if config.layer_scale else 0
     mlp = every * (norm + 2 * int(width * config.mlp_ratio) * product + scale)  # GELU's input and output
-    spatial = every * (norm + KEPT["spatial"] * width * product + scale) + _kept_by_spatial_mixing(config, groups, size, product, on_cpu)
+    spatial = every * (norm + scale) + _kept_by_spatial_mixing(config, groups, size, product)
     if config.attention != "divided":
         return spatial + mlp
     clips, images = (tokens(config, part, size) for part in _clips_and_images(groups))
-    per_token = norm + KEPT["temporal"] * width * product + scale
     if config.image_temporal == "skip":
-        temporal = clips * per_token + (images * width * FLOAT32 if clips else 0)  # images are cut off the tensor that the norm keeps
+        groups, cut_off = tuple(group for group in groups if group[1] > 1), images * width * FLOAT32 if clips else 0
+        temporal = clips * (norm + scale) + cut_off  # images are cut off the tensor that the norm keeps
     else:
-        temporal = every * per_token
-    return temporal + _kept_by_temporal_mixing(config, groups, size, product, on_cpu) + spatial + mlp
+        temporal = every * (norm + scale)
+    return temporal + _kept_by_temporal_mixing(config, groups, size, product) + spatial + mlp
 
 
-def _kept_by_spatial_mixing(config: ModelConfig, groups: Groups, size: int, product: int, on_cpu: bool) -> int:
-    patches, total = _patches(config, size), 0
-    for samples, frames in groups:
-        rows, length = (samples, 1 + frames * patches) if config.attention == "joint" else (samples * frames, 1 + patches)
-        explicit = on_cpu and length <= attention.PRODUCT_KEYS
-        total += rows * length * _kept_per_query(config, length, product, explicit)
-        if config.attention == "space" and not explicit:
-            total -= rows * length * config.width * product  # here the kernel's output itself enters the output projection
-    return total
+def _kept_by_spatial_mixing(config: ModelConfig, groups: Groups, size: int, product: int) -> int:
+    """Query, key, value and the fused kernel's output, which enters the output projection, and the logarithms of the softmax's sums."""
+    if config.attention != "joint":
+        return tokens(config, groups, size) * (4 * config.width * product + config.attention_heads * FLOAT32)
+    patches = _patches(config, size)
+    once = sum(samples * (1 + frames * patches) for samples, frames in groups)
+    spread = tokens(config, groups, size) * config.width * product  # the class token back in every frame
+    return spread + once * (4 * config.width * product + config.attention_heads * FLOAT32)
 
 
-def _kept_by_temporal_mixing(config: ModelConfig, groups: Groups, size: int, product: int, on_cpu: bool) -> int:
-    """Explicit everywhere: torch's fused kernels take four axes and get five, so it multiplies plainly and in float32."""
-    places = 1 + _patches(config, size)
-    clips, _ = _clips_and_images(groups)
-    products = {t: product if on_cpu and t <= attention.PRODUCT_KEYS else FLOAT32 for _, t in clips}
-    return sum(s * t * places * _kept_per_query(config, t, products[t], explicit=True) for s, t in clips)
-
-
-def _kept_per_query(config: ModelConfig, keys: int, product: int, explicit: bool) -> int:
-    """One query, key and value; then all weights, or the kernel's output and the logarithm of the weights' sum."""
-    if explicit:
-        return (KEPT["explicit"] * config.width + keys * config.attention_heads) * product
-    return KEPT["fused"] * config.width * product + config.attention_heads * FLOAT32
+def _kept_by_temporal_mixing(config: ModelConfig, groups: Groups, size: int, product: int) -> int:
+    """Values and the input of temporal_fc for every token; for clips query, key, output and sums; a copy where groups are joined."""
+    width, every = config.width * product, tokens(config, groups, size)
+    clips = tokens(config, _clips_and_images(groups)[0], size)
+    joined = every * width if len(groups) > 1 else 0
+    return 2 * every * width + clips * (3 * width + config.attention_heads * FLOAT32) + joined
 
 
 def _copied_weights(config: ModelConfig, groups: Groups) -> int:
     """The bf16 copies of a block's matrices that autocast makes for a step."""
     square, mlp = config.width**2, 2 * config.width * int(config.width * config.mlp_ratio)
-    temporal = config.attention == "divided" and (config.image_temporal == "attend" or bool(_clips_and_images(groups)[0]))
-    return BFLOAT16 * ((9 if temporal else 4) * square + mlp)
+    temporal, (clips, _) = 0, _clips_and_images(groups)
+    if config.attention == "divided" and (clips or config.image_temporal == "attend"):
+        temporal = 5 if clips else 3  # images make no queries and keys
+    return BFLOAT16 * ((4 + temporal) * square + mlp)
 
 
 def _clips_and_images(groups: Groups) -> tuple[Groups, Groups]:

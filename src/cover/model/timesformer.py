@@ -90,14 +90,15 @@ class Attention(nn.Module):
         An image has one frame, so one key, whose softmax is 1: its branch is the value projection, and no query or key is made.
         """
         clip_frames, image_frames = _clip_and_image_frames(groups)
+        x_FND = _in_autocast_type(x_FND)  # once, not for each projection
         (w_q, w_k, w_v), (b_q, b_k, b_v) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
         v_FND = fn.linear(x_FND, w_v, b_v)
         if not clip_frames:
             return self.drop(self.proj(v_FND))
+        q_clips, k_clips = fn.linear(x_FND[:clip_frames], w_q, b_q), fn.linear(x_FND[:clip_frames], w_k, b_k)
         v_clips, v_images = v_FND.split((clip_frames, image_frames))
-        x_clips = x_FND[:clip_frames]
-        parts = zip(*(_clips_of(x, groups) for x in (fn.linear(x_clips, w_q, b_q), fn.linear(x_clips, w_k, b_k), v_clips)), strict=True)
-        mixed = [attend_over_time(*part, self.heads, rotation).flatten(0, 1) for part, rotation in zip(parts, rotations, strict=True)]
+        qkv = zip(_clips_of(q_clips, groups), _clips_of(k_clips, groups), _clips_of(v_clips, groups), rotations, strict=True)
+        mixed = [attend_over_time(q, k, v, self.heads, rotation).flatten(0, 1) for q, k, v, rotation in qkv]
         mixed += [v_images] if image_frames else []
         return self.drop(self.proj(torch.cat(mixed) if len(mixed) > 1 else mixed[0]))
 
@@ -187,8 +188,8 @@ class Block(nn.Module):
         self.temporal_norm.load_state_dict(self.norm1.state_dict())
         if looking and self.rotary:
             self.temporal_attn.look_in_time()
-        if hasattr(self, "temporal_scale"):
-            self.temporal_scale.copy_(self.scale1)
+        if "temporal_scale" in self._parameters:
+            self.get_parameter("temporal_scale").copy_(self.get_parameter("scale1"))
         nn.init.zeros_(self.temporal_fc.weight)
         nn.init.zeros_(self.temporal_fc.bias)
 
@@ -419,6 +420,12 @@ def resized_time(time_embed: Tensor, frames: int) -> Tensor:
     if time_embed.shape[1] == frames:
         return time_embed
     return fn.interpolate(time_embed.transpose(1, 2), size=frames, mode="nearest").transpose(1, 2)
+
+
+def _in_autocast_type(x: Tensor) -> Tensor:
+    """What autocast makes of the input of a linear layer."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if kind != "meta" and torch.is_autocast_enabled(kind) else x
 
 
 def _note(seen: Seen | None, name: str, value: Tensor) -> None:
