@@ -122,7 +122,7 @@ class TransformersTimeSformer(_Peer):
         shape: dict[str, Any] = {
             "image_size": config.size, "patch_size": config.patch, "hidden_size": config.width, "num_hidden_layers": config.depth,
             "num_attention_heads": config.attention_heads, "intermediate_size": int(config.width * config.mlp_ratio),
-            "layer_norm_eps": config.norm_eps, "num_labels": classes, "drop_path_rate": 0.0,
+            "layer_norm_eps": config.norm_eps, "num_labels": classes,
         }  # fmt: skip
         made = [TimesformerForVideoClassification(TimesformerConfig(num_frames=length, **shape)) for length in lengths]
         for other in made[1:]:
@@ -140,10 +140,10 @@ class TransformersTimeSformer(_Peer):
 
     def fill(self, ours: TimeSformer) -> TransformersTimeSformer:
         """Take the weights of `ours`."""
-        from cover.model.foreign import transformers_state
+        from cover.model.foreign import to_transformers
 
         longest = max(self.by_length, key=int)
-        self.by_length[longest].load_state_dict(transformers_state(ours, HEAD))
+        self.by_length[longest].load_state_dict(to_transformers(ours.state_dict(), HEAD, ours.config.depth))
         return self
 
 

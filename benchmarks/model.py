@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from _measure import Work, in_turns, matmul, peak_bytes, ratio, show, where, write
 from _peers import HEAD, PlainTimeSformer, Repeating, TransformersTimeSformer
 
+from cover.machine import reuse_memory
 from cover.mixture.pack import Pack
 from cover.model.cost import multiply_adds
 from cover.model.presets import model_config
@@ -236,6 +237,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     device = torch.device(args.device)
+    reuse_memory()  # as the commands do
     results = []
     for name in args.only or WORKLOADS:
         for dtype in WORKLOADS[name].dtypes[device.type]:

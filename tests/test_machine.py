@@ -25,3 +25,9 @@ def test_a_killed_command_leaves_no_worker_behind(tmp_path: Path) -> None:
     process.kill()
     process.communicate(timeout=60)  # ends only when no worker holds the other end of these pipes
     assert process.returncode < 0
+
+
+def test_memory_is_reused_where_the_c_library_can() -> None:
+    code = "import platform, cover.machine as m; print(m.reuse_memory() or platform.libc_ver()[0] != 'glibc')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stderr

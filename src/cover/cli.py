@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 
 from cover import __version__
 from cover.errors import UserError
+from cover.machine import reuse_memory
 
+COMPUTING = ("train", "evaluate", "predict", "demo")
 Command = Callable[[argparse.Namespace, list[str]], int]
 
 
@@ -28,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rest = [word for word in rest if word.startswith("-")]
     if rest and known.command != "train":
         parser.error(f"{known.command}: unknown argument {rest[0]} (see cover {known.command} --help)")
+    if known.command in COMPUTING:
+        reuse_memory()
     try:
         return doors[known.command](known, rest)
     except UserError as error:

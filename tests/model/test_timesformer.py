@@ -342,7 +342,8 @@ def test_a_looking_branch_sees_what_changes_between_frames() -> None:
     block, clip = model.blocks[0], torch.randn(8, 10, SHAPE["width"], generator=torch.Generator().manual_seed(3))
     rotations = model._rotations(((1, 8),), clip.device)
     still, moving, backwards = (
-        block.temporal_attn.across_frames(x, ((1, 8),), rotations) for x in (clip[:1].expand(8, -1, -1), clip, clip.flip(0))
+        block.temporal_attn.proj(block.temporal_attn.across_frames(x, ((1, 8),), rotations))
+        for x in (clip[:1].expand(8, -1, -1), clip, clip.flip(0))
     )
     assert still.abs().max() < 1e-5 * moving.abs().max()
     middle = slice(2, 6)  # where a frame lies two ahead and two behind

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
+from cover.model.lean import turn_pairs
+
 ROTARY_BASE = 100.0  # periods from 2 pi to 200 pi frames: clips have 4 to 96 frames, not thousands
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, float32 (T, 1, d / 2)
@@ -43,5 +45,4 @@ def rotation_of(frames: int, channels: int, device: torch.device) -> Rotation:
 def rotate(x_STNHd: Tensor, rotation: Rotation) -> Tensor:
     """Pairs of channels, one from each half, turned by an angle that grows with the frame index."""
     cos, sin = (part.to(x_STNHd.dtype)[:, None] for part in rotation)
-    a, b = x_STNHd.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return turn_pairs(x_STNHd, cos, sin)

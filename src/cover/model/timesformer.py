@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cover.model.attention import ROTARY_BASE, Rotation, attend_along, attend_over_time, rotate, rotation_of
+from cover.model.lean import Groups, gelu_linear, share_class_token
 
-Groups = tuple[tuple[int, int], ...]  # (samples, frames each), in the order of the frames
 Seen = dict[str, Tensor]  # name -> what the network computed there
 LOOKS = (1, 2, 4)  # frames ahead and back that the pairs of heads of a fresh rotary branch look, in turn
+MERGE_TOKENS = 2  # tokens per channel from which merging two square matrices is cheaper than one more product
 LOOK_BIAS = 4.0  # makes about nine tenths of a fresh head's attention fall on the frame it looks at
 
 
@@ -82,10 +83,10 @@ class Attention(nn.Module):
     def within_frames(self, x_FND: Tensor, groups: Groups, shared: bool) -> Tensor:
         """Every token of a frame attends to every token of that frame (spatial attention); `shared`: a clip has one class token."""
         x_FND = self.drop(self.proj(attend_along(self.qkv(x_FND), self.heads)))
-        return _share_class_token(x_FND, groups) if shared else x_FND
+        return share_class_token(x_FND, groups) if shared else x_FND
 
     def across_frames(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
-        """Every token attends to the same place in the other frames of its clip (temporal attention).
+        """Every token attends to the same place in the other frames of its clip (temporal attention), up to the output projection.
 
         An image has one frame, so one key, whose softmax is 1: its branch is the value projection, and no query or key is made.
         """
@@ -94,13 +95,13 @@ class Attention(nn.Module):
         (w_q, w_k, w_v), (b_q, b_k, b_v) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
         v_FND = fn.linear(x_FND, w_v, b_v)
         if not clip_frames:
-            return self.drop(self.proj(v_FND))
+            return v_FND
         q_clips, k_clips = fn.linear(x_FND[:clip_frames], w_q, b_q), fn.linear(x_FND[:clip_frames], w_k, b_k)
         v_clips, v_images = v_FND.split((clip_frames, image_frames))
         qkv = zip(_clips_of(q_clips, groups), _clips_of(k_clips, groups), _clips_of(v_clips, groups), rotations, strict=True)
         mixed = [attend_over_time(q, k, v, self.heads, rotation).flatten(0, 1) for q, k, v, rotation in qkv]
         mixed += [v_images] if image_frames else []
-        return self.drop(self.proj(torch.cat(mixed) if len(mixed) > 1 else mixed[0]))
+        return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
 
     def within_clips(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
         """Every token of a clip attends to all tokens of that clip, its one class token among them (joint attention)."""
@@ -150,7 +151,7 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(fn.gelu(self.fc1(x)))))
+        return self.drop(gelu_linear(self.fc1(x), self.fc2.weight, self.fc2.bias, self.drop))
 
 
 class Block(nn.Module):
@@ -160,6 +161,7 @@ class Block(nn.Module):
         super().__init__()
         width, heads = config.width, config.attention_heads
         self.kind, self.rotary, self.skip_images = config.attention, config.time == "rotary", config.image_temporal == "skip"
+        self.merging = True
         if self.kind == "divided":
             self.temporal_norm = nn.LayerNorm(width, eps=config.norm_eps)
             self.temporal_attn = Attention(width, heads, config.dropout)
@@ -208,11 +210,19 @@ class Block(nn.Module):
             clips, images = x_FND.split((clip_frames, image_frames))
             moved = self._add_temporal(clips, groups[:-1], rotations, None if keep is None else keep[:, :clip_frames], seen)
             return torch.cat([moved, images])
-        time_FND = self.temporal_fc(self.temporal_attn.across_frames(self.temporal_norm(x_FND), groups, rotations))
+        time_FND = self._project(self.temporal_attn.across_frames(self.temporal_norm(x_FND), groups, rotations))
         # The class token takes no part in temporal attention (released TimeSformer code).
         patches_only = torch.ones(x_FND.shape[1], 1, dtype=x_FND.dtype, device=x_FND.device)
         patches_only[0] = 0
         return torch.addcmul(x_FND, self._branch("temporal", time_FND, keep, seen).to(x_FND.dtype), patches_only)
+
+    def _project(self, mixed_FND: Tensor) -> Tensor:
+        """The output projection and `temporal_fc`: nothing lies between them, so where there are many tokens one product does for both."""
+        proj, last = self.temporal_attn.proj, self.temporal_fc
+        dropping = self.training and self.temporal_attn.drop.p > 0
+        if dropping or not self.merging or mixed_FND[..., 0].numel() < MERGE_TOKENS * proj.in_features:
+            return last(self.temporal_attn.drop(proj(mixed_FND)))
+        return fn.linear(mixed_FND, last.weight @ proj.weight, fn.linear(proj.bias, last.weight, last.bias))
 
     def _branch(self, name: str, x_FND: Tensor, keep: Tensor | None, seen: Seen | None) -> Tensor:
         """The output of a branch as it is added: times its LayerScale and drop-path factors."""
@@ -385,6 +395,11 @@ class TimeSformer(nn.Module):
         """In training, keep each block's input alone and compute the rest again in the backward pass: less memory, more time."""
         self.checkpointing = on
 
+    def set_merging(self, on: bool) -> None:
+        """Whether the temporal output projection and `temporal_fc` may be multiplied into one matrix (the default): the same function."""
+        for block in self._blocks():
+            block.merging = on
+
     def compile_blocks(self, **options: object) -> None:
         """torch.compile block by block: one graph serves all layers for a given Pack layout. `options` go to torch.compile."""
         for block in self._blocks():
@@ -443,13 +458,3 @@ def _clips_of(x_FNC: Tensor, groups: Groups, images: bool = False) -> list[Tenso
     wanted = [group for group in groups if images or group[1] > 1]
     parts = x_FNC.split([s * t for s, t in wanted]) if wanted else ()
     return [part.unflatten(0, group) for part, group in zip(parts, wanted, strict=True)]
-
-
-def _share_class_token(x_FND: Tensor, groups: Groups) -> Tensor:
-    """Token 0 of every frame replaced by its mean over the frames of the clip."""
-    parts = x_FND[:, 0].split([s * t for s, t in groups])
-    shared = [
-        part.view(samples, frames, -1).mean(1, keepdim=True).expand(-1, frames, -1).flatten(0, 1) if frames > 1 else part
-        for part, (samples, frames) in zip(parts, groups, strict=True)
-    ]
-    return x_FND.select_scatter(torch.cat(shared), 1, 0)

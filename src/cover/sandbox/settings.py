@@ -31,9 +31,9 @@ class Settings:
     shake: float = 0.1
     distractors: float = 0.05
     noise: float = 0.05
-    kinetics: tuple[int, int] = (480, 240)
-    ssv2: tuple[int, int] = (4200, 300)
-    moments: tuple[int, int] = (480, 240)
+    kinetics: tuple[int, int] = (960, 240)
+    ssv2: tuple[int, int] = (2400, 300)
+    moments: tuple[int, int] = (720, 240)
     imagenet: tuple[int, int] = (1920, 480)
 
     def __post_init__(self) -> None:
