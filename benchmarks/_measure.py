@@ -75,6 +75,25 @@ def peak_bytes(work: Work, device: torch.device) -> int:
     return peak
 
 
+KINDS = {  # of operations, by what their names hold
+    "matrix products": ("mm", "gemm", "matmul"), "attention": ("attention", "flash", "fmha", "softmax"), "GELU": ("gelu",),
+    "norms": ("norm",), "copies, biases among them": ("copy", "cat", "fill", "clone"), "sums": ("sum",), "optimizer": ("adamw",),
+    "patches": ("conv",),
+}  # fmt: skip
+
+
+def by_operation(work: Work, device: torch.device) -> dict[str, float]:
+    """Where the time of one call goes: the share of each kind of operation in the device's own time, from a profile."""
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]) as recorded:
+        once(work, device)
+    seconds: dict[str, float] = dict.fromkeys([*KINDS, "the rest"], 0.0)
+    for event in recorded.key_averages():
+        kind = next((kind for kind, words in KINDS.items() if any(word in event.key.lower() for word in words)), "the rest")
+        seconds[kind] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
+    return {kind: spent / sum(seconds.values()) for kind, spent in seconds.items()}
+
+
 def where(device: torch.device) -> dict[str, Any]:
     """What the figures were measured on."""
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

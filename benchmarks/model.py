@@ -26,7 +26,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from _measure import Work, in_turns, matmul, peak_bytes, ratio, show, where, write
+from _measure import Work, by_operation, in_turns, matmul, peak_bytes, ratio, show, where, write
 from _peers import HEAD, PlainTimeSformer, Repeating, TransformersTimeSformer
 
 from cover.machine import reuse_memory
@@ -196,6 +196,9 @@ def measure(name: str, device: torch.device, dtype: str, rounds: int, compiled: 
             "rounds": rounds,
             "operations": factor * operations,
         }
+    first = next(iter(rows.values()))
+    found["forward"]["by_operation"] = by_operation(first.forward, device)
+    found["training step"]["by_operation"] = by_operation(first.train, device)
     for row_name, row in rows.items():
         found["training step"]["rows"][row_name]["peak_bytes"] = row.first_step_memory(device)
         row.optimizer = None
@@ -226,6 +229,8 @@ def report(found: dict[str, Any]) -> None:
             for name, row in found[stage]["rows"].items()
         ]  # fmt: skip
         show(f"{found['title']}, {found['dtype']}: {stage}", columns, rows)
+        shares = [(kind, share) for kind, share in found[stage]["by_operation"].items() if share >= 0.005]
+        print(f"\nwhere {next(iter(found[stage]['rows']))} spends it: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares))
 
 
 def main() -> None:

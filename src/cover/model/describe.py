@@ -107,10 +107,10 @@ def _step_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"a training step of {facts['batch']} clips and {facts['images']} images", ""),
         ("  multiply-adds, forward and backward", _short(facts["multiply_adds_per_step"])),
         ("  parameters, gradients and AdamW state, fp32", _bytes(weights)),
-        ("  activations on a GPU, fp32", _bytes(facts["activation_bytes"])),
-        ("  activations on a GPU, bf16", _bytes(facts["activation_bytes_bf16"])),
-        ("  activations on a GPU, fp32, checkpointing", _bytes(facts["activation_bytes_checkpointed"])),
-        ("  activations on a GPU, bf16, checkpointing", _bytes(facts["activation_bytes_bf16_checkpointed"])),
+        ("  activations, fp32", _bytes(facts["activation_bytes"])),
+        ("  activations, bf16", _bytes(facts["activation_bytes_bf16"])),
+        ("  activations, fp32, checkpointing", _bytes(facts["activation_bytes_checkpointed"])),
+        ("  activations, bf16, checkpointing", _bytes(facts["activation_bytes_bf16_checkpointed"])),
     ]
 
 
