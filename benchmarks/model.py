@@ -183,6 +183,8 @@ def measure(name: str, device: torch.device, dtype: str, rounds: int, compiled: 
     """Times, shares of the peak and memory of one workload, forward and training step."""
     work = WORKLOADS[name]
     torch.manual_seed(0)
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 64  # many networks and layouts in one process: none of them may fall back to eager
     rows = contenders(work, device, dtype == "bf16", compiled)
     apart = check_same(rows, dtype == "bf16")
     operations = 2 * multiply_adds(work.config(), work.groups[device.type], work.size)
