@@ -20,7 +20,7 @@ from cover.model.weights import save_release
 
 MakeSet = Callable[..., Path]
 Cover = Callable[..., tuple[int, str, str]]
-COMMANDS = ("sandbox", "index", "train", "describe", "evaluate", "predict", "import-weights", "export", "demo")
+COMMANDS = ("sandbox", "index", "overlap", "train", "describe", "evaluate", "predict", "import-weights", "export", "demo")
 
 
 @pytest.fixture
@@ -364,6 +364,53 @@ def test_describe_a_step_and_write_it(cover: Cover, tmp_path: Path) -> None:
     assert facts["multiply_adds_per_protocol"] == 2 * facts["multiply_adds_per_view"]
     assert facts["activation_bytes_checkpointed"] < facts["activation_bytes"]
     assert facts["activation_bytes_bf16"] < facts["activation_bytes"]
+
+
+def test_overlap_counts_and_trains_without_what_it_found(cover: Cover, make_set: MakeSet, tmp_path: Path) -> None:
+    make_set({"a.png": "x"}, name="first")
+    catalog = make_set({"d.png": "x", "e.png": "y", "f.png": "y"}, name="second", annotations="{train: list.csv}")  # a and d are the same
+    code, out, err = cover("overlap", catalog, "--frames", "--workers", 0, "--json", tmp_path / "leaks.json")
+    assert code == 0
+    assert next(line.split() for line in out.splitlines() if line.startswith("first val")) == [
+        "first", "val", "second", "train", "0", "1", "1", "/", "1", "1", "1", "/", "1",
+    ]  # fmt: skip
+    assert err.splitlines()[-1] == f"next: cover train RECIPE --data.catalog {catalog}"
+    rows = json.loads((tmp_path / "leaks.json").read_text())["excluded"]
+    assert [(row["dataset"], row["excluded"]) for row in rows] == [("first", 1), ("second", 1)]
+    (tmp_path / "recipe.yaml").write_text(
+        f"data: {{sets: [second], catalog: {catalog}}}\nout: {tmp_path / 'run'}\nsteps: 1\nbatch: 2\nworkers: 0\n"
+    )
+    code, _, err = cover("train", tmp_path / "recipe.yaml", "--evaluate_every", "-1")
+    assert code == 0
+    assert "being in evaluation splits too: second 1" in err
+
+
+def test_overlap_as_json_and_of_named_sets(cover: Cover, sandbox: Path, tmp_path: Path) -> None:
+    code, out, _ = cover("overlap", sandbox, "ssv2", "--workers", 0, "--json", "-", "--out", tmp_path / "list", "imagenet")
+    found = json.loads(out)
+    assert (code, {row["dataset"] for row in found["splits"]}, found["kinds"]) == (0, {"ssv2", "imagenet"}, ["source", "file"])
+    assert [row["excluded"] for row in found["excluded"]] == [0, 0]
+    assert (tmp_path / "list" / "exclusions.arrow").is_file()
+
+
+def test_overlap_refuses(refused: Callable[..., str], sandbox: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert 'did you mean "kinetics"' in refused("overlap", sandbox, "kinetcs")
+    assert "absent.yaml: cannot be read" in refused("overlap", tmp_path / "absent.yaml")
+    assert "file: cannot be made" in refused("overlap", sandbox, "--out", tmp_path / "file")
+    (tmp_path / "train.csv").write_text("path,label\na.png,x\n")
+    catalog = catalog_of(tmp_path, "mine: {format: csv, root: .}\n")
+    assert "mine-train.arrow: no such manifest; `cover index`" in refused("overlap", catalog)
+
+
+def test_a_stale_list_of_exclusions(cover: Cover, refused: Callable[..., str], make_set: MakeSet, tmp_path: Path) -> None:
+    catalog = make_set({"a.png": "x", "b.png": "y"}, annotations="{train: list.csv}")
+    cover("overlap", catalog, "--workers", 0)
+    (tmp_path / "mine/b.png").write_bytes((tmp_path / "mine/a.png").read_bytes())
+    cover("index", catalog, "--workers", 0)
+    (tmp_path / "recipe.yaml").write_text(f"data: {{sets: [mine], catalog: {catalog}}}\nout: {tmp_path / 'run'}\nsteps: 1\nworkers: 0\n")
+    line = refused("train", tmp_path / "recipe.yaml")
+    assert f"stale: mine-train.arrow has changed since it was made; run `cover overlap {catalog}` again" in line
 
 
 def test_train_prints_the_run_and_says_what_to_type_next(cover: Cover, recipe: Path, tmp_path: Path) -> None:

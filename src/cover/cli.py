@@ -66,6 +66,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
 
     _add_sandbox(add(_sandbox, "sandbox", "write generated data sets in the real ones' layouts", "cover sandbox sandbox --size 0.2"))
     _add_index(add(_index, "index", "probe every file of a catalog once", "cover index sandbox/catalog.yaml"))
+    _add_overlap(add(_overlap, "overlap", "find what is trained on and evaluated on", "cover overlap sandbox/catalog.yaml --frames"))
     _add_train(add(_train, "train", "run a recipe", "cover train recipes/sandbox/cotrain.yaml --optimizer.lr 5e-4"))
     _add_describe(
         add(
@@ -165,6 +166,31 @@ def _index(args: argparse.Namespace, rest: list[str]) -> int:
     if unusable:
         say(f"{unusable} of {sum(row['listed'] for row in results)} listed files cannot be used; each is in its manifest with the reason")
     return 1 if unusable else 0
+
+
+# --- overlap --------------------------------------------------------------------------------------------------------------------
+
+
+def _add_overlap(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("catalog", metavar="CATALOG", type=Path)
+    parser.add_argument("names", metavar="NAME", nargs="*", help="only these data sets")
+    parser.add_argument("--frames", action="store_true", help="also compare pictures: finds copies that were encoded or cropped anew")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="of the list of exclusions (default: manifests, where train reads it)")
+    parser.add_argument("--json", metavar="FILE", help="all counts with examples, as JSON (- for stdout)")
+    _machine_options(parser, device=False)
+
+
+def _overlap(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.console import write_json
+    from cover.datasets.overlap import overlap, print_overlap
+
+    results = overlap(args.catalog, _workers(args), args.names or None, args.frames, args.out)
+    if args.json:
+        write_json(results, args.json)
+    if args.json != "-":
+        print_overlap(results)
+    _next("train", "RECIPE", "--data.catalog", args.catalog)
+    return 0
 
 
 # --- train ----------------------------------------------------------------------------------------------------------------------

@@ -99,6 +99,52 @@ def test_kinetics_published_lists(test_data: Path, tmp_path: Path, list_name: st
     assert all(row.label is None for row in list_split(spec, "test").rows)
 
 
+def test_kinetics_of_one_folder_per_class_or_named_by_id(tmp_path: Path) -> None:
+    rows = [["riding a bike", "-_a_b_c_d_e", "17", "27"], ["abseiling", "_b---------", "0", "10"], ["abseiling", "c__________", "5", "15"]]
+    write_csv(tmp_path / "annotations/validate.csv", [KINETICS[:-1], *([*row, "validate"] for row in rows)])
+    touch(tmp_path / "videos_val/riding_a_bike/-_a_b_c_d_e_000017_000027.mp4", tmp_path / "videos_val/_b---------.mp4")
+    touch(tmp_path / "videos/vol_03/c___________000005_000015.mp4", tmp_path / "lost+found/readme.mp4")
+    listing = list_split(spec_of(tmp_path, format="kinetics"), "val")
+    assert [str(Path(row.path).relative_to(tmp_path)) for row in listing.rows] == [
+        "videos_val/riding_a_bike/-_a_b_c_d_e_000017_000027.mp4",
+        "videos_val/_b---------.mp4",
+        "videos/vol_03/c___________000005_000015.mp4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["abseiling", "v----------", "2"], r"row 2: 3 cells where the header has 4"),
+        (["abseiling", "v----------", "12", "2"], "row 2: time_start and time_end must be seconds"),
+        (["abseiling", "v--", "2", "12"], 'row 2: "v--" is not a YouTube id of 11'),
+        (["abseiling", "v----------", "2", "soon"], 'row 2: time_end "soon" is not a number'),
+    ],
+)
+def test_kinetics_unsound_row(tmp_path: Path, row: list[str], message: str) -> None:
+    write_csv(tmp_path / "train.csv", [KINETICS[:4], row])
+    with pytest.raises(UserError, match=message):
+        list_split(spec_of(tmp_path, format="kinetics"), "train")
+
+
+def test_kinetics_list_without_a_column(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", [["label", "id", "time_start", "time_end"]])
+    with pytest.raises(UserError, match=r'train\.csv, row 1: no column "youtube_id" in the header'):
+        list_split(spec_of(tmp_path, format="kinetics"), "train")
+
+
+@pytest.mark.parametrize(("version", "count"), [("k400", 400), ("k600", 600), ("k700", 700), ("k710", 710)])
+def test_kinetics_published_class_names(test_data: Path, tmp_path: Path, version: str, count: int) -> None:
+    published = test_data / f"annotations/label_map_{version}.txt"
+    names_of = published.read_text(encoding="utf-8").splitlines()
+    write_csv(tmp_path / "train.csv", [KINETICS[:4], *([name, f"{i:011d}", "0", "10"] for i, name in enumerate(reversed(names_of)))])
+    given = list_split(spec_of(tmp_path, format="kinetics", classes=str(published)), "train")
+    assert (given.classes.names, given.classes.source) == (tuple(names_of), published.name)
+    assert [row.label for row in given.rows] == list(reversed(range(count)))
+    found = list_split(spec_of(tmp_path, format="kinetics"), "train").classes
+    assert (found.digest == given.classes.digest) == (version != "k710")  # the merged 710 are in an order of their own
+
+
 def ssv2_tree(root: Path, prefix: str) -> DatasetSpec:
     templates = ["Pushing [something] from right to left", 'Showing [something] "as is"', "Pushing [something] from left to right"]
     bare = [template.replace("[", "").replace("]", "") for template in templates]
@@ -112,7 +158,7 @@ def ssv2_tree(root: Path, prefix: str) -> DatasetSpec:
     return spec_of(root.parent if prefix == "" else root, root=str(root.parent if prefix == "" else root), format="ssv2")
 
 
-@pytest.mark.parametrize(("folder", "prefix"), [(".", "something-something-v2-"), ("labels", "")])
+@pytest.mark.parametrize(("folder", "prefix"), [(".", "something-something-v2-"), ("labels", ""), ("labels", "something-something-v2-")])
 def test_ssv2(tmp_path: Path, folder: str, prefix: str) -> None:
     spec = ssv2_tree(tmp_path / folder, prefix)
     listing = list_split(spec, "train")
@@ -128,6 +174,28 @@ def test_ssv2_template_without_label(tmp_path: Path) -> None:
     (tmp_path / "something-something-v2-train.json").write_text('[{"id": "1", "template": "Pushing [something] from right to lefts"}]')
     with pytest.raises(UserError, match=r'train\.json, item 1: label "Pushing something from right to lefts".*did you mean'):
         list_split(spec, "train")
+
+
+def test_ssv2_folders_of_frames(tmp_path: Path) -> None:
+    spec = ssv2_tree(tmp_path, "something-something-v2-")
+    touch(tmp_path / "frames/102/000001.jpg", tmp_path / "frames/100/000001.jpg")
+    rows = list_split(spec, "train").rows
+    assert [str(Path(row.path).relative_to(tmp_path)) for row in rows] == [
+        "20bn-something-something-v2/100.webm",  # rather than its frames
+        "mp4/101.mp4",
+        "frames/102",
+    ]
+
+
+def test_ssv2_published_templates(test_data: Path, tmp_path: Path) -> None:
+    templates = (test_data / "annotations/label_map_ssv2.txt").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "labels.json").write_text(json.dumps({name: str(label) for label, name in enumerate(templates)}), encoding="utf-8")
+    items = [{"id": str(label), "template": name.replace("something", "[something]", 1)} for label, name in enumerate(templates)]
+    (tmp_path / "train.json").write_text(json.dumps(items), encoding="utf-8")
+    listing = list_split(spec_of(tmp_path, format="ssv2"), "train")
+    assert (len(listing.classes.names), [row.label for row in listing.rows]) == (174, list(range(174)))
+    given = list_split(spec_of(tmp_path, format="ssv2", classes=str(test_data / "annotations/label_map_ssv2.txt")), "train")
+    assert given.classes.digest == listing.classes.digest
 
 
 def test_mirror_pairs_of_published_ssv2(test_data: Path) -> None:
@@ -161,33 +229,29 @@ def test_moments_published_classes(test_data: Path, tmp_path: Path) -> None:
     write_csv(tmp_path / "trainingSet.csv", [["praying/a.mp4", "praying", "1", "0"]])
     listing = list_split(spec_of(tmp_path, format="moments", classes=str(label_map)), "train")
     assert len(listing.classes.names) == 339
+    assert listing.classes.source == "label_map_mit.txt (Moments in Time v1)"
     assert listing.rows[0].label == 1
 
 
-def test_imagenet_kaggle_layout(tmp_path: Path) -> None:
-    data = tmp_path / "ILSVRC/Data/CLS-LOC"
-    touch(data / "train/n03126707/n03126707_1.JPEG", data / "train/n02012849/n02012849_1.JPEG", data / "train/n01440764/n01440764_7.JPEG")
-    touch(data / "val/ILSVRC2012_val_00000001.JPEG")
-    (tmp_path / "LOC_synset_mapping.txt").write_text("n01440764 tench, Tinca tinca\nn02012849 crane\nn03126707 crane\n")
-    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,n02012849 1 2 3 4\n")
-    spec = spec_of(tmp_path, format="imagenet")
-    listing = list_split(spec, "train")
-    assert listing.classes.names == ("tench, Tinca tinca", "crane (n02012849)", "crane (n03126707)")
-    assert [(row.sample_id, row.label) for row in listing.rows] == [("n01440764_7", 0), ("n02012849_1", 1), ("n03126707_1", 2)]
-    assert [row.label for row in list_split(spec, "val").rows] == [1]
+def test_moments_versions_do_not_mix(tmp_path: Path) -> None:
+    write_csv(tmp_path / "trainingSet.csv", [["a+0/x.mp4", "a+0", "1", "0"]])
+    found = []
+    for count in (339, 305):
+        (tmp_path / "moments_categories.txt").write_text("".join(f"a+{label},{label}\n" for label in range(count)))
+        found.append(list_split(spec_of(tmp_path, format="moments"), "train").classes)
+    assert [classes.source for classes in found] == [f"moments_categories.txt (Moments in Time {v})" for v in ("v1", "v2")]
+    assert found[0].digest != found[1].digest
 
 
-def test_imagenet_flat_val_without_solution(tmp_path: Path) -> None:
-    touch(tmp_path / "train/n01440764/a.JPEG", tmp_path / "val/b.JPEG")
-    with pytest.raises(UserError, match="images without class folders"):
-        list_split(spec_of(tmp_path, format="imagenet"), "val")
-
-
-def test_imagenet_published_wnids(test_data: Path, tmp_path: Path) -> None:
-    touch(tmp_path / "val/n01443537/b.JPEG")
-    listing = list_split(spec_of(tmp_path, format="imagenet", classes=str(test_data / "annotations/imagenet_synsets.txt")), "val")
-    assert len(listing.classes.names) == 1000
-    assert listing.rows[0].label == 1
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [(["clapping/a.mp4"], "row 2: expected `label/name.mp4,label"), (["b/b.mp4", "b"], 'row 2: label "b" is not among the 1 classes')],
+)
+def test_moments_unsound_row(tmp_path: Path, row: list[str], message: str) -> None:
+    write_csv(tmp_path / "trainingSet.csv", [["clapping/a.mp4", "clapping"], row])
+    (tmp_path / "moments_categories.txt").write_text("clapping,0\n")
+    with pytest.raises(UserError, match=message):
+        list_split(spec_of(tmp_path, format="moments"), "train")
 
 
 def test_folder(tmp_path: Path) -> None:
@@ -245,7 +309,8 @@ def test_csv_segments(tmp_path: Path) -> None:
             {"classes": "classes.txt"},
             r'row 2: label "won" is not among the 2 classes of classes\.txt',
         ),
-        ([["pth", "label"], ["a.mp4", "x"]], {}, 'no column "path".*did you mean "pth"'),
+        ([["pth", "label"], ["a.mp4", "x"]], {}, 'row 1: no column "path".*did you mean "pth"'),
+        ([["path", "label"], ["a.mp4", "x"], ["b.mp4", "y"], ["c.mp4", "x;y"]], {}, '"x;y" is several classes'),
         ([["path", "label"], ["a.mp4", "x", "y"]], {}, "row 2: 3 cells where the header has 2"),
         ([["path", "label"]], {"classes": "classes.txt"}, "split train is empty"),
         ([["path", "label", "split"], ["a.mp4", "x", "val"]], {}, 'no row of the split "train"'),
@@ -279,5 +344,5 @@ def test_unreadable_list(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.csv: cannot be read: No such file"):
         list_split(spec_of(tmp_path, format="csv", media="video", annotations={"train": "gone.csv"}), "train")
     (tmp_path / "train.csv").write_bytes(b"path,label\n\xff\xfe.mp4,x\n")
-    with pytest.raises(UserError, match=r"train\.csv: cannot be read"):
+    with pytest.raises(UserError, match=r"train\.csv, row 2: not UTF-8 \(byte 0xff at 11\)"):
         list_split(spec_of(tmp_path, format="csv", media="video"), "train")

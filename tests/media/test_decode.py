@@ -256,6 +256,8 @@ def test_what_is_no_media_file_says_why(tmp_path: Path, kind: str, media: str) -
 
 def test_folders_sound_and_odd_names(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="not a file"):
+        probe(tmp_path, "image")
+    with pytest.raises(MediaError, match="a folder without numbered images"):
         probe(tmp_path, "video")
     with pytest.raises(MediaError, match="file name"):
         probe("a\0b.mp4", "video")

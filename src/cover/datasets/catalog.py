@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from cover.datasets.conventions import CONVENTIONS, Convention, find_annotations, guess_media
+from cover.datasets.conventions import CONVENTIONS, Convention, convention_of, find_annotations, guess_media
 from cover.datasets.manifest import SPLITS, Media
 from cover.errors import UserError, nearest
 from cover.media.clips import Sampling, Views
@@ -23,6 +23,7 @@ _REQUIRED: Any = object()
 class DatasetSpec:
     """One data set of a catalog, its defaults filled in.
 
+    `format`: one of `CONVENTIONS`, or `FILE.py:FUNCTION` with an absolute path.
     `annotations`: split -> path (an absolute one) of a list, or of a folder of class folders. `classes`: path of a file with one name
     per line, if given. `flip`: horizontal flips allowed, never made, or made with left/right classes swapped. `crop_scale`: the area
     range of a random-resized crop. `dev`: the fraction of train to carve out. `source`: the csv column that gives the source id.
@@ -135,8 +136,8 @@ def _read_spec(path: Path, name: Any, given: Any) -> DatasetSpec:
     for key in given:
         if key not in _KNOWN:
             raise keys.wrong(str(key), f"unknown key{nearest(str(key), _KNOWN)}")
-    form = keys.take("format", _one_of(CONVENTIONS))
-    convention = CONVENTIONS[form]
+    form = keys.take("format", _format_in(path.parent))
+    convention = convention_of(form)
     root = path.parent / keys.take("root", _text)
     annotations = _annotations(keys, form, root)
     media = _media(keys, form, annotations)
@@ -156,15 +157,18 @@ def _read_spec(path: Path, name: Any, given: Any) -> DatasetSpec:
 def _annotations(keys: _Keys, form: str, root: Path) -> dict[str, str]:
     given = keys.take("annotations", _paths, None)
     found = find_annotations(form, root) if given is None else {split: str(root / file) for split, file in given.items()}
+    if not found and not root.is_dir():
+        raise keys.wrong("root", f"{root} {'is not a folder' if root.exists() else 'does not exist'}")
     if not found:
-        raise keys.wrong("annotations", f"not given, and {root} has none of {', '.join(CONVENTIONS[form].looked_for)}")
+        places = ", ".join(convention_of(form).looked_for)
+        raise keys.wrong("annotations", f"not given, and {root} has none of {places}" if places else "missing; this format needs them")
     if "dev" in found and keys.keys.get("dev", 0):
         raise keys.wrong("dev", "annotations give a dev split already; drop one of the two")
     return found
 
 
 def _media(keys: _Keys, form: str, annotations: dict[str, str]) -> Media:
-    convention = CONVENTIONS[form].media
+    convention = convention_of(form).media
     media = keys.take("media", _one_of(("video", "image")), convention or guess_media(annotations))
     if media is None:
         for split, place in annotations.items():
@@ -191,6 +195,20 @@ def _one_of(known: Any) -> Callable[[Any], str]:
         if not isinstance(value, str) or value not in known:
             raise UserError(f'unknown value "{value}"{nearest(str(value), known)}')
         return value
+
+    return read
+
+
+def _format_in(folder: Path) -> Callable[[Any], str]:
+    """Reads a known format, or `FILE.py:FUNCTION`, the file relative to `folder`."""
+
+    def read(value: Any) -> str:
+        file, _, function = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+        if not file.endswith(".py"):
+            return _one_of(CONVENTIONS)(value)
+        if not (folder / file).is_file():
+            raise UserError(f"{folder / file} does not exist")
+        return f"{folder / file}:{function}"
 
     return read
 

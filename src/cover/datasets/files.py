@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cover.datasets.manifest import Media
+from cover.errors import UserError
 
 _VIDEO = ".mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .wmv .flv .ts .m2ts .mts .3gp .ogv .ogg .vob .asf .gif .y4m"
 _IMAGE = ".jpg .jpeg .png .webp .bmp .tif .tiff .ppm .pgm .jp2 .avif .gif"
@@ -16,30 +17,68 @@ ENDINGS: dict[Media, frozenset[str]] = {"video": VIDEO, "image": IMAGE}
 
 def walk(folder: str | Path, media: Media | None, skip: frozenset[str] = frozenset()) -> Iterator[str]:
     """Paths of all files of a kind (None: of either kind) under `folder`, by their endings, in sorted order; hidden ones and the
-    direct subfolders in `skip` are left out. Nothing if the folder does not exist."""
+    direct subfolders in `skip` are left out. Nothing if the folder does not exist; raises UserError where one cannot be listed."""
     endings = ENDINGS[media] if media else VIDEO | IMAGE
+    return (path for path in walk_all(folder, skip) if os.path.splitext(path)[1].lower() in endings)
+
+
+def walk_all(folder: str | Path, skip: frozenset[str] = frozenset()) -> Iterator[str]:
+    """As `walk`, whatever the files' endings."""
+    for entry in entries(folder):
+        if not _is_folder(entry):
+            yield entry.path
+        elif entry.name not in skip:
+            yield from walk_all(entry.path)
+
+
+def entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, sorted by name, without what is hidden. Empty if it does not exist; raises UserError where it cannot be
+    listed, for its samples would vanish unseen."""
     try:
         with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
+            return sorted((entry for entry in listing if _is_ours(entry)), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            if entry.name not in skip:
-                yield from walk(entry.path, media)
-        elif os.path.splitext(entry.name)[1].lower() in endings:
-            yield entry.path
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: this folder cannot be listed: {error.strerror}; make it readable or move it out of the data") from None
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith(".") and entry.name != "lost+found"  # which only root may list, at the top of a disk
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: as a file it is found to be unreadable, and counted
+        return False
+
+
+def find_clips(folder: str | Path, names: set[str]) -> dict[str, str]:
+    """Name -> path of its video (`<name>.webm`, `.mp4`, ...), or else of the folder of frames called so, wherever they lie. A folder of
+    frames is not listed: there may be as many as clips. Raises UserError for a folder that cannot be listed."""
+    videos: dict[str, str] = {}
+    frames: dict[str, str] = {}
+
+    def search(folder: str | Path) -> None:
+        for entry in entries(folder):
+            stem, ending = os.path.splitext(entry.name)
+            if not _is_folder(entry):
+                if stem in names and ending.lower() in VIDEO:
+                    videos.setdefault(stem, entry.path)
+            elif entry.name in names:
+                frames.setdefault(entry.name, entry.path)
+            else:
+                search(entry.path)
+
+    search(folder)
+    return frames | videos
 
 
 def subfolders(folder: str | Path) -> list[str]:
-    """Names of the folders directly in `folder`, sorted, without hidden ones. Empty if it does not exist."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    """Names of the folders directly in `folder`, sorted, without hidden ones. Empty if it does not exist; raises UserError where it
+    cannot be listed."""
+    return [entry.name for entry in entries(folder) if _is_folder(entry)]
 
 
 def media_of(path: str | Path) -> Media | None:

@@ -20,6 +20,7 @@ from cover.datasets.catalog import Catalog, DatasetSpec, load_catalog
 from cover.datasets.listing import Listed, Listing
 from cover.datasets.manifest import SPLITS, STATES, ClassList, Row, open_manifest, write_manifest
 from cover.datasets.probing import Facts, Prober, Stamp, stamps
+from cover.datasets.remarks import remarks
 from cover.errors import UserError
 
 _DEV_SALT = "cover dev split"  # changing it would move rows between train and dev
@@ -34,15 +35,16 @@ class _Plan:
     spec: DatasetSpec
     classes: ClassList
     rows: dict[str, list[Listed]]
+    left_out: dict[str, tuple[str, ...]]  # the adapter's own remarks
 
 
 def index(catalog_path: str | Path, workers: int, names: Sequence[str] | None = None, force: bool = False) -> list[dict[str, Any]]:
     """Probe the files of the data sets `names` (default: all) and write their manifests.
 
     Returns one dict per data set and split: `dataset`, `split`, `listed`, `ok`, `missing`, `unreadable`, `too_short`, `hours` (of ok
-    videos), `classes`, `class_digest`, `probed` (files opened in this run), `manifest`, and `unusable`, the first 20 rows that are
-    not ok as `{path, state, why}`. `workers` 0 probes in this process; `force` probes all anew. Raises UserError for a catalog or a
-    list that is not sound, before any file is opened.
+    videos), `classes`, `class_digest`, `probed` (files opened in this run), `manifest`, `unusable`, the first 20 rows that are
+    not ok as `{path, state, why}`, and `remarks`, lines on what is odd and not wrong. `workers` 0 probes in this process; `force`
+    probes all anew. Raises UserError for a catalog or a list that is not sound, before any file is opened.
     """
     catalog = load_catalog(catalog_path)
     plans = [_plan(catalog.spec(name)) for name in (names or catalog.specs)]
@@ -59,6 +61,8 @@ def print_index(results: Sequence[dict[str, Any]]) -> None:
         [[_cell(result, column) for column in ["dataset", *columns[1:]]] for result in results],
     )
     for result in results:
+        for remark in result["remarks"]:
+            say(f"{result['dataset']} {result['split']}: {remark}")
         for row in result["unusable"]:
             say(f"{result['dataset']} {result['split']}: {row['state'].replace('_', ' ')}: {row['path']}: {row['why']}")
         unnamed = result["listed"] - result["ok"] - len(result["unusable"])
@@ -84,7 +88,8 @@ def _plan(spec: DatasetSpec) -> _Plan:
     if "dev" in spec.splits and "dev" not in rows:
         rows["train"], dev = carve_dev(rows["train"], spec.dev)
         rows |= {"dev": dev} if dev else {}
-    return _Plan(spec, classes, {split: rows[split] for split in SPLITS if split in rows})
+    left_out = {split: listing.remarks for split, listing in listings.items()}
+    return _Plan(spec, classes, {split: rows[split] for split in SPLITS if split in rows}, left_out)
 
 
 def _is_text(path: str) -> bool:
@@ -170,6 +175,7 @@ def _write(
         "dataset": spec.name, "split": split, "listed": len(listed), **{state: tally.states[state] for state in STATES},
         "hours": tally.seconds / 3600, "classes": len(plan.classes.names), "class_digest": plan.classes.digest,
         "probed": len({row.path for row in listed} & opened), "manifest": str(path), "unusable": tally.unusable,
+        "remarks": [*plan.left_out.get(split, ()), *remarks(spec, split, listed, plan.classes, tally.held)],
     }  # fmt: skip
 
 
@@ -199,6 +205,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.states: Counter[str] = Counter()
+        self.held: set[int] = set()  # labels of usable rows
         self.seconds = 0.0
         self.unusable: list[dict[str, str]] = []
 
@@ -207,6 +214,8 @@ class _Tally:
             self.states[row.state] += 1
             if row.state == "ok":
                 self.seconds += _seconds(row, row)
+                if row.label is not None:
+                    self.held.add(row.label)
             elif len(self.unusable) < _NAMED:
                 self.unusable.append({"path": row.path, "state": row.state, "why": row.why})
             yield row

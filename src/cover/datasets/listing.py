@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from cover.datasets.catalog import DatasetSpec
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError, nearest
+
+_PAIR = re.compile(r"(.*[^ \t,])[ \t,]+([^\s,]+)[ \t]*")
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,11 @@ class Listed:
 
 @dataclass(frozen=True)
 class Listing:
-    """All rows of one split. `classes` is the same for every split of a data set."""
+    """All rows of one split. `classes` is the same for every split of a data set. `remarks`: a line each on what is not among them."""
 
     classes: ClassList
     rows: list[Listed]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,11 @@ class Record:
 def read_records(file: str, needed: Iterable[str]) -> list[Record]:
     """A csv file with a header. Raises UserError where it cannot be read, a needed column is absent, or a row is ragged."""
     rows = read_rows(file)
-    _, header = next(rows, ("", []))
+    where, header = next(rows, (f"{file}, row 1", []))
     header = [column.strip() for column in header]
     for column in needed:
         if column not in header:
-            raise UserError(f'{file}: no column "{column}" in its header{nearest(column, header)}')
+            raise UserError(f'{where}: no column "{column}" in the header{nearest(column, header)}')
     return [_record(where, header, row) for where, row in rows]
 
 
@@ -88,15 +92,45 @@ def read_json(file: str) -> Any:
 
 
 def read_lines(file: str) -> list[str]:
-    """The lines of a text file that are not blank. Raises UserError where it cannot be read."""
+    """The lines of a text file that are not blank, without the blanks around them. Raises UserError where it cannot be read."""
+    return [text.strip() for _, text in read_numbered(file)]
+
+
+def read_numbered(file: str) -> Iterator[tuple[str, str]]:
+    """`(where, line)` of every line of a text file that is not blank. Raises UserError where it cannot be read."""
     try:
-        return [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        with open(file, encoding="utf-8-sig") as lines:  # unlike str.splitlines, this does not break at U+2028 inside a name
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{file}, row {number}", line.rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, error) from None
 
 
+def read_pairs(file: str) -> Iterator[tuple[str, str, str]]:
+    """`(where, path, label)` of every line `path label`: the label is what is behind the last space, tab or comma. Raises UserError."""
+    for where, line in read_numbered(file):
+        pair = _PAIR.fullmatch(line)
+        if not pair:
+            raise UserError(f"{where}: expected `path label`, the label behind a space")
+        yield where, pair[1], pair[2]
+
+
 def _unreadable(file: str, error: Exception) -> UserError:
+    if isinstance(error, UnicodeDecodeError):
+        return _not_utf8(file)
     return UserError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def _not_utf8(file: str) -> UserError:
+    """Names the row: Python's own message counts from the start of a buffer."""
+    data = Path(file).read_bytes()
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        row = data.count(b"\n", 0, error.start) + 1
+        return UserError(f"{file}, row {row}: not UTF-8 (byte 0x{data[error.start]:02x} at {error.start}); save the file as UTF-8")
+    return UserError(f"{file}: changed while it was read")
 
 
 def given_classes(spec: DatasetSpec) -> ClassList | None:

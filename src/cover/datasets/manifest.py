@@ -122,8 +122,8 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def open_manifest(path: Path) -> Manifest:
-    """Map a manifest into memory. Raises UserError where it is absent or is not a manifest."""
+def open_manifest(path: Path, without: npt.NDArray[np.int64] | None = None) -> Manifest:
+    """Map a manifest into memory; the rows `without` are never usable. Raises UserError where it is absent or is not a manifest."""
     if not path.is_file():
         raise UserError(f"{path}: no such manifest; `cover index` on the catalog beside it writes one")
     try:
@@ -133,14 +133,17 @@ def open_manifest(path: Path) -> Manifest:
         raise UserError(f"{path}: not a manifest ({error}); run `cover index --force` on the catalog") from None
     if table.schema.names != _COLUMNS:
         raise UserError(f"{path}: a manifest of another version; run `cover index --force` on the catalog")
-    return Manifest(path, table, about)
+    return Manifest(path, table, about, without)
 
 
 class Manifest:
-    """A memory-mapped manifest: `name`, `split`, `media`, `classes`, and rows read one by one when asked for."""
+    """A memory-mapped manifest: `name`, `split`, `media`, `classes`, and rows read one by one when asked for.
 
-    def __init__(self, path: Path, table: Any, about: dict[str, Any]) -> None:
-        self.path = path
+    `without`: int64 numbers of rows that are held but not usable, None for none.
+    """
+
+    def __init__(self, path: Path, table: Any, about: dict[str, Any], without: npt.NDArray[np.int64] | None = None) -> None:
+        self.path, self.without = path, without
         self._table = table
         self.name: str = about["name"]
         self.split: str = about["split"]
@@ -148,7 +151,7 @@ class Manifest:
         self.classes = ClassList.of(about["class_names"], about["class_source"])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_manifest, (self.path,)  # a worker process maps the file too; it is not sent the rows
+        return open_manifest, (self.path, self.without)  # a worker process maps the file too; it is not sent the rows
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -163,6 +166,11 @@ class Manifest:
         for batch in self._table.to_batches():
             yield from (Row(*values) for values in zip(*(column.to_pylist() for column in batch.columns)))
 
+    def digest(self) -> str:
+        """16 hex digits over the file's bytes: whether anything at all has changed."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, hashlib.blake2b).hexdigest()[:16]
+
     @cached_property
     def labels(self) -> npt.NDArray[np.int32]:
         """int32 `(rows,)`, -1 where a row has no label."""
@@ -171,8 +179,10 @@ class Manifest:
 
     @cached_property
     def usable(self) -> npt.NDArray[np.int64]:
-        """int64 indices, ascending, of the rows with state `ok` and a label: those that training and evaluation may read."""
+        """int64 indices, ascending, of the rows with state `ok` and a label, those in `without` left out: what may be read."""
         ok = pa.compute.equal(self._table["state"], "ok").to_numpy()
+        if self.without is not None:
+            ok = ok & ~np.isin(np.arange(len(self)), self.without)
         return np.flatnonzero(ok & (self.labels >= 0)).astype(np.int64)
 
     def counts(self) -> dict[str, int]:

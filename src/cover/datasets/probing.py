@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from typing import Literal
 
-from cover.machine import end_with_parent
+from cover.datasets.crew import Crew
 from cover.media.decode import MediaError, probe
 
 Media = Literal["video", "image"]
@@ -31,9 +29,6 @@ class Facts:
     width: int = 0
     height: int = 0
     codec: str = ""
-
-
-_Found = list[tuple[str, Facts]]
 
 
 def examine(path: str, media: Media) -> Facts:
@@ -67,63 +62,9 @@ def _stamps(paths: Sequence[str]) -> list[tuple[str, Stamp]]:
     return found
 
 
-class Prober:
-    """A pool of `workers` processes, started at the first file and kept until the end; 0 workers probe in this process."""
+class Prober(Crew):
+    """A `Crew` that probes files."""
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Prober:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
-
-    def probe(self, paths: Sequence[str], media: Media) -> Iterator[_Found]:
+    def probe(self, paths: Sequence[str], media: Media) -> Iterator[list[tuple[str, Facts]]]:
         """`(path, facts)` of all files, in chunks as they are done, in no particular order."""
-        chunks = [paths[first : first + _CHUNK] for first in range(0, len(paths), _CHUNK)]
-        if not self._workers:
-            yield from (_examine_all(chunk, media) for chunk in chunks)
-            return
-        chunks.reverse()
-        running: dict[Future[_Found], Sequence[str]] = {}
-        while chunks or running:
-            try:
-                while chunks and len(running) < 2 * self._workers:
-                    future = self._submit(chunks[-1], media)
-                    running[future] = chunks.pop()
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-                    del running[future]
-            except BrokenProcessPool:
-                self.__exit__()
-                for chunk in running.values():
-                    yield from self._one_by_one(chunk, media)
-                running = {}
-
-    def _submit(self, paths: Sequence[str], media: Media) -> Future[_Found]:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), initializer=_begin)
-        return self._pool.submit(_examine_all, paths, media)
-
-    def _one_by_one(self, paths: Sequence[str], media: Media) -> Iterator[_Found]:
-        """After a crash: one file at a time, so that the one at fault is known."""
-        for path in paths:
-            try:
-                yield self._submit([path], media).result()
-            except BrokenProcessPool:
-                self.__exit__()
-                yield [(path, Facts("unreadable", "the decoder crashed on it"))]
-
-
-def _examine_all(paths: Sequence[str], media: Media) -> _Found:
-    return [(path, examine(path, media)) for path in paths]
-
-
-def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # interrupts are the parent's
-    end_with_parent()
+        yield from self.run(partial(examine, media=media), paths, _CHUNK, Facts("unreadable", "the decoder crashed on it"))

@@ -1,16 +1,18 @@
 """Which picture does a file show at a given time?
 
-Videos go through PyAV (FFmpeg's libraries), images through Pillow. Times are seconds counted from the file's first
-frame. Everything that makes a file unusable ends as a `MediaError` with a short reason; nothing is ever replaced.
+Videos go through PyAV (FFmpeg's libraries), images through Pillow. A folder of numbered images is a video too, of 12
+frames a second (Something-Something's rate). Times are seconds counted from the file's first frame. Everything that makes
+a file unusable ends as a `MediaError` with a short reason; nothing is ever replaced.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 import warnings
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,8 +38,10 @@ TOLERANCE = 1e-3
 SEEK_BEYOND = 2.0  # seconds; below this, decoding from the start costs less than it saves to seek
 SEEK_MARGIN = 1.0  # seconds; indexes hold decoding times, which run ahead of presentation times
 STAMPED_IN_DECODING_ORDER = {"avi"}  # what FFmpeg gives as presentation times here is scrambled by B-frames
+FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SEEKABLE = {"mov", "matroska"}  # containers whose time stamps are stored per frame, hence the same after a seek
 FALLBACK_RATE = 25.0
+FOLDER_RATE = 12.0  # frames per second of a folder of images, which does not say
 
 # What the libraries say about odd files reaches the user as one reason per file, never as lines on the terminal.
 av.logging.set_level(None)
@@ -82,7 +86,9 @@ def probe(path: AnyPath, media: Literal["video", "image"] = "video", *, max_pixe
     inside later packets goes unnoticed here (`decode_at` reports it), and a few codecs that hide extra pictures in
     packets of their own can be counted one or two too high. An image is decoded, at reduced size where its format can.
     """
-    return _probe_image(path, max_pixels) if media == "image" else _probe_video(path, max_pixels)
+    if media == "image":
+        return _probe_image(path, max_pixels)
+    return _probe_folder(path, max_pixels) if os.path.isdir(path) else _probe_video(path, max_pixels)
 
 
 def decode_at(path: AnyPath, times: Sequence[float], *, size_hint: int | None = None, max_pixels: int = MAX_PIXELS) -> Decoded:
@@ -91,11 +97,14 @@ def decode_at(path: AnyPath, times: Sequence[float], *, size_hint: int | None = 
     The frame at t is the last one that starts at or before t (within 1 ms); before the first it is the first, past the
     end the last. With `size_hint`, frames whose short side is longer come back scaled down to that many pixels. Display
     rotation, mirroring and pixel aspect are applied. One pass over the file in one thread, with at most one seek.
-    Raises MediaError when the file yields no frame or one frame exceeds `max_pixels`.
+    Raises MediaError when the file yields no frame or one frame exceeds `max_pixels`; of a folder of images, also when a
+    wanted one is damaged or of another size than the rest.
     """
     wanted = np.asarray(times, dtype=np.float64)
     assert wanted.size > 0, "at least one time"
     assert np.isfinite(wanted).all(), "times are finite"
+    if os.path.isdir(path):
+        return _decode_folder(path, wanted.tolist(), size_hint, max_pixels)
     order = np.argsort(wanted, kind="stable")
     ascending = wanted[order].tolist()
     decoded = _decode(path, ascending, order, size_hint, max_pixels, may_seek=ascending[0] > SEEK_BEYOND)
@@ -382,7 +391,59 @@ def _open_image(path: AnyPath, max_pixels: int) -> Iterator[Image.Image]:
         raise MediaError(f"damaged image: {error}") from error
 
 
-# --- both
+# --- folders of frames
+
+
+def _probe_folder(path: AnyPath, max_pixels: int) -> Probe:
+    """As of a video: the first frame is decoded, the rest counted."""
+    times, files = _numbered_images(path)
+    first = _probe_image(files[0], max_pixels)
+    fps = (len(times) - 1) / times[-1] if len(times) > 1 else FOLDER_RATE
+    return Probe(len(files), fps, first.width, first.height, first.codec, times[-1] + 1 / FOLDER_RATE, 0.0)
+
+
+def _decode_folder(path: AnyPath, wanted: Sequence[float], size_hint: int | None, max_pixels: int) -> Decoded:
+    times, files = _numbered_images(path)
+    shown = [max(0, bisect_right(times, time + TOLERANCE) - 1) for time in wanted]
+    pictures = {number: _frame_file(files[number], size_hint, max_pixels) for number in set(shown)}
+    sizes = {picture.shape[1::-1] for picture in pictures.values()}
+    if len(sizes) > 1:
+        raise MediaError(f"frames of different sizes: {' and '.join(f'{width}x{height}' for width, height in sorted(sizes))}")
+    return Decoded(np.stack([pictures[number] for number in shown]), None)
+
+
+def _frame_file(file: str, size_hint: int | None, max_pixels: int) -> np.ndarray:
+    try:
+        picture = decode_image(file, size_hint=size_hint, max_pixels=max_pixels)
+    except MediaError as error:
+        raise MediaError(f"{os.path.basename(file)}: {error}") from error
+    short = min(picture.shape[:2])
+    if size_hint and size_hint < short:
+        height, width = (round(side * size_hint / short) for side in picture.shape[:2])
+        picture = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+    return picture
+
+
+def _numbered_images(folder: AnyPath) -> tuple[list[float], list[str]]:
+    """When each image of a folder is shown, in seconds after the first, and the files, by the last number in their names: a number
+    that is left out leaves its time to the frame before."""
+    try:
+        names = [name for name in os.listdir(os.fspath(folder)) if name.lower().endswith(FRAME_ENDINGS) and name[0] != "."]
+    except OSError as error:
+        raise MediaError(error.strerror or "cannot be listed") from error
+    files: dict[int, str] = {}
+    for name in names:
+        if digits := re.findall("[0-9]+", name.rpartition(".")[0]):
+            other = files.setdefault(int(digits[-1]), name)
+            if other != name:
+                raise MediaError(f"two images of the same number: {min(name, other)} and {max(name, other)}")
+    if not files:
+        raise MediaError("a folder without numbered images (00001.jpg, img_00001.png, ...)")
+    numbers = sorted(files)
+    return [(number - numbers[0]) / FOLDER_RATE for number in numbers], [os.path.join(folder, files[number]) for number in numbers]
+
+
+# --- all
 
 
 def _check_file(path: AnyPath) -> None:

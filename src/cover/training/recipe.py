@@ -35,6 +35,7 @@ class Data:
     alpha: float = _key(1.0, "rates proportional to size^alpha; 1 is the article's rule")
     weights: dict[str, float] = _key({}, "explicit rates in place of sizes, one per data set")
     loss_weights: dict[str, float] = _key({}, "factor on a data set's loss, 1 where not given")
+    exclusions: Literal["use", "ignore"] = _key("use", "leave out the training rows that `cover overlap` found in evaluation splits")
 
 
 @dataclass(frozen=True)

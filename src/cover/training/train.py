@@ -5,6 +5,7 @@ cover train recipes/sandbox/cotrain.yaml --optimizer.lr 3e-4
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
@@ -22,8 +23,9 @@ from torch import Tensor
 from cover import __version__, config
 from cover.console import Meter, say
 from cover.datasets.catalog import Catalog, load_catalog
+from cover.datasets.exclusions import excluded_rows
 from cover.datasets.flips import mirror_pairs
-from cover.datasets.manifest import open_manifest
+from cover.datasets.manifest import Manifest, open_manifest
 from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate, find_tasks
 from cover.machine import default_workers
@@ -59,6 +61,7 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
     origin = str(run) if resume and steps_saved(run) else recipe.start.checkpoint
     model = build_model(recipe, members, find_release(origin) if origin else None)
     first = prepare_folder(run, recipe, resume)
+    exclusions = count_exclusions(run, first, recipe, members)
     if recipe.start.checkpoint and not first:
         for line in start_from(model, find_release(recipe.start.checkpoint), recipe.start.temporal):
             say(line)
@@ -75,7 +78,7 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
 
     # --- the loop -------------------------------------------------------------------------------------------------------------
     log = RunLog(run, schedule, [member.spec.name for member in members], device, first)
-    log.write("start", first, **about, **make_up(schedule))
+    log.write("start", first, **about, **make_up(schedule), exclusions=exclusions)
     stop = StopSignal()
     with Meter(f"train {run.name}", recipe.steps, first) as meter, stop:
         batches = packs(schedule, reader, first, recipe.steps, workers)
@@ -106,18 +109,58 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
 
 
 def find_members(recipe: Recipe, catalog: Catalog) -> list[Member]:
-    """The data sets of the mixture, each with a head of its own. Raises `UserError` where one cannot be drawn from."""
+    """The data sets of the mixture, each with a head of its own, without the rows that `cover overlap` excludes.
+
+    Raises `UserError` where one cannot be drawn from, or the list of exclusions is stale.
+    """
+    paths = {name: catalog.manifest_path(name, "train") for name in recipe.data.sets}
+    manifests = {name: open_manifest(path) for name, path in paths.items()}
+    excluded = excluded_rows(catalog, paths) if recipe.data.exclusions == "use" else None
+    if excluded is not None:
+        manifests = {name: open_manifest(path, excluded[name]) for name, path in paths.items()}
     members = []
-    for place, name in enumerate(recipe.data.sets):
+    for place, (name, manifest) in enumerate(manifests.items()):
         spec = catalog.spec(name)
-        manifest = open_manifest(catalog.manifest_path(name, "train"))
         if not len(manifest.usable):
-            raise UserError(f"{manifest.path.name}: none of its {len(manifest)} rows is readable and labelled; nothing to train on")
+            but = f", or all are excluded ({len(excluded[name])})" if excluded and len(excluded[name]) else ""
+            raise UserError(f"{manifest.path.name}: none of its {len(manifest)} rows is readable and labelled{but}; nothing to train on")
         targets = np.full((len(manifest.classes.names), len(recipe.data.sets)), -1)
         targets[:, place] = np.arange(len(targets))
         mirror = mirror_pairs(manifest.classes.names) if spec.flip == "swap" else None
         members.append(Member(spec, manifest, 1 if manifest.media == "image" else recipe.data.frames, targets, mirror))
     return members
+
+
+def count_exclusions(run: Path, first: int, recipe: Recipe, members: Sequence[Member]) -> dict[str, Any] | None:
+    """For each data set `rows`, how many usable train rows are left out, and their `digest`; None without a list of exclusions. Said on
+    the terminal. Raises `UserError` where a run that goes on was begun with other rows left out: its draws would not be the same."""
+    listed = all(member.manifest.without is not None for member in members)
+    now = {member.spec.name: _left_out(member.manifest) for member in members} if listed else None
+    if first and _that_bind(_begun_with(run)) != _that_bind(now):
+        raise UserError(f"{run} was begun with other training rows left out (cover overlap); begin another run with --out")
+    if now:
+        counts = ", ".join(f"{name} {left_out['rows']}" for name, left_out in now.items())
+        say(f"training rows left out, being in evaluation splits too: {counts}")
+    if recipe.data.exclusions == "ignore":
+        say("data.exclusions is ignore: training rows may be in evaluation splits too")
+    return now
+
+
+def _left_out(manifest: Manifest) -> dict[str, Any]:
+    rows = np.setdiff1d(open_manifest(manifest.path).usable, manifest.usable)
+    return {"rows": len(rows), "digest": hashlib.sha256(rows.tobytes()).hexdigest()[:12]}
+
+
+def _begun_with(run: Path) -> dict[str, Any] | None:
+    """The exclusions that the log of a run begins with."""
+    with (run / checkpoint.LOG).open(encoding="utf-8") as lines:
+        start: dict[str, Any] = json.loads(next(lines, "{}"))
+    return start.get("exclusions")
+
+
+def _that_bind(exclusions: dict[str, Any] | None) -> dict[str, Any]:
+    """Without the data sets that nothing is left out of: for them a list that finds nothing is as good as none."""
+    return {name: left_out for name, left_out in (exclusions or {}).items() if left_out["rows"]}
 
 
 def make_schedule(recipe: Recipe, members: Sequence[Member]) -> Schedule:

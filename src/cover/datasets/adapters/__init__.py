@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 from cover.datasets.adapters.csv_list import csv_list
 from cover.datasets.adapters.folder import folder
 from cover.datasets.adapters.imagenet import imagenet
 from cover.datasets.adapters.kinetics import kinetics
 from cover.datasets.adapters.moments import moments
+from cover.datasets.adapters.path_list import path_list
+from cover.datasets.adapters.splits import splits
 from cover.datasets.adapters.ssv2 import ssv2
 from cover.datasets.catalog import DatasetSpec
 from cover.datasets.listing import Listing
-from cover.errors import UserError
+from cover.errors import UserError, nearest
 
-ADAPTERS: dict[str, Callable[[DatasetSpec, str], Listing]] = {
+Adapter = Callable[[DatasetSpec, str], Listing]
+ADAPTERS: dict[str, Adapter] = {
     "kinetics": kinetics,
     "ssv2": ssv2,
     "moments": moments,
     "imagenet": imagenet,
     "folder": folder,
     "csv": csv_list,
+    "list": path_list,
+    "splits": splits,
 }
 
 
 def list_split(spec: DatasetSpec, split: str) -> Listing:
     """All rows of an annotated split, files that do not exist among them. Raises UserError for an unsound list, a label outside the
     class list, or a split without rows."""
-    listing = ADAPTERS[spec.format](spec, split)
+    adapter = ADAPTERS.get(spec.format) or _from_file(spec)
+    listing = adapter(spec, split)
     if not listing.rows:
-        raise UserError(f"{spec.name}: the split {split} is empty: {spec.annotations[split]} lists no sample")
+        place = spec.annotations[split]
+        raise UserError(
+            f"{spec.name}: the split {split} is empty: {place} {'lists no sample' if Path(place).exists() else 'does not exist'}"
+        )
     return listing
+
+
+def _from_file(spec: DatasetSpec) -> Adapter:
+    """The function of a `FILE.py:FUNCTION` format. What goes wrong inside that file is its author's to see, traceback and all."""
+    file, _, function = spec.format.rpartition(":")
+    found = spec_from_file_location(f"cover_format_{Path(file).stem}", file)
+    assert found
+    assert found.loader
+    module = module_from_spec(found)
+    sys.modules[found.name] = module  # dataclasses look for their module there
+    found.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        known = [name for name in vars(module) if not name.startswith("_") and callable(getattr(module, name))]
+        raise UserError(f'{spec.name}.format: {file} has no function "{function}"{nearest(function, known)}')
+    adapter: Adapter = getattr(module, function)
+    return adapter

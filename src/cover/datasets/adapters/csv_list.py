@@ -5,7 +5,7 @@ the rows of one file that serves several splits), `start` and `end` (seconds ins
 key names (samples with the same text there never part into train and dev). Others are ignored. A row without a class is unlabelled.
 
 Class order: sorted names, or the file that the catalog's `classes` key names. Labels that are integers are kept as they are; names
-for them come from a `class` column beside or from the `classes` file.
+for them come from a `class` column beside or from the `classes` file. A sample has one class; several in one cell are refused.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ def _sorted_names(spec: DatasetSpec) -> ClassList:
     names = {_class_name(record) for split in splits for record in _records(spec, split)} - {""}
     if not names:
         raise UserError(f"{spec.annotations[splits[0]]}: no class in any row; it needs a column label or class")
+    several = next((name for name in sorted(names) if ";" in name and {part.strip() for part in name.split(";")} <= names), None)
+    if several:
+        raise UserError(f'{spec.annotations[splits[0]]}: "{several}" is several classes; a sample has one (no multi-label sets yet)')
     return ClassList.of(sorted(names), f"sorted classes of {_files(spec)}")
 
 

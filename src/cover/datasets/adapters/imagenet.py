@@ -1,8 +1,13 @@
 """ImageNet (1k, 21k): a folder per wnid, the label of a class being its place among the sorted wnids.
 
-Names are the words of `LOC_synset_mapping.txt` (`n01440764 tench, Tinca tinca`) where the root or one of its parents' annotation
-folders holds it, else the wnids. A flat validation folder is read with Kaggle's `LOC_val_solution.csv`. A `classes` file gives one
-wnid per line, with or without words.
+Names are the words of `LOC_synset_mapping.txt` (`n01440764 tench, Tinca tinca`) or `words.txt` where the root or a folder above an
+annotated one holds it, else the wnids. A `classes` file gives one wnid per line, with or without words.
+
+A split may also be a list, `name label` per line, the label a wnid or its place among the sorted ones. A flat validation folder needs
+one of these in the root or beside the folder, the first found is taken: Kaggle's `LOC_val_solution.csv`; such a list, called
+`ILSVRC2012_img_val.txt`, `val.txt` or `meta/val.txt`; `imagenet_2012_validation_synset_labels.txt`, the wnids of the images in their
+order; or `ILSVRC2012_devkit_t12/`, whose numbers are not in the order of wnids: `data/meta.mat` translates them (with scipy), or a
+`data/synsets.txt` with the wnid of number 1, 2, ... on each line.
 """
 
 from __future__ import annotations
@@ -10,25 +15,39 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 
 from cover.datasets.catalog import DatasetSpec
+from cover.datasets.conventions import CONVENTIONS
 from cover.datasets.files import subfolders, walk
-from cover.datasets.listing import Labels, Listed, Listing, naming_splits, read_lines, read_records
+from cover.datasets.listing import Labels, Listed, Listing, naming_splits, read_lines, read_pairs, read_records
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError
 
 _WNID = re.compile(r"n\d{8}")
+_WORDS = ("LOC_synset_mapping.txt", "words.txt")
+_LISTS = ("ILSVRC2012_img_val.txt", "val.txt", "meta/val.txt")
+_SYNSET_LABELS = "imagenet_2012_validation_synset_labels.txt"
+_GROUND_TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
 
 
 def imagenet(spec: DatasetSpec, split: str) -> Listing:
     """The rows of one split. Raises UserError for a wnid outside the class list or images whose class nothing tells."""
     wnids, source = _wnids(spec)
-    classes = ClassList.of(_names(spec, wnids), source)
     labels = Labels(ClassList.of(wnids, source))
-    folder = spec.annotations[split]
-    rows = _in_class_folders(folder, labels) if _class_folders(folder) else _flat(spec, folder, labels)
-    return Listing(classes, rows)
+    return Listing(ClassList.of(_names(spec, wnids), source), _rows(spec, split, labels))
+
+
+def _rows(spec: DatasetSpec, split: str, labels: Labels) -> list[Listed]:
+    place = spec.annotations[split]
+    if os.path.isfile(place):
+        return _flat(_image_folder(spec, split), _from_list(place, labels))
+    if _class_folders(place):
+        return _in_class_folders(place, labels)
+    unlabelled = split == "test" or next(walk(place, "image"), None) is None
+    return _flat(place, {} if unlabelled else _from_what_lies_beside(spec, place, labels))
 
 
 def _class_folders(folder: str) -> list[str]:
@@ -43,20 +62,12 @@ def _in_class_folders(folder: str, labels: Labels) -> list[Listed]:
     return rows
 
 
-def _flat(spec: DatasetSpec, folder: str, labels: Labels) -> list[Listed]:
-    paths = list(walk(folder, "image"))
-    solution = _beside(spec, "LOC_val_solution.csv")
-    if not paths:
-        return []
-    if solution is None:
-        raise UserError(
-            f"{folder}: images without class folders; move them into folders named by wnid, or put LOC_val_solution.csv in {spec.root}"
-        )
-    label_of = {
-        record.cells["ImageId"]: labels.of(record.cells["PredictionString"].partition(" ")[0], record.where)
-        for record in read_records(str(solution), ("ImageId", "PredictionString"))
-    }
-    return [_listed(path, label_of.get(Path(path).stem)) for path in paths]
+def _flat(folder: str, label_of: dict[str, int]) -> list[Listed]:
+    """What is listed, on disk (under any ending) or not, then what is on disk and not listed."""
+    on_disk = {Path(path).stem: path for path in walk(folder, "image")}
+    named = {Path(name).stem: name for name in label_of}
+    rows = [_listed(on_disk.get(stem) or os.path.join(folder, name), label_of[name]) for stem, name in named.items()]
+    return rows + [_listed(path, None) for stem, path in on_disk.items() if stem not in named]
 
 
 def _listed(path: str, label: int | None) -> Listed:
@@ -64,28 +75,105 @@ def _listed(path: str, label: int | None) -> Listed:
     return Listed(stem, stem, path, label)
 
 
+def _image_folder(spec: DatasetSpec, split: str) -> str:
+    """Where the images of a listed split lie: where the format has them, else the root."""
+    folders = (spec.root / place for place in CONVENTIONS["imagenet"].lists.get(split, ()))
+    return str(next((folder for folder in folders if folder.is_dir()), spec.root))
+
+
+# --- labels of images without class folders -------------------------------------------------------------------------------------
+
+
+def _from_what_lies_beside(spec: DatasetSpec, folder: str, labels: Labels) -> dict[str, int]:
+    """File name -> label. Raises UserError where nothing tells."""
+    if solution := _beside(spec, "LOC_val_solution.csv"):
+        return _from_kaggle(str(solution), labels)
+    readers = {**dict.fromkeys(_LISTS, _from_list), _SYNSET_LABELS: _from_wnids_in_order, _GROUND_TRUTH: _from_devkit}
+    for name, read in readers.items():
+        for place in (spec.root / name, Path(folder).parent / name):
+            if place.is_file():
+                return read(str(place), labels)
+    raise UserError(
+        f"{folder}: images without class folders; move them into folders named by wnid, or put LOC_val_solution.csv, {_LISTS[0]} "
+        f"(lines `name wnid`) or ILSVRC2012_devkit_t12 in {spec.root}"
+    )
+
+
+def _from_kaggle(file: str, labels: Labels) -> dict[str, int]:
+    return {
+        f"{record.cells['ImageId']}.JPEG": labels.of(record.cells["PredictionString"].partition(" ")[0], record.where)
+        for record in read_records(file, ("ImageId", "PredictionString"))
+    }
+
+
+def _from_list(file: str, labels: Labels) -> dict[str, int]:
+    return {name: labels.at(int(label), where) if label.isdecimal() else labels.of(label, where) for where, name, label in read_pairs(file)}
+
+
+def _from_wnids_in_order(file: str, labels: Labels) -> dict[str, int]:
+    return _numbered(((f"{file}, row {row}", wnid) for row, wnid in enumerate(read_lines(file), start=1)), labels)
+
+
+def _from_devkit(file: str, labels: Labels) -> dict[str, int]:
+    wnid_of, found = _wnid_of_number(Path(file).parent), []
+    for row, number in enumerate(read_lines(file), start=1):
+        if number not in wnid_of:
+            raise UserError(f'{file}, row {row}: "{number}" is not the number of a class')
+        found.append((f"{file}, row {row}", wnid_of[number]))
+    return _numbered(found, labels)
+
+
+def _wnid_of_number(data: Path) -> dict[str, str]:
+    """The devkit's class numbers, as text, in wnids."""
+    if (data / "synsets.txt").is_file():
+        return {str(number): line.split()[0] for number, line in enumerate(read_lines(str(data / "synsets.txt")), start=1)}
+    try:
+        synsets = import_module("scipy.io").loadmat(str(data / "meta.mat"), squeeze_me=True)["synsets"]
+    except ImportError:
+        raise UserError(
+            f"{data / 'meta.mat'}: reading it takes scipy: pip install scipy; or give {_LISTS[0]} with lines `name wnid`"
+        ) from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{data / 'meta.mat'}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return {str(int(synset[0])): str(synset[1]) for synset in synsets}
+
+
+def _numbered(wnids: Iterable[tuple[str, str]], labels: Labels) -> dict[str, int]:
+    """`(where, wnid)` of the validation images in their order, which their names count."""
+    return {f"ILSVRC2012_val_{number:08d}.JPEG": labels.of(wnid, where) for number, (where, wnid) in enumerate(wnids, start=1)}
+
+
+# --- classes --------------------------------------------------------------------------------------------------------------------
+
+
 def _wnids(spec: DatasetSpec) -> tuple[list[str], str]:
     """Sorted wnids and where they come from."""
     if spec.classes:
         return sorted(line.split()[0] for line in read_lines(spec.classes)), Path(spec.classes).name
     splits = naming_splits(spec)
-    found = sorted({wnid for split in splits for wnid in _class_folders(spec.annotations[split])})
+    found = sorted({wnid for split in splits for wnid in _wnids_of(spec.annotations[split])})
     if not found:
-        raise UserError(f"{spec.name}: no folder named by a wnid (n01440764, ...) in {spec.annotations[splits[0]]}")
+        places = " or ".join(spec.annotations[split] for split in splits)
+        raise UserError(f"{spec.name}: no folder named by a wnid (n01440764, ...) in {places}; or give the wnids with `classes: FILE`")
     return found, f"sorted wnids of {', '.join(splits)}"
+
+
+def _wnids_of(place: str) -> list[str]:
+    if os.path.isfile(place):
+        return [label for _, _, label in read_pairs(place) if _WNID.fullmatch(label)]
+    return _class_folders(place)
 
 
 def _names(spec: DatasetSpec, wnids: list[str]) -> list[str]:
     """Words for wnids. Two classes of the same words ("crane", the bird and the machine) keep their wnid behind them."""
-    file = spec.classes or _beside(spec, "LOC_synset_mapping.txt")
-    lines = read_lines(str(file)) if file else []
-    words = {wnid: text.strip() for wnid, _, text in (line.partition(" ") for line in lines)}
-    names = [words.get(wnid) or wnid for wnid in wnids]
+    file = spec.classes or next((file for name in _WORDS if (file := _beside(spec, name))), None)
+    words = dict(pair for line in (read_lines(str(file)) if file else []) if len(pair := line.split(None, 1)) == 2)
+    names = [words.get(wnid, wnid) for wnid in wnids]
     shared = {name for name, count in Counter(names).items() if count > 1}
     return [f"{name} ({wnid})" if name in shared else name for name, wnid in zip(names, wnids)]
 
 
 def _beside(spec: DatasetSpec, name: str) -> Path | None:
-    """A file of Kaggle's, which lie at the top of the download: the root or a folder above an annotated one."""
+    """A file that lies at the top of a download: the root or a folder above an annotated one."""
     folders = [spec.root, *Path(next(iter(spec.annotations.values()))).parents[:4]]
     return next((folder / name for folder in folders if (folder / name).is_file()), None)

@@ -1,7 +1,8 @@
 """Moments in Time (v1: 339 classes, v2: 305): headerless csv lists and a folder per class.
 
 `trainingSet.csv` and `validationSet.csv`: `label/name.mp4,label,positive votes,negative votes`, files under `training/` and
-`validation/`. `moments_categories.txt` gives the class order as `label,index`, or by its lines where it holds names only.
+`validation/`. `moments_categories.txt` gives the class order as `label,index`, or by its lines where it holds names only. The two
+versions are told apart by their number of classes, and the version stands in the class list's source: their results do not compare.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from cover.datasets.manifest import ClassList
 from cover.errors import UserError
 
 _FOLDERS = {"train": "training", "val": "validation", "test": "testing"}
+_VERSIONS = {339: "v1", 305: "v2"}
 _YOUTUBE = re.compile(r"yt-(.{11})_\d+")
 
 
@@ -53,10 +55,15 @@ def _source(path: str) -> str:
 def _classes(spec: DatasetSpec) -> ClassList:
     file = Path(spec.classes) if spec.classes else spec.root / "moments_categories.txt"
     if spec.classes or file.is_file():
-        return ClassList.of(_categories(file), file.name)
+        return _versioned(_categories(file), file.name)
     splits = naming_splits(spec)
     names = {name for split in splits for _, _, name in _pairs(spec.annotations[split])}
-    return ClassList.of(sorted(names), f"sorted labels of {', '.join(Path(spec.annotations[split]).name for split in splits)}")
+    return _versioned(sorted(names), f"sorted labels of {', '.join(Path(spec.annotations[split]).name for split in splits)}")
+
+
+def _versioned(names: list[str], source: str) -> ClassList:
+    version = _VERSIONS.get(len(names))
+    return ClassList.of(names, f"{source} (Moments in Time {version})" if version else source)
 
 
 def _categories(file: Path) -> list[str]:

@@ -1,8 +1,8 @@
-"""Something-Something v1 and v2: JSON lists, one video per id.
+"""Something-Something v2: JSON lists, one video per id.
 
 `something-something-v2-labels.json` (newer downloads: `labels.json`) beside the lists maps a template without its brackets to its
 label; `-train.json` and `-validation.json` hold `{id, template, ...}`; `-test.json` only ids. The videos lie under the root, in
-whatever folder: `20bn-something-something-v2/<id>.webm` as published, mp4 in re-encoded copies.
+whatever folder: `20bn-something-something-v2/<id>.webm` as published, mp4 in re-encoded copies, or a folder of frames called by the id.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cover.datasets.catalog import DatasetSpec
-from cover.datasets.files import walk
+from cover.datasets.files import find_clips
 from cover.datasets.listing import Labels, Listed, Listing, given_classes, read_json
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError
@@ -24,15 +24,12 @@ def ssv2(spec: DatasetSpec, split: str) -> Listing:
     classes = _classes(spec)
     labels = Labels(classes)
     file = spec.annotations[split]
-    videos = {Path(path).stem: path for path in walk(spec.root, "video")}
+    items = _items(file)
+    clips = find_clips(spec.root, {video for _, video, _ in items})
     rows = []
-    for number, item in enumerate(_items(file), start=1):
-        where = f"{file}, item {number}"
-        if not isinstance(item, dict) or not isinstance(item.get("id"), str | int):
-            raise UserError(f"{where}: expected an object with an id")
-        video = str(item["id"])
-        path = videos.get(video) or str(spec.root / "20bn-something-something-v2" / f"{video}.webm")
-        rows.append(Listed(video, video, path, _label(labels, item.get("template"), where)))
+    for where, video, template in items:
+        path = clips.get(video) or str(spec.root / "20bn-something-something-v2" / f"{video}.webm")
+        rows.append(Listed(video, video, path, _label(labels, template, where)))
     return Listing(classes, rows)
 
 
@@ -48,11 +45,18 @@ def _bare(template: str) -> str:
     return template.replace("[", "").replace("]", "")
 
 
-def _items(file: str) -> list[Any]:
+def _items(file: str) -> list[tuple[str, str, Any]]:
+    """`(where, id, template or None)` of every item of a list."""
     items = read_json(file)
     if not isinstance(items, list):
         raise UserError(f"{file}: expected a JSON list of objects with an id")
-    return items
+    found = []
+    for number, item in enumerate(items, start=1):
+        where = f"{file}, item {number}"
+        if not isinstance(item, dict) or not isinstance(item.get("id"), str | int):
+            raise UserError(f"{where}: expected an object with an id")
+        found.append((where, str(item["id"]), item.get("template")))
+    return found
 
 
 def _classes(spec: DatasetSpec) -> ClassList:
