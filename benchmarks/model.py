@@ -241,10 +241,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-compile", action="store_true", help="eager rows alone")
+    parser.add_argument("--fresh-memory", action="store_true", help="leave the C library's memory handling as it is")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     device = torch.device(args.device)
-    reuse_memory()  # as the commands do
+    if not args.fresh_memory:
+        reuse_memory()  # as the commands do
     results = []
     for name in args.only or WORKLOADS:
         for dtype in WORKLOADS[name].dtypes[device.type]:
