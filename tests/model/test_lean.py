@@ -42,6 +42,17 @@ def test_gelu_and_linear_keep_the_hidden_layer_once() -> None:
     assert [x.data_ptr() for x in kept if x.shape == hidden.shape] == [hidden.data_ptr()]
 
 
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen: int) -> None:
+    inputs = [random(3, 5, 8), random(4, 8, seed=1), random(4, seed=2)]
+    inputs[frozen].requires_grad_(False)
+    free = [x for x in inputs if x.requires_grad]
+    found = torch.autograd.grad(gelu_linear(*inputs, nn.Dropout(0.0)).square().sum(), free)
+    wanted = torch.autograd.grad(fn.linear(fn.gelu(inputs[0]), *inputs[1:]).square().sum(), free)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
 def test_dropout_between_them_still_drops() -> None:
     hidden, weight, bias = random(3, 5, 8), random(4, 8), random(4)
     torch.manual_seed(0)

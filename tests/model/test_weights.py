@@ -95,7 +95,7 @@ def test_fresh_changes_the_kind_of_time(release: Path) -> None:
     start_from(ours, release, "fresh")
     assert not ours.time_embed.any()
     assert torch.equal(ours.pos_embed, load_release(release)[0].pos_embed)
-    with pytest.raises(UserError, match="time_embed"):
+    with pytest.raises(UserError, match=r"its model\.time is rotary, this run's additive"):
         start_from(build(MOTION, time="additive"), release, "keep")
 
 

@@ -75,13 +75,15 @@ class _GeluLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         hidden, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
-        active = fn.gelu(hidden).flatten(0, -2)
-        of_weight, of_bias = (rows.T @ active).to(weight.dtype), rows.sum(0).to(weight.dtype)
-        of_active = (grad @ weight.to(grad.dtype)).to(hidden.dtype)
-        return torch.ops.aten.gelu_backward(of_active, hidden), of_weight, of_bias
+        of_hidden = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_hidden = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(hidden.dtype), hidden)
+        if ctx.needs_input_grad[1]:  # not where the layer is frozen
+            of_weight = (rows.T @ fn.gelu(hidden).flatten(0, -2)).to(weight.dtype)
+        return of_hidden, of_weight, rows.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
 
 
 class _ShareClassToken(torch.autograd.Function):

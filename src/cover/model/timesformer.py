@@ -114,7 +114,7 @@ class Attention(nn.Module):
 
         Copied spatial weights know nothing of time. Under rotary positions the product of a query bias and a key bias depends on the
         distance in time alone, so biases make one head of a pair look ahead and the other back; equal values and opposite output columns
-        subtract what both see. A branch that begins like this learns which way things move; a plain copy did not (docs/performance.md).
+        subtract what both see. A branch that begins like this soon learns which way things move, a plain copy slowly (docs/performance.md).
         """
         width, channels = self.qkv.in_features, self.qkv.in_features // self.heads
         rates = ROTARY_BASE ** (-torch.arange(channels // 2) / (channels // 2))

@@ -102,7 +102,7 @@ def start_from(model: TimeSformer, folder: Path, temporal: Temporal) -> list[str
     Returns one line for each kind of tensor that was not simply loaded. Raises `UserError` where the two are not the same network, or
     where a head of the same name has other classes.
     """
-    _check_attention_heads(model, folder)
+    _check_function(model, folder, temporal)
     theirs = {head["name"]: tuple(head["classes"]) for head in read_config(folder)["heads"]}
     for head in model.head_list:
         if theirs.get(head.name, head.classes) != head.classes:
@@ -143,12 +143,20 @@ def _resize_embeddings(found: dict[str, Tensor], model: TimeSformer) -> list[str
     return changed
 
 
-def _check_attention_heads(model: TimeSformer, folder: Path) -> None:
-    """The one setting that changes every number and no shape."""
-    ours = model.config.attention_heads
-    theirs = read_config(folder)["model"].get("attention_heads", ours)
-    if theirs != ours:
-        raise UserError(f"{folder}: its network has {theirs} attention heads, this run's has {ours}; choose another model.preset")
+def _check_function(model: TimeSformer, folder: Path, temporal: Temporal) -> None:
+    """The settings under which the same tensors would compute another function, or whose tensors alone would not say which is meant."""
+    theirs = read_config(folder)["model"]
+    heads = model.config.attention_heads
+    if theirs.get("attention_heads", heads) != heads:
+        raise UserError(
+            f"{folder}: its network has {theirs['attention_heads']} attention heads, this run's has {heads}; choose another model.preset"
+        )
+    for name in ("attention", "time") if temporal == "keep" else ():
+        ours = getattr(model.config, name)
+        if theirs.get(name, ours) != ours:
+            raise UserError(
+                f"{folder}: its model.{name} is {theirs[name]}, this run's {ours}: set model.{name}, or start.temporal to fresh"
+            )
 
 
 def _head_of(name: str) -> str | None:
