@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from cover.errors import UserError
+from cover.media.source import Part
 
 Media = Literal["video", "image"]
 SPLITS = ("train", "dev", "val", "test")
@@ -82,6 +83,11 @@ class Row:
     why: str
     size: int | None = None
     mtime_ns: int | None = None
+
+    @property
+    def source(self) -> str | Part:
+        """What the decoder opens: the file, or a stretch of the shard."""
+        return self.path if self.offset is None or self.length is None else Part(self.path, self.offset, self.length)
 
     @property
     def seconds(self) -> float:
