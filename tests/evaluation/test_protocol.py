@@ -88,7 +88,7 @@ def test_scaled_views_are_pillows(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     (clips,), _ = read_views(str(tmp_path / "a.png"), "image", [ViewPlan(Sampling("dense"), Views(1, 1), 8, 16)])
     wanted = np.asarray(Image.fromarray(pixels).resize((16, 16), Image.Resampling.BILINEAR))
-    assert np.array_equal(clips[0, 0].transpose(1, 2, 0), wanted)
+    assert np.abs(clips[0, 0].transpose(1, 2, 0).astype(int) - wanted).max() <= 1
 
 
 def test_a_file_that_holds_nothing(tmp_path: Path) -> None:

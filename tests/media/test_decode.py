@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +15,10 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from cover.media.decode import MediaError, decode_at, decode_image, probe
+from cover.errors import UserError
+from cover.media import video
+from cover.media.decode import MediaError, check_decoder, decode_at, decode_image, probe
+from cover.media.source import Part
 
 BITS, BLOCK, HEIGHT = 10, 8, 32  # a frame's number as black and white blocks, lowest bit first
 
@@ -125,6 +128,58 @@ def test_far_into_a_clip(tmp_path: Path, name: str, group: int) -> None:
     assert numbers(decode_at(path, [1000.0]).frames) == [399]
 
 
+GROUPS = {
+    "short.mp4": ("libx264", {"g": "7", "bf": "0"}),
+    "b_frames.mp4": ("libx264", {"g": "12", "bf": "3", "x264-params": "b-adapt=0:b-pyramid=normal"}),
+    "open.mp4": ("libx264", {"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}),
+    "one.mp4": ("libx264", {"g": "999", "bf": "2"}),
+    "intra_refresh.mp4": ("libx264", {"g": "12", "x264-params": "intra-refresh=1"}),
+    "hevc.mp4": ("libx265", {"g": "12", "x265-params": "log-level=none:open-gop=1:bframes=3:pools=1:frame-threads=1"}),
+    "layers.mp4": ("libx265", {"g": "24", "x265-params": "log-level=none:temporal-layers=3:bframes=4:b-adapt=0:pools=1:frame-threads=1"}),
+    "vp9.webm": ("libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "vp8.webm": ("libvpx", {"g": "12", "deadline": "good", "cpu-used": "4", "auto-alt-ref": "1", "lag-in-frames": "16", "crf": "10"}),
+    "av1.mp4": ("libsvtav1", {"g": "12", "preset": "12"}),
+    "mpeg2.ts": ("mpeg2video", {"g": "12", "bf": "2"}),
+    "mpeg4.mkv": ("mpeg4", {"g": "12", "bf": "2"}),
+}
+
+
+@pytest.fixture(scope="module", params=GROUPS)
+def grouped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    codec, options = GROUPS[request.param]
+    try:
+        av.Codec(codec, "w")
+    except av.codec.codec.UnknownCodecError:
+        pytest.skip(f"no {codec} here")
+    return write_clip(tmp_path_factory.mktemp("groups") / request.param, codec, count=100, options=options)
+
+
+def test_any_frames_of_any_groups(grouped: Path) -> None:
+    """However the key frames lie and whatever refers to what, the frames are those that a decode of everything gives."""
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        wanted = rng.choice(100, rng.integers(1, 20), replace=False)
+        assert numbers(decode_at(grouped, wanted / 25 + 0.01).frames) == wanted.tolist()
+
+
+@pytest.mark.parametrize("name", [name for name in GROUPS if name not in ("vp8.webm", "intra_refresh.mp4")])
+def test_sound_files_are_decoded_sparingly(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, options = GROUPS[name]
+    path = write_clip(tmp_path / name, codec, count=100, options=options)
+    monkeypatch.setattr(video, "_plain", None)  # the way that decodes everything
+    assert numbers(decode_at(path, [0.05, 1.01, 3.97, 2.21]).frames) == [1, 25, 99, 55]
+
+
+@pytest.mark.parametrize("start", [0.0, 7.0])
+def test_pixels_do_not_depend_on_what_else_is_asked_for(tmp_path: Path, start: float) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [np.clip(numbered(n) + rng.normal(0, 30, (HEIGHT, 80, 3)), 0, 255).astype(np.uint8) for n in range(300)]
+    path = write_clip(tmp_path / "noisy.mp4", count=300, frames=pictures, options={"g": "50", "bf": "3"})
+    together = decode_at(path, np.arange(300) / 25).frames
+    times = start + np.array([0.0, 0.32, 0.64, 3.1, 4.9])
+    assert np.array_equal(decode_at(path, times).frames, together[np.round(times * 25 - 0.01).astype(int)])
+
+
 def test_far_into_a_clip_of_open_groups(tmp_path: Path) -> None:
     options = {"g": "50", "keyint_min": "50", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
     path = write_clip(tmp_path / "open.mp4", count=400, options=options)
@@ -224,6 +279,45 @@ def test_damage_anywhere_ends_in_frames_or_a_reason(tmp_path: Path, name: str) -
                 use()
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "libx264", {"g": "20"}),
+        ("a.mkv", "libx264", {"g": "20"}),
+        ("a.webm", "libvpx-vp9", {"g": "20", "cpu-used": "8", "deadline": "realtime"}),
+        ("a.ts", "libx264", {"g": "20"}),
+    ],
+)
+def test_zeros_in_the_middle_end_the_frames(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+    """Containers that find their way again behind the damage too: what follows would refer to pictures that are gone."""
+    rng = np.random.default_rng(0)
+    pictures = [np.clip(numbered(n) + rng.integers(-20, 20, (HEIGHT, 80, 3)), 0, 255).astype(np.uint8) for n in range(100)]
+    data = bytearray(write_clip(tmp_path / name, codec, count=100, options=options, frames=pictures).read_bytes())
+    data[len(data) * 2 // 5 : len(data) // 2] = bytes(len(data) // 2 - len(data) * 2 // 5)
+    (tmp_path / name).write_bytes(data)
+    decoded = decode_at(tmp_path / name, np.arange(100) / 25)
+    found = numbers(decoded.frames)
+    last = found[-1]
+    assert decoded.partial
+    assert 20 < last < 60
+    assert found == [*range(last + 1), *[last] * (99 - last)]
+    assert decode_at(tmp_path / name, np.arange(15) / 25).partial is None  # asked for alone, what lies before is sound
+
+
+def test_metadata_in_any_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "named.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "AAAAAAAA"
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = BITS * BLOCK, HEIGHT, "yuv420p"
+        for number in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(number), format="rgb24")))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes().replace(b"AAAAAAAA", b"caf\xe9\xff\xfe\x80!"))
+    assert probe(path, "video").frames == 5
+    assert numbers(decode_at(path, [0.12]).frames) == [3]
+
+
 def test_a_stream_that_begins_in_the_middle(tmp_path: Path) -> None:
     data = write_clip(tmp_path / "whole.ts", count=60, options={"g": "20", "bf": "0"}).read_bytes()
     path = tmp_path / "tail.ts"
@@ -299,6 +393,48 @@ def test_files_are_closed(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+# --- where the bytes lie
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A shard with a clip and an image behind a URL, and the clip as a file. fsspec's store in memory stands for any."""
+    import fsspec
+
+    clip = write_clip(tmp_path / "clip.mp4", count=60, options=B_FRAMES)
+    Image.fromarray(numbered(9)).save(tmp_path / "image.png")
+    shard = b"#" * 77 + clip.read_bytes() + (tmp_path / "image.png").read_bytes()
+    store = fsspec.filesystem("memory")
+    store.pipe("memory://bucket/shard.tar", shard)
+    (tmp_path / "shard.tar").write_bytes(shard)
+    yield clip, "memory://bucket/shard.tar"
+    store.rm("memory://bucket", recursive=True)
+
+
+def test_a_stretch_of_a_shard_is_as_good_as_a_file(remote: tuple[Path, str]) -> None:
+    clip, url = remote
+    size = clip.stat().st_size
+    for place in (url, str(clip.with_name("shard.tar"))):
+        part = Part(place, 77, size)
+        assert probe(part, "video") == probe(clip, "video")
+        assert np.array_equal(decode_at(part, [0.0, 1.0, 2.0]).frames, decode_at(clip, [0.0, 1.0, 2.0]).frames)
+        image = Part(place, 77 + size, clip.with_name("image.png").stat().st_size)
+        assert np.array_equal(decode_image(image), numbered(9))
+        assert probe(image, "image").codec == "png"
+
+
+def test_what_cannot_be_fetched_says_why(remote: tuple[Path, str]) -> None:
+    clip, url = remote
+    with pytest.raises(MediaError, match="the shard ends 5 bytes too early"):
+        decode_image(Part(str(clip), 0, clip.stat().st_size + 5))
+    with pytest.raises(MediaError, match="cannot be read"):
+        decode_at("memory://bucket/nothing.mp4", [0.0])
+    with pytest.raises(MediaError, match="not a video"):
+        decode_at(Part(url, 0, 50), [0.0])
+    with pytest.raises(MediaError, match=r"cannot be read: .*nosuch"):
+        probe("nosuch://bucket/clip.mp4", "video")
+
+
 # --- images
 
 
@@ -354,7 +490,7 @@ def test_size_hint_of_an_image(tmp_path: Path) -> None:
     assert decode_image(tmp_path / "large.jpg").shape == (400, 800, 3)
 
 
-# --- real files in odd shapes
+# --- the other decoder
 
 
 def torture_rows() -> list:
@@ -363,6 +499,47 @@ def torture_rows() -> list:
         return [pytest.param({}, id="no data")]
     with manifest.open(encoding="utf-8", newline="") as file:
         return [pytest.param(row, id=row["path"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def torchcodec_loads() -> None:
+    try:
+        check_decoder("torchcodec")
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("torchcodec_loads")
+@pytest.mark.parametrize("name", [*CLIPS, "gaps.mp4", "late.mkv", *(name for name in GROUPS if name != "intra_refresh.mp4")])
+def test_both_decoders_choose_the_same_frames(tmp_path: Path, name: str) -> None:
+    odd = {
+        "gaps.mp4": {"stamps": np.cumsum([0, 33, 33, 500, 33, 34, 1200, 10, 40]).tolist(), "count": 9, "tick": Fraction(1, 1000)},
+        "late.mkv": {"stamps": range(125, 225), "count": 100},
+    }
+    how = odd.get(name) or CLIPS.get(name) or dict(zip(("codec", "options"), GROUPS[name]))
+    path = write_clip(tmp_path / name, **how)
+    times = [-1.0, 0.0, 0.033, 0.039, 0.04, 0.41, 0.5, 1.0, 1.8, 1.999, 2.36, 99.0]
+    ours, theirs = (decode_at(path, times, decoder=decoder) for decoder in ("pyav", "torchcodec"))
+    assert numbers(theirs.frames) == numbers(ours.frames)
+    assert ours.partial is theirs.partial is None
+
+
+@pytest.mark.usefixtures("torchcodec_loads")
+@pytest.mark.parametrize("row", torture_rows())
+def test_both_decoders_show_the_same_of_real_files(test_data: Path, row: dict[str, str]) -> None:
+    path = test_data / "torture" / row["path"]
+    if row["expect"] == "unreadable":
+        with pytest.raises(MediaError):
+            decode_at(path, [0.0, 1.0], decoder="torchcodec")
+        return
+    times = np.linspace(0, probe(path, "video").duration, 8)
+    ours, theirs = (decode_at(path, times, decoder=decoder) for decoder in ("pyav", "torchcodec"))
+    assert ours.partial == theirs.partial
+    assert ours.frames.shape == theirs.frames.shape
+    assert np.abs(ours.frames.astype(int) - theirs.frames).mean() < 3  # two ways from YUV to RGB
+
+
+# --- real files in odd shapes
 
 
 def displayed(row: dict[str, str]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import torch
 from cover.datasets.catalog import load_catalog
 from cover.datasets.flips import mirror_pairs
 from cover.datasets.manifest import open_manifest
-from cover.media.augment import crop_resize, view_box
+from cover.media.augment import crop_resize, middle_box
 from cover.media.decode import decode_image
 from cover.mixture.loader import Augmentation, Member, SampleReader, packs
 from cover.mixture.pack import Pack
@@ -173,10 +173,73 @@ def test_the_sandbox_swaps_left_and_right(sandbox: Path) -> None:
 
 def test_crops_follow_the_data_sets_own_range(make_set: MakeSet) -> None:
     (member,) = members_of(make_set({"a.png": "x", "b.png": "y"}), {"mine": 1})
-    middle = crop_resize(decode_image(member.manifest.row(0).path)[None], view_box(64, 48, 0, 1), SIZE)
+    middle = crop_resize(decode_image(member.manifest.row(0).path)[None], middle_box(64, 48), SIZE)
     for scale, distinct in (((1.0, 1.0), 1), ((0.05, 0.3), 10)):  # a whole 64 x 48 picture fits no box of the wanted shapes
         ranged = replace(member, spec=replace(member.spec, crop_scale=scale))
         reader = SampleReader([ranged], Augmentation(SIZE, flip=False))
         crops = [reader.read(Draw("mine", 0, 0, seed)).frames.numpy() for seed in range(10)]
         assert len({crop.tobytes() for crop in crops}) == distinct
         assert np.array_equal(crops[0], middle) == (distinct == 1)
+
+
+# --- any number of classes --------------------------------------------------------------------------------------------------------
+
+
+def mixed_members(catalog_path: Path) -> list[Member]:
+    """`mine`, single-label, and `homes`, multi-label, beside another sigmoid head of two classes, which comes first."""
+    (mine, homes) = members_of(catalog_path, {"mine": 1, "homes": 1})
+    targets = np.full((len(homes.targets), 2), -1)
+    targets[:, 1] = 0
+    return [replace(mine, hot_width=5), replace(homes, targets=targets, hot=np.arange(3) + 2, hot_width=5)]
+
+
+HOMES = {"a.png": "pull left|drop", "b.png": "pull right", "c.png": "", "d.png": "drop"}  # labels: drop 0, pull left 1, pull right 2
+
+
+def test_a_pack_says_which_classes_each_sample_has(make_set: MakeSet) -> None:
+    make_set({"e.png": "x", "f.png": "y"})
+    members = mixed_members(make_set(HOMES, name="homes", column="labels"))
+    schedule = schedule_of(members, 6)
+    for step in range(4):
+        pack = next(packs(schedule, SampleReader(members, Augmentation(SIZE)), step, step + 1, workers=0))
+        assert pack.hot is not None
+        assert (pack.hot.dtype, tuple(pack.hot.shape)) == (torch.uint8, (6, 5))
+        for number, draw in enumerate(schedule.step(step)[0]):
+            row = next(m for m in members if m.spec.name == draw.dataset).manifest.row(draw.row)
+            if draw.dataset == "mine":
+                assert pack.targets[number].tolist() == [row.label, -1]
+                assert not pack.hot[number].any()
+            else:
+                assert pack.targets[number].tolist() == [-1, 0]
+                assert pack.hot[number].nonzero().flatten().tolist() == [2 + label for label in row.labels or ()]
+
+
+def test_a_mixture_without_multi_label_sets_carries_nothing_more(make_set: MakeSet) -> None:
+    members = members_of(make_set({"e.png": "x", "f.png": "y"}), {"mine": 1})
+    assert next(packs(schedule_of(members, 2), SampleReader(members, Augmentation(SIZE)), 0, 1, workers=0)).hot is None
+
+
+def many_flips(members: list[Member], row: int) -> set[tuple[bool, tuple[int, ...]]]:
+    plain, flipping = (SampleReader(members, Augmentation(SIZE, flip=flip)) for flip in (False, True))
+    found = set()
+    for seed in range(24):
+        straight, sample = (reader.read(Draw("homes", row, 0, seed)) for reader in (plain, flipping))
+        assert sample.hot is not None
+        found.add((torch.equal(sample.frames, straight.frames.flip(-1)), tuple(sample.hot.nonzero().flatten().tolist())))
+    return found
+
+
+def test_flips_swap_each_of_several_labels(make_set: MakeSet) -> None:
+    make_set({"e.png": "x", "f.png": "y"})
+    members = mixed_members(make_set(HOMES, name="homes", column="labels", flip="swap"))
+    assert many_flips(members, 0) == {(False, (2, 3)), (True, (2, 4))}
+    assert many_flips(members, 1) == {(False, (4,)), (True, (3,))}
+    assert many_flips(members, 2) == {(False, ()), (True, ())}
+    assert many_flips(members, 3) == {(False, (2,)), (True, (2,))}
+
+
+def test_one_label_without_a_mirror_image_keeps_a_sample_as_it_is(make_set: MakeSet) -> None:
+    make_set({"e.png": "x", "f.png": "y"})
+    members = mixed_members(make_set({"a.png": "drop|spin left", "b.png": "z"}, name="homes", column="labels", flip="swap"))
+    assert many_flips(members, 0) == {(False, (2, 3))}
+    assert many_flips(members, 1) == {(False, (4,)), (True, (4,))}

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cover.media.augment import Box
 from cover.media.decode import MediaError, decode_at, decode_image
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)  # where in a clip its frames are taken
@@ -63,14 +62,17 @@ def is_plain(grey: npt.NDArray[np.float64]) -> bool:
     return bool(grey.std() < _PLAIN_STD or near.mean() > _PLAIN_SHARE)
 
 
-def _boxes(width: int, height: int) -> list[Box]:
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _boxes(width: int, height: int) -> list[_Box]:
     """The whole, 9/10 and 8/10 of each side, and the central square."""
     side = min(width, height)
     sizes = [(width, height), (0.9 * width, 0.9 * height), (0.8 * width, 0.8 * height), (side, side)]
     return [((width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2) for w, h in sizes]
 
 
-def _grey(picture: Image.Image, box: Box) -> npt.NDArray[np.float64]:
+def _grey(picture: Image.Image, box: _Box) -> npt.NDArray[np.float64]:
     return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box), np.float64)
 
 

@@ -6,9 +6,12 @@ URLs (`s3://`, `gs://`, `hf://`, `https://`, ...) go through fsspec, with whatev
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from cover.media.results import MediaError
 
 AnyPath = str | os.PathLike[str]
 
@@ -38,8 +41,33 @@ def is_plain(source: Source) -> bool:
     return not isinstance(source, Part) and not is_url(source)
 
 
+def check_source(source: Source) -> None:
+    """Raises MediaError for what no library should be asked to open. What is behind a URL is not asked for."""
+    if is_url(source):
+        return
+    try:
+        found = os.stat(source)
+    except OSError as error:
+        raise MediaError(error.strerror or "cannot be opened") from error
+    except ValueError as error:  # a null byte in the name
+        raise MediaError("not a valid file name") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise MediaError("not a file")
+    if found.st_size == 0:
+        raise MediaError("empty file")
+
+
+def read_source(source: Source) -> bytes:
+    """All bytes of a source. Raises MediaError."""
+    expected: type[Exception] = Exception if is_url(source) else OSError  # each store of fsspec has exceptions of its own
+    try:
+        return read_bytes(source)
+    except expected as error:
+        raise MediaError(f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}") from error
+
+
 def read_bytes(source: Source) -> bytes:
-    """All bytes of a source. Raises OSError; of a part that is not whole, too."""
+    """All bytes of a source. Raises OSError, also where a part is not whole; a store may raise others."""
     path = os.fspath(source)
     if isinstance(source, Part):
         data = _read(path, source.offset, source.offset + source.length)

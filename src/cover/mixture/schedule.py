@@ -13,33 +13,44 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 
 import numpy as np
 
 from cover.errors import UserError
 
+_STRIDE = 1024
 RATE_DENOMINATOR = 10**9  # rates are held as exact fractions, so that a quota is the same on every machine
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample of one step: everything random about it follows from `seed` (64 bits)."""
+    """One sample of one step: everything random about it follows from `seed` (64 bits).
+
+    A further crop of a clip that another draw takes too has that draw's seed in `clip_seed`: its frames are taken at the same times.
+    """
 
     dataset: str
     row: int  # of the manifest
     epoch: int
     seed: int
+    clip_seed: int | None = None
+
+    @property
+    def clip(self) -> tuple[str, int, int]:
+        """What draws of one clip have in common."""
+        return self.dataset, self.row, self.epoch
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as the schedule sees it: `rows` (int64, the manifest rows that may be drawn), frames per sample, relative rate."""
+    """A data set as the schedule sees it: `rows` (int64, the manifest rows that may be drawn), frames per sample, relative rate, and
+    how many crops are taken of every clip, one right after the other."""
 
     name: str
     rows: np.ndarray
     frames: int
     rate: Fraction
+    crops: int = 1
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,7 @@ class Schedule:
     def __init__(self, seed: int, groups: tuple[Group, ...]) -> None:
         self.seed, self.groups = seed, groups
         self._counters = tuple(_Quotas(group) for group in groups)
+        self._orders: dict[str, dict[int, np.ndarray]] = {}  # of a data set's rows, by epoch
 
     def step(self, step: int) -> tuple[tuple[Draw, ...], ...]:
         """The global draws of `step` (from 0), one tuple per group, in an order that mixes the data sets."""
@@ -125,34 +137,68 @@ class Schedule:
         return found
 
     def _group_draws(self, group: Group, quotas: _Quotas, step: int) -> tuple[Draw, ...]:
+        """Shuffled clip by clip: the crops of one clip stay together, so that one decode serves them."""
         before, after = quotas.after(step), quotas.after(step + 1)
-        draws = [
-            self._draw(source, number)
+        clips = [
+            [self._draw(source, number) for number in numbers]
             for source, first, last in zip(group.sources, before, after, strict=True)
-            for number in range(first, last)
+            for numbers in _by_clip(first, last, source.crops)
         ]
-        order = np.random.default_rng([self.seed, step, group.frames]).permutation(len(draws))
-        return tuple(draws[i] for i in order)
+        order = np.random.default_rng([self.seed, step, group.frames]).permutation(len(clips))
+        return tuple(draw for place in order for draw in clips[place])
 
     def _draw(self, source: Source, number: int) -> Draw:
         """The `number`-th sample ever taken from a data set: it walks shuffled epochs of its own."""
-        epoch, place = divmod(number, len(source.rows))
-        row = int(source.rows[_shuffled(self.seed, source.name, epoch, len(source.rows))[place]])
-        return Draw(source.name, row, epoch, draw_seed(self.seed, source.name, epoch, row))
+        clip, crop = divmod(number, source.crops)
+        epoch, place = divmod(clip, len(source.rows))
+        row = int(source.rows[self._order(source, epoch)[place]])
+        clip_seed = draw_seed(self.seed, source.name, epoch, row)
+        if not crop:
+            return Draw(source.name, row, epoch, clip_seed)
+        return Draw(source.name, row, epoch, draw_seed(clip_seed, source.name, crop, row), clip_seed)
+
+    def _order(self, source: Source, epoch: int) -> np.ndarray:
+        """The order of a data set's rows in an epoch. Two are kept, since a step may reach from one into the next: of a million rows
+        each takes 8 MB, in every process."""
+        known = self._orders.setdefault(source.name, {})
+        if epoch not in known:
+            while len(known) > 1:
+                del known[next(iter(known))]
+            seed = draw_seed(self.seed, source.name, epoch, -1 % 2**64)
+            known[epoch] = np.random.default_rng(seed).permutation(len(source.rows))
+        return known[epoch]
+
+
+def _by_clip(first: int, last: int, crops: int) -> Iterator[range]:
+    """The numbers `first` to `last` - 1 parted where another clip begins."""
+    for clip in range(first // crops, -(-last // crops)):
+        yield range(max(first, clip * crops), min(last, (clip + 1) * crops))
 
 
 class _Quotas:
-    """How often each source of a group has been drawn after s steps. Steps are played forward once and remembered."""
+    """How often each source of a group has been drawn after s steps.
+
+    Steps are played forward, and the counts of every `_STRIDE`-th kept to start from, beside those of the last step asked for.
+    """
 
     def __init__(self, group: Group) -> None:
         self._per_step = [group.samples * share for share in group.shares]
         self._samples = group.samples
-        self._known = [tuple(0 for _ in group.sources)]
+        self._milestones = [tuple(0 for _ in group.sources)]
+        self._last = (0, self._milestones[0])
 
     def after(self, steps: int) -> tuple[int, ...]:
-        while len(self._known) <= steps:
-            self._known.append(self._next(self._known[-1], len(self._known)))
-        return self._known[steps]
+        nearest = min(steps // _STRIDE, len(self._milestones) - 1)
+        step, counts = nearest * _STRIDE, self._milestones[nearest]
+        if step <= self._last[0] <= steps:
+            step, counts = self._last
+        while step < steps:
+            step += 1
+            counts = self._next(counts, step)
+            if step == len(self._milestones) * _STRIDE:
+                self._milestones.append(counts)
+        self._last = (step, counts)
+        return counts
 
     def _next(self, drawn: tuple[int, ...], step: int) -> tuple[int, ...]:
         """The counts after `step` steps, from those one step earlier: first what is due, then the earliest deadlines."""
@@ -171,11 +217,6 @@ def draw_seed(seed: int, dataset: str, epoch: int, row: int) -> int:
     """64 bits that depend on nothing but the run's seed and the sample's place in it."""
     packed = struct.pack("<QQQ", seed, epoch, row) + dataset.encode()
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
-
-
-@lru_cache(maxsize=64)
-def _shuffled(seed: int, dataset: str, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng(draw_seed(seed, dataset, epoch, -1 % 2**64)).permutation(size)
 
 
 def wanted_rates(groups: Sequence[Group]) -> Iterator[tuple[str, float]]:

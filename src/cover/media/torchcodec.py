@@ -1,0 +1,88 @@
+"""Which pictures does a video show at given times, by torchcodec? An option beside PyAV: it can decode on the GPU (NVDEC).
+
+It chooses the same frames. PyAV opens every file first: what is not MP4 or Matroska (of whose frames torchcodec takes others where
+stamps are scrambled), what torchcodec cannot decode, and files cut short go through PyAV alone. Of a stream without whole key frames
+(refreshed bit by bit) torchcodec 0.13 gives wrong pictures where it seeks; PyAV does not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as fn
+
+from cover.errors import UserError
+from cover.media.results import Decoded
+from cover.media.source import Source, is_plain, read_source
+from cover.media.stream import kinds, open_video
+from cover.media.video import SEEKABLE, TOLERANCE, decode_video
+
+
+def version() -> str:
+    """Raises UserError where torchcodec is not installed or does not load."""
+    return str(_torchcodec().__version__)
+
+
+def decode_by_torchcodec(path: Source, wanted: Sequence[float], size_hint: int | None, max_pixels: int, device: str) -> Decoded:
+    """As `video.decode_video`; `device` is cpu or cuda, the frames are in the host's memory."""
+    torchcodec = _torchcodec()
+    with open_video(path, max_pixels) as (container, stream):
+        index, aspect, suited = stream.index, float(stream.sample_aspect_ratio or 1) or 1.0, bool(kinds(container) & SEEKABLE)
+    if not suited:
+        return decode_video(path, wanted, size_hint, max_pixels)
+    file = os.fspath(path) if is_plain(path) else read_source(path)
+    try:
+        decoder = torchcodec.decoders.VideoDecoder(file, stream_index=index, device=device, num_ffmpeg_threads=1)
+        about = decoder.metadata
+        if _cut_short(about):
+            return decode_video(path, wanted, size_hint, max_pixels)
+        frames = _frames(decoder, np.asarray(wanted) + about.begin_stream_seconds + TOLERANCE)
+    except (RuntimeError, ValueError, IndexError):
+        return decode_video(path, wanted, size_hint, max_pixels)
+    shown = _displayed(frames, aspect, bool(about.rotation and about.rotation % 180), size_hint)
+    return Decoded(shown.cpu().permute(0, 2, 3, 1).contiguous().numpy(), None)
+
+
+def _frames(decoder: Any, seconds: np.ndarray) -> torch.Tensor:
+    """uint8 `(N, 3, H, W)`. torchcodec refuses times before the first frame and behind the last."""
+    about = decoder.metadata
+    first, behind = about.begin_stream_seconds, seconds >= about.end_stream_seconds
+    frames: torch.Tensor = decoder.get_frames_played_at(np.where(behind, first, np.maximum(seconds, first)).tolist()).data
+    if behind.any():
+        frames[torch.from_numpy(behind)] = decoder.get_frame_at(about.num_frames - 1).data
+    return frames
+
+
+def _cut_short(about: Any) -> bool:
+    """Whether the header promises more frames than there are."""
+    return (about.num_frames_from_header or 0) > (about.num_frames_from_content or 0)
+
+
+def _displayed(frames: torch.Tensor, aspect: float, turned: bool, size_hint: int | None) -> torch.Tensor:
+    """uint8 `(N, 3, H, W)` with square pixels, the short side at most `size_hint`. `turned`: the coded rows are columns here."""
+    height, width = frames.shape[2:]
+    height, width = (max(1, round(height * aspect)), width) if turned else (height, max(1, round(width * aspect)))
+    if size_hint and size_hint < min(width, height):
+        scale = size_hint / min(width, height)
+        width, height = round(width * scale), round(height * scale)
+    if (height, width) == tuple(frames.shape[2:]):
+        return frames
+    return fn.interpolate(frames, (height, width), mode="bilinear", antialias=True)
+
+
+def _torchcodec() -> Any:
+    try:
+        import torchcodec
+        import torchcodec.decoders
+    except ImportError:
+        raise UserError("decoder torchcodec is not installed: pip install -c constraints.txt 'cover-video[torchcodec]'") from None
+    except (OSError, RuntimeError) as error:  # it looks for FFmpeg's shared libraries when it is imported
+        raise UserError(
+            f"decoder torchcodec does not load ({str(error).splitlines()[0]}): it needs FFmpeg's shared libraries on the system "
+            "(Debian: apt install ffmpeg); decoder pyav brings its own"
+        ) from None
+    return torchcodec

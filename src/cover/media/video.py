@@ -1,0 +1,284 @@
+"""Which pictures does a video show at given times?
+
+Two ways to the same frames. The *sparing* one reads the packets' time stamps first and decodes only what the wanted frames need:
+from the key frame before each, without the pictures that nothing refers to. The *plain* one decodes everything up to the last
+wanted frame. It is taken where stamps cannot be relied on, and wherever the sparing one meets anything unexpected, damage included:
+so a frame never depends on the way it was reached.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from operator import attrgetter
+from typing import Any, Literal
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import PictureType, VideoFrame
+from av.video.stream import VideoStream
+
+from cover.media.results import Decoded, MediaError, Probe
+from cover.media.selection import Run, frames_at, runs_for
+from cover.media.source import Source
+from cover.media.stream import Demuxer, Reader, Shape, kinds, open_video, rate, tick
+
+# Containers round time stamps to their tick, often a whole millisecond: a frame may be stamped this much late.
+TOLERANCE = 1e-3
+SEEK_BEYOND = 3.0  # seconds between wanted frames; below this, reading the packets between costs less than it saves to seek
+SEEK_MARGIN = 1.0  # seconds; indexes hold decoding times, which run ahead of presentation times
+STAMPED_IN_DECODING_ORDER = {"avi"}  # what FFmpeg gives as presentation times here is scrambled by B-frames
+SEEKABLE = {"mov", "matroska"}  # containers whose time stamps are stored per frame, hence the same after a seek
+# One packet of these codecs is one picture to be shown, under the packet's own stamp.
+ONE_PICTURE_A_PACKET = {"h264", "hevc", "vp9", "av1", "mpeg4", "mpeg2video", "mjpeg"}
+# Here a picture marked as no reference is none. (In HEVC it may be one for pictures of a higher sub-layer.)
+MARKED_REFERENCES = {"h264", "mpeg4", "mpeg2video"}
+MOST_REORDERED = 17  # packets; the standards let 16 pictures wait
+MOST_HELD = 1 << 28  # bytes of packets
+
+
+class _Unexpected(Exception):
+    """The sparing way does not lead to the frames; the plain one has to be taken."""
+
+
+def probe_video(path: Source, max_pixels: int) -> Probe:
+    """Count the packets that carry a frame to be shown; two frames are decoded. Raises MediaError."""
+    with open_video(path, max_pixels) as (container, stream):
+        reader = Reader(container, stream)
+        frames = iter(reader)
+        first = _first(frames, reader)
+        next(frames, None)
+        shape = Shape.of(first, stream, None, max_pixels)
+        return _summary(first, reader.stamps_to_end(), rate(stream), shape, stream.codec_context.name)
+
+
+def _summary(first: VideoFrame, stamps: list[tuple[int | None, int]], pace: float, shape: Shape, codec: str) -> Probe:
+    """Frames, rate and duration from all packets' time stamps and durations in ticks."""
+    width, height = shape.upright
+    known = sorted((pts, length) for pts, length in stamps if pts is not None and first.pts is not None and pts >= first.pts)
+    count = max(len(known) + sum(pts is None for pts, _ in stamps), 1)
+    if first.pts is None or not known:
+        return Probe(count, pace, width, height, codec, count / pace, 0.0)
+    span = (known[-1][0] - first.pts) * tick(first)
+    fps = (count - 1) / span if span > 0 and count > 1 else pace
+    last = known[-1][1] * tick(first) or 1 / fps
+    return Probe(count, fps, width, height, codec, span + last, first.pts * tick(first))
+
+
+def decode_video(path: Source, wanted: Sequence[float], size_hint: int | None, max_pixels: int) -> Decoded:
+    """The frames shown at `wanted` seconds after the first one, in that order. Raises MediaError."""
+    order = np.argsort(wanted, kind="stable")
+    ascending = [wanted[place] for place in order]
+    try:
+        shape, frames = _sparing(path, ascending, size_hint, max_pixels)
+        damage = None
+    except _Unexpected:
+        shape, frames, damage = _plain(path, ascending, size_hint, max_pixels)
+    out = np.empty((len(ascending), *shape.upright[::-1], 3), dtype=np.uint8)
+    for pixels, start, stop in frames:
+        out[order[start:stop]] = pixels
+    return Decoded(out, damage)
+
+
+_Shown = list[tuple[np.ndarray, int, int]]  # RGB, and which of the ascending times it answers: start, stop
+
+
+# --- the plain way
+
+
+def _plain(path: Source, ascending: list[float], size_hint: int | None, max_pixels: int) -> tuple[Shape, _Shown, str | None]:
+    with open_video(path, max_pixels) as (container, stream):
+        reader = Reader(container, stream)
+        frames = iter(reader)
+        first = _first(frames, reader)
+        shape = Shape.of(first, stream, size_hint, max_pixels)
+        stamp = attrgetter("dts" if kinds(container) & STAMPED_IN_DECODING_ORDER else "pts")
+        timed = _timed(chain([first], frames), first, rate(stream), stamp)
+        shown = [(shape.rgb(frame), start, stop) for frame, start, stop in _shown_at(timed, ascending)]
+        return shape, shown, reader.damage
+
+
+def _shown_at(timed: Iterable[tuple[float, VideoFrame]], ascending: list[float]) -> Iterator[tuple[VideoFrame, int, int]]:
+    """Which frame answers which run of wanted times: (frame, start, stop). Reads no further than the last answer needs."""
+    done, held = 0, None
+    for time, frame in timed:
+        reached = bisect_left(ascending, time - TOLERANCE)
+        if held is not None and reached > done:
+            yield held, done, reached
+            done = reached
+            if done == len(ascending):
+                return
+        held = frame
+    if held is not None:
+        yield held, done, len(ascending)
+
+
+def _timed(
+    frames: Iterable[VideoFrame], first: VideoFrame, pace: float, stamp: Callable[[VideoFrame], int | None]
+) -> Iterator[tuple[float, VideoFrame]]:
+    """Seconds since the first frame, never running backwards; a frame without a time stamp is one step after the last."""
+    origin = stamp(first)
+    time, step = 0.0, 1 / pace
+    for number, frame in enumerate(frames):
+        ticks = stamp(frame)
+        before = time
+        if origin is not None and ticks is not None:
+            time = max(time, (ticks - origin) * tick(first))
+        elif number:
+            time += step
+        step = time - before or step
+        yield time, frame
+
+
+def _first(frames: Iterator[VideoFrame], reader: Reader) -> VideoFrame:
+    first = next(frames, None)
+    if first is None:
+        raise MediaError(f"no frame can be decoded: {reader.damage or 'the stream is empty'}")
+    return first
+
+
+# --- the sparing way
+
+
+def _sparing(path: Source, ascending: list[float], size_hint: int | None, max_pixels: int) -> tuple[Shape, _Shown]:
+    """As `_plain`, of a file without damage. Raises _Unexpected."""
+    with open_video(path, max_pixels) as (container, stream):
+        if stream.codec_context.codec.canonical_name not in ONE_PICTURE_A_PACKET or kinds(container) & STAMPED_IN_DECODING_ORDER:
+            raise _Unexpected
+        try:
+            return _Sparing(container, stream, size_hint, max_pixels).show(ascending)
+        except av.FFmpegError as error:
+            raise _Unexpected from error
+
+
+@dataclass
+class _Window:
+    """Packets in decoding order without a gap, `origin` ticks being time 0."""
+
+    packets: list[Packet[Any]] = field(default_factory=list)
+    ended: bool = False  # with the stream, rather than behind the last wanted time
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Presentation times in ticks, int64, and which are key frames, bool. Raises _Unexpected where a stamp is missing."""
+        stamps = [packet.pts for packet in self.packets]
+        if not stamps or None in stamps or not self.packets[0].is_keyframe:
+            raise _Unexpected
+        return np.array(stamps, np.int64), np.array([packet.is_keyframe for packet in self.packets])
+
+
+class _Sparing:
+    """One file read the sparing way."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream, size_hint: int | None, max_pixels: int) -> None:
+        self.container, self.stream, self.context = container, stream, stream.codec_context
+        self.size_hint, self.max_pixels = size_hint, max_pixels
+        self.unwanted: Literal["NONREF", "DEFAULT"] = "NONREF" if self.context.codec.canonical_name in MARKED_REFERENCES else "DEFAULT"
+        self.shape: Shape | None = None
+        self.shown: _Shown = []
+        self.tick = float(stream.time_base or 0)
+        self.may_seek = bool(kinds(container) & SEEKABLE)
+
+    def show(self, ascending: list[float]) -> tuple[Shape, _Shown]:
+        """The frames at ascending times, window by window."""
+        packets = self._demux()
+        head = list(islice(packets, MOST_REORDERED))
+        origin = self._origin(head)
+        done = 0
+        for stop in self._splits(ascending):
+            times, seeking = ascending[done:stop], bool(done) or (self.may_seek and ascending[0] > SEEK_BEYOND)
+            last = origin + (times[-1] + TOLERANCE) / self.tick
+            if seeking and done == 0:
+                self._decode(head, {}, Run(0, 1))  # the first frame gives the shape, and must be sound
+            window = self._sought(origin, times[0], last) if seeking else self._read(head, packets, last)
+            self._show_window(window, origin, times, done)
+            done = stop
+        assert self.shape is not None
+        return self.shape, self.shown
+
+    def _demux(self) -> Iterator[Packet[Any]]:
+        demuxer = Demuxer(self.container, self.stream)
+        yield from demuxer
+        if demuxer.damage:
+            raise _Unexpected
+
+    def _origin(self, head: list[Packet[Any]]) -> int:
+        """The first frame's time stamp, where the first packet is that frame."""
+        stamps, _ = _Window(head).columns()
+        if head[0].is_discard or stamps.min() != stamps[0] or not self.tick:
+            raise _Unexpected
+        return int(stamps[0])
+
+    def _splits(self, ascending: list[float]) -> list[int]:
+        """Where the wanted times lie so far apart that a seek pays; at last their number."""
+        wide = np.flatnonzero(np.diff(ascending) > SEEK_BEYOND) + 1
+        return [*wide.tolist(), len(ascending)] if self.may_seek else [len(ascending)]
+
+    def _sought(self, origin: int, earliest: float, last: float) -> _Window:
+        """The packets from a key frame that is shown no later than `earliest` seconds."""
+        self.container.seek(origin + int((earliest - SEEK_MARGIN) / self.tick), stream=self.stream, backward=True)
+        window = self._read([], self._demux(), last)
+        stamps, _ = window.columns()
+        if (stamps[0] - origin) * self.tick > earliest + TOLERANCE:
+            raise _Unexpected
+        return window
+
+    def _read(self, head: list[Packet[Any]], packets: Iterator[Packet[Any]], last: float) -> _Window:
+        """Packets until all that are shown by tick `last` have come: a picture is never shown before it is decoded."""
+        window, held = _Window(list(head)), 0
+        for packet in packets:
+            window.packets.append(packet)
+            held += packet.size
+            if packet.dts is not None and packet.dts > last:
+                return window
+            if held > MOST_HELD:
+                raise _Unexpected
+        window.ended = True
+        return window
+
+    def _show_window(self, window: _Window, origin: int, times: list[float], offset: int) -> None:
+        stamps, key = window.columns()
+        candidates = np.array([place for place, packet in enumerate(window.packets) if not packet.is_discard])
+        candidates = candidates[np.argsort(stamps[candidates], kind="stable")]
+        ascending = stamps[candidates]
+        if (np.diff(ascending) <= 0).any():
+            raise _Unexpected
+        answers = candidates[frames_at((ascending - origin) * self.tick, times, TOLERANCE)]
+        places: dict[int, tuple[int, int]] = {}
+        for number, place in enumerate(answers.tolist()):
+            start, _ = places.get(int(stamps[place]), (offset + number, 0))
+            places[int(stamps[place])] = (start, offset + number + 1)
+        runs = runs_for(stamps, key, set(answers.tolist()))
+        if self.shape is None and runs[0].first > 0:
+            runs.insert(0, Run(0, 1))
+        for run in runs:
+            self._decode(window.packets, places, run)
+        if places:
+            raise _Unexpected  # a frame that should be there did not come
+
+    def _decode(self, packets: list[Packet[Any]], places: dict[int, tuple[int, int]], run: Run) -> None:
+        """Feed a run; frames whose stamp is in `places` are taken, and their stamps out of `places`. Raises _Unexpected where it does
+        not begin with a whole picture: a stream refreshed bit by bit has key frames that need those before."""
+        begun: list[tuple[int | None, int]] = []
+        for place in range(run.first, run.stop):
+            packet = packets[place]
+            self.context.skip_frame = "DEFAULT" if packet.pts in places or packet.is_keyframe else self.unwanted
+            begun += self._take(self.context.decode(packet), places)
+        begun += self._take(self.context.decode(None), places)
+        self.context.flush_buffers()
+        if (packets[run.first].pts, PictureType.I) not in begun:
+            raise _Unexpected
+
+    def _take(self, frames: Iterable[VideoFrame], places: dict[int, tuple[int, int]]) -> Iterator[tuple[int | None, int]]:
+        """Yields every frame's stamp and kind."""
+        for frame in frames:
+            if frame.is_corrupt:
+                raise _Unexpected
+            if self.shape is None:
+                self.shape = Shape.of(frame, self.stream, self.size_hint, self.max_pixels)
+            if frame.pts in places:
+                self.shown.append((self.shape.rgb(frame), *places.pop(frame.pts)))
+            yield frame.pts, frame.pict_type
