@@ -57,11 +57,15 @@ def make_set(tmp_path: Path) -> MakeSet:
     """Writes and indexes a small csv data set: make_set({"a.mp4": "left", "b.mp4": "right"}, flip="swap") -> its catalog.
 
     Files are clips of 12 frames at 10 fps, or png images, 64 x 48 pixels of noise of their own. Those in `absent` are listed and not
-    written, those in `corrupt` hold no picture. The list is both `train` and `val`; other keywords go into the catalog.
+    written, those in `corrupt` hold no picture. The list is both `train` and `val`; `column` "labels" makes a
+    multi-label set of values such as "left|up"; other keywords go into the catalog.
     """
     from cover.datasets.index import index
 
-    def make(files: Mapping[str, str], name: str = "mine", absent: Iterable[str] = (), corrupt: Iterable[str] = (), **keys: object) -> Path:
+    def make(
+        files: Mapping[str, str], name: str = "mine", absent: Iterable[str] = (), corrupt: Iterable[str] = (), column: str = "label",
+        **keys: object,
+    ) -> Path:  # fmt: skip
         root = tmp_path / name
         root.mkdir()
         for number, file in enumerate(files):
@@ -69,7 +73,8 @@ def make_set(tmp_path: Path) -> MakeSet:
                 (root / file).write_bytes(b"no picture at all" * 100)
             elif file not in absent:
                 write_noise(root / file, number)
-        (root / "list.csv").write_text("path,label\n" + "".join(f'"{file}",{label}\n' for file, label in files.items()), encoding="utf-8")
+        lines = [f"path,{column}\n", *(f'"{file}",{label}\n' for file, label in files.items())]
+        (root / "list.csv").write_text("".join(lines), encoding="utf-8")
         entry = {"format": "csv", "root": name, "annotations": "{train: list.csv, val: list.csv}", "dev": 0, **keys}
         with (tmp_path / "catalog.yaml").open("a", encoding="utf-8") as catalog:
             catalog.write(f"{name}: {{{', '.join(f'{key}: {value}' for key, value in entry.items())}}}\n")

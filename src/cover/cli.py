@@ -67,6 +67,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     _add_sandbox(add(_sandbox, "sandbox", "write generated data sets in the real ones' layouts", "cover sandbox sandbox --size 0.2"))
     _add_index(add(_index, "index", "probe every file of a catalog once", "cover index sandbox/catalog.yaml"))
     _add_overlap(add(_overlap, "overlap", "find what is trained on and evaluated on", "cover overlap sandbox/catalog.yaml --frames"))
+    _add_prepare(add(_prepare, "prepare", "encode the data once, small and quick to read", "cover prepare sandbox/catalog.yaml --out fast"))
     _add_train(add(_train, "train", "run a recipe", "cover train recipes/sandbox/cotrain.yaml --optimizer.lr 5e-4"))
     _add_describe(
         add(
@@ -149,23 +150,46 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("catalog", metavar="CATALOG", type=Path)
     parser.add_argument("names", metavar="NAME", nargs="*", help="only these data sets")
     parser.add_argument("--force", action="store_true", help="probe every file again")
+    parser.add_argument("--deep", action="store_true", help="decode every video to its last frame: finds damage inside; slow")
+    parser.add_argument("--shard", metavar="I/N", help="probe only share I of N, as in 3/16; index without it then joins all shares")
+    parser.add_argument("--engine", choices=["pool", "ray"], default="pool", help="processes of this machine, or a Ray cluster")
     parser.add_argument("--json", metavar="FILE", help="the table as JSON (- for stdout)")
     _machine_options(parser, device=False)
 
 
 def _index(args: argparse.Namespace, rest: list[str]) -> int:
     from cover.console import say, write_json
-    from cover.datasets.index import index, print_index
+    from cover.datasets.index import index, print_index, unusable
 
-    results = index(args.catalog, _workers(args), args.names or None, args.force)
+    if args.shard:
+        return _index_share(args)
+    results = index(args.catalog, _workers(args), args.names or None, args.force, args.deep, args.engine)
     if args.json:
         write_json(results, args.json)
     if args.json != "-":
         print_index(results)
-    unusable = sum(row["listed"] - row["ok"] for row in results)
-    if unusable:
-        say(f"{unusable} of {sum(row['listed'] for row in results)} listed files cannot be used; each is in its manifest with the reason")
-    return 1 if unusable else 0
+    count = sum(map(unusable, results))
+    if count:
+        how = "cannot be used, or only in part" if any(row["partial"] for row in results) else "cannot be used"
+        say(f"{count} of {sum(row['listed'] for row in results)} listed files {how}; each is in its manifest with the reason")
+    _next("overlap", args.catalog)
+    return 1 if count else 0
+
+
+def _index_share(args: argparse.Namespace) -> int:
+    """Exit code 0 whatever the files hold, so that a job array goes on: what cannot be used is told when all shares are joined."""
+    from cover.console import write_json
+    from cover.datasets.index import How, index_share, print_share
+    from cover.datasets.shares import Share
+
+    how = How(_workers(args), args.force, args.deep, args.engine)
+    results = index_share(args.catalog, Share.parse(args.shard), how, args.names or None)
+    if args.json:
+        write_json(results, args.json)
+    if args.json != "-":
+        print_share(results)
+    _next("index", args.catalog, *args.names, *["--deep"] * args.deep)
+    return 0
 
 
 # --- overlap --------------------------------------------------------------------------------------------------------------------
@@ -191,6 +215,42 @@ def _overlap(args: argparse.Namespace, rest: list[str]) -> int:
         print_overlap(results)
     _next("train", "RECIPE", "--data.catalog", args.catalog)
     return 0
+
+
+# --- prepare --------------------------------------------------------------------------------------------------------------------
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("catalog", metavar="CATALOG", type=Path, help="indexed; its files are only read")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="only these data sets")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder of its own, or an earlier run's, to go on")
+    parser.add_argument("--short-side", type=_from(16, 16384), default=256, metavar="PX", help="never scaled up (default: 256)")
+    parser.add_argument("--key-interval", type=float, default=0.5, metavar="SECONDS", help="between key frames (default: 0.5)")
+    parser.add_argument("--crf", type=_from(0, 51), default=21, help="x264's quality of videos, lower is better (default: 21)")
+    parser.add_argument("--quality", type=_from(1, 100), default=95, help="of JPEG images (default: 95)")
+    parser.add_argument("--shards", action="store_true", help="tar shards, named as WebDataset does, instead of a file for each sample")
+    parser.add_argument("--shard-size", type=float, default=256, metavar="MB", help="of a shard, about (default: 256)")
+    parser.add_argument("--url", metavar="URL", help="where DIR will be read from, as s3://bucket/folder (default: where it lies)")
+    parser.add_argument("--json", metavar="FILE", help="the table as JSON (- for stdout)")
+    _machine_options(parser, device=False)
+
+
+def _prepare(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.console import write_json
+    from cover.datasets.prepare import prepare, print_prepare
+    from cover.media.encode import Encoding
+
+    encoding = Encoding(args.short_side, args.key_interval, args.crf, args.quality)
+    if not 0.001 <= args.shard_size <= 1_000_000:
+        raise UserError(f"--shard-size: expected megabytes from 0.001 to 1000000, got {args.shard_size:g}")
+    shard_bytes = round(args.shard_size * 1_000_000) if args.shards else None
+    results = prepare(args.catalog, args.out, _workers(args), args.names or None, encoding, shard_bytes, args.url)
+    if args.json:
+        write_json(results, args.json)
+    if args.json != "-":
+        print_prepare(results)
+    _next("train", "RECIPE", "--data.catalog", args.out / "catalog.yaml")
+    return 1 if any(row["partial"] or row["failed"] for row in results) else 0
 
 
 # --- train ----------------------------------------------------------------------------------------------------------------------
@@ -270,6 +330,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shuffle-frames", action="store_true", help="also with the frames of every clip in random order")
     parser.add_argument("--single-frame", action="store_true", help="also with the middle frame alone")
     parser.add_argument("--seed", type=_from(0), default=0, help="of the random orders")
+    parser.add_argument("--decoder", default="pyav", choices=["pyav", "torchcodec", "torchcodec_cuda"], help="of videos (default: pyav)")
     parser.add_argument("--json", metavar="FILE", help="the results as JSON (- for stdout)")
     _machine_options(parser)
 
@@ -280,7 +341,16 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
 
     variants: list[Any] = ["plain", *["shuffled"] * args.shuffle_frames, *["single"] * args.single_frame]
     results = evaluate_release(
-        args.checkpoint, args.catalog, args.split, args.names, args.views, variants, args.device, _workers(args), args.seed
+        args.checkpoint,
+        args.catalog,
+        args.split,
+        args.names,
+        args.views,
+        variants,
+        args.device,
+        _workers(args),
+        args.seed,
+        args.decoder,
     )
     if args.json:
         write_json(results, args.json)

@@ -79,3 +79,45 @@ def test_not_a_manifest(tmp_path: Path) -> None:
     (tmp_path / "m.arrow").write_bytes(b"ARROW1 and then nothing")
     with pytest.raises(UserError, match="not a manifest"):
         open_manifest(tmp_path / "m.arrow")
+
+
+# --- any number of labels ---------------------------------------------------------------------------------------------------------
+
+MANY = ClassList.of(["a", "b", "c"], "classes.txt", many=True)
+HELD: list[list[int] | None] = [[0, 2], [], None, [1]]
+
+
+def test_many_labels_round_trip(tmp_path: Path) -> None:
+    rows = [replace(ROW, label=None, labels=labels) for labels in HELD]
+    write_manifest(tmp_path / "m.arrow", "mine", "train", "video", MANY, [*rows, replace(rows[0], state="missing", why="gone")])
+    manifest = open_manifest(tmp_path / "m.arrow")
+    assert manifest.classes == MANY != CLASSES
+    assert [manifest.row(i) for i in range(4)] == rows == list(manifest.rows())[:4]
+    assert manifest.labelled.tolist() == [True, True, False, True, True]
+    assert (manifest.usable.tolist(), manifest.class_counts().tolist()) == ([0, 1, 3], [2, 1, 2])
+    assert open_manifest(tmp_path / "m.arrow", np.array([3])).usable.tolist() == [0, 1]
+
+
+def test_class_counts_of_one_label_each(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.arrow", "mine", "val", "video", CLASSES, ROWS)
+    assert open_manifest(tmp_path / "m.arrow").class_counts().tolist() == [1, 2], "missing ones are listed too"
+
+
+def test_many_labels_stay_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "m.arrow"
+    write_manifest(path, "mine", "train", "video", MANY, (replace(ROW, label=None, labels=[i % 3]) for i in range(50_000)))
+    before = pa.total_allocated_bytes()
+    manifest = open_manifest(path)
+    assert manifest.row(49_999).labels == [49_999 % 3]
+    assert pa.total_allocated_bytes() - before < 100_000 < path.stat().st_size
+    assert manifest.class_counts().sum() == len(manifest.usable) == 50_000
+
+
+def test_a_manifest_written_before_there_were_many_labels(tmp_path: Path) -> None:
+    path = tmp_path / "m.arrow"
+    write_manifest(path, "mine", "train", "video", CLASSES, ROWS)
+    old = pa.ipc.open_file(str(path)).read_all().drop_columns(["labels"])
+    with pa.OSFile(str(tmp_path / "old.arrow"), "wb") as file, pa.ipc.new_file(file, old.schema) as writer:
+        writer.write_table(old)
+    with pytest.raises(UserError, match=r"another version; run `cover index --force`"):
+        open_manifest(tmp_path / "old.arrow")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cover.evaluation.metrics import TopK
+from cover.evaluation.metrics import MeanAveragePrecision, TopK, average_precision
 
 
 def counted(scores: list[list[float]], labels: list[int], listed: int | None = None) -> dict:
@@ -95,3 +97,96 @@ def test_batches_change_nothing(seed: int, samples: int, classes: int, cuts: lis
     assert whole.result()["top1"] == rank_by_sorting(scores, labels, 1) / samples
     if classes > 5:
         assert whole.result()["top5"] == rank_by_sorting(scores, labels, 5) / samples
+
+
+# --- any number of classes --------------------------------------------------------------------------------------------------------
+
+
+def ranked(
+    scores: list[list[float]], hot: list[list[int]], listed: int | None = None, positives: list[int] | None = None
+) -> dict[str, Any]:
+    held = np.array(hot).sum(0) if positives is None else np.array(positives)
+    counter = MeanAveragePrecision(held, len(hot) if listed is None else listed)
+    counter.update(torch.tensor(scores), torch.tensor(hot))
+    return counter.result()
+
+
+def test_average_precision_by_hand() -> None:
+    scores = [[0.9, 0.1, 0.5], [0.8, 0.9, 0.5], [0.7, 0.8, 0.5], [0.6, 0.2, 0.5]]
+    hot = [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]]
+    first = (1 / 1 + 2 / 3) / 2  # right at ranks 1 and 3
+    second = (1 / 1 + 2 / 3) / 2  # ranks: 0.9 right, 0.8 wrong, 0.2 right, 0.1 wrong
+    assert ranked(scores, hot) == {
+        "map": pytest.approx((first + second) / 2), "map_listed": pytest.approx((first + second) / 2), "hit1": 0.5,
+        "n_read": 4, "n_listed": 4, "per_class": [[pytest.approx(first), 2], [pytest.approx(second), 2], [None, 0]],
+    }  # fmt: skip
+
+
+def test_ties_are_taken_together_whatever_their_order() -> None:
+    """Of four alike one is right: the constant classifier has the share of positives."""
+    for place in range(4):
+        assert average_precision(np.zeros(4), np.arange(4) == place) == 0.25
+    scores, positive = np.array([3.0, 2, 2, 1]), np.array([True, True, False, True])
+    wanted = 1 / 3 * (1 / 1) + 1 / 3 * (2 / 3) + 1 / 3 * (3 / 4)
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
+        assert average_precision(scores[order], positive[order]) == pytest.approx(wanted)
+
+
+def test_files_not_read_are_never_found() -> None:
+    result = ranked([[0.9, 0.1], [0.2, 0.8]], [[1, 0], [0, 0]], listed=5, positives=[2, 1])
+    assert (result["n_read"], result["n_listed"]) == (2, 5)
+    assert result["map"] == 1.0, "over the one class that a sample read has"
+    assert result["map_listed"] == pytest.approx((1 * 1 / 2 + 0) / 2)
+
+
+def test_rows_that_hold_a_nan_rank_last() -> None:
+    nan = math.nan
+    assert ranked([[nan, 0.9], [0.1, 0.1]], [[1, 1], [0, 0]])["per_class"] == [[0.5, 1], [0.5, 1]]
+    assert ranked([[nan, nan]], [[1, 0]])["hit1"] == 0
+    json.dumps(ranked([[nan, nan]], [[1, 0]]), allow_nan=False)
+
+
+def test_hit_at_one() -> None:
+    assert ranked([[0.6, 0.4]], [[1, 1]])["hit1"] == 1
+    assert ranked([[0.6, 0.4]], [[0, 1]])["hit1"] == 0
+    assert ranked([[0.5, 0.5]], [[0, 1]])["hit1"] == 0, "a tie for the first place is lost"
+    assert ranked([[0.5, 0.4]], [[0, 0]])["hit1"] == 0
+    assert ranked([[0.4, 0.4]], [[0, 0]])["hit1"] == 1, "of no class, and none is claimed"
+
+
+def test_no_positives_or_nothing_read_gives_null() -> None:
+    assert ranked([[0.5, 0.4]], [[0, 0]])["map"] is None
+    result = MeanAveragePrecision(np.array([1, 0]), 2).result()
+    assert (result["map"], result["map_listed"], result["hit1"], result["n_read"]) == (None, 0, None, 0)
+    json.dumps(result, allow_nan=False)
+    with pytest.raises(AssertionError, match="listed"):
+        ranked([[0.5], [0.5]], [[0], [1]], listed=1)
+
+
+def slow_average_precision(scores: list[float], positive: list[bool]) -> float:
+    """The area under the steps of the precision-recall curve, threshold by threshold."""
+    area = recall_before = 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        chosen = [right for score, right in zip(scores, positive) if score >= threshold]
+        recall = sum(chosen) / sum(positive)
+        area += (recall - recall_before) * sum(chosen) / len(chosen)
+        recall_before = recall
+    return area
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), samples=st.integers(1, 30), classes=st.integers(1, 4), levels=st.integers(1, 12))
+def test_against_a_slow_count_and_in_any_batches(data: st.DataObject, samples: int, classes: int, levels: int) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    scores = torch.randint(levels, (samples, classes), generator=generator).float() / levels
+    hot = torch.randint(2, (samples, classes), generator=generator)
+    whole, parts = (MeanAveragePrecision(hot.sum(0).numpy(), samples) for _ in range(2))
+    whole.update(scores, hot)
+    order, cut = torch.randperm(samples, generator=generator), data.draw(st.integers(0, samples))
+    for rows in (order[:cut], order[cut:]):
+        parts.update(scores[rows], hot[rows])
+    assert parts.result() == whole.result()
+    occurring = [place for place in range(classes) if hot[:, place].any()]
+    slow = [slow_average_precision(scores[:, place].tolist(), hot[:, place].bool().tolist()) for place in occurring]
+    assert [whole.result()["per_class"][place][0] for place in occurring] == pytest.approx(slow)
+    assert whole.result()["map"] == whole.result()["map_listed"] == (pytest.approx(sum(slow) / len(slow)) if slow else None)

@@ -118,3 +118,10 @@ def test_what_is_typed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert capfd.readouterr().err == f"cover export: {tmp_path / 'theirs'}: is there already; choose a new folder with --out\n"
     assert main(["export", str(tmp_path / "nowhere"), "--format", "transformers", "--out", str(tmp_path / "x")]) == 2
     assert "nowhere: does not exist" in capfd.readouterr().err
+
+
+def test_a_multi_label_head_says_so(tmp_path: Path) -> None:
+    release(tmp_path / "ours", Head("sounds", ("bark", "laugh"), "sigmoid"), THINGS)
+    for head, wanted in (("sounds", "multi_label_classification"), ("things", None)):
+        export_transformers(tmp_path / "ours", head, tmp_path / head)
+        assert TimesformerForVideoClassification.from_pretrained(tmp_path / head).config.problem_type == wanted

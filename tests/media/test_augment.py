@@ -49,7 +49,7 @@ def test_a_picture_too_long_for_any_box_gives_its_middle() -> None:
 def test_views_of_frames_of_the_wanted_size_are_cuts(width: int, height: int, crops: int) -> None:
     frames = noise(0, 2, height, width)
     found = view_crops(frames, 48, crops)
-    assert found.shape == (crops, 2, 3, 48, 48)
+    assert [view.shape for view in found] == [(2, 3, 48, 48)] * crops
     for view, share in zip(found, {1: [0.5], 2: [0, 1], 3: [0, 0.5, 1]}[crops], strict=True):
         left, top = int((width - 48) * share), int((height - 48) * share)
         assert np.array_equal(view, frames[:, top : top + 48, left : left + 48].transpose(0, 3, 1, 2))
@@ -58,7 +58,7 @@ def test_views_of_frames_of_the_wanted_size_are_cuts(width: int, height: int, cr
 def test_views_are_cut_from_pillows_scaled_frame() -> None:
     frame = noise(5, 60, 100)
     wanted = np.asarray(Image.fromarray(frame).resize((53, 32), Image.Resampling.BILINEAR))
-    found = view_crops(frame[None], 32, 3)[:, 0].transpose(0, 2, 3, 1)
+    found = np.stack(view_crops(frame[None], 32, 3))[:, 0].transpose(0, 2, 3, 1)
     for view, left in zip(found, (0, 10, 21), strict=True):
         assert np.abs(view.astype(int) - wanted[:, left : left + 32]).max() <= 1
 

@@ -108,6 +108,27 @@ def test_a_head_of_other_classes(release: Path) -> None:
     assert all(torch.equal(ours.state_dict()[name], value) for name, value in before.items())
 
 
+def test_a_head_of_another_loss(release: Path) -> None:
+    ours = build(Head("things", THINGS.classes, "sigmoid"))
+    with pytest.raises(UserError, match='its head "things" is a softmax, this run\'s a sigmoid') as error:
+        start_from(ours, release, "keep")
+    one_line(error)
+
+
+def test_what_a_head_is_comes_back(tmp_path: Path) -> None:
+    heads = (Head("all", ("a", "b", "c"), "sigmoid", ("homes", "sounds")), Head("both", ("x",), serves=("left", "right")), THINGS)
+    save_release(tmp_path, build(*heads), {"step": 0})
+    assert load_release(tmp_path)[0].head_list == heads
+
+
+def test_a_new_sigmoid_head_keeps_its_start(release: Path) -> None:
+    ours = TimeSformer(ModelConfig(**SHAPE), (THINGS, Head("sounds", tuple("abcde"), "sigmoid")))
+    notes = start_from(ours, release, "keep")
+    assert "new heads, starting at zero: sounds" in notes
+    assert not ours.heads["sounds"].weight.any()
+    assert torch.allclose(ours.heads["sounds"].bias.sigmoid(), torch.tensor(0.2))
+
+
 @pytest.mark.parametrize("changes", [{"width": 32}, {"depth": 3}, {"depth": 1}, {"patch": 4}], ids=str)
 def test_another_network(release: Path, changes: dict[str, int]) -> None:
     ours = build(MOTION, **changes)

@@ -99,7 +99,7 @@ def test_the_log_says_what_was_drawn(sandbox: Path, tmp_path: Path) -> None:
 
 def test_training_learns_what_can_be_learned_by_heart(make_set: MakeSet, tmp_path: Path) -> None:
     catalog = make_set({f"{letter}.png": letter for letter in "abcd"}, crop_scale="[1, 1]")
-    recipe = make_recipe(catalog, tmp_path / "run", ["mine"], steps=40, batch=4, augment=Augment(flip=False, colour=0))
+    recipe = make_recipe(catalog, tmp_path / "run", ["mine"], steps=60, batch=4, augment=Augment(flip=False, colour=0))
     lines = log_of(train(recipe))
     assert lines[-1]["loss"]["mine"] < 0.1 * lines[0]["loss"]["mine"]
     assert lines[-1]["top1"]["mine"] == 1

@@ -16,6 +16,7 @@ from cover.errors import UserError, nearest
 from cover.media.clips import Sampling, Views
 
 Flip = Literal["allow", "never", "swap"]
+PREPARED = "prepared"  # the format of what `cover prepare` writes: its lists are manifests
 _REQUIRED: Any = object()
 
 
@@ -27,6 +28,7 @@ class DatasetSpec:
     `annotations`: split -> path (an absolute one) of a list, or of a folder of class folders. `classes`: path of a file with one name
     per line, if given. `flip`: horizontal flips allowed, never made, or made with left/right classes swapped. `crop_scale`: the area
     range of a random-resized crop. `dev`: the fraction of train to carve out. `source`: the csv column that gives the source id.
+    `separator`: what parts the classes in one cell of a multi-label csv file.
     """
 
     name: str
@@ -41,6 +43,7 @@ class DatasetSpec:
     crop_scale: tuple[float, float]
     dev: float
     source: str | None = None
+    separator: str = "|"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -67,6 +70,8 @@ class Catalog:
         spec = self.spec(name)
         if split not in spec.splits:
             raise UserError(f'{self.path.name}: {name} has no split "{split}"{nearest(split, spec.splits)}')
+        if spec.format == PREPARED:
+            return Path(spec.annotations[split])
         return self.path.parent / "manifests" / f"{name}-{split}.arrow"
 
 
@@ -124,7 +129,7 @@ class _Keys:
             raise self.wrong(key, str(error)) from None
 
 
-_KNOWN = ("format", "root", "annotations", "media", "classes", "flip", "sampling", "views", "crop_scale", "dev", "source")
+_KNOWN = ("format", "root", "annotations", "media", "classes", "flip", "sampling", "views", "crop_scale", "dev", "source", "separator")
 
 
 def _read_spec(path: Path, name: Any, given: Any) -> DatasetSpec:
@@ -149,8 +154,9 @@ def _read_spec(path: Path, name: Any, given: Any) -> DatasetSpec:
         sampling=keys.take("sampling", lambda value: Sampling.parse(_text(value)), Sampling.parse(convention.sampling)),
         views=keys.take("views", lambda value: Views.parse(_text(value)), _views(convention, media)),
         crop_scale=keys.take("crop_scale", _range, convention.crop_scale),
-        dev=keys.take("dev", _fraction, 0.0 if "dev" in annotations else 0.05),
+        dev=keys.take("dev", _fraction, 0.0 if "dev" in annotations or form == PREPARED else 0.05),
         source=keys.take("source", _text, None),
+        separator=keys.take("separator", _text, "|"),
     )  # fmt: skip
 
 

@@ -66,6 +66,7 @@ CONVENTIONS: dict[str, Convention] = {
         },
         "video",
     ),
+    "prepared": Convention({}, None),
 }  # fmt: skip
 
 

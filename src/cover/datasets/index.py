@@ -7,25 +7,35 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cover.console import Meter, print_table, say
 from cover.datasets.adapters import list_split
 from cover.datasets.catalog import Catalog, DatasetSpec, load_catalog
+from cover.datasets.finding import Engine, Finding, find, manifests
+from cover.datasets.journal import journal_path
+from cover.datasets.ledger import Ledger
 from cover.datasets.listing import Listed, Listing
-from cover.datasets.manifest import SPLITS, STATES, ClassList, Row, open_manifest, write_manifest
-from cover.datasets.probing import Facts, Prober, Stamp, stamps
-from cover.datasets.remarks import remarks
+from cover.datasets.manifest import SPLITS, STATES, ClassList, Row, write_manifest
+from cover.datasets.probing import Facts, Prober
+from cover.datasets.remarks import packed, remarks
+from cover.datasets.shares import Share
 from cover.errors import UserError
 
 _DEV_SALT = "cover dev split"  # changing it would move rows between train and dev
 _ENOUGH_FOR_DEV = 20
 _NAMED = 20  # unusable files named in a result; the manifest has them all
+_COUNTED = 4096  # rows between two movements of a progress bar
+_LEFT_BEHIND = 3600.0  # seconds after which a half-written manifest is that of a run that was killed
+EngineName = Literal["pool", "ray"]
 
 
 @dataclass(frozen=True)
@@ -37,37 +47,118 @@ class _Plan:
     rows: dict[str, list[Listed]]
     left_out: dict[str, tuple[str, ...]]  # the adapter's own remarks
 
+    def all_rows(self) -> Iterator[Listed]:
+        return chain.from_iterable(self.rows.values())
 
-def index(catalog_path: str | Path, workers: int, names: Sequence[str] | None = None, force: bool = False) -> list[dict[str, Any]]:
-    """Probe the files of the data sets `names` (default: all) and write their manifests.
 
-    Returns one dict per data set and split: `dataset`, `split`, `listed`, `ok`, `missing`, `unreadable`, `too_short`, `hours` (of ok
-    videos), `classes`, `class_digest`, `probed` (files opened in this run), `manifest`, `unusable`, the first 20 rows that are
-    not ok as `{path, state, why}`, and `remarks`, lines on what is odd and not wrong. `workers` 0 probes in this process; `force`
-    probes all anew. Raises UserError for a catalog or a list that is not sound, before any file is opened.
+@dataclass(frozen=True)
+class How:
+    """How files are probed: by `workers` processes (0: in this one), or by a Ray cluster; `force`: all anew; `deep`: every video is
+    decoded to its last frame."""
+
+    workers: int
+    force: bool = False
+    deep: bool = False
+    engine: EngineName = "pool"
+
+    def prober(self) -> AbstractContextManager[Engine]:
+        """To be entered. Raises UserError where Ray is wanted and not installed."""
+        if self.engine == "pool":
+            return Prober(self.workers, self.deep)
+        from cover.datasets.ray_prober import RayProber
+
+        return RayProber(self.workers, self.deep)
+
+
+def index(
+    catalog_path: str | Path,
+    workers: int,
+    names: Sequence[str] | None = None,
+    force: bool = False,
+    deep: bool = False,
+    engine: EngineName = "pool",
+) -> list[dict[str, Any]]:
+    """Probe the files of the data sets `names` (default: all), as `How` says, and write their manifests.
+
+    Returns one dict per data set and split: `dataset`, `split`, `listed`, `ok`, `missing`, `unreadable`, `too_short`, `partial` (of
+    the ok ones, those damaged inside, which only `deep` finds), `hours` (of ok videos), `classes`, `class_digest`, `probed` (files
+    opened in this run), `manifest`, `unusable`, the first 20 rows that are not ok or partial as `{path, state, why}`, and `remarks`,
+    lines on what is odd and not wrong. Raises UserError for a catalog or a list that is not sound, before any file is opened.
     """
-    catalog = load_catalog(catalog_path)
-    plans = [_plan(catalog.spec(name)) for name in (names or catalog.specs)]
-    _check_writable(catalog)
-    with Prober(workers) as prober:
+    how = How(workers, force, deep, engine)
+    catalog, plans = _plans(catalog_path, names)
+    with how.prober() as prober:
         return [result for plan in plans for result in _index_one(catalog, plan, prober, force)]
+
+
+def index_share(catalog_path: str | Path, share: Share, how: How, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Probe one share of the files and leave what was found beside the manifests, for the `index` that follows all shares.
+
+    Returns one dict per data set: `dataset`, `shard`, `files` (of this share), `probed`, the states as in `index`, and `journal`.
+    """
+    catalog, plans = _plans(catalog_path, names)
+    with how.prober() as prober:
+        return [_probe_share(catalog, plan, share, prober, how.force) for plan in plans]
+
+
+def _probe_share(catalog: Catalog, plan: _Plan, share: Share, prober: Engine, force: bool) -> dict[str, Any]:
+    name, who = plan.spec.name, f"{share.number}-of-{share.count}"
+    ledger = Ledger(share.of(row.path for row in plan.all_rows()))
+    found = find(catalog, plan.spec, ledger, prober, force, who)
+    states, partial = Counter[str](), 0
+    for facts in map(ledger.facts, ledger.paths):
+        states[facts.state] += 1
+        partial += _is_partial(facts)
+    return {
+        "dataset": name, "shard": f"{share.number}/{share.count}", "files": len(ledger), "probed": int(found.opened.sum()),
+        **{state: states[state] for state in STATES}, "partial": partial, "journal": str(journal_path(manifests(catalog), name, who)),
+    }  # fmt: skip
+
+
+def _plans(catalog_path: str | Path, names: Sequence[str] | None) -> tuple[Catalog, list[_Plan]]:
+    catalog = load_catalog(catalog_path)
+    specs = [catalog.spec(name) for name in (names or catalog.specs)]
+    with Meter("read lists", total=len(specs)) as meter:
+        plans = []
+        for spec in specs:
+            plans.append(_plan(spec))
+            meter.advance()
+    _check_writable(catalog)
+    return catalog, plans
 
 
 def print_index(results: Sequence[dict[str, Any]]) -> None:
     """The results of `index` as a table on stdout, and on stderr the files that cannot be used."""
-    columns = ["data set", "split", "listed", *STATES, "hours", "classes"]
-    print_table(
-        [column.replace("_", " ") for column in columns],
-        [[_cell(result, column) for column in ["dataset", *columns[1:]]] for result in results],
-    )
+    columns = ["dataset", "split", "listed", *STATES, *_partial_column(results), "hours", "classes"]
+    _print(columns, results)
     for result in results:
+        where = f"{result['dataset']} {result['split']}"
         for remark in result["remarks"]:
-            say(f"{result['dataset']} {result['split']}: {remark}")
+            say(f"{where}: {remark}")
         for row in result["unusable"]:
-            say(f"{result['dataset']} {result['split']}: {row['state'].replace('_', ' ')}: {row['path']}: {row['why']}")
-        unnamed = result["listed"] - result["ok"] - len(result["unusable"])
+            say(f"{where}: {row['state'].replace('_', ' ')}: {row['path']}: {row['why']}")
+        unnamed = unusable(result) - len(result["unusable"])
         if unnamed:
-            say(f"{result['dataset']} {result['split']}: and {unnamed} more that cannot be used, all in {result['manifest']}")
+            say(f"{where}: and {unnamed} more that cannot be used, all in {result['manifest']}")
+
+
+def print_share(results: Sequence[dict[str, Any]]) -> None:
+    """The results of `index_share` as a table on stdout."""
+    _print(["dataset", "shard", "files", "probed", *STATES, *_partial_column(results)], results)
+
+
+def unusable(result: dict[str, Any]) -> int:
+    """How many rows of a result of `index` cannot be used, or not to their end."""
+    return int(result["listed"] - result["ok"] + result["partial"])
+
+
+def _partial_column(results: Sequence[dict[str, Any]]) -> list[str]:
+    return ["partial"] if any(result["partial"] for result in results) else []
+
+
+def _print(columns: Sequence[str], results: Sequence[dict[str, Any]]) -> None:
+    titles = ["data set" if column == "dataset" else column.replace("_", " ") for column in columns]
+    print_table(titles, [[_cell(result, column) for column in columns] for result in results])
 
 
 def _cell(result: dict[str, Any], column: str) -> str:
@@ -120,70 +211,56 @@ def _place(source: str) -> float:
 # ------------------------------------------------------------------------------------------------------------- probe and write
 
 
-def _index_one(catalog: Catalog, plan: _Plan, prober: Prober, force: bool) -> list[dict[str, Any]]:
-    spec, partial = plan.spec, _partial_path(catalog, plan.spec)
-    paths = list(dict.fromkeys(row.path for rows in plan.rows.values() for row in rows))
-    stamp = stamps(paths)
-    known = {} if force else _known(catalog, spec, stamp)
-    todo = [path for path in paths if path in stamp and path not in known]
-    try:
-        with Meter(f"index {spec.name}", total=len(todo)) as meter:
-            for found in prober.probe(todo, spec.media):
-                known.update(found)
-                meter.advance(len(found))
-    except BaseException:
-        done = (row for rows in plan.rows.values() for row in rows if row.path in known)
-        write_manifest(partial, spec.name, "partial", spec.media, plan.classes, _rows(done, known, stamp))
-        raise
-    results = [_write(catalog, plan, split, known, stamp, frozenset(todo)) for split in plan.rows]
+def _index_one(catalog: Catalog, plan: _Plan, prober: Engine, force: bool) -> list[dict[str, Any]]:
+    spec = plan.spec
+    found = find(catalog, spec, Ledger(row.path for row in plan.all_rows()), prober, force)
+    results = [_write(catalog, plan, split, found) for split in plan.rows]
     if "dev" in spec.splits and "dev" not in plan.rows:
         catalog.manifest_path(spec.name, "dev").unlink(missing_ok=True)  # of a catalog that carved more
-    partial.unlink(missing_ok=True)
+    for file in [*found.journals, *_left_behind(catalog, spec)]:
+        file.unlink(missing_ok=True)
     return results
 
 
-def _known(catalog: Catalog, spec: DatasetSpec, stamp: dict[str, Stamp]) -> dict[str, Facts]:
-    """What earlier runs found of files that have not changed since."""
-    known = {}
-    for file in [*(catalog.manifest_path(spec.name, split) for split in spec.splits), _partial_path(catalog, spec)]:
-        if not file.is_file():
-            continue
-        manifest = open_manifest(file)
-        if manifest.media != spec.media:
-            continue
-        for row in manifest.rows():
-            if stamp.get(row.path) == (row.size, row.mtime_ns):
-                known[row.path] = _facts_of_file(row)
-    return known
+def _left_behind(catalog: Catalog, spec: DatasetSpec) -> list[Path]:
+    """What runs left that were killed while they wrote a manifest. A younger file may be that of a run beside this one."""
+    paths = (catalog.manifest_path(spec.name, split) for split in spec.splits)
+    files = (file for path in paths for file in path.parent.glob(f".{path.name}.*"))
+    return [file for file in files if file.stat().st_mtime < time.time() - _LEFT_BEHIND]
 
 
-def _facts_of_file(row: Row) -> Facts:
-    """What a row says of its whole file, whatever became of the row's segment."""
-    segment_only = row.state == "too_short" and row.frames >= 2
-    state, why = ("ok", "") if segment_only else (row.state, row.why)
-    return Facts(state, why, row.frames, row.fps, row.width, row.height, row.codec)
-
-
-def _write(
-    catalog: Catalog, plan: _Plan, split: str, known: dict[str, Facts], stamp: dict[str, Stamp], opened: frozenset[str]
-) -> dict[str, Any]:
+def _write(catalog: Catalog, plan: _Plan, split: str, found: Finding) -> dict[str, Any]:
     """Write one manifest and say what is in it, in the words of `index`."""
     spec, listed = plan.spec, plan.rows[split]
     path, tally = catalog.manifest_path(spec.name, split), _Tally()
-    write_manifest(path, spec.name, split, spec.media, plan.classes, tally.count(_rows(listed, known, stamp)))
+    try:
+        with Meter(f"write {path.name}", total=len(listed)) as meter:
+            write_manifest(path, spec.name, split, spec.media, plan.classes, tally.count(_rows(listed, found.ledger), meter))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; run the command again to go on from here") from None
+    numbers = found.ledger.numbers(row.path for row in listed)
     return {
         "dataset": spec.name, "split": split, "listed": len(listed), **{state: tally.states[state] for state in STATES},
-        "hours": tally.seconds / 3600, "classes": len(plan.classes.names), "class_digest": plan.classes.digest,
-        "probed": len({row.path for row in listed} & opened), "manifest": str(path), "unusable": tally.unusable,
-        "remarks": [*plan.left_out.get(split, ()), *remarks(spec, split, listed, plan.classes, tally.held)],
+        "partial": tally.partial, "hours": tally.seconds / 3600, "classes": len(plan.classes.names),
+        "class_digest": plan.classes.digest, "probed": len(set(numbers[found.opened[numbers]].tolist())), "manifest": str(path),
+        "unusable": tally.unusable,
+        "remarks": [
+            *plan.left_out.get(split, ()), *remarks(spec, split, listed, plan.classes, tally.held),
+            *(packed(spec.root) if tally.states["missing"] else ()),
+        ],
     }  # fmt: skip
 
 
-def _rows(listed: Iterable[Listed], known: dict[str, Facts], stamp: dict[str, Stamp]) -> Iterator[Row]:
+_LISTED, _FACTS = ([field.name for field in fields(kind)] for kind in (Listed, Facts))
+_of_listed, _of_facts = attrgetter(*_LISTED), attrgetter(*_FACTS)
+
+
+def _rows(listed: Iterable[Listed], ledger: Ledger) -> Iterator[Row]:
     for item in listed:
-        facts = _of_segment(item, known.get(item.path, Facts("missing", "no such file")))
-        size, mtime_ns = stamp.get(item.path, (None, None))
-        yield Row(**vars(item), **vars(facts), offset=None, length=None, size=size, mtime_ns=mtime_ns)
+        facts = _of_segment(item, ledger.facts(item.path))
+        size, mtime_ns = ledger.stamp(item.path) or (None, None)
+        values = dict(zip(_LISTED, _of_listed(item))) | dict(zip(_FACTS, _of_facts(facts)))
+        yield Row(**values, offset=None, length=None, size=size, mtime_ns=mtime_ns)
 
 
 def _of_segment(item: Listed, facts: Facts) -> Facts:
@@ -191,7 +268,13 @@ def _of_segment(item: Listed, facts: Facts) -> Facts:
     held = _seconds(item, facts) * facts.fps
     if (item.start is None and item.end is None) or facts.state != "ok" or held > 1.5:  # a time may be off by half a frame
         return facts
-    return replace(facts, state="too_short", why=f"{max(0, round(held))} frames in the segment")
+    why = f"{max(0, round(held))} frames in the segment"
+    return replace(facts, state="too_short", why=f"{why}; {facts.why}" if facts.why else why)
+
+
+def _is_partial(facts: Facts | Row) -> bool:
+    """Whether a file can be used up to some damage."""
+    return facts.state == "ok" and bool(facts.why)
 
 
 def _seconds(row: Listed | Row, facts: Facts | Row) -> float:
@@ -207,27 +290,30 @@ class _Tally:
         self.states: Counter[str] = Counter()
         self.held: set[int] = set()  # labels of usable rows
         self.seconds = 0.0
+        self.partial = 0
         self.unusable: list[dict[str, str]] = []
 
-    def count(self, rows: Iterable[Row]) -> Iterator[Row]:
-        for row in rows:
-            self.states[row.state] += 1
-            if row.state == "ok":
-                self.seconds += _seconds(row, row)
-                if row.label is not None:
-                    self.held.add(row.label)
-            elif len(self.unusable) < _NAMED:
-                self.unusable.append({"path": row.path, "state": row.state, "why": row.why})
+    def count(self, rows: Iterable[Row], meter: Meter) -> Iterator[Row]:
+        for number, row in enumerate(rows, start=1):
+            self._count(row)
             yield row
+            if number % _COUNTED == 0:
+                meter.advance(_COUNTED)
+        meter.advance(meter.total - meter.done)
 
-
-def _partial_path(catalog: Catalog, spec: DatasetSpec) -> Path:
-    """Where an interrupted run leaves what it found."""
-    return catalog.path.parent / "manifests" / f".{spec.name}.partial.arrow"
+    def _count(self, row: Row) -> None:
+        self.states[row.state] += 1
+        if row.state == "ok":
+            self.partial += _is_partial(row)
+            self.seconds += _seconds(row, row)
+            self.held.update(row.labels or () if row.label is None else (row.label,))
+        if row.why and len(self.unusable) < _NAMED:
+            state = "partial" if row.state == "ok" else row.state
+            self.unusable.append({"path": row.path, "state": state, "why": row.why.removeprefix("partial: ")})
 
 
 def _check_writable(catalog: Catalog) -> None:
-    folder = catalog.path.parent / "manifests"
+    folder = manifests(catalog)
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

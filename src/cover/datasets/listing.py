@@ -17,9 +17,12 @@ from cover.errors import UserError, nearest
 _PAIR = re.compile(r"(.*[^ \t,])[ \t,]+([^\s,]+)[ \t]*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Listed:
-    """One listed sample, whether or not its file exists. Times in seconds, as in `manifest.Row`; `label` None: not labelled."""
+    """One listed sample, whether or not its file exists. Times in seconds, as in `manifest.Row`; `label` None: not labelled.
+
+    In a data set of several classes a sample, `labels` takes its place: ascending, empty for a sample of no class, None: not labelled.
+    """
 
     sample_id: str
     source_id: str
@@ -29,23 +32,37 @@ class Listed:
     youtube_end: float | None = None
     start: float | None = None
     end: float | None = None
+    labels: list[int] | None = None
 
 
 @dataclass(frozen=True)
 class Listing:
-    """All rows of one split. `classes` is the same for every split of a data set. `remarks`: a line each on what is not among them."""
+    """All rows of one split. `classes` is the same for every split of a data set, and says whether a sample has any number of them.
+    `remarks`: a line each on what is not among them, or odd."""
 
     classes: ClassList
     rows: list[Listed]
     remarks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
-    """A row of a list with a header: its cells by column name, and `where` it stands, for messages."""
+    """A row of a list with a header. It keeps what was read and no more, for there may be millions."""
 
-    where: str
-    cells: dict[str, str]
+    file: str
+    number: int
+    header: list[str]
+    row: list[str]
+
+    @property
+    def where(self) -> str:
+        """The place of this row, for messages."""
+        return place_of(self.file, self.number)
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """The cells by column name."""
+        return dict(zip(self.header, self.row))
 
     def seconds(self, column: str) -> float | None:
         """The number in a column, None if empty or absent. Raises UserError if it is not a number."""
@@ -58,27 +75,37 @@ class Record:
 
 def read_records(file: str, needed: Iterable[str]) -> list[Record]:
     """A csv file with a header. Raises UserError where it cannot be read, a needed column is absent, or a row is ragged."""
-    rows = read_rows(file)
-    where, header = next(rows, (f"{file}, row 1", []))
+    rows = _numbered_rows(file)
+    number, header = next(rows, (1, []))
     header = [column.strip() for column in header]
     for column in needed:
         if column not in header:
-            raise UserError(f'{where}: no column "{column}" in the header{nearest(column, header)}')
-    return [_record(where, header, row) for where, row in rows]
+            raise UserError(f'{place_of(file, number)}: no column "{column}" in the header{nearest(column, header)}')
+    return [_record(file, number, header, row) for number, row in rows]
 
 
-def _record(where: str, header: list[str], row: list[str]) -> Record:
+def _record(file: str, number: int, header: list[str], row: list[str]) -> Record:
     if len(row) != len(header):
-        raise UserError(f"{where}: {len(row)} cells where the header has {len(header)}; quote a cell that holds a comma")
-    return Record(where, dict(zip(header, row)))
+        cells = f"{len(row)} cells where the header has {len(header)}"
+        raise UserError(f"{place_of(file, number)}: {cells}; quote a cell that holds a comma")
+    return Record(file, number, header, row)
+
+
+def place_of(file: str, number: int) -> str:
+    """How a message names a row of a list."""
+    return f"{file}, row {number}"
 
 
 def read_rows(file: str) -> Iterator[tuple[str, list[str]]]:
     """`(where, cells)` of every row of a csv file that is not blank. Raises UserError where it cannot be read."""
+    return ((place_of(file, number), row) for number, row in _numbered_rows(file))
+
+
+def _numbered_rows(file: str) -> Iterator[tuple[int, list[str]]]:
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
             reader = csv.reader(lines)
-            yield from ((f"{file}, row {reader.line_num}", row) for row in reader if row)
+            yield from ((reader.line_num, row) for row in reader if row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(file, error) from None
 
@@ -133,9 +160,9 @@ def _not_utf8(file: str) -> UserError:
     return UserError(f"{file}: changed while it was read")
 
 
-def given_classes(spec: DatasetSpec) -> ClassList | None:
-    """The names in the file that the catalog's `classes` key names, in its order; None if it names none."""
-    return ClassList.of(read_lines(spec.classes), Path(spec.classes).name) if spec.classes else None
+def given_classes(spec: DatasetSpec, many: bool = False) -> ClassList | None:
+    """The names in the file that the catalog's `classes` key names, in its order; None if it names none. `many`: several a sample."""
+    return ClassList.of(read_lines(spec.classes), Path(spec.classes).name, many) if spec.classes else None
 
 
 def naming_splits(spec: DatasetSpec) -> list[str]:

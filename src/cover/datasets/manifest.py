@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
 from operator import attrgetter
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from cover.errors import UserError
-from cover.media.source import Part
+from cover.media.source import Part, is_url
 
 Media = Literal["video", "image"]
 SPLITS = ("train", "dev", "val", "test")
@@ -35,22 +35,24 @@ class ClassList:
     """The classes of a data set, in label order.
 
     `source` says where the names come from (a file name or a rule); `digest` is the first 12 hex digits of the SHA-256 of the names
-    joined by line feeds: two results are comparable only where it is the same.
+    joined by line feeds: two results are comparable only where it is the same. `many`: a sample has any number of the classes
+    (multi-label), not one of them.
     """
 
     names: tuple[str, ...]
     source: str
     digest: str
+    many: bool = False
 
     @classmethod
-    def of(cls, names: Sequence[str], source: str) -> ClassList:
+    def of(cls, names: Sequence[str], source: str, many: bool = False) -> ClassList:
         """Names in label order. Raises UserError where one is given twice."""
         seen: set[str] = set()
         for name in names:
             if name in seen:
                 raise UserError(f'{source}: the class "{name}" is listed twice; class names must differ')
             seen.add(name)
-        return cls(tuple(names), source, class_digest(names))
+        return cls(tuple(names), source, class_digest(names), many)
 
 
 def class_digest(names: Sequence[str]) -> str:
@@ -61,8 +63,10 @@ def class_digest(names: Sequence[str]) -> str:
 @dataclass(frozen=True)
 class Row:
     """One sample. Times are seconds; `start` and `end` count inside the file, `youtube_start` and `youtube_end` inside the original
-    video. `offset` and `length` (bytes) are set where `path` is a shard. Width and height are as displayed. `why` is empty if `ok`.
-    `size` (bytes) and `mtime_ns` are the file's when it was probed."""
+    video. `offset` and `length` (bytes) are set where `path` is a shard. Width and height are as displayed. `why` is empty if `ok`,
+    but for a video that is damaged inside and usable up to there: `partial: ...`. `deep`: the file was decoded to its last frame.
+    `size` (bytes) and `mtime_ns` are the file's when it was probed. A row of a multi-label set has `labels`, ascending (empty: of no
+    class; None: not labelled), and no `label`."""
 
     sample_id: str
     source_id: str
@@ -83,6 +87,8 @@ class Row:
     why: str
     size: int | None = None
     mtime_ns: int | None = None
+    labels: list[int] | None = None
+    deep: bool = False
 
     @property
     def source(self) -> str | Part:
@@ -102,13 +108,20 @@ _TYPES: dict[str, Any] = {
     "label": pa.int32(), "start": pa.float64(), "end": pa.float64(), "youtube_start": pa.float64(), "youtube_end": pa.float64(),
     "frames": pa.int32(), "fps": pa.float64(), "width": pa.int32(), "height": pa.int32(), "codec": pa.string(),
     "state": pa.string(), "why": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(),
+    "labels": pa.list_(pa.int32()), "deep": pa.bool_(),
 }  # fmt: skip
 _COLUMNS = [field.name for field in fields(Row)]
 
 
-def write_manifest(path: Path, name: str, split: str, media: Media, classes: ClassList, rows: Iterable[Row]) -> None:
-    """Write `rows` in their order. The file is written beside and renamed, so that a reader sees the old one or the new one whole."""
-    about = {"name": name, "split": split, "media": media, "class_names": list(classes.names), "class_source": classes.source}
+def write_manifest(
+    path: Path, name: str, split: str, media: Media, classes: ClassList, rows: Iterable[Row], root: str | None = None
+) -> None:
+    """Write `rows` in their order. The file is written beside and renamed, so that a reader sees the old one or the new one whole.
+
+    `root`: what the rows' relative paths are relative to, a URL or a folder relative to the manifest's own; None: they are whole.
+    """
+    about: dict[str, Any] = {"name": name, "split": split, "media": media, "root": root}
+    about |= {"class_names": list(classes.names), "class_source": classes.source, "multi_label": classes.many}
     schema = pa.schema([pa.field(column, _TYPES[column]) for column in _COLUMNS], metadata={"cover": json.dumps(about)})
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -154,7 +167,9 @@ class Manifest:
         self.name: str = about["name"]
         self.split: str = about["split"]
         self.media: Media = about["media"]
-        self.classes = ClassList.of(about["class_names"], about["class_source"])
+        self.classes = ClassList.of(about["class_names"], about["class_source"], about["multi_label"])
+        root: str | None = about.get("root")
+        self._root = root if root is None or is_url(root) else os.path.normpath(path.absolute().parent / root)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_manifest, (self.path, self.without)  # a worker process maps the file too; it is not sent the rows
@@ -165,12 +180,18 @@ class Manifest:
     def row(self, index: int) -> Row:
         """Row `index`, 0 to `len(self) - 1`."""
         assert 0 <= index < len(self), f"row {index} of {len(self)}"
-        return Row(*(column[index].as_py() for column in self._table.columns))
+        return self._located(Row(*(column[index].as_py() for column in self._table.columns)))
 
     def rows(self) -> Iterator[Row]:
         """All rows in order, a batch at a time: faster than `row` one by one."""
         for batch in self._table.to_batches():
-            yield from (Row(*values) for values in zip(*(column.to_pylist() for column in batch.columns)))
+            yield from (self._located(Row(*values)) for values in zip(*(column.to_pylist() for column in batch.columns)))
+
+    def _located(self, row: Row) -> Row:
+        """With its whole path."""
+        if self._root is None or os.path.isabs(row.path) or is_url(row.path):
+            return row
+        return replace(row, path=f"{self._root.rstrip('/')}/{row.path}")
 
     def digest(self) -> str:
         """16 hex digits over the file's bytes: whether anything at all has changed."""
@@ -179,17 +200,30 @@ class Manifest:
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int32]:
-        """int32 `(rows,)`, -1 where a row has no label."""
+        """int32 `(rows,)`, -1 where a row has no label: everywhere in a multi-label set, whose rows have `labels`."""
         filled: npt.NDArray[np.int32] = self._table["label"].fill_null(-1).to_numpy()
         return filled
 
+    @property
+    def labelled(self) -> npt.NDArray[np.bool_]:
+        """bool `(rows,)`: whether it is known which class, or which classes, a row has."""
+        column = self._table["labels" if self.classes.many else "label"]
+        known: npt.NDArray[np.bool_] = column.is_valid().to_numpy()
+        return known
+
+    def class_counts(self) -> npt.NDArray[np.int64]:
+        """int64 `(classes,)`: how many rows, usable or not, have each class."""
+        column = self._table["labels" if self.classes.many else "label"]
+        held = pa.compute.list_flatten(column) if self.classes.many else column.drop_null()
+        return np.bincount(held.to_numpy(), minlength=len(self.classes.names)).astype(np.int64)
+
     @cached_property
     def usable(self) -> npt.NDArray[np.int64]:
-        """int64 indices, ascending, of the rows with state `ok` and a label, those in `without` left out: what may be read."""
+        """int64 indices, ascending, of the labelled rows with state `ok`, those in `without` left out: what may be read."""
         ok = pa.compute.equal(self._table["state"], "ok").to_numpy()
         if self.without is not None:
             ok = ok & ~np.isin(np.arange(len(self)), self.without)
-        return np.flatnonzero(ok & (self.labels >= 0)).astype(np.int64)
+        return np.flatnonzero(ok & self.labelled).astype(np.int64)
 
     def counts(self) -> dict[str, int]:
         """Rows in each of the states, 0 included."""

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from cover.datasets.crew import Crew
 from cover.media.decode import MediaError, probe
+from cover.media.deep import probe_deep
 
 Media = Literal["video", "image"]
 Stamp = tuple[int, int]  # size in bytes, modification time in ns
+Stat = Stamp | str  # or why there is none
+ABSENT = "no such file"
+CRASHED = "the decoder crashed on it"
+STAT_CHUNK = 1024
 _CHUNK = 32
 _STAT_THREADS = 16  # a stat waits on the file system, not on this process
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What a probe found: the fields of `manifest.Row` of the same names."""
 
@@ -29,42 +35,66 @@ class Facts:
     width: int = 0
     height: int = 0
     codec: str = ""
+    deep: bool = False
 
 
-def examine(path: str, media: Media) -> Facts:
-    """Probe one file. Never raises for a bad one: that is its state."""
+def examine(path: str, media: Media, deep: bool = False) -> Facts:
+    """Probe one file, with `deep` to its last frame. Never raises for a bad one: that is its state."""
+    why = ""
     try:
-        found = probe(path, media)
+        if deep:
+            found, why = probe_deep(path, media)
+        else:
+            found = probe(path, media)
     except MediaError as error:
-        return Facts("unreadable" if os.path.exists(path) else "missing", str(error))
+        return Facts("unreadable" if os.path.exists(path) else "missing", str(error), deep=deep)
     few = media == "video" and found.frames < 2
     return Facts(
-        "too_short" if few else "ok", f"{found.frames} decodable frame" if few else "",
-        found.frames, found.fps, found.width, found.height, found.codec,
+        "too_short" if few else "ok", f"{found.frames} decodable frame" if few else why,
+        found.frames, found.fps, found.width, found.height, found.codec, deep,
     )  # fmt: skip
+
+
+def stat_files(paths: Sequence[str]) -> Iterator[list[Stat]]:
+    """Size and modification time of each file in order, or why it has none, `STAT_CHUNK` files at a time."""
+    chunks = (paths[first : first + STAT_CHUNK] for first in range(0, len(paths), STAT_CHUNK))
+    with ThreadPoolExecutor(_STAT_THREADS) as threads:
+        waiting: deque[Future[list[Stat]]] = deque()
+        for chunk in chunks:
+            waiting.append(threads.submit(_stat_all, chunk))
+            if len(waiting) > 4 * _STAT_THREADS:
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
+
+
+def _stat_all(paths: Sequence[str]) -> list[Stat]:
+    return [_stat(path) for path in paths]
+
+
+def _stat(path: str) -> Stat:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in a listed name
+        return ABSENT
+    except OSError as error:
+        return error.strerror or str(error)
+    return found.st_size, found.st_mtime_ns
 
 
 def stamps(paths: Sequence[str]) -> dict[str, Stamp]:
     """Size and modification time of each file; those that do not exist are left out."""
-    chunks = [paths[first : first + 1024] for first in range(0, len(paths), 1024)]
-    with ThreadPoolExecutor(_STAT_THREADS) as threads:
-        return {path: stamp for part in threads.map(_stamps, chunks) for path, stamp in part}
-
-
-def _stamps(paths: Sequence[str]) -> list[tuple[str, Stamp]]:
-    found = []
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError):  # ValueError: a null character in a listed name
-            continue
-        found.append((path, (status.st_size, status.st_mtime_ns)))
-    return found
+    found = (stat for part in stat_files(paths) for stat in part)
+    return {path: stat for path, stat in zip(paths, found) if isinstance(stat, tuple)}
 
 
 class Prober(Crew):
-    """A `Crew` that probes files."""
+    """A `Crew` that probes files, with `deep` to their last frame."""
+
+    def __init__(self, workers: int, deep: bool = False) -> None:
+        super().__init__(workers)
+        self.deep = deep
 
     def probe(self, paths: Sequence[str], media: Media) -> Iterator[list[tuple[str, Facts]]]:
         """`(path, facts)` of all files, in chunks as they are done, in no particular order."""
-        yield from self.run(partial(examine, media=media), paths, _CHUNK, Facts("unreadable", "the decoder crashed on it"))
+        crashed = Facts("unreadable", CRASHED, deep=self.deep)
+        yield from self.run(partial(examine, media=media, deep=self.deep), paths, _CHUNK, crashed)

@@ -1,9 +1,10 @@
-"""How often is a classifier right? Exact integer counters, the same whatever the batches."""
+"""How often is a classifier right? Exact, and the same whatever the batches: counters for one class a sample, ranks for several."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 _TOP1, _TOP5, _TOTAL = range(3)
@@ -65,6 +66,71 @@ class TopK:
             "n_listed": self.listed,
             "per_class": [[r, t] for r, t in zip(right, total)],
         }
+
+
+class MeanAveragePrecision:
+    """Ranks the samples of a multi-label split class by class; the scores are kept until the end.
+
+    Average precision is the sum over the distinct scores, from the highest, of precision times the recall gained: samples that tie are
+    taken together, so that a constant classifier scores the share of positives, whatever the order. A row that holds a NaN ranks last.
+
+    `positives`: int64 `(classes,)`, the samples of each class in the split, read or not. `listed`: the samples in the split.
+
+    >>> ranks = MeanAveragePrecision(positives=np.array([1, 1]), listed=2)
+    >>> ranks.update(torch.tensor([[0.9, 0.2], [0.1, 0.3]]), torch.tensor([[1, 1], [0, 0]]))
+    >>> ranks.result()["map"]
+    0.75
+    """
+
+    def __init__(self, positives: np.ndarray, listed: int) -> None:
+        self.positives, self.listed = positives, listed
+        self._scores = [np.zeros((0, len(positives)), np.float32)]
+        self._hot = [np.zeros((0, len(positives)), bool)]
+
+    def update(self, scores: torch.Tensor, hot: torch.Tensor) -> None:
+        """Take N samples. `scores` float `(N, classes)`, probabilities; `hot` `(N, classes)`, not zero where a sample has the class."""
+        assert scores.shape == hot.shape == (len(hot), len(self.positives)), (tuple(scores.shape), tuple(hot.shape), len(self.positives))
+        unreadable = scores.isnan().any(dim=1, keepdim=True)
+        self._scores.append(scores.float().masked_fill(unreadable, -torch.inf).cpu().numpy())
+        self._hot.append(hot.cpu().numpy() > 0)
+
+    def result(self) -> dict[str, Any]:
+        """The figures as plain data, shares between 0 and 1, null where there is nothing to divide by.
+
+        `map`: mean of the average precision over the classes that a sample read has; `map_listed`: over those that a sample listed has,
+        where samples not read are never found. `hit1`: how often the best-scored class, alone in first place, is one of the sample's, or,
+        of a sample of no class, none reaches 0.5. `per_class`: `[average precision, positives read]` each.
+        """
+        scores, hot = np.concatenate(self._scores), np.concatenate(self._hot)
+        assert len(scores) <= self.listed, f"{len(scores)} samples counted of {self.listed} listed"
+        found, precisions = hot.sum(0), [average_precision(scores[:, place], hot[:, place]) for place in range(hot.shape[1])]
+        read = [precision for precision in precisions if precision is not None]
+        kept = [(p or 0.0) * int(n) / int(of) for p, n, of in zip(precisions, found, self.positives, strict=True) if of]
+        return {
+            "map": _share(sum(read), len(read)),
+            "map_listed": _share(sum(kept), len(kept)),
+            "hit1": _share(int(_hits(scores, hot).sum()), len(scores)),
+            "n_read": len(scores),
+            "n_listed": self.listed,
+            "per_class": [[precision, int(n)] for precision, n in zip(precisions, found)],
+        }
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """The average precision of one class over samples `(N,)`, equal scores taken together; None without a positive."""
+    if not positive.any():
+        return None
+    order = np.argsort(-scores, kind="stable")
+    last_of_ties = np.append(np.diff(scores[order]) != 0, True)
+    right = np.cumsum(positive[order])[last_of_ties]
+    taken = np.flatnonzero(last_of_ties) + 1
+    return float((np.diff(right, prepend=0) * right / taken).sum() / right[-1])
+
+
+def _hits(scores: np.ndarray, hot: np.ndarray) -> np.ndarray:
+    """bool `(N,)`: `hit1` of each sample."""
+    own, others = (np.where(mask, scores, -np.inf).max(1, initial=-np.inf) for mask in (hot, ~hot))
+    return np.where(hot.any(1), own > others, others < 0.5)
 
 
 def _share(part: float, whole: int) -> float | None:

@@ -38,14 +38,19 @@ def read_views(
     hint = HINT_SLACK * max(plan.size for plan in plans)
     if media == "image":
         pixels = decode_image(path, size_hint=hint)[None]
-        return [view_crops(pixels, plan.size, plan.views.spatial) for plan in plans], None
+        return [_views(pixels, np.zeros((1, 1), np.int64), plan) for plan in plans], None
     times = [start + view_times(plan.sampling, plan.frames, duration, plan.views.temporal) for plan in plans]
     decoded = decode_at(path, np.concatenate([t.ravel() for t in times]).tolist(), size_hint=hint, decoder=decoder)
-    clips, place = [], 0
-    for plan, plan_times in zip(plans, times, strict=True):
-        frames = decoded.frames[place : place + plan_times.size]
-        place += plan_times.size
-        crops = view_crops(frames, plan.size, plan.views.spatial)
-        crops = crops.reshape(len(crops), *plan_times.shape, *crops.shape[2:])
-        clips.append(crops.swapaxes(0, 1).reshape(-1, *crops.shape[2:]))
-    return clips, decoded.partial
+    ends = np.cumsum([t.size for t in times])
+    shown = [part.reshape(t.shape) for part, t in zip(np.split(decoded.shown, ends[:-1]), times, strict=True)]
+    return [_views(decoded.pictures, part, plan) for part, plan in zip(shown, plans, strict=True)], decoded.partial
+
+
+def _views(pictures: np.ndarray, shown: np.ndarray, plan: ViewPlan) -> np.ndarray:
+    """uint8 `(temporal x spatial, T, 3, size, size)`: every picture is scaled once. `shown`: int64 `(temporal, T)`, places of pictures."""
+    crops, spatial = view_crops(pictures, plan.size, plan.views.spatial), plan.views.spatial
+    views = np.empty((len(shown), spatial, shown.shape[1], *crops[0].shape[1:]), np.uint8)
+    for (temporal, number), place in np.ndenumerate(shown):
+        for crop, view in zip(crops, views[temporal, :, number], strict=True):
+            view[...] = crop[place]
+    return views.reshape(-1, *views.shape[2:])

@@ -85,6 +85,7 @@ def _config(config: ModelConfig, head: Head) -> dict[str, Any]:
         "attention_probs_dropout_prob": 0.0, "drop_path_rate": 0, "layer_norm_eps": config.norm_eps, "qkv_bias": True,
         "id2label": {str(number): name for number, name in enumerate(head.classes)},
         "label2id": {name: number for number, name in enumerate(head.classes)},
+        **({"problem_type": "multi_label_classification"} if head.loss == "sigmoid" else {}),
     }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from cover.model.weights import find_release, load_release
 
 @dataclass(frozen=True)
 class Prediction:
-    """Probabilities of one head for one file, likeliest first."""
+    """Probabilities of one head for one file, likeliest first: of a multi-label head each class has its own, and they add up to any sum."""
 
     head: str
     classes: tuple[str, ...]
@@ -38,7 +38,7 @@ class Prediction:
 
 
 class Predictor:
-    """A model ready for files: each head looks at a video as its own data set is looked at in evaluation.
+    """A model ready for files: each head looks at a video as its own data set, or the first of those, is looked at in evaluation.
 
     >>> predictor = Predictor.load("runs/cotrain")
     >>> predictor("clip.mp4")["ssv2"].top(3)
@@ -54,7 +54,8 @@ class Predictor:
 
     def plan(self, head: str, views: Views | None = None) -> ViewPlan:
         """How `head` looks at a video. Raises `UserError` for a head that the model does not have."""
-        known = self.about["datasets"]
+        sets = self.about["datasets"]
+        known = {each.name: sets[each.datasets[0]] for each in self.model.head_list if each.datasets[0] in sets}
         if head not in known:
             raise UserError(f'the checkpoint has no head "{head}"{nearest(head, known)}')
         sampling, own = known[head]["sampling"], Views.parse(known[head]["views"])
@@ -79,7 +80,7 @@ class Predictor:
     def _scores(self, clips: np.ndarray) -> dict[str, np.ndarray]:
         pixels = torch.from_numpy(clips).to(self.device).flatten(0, 1)
         logits = self.model(self.model.normalize(pixels), (clips.shape[:2],))
-        return {head: scores.float().softmax(1).mean(0).cpu().numpy() for head, scores in logits.items()}
+        return {head.name: head.probabilities(logits[head.name]).mean(0).cpu().numpy() for head in self.model.head_list}
 
 
 def kind_of(path: str) -> Media:

@@ -17,8 +17,9 @@ def random_box(rng: np.random.Generator, width: int, height: int, scale: tuple[f
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
         ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
-        w, h = max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
-        if w <= width and h <= height:
+        exact_w, exact_h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if exact_w <= width and exact_h <= height:
+            w, h = max(1, round(exact_w)), max(1, round(exact_h))
             left, top = int(rng.integers(width - w, endpoint=True)), int(rng.integers(height - h, endpoint=True))
             return left, top, left + w, top + h
     return middle_box(width, height)
@@ -40,17 +41,17 @@ def crop_resize(frames: np.ndarray, box: Box, size: int) -> np.ndarray:
     return _scaled(frames[:, top:bottom, left:right], size, size)
 
 
-def view_crops(frames: np.ndarray, size: int, crops: int) -> np.ndarray:
+def view_crops(frames: np.ndarray, size: int, crops: int) -> list[np.ndarray]:
     """Evaluation's views: the frames scaled to a short side of `size`, then `crops` squares equally spaced along the long side.
 
-    `frames`: uint8 `(T, H, W, 3)`. Returns uint8 `(crops, T, 3, size, size)`.
+    `frames`: uint8 `(T, H, W, 3)`. Returns `crops` uint8 views `(T, 3, size, size)` of the scaled frames.
     """
     height, width = frames.shape[1:3]
     short = min(width, height)
     scaled = _scaled(frames, round(height * size / short), round(width * size / short))
     shares = [crop / (crops - 1) for crop in range(crops)] if crops > 1 else [0.5]
     corners = [(int((scaled.shape[2] - size) * share), int((scaled.shape[3] - size) * share)) for share in shares]
-    return np.stack([scaled[:, :, top : top + size, left : left + size] for top, left in corners])
+    return [scaled[:, :, top : top + size, left : left + size] for top, left in corners]
 
 
 def _scaled(frames: np.ndarray, height: int, width: int) -> np.ndarray:

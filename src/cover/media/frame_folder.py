@@ -21,7 +21,7 @@ _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 def probe_folder(path: AnyPath, max_pixels: int) -> Probe:
     """As of a video: the first frame is decoded, the rest counted. Raises MediaError."""
-    times, files = _numbered_images(path)
+    times, files = numbered_images(path)
     first = probe_image(files[0], max_pixels)
     fps = (len(times) - 1) / times[-1] if len(times) > 1 else FOLDER_RATE
     return Probe(len(files), fps, first.width, first.height, first.codec, times[-1] + 1 / FOLDER_RATE, 0.0)
@@ -29,16 +29,18 @@ def probe_folder(path: AnyPath, max_pixels: int) -> Probe:
 
 def decode_folder(path: AnyPath, wanted: Sequence[float], size_hint: int | None, max_pixels: int) -> Decoded:
     """The images shown at `wanted` seconds. Raises MediaError where one of them is damaged or of another size than the rest."""
-    times, files = _numbered_images(path)
+    times, files = numbered_images(path)
     shown = [max(0, bisect_right(times, time + TOLERANCE) - 1) for time in wanted]
-    pictures = {number: _frame_file(files[number], size_hint, max_pixels) for number in set(shown)}
-    sizes = {picture.shape[1::-1] for picture in pictures.values()}
+    numbers, places = np.unique(shown, return_inverse=True)
+    pictures = [frame_file(files[number], size_hint, max_pixels) for number in numbers]
+    sizes = {picture.shape[1::-1] for picture in pictures}
     if len(sizes) > 1:
         raise MediaError(f"frames of different sizes: {' and '.join(f'{width}x{height}' for width, height in sorted(sizes))}")
-    return Decoded(np.stack([pictures[number] for number in shown]), None)
+    return Decoded(np.stack(pictures), places, None)
 
 
-def _frame_file(file: str, size_hint: int | None, max_pixels: int) -> np.ndarray:
+def frame_file(file: str, size_hint: int | None, max_pixels: int) -> np.ndarray:
+    """One image, uint8 (H, W, 3), scaled down to a short side of `size_hint`. Raises MediaError that names the file."""
     try:
         picture = decode_image(file, size_hint=size_hint, max_pixels=max_pixels)
     except MediaError as error:
@@ -50,7 +52,7 @@ def _frame_file(file: str, size_hint: int | None, max_pixels: int) -> np.ndarray
     return picture
 
 
-def _numbered_images(folder: AnyPath) -> tuple[list[float], list[str]]:
+def numbered_images(folder: AnyPath) -> tuple[list[float], list[str]]:
     """When each image of a folder is shown, in seconds after the first, and the files, by the last number in their names: a number
     that is left out leaves its time to the frame before."""
     try:

@@ -25,7 +25,7 @@ def decode_image(path: Source, *, size_hint: int | None = None, max_pixels: int 
 
     With `size_hint`, a JPEG is decoded at 1/2, 1/4 or 1/8 size where its short side stays at least that many pixels.
     """
-    with _open(path, max_pixels) as image:
+    with open_image(path, max_pixels) as image:
         if size_hint:
             image.draft("RGB", (size_hint, size_hint))
         ImageOps.exif_transpose(image, in_place=True)
@@ -36,7 +36,7 @@ def decode_image(path: Source, *, size_hint: int | None = None, max_pixels: int 
 
 def probe_image(path: Source, max_pixels: int) -> Probe:
     """Measure an image, decoding it at reduced size where its format can. Raises MediaError."""
-    with _open(path, max_pixels) as image:
+    with open_image(path, max_pixels) as image:
         width, height = image.size
         turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 lie on their side
         codec = (image.format or "").lower()
@@ -46,7 +46,8 @@ def probe_image(path: Source, max_pixels: int) -> Probe:
 
 
 @contextmanager
-def _open(path: Source, max_pixels: int) -> Iterator[Image.Image]:
+def open_image(path: Source, max_pixels: int) -> Iterator[Image.Image]:
+    """An image whose pixels need not be decoded yet. Raises MediaError, also for what goes wrong while it is used."""
     check_source(path)
     try:
         with Image.open(os.fspath(path) if is_plain(path) else io.BytesIO(read_source(path))) as image:

@@ -32,10 +32,19 @@ class Probe:
 
 @dataclass(frozen=True)
 class Decoded:
-    """`frames` uint8 (N, H, W, 3) RGB, one per wanted time; `partial` says what cut the file short, None if nothing did."""
+    """`pictures` uint8 (M, H, W, 3) RGB, each there once; `shown` int64 (N,), which of them answers each of the N wanted times;
+    `partial` says what cut the file short, None if nothing did."""
 
-    frames: np.ndarray
+    pictures: np.ndarray
+    shown: np.ndarray
     partial: str | None
+
+    @property
+    def frames(self) -> np.ndarray:
+        """uint8 (N, H, W, 3), one per wanted time."""
+        if np.array_equal(self.shown, np.arange(len(self.pictures))):
+            return self.pictures
+        return self.pictures[self.shown]
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

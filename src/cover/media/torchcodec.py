@@ -44,7 +44,7 @@ def decode_by_torchcodec(path: Source, wanted: Sequence[float], size_hint: int |
     except (RuntimeError, ValueError, IndexError):
         return decode_video(path, wanted, size_hint, max_pixels)
     shown = _displayed(frames, aspect, bool(about.rotation and about.rotation % 180), size_hint)
-    return Decoded(shown.cpu().permute(0, 2, 3, 1).contiguous().numpy(), None)
+    return Decoded(shown.cpu().permute(0, 2, 3, 1).contiguous().numpy(), np.arange(len(shown)), None)
 
 
 def _frames(decoder: Any, seconds: np.ndarray) -> torch.Tensor:

@@ -50,13 +50,13 @@ def probe_video(path: Source, max_pixels: int) -> Probe:
     with open_video(path, max_pixels) as (container, stream):
         reader = Reader(container, stream)
         frames = iter(reader)
-        first = _first(frames, reader)
+        first = first_frame(frames, reader)
         next(frames, None)
         shape = Shape.of(first, stream, None, max_pixels)
-        return _summary(first, reader.stamps_to_end(), rate(stream), shape, stream.codec_context.name)
+        return summary(first, reader.stamps_to_end(), rate(stream), shape, stream.codec_context.name)
 
 
-def _summary(first: VideoFrame, stamps: list[tuple[int | None, int]], pace: float, shape: Shape, codec: str) -> Probe:
+def summary(first: VideoFrame, stamps: list[tuple[int | None, int]], pace: float, shape: Shape, codec: str) -> Probe:
     """Frames, rate and duration from all packets' time stamps and durations in ticks."""
     width, height = shape.upright
     known = sorted((pts, length) for pts, length in stamps if pts is not None and first.pts is not None and pts >= first.pts)
@@ -71,35 +71,60 @@ def _summary(first: VideoFrame, stamps: list[tuple[int | None, int]], pace: floa
 
 def decode_video(path: Source, wanted: Sequence[float], size_hint: int | None, max_pixels: int) -> Decoded:
     """The frames shown at `wanted` seconds after the first one, in that order. Raises MediaError."""
-    order = np.argsort(wanted, kind="stable")
-    ascending = [wanted[place] for place in order]
+    album = _Album(wanted, size_hint, max_pixels)
     try:
-        shape, frames = _sparing(path, ascending, size_hint, max_pixels)
+        _sparing(path, album)
         damage = None
     except _Unexpected:
-        shape, frames, damage = _plain(path, ascending, size_hint, max_pixels)
-    out = np.empty((len(ascending), *shape.upright[::-1], 3), dtype=np.uint8)
-    for pixels, start, stop in frames:
-        out[order[start:stop]] = pixels
-    return Decoded(out, damage)
+        album.shape = None
+        damage = _plain(path, album)
+    return album.decoded(damage)
 
 
-_Shown = list[tuple[np.ndarray, int, int]]  # RGB, and which of the ascending times it answers: start, stop
+class _Album:
+    """The pictures that are wanted, put into their places as they come. `ascending`: their times in order."""
+
+    def __init__(self, wanted: Sequence[float], size_hint: int | None, max_pixels: int) -> None:
+        self._order = np.argsort(wanted, kind="stable")
+        self.ascending: list[float] = [wanted[place] for place in self._order]
+        self.size_hint, self.max_pixels = size_hint, max_pixels
+        self.shape: Shape | None = None
+        self._pictures = np.empty((0, 0, 0, 3), dtype=np.uint8)
+        self._shown, self._held = np.zeros(len(wanted), np.int64), 0
+
+    def begin(self, first: VideoFrame, stream: VideoStream) -> None:
+        """The first frame that comes gives all of them their shape."""
+        self.shape = Shape.of(first, stream, self.size_hint, self.max_pixels)
+        self._pictures = np.empty((len(self._order), *self.shape.upright[::-1], 3), dtype=np.uint8)
+        self._held = 0
+
+    def put(self, frame: VideoFrame, start: int, stop: int) -> None:
+        """`frame` answers the ascending times `start` to `stop` - 1."""
+        assert self.shape is not None
+        self._pictures[self._held] = self.shape.rgb(frame)
+        self._shown[self._order[start:stop]] = self._held
+        self._held += 1
+
+    def decoded(self, damage: str | None) -> Decoded:
+        """What has been put in."""
+        return Decoded(self._pictures[: self._held], self._shown, damage)
 
 
 # --- the plain way
 
 
-def _plain(path: Source, ascending: list[float], size_hint: int | None, max_pixels: int) -> tuple[Shape, _Shown, str | None]:
-    with open_video(path, max_pixels) as (container, stream):
+def _plain(path: Source, album: _Album) -> str | None:
+    """Fill the album; returns what has damaged the file, None if nothing has."""
+    with open_video(path, album.max_pixels) as (container, stream):
         reader = Reader(container, stream)
         frames = iter(reader)
-        first = _first(frames, reader)
-        shape = Shape.of(first, stream, size_hint, max_pixels)
+        first = first_frame(frames, reader)
+        album.begin(first, stream)
         stamp = attrgetter("dts" if kinds(container) & STAMPED_IN_DECODING_ORDER else "pts")
-        timed = _timed(chain([first], frames), first, rate(stream), stamp)
-        shown = [(shape.rgb(frame), start, stop) for frame, start, stop in _shown_at(timed, ascending)]
-        return shape, shown, reader.damage
+        timed = timed_frames(chain([first], frames), first, rate(stream), stamp)
+        for frame, start, stop in _shown_at(timed, album.ascending):
+            album.put(frame, start, stop)
+        return reader.damage
 
 
 def _shown_at(timed: Iterable[tuple[float, VideoFrame]], ascending: list[float]) -> Iterator[tuple[VideoFrame, int, int]]:
@@ -117,7 +142,7 @@ def _shown_at(timed: Iterable[tuple[float, VideoFrame]], ascending: list[float])
         yield held, done, len(ascending)
 
 
-def _timed(
+def timed_frames(
     frames: Iterable[VideoFrame], first: VideoFrame, pace: float, stamp: Callable[[VideoFrame], int | None]
 ) -> Iterator[tuple[float, VideoFrame]]:
     """Seconds since the first frame, never running backwards; a frame without a time stamp is one step after the last."""
@@ -134,7 +159,8 @@ def _timed(
         yield time, frame
 
 
-def _first(frames: Iterator[VideoFrame], reader: Reader) -> VideoFrame:
+def first_frame(frames: Iterator[VideoFrame], reader: Reader) -> VideoFrame:
+    """Raises MediaError where there is none."""
     first = next(frames, None)
     if first is None:
         raise MediaError(f"no frame can be decoded: {reader.damage or 'the stream is empty'}")
@@ -144,13 +170,13 @@ def _first(frames: Iterator[VideoFrame], reader: Reader) -> VideoFrame:
 # --- the sparing way
 
 
-def _sparing(path: Source, ascending: list[float], size_hint: int | None, max_pixels: int) -> tuple[Shape, _Shown]:
+def _sparing(path: Source, album: _Album) -> None:
     """As `_plain`, of a file without damage. Raises _Unexpected."""
-    with open_video(path, max_pixels) as (container, stream):
+    with open_video(path, album.max_pixels) as (container, stream):
         if stream.codec_context.codec.canonical_name not in ONE_PICTURE_A_PACKET or kinds(container) & STAMPED_IN_DECODING_ORDER:
             raise _Unexpected
         try:
-            return _Sparing(container, stream, size_hint, max_pixels).show(ascending)
+            _Sparing(container, stream, album).fill()
         except av.FFmpegError as error:
             raise _Unexpected from error
 
@@ -173,17 +199,15 @@ class _Window:
 class _Sparing:
     """One file read the sparing way."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, size_hint: int | None, max_pixels: int) -> None:
-        self.container, self.stream, self.context = container, stream, stream.codec_context
-        self.size_hint, self.max_pixels = size_hint, max_pixels
+    def __init__(self, container: InputContainer, stream: VideoStream, album: _Album) -> None:
+        self.container, self.stream, self.context, self.album = container, stream, stream.codec_context, album
         self.unwanted: Literal["NONREF", "DEFAULT"] = "NONREF" if self.context.codec.canonical_name in MARKED_REFERENCES else "DEFAULT"
-        self.shape: Shape | None = None
-        self.shown: _Shown = []
         self.tick = float(stream.time_base or 0)
         self.may_seek = bool(kinds(container) & SEEKABLE)
 
-    def show(self, ascending: list[float]) -> tuple[Shape, _Shown]:
-        """The frames at ascending times, window by window."""
+    def fill(self) -> None:
+        """Put all frames into the album, window by window."""
+        ascending = self.album.ascending
         packets = self._demux()
         head = list(islice(packets, MOST_REORDERED))
         origin = self._origin(head)
@@ -196,8 +220,6 @@ class _Sparing:
             window = self._sought(origin, times[0], last) if seeking else self._read(head, packets, last)
             self._show_window(window, origin, times, done)
             done = stop
-        assert self.shape is not None
-        return self.shape, self.shown
 
     def _demux(self) -> Iterator[Packet[Any]]:
         demuxer = Demuxer(self.container, self.stream)
@@ -252,7 +274,7 @@ class _Sparing:
             start, _ = places.get(int(stamps[place]), (offset + number, 0))
             places[int(stamps[place])] = (start, offset + number + 1)
         runs = runs_for(stamps, key, set(answers.tolist()))
-        if self.shape is None and runs[0].first > 0:
+        if self.album.shape is None and runs[0].first > 0:
             runs.insert(0, Run(0, 1))
         for run in runs:
             self._decode(window.packets, places, run)
@@ -277,8 +299,8 @@ class _Sparing:
         for frame in frames:
             if frame.is_corrupt:
                 raise _Unexpected
-            if self.shape is None:
-                self.shape = Shape.of(frame, self.stream, self.size_hint, self.max_pixels)
+            if self.album.shape is None:
+                self.album.begin(frame, self.stream)
             if frame.pts in places:
-                self.shown.append((self.shape.rgb(frame), *places.pop(frame.pts)))
+                self.album.put(frame, *places.pop(frame.pts))
             yield frame.pts, frame.pict_type

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -11,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from cover.datasets.catalog import DatasetSpec
 from cover.datasets.manifest import Manifest, Row
-from cover.machine import end_with_parent
+from cover.machine import end_with_parent, reuse_memory
 from cover.media.augment import crop_resize, random_box, random_colour
 from cover.media.clips import train_times
-from cover.media.decode import MediaError, decode_at, decode_image
+from cover.media.decode import Decoder, MediaError, decode_at, decode_image
 from cover.mixture.pack import Pack, Sample, collate
 from cover.mixture.schedule import Draw, Schedule
 
@@ -27,7 +29,9 @@ class Member:
     """A data set of the mixture: how it is read and which heads it trains.
 
     `targets`: int64 `(classes, heads)`, the class in each head for a label of this set, -1 for none. `mirror`: int `(classes,)`, the
-    label after a horizontal flip, -1 where a sample must not be flipped; None where flips change nothing.
+    label after a horizontal flip, -1 where a sample must not be flipped; None where flips change nothing. `hot`: int64 `(classes,)`,
+    the column of `Pack.hot` for a label of a multi-label set, whose rows of `targets` are all the same; None for other sets.
+    `hot_width`: the columns of `Pack.hot`, for any set of the mixture.
     """
 
     spec: DatasetSpec
@@ -35,6 +39,18 @@ class Member:
     frames: int
     targets: np.ndarray
     mirror: np.ndarray | None = None
+    hot: np.ndarray | None = None
+    hot_width: int = 0
+
+    def answers(self, labels: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What a sample with these labels is to be told: its row of `Pack.targets` and of `Pack.hot`."""
+        targets = torch.from_numpy(self.targets[labels[0] if self.hot is None else 0])
+        if not self.hot_width:
+            return targets, None
+        row = torch.zeros(self.hot_width, dtype=torch.uint8)
+        if self.hot is not None:
+            row[self.hot[list(labels)]] = 1
+        return targets, row
 
 
 @dataclass(frozen=True)
@@ -46,62 +62,96 @@ class Augmentation:
     colour: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Clip:
+    """Uncropped frames, uint8 `(T, H, W, 3)`, None where the file could not be read; `rng` has chosen their times."""
+
+    member: Member
+    row: Row
+    rng: np.random.Generator
+    pixels: np.ndarray | None
+    note: str | None
+
+
 class SampleReader:
     """Turns a draw into a sample. Everything random comes from the draw's seed."""
 
-    def __init__(self, members: Sequence[Member], augmentation: Augmentation) -> None:
+    def __init__(self, members: Sequence[Member], augmentation: Augmentation, decoder: Decoder = "pyav") -> None:
         self.members = list(members)
         self.augmentation = augmentation
+        self.decoder = decoder
         self._places = {member.spec.name: place for place, member in enumerate(members)}
 
     def read(self, draw: Draw) -> Sample:
         """The sample of a draw: of weight 0, with a note, where its file cannot be read."""
+        return self._crop(draw, self._decode(draw))
+
+    def read_all(self, draws: Sequence[Draw]) -> list[Sample]:
+        """The samples of draws; those of one clip, one after the other, share its decode."""
+        samples: list[Sample] = []
+        for _, crops in groupby(draws, attrgetter("clip")):
+            first, *others = crops
+            decoded = self._decode(first)
+            samples += [self._crop(draw, decoded) for draw in (first, *others)]
+        return samples
+
+    def _decode(self, draw: Draw) -> _Clip:
         member = self.members[self._places[draw.dataset]]
-        row, label = member.manifest.row(draw.row), int(member.manifest.labels[draw.row])
-        rng = np.random.default_rng(draw.seed)
-        frames, weight, note = self._frames(member, row, rng)
-        flip, label = self._flip(member, label, rng)
-        if flip:
-            frames = frames[..., ::-1].copy()
+        row = member.manifest.row(draw.row)
+        rng = np.random.default_rng(draw.seed if draw.clip_seed is None else draw.clip_seed)
+        try:
+            pixels, partial = read_pixels(member, row, rng, self.augmentation.size, self.decoder)
+        except MediaError as error:
+            return _Clip(member, row, rng, None, f"{member.spec.name}: {row.path}: unreadable: {error}")
+        return _Clip(member, row, rng, pixels, f"{member.spec.name}: {row.path}: partial: {partial}" if partial else None)
+
+    def _crop(self, draw: Draw, clip: _Clip) -> Sample:
+        member, size = clip.member, self.augmentation.size
+        rng = clip.rng if draw.clip_seed is None else np.random.default_rng(draw.seed)
+        if clip.pixels is None:
+            frames = np.zeros((member.frames, 3, size, size), np.uint8)
+        else:
+            height, width = clip.pixels.shape[1:3]
+            frames = crop_resize(clip.pixels, random_box(rng, width, height, member.spec.crop_scale), size)
+        flip, labels = self._flip(member, labels_of(clip.row), rng)
+        targets, hot = member.answers(labels)
         return Sample(
-            frames=torch.from_numpy(frames),
+            frames=torch.from_numpy(frames[..., ::-1].copy() if flip else frames),
             dataset=self._places[draw.dataset],
-            targets=torch.from_numpy(member.targets[label]),
-            weight=weight,
+            targets=targets,
+            hot=hot,
+            weight=0.0 if clip.pixels is None else 1.0,
             colour=torch.from_numpy(random_colour(rng, self.augmentation.colour)),
             seed=draw.seed,
-            note=note,
+            note=clip.note,
         )
 
-    def _frames(self, member: Member, row: Row, rng: np.random.Generator) -> tuple[np.ndarray, float, str | None]:
-        size = self.augmentation.size
-        try:
-            pixels, partial = read_pixels(member, row, rng, size)
-        except MediaError as error:
-            black = np.zeros((member.frames, 3, size, size), np.uint8)
-            return black, 0.0, f"{member.spec.name}: {row.path}: unreadable: {error}"
-        height, width = pixels[0].shape[:2]
-        box = random_box(rng, width, height, member.spec.crop_scale)
-        note = f"{member.spec.name}: {row.path}: partial: {partial}" if partial else None
-        return crop_resize(pixels, box, size), 1.0, note
-
-    def _flip(self, member: Member, label: int, rng: np.random.Generator) -> tuple[bool, int]:
+    def _flip(self, member: Member, labels: Sequence[int], rng: np.random.Generator) -> tuple[bool, Sequence[int]]:
         wanted = bool(rng.random() < 0.5)
         if not (wanted and self.augmentation.flip) or member.spec.flip == "never":
-            return False, label
+            return False, labels
         if member.mirror is None:
-            return True, label
-        return (False, label) if member.mirror[label] < 0 else (True, int(member.mirror[label]))
+            return True, labels
+        mirrored = [int(member.mirror[label]) for label in labels]
+        return (False, labels) if any(label < 0 for label in mirrored) else (True, mirrored)
 
 
-def read_pixels(member: Member, row: Row, rng: np.random.Generator, size: int) -> tuple[np.ndarray, str | None]:
+def labels_of(row: Row) -> Sequence[int]:
+    """The classes of a labelled row: one, or any number in a multi-label set."""
+    if row.labels is not None:
+        return row.labels
+    assert row.label is not None, f"{row.sample_id} is not labelled"
+    return [row.label]
+
+
+def read_pixels(member: Member, row: Row, rng: np.random.Generator, size: int, decoder: Decoder = "pyav") -> tuple[np.ndarray, str | None]:
     """The uncropped frames of one training sample, uint8 `(T, H, W, 3)`, and what was damaged. Raises `MediaError`."""
     smallest_crop = member.spec.crop_scale[0] ** 0.5
     hint = int(HINT_SLACK * size / smallest_crop)
     if member.manifest.media == "image":
-        return decode_image(row.path, size_hint=hint)[None], None
+        return decode_image(row.source, size_hint=hint)[None], None
     times = (row.start or 0.0) + train_times(member.spec.sampling, member.frames, row.seconds, rng)
-    decoded = decode_at(row.path, times.tolist(), size_hint=hint)
+    decoded = decode_at(row.source, times.tolist(), size_hint=hint, decoder=decoder)
     return decoded.frames, decoded.partial
 
 
@@ -113,7 +163,7 @@ class _Steps(Dataset[Pack]):
 
     def __getitem__(self, step: int) -> Pack:
         draws = self.schedule.rank_step(step, self.rank, self.ranks)
-        return collate([[self.reader.read(draw) for draw in group] for group in draws])
+        return collate([self.reader.read_all(group) for group in draws])
 
 
 def packs(schedule: Schedule, reader: SampleReader, first: int, last: int, workers: int, rank: int = 0, ranks: int = 1) -> Iterator[Pack]:
@@ -133,5 +183,6 @@ def packs(schedule: Schedule, reader: SampleReader, first: int, last: int, worke
 
 def one_thread(worker: int) -> None:
     """Many processes read side by side: none of them starts threads of its own, and none outlives the run."""
+    reuse_memory()
     torch.set_num_threads(1)
     end_with_parent()

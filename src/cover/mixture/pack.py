@@ -14,7 +14,7 @@ from torch import Tensor
 class Sample:
     """One clip or image, ready to be packed.
 
-    `frames`: uint8 `(T, 3, H, W)`. `targets`: the class in each head, -1 in the heads that it does not train. `weight`: 1, or 0
+    `frames`: uint8 `(T, 3, H, W)`. `targets` and `hot`: its row of the Pack's. `weight`: 1, or 0
     where the file could not be read (its frames are then black and count for nothing). `colour`: float32 `(3, 4)`, an affine map of
     RGB in 0..1. `note`: what was wrong with the file, None if nothing.
     """
@@ -26,6 +26,7 @@ class Sample:
     colour: Tensor
     seed: int
     note: str | None = None
+    hot: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ class Pack:
     """S samples with F frames in all, clips first, images last.
 
     `frames`: uint8 `(F, 3, H, W)`. `groups`: `(samples, frames each)`, in the order of the frames. `dataset`: int64 `(S,)`, the
-    place in the mixture's list of data sets. `targets`: int64 `(S, heads)`, -1 where a sample does not train a head. `weight`:
-    float32 `(S,)`. `colour`: float32 `(S, 3, 4)`. `seed`: int64 `(S,)`, the low 63 bits of each draw's seed. `notes`: one line
-    per file that was damaged or could not be read.
+    place in the mixture's list of data sets. `targets`: int64 `(S, heads)`, the class in a softmax head, 0 in a sigmoid head, -1
+    where a sample does not train a head. `weight`: float32 `(S,)`. `colour`: float32 `(S, 3, 4)`. `seed`: int64 `(S,)`, the low 63
+    bits of each draw's seed. `notes`: one line per file that was damaged or could not be read. `hot`: uint8 `(S, K)`, the classes of
+    all sigmoid heads side by side in the heads' order, 1 where a sample has the class; None where no head is one.
     """
 
     frames: Tensor
@@ -46,6 +48,7 @@ class Pack:
     colour: Tensor
     seed: Tensor
     notes: tuple[str, ...] = ()
+    hot: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Pack:
         """The same Pack with its tensors on `device`."""
@@ -63,6 +66,7 @@ class Pack:
 def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
     """Samples, group by group, as a Pack. All samples of a group have the same number of frames."""
     samples = [sample for group in groups for sample in group]
+    hot = [sample.hot for sample in samples if sample.hot is not None]
     return Pack(
         frames=torch.cat([sample.frames for sample in samples]),
         groups=tuple((len(group), len(group[0].frames)) for group in groups),
@@ -72,4 +76,5 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
         colour=torch.stack([sample.colour for sample in samples]),
         seed=torch.tensor([sample.seed & (2**63 - 1) for sample in samples]),
         notes=tuple(sample.note for sample in samples if sample.note),
+        hot=torch.stack(hot) if hot else None,
     )

@@ -61,9 +61,17 @@ def _heads(heads: tuple[Head, ...], sets: Mapping[str, Any]) -> str:
 
     if not heads:
         return "It has no classifier: a start for training.\n"
-    rows = [f"| {head.name} | {len(head.classes)} | `{class_digest(head.classes)}` | {_sampling(sets.get(head.name))} |" for head in heads]
+    rows = [
+        f"| {head.name} | {len(head.classes)} | `{class_digest(head.classes)}` | {_sampling(sets.get(head.datasets[0]))} |"
+        for head in heads
+    ]
     columns = "| head | classes | digest of the class list | clips, views |\n|---|---:|---|---|\n"
-    return "## Heads\n\n" + columns + "\n".join(rows) + "\n"
+    shared = [f"- {head.name} is shared by {', '.join(head.serves)}.\n" for head in heads if head.serves]
+    several = [
+        f"- {head.name} is multi-label: take the sigmoid of each class, not the softmax.\n" for head in heads if head.loss == "sigmoid"
+    ]
+    notes = "\n" + "".join(shared + several) if shared or several else ""
+    return "## Heads\n\n" + columns + "\n".join(rows) + "\n" + notes
 
 
 def _sampling(told: Mapping[str, Any] | None) -> str:

@@ -9,7 +9,8 @@ The class token of a clip is kept once per frame, equal in all of them: token 0 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,10 +30,34 @@ LOOK_BIAS = 4.0  # makes about nine tenths of a fresh head's attention fall on t
 
 @dataclass(frozen=True)
 class Head:
-    """One classifier: its name and its classes in the order of its outputs."""
+    """One classifier: its name and its classes in the order of its outputs.
+
+    `loss`: `softmax` where a sample has one of the classes, `sigmoid` where it has any number of them. `serves`: the data sets whose
+    classes it has, empty for the one of its own name. Raises ValueError on another loss.
+    """
 
     name: str
     classes: tuple[str, ...]
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    serves: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("softmax", "sigmoid"):
+            raise ValueError(f'the loss of the head {self.name} is "{self.loss}", neither softmax nor sigmoid')
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The data sets that it classifies."""
+        return self.serves or (self.name,)
+
+    def places(self, classes: Iterable[str]) -> list[int]:
+        """The place of each of `classes` among its own; KeyError where it lacks one."""
+        place = {name: number for number, name in enumerate(self.classes)}
+        return [place[name] for name in classes]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """What its logits `(..., classes)` say of each class, 0 to 1; the classes of a softmax add up to 1."""
+        return logits.float().softmax(-1) if self.loss == "softmax" else logits.float().sigmoid()
 
 
 @dataclass(frozen=True)
@@ -239,7 +264,8 @@ class TimeSformer(nn.Module):
     """The network of `config` with one linear classifier for each of `heads`.
 
     All clips of a Pack share the spatial attention and the MLP with the images; temporal attention runs group by group. New
-    heads, `temporal_fc` and the additive time embedding start at zero, so the fresh model is an image ViT.
+    heads, `temporal_fc` and the additive time embedding start at zero, so the fresh model is an image ViT. The biases of a sigmoid
+    head of C classes start at -log(C - 1), so that it too begins by saying 1 / C to every class, as a softmax at zero does.
     """
 
     mean: Tensor
@@ -274,8 +300,10 @@ class TimeSformer(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.fresh_temporal_branch()
-        for head in self.heads.values():
-            nn.init.zeros_(head.weight)  # type: ignore[arg-type]
+        for head, linear in zip(self.head_list, self.heads.values(), strict=True):
+            nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+            if head.loss == "sigmoid":
+                nn.init.constant_(linear.bias, -math.log(max(1, len(head.classes) - 1)))  # type: ignore[arg-type]
 
     def fresh_temporal_branch(self, looking: bool = True) -> None:
         """Temporal attention as a copy of the spatial one with `temporal_fc` zero: the model is its image ViT (released code).

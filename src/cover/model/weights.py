@@ -35,7 +35,7 @@ def save_release(folder: Path, model: TimeSformer, about: dict[str, Any]) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(state, str(folder / WEIGHTS))
-    heads = [{"name": head.name, "classes": list(head.classes)} for head in model.head_list]
+    heads = [dataclasses.asdict(head) for head in model.head_list]
     config = {"format": 1, "model": dataclasses.asdict(model.config), "heads": heads, "about": about}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors writes for the owner's eyes alone
@@ -63,9 +63,8 @@ def load_release(folder: Path) -> tuple[TimeSformer, dict[str, Any]]:
 def load_as(network: Callable[[ModelConfig, tuple[Head, ...]], Network], folder: Path) -> tuple[Network, dict[str, Any]]:
     """`load_release` for a network of another class."""
     config = read_config(folder)
-    heads = tuple(Head(head["name"], tuple(head["classes"])) for head in config["heads"])
     try:
-        model = network(_settings(config), heads)
+        model = network(_settings(config), tuple(map(_head, config["heads"])))
     except (TypeError, ValueError) as error:  # a field of a later version, or one of another type
         raise UserError(f"{folder / CONFIG}: no model of this version: {error}") from None
     _copy_exactly(model, read_weights(folder), folder)
@@ -75,6 +74,11 @@ def load_as(network: Callable[[ModelConfig, tuple[Head, ...]], Network], folder:
 def _settings(config: dict[str, Any]) -> ModelConfig:
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in config["model"].items()}
     return ModelConfig(**fields)
+
+
+def _head(told: dict[str, Any]) -> Head:
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    return Head(**fields)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -100,15 +104,12 @@ def start_from(model: TimeSformer, folder: Path, temporal: Temporal) -> list[str
     `temporal`: `keep` the release's branch, or make it anew from the spatial weights: `copied` as TimeSformer does, `fresh` with heads
     that look around in time besides (`TimeSformer.fresh_temporal_branch`). Embeddings of another image size or clip length are resized.
     Returns one line for each kind of tensor that was not simply loaded. Raises `UserError` where the two are not the same network, or
-    where a head of the same name has other classes.
+    where a head of the same name has other classes or another loss.
     """
     _check_function(model, folder, temporal)
-    theirs = {head["name"]: tuple(head["classes"]) for head in read_config(folder)["heads"]}
+    theirs = {head["name"]: head for head in read_config(folder)["heads"]}
     for head in model.head_list:
-        if theirs.get(head.name, head.classes) != head.classes:
-            raise UserError(
-                f'{folder}: its head "{head.name}" has other classes ({len(theirs[head.name])}) than this run ({len(head.classes)})'
-            )
+        _check_head(head, theirs.get(head.name), folder)
     anew = temporal != "keep"
     ours, found = model.state_dict(), read_weights(folder)
     resized = _resize_embeddings(found, model)
@@ -157,6 +158,17 @@ def _check_function(model: TimeSformer, folder: Path, temporal: Temporal) -> Non
             raise UserError(
                 f"{folder}: its model.{name} is {theirs[name]}, this run's {ours}: set model.{name}, or start.temporal to fresh"
             )
+
+
+def _check_head(head: Head, theirs: dict[str, Any] | None, folder: Path) -> None:
+    if theirs is None:
+        return
+    if tuple(theirs["classes"]) != head.classes:
+        raise UserError(
+            f'{folder}: its head "{head.name}" has other classes ({len(theirs["classes"])}) than this run ({len(head.classes)})'
+        )
+    if (loss := theirs.get("loss", "softmax")) != head.loss:
+        raise UserError(f"{folder}: its head \"{head.name}\" is a {loss}, this run's a {head.loss}; name this run's in data.heads")
 
 
 def _head_of(name: str) -> str | None:

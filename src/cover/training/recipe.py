@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
 
-from cover.errors import UserError
+from cover.errors import UserError, nearest
+from cover.media.decode import Decoder
 
 # What a number may be, both ends included.
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, math.inf), "batch": (1, math.inf), "accumulation": (1, math.inf), "seed": (0, 2**63 - 1), "label_smoothing": (0, 1),
-    "data.frames": (1, math.inf), "data.alpha": (0, 4), "model.size": (1, math.inf), "model.layer_scale": (0, math.inf),
-    "augment.colour": (0, 1),
+    "data.frames": (1, math.inf), "data.crops": (1, math.inf), "data.alpha": (0, 4), "model.size": (1, math.inf),
+    "model.layer_scale": (0, math.inf), "augment.colour": (0, 1),
     "optimizer.lr": (0, 10**6), "optimizer.weight_decay": (0, 10**6), "optimizer.momentum": (0, 1), "optimizer.warmup": (0, 1),
     "optimizer.clip": (0, math.inf),
 }  # fmt: skip
@@ -35,6 +37,9 @@ class Data:
     alpha: float = _key(1.0, "rates proportional to size^alpha; 1 is the article's rule")
     weights: dict[str, float] = _key({}, "explicit rates in place of sizes, one per data set")
     loss_weights: dict[str, float] = _key({}, "factor on a data set's loss, 1 where not given")
+    heads: dict[str, list[str]] = _key({}, "head -> the data sets that share it; a set that is in none has a head of its own name")
+    crops: int = _key(1, "random crops of every clip that is decoded; 2 halves the decoding and sees each clip twice as often")
+    decoder: Decoder = _key("pyav", "of videos: pyav, torchcodec, or torchcodec_cuda (NVDEC)")
     exclusions: Literal["use", "ignore"] = _key("use", "leave out the training rows that `cover overlap` found in evaluation splits")
 
 
@@ -126,9 +131,26 @@ class Recipe:
             for name in getattr(self.data, key):
                 if name not in self.data.sets:
                     raise UserError(f'data.{key}: "{name}" is not one of data.sets')
+        self._check_heads()
         for name, factor in self.data.loss_weights.items():
             if not 0 <= factor < math.inf:
                 raise UserError(f"data.loss_weights.{name}: {factor} is not 0 or more")
         for key in ("drop_path", "dropout", "head_dropout"):
             if not 0 <= getattr(self.model, key) < 1:
                 raise UserError(f"model.{key}: {getattr(self.model, key)} is not in [0, 1)")
+
+    def _check_heads(self) -> None:
+        shared = self.data.heads
+        served = [name for names in shared.values() for name in names]
+        for head, names in shared.items():
+            if not re.fullmatch(r"[A-Za-z0-9][\w-]*", head, re.ASCII):
+                raise UserError(f'data.heads: "{head}" cannot name a head: use letters, digits, _ and -')
+            if not names:
+                raise UserError(f"data.heads.{head}: name the data sets that share it")
+            for name in names:
+                if name not in self.data.sets:
+                    raise UserError(f'data.heads.{head}: "{name}" is not one of data.sets{nearest(name, self.data.sets)}')
+                if served.count(name) > 1:
+                    raise UserError(f'data.heads.{head}: "{name}" is there twice; a data set has one head')
+            if head in self.data.sets and head not in served:
+                raise UserError(f'data.heads.{head}: the data set "{head}" has a head of this name; choose another, or list it too')

@@ -29,14 +29,16 @@ from cover.datasets.manifest import Manifest, open_manifest
 from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate, find_tasks
 from cover.machine import default_workers
+from cover.media.decode import check_decoder
 from cover.mixture.loader import Augmentation, Member, SampleReader, packs
 from cover.mixture.pack import Pack
 from cover.mixture.schedule import Schedule, Source, rates_by, split_batch, wanted_rates
 from cover.model.device import pick_device
 from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
+from cover.model.timesformer import TimeSformer
 from cover.model.weights import find_release, inherited_settings, start_from, steps_saved
 from cover.training import checkpoint
+from cover.training.heads import hot_places, hot_width, make_heads, targets_of
 from cover.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from cover.training.recipe import Recipe
 from cover.training.step import StepSettings, Tally, train_step
@@ -52,10 +54,11 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
     torch.manual_seed(recipe.seed)
     device = pick_device(recipe.device)
     workers = default_workers() if recipe.workers < 0 else recipe.workers
+    check_decoder(recipe.data.decoder)
     catalog = load_catalog(recipe.data.catalog)
     members = find_members(recipe, catalog)
     schedule = make_schedule(recipe, members)
-    reader = SampleReader(members, Augmentation(recipe.model.size, recipe.augment.flip, recipe.augment.colour))
+    reader = SampleReader(members, Augmentation(recipe.model.size, recipe.augment.flip, recipe.augment.colour), recipe.data.decoder)
 
     # --- the model, where it starts, and what moves it ------------------------------------------------------------------------
     origin = str(run) if resume and steps_saved(run) else recipe.start.checkpoint
@@ -73,11 +76,11 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
     model.set_checkpointing(recipe.model.checkpointing)
     if recipe.compile:
         model.compile_blocks()
-    settings = step_settings(recipe, device)
+    settings = step_settings(recipe, model, device)
     about = describe(recipe, members)
 
     # --- the loop -------------------------------------------------------------------------------------------------------------
-    log = RunLog(run, schedule, [member.spec.name for member in members], device, first)
+    log = RunLog(run, schedule, {member.spec.name: member.manifest.classes.many for member in members}, device, first)
     log.write("start", first, **about, **make_up(schedule), exclusions=exclusions)
     stop = StopSignal()
     with Meter(f"train {run.name}", recipe.steps, first) as meter, stop:
@@ -109,7 +112,7 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
 
 
 def find_members(recipe: Recipe, catalog: Catalog) -> list[Member]:
-    """The data sets of the mixture, each with a head of its own, without the rows that `cover overlap` excludes.
+    """The data sets of the mixture and what they train, without the rows that `cover overlap` excludes.
 
     Raises `UserError` where one cannot be drawn from, or the list of exclusions is stale.
     """
@@ -118,16 +121,17 @@ def find_members(recipe: Recipe, catalog: Catalog) -> list[Member]:
     excluded = excluded_rows(catalog, paths) if recipe.data.exclusions == "use" else None
     if excluded is not None:
         manifests = {name: open_manifest(path, excluded[name]) for name, path in paths.items()}
+    heads = make_heads({name: manifest.classes for name, manifest in manifests.items()}, recipe.data.heads)
     members = []
-    for place, (name, manifest) in enumerate(manifests.items()):
+    for name, manifest in manifests.items():
         spec = catalog.spec(name)
         if not len(manifest.usable):
             but = f", or all are excluded ({len(excluded[name])})" if excluded and len(excluded[name]) else ""
             raise UserError(f"{manifest.path.name}: none of its {len(manifest)} rows is readable and labelled{but}; nothing to train on")
-        targets = np.full((len(manifest.classes.names), len(recipe.data.sets)), -1)
-        targets[:, place] = np.arange(len(targets))
+        targets, hot = targets_of(name, manifest.classes, heads), hot_places(name, manifest.classes, heads)
         mirror = mirror_pairs(manifest.classes.names) if spec.flip == "swap" else None
-        members.append(Member(spec, manifest, 1 if manifest.media == "image" else recipe.data.frames, targets, mirror))
+        frames = 1 if manifest.media == "image" else recipe.data.frames
+        members.append(Member(spec, manifest, frames, targets, mirror, hot, hot_width(heads)))
     return members
 
 
@@ -167,26 +171,29 @@ def make_schedule(recipe: Recipe, members: Sequence[Member]) -> Schedule:
     """The mixture's draws, at rates proportional to size unless the recipe says otherwise."""
     sizes = {member.spec.name: len(member.manifest.usable) for member in members}
     rates = rates_by(sizes, recipe.data.alpha, recipe.data.weights)
-    sources = [Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name]) for m in members]
+    sources = [
+        Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name], recipe.data.crops if m.frames > 1 else 1) for m in members
+    ]
     return Schedule(recipe.seed, split_batch(sources, recipe.batch, recipe.accumulation))
 
 
 def build_model(recipe: Recipe, members: Sequence[Member], origin: Path | None) -> TimeSformer:
-    """The recipe's network with one head for each data set, randomly initialised under the recipe's seed.
+    """The recipe's network with the heads of its data sets, randomly initialised under the recipe's seed.
 
     How pixels are normalised, and what else belongs to weights rather than to a run, comes from `origin`, the release that it starts from.
     """
     wanted = recipe.model
     inherited = inherited_settings(origin) if origin else {}
-    for member in members:
-        if hasattr(torch.nn.ModuleDict, member.spec.name):  # its head could not be told from a method
-            raise UserError(f'data.sets: "{member.spec.name}" cannot name a head; rename the data set in the catalog')
+    heads = make_heads({member.spec.name: member.manifest.classes for member in members}, recipe.data.heads)
+    for head in heads:
+        if hasattr(torch.nn.ModuleDict, head.name):  # it could not be told from a method
+            raise UserError(f'data.sets: "{head.name}" cannot name a head; rename it in the catalog, or in data.heads')
     shape = model_config(
         wanted.preset, size=wanted.size, frames=recipe.data.frames, attention=wanted.attention, time=wanted.time,
         image_temporal=wanted.image_temporal, dropout=wanted.dropout, head_dropout=wanted.head_dropout, layer_scale=wanted.layer_scale,
         **inherited,
     )  # fmt: skip
-    return TimeSformer(shape, tuple(Head(m.spec.name, m.manifest.classes.names) for m in members))
+    return TimeSformer(shape, heads)
 
 
 def prepare_folder(run: Path, recipe: Recipe, resume: bool) -> int:
@@ -228,11 +235,12 @@ def freeze_unused(model: TimeSformer, schedule: Schedule) -> None:
             parameter.requires_grad_(not model.is_temporal(name))
 
 
-def step_settings(recipe: Recipe, device: torch.device) -> StepSettings:
+def step_settings(recipe: Recipe, model: TimeSformer, device: torch.device) -> StepSettings:
     factors = [recipe.data.loss_weights.get(name, 1.0) for name in recipe.data.sets]
     return StepSettings(
         batch=recipe.batch, loss_weights=torch.tensor(factors, device=device), label_smoothing=recipe.label_smoothing,
         clip=recipe.optimizer.clip, drop_path=recipe.model.drop_path, bf16=recipe.precision == "bf16",
+        sigmoid=tuple(head.name for head in model.head_list if head.loss == "sigmoid"),
     )  # fmt: skip
 
 
@@ -284,6 +292,8 @@ def split_pack(pack: Pack, parts: int) -> list[Pack]:
     for part in range(parts):
         mine = torch.cat([rows[part] for rows in samples_of])
         per_sample = {name: getattr(pack, name)[mine] for name in ("dataset", "targets", "weight", "colour", "seed")}
+        if pack.hot is not None:
+            per_sample["hot"] = pack.hot[mine]
         groups = tuple((samples // parts, frames) for samples, frames in pack.groups)
         micro.append(Pack(frames=torch.cat([rows[part] for rows in frames_of]), groups=groups, **per_sample))
     return micro
@@ -293,7 +303,7 @@ def evaluate_dev(model: TimeSformer, catalog: Catalog, recipe: Recipe, device: t
     """Every data set that has a `dev` split, under its own protocol."""
     named = [name for name in recipe.data.sets if "dev" in catalog.spec(name).splits and catalog.manifest_path(name, "dev").is_file()]
     model.eval()
-    tasks = find_tasks(catalog, model, recipe.data.frames, "dev", named) if named else []
+    tasks = find_tasks(catalog, model, recipe.data.frames, "dev", named, decoder=recipe.data.decoder) if named else []
     results = {task.spec.name: evaluate(model, task, device, workers)["plain"] for task in tasks}
     model.train()
     return results
@@ -336,9 +346,10 @@ class _Wait:
 class RunLog:
     """log.jsonl: one line per window of steps, and what the live view shows."""
 
-    def __init__(self, run: Path, schedule: Schedule, names: list[str], device: torch.device, first: int) -> None:
-        self.path, self.schedule, self.names = run / checkpoint.LOG, schedule, names
-        self.tally = Tally(len(names), device)
+    def __init__(self, run: Path, schedule: Schedule, many: dict[str, bool], device: torch.device, first: int) -> None:
+        """`many`: for each data set, whether it is multi-label."""
+        self.path, self.schedule, self.many = run / checkpoint.LOG, schedule, many
+        self.tally = Tally(len(many), device)
         self.summary = ""
         self._wait, self._began, self._first = _Wait(), time.perf_counter(), first
         self._batch = sum(group.samples for group in schedule.groups)
@@ -360,11 +371,11 @@ class RunLog:
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {step}; lower optimizer.lr")
         seconds = time.perf_counter() - self._began
-        read = {name: counts for name, counts in zip(self.names, self.tally.take(), strict=True) if counts[2]}
+        read = {name: counts for name, counts in zip(self.many, self.tally.take(), strict=True) if counts[2]}
         drawn = self.schedule.drawn(step)
         self.write(
             "train", step, seconds=round(time.perf_counter() - self._run_began, 3),
-            loss={name: mean for name, (mean, _, _) in read.items()}, top1={name: hits for name, (_, hits, _) in read.items()},
+            loss={name: mean for name, (mean, _, _) in read.items()}, **self._hits(read),
             step_loss=loss, grad_norm=norm, lr=lr,
             samples_per_s=(step - self._first) * self._batch / seconds, wait_share=self._wait.total / seconds,
             rate_wanted=self._wanted, rate_realised={name: count / (step * self._batch) for name, count in drawn.items()},
@@ -373,6 +384,11 @@ class RunLog:
         )  # fmt: skip
         self.summary = f"loss {loss:.3f}  " + " ".join(f"{name} {hits:.0%}" for name, (_, hits, _) in read.items())
         self._first, self._began, self._wait, self._notes = step, time.perf_counter(), _Wait(), []
+
+    def _hits(self, read: dict[str, tuple[float, float, int]]) -> dict[str, dict[str, float]]:
+        """`top1` of single-label sets; `hit1` of multi-label ones, where there are any: `step.sigmoid_hits`."""
+        top1, hit1 = ({name: hits for name, (_, hits, _) in read.items() if self.many[name] == many} for many in (False, True))
+        return {"top1": top1, **({"hit1": hit1} if any(self.many.values()) else {})}
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Append one line."""

@@ -15,7 +15,7 @@ from cover.datasets.adapters.moments import moments
 from cover.datasets.adapters.path_list import path_list
 from cover.datasets.adapters.splits import splits
 from cover.datasets.adapters.ssv2 import ssv2
-from cover.datasets.catalog import DatasetSpec
+from cover.datasets.catalog import PREPARED, DatasetSpec
 from cover.datasets.listing import Listing
 from cover.errors import UserError, nearest
 
@@ -35,6 +35,10 @@ ADAPTERS: dict[str, Adapter] = {
 def list_split(spec: DatasetSpec, split: str) -> Listing:
     """All rows of an annotated split, files that do not exist among them. Raises UserError for an unsound list, a label outside the
     class list, or a split without rows."""
+    if spec.format == PREPARED:
+        raise UserError(
+            f"{spec.name}: prepared data need no index: their manifests came with them; `cover prepare` checks and renews what it made"
+        )
     adapter = ADAPTERS.get(spec.format) or _from_file(spec)
     listing = adapter(spec, split)
     if not listing.rows:

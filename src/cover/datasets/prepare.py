@@ -1,0 +1,229 @@
+"""How is a catalog's data encoded once, so that every later reading is quick? Small files of their own, or shards, and a catalog of them.
+
+Originals are only read. What was made of what is kept beside the manifests, line by line: a run that was killed, or met a full disk, goes
+on from there, and ends with the very bytes of one that was not.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cover.console import Meter, print_table, say
+from cover.datasets.catalog import PREPARED, Catalog, DatasetSpec, load_catalog
+from cover.datasets.crew import Crew
+from cover.datasets.exclusions import exclusions_path, read_exclusions, write_exclusions
+from cover.datasets.manifest import open_manifest
+from cover.datasets.prepare_split import SPOOL, Job, Layout, make
+from cover.errors import UserError
+from cover.media.clips import Sampling
+from cover.media.encode import Encoding
+from cover.media.source import is_url
+
+_NAMED = 20  # failures named in a result; the manifest and the list of what was made have them all
+_CHUNK = {"video": 1, "image": 16}
+
+
+def prepare(
+    catalog_path: str | Path,
+    out: str | Path,
+    workers: int,
+    names: Sequence[str] | None = None,
+    encoding: Encoding = Encoding(),  # noqa: B008
+    shard_bytes: int | None = None,
+    url: str | None = None,
+) -> list[dict[str, Any]]:
+    """Encode the usable samples of the data sets `names` (default: all) into `out`, with manifests and a catalog.
+
+    `shard_bytes`: into tar shards of about that size, not into files. `url`: where the folder will be read from; default: where it lies.
+    Returns one dict per data set and split: `dataset`, `split`, `listed`, `prepared`, `copied`, `partial`, `failed`, `unusable` (rows
+    that were so already), `shards`, `bytes_before`, `bytes_after`, `encoded` (in this run), `manifest`, and `failures`, the first 20
+    that are partial or failed as `{path, outcome, why}`. `workers` 0 encodes in this process. Raises UserError for a catalog or a
+    folder that is not sound, a file that changed since `cover index`, or a disk that is full; what was made by then is kept.
+    """
+    catalog = load_catalog(catalog_path)
+    specs = [catalog.spec(name) for name in dict.fromkeys(names or catalog.specs)]
+    out = Path(out).absolute()
+    _check_out(catalog, out)
+    layout = Layout(out, encoding, shard_bytes, _checked_url(url))
+    with _alone(out), Crew(workers) as crew:
+        jobs: list[Job] = []
+        try:
+            jobs += (job for spec in specs for job in _jobs(catalog, spec, layout))
+            _run(jobs, crew)
+            for job in jobs:
+                job.finish()
+            _write_catalog(out, specs, jobs)
+            _carry_exclusions(catalog, out)
+        except OSError as error:
+            raise _out_of_disk(out, jobs, error) from None
+        finally:
+            for job in jobs:
+                job.close()
+        shutil.rmtree(out / SPOOL, ignore_errors=True)
+    return [_result(job) for job in jobs]
+
+
+def print_prepare(results: Sequence[dict[str, Any]]) -> None:
+    """The results of `prepare` as a table on stdout, and on stderr what failed or is damaged."""
+    counts = ["listed", "prepared", "copied", "partial", "failed", "unusable", "shards"]
+    rows = [
+        [
+            result["dataset"],
+            result["split"],
+            *(result[count] for count in counts),
+            *map(_size, (result["bytes_before"], result["bytes_after"])),
+        ]
+        for result in results
+    ]
+    print_table(["data set", "split", *counts, "before", "after"], rows)
+    for result in results:
+        for failure in result["failures"]:
+            say(f"{result['dataset']} {result['split']}: {failure['outcome']}: {failure['path']}: {failure['why']}")
+        unnamed = result["partial"] + result["failed"] - len(result["failures"])
+        if unnamed:
+            say(f"{result['dataset']} {result['split']}: and {unnamed} more, all in {result['made']}")
+
+
+def _size(count: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+# --- what may be written where
+
+
+def _check_out(catalog: Catalog, out: Path) -> None:
+    """Raises UserError where originals or their catalog could be touched, or where files would later be taken for originals."""
+    place = out.resolve()
+    if place == catalog.path.parent.resolve():
+        raise UserError(f"--out: {out} holds the catalog of the originals; name another folder")
+    for spec in catalog.specs.values():
+        root = spec.root.resolve()
+        if place == root or root in place.parents or place in root.parents:
+            which = "inside" if root in place.parents else "the same as" if place == root else "around"
+            raise UserError(f"--out: {out} is {which} the root of {spec.name}, {spec.root}; name a folder apart from the originals")
+    if (out / "catalog.yaml").exists():
+        other = [spec.name for spec in load_catalog(out / "catalog.yaml").specs.values() if spec.format != PREPARED]
+        if other:
+            raise UserError(f"--out: {out / 'catalog.yaml'} is the catalog of {other[0]}, which is not prepared; name another folder")
+
+
+def _checked_url(url: str | None) -> str | None:
+    if url is not None and not is_url(url):
+        raise UserError(f'--url: expected an address such as s3://bucket/folder, got "{url}"')
+    return url
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Make the folder, and let no second run write into it. Raises UserError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"--out: {out}: cannot be made: {error.strerror}") from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"--out: another `cover prepare` is writing into {out}; wait for it") from None
+    finally:
+        os.close(folder)
+
+
+def _out_of_disk(out: Path, jobs: Sequence[Job], error: OSError) -> UserError:
+    """One line: what went wrong, what is done and kept, what is needed."""
+    done, total = (sum(job.settled for job in jobs), sum(job.total for job in jobs))
+    made = sum(job.bytes_after for job in jobs)
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    need = f"about {_size(made / done * (total - done))} more are needed; " if made else ""
+    return UserError(f"{out}: {reason}: {done} of {total} samples are done ({_size(made)}) and kept; {need}run the same command to go on")
+
+
+# --- the work
+
+
+def _jobs(catalog: Catalog, spec: DatasetSpec, layout: Layout) -> Iterator[Job]:
+    for split in spec.splits:
+        path = catalog.manifest_path(spec.name, split)
+        if split == "dev" and "dev" not in spec.annotations and not path.is_file():
+            continue  # too few rows to carve one
+        yield Job(spec.name, split, open_manifest(path), layout)
+
+
+def _run(jobs: Sequence[Job], crew: Crew) -> None:
+    for job in jobs:
+        job.check_unchanged()
+    total, settled = sum(job.total for job in jobs), sum(job.settled for job in jobs)
+    with Meter("prepare", total, settled) as meter:
+        for job in jobs:
+            job.pack()
+            work = partial(make, manifest=job.manifest.path, layout=job.layout, split=job.folder)
+            for part in crew.run(work, job.todo, _CHUNK[job.manifest.media], None):
+                for item, outcome in part:
+                    job.accept(item, outcome)
+                failed = sum(job.counts["failed"] for job in jobs)
+                meter.advance(len(part), f"{failed} failed" if failed else None)
+
+
+def _result(job: Job) -> dict[str, Any]:
+    flawed = [done for done in job.outcomes() if done.outcome in ("partial", "failed")]
+    return {
+        "dataset": job.name, "split": job.split, "listed": len(job.manifest),
+        **{outcome: job.counts[outcome] for outcome in ("prepared", "copied", "partial", "failed")},
+        "unusable": len(job.manifest) - job.total, "shards": len(job.shards), "bytes_before": job.bytes_before,
+        "bytes_after": job.bytes_after, "encoded": job.encoded, "manifest": str(job.manifest_path), "made": str(job.made.path),
+        "failures": [{"path": done.origin, "outcome": done.outcome, "why": done.why} for done in flawed[:_NAMED]],
+    }  # fmt: skip
+
+
+def _write_catalog(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[Job]) -> None:
+    """Add the data sets to the folder's catalog, which keeps those of earlier runs."""
+    path = out / "catalog.yaml"
+    entries = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for spec in specs:
+        manifests = {job.split: str(job.manifest_path.relative_to(out)) for job in jobs if job.name == spec.name}
+        entries[spec.name] = _entry(spec, manifests)
+    beside = path.with_name(".catalog.yaml")
+    beside.write_text(yaml.safe_dump(entries, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000), encoding="utf-8")
+    beside.replace(path)
+
+
+def _carry_exclusions(catalog: Catalog, out: Path) -> None:
+    """What `cover overlap` found among the originals holds for what was made of them: the rows are the same."""
+    path, kept = exclusions_path(catalog), out / "manifests"
+    if not path.is_file():
+        return
+    found, about = read_exclusions(path)
+    files = {file: path.parent / file for file in about["manifests"]}
+    stale = [file for file, place in files.items() if not place.is_file() or open_manifest(place).digest() != about["manifests"][file]]
+    if stale:
+        say(f"{path} is older than {stale[0]} and was not taken over; run `cover overlap {catalog.path}`, then this command again")
+        return
+    digests = {file: open_manifest(kept / file).digest() for file in files if (kept / file).is_file()}
+    held = [item for item in found if f"{item.dataset}-train.arrow" in digests]
+    write_exclusions(exclusions_path(load_catalog(out / "catalog.yaml")), held, digests, about["kinds"])
+
+
+def _entry(spec: DatasetSpec, manifests: dict[str, str]) -> dict[str, Any]:
+    """How a prepared data set is read: as its originals are."""
+    sampling = spec.sampling
+    kind = "dense" if sampling == Sampling("dense") else f"dense@{sampling.interval!r}" if sampling.kind == "dense" else sampling.kind
+    return {
+        "format": PREPARED, "root": ".", "media": spec.media, "annotations": manifests, "flip": spec.flip, "sampling": kind,
+        "views": str(spec.views), "crop_scale": list(spec.crop_scale),
+    }  # fmt: skip

@@ -1,0 +1,88 @@
+"""How do many small files become few large ones in which each is still read at once? Tar shards, as WebDataset names their members.
+
+`KEY.mp4` or `KEY.jpg` is followed by `KEY.cls`, its label in digits, or `KEY.json`, `{"labels": [...]}`, where a sample has any number of
+them; neither where it is not labelled. The same members give the same bytes: no times, no owners.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+_LONGEST_NAME = 60  # of a sample id inside a key: a name of the oldest tar format holds 100 bytes
+
+
+@dataclass(frozen=True)
+class Member:
+    """A sample to be put into a shard: the `file` with its picture, and what is known of its class."""
+
+    key: str
+    file: Path
+    label: int | None
+    labels: Sequence[int] | None
+
+    @property
+    def name(self) -> str:
+        return self.key + self.file.suffix
+
+
+def key_of(sample_id: str, *further: object) -> str:
+    """A name for a sample that is safe in tars, URLs and on any disk: no dots, and the same only for the same arguments."""
+    digest = sha256(json.dumps([sample_id, *further]).encode()).hexdigest()[:10]
+    return f"{re.sub('[^A-Za-z0-9_-]+', '_', sample_id)[:_LONGEST_NAME]}-{digest}"
+
+
+def write_shard(path: Path, members: Sequence[Member], beside: Path) -> list[tuple[int, int]]:
+    """Write a tar and give `(offset, length)` of each member's file in it, in bytes.
+
+    It is written as `beside`, read again, and renamed: `path` is never half a shard. Raises OSError, also where what is read again is
+    not what was written.
+    """
+    for folder in (path.parent, beside.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with beside.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for member in members:
+                _add_file(tar, member)
+                _add_label(tar, member)
+        file.flush()
+        os.fsync(file.fileno())
+    places = _places(beside)
+    if [name for name in places if not name.endswith((".cls", ".json"))] != [member.name for member in members]:
+        raise OSError(f"{beside}: what was written is not what is read; is the disk sound?")
+    beside.replace(path)
+    return [places[member.name] for member in members]
+
+
+def _add_file(tar: tarfile.TarFile, member: Member) -> None:
+    with member.file.open("rb") as file:
+        tar.addfile(_info(member.name, os.fstat(file.fileno()).st_size), file)
+
+
+def _add_label(tar: tarfile.TarFile, member: Member) -> None:
+    if member.labels is not None:
+        text, ending = json.dumps({"labels": list(member.labels)}), ".json"
+    elif member.label is not None:
+        text, ending = str(member.label), ".cls"
+    else:
+        return
+    tar.addfile(_info(member.key + ending, len(text)), io.BytesIO(text.encode()))
+
+
+def _info(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    return info
+
+
+def _places(path: Path) -> dict[str, tuple[int, int]]:
+    """Name -> offset and length of every member."""
+    with tarfile.open(path) as tar:
+        return {info.name: (info.offset_data, info.size) for info in tar}

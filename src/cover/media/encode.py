@@ -1,0 +1,276 @@
+"""How does a sample become a file that is small and quick to read, every frame at its own time?
+
+Videos become H.264 in MP4, images JPEG. The same source and settings give the same bytes: one thread, nothing of the clock in them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from operator import attrgetter
+from pathlib import Path
+
+import av
+import numpy as np
+from av.codec.context import Flags
+from av.container import OutputContainer
+from av.video.frame import PictureType, VideoFrame
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+from PIL import Image
+
+from cover.errors import UserError
+from cover.media import frame_folder, images, video
+from cover.media.decode import decode_image
+from cover.media.results import MAX_PIXELS, MediaError
+from cover.media.source import AnyPath, Part, Source, is_plain, read_source
+from cover.media.stream import Reader, Shape, kinds, open_video, rate, reason, tick
+from cover.media.video import SEEK_BEYOND, SEEK_MARGIN, SEEKABLE, STAMPED_IN_DECODING_ORDER, TOLERANCE
+
+TIMESCALE = 90_000  # ticks per second: holds the usual rates exactly, any other within 6 microseconds
+ENDINGS = {"h264": ".mp4", "jpeg": ".jpg", "png": ".png"}  # of a file with an `Encoded.codec`
+COPIED = {"jpeg", "png"}  # images that may stay as they are
+# One thread and "bitexact" keep times and random ids out of the bytes, and x264 looks no frame ahead: where it does, small frames come
+# out different now and then. "fastdecode" leaves out what costs a decoder most (arithmetic coding, deblocking); nothing refers to a
+# B-frame, so that a decoder may pass over three frames in four. Key frames come where they are asked for and nowhere else, and nothing
+# refers across them. Slower presets gain little once there is neither look-ahead nor arithmetic coding (docs/preparing.md).
+X264 = {
+    "preset": "veryfast", "tune": "fastdecode", "threads": "1", "bf": "3", "g": "100000", "sc_threshold": "0", "forced-idr": "1",
+    "x264-params": "b-adapt=0:b-pyramid=none:mbtree=0:rc-lookahead=0:sync-lookahead=0",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How files are made: `short_side` in pixels (never scaled up), seconds between key frames, x264's `crf`, JPEG quality."""
+
+    short_side: int = 256
+    key_interval: float = 0.5
+    crf: int = 21
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if not 0 < self.key_interval <= 3600:
+            raise UserError(f"--key-interval: expected seconds above 0, got {self.key_interval:g}")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What went into a file: `frames`, the `last` one's time in seconds after the first, size as displayed, what cut it short if
+    anything did.
+
+    `copied`: the bytes are the source's own.
+    """
+
+    frames: int
+    last: float
+    width: int
+    height: int
+    codec: str
+    partial: str | None = None
+    copied: bool = False
+
+
+def encode_video(source: Source, out: Path, how: Encoding, start: float | None = None, end: float | None = None) -> Encoded:
+    """Write the frames of a video (or folder of images) shown from `start` to `end` (seconds from its first frame) as MP4.
+
+    Its time 0 is `start`. Rotation, mirroring and pixel aspect go into the pixels; there is no sound. Frames up to a damage are
+    written. Raises MediaError where fewer than two frames can be had, OSError where `out` cannot be written.
+    """
+    if not isinstance(source, Part) and is_plain(source) and os.path.isdir(source):
+        return _write(_folder_clip(source), out, how, start, end)
+    with ExitStack() as stack:
+        return _write(_video_clip(stack, source, start or 0.0), out, how, start, end)
+
+
+def encode_image(source: Source, out: Path, how: Encoding) -> Encoded:
+    """Write an image as JPEG, upright, or bit for bit where it is a JPEG or PNG that needs no change. Raises MediaError, OSError."""
+    codec, upright, (width, height) = _image_facts(source)
+    if codec in COPIED and upright and min(width, height) <= how.short_side:
+        decode_image(source)  # whether it can be decoded to its end
+        out.write_bytes(read_source(source))
+        return Encoded(1, 0.0, width, height, codec, copied=True)
+    image = Image.fromarray(decode_image(source, size_hint=2 * how.short_side))
+    size = _fit(*image.size, how.short_side, even=False)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    with out.open("wb") as file:
+        image.save(file, format="JPEG", quality=how.quality)
+    return Encoded(1, 0.0, *size, "jpeg")
+
+
+def _image_facts(source: Source) -> tuple[str, bool, tuple[int, int]]:
+    """Format, whether it stands upright, width and height as stored."""
+    with images.open_image(source, MAX_PIXELS) as image:
+        return (image.format or "").lower(), image.getexif().get(0x0112, 1) == 1, image.size
+
+
+def _fit(width: int, height: int, short_side: int, even: bool) -> tuple[int, int]:
+    """Width and height with the short side brought down to `short_side`; to even numbers, which 4:2:0 pixels need."""
+    scale = min(1.0, short_side / min(width, height))
+    if even:
+        return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+# --- from the source
+
+
+@dataclass
+class _Clip:
+    """Frames with their times, how they are to be shown, and what has damaged them so far."""
+
+    timed: Iterable[tuple[float, VideoFrame]]
+    shape: Shape
+    damage: Callable[[], str | None]
+
+
+def _video_clip(stack: ExitStack, source: Source, start: float) -> _Clip:
+    """The frames of a file from a key frame before `start` on; from its first one where that cannot be sought."""
+    if start > SEEK_BEYOND and (clip := _opened(stack, source, start)):
+        return clip
+    clip = _opened(stack, source, None)
+    assert clip is not None
+    return clip
+
+
+def _opened(stack: ExitStack, source: Source, start: float | None) -> _Clip | None:
+    container, stream = stack.enter_context(open_video(source, MAX_PIXELS))
+    reader = Reader(container, stream)
+    frames = iter(reader)
+    first = video.first_frame(frames, reader)
+    shape, pace = Shape.of(first, stream, None, MAX_PIXELS), rate(stream)
+    if start is None:
+        stamp = attrgetter("dts" if kinds(container) & STAMPED_IN_DECODING_ORDER else "pts")
+        return _Clip(video.timed_frames(chain([first], frames), first, pace, stamp), shape, lambda: reader.damage)
+    behind = Reader(container, stream)
+    key = _key_before(behind, first, start) if kinds(container) & SEEKABLE else None
+    if key is None:
+        return None
+    return _Clip(video.timed_frames(chain(*key), first, pace, attrgetter("pts")), shape, lambda: behind.damage)
+
+
+def _key_before(reader: Reader, first: VideoFrame, start: float) -> tuple[list[VideoFrame], Iterator[VideoFrame]] | None:
+    """A key frame before `start` seconds, and the frames behind it; None where there is none to be had."""
+    if first.pts is None:
+        return None
+    try:
+        reader.container.seek(first.pts + int((start - SEEK_MARGIN) / tick(first)), stream=reader.stream, backward=True)
+    except av.FFmpegError:
+        return None
+    frames = iter(reader)
+    # Pictures that come before the key frame may lack what they refer to.
+    key = next((frame for frame in frames if frame.key_frame), None)
+    if key is None or key.pts is None or (key.pts - first.pts) * tick(first) > start + TOLERANCE:
+        return None
+    return [key], frames
+
+
+def _folder_clip(folder: AnyPath) -> _Clip:
+    times, files = frame_folder.numbered_images(folder)
+    first = frame_folder.frame_file(files[0], None, MAX_PIXELS)
+    pictures = (VideoFrame.from_ndarray(frame_folder.frame_file(file, None, MAX_PIXELS), format="rgb24") for file in files)
+    shape = Shape(first.shape[1], first.shape[0], (1, 0, 0, 0, 1, 0, 0, 0, 1), VideoReformatter())
+    return _Clip(zip(times, pictures), shape, lambda: None)
+
+
+def _cut(timed: Iterable[tuple[float, VideoFrame]], start: float, end: float | None) -> Iterator[tuple[float, VideoFrame]]:
+    """Frames from the one shown at `start`, which is then at 0, to the last that begins before `end`."""
+    shown = None
+    for time, frame in timed:
+        if time <= start + TOLERANCE:
+            shown = frame
+            continue
+        if shown is not None:
+            yield 0.0, shown
+            shown = None
+        if end is not None and time > end - TOLERANCE:
+            return
+        yield time - start, frame
+    if shown is not None:
+        yield 0.0, shown
+
+
+# --- to the file
+
+
+def _write(clip: _Clip, out: Path, how: Encoding, start: float | None, end: float | None) -> Encoded:
+    timed = clip.timed if start is None and end is None else _cut(clip.timed, start or 0.0, end)
+    options = {"movflags": "+faststart", "fflags": "+bitexact"}
+    with av.open(f"file:{out}", "w", format="mp4", options=options) as container:
+        writer = _Writer(container, clip, how)
+        for time, frame in timed:
+            writer.write(time, frame)
+        writer.finish()
+    damage = clip.damage()
+    if writer.frames < 2:
+        raise MediaError(f"only {writer.frames} frame can be decoded: {damage or 'the stream ends there'}")
+    return Encoded(writer.frames, writer.last / TIMESCALE, *writer.size, "h264", damage)
+
+
+class _Writer:
+    """Frames, scaled and turned upright, into an H.264 stream with a key frame at every `key_interval`."""
+
+    def __init__(self, container: OutputContainer, clip: _Clip, how: Encoding) -> None:
+        self.container, self.shape, self.how = container, clip.shape, how
+        self.frames, self.last, self.next_key = 0, -1, 0
+        self.flat = _fit(clip.shape.width, clip.shape.height, how.short_side, even=True)
+        self.size = self.flat[::-1] if clip.shape.turned else self.flat
+        self.converter = VideoReformatter()
+        self.stream: VideoStream | None = None
+
+    def write(self, time: float, frame: VideoFrame) -> None:
+        """Add the frame shown from `time`, in seconds."""
+        stream = self.stream = self.stream or self._begin(frame)
+        picture = self._upright(self._scaled(frame))
+        self.last = picture.pts = max(self.last + 1, round(time * TIMESCALE))
+        picture.time_base = Fraction(1, TIMESCALE)
+        if key := self.last >= self.next_key:
+            step = max(1, round(self.how.key_interval * TIMESCALE))
+            self.next_key = (self.last // step + 1) * step
+        picture.pict_type = PictureType.I if key else PictureType.NONE
+        self.frames += 1
+        self.container.mux(stream.encode(picture))
+
+    def finish(self) -> None:
+        """Write what the encoder still holds."""
+        if self.stream:
+            self.container.mux(self.stream.encode(None))
+
+    def _begin(self, frame: VideoFrame) -> VideoStream:
+        stream = self.container.add_stream("libx264", rate=30, options={**X264, "crf": str(self.how.crf)})
+        context = stream.codec_context
+        stream.width, stream.height = self.size
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = context.time_base = Fraction(1, TIMESCALE)
+        context.flags |= Flags.bitexact
+        context.color_range = ColorRange.MPEG
+        context.colorspace = 5 if frame.colorspace == 0 else frame.colorspace  # RGB becomes what scalers make of it by default, BT.601
+        return stream
+
+    def _scaled(self, frame: VideoFrame) -> VideoFrame:
+        """A picture of its own: the source's frames may still be asked for their times."""
+        how = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+        try:
+            flat = self.converter.reformat(frame, *self.flat, "yuv420p", interpolation=how, dst_color_range=ColorRange.MPEG, threads=1)
+        except av.FFmpegError as error:
+            raise MediaError(f"{frame.format.name} pixels cannot be turned into YUV: {reason(error)}") from error
+        return VideoFrame.from_ndarray(flat.to_ndarray(), format="yuv420p") if flat is frame else flat
+
+    def _upright(self, frame: VideoFrame) -> VideoFrame:
+        """The picture turned and mirrored as its display matrix says, plane by plane."""
+        a, b, c, d = (self.shape.matrix[place] for place in (0, 1, 3, 4))
+        right, down = (c, b) if self.shape.turned else (a, d)
+        if not self.shape.turned and right >= 0 and down >= 0:
+            return frame
+        width, height = self.flat
+        planes = []
+        for plane in np.split(frame.to_ndarray().ravel(), [width * height, width * height * 5 // 4]):
+            square = plane.reshape(height, width) if plane.size == width * height else plane.reshape(height // 2, width // 2)
+            square = square.swapaxes(0, 1) if self.shape.turned else square
+            planes.append(square[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1].ravel())
+        return VideoFrame.from_ndarray(np.concatenate(planes).reshape(self.size[1] * 3 // 2, self.size[0]), format="yuv420p")
