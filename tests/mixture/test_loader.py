@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from cover.datasets.catalog import load_catalog
 from cover.datasets.flips import mirror_pairs
 from cover.datasets.manifest import open_manifest
 from cover.media.augment import crop_resize, middle_box
-from cover.media.decode import decode_image
+from cover.media.decode import decode_at, decode_image
+from cover.mixture import loader
 from cover.mixture.loader import Augmentation, Member, SampleReader, packs
 from cover.mixture.pack import Pack
 from cover.mixture.schedule import Draw, Schedule, Source, rates_by, split_batch
@@ -180,6 +182,26 @@ def test_crops_follow_the_data_sets_own_range(make_set: MakeSet) -> None:
         crops = [reader.read(Draw("mine", 0, 0, seed)).frames.numpy() for seed in range(10)]
         assert len({crop.tobytes() for crop in crops}) == distinct
         assert np.array_equal(crops[0], middle) == (distinct == 1)
+
+
+def test_two_crops_of_a_clip_from_one_decode(sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = members_of(sandbox, {"kinetics": 4})
+    source = Source("kinetics", members[0].manifest.usable, 4, Fraction(1), crops=2)
+    reader = SampleReader(members, Augmentation(SIZE, flip=False, colour=0.3))
+    (draws,) = Schedule(0, split_batch([source], 8, 1)).step(0)
+    decoded: list[list[float]] = []
+    monkeypatch.setattr(loader, "decode_at", lambda path, times, **how: decoded.append(list(times)) or decode_at(path, times, **how))
+    together = reader.read_all(draws)
+    assert len(decoded) == 4
+    apart = [reader.read(draw) for draw in draws]
+    assert decoded[4:] == [times for times in decoded[:4] for _ in range(2)]  # at the same instants where read alone
+    for one, other in zip(together, apart, strict=True):
+        assert torch.equal(one.frames, other.frames)
+        assert torch.equal(one.colour, other.colour)
+    for first, second in zip(together[::2], together[1::2], strict=True):
+        assert torch.equal(first.targets, second.targets)
+        assert not torch.equal(first.frames, second.frames)
+        assert not torch.equal(first.colour, second.colour)
 
 
 # --- any number of classes --------------------------------------------------------------------------------------------------------

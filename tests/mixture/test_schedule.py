@@ -166,3 +166,35 @@ def test_batches_that_cannot_be_shared_out(batch: int, divisor: int, message: st
     with pytest.raises(UserError, match=message) as caught:
         split_batch(make_sources([5, 5, 5], [8, 4, 1]), batch, divisor)
     assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=40, deadline=None)
+@given(mixtures(), st.integers(1, 4))
+def test_crops_of_a_clip_are_drawn_together(mixture: tuple[int, tuple[Group, ...]], crops: int) -> None:
+    """A clip is drawn `crops` times in a row under as many seeds, and what is drawn of it otherwise is what one crop would draw."""
+    seed, groups = mixture
+    several = tuple(replace(g, sources=tuple(replace(source, crops=crops) for source in g.sources)) for g in groups)
+    draws = [draw for step in range(STEPS) for group in Schedule(seed, several).step(step) for draw in group]
+    assert len({draw.seed for draw in draws}) == len(draws)
+    by_clip = Counter(draw.clip for draw in draws)
+    assert max(by_clip.values()) <= crops
+    assert sum(count < crops for count in by_clip.values()) <= sum(len(group.sources) for group in groups)  # each set's last
+    for draw in draws:
+        first = draw_seed(seed, draw.dataset, draw.epoch, draw.row)
+        assert (draw.seed == first) if draw.clip_seed is None else (draw.clip_seed == first != draw.seed)
+    for step in range(STEPS):
+        for group in Schedule(seed, several).step(step):
+            clips = [draw.clip for draw in group]
+            assert all(clips[place] == clips[place + 1] for clip in set(clips) for place in _places(clips, clip)[:-1])
+
+
+def _places(clips: list[tuple[str, int, int]], clip: tuple[str, int, int]) -> list[int]:
+    return [place for place, other in enumerate(clips) if other == clip]
+
+
+def test_steps_far_ahead_and_back() -> None:
+    groups = split_batch(make_sources([300, 70, 11], [8, 8, 1]), 10, 1)
+    played, jumping = Schedule(1, groups), Schedule(1, groups)
+    wanted = {step: played.step(step) for step in range(5000)}
+    for step in (4999, 0, 2048, 1024, 1023, 4100, 3, 2049):
+        assert jumping.step(step) == wanted[step]
