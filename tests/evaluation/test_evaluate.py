@@ -6,15 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
-from cover.evaluation import evaluate as evaluation
-from cover.evaluation.evaluate import Task, Variant, evaluate, evaluate_release, find_tasks
+from cover.evaluation import reading
+from cover.evaluation.evaluate import evaluate, evaluate_release
 from cover.evaluation.protocol import ViewPlan, read_views
+from cover.evaluation.reading import Variant
+from cover.evaluation.tasks import Task, find_tasks
 from cover.media.clips import Views
 from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
 from cover.model.weights import save_release
@@ -96,7 +100,7 @@ def test_batches_and_workers_change_nothing(broken_set: Path, most_frames: int, 
     variants: tuple[Variant, ...] = ("plain", "shuffled", "single")
     model, usual = Watched(("x", "y", "z")), Watched(("x", "y", "z"))
     wanted = results_of(broken_set, usual, *variants)
-    monkeypatch.setattr(evaluation, "BATCH_FRAMES", most_frames)
+    monkeypatch.setattr(reading, "BATCH_FRAMES", most_frames)
     assert results_of(broken_set, model, *variants) == wanted
     assert sum(groups[0][0] for groups in model.groups) == sum(groups[0][0] for groups in usual.groups) == 3 * 4 * 3
     for place in range(3):
@@ -204,3 +208,74 @@ def test_a_split_that_is_not_there(trained: Path, sandbox: Path) -> None:
     with pytest.raises(UserError, match='kinetics has no split "test"') as error:
         evaluate_release(trained, sandbox, "test", [], None, ["plain"], "cpu", 0, 0)
     one_line(error)
+
+
+# --- beside the plain number ------------------------------------------------------------------------------------------------------
+
+
+class _OneOf:
+    """One of two processes, whose parts are put together by hand."""
+
+    def __init__(self, rank: int, pool: list[list[Any]]) -> None:
+        self.rank, self.ranks, self._pool, self._calls = rank, 2, pool, 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Rank 0 runs first and hands its part in; rank 1 gets both."""
+        if self.rank == 0:
+            self._pool.append([value])
+            return [value]
+        self._pool[self._calls].append(value)
+        self._calls += 1
+        return list(self._pool[self._calls - 1])
+
+
+def test_two_processes_count_as_one(broken_set: Path) -> None:
+    variants: tuple[Variant, ...] = ("plain", "shuffled", "reversed")
+    whole = results_of(broken_set, Watched(("x", "y", "z")), *variants)
+    pool: list[list[Any]] = []
+    for rank in (0, 1):
+        model = Watched(("x", "y", "z"))
+        found = evaluate(model, task_of(broken_set, model), "cpu", 0, variants, 0, _OneOf(rank, pool))
+    assert found == whole
+
+
+def test_backwards_is_backwards(broken_set: Path) -> None:
+    model = Watched(("x", "y", "z"))
+    results_of(broken_set, model, "plain", "reversed")
+    for plain, backwards in zip(model.shown[::2], model.shown[1::2], strict=True):
+        assert torch.equal(plain.flip(1), backwards)
+
+
+def test_scores_by_hand(broken_set: Path, tmp_path: Path) -> None:
+    model = Watched(("x", "y", "z"))
+    save_release(tmp_path / "release", model, {"frames": FRAMES, "step": 7})
+    file = tmp_path / "scores.arrow"
+    (found,) = evaluate_release(tmp_path / "release", broken_set, "val", (), "2x3", ("plain",), "cpu", 0, 0, scores=file)
+    table = pa.ipc.open_file(str(file)).read_all()
+    assert table.num_rows == found["n_read"] == 4
+    views = np.array(table["view_scores"].to_pylist())
+    assert views.shape == (4, 6, 3)
+    assert np.allclose(np.array(table["scores"].to_pylist()), views.mean(1), atol=1e-6)
+    right = views.mean(1).argmax(1) == table["label"].to_numpy()
+    assert right.mean() == found["top1"]
+    manifest = task_of(broken_set, model).manifest
+    assert table["sample_id"].to_pylist() == [manifest.row(number).sample_id for number in table["row"].to_pylist()]
+
+
+def test_a_head_on_another_set_by_class_names(broken_set: Path) -> None:
+    model = Watched(("Y", "q", "z", "r"), name="other")
+    with pytest.raises(UserError, match='no head "mine"'):
+        find_tasks(load_catalog(broken_set), model, FRAMES, "val", ["mine"])
+    with pytest.raises(UserError, match='no head "oter"; did you mean "other"'):
+        find_tasks(load_catalog(broken_set), model, FRAMES, "val", other_heads={"mine": "oter"})
+    (task,) = find_tasks(load_catalog(broken_set), model, FRAMES, "val", other_heads={"mine": "other"})
+    assert (task.classes, task.columns.tolist(), task.relabel.tolist()) == (("y", "z"), [0, 2], [-1, 0, 1])
+    with torch.no_grad():  # always y among the classes that both know, though q scores higher
+        model.heads["other"].weight.zero_()
+        model.heads["other"].bias.copy_(torch.tensor([1.0, 5.0, 0.0, 0.0]))
+    found = evaluate(model, task, "cpu", 0)["plain"]
+    assert (found["n_read"], found["n_listed"], found["unmapped"]) == (3, 5, ["x"])  # x: a.mp4 and bad.mp4
+    assert found["top1"] == 2 / 3
+    strangers = Watched(("p", "q"), name="other")
+    with pytest.raises(UserError, match="has 0 of the 3 class names"):
+        find_tasks(load_catalog(broken_set), strangers, FRAMES, "val", other_heads={"mine": "other"})

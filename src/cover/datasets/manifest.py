@@ -114,13 +114,21 @@ _COLUMNS = [field.name for field in fields(Row)]
 
 
 def write_manifest(
-    path: Path, name: str, split: str, media: Media, classes: ClassList, rows: Iterable[Row], root: str | None = None
+    path: Path,
+    name: str,
+    split: str,
+    media: Media,
+    classes: ClassList,
+    rows: Iterable[Row],
+    root: str | None = None,
+    scope: str | None = None,
 ) -> None:
     """Write `rows` in their order. The file is written beside and renamed, so that a reader sees the old one or the new one whole.
 
     `root`: what the rows' relative paths are relative to, a URL or a folder relative to the manifest's own; None: they are whole.
+    `scope`: of prepared data, `DatasetSpec.scope` of the originals.
     """
-    about: dict[str, Any] = {"name": name, "split": split, "media": media, "root": root}
+    about: dict[str, Any] = {"name": name, "split": split, "media": media, "root": root} | ({"scope": scope} if scope else {})
     about |= {"class_names": list(classes.names), "class_source": classes.source, "multi_label": classes.many}
     schema = pa.schema([pa.field(column, _TYPES[column]) for column in _COLUMNS], metadata={"cover": json.dumps(about)})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +164,8 @@ def open_manifest(path: Path, without: npt.NDArray[np.int64] | None = None) -> M
 
 
 class Manifest:
-    """A memory-mapped manifest: `name`, `split`, `media`, `classes`, and rows read one by one when asked for.
+    """A memory-mapped manifest: `name`, `split`, `media`, `classes`, and rows read one by one when asked for. `scope`: of prepared data,
+    within what the originals' source ids mean the same; None: the catalog's `DatasetSpec.scope` says.
 
     `without`: int64 numbers of rows that are held but not usable, None for none.
     """
@@ -168,6 +177,7 @@ class Manifest:
         self.split: str = about["split"]
         self.media: Media = about["media"]
         self.classes = ClassList.of(about["class_names"], about["class_source"], about["multi_label"])
+        self.scope: str | None = about.get("scope")
         root: str | None = about.get("root")
         self._root = root if root is None or is_url(root) else os.path.normpath(path.absolute().parent / root)
 
@@ -224,6 +234,10 @@ class Manifest:
         if self.without is not None:
             ok = ok & ~np.isin(np.arange(len(self)), self.without)
         return np.flatnonzero(ok & self.labelled).astype(np.int64)
+
+    def sources(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """int64 `(len(rows),)`: the same number for rows of one source id."""
+        return np.unique(np.asarray(self._table["source_id"].take(pa.array(rows)).to_pylist(), dtype=object), return_inverse=True)[1]
 
     def counts(self) -> dict[str, int]:
         """Rows in each of the states, 0 included."""

@@ -47,6 +47,10 @@ class TopK:
     def _add(self, row: int, labels: torch.Tensor) -> None:
         self.counts[row] += torch.bincount(labels, minlength=self.classes).cpu()
 
+    def merge(self, other: TopK) -> None:
+        """Take what another process has counted."""
+        self.counts += other.counts
+
     def result(self) -> dict[str, Any]:
         """The figures as plain data, shares between 0 and 1, null where there is nothing to divide by.
 
@@ -93,6 +97,11 @@ class MeanAveragePrecision:
         unreadable = scores.isnan().any(dim=1, keepdim=True)
         self._scores.append(scores.float().masked_fill(unreadable, -torch.inf).cpu().numpy())
         self._hot.append(hot.cpu().numpy() > 0)
+
+    def merge(self, other: MeanAveragePrecision) -> None:
+        """Take what another process has kept."""
+        self._scores += other._scores
+        self._hot += other._hot
 
     def result(self) -> dict[str, Any]:
         """The figures as plain data, shares between 0 and 1, null where there is nothing to divide by.
