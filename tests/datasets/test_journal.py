@@ -17,8 +17,8 @@ ENTRIES = [
 ]
 
 
-def write(file: Path, entries: list[Found], anew: bool = False) -> None:
-    with Journal(file, "video", anew) as journal:
+def write(file: Path, entries: list[Found], forced: bool = False) -> None:
+    with Journal(file, "video", forced) as journal:
         journal.add(entries)
 
 
@@ -28,12 +28,12 @@ def test_entries_come_back(tmp_path: Path) -> None:
     write(file, ENTRIES[1:])
     assert list(read_journal(file, "video")) == ENTRIES
     assert list(read_journal(file, "image")) == []
-    write(file, ENTRIES[:1], anew=True)
+    write(file, ENTRIES[:1], forced=True)
     assert list(read_journal(file, "video")) == ENTRIES[:1]
 
 
 def test_nothing_is_written_without_an_entry(tmp_path: Path) -> None:
-    with Journal(tmp_path / "none.jsonl", "video", anew=True):
+    with Journal(tmp_path / "none.jsonl", "video", forced=True):
         pass
     assert not (tmp_path / "none.jsonl").exists()
 

@@ -121,3 +121,17 @@ def test_a_manifest_written_before_there_were_many_labels(tmp_path: Path) -> Non
         writer.write_table(old)
     with pytest.raises(UserError, match=r"another version; run `cover index --force`"):
         open_manifest(tmp_path / "old.arrow")
+
+
+def test_a_manifest_written_anew_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "m.arrow"
+    write_manifest(path, "mine", "train", "video", CLASSES, ROWS)
+    manifest = open_manifest(path)
+    manifest.check_unchanged()
+    write_manifest(path, "mine", "train", "video", CLASSES, ROWS[::-1])
+    assert manifest.row(0) == ROWS[0]  # the file that was opened is still there
+    with pytest.raises(UserError, match=r"m\.arrow: was written anew while it was in use"):
+        manifest.check_unchanged()
+    path.unlink()
+    with pytest.raises(UserError, match="written anew"):
+        manifest.check_unchanged()

@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from av.stream import Disposition
 from PIL import Image
 
@@ -522,6 +523,22 @@ def test_both_decoders_choose_the_same_frames(tmp_path: Path, name: str) -> None
     ours, theirs = (decode_at(path, times, decoder=decoder) for decoder in ("pyav", "torchcodec"))
     assert numbers(theirs.frames) == numbers(ours.frames)
     assert ours.partial is theirs.partial is None
+
+
+@pytest.mark.usefixtures("torchcodec_loads")
+@pytest.mark.parametrize(("degrees", "mirrored"), [(0, False), (90, False), (180, False), (-90, False), (0, True), (90, True), (180, True)])
+def test_both_decoders_turn_pictures_alike(tmp_path: Path, degrees: int, mirrored: bool) -> None:
+    path = write_clip(tmp_path / "turned.mp4", count=20, display=(degrees, mirrored), frames=map(numbered, range(200, 220)))
+    ours, theirs = (decode_at(path, [0.0, 0.4], decoder=decoder).frames for decoder in ("pyav", "torchcodec"))
+    assert ours.shape == theirs.shape
+    assert np.abs(ours.astype(int) - theirs).mean() < 3
+
+
+def test_a_gpu_that_is_not_there_is_no_decoder() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="torchcodec"):
+        check_decoder("torchcodec_cuda")
 
 
 @pytest.mark.usefixtures("torchcodec_loads")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cover.console import Meter
 from cover.datasets.catalog import Catalog, DatasetSpec
-from cover.datasets.journal import Found, Journal, journal_path, journals, read_journal
+from cover.datasets.journal import Found, Journal, is_broken_off, journal_path, journals, read_journal
 from cover.datasets.ledger import Ledger
 from cover.datasets.manifest import Media, Row, open_manifest
 from cover.datasets.probing import Facts, stat_files
@@ -38,14 +38,17 @@ class Finding:
 
 
 def find(catalog: Catalog, spec: DatasetSpec, ledger: Ledger, engine: Engine, force: bool, who: str = "all") -> Finding:
-    """Fill a ledger. What is found goes into the journal `who` at once; `force` believes no earlier run."""
+    """Fill a ledger. What is found goes into the journal `who` at once; `force` believes no earlier run but the same one, broken off."""
     own = journal_path(manifests(catalog), spec.name, who)
     earlier = journals(manifests(catalog), spec.name)
     _stat(spec, ledger)
     if not force:
-        _recall(catalog, spec, ledger, earlier)
+        _recall_manifests(catalog, spec, ledger)
+        _recall_journals(spec, ledger, earlier)
+    elif is_broken_off(own):
+        _recall_journals(spec, ledger, [own])
     todo = ledger.unknown(engine.deep)
-    with Journal(own, spec.media, anew=force) as journal:
+    with Journal(own, spec.media, forced=force) as journal:
         _probe(spec, ledger, [ledger.paths[number] for number in todo], engine, journal)
     opened = np.zeros(len(ledger), bool)
     opened[todo] = True
@@ -64,8 +67,8 @@ def _stat(spec: DatasetSpec, ledger: Ledger) -> None:
             meter.advance(len(found))
 
 
-def _recall(catalog: Catalog, spec: DatasetSpec, ledger: Ledger, found: Sequence[Path]) -> None:
-    """What earlier runs found of files that have not changed since; journals are younger than manifests."""
+def _recall_manifests(catalog: Catalog, spec: DatasetSpec, ledger: Ledger) -> None:
+    """What earlier runs found of files that have not changed since."""
     for file in (catalog.manifest_path(spec.name, split) for split in spec.splits):
         if not file.is_file():
             continue
@@ -73,6 +76,10 @@ def _recall(catalog: Catalog, spec: DatasetSpec, ledger: Ledger, found: Sequence
         for row in manifest.rows() if manifest.media == spec.media else ():
             if ledger.is_current(row.path, (row.size, row.mtime_ns)):
                 ledger.put(row.path, _of_file(row))
+
+
+def _recall_journals(spec: DatasetSpec, ledger: Ledger, found: Sequence[Path]) -> None:
+    """The same of runs that were broken off, or probed a share: younger than the manifests."""
     for journal in found:
         for item in read_journal(journal, spec.media):
             if ledger.is_current(item.path, item.stamp):

@@ -1,5 +1,8 @@
 """What had been found when a run ended early, or by jobs that each probed a share? Files of JSON lines, each line whole by itself.
 
+A run that believes no earlier one (`--force`) says so in its journal's first line and when it is through in its last: until then the same
+command goes on from it. A journal that is being written is locked.
+
 A journal lies beside the manifests as `.<data set>.found.<who>.jsonl` and grows by a write per few files, so that a killed run loses only
 those it had in hand. A fact holds for a path of a size and time of change: a journal of another list, or of files that changed since,
 says nothing. `cover index` without a share reads all of them and removes them once the manifests stand.
@@ -7,6 +10,7 @@ says nothing. `cover index` without a share reads all of them and removes them o
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -19,6 +23,7 @@ from cover.datasets.probing import Facts, Stamp
 from cover.errors import UserError
 
 _VERSION = 1
+_FORCED, _THROUGH = b'"forced"', b'"through"'
 
 
 @dataclass(frozen=True)
@@ -57,36 +62,69 @@ def _parse(line: bytes, media: Media) -> Found | None:
         return None
 
 
+def is_broken_off(file: Path) -> bool:
+    """Whether a journal is that of a run that believed no earlier one and did not come to its end."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as lines:
+        marks = [line.strip() for line in lines if line.strip() in (_FORCED, _THROUGH)]
+    return marks == [_FORCED]
+
+
+def remove_unused(files: Iterable[Path]) -> None:
+    """Remove journals, but for those that other runs are writing."""
+    for file in files:
+        try:
+            descriptor = os.open(file, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink(missing_ok=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
+
+
 class Journal:
-    """A journal that is written to, opened at the first entry; with `anew` what it held is dropped.
+    """A journal that is written to, opened at the first entry. Of a `forced` run: what it held is dropped, unless that was broken off.
 
     Raises UserError, naming the file, where it cannot be written, as on a full disk; what was written before stays.
     """
 
-    def __init__(self, file: Path, media: Media, anew: bool = False) -> None:
-        self.file, self._media, self._anew = file, media, anew
+    def __init__(self, file: Path, media: Media, forced: bool = False) -> None:
+        self.file, self._media, self._forced = file, media, forced
         self._descriptor: int | None = None
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self._descriptor is not None:
+            if self._forced and kind is None:
+                self._append(_THROUGH + b"\n")
             os.close(self._descriptor)
             self._descriptor = None
 
     def add(self, found: Iterable[Found]) -> None:
         """Append entries: in the hands of the system when this returns."""
         lines = "".join(json.dumps([_VERSION, self._media, item.path, *item.stamp, _values(item.facts)]) + "\n" for item in found)
+        self._append(lines.encode())
+
+    def _append(self, data: bytes) -> None:
         try:
-            self._write(lines.encode())
+            self._write(data)
         except OSError as error:
             raise UserError(f"{self.file}: cannot be written: {error.strerror}; run the command again to go on from here") from None
 
     def _write(self, data: bytes) -> None:
         if self._descriptor is None:
-            self._descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if self._anew else 0), 0o666)
-            data = b"\n" + data  # what a killed run left may end in the middle of a line
+            anew = self._forced and not is_broken_off(self.file)
+            self._descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if anew else 0), 0o666)
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            # What a killed run left may end in the middle of a line.
+            data = (_FORCED if anew else b"") + b"\n" + data
         while data:
             data = data[os.write(self._descriptor, data) :]
 

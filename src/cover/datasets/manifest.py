@@ -149,6 +149,14 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def open_manifest(path: Path, without: npt.NDArray[np.int64] | None = None) -> Manifest:
     """Map a manifest into memory; the rows `without` are never usable. Raises UserError where it is absent or is not a manifest."""
     if not path.is_file():
@@ -172,6 +180,7 @@ class Manifest:
 
     def __init__(self, path: Path, table: Any, about: dict[str, Any], without: npt.NDArray[np.int64] | None = None) -> None:
         self.path, self.without = path, without
+        self._stamp = _stamp(path)
         self._table = table
         self.name: str = about["name"]
         self.split: str = about["split"]
@@ -183,6 +192,11 @@ class Manifest:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_manifest, (self.path, self.without)  # a worker process maps the file too; it is not sent the rows
+
+    def check_unchanged(self) -> None:
+        """Raises UserError where the file was written anew since it was opened: processes that open it now would see other rows."""
+        if _stamp(self.path) != self._stamp:
+            raise UserError(f"{self.path}: was written anew while it was in use (cover index); start this command again")
 
     def __len__(self) -> int:
         return int(self._table.num_rows)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cover.datasets.manifest import Media
 from cover.media.augment import view_crops
 from cover.media.clips import Sampling, Views, view_times
 from cover.media.decode import Decoder, decode_at, decode_image
 from cover.media.source import Source
+
+if TYPE_CHECKING:
+    from cover.datasets.manifest import Media
 
 
 @dataclass(frozen=True)
@@ -35,22 +38,45 @@ def read_views(
     Returns for each plan uint8 `(temporal x spatial, T, 3, size, size)` (T = 1 for images, which have spatial views alone) and what
     was damaged. Raises `MediaError` where nothing can be read.
     """
+    (clips,), partial = read_windows(path, media, plans, [(start, duration)], decoder)
+    return clips, partial
+
+
+def read_windows(
+    path: Source, media: Media, plans: Sequence[ViewPlan], windows: Sequence[tuple[float, float]], decoder: Decoder = "pyav"
+) -> tuple[list[list[np.ndarray]], str | None]:
+    """`read_views` of several windows of a video, each `(start, duration)` in seconds, from one decode: one list of clips for each."""
     hint = HINT_SLACK * max(plan.size for plan in plans)
     if media == "image":
-        pixels = decode_image(path, size_hint=hint)[None]
-        return [_views(pixels, np.zeros((1, 1), np.int64), plan) for plan in plans], None
-    times = [start + view_times(plan.sampling, plan.frames, duration, plan.views.temporal) for plan in plans]
-    decoded = decode_at(path, np.concatenate([t.ravel() for t in times]).tolist(), size_hint=hint, decoder=decoder)
-    ends = np.cumsum([t.size for t in times])
-    shown = [part.reshape(t.shape) for part, t in zip(np.split(decoded.shown, ends[:-1]), times, strict=True)]
-    return [_views(decoded.pictures, part, plan) for part, plan in zip(shown, plans, strict=True)], decoded.partial
+        crops = _Crops(decode_image(path, size_hint=hint)[None])
+        return [[crops.views(np.zeros((1, 1), np.int64), plan) for plan in plans] for _ in windows], None
+    times = [
+        [start + view_times(plan.sampling, plan.frames, duration, plan.views.temporal) for plan in plans] for start, duration in windows
+    ]
+    flat = [instants for window in times for instants in window]
+    decoded = decode_at(path, np.concatenate([t.ravel() for t in flat]).tolist(), size_hint=hint, decoder=decoder)
+    places = iter(np.split(decoded.shown, np.cumsum([t.size for t in flat])[:-1]))
+    crops = _Crops(decoded.pictures)
+    return [
+        [crops.views(next(places).reshape(instants.shape), plan) for instants, plan in zip(window, plans, strict=True)] for window in times
+    ], decoded.partial
 
 
-def _views(pictures: np.ndarray, shown: np.ndarray, plan: ViewPlan) -> np.ndarray:
-    """uint8 `(temporal x spatial, T, 3, size, size)`: every picture is scaled once. `shown`: int64 `(temporal, T)`, places of pictures."""
-    crops, spatial = view_crops(pictures, plan.size, plan.views.spatial), plan.views.spatial
-    views = np.empty((len(shown), spatial, shown.shape[1], *crops[0].shape[1:]), np.uint8)
-    for (temporal, number), place in np.ndenumerate(shown):
-        for crop, view in zip(crops, views[temporal, :, number], strict=True):
-            view[...] = crop[place]
-    return views.reshape(-1, *views.shape[2:])
+class _Crops:
+    """The crops of a file's pictures, uint8 `(M, H, W, 3)`: every picture is scaled once, however many views show it."""
+
+    def __init__(self, pictures: np.ndarray) -> None:
+        self._pictures = pictures
+        self._made: dict[tuple[int, int], list[np.ndarray]] = {}
+
+    def views(self, shown: np.ndarray, plan: ViewPlan) -> np.ndarray:
+        """uint8 `(temporal x spatial, T, 3, size, size)`. `shown`: int64 `(temporal, T)`, places of pictures."""
+        key = plan.size, plan.views.spatial
+        if key not in self._made:
+            self._made[key] = view_crops(self._pictures, *key)
+        crops, spatial = self._made[key], plan.views.spatial
+        views = np.empty((len(shown), spatial, shown.shape[1], *crops[0].shape[1:]), np.uint8)
+        for (temporal, number), place in np.ndenumerate(shown):
+            for crop, view in zip(crops, views[temporal, :, number], strict=True):
+                view[...] = crop[place]
+        return views.reshape(-1, *views.shape[2:])

@@ -53,6 +53,7 @@ def batches(
 
     `notes` gets a line for each file that is damaged or cannot be read; `count` is told how many rows have been seen.
     """
+    task.manifest.check_unchanged()
     frames_each = plan.views.temporal * plan.views.spatial * (plan.frames if task.manifest.media == "video" else 1)
     loader = DataLoader(
         _Rows(task, plan, rows),

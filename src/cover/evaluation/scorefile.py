@@ -24,13 +24,14 @@ _SCHEMA = pa.schema(
         "labels": pa.list_(pa.int32()),
         "scores": pa.list_(pa.float32()),
         "view_scores": pa.list_(pa.list_(pa.float32())),
-    }  # fmt: skip
+    }
 )
 
 
 class ScoreFile:
-    """Written as the samples come. `scores`: the mean over the views, in the order of the result's `class_names`; `view_scores`: each view's,
-    temporal offsets first, then crops. Of several processes each writes its own, NAME.RANK beside NAME. Opens nothing for `path` None.
+    """Written as the samples come. `scores`: the mean over the views, in the order of the result's `class_names`; `view_scores`: each
+    view's, temporal offsets first, then crops. Of several processes each writes its own, NAME.RANK beside NAME. Opens nothing for `path`
+    None.
 
     >>> table = pyarrow.ipc.open_file("scores.arrow").read_all()
     """

@@ -59,8 +59,8 @@ def find_tasks(
 ) -> list[Task]:
     """The data sets that `model` has a head for, or those of `names`.
 
-    `other_heads`: data set -> the head that is to score it, by the class names that both have. Raises `UserError` where heads and classes do
-    not match.
+    `other_heads`: data set -> the head that is to score it, by the class names that both have. Raises `UserError` where heads and
+    classes do not match.
     """
     other_heads = other_heads or {}
     heads = {name: head for head in model.head_list for name in head.datasets}

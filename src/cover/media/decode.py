@@ -67,4 +67,4 @@ def check_decoder(decoder: Decoder) -> str:
         return f"pyav {av.__version__}"
     from cover.media.torchcodec import version
 
-    return f"{decoder} {version()}"
+    return f"{decoder} {version('cuda' if decoder == 'torchcodec_cuda' else 'cpu')}"

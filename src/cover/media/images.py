@@ -55,5 +55,7 @@ def open_image(path: Source, max_pixels: int) -> Iterator[Image.Image]:
             yield image
     except Image.UnidentifiedImageError as error:
         raise MediaError("not an image that Pillow knows") from error
+    except PermissionError as error:
+        raise MediaError(f"cannot be read: {error.strerror}") from error
     except _DAMAGED as error:
         raise MediaError(f"damaged image: {error}") from error

@@ -40,6 +40,8 @@ def open_video(path: Source, max_pixels: int) -> Iterator[tuple[InputContainer, 
         # "file:" keeps a colon in a name from being read as a protocol, the white list a playlist from reaching out.
         file = "file:" + os.fspath(path) if is_plain(path) else io.BytesIO(read_source(path))
         container = av.open(file, mode="r", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+    except PermissionError as error:
+        raise MediaError(f"cannot be read: {error.strerror}") from error
     except av.FFmpegError as error:
         raise MediaError(f"not a video: {reason(error)}") from error
     with container:
@@ -189,6 +191,12 @@ class Shape:
     def turned(self) -> bool:
         """Whether display swaps rows and columns."""
         return abs(self.matrix[1]) > abs(self.matrix[0])
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether display turns the picture over, beside rotating it."""
+        a, b, c, d = (self.matrix[place] for place in (0, 1, 3, 4))
+        return a * d - b * c < 0
 
     @property
     def upright(self) -> tuple[int, int]:

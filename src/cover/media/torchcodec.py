@@ -1,8 +1,9 @@
 """Which pictures does a video show at given times, by torchcodec? An option beside PyAV: it can decode on the GPU (NVDEC).
 
-It chooses the same frames. PyAV opens every file first: what is not MP4 or Matroska (of whose frames torchcodec takes others where
-stamps are scrambled), what torchcodec cannot decode, and files cut short go through PyAV alone. Of a stream without whole key frames
-(refreshed bit by bit) torchcodec 0.13 gives wrong pictures where it seeks; PyAV does not.
+It chooses the same frames. PyAV looks at every file first: what is not MP4 or Matroska (of whose frames torchcodec takes others where
+stamps are scrambled), what is shown mirrored, what torchcodec cannot decode, and files cut short go through PyAV alone. Damage inside a
+file torchcodec conceals without a word, where PyAV ends the frames; of a stream without whole key frames (refreshed bit by bit)
+torchcodec 0.13 gives wrong pictures where it seeks.
 """
 
 from __future__ import annotations
@@ -18,33 +19,42 @@ import torch.nn.functional as fn
 from cover.errors import UserError
 from cover.media.results import Decoded
 from cover.media.source import Source, is_plain, read_source
-from cover.media.stream import kinds, open_video
-from cover.media.video import SEEKABLE, TOLERANCE, decode_video
+from cover.media.stream import Reader, Shape, kinds, open_video
+from cover.media.video import SEEKABLE, TOLERANCE, decode_video, first_frame
 
 
-def version() -> str:
-    """Raises UserError where torchcodec is not installed or does not load."""
-    return str(_torchcodec().__version__)
+def version(device: str) -> str:
+    """Raises UserError where torchcodec is not installed, does not load, or cannot decode on `device`."""
+    found = str(_torchcodec().__version__)
+    if device == "cuda" and (not torch.cuda.is_available() or found.endswith("+cpu")):
+        lacks = "torchcodec is a CPU build" if torch.cuda.is_available() else "there is no GPU here"
+        raise UserError(f"decoder torchcodec_cuda: {lacks}; decoder torchcodec decodes on the CPU")
+    return found
 
 
 def decode_by_torchcodec(path: Source, wanted: Sequence[float], size_hint: int | None, max_pixels: int, device: str) -> Decoded:
     """As `video.decode_video`; `device` is cpu or cuda, the frames are in the host's memory."""
     torchcodec = _torchcodec()
     with open_video(path, max_pixels) as (container, stream):
-        index, aspect, suited = stream.index, float(stream.sample_aspect_ratio or 1) or 1.0, bool(kinds(container) & SEEKABLE)
+        reader = Reader(container, stream)
+        shape = Shape.of(first_frame(iter(reader), reader), stream, size_hint, max_pixels)
+        index, suited = stream.index, bool(kinds(container) & SEEKABLE) and not shape.mirrored
     if not suited:
         return decode_video(path, wanted, size_hint, max_pixels)
     file = os.fspath(path) if is_plain(path) else read_source(path)
     try:
         decoder = torchcodec.decoders.VideoDecoder(file, stream_index=index, device=device, num_ffmpeg_threads=1)
-        about = decoder.metadata
-        if _cut_short(about):
+        if _cut_short(decoder.metadata):
             return decode_video(path, wanted, size_hint, max_pixels)
-        frames = _frames(decoder, np.asarray(wanted) + about.begin_stream_seconds + TOLERANCE)
+        frames = _frames(decoder, np.asarray(wanted) + decoder.metadata.begin_stream_seconds + TOLERANCE)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, IndexError):
         return decode_video(path, wanted, size_hint, max_pixels)
-    shown = _displayed(frames, aspect, bool(about.rotation and about.rotation % 180), size_hint)
-    return Decoded(shown.cpu().permute(0, 2, 3, 1).contiguous().numpy(), np.arange(len(shown)), None)
+    width, height = shape.upright
+    if frames.shape[2:] != (height, width):
+        frames = fn.interpolate(frames, (height, width), mode="bilinear", antialias=True)
+    return Decoded(frames.cpu().permute(0, 2, 3, 1).contiguous().numpy(), np.arange(len(frames)), None)
 
 
 def _frames(decoder: Any, seconds: np.ndarray) -> torch.Tensor:
@@ -60,18 +70,6 @@ def _frames(decoder: Any, seconds: np.ndarray) -> torch.Tensor:
 def _cut_short(about: Any) -> bool:
     """Whether the header promises more frames than there are."""
     return (about.num_frames_from_header or 0) > (about.num_frames_from_content or 0)
-
-
-def _displayed(frames: torch.Tensor, aspect: float, turned: bool, size_hint: int | None) -> torch.Tensor:
-    """uint8 `(N, 3, H, W)` with square pixels, the short side at most `size_hint`. `turned`: the coded rows are columns here."""
-    height, width = frames.shape[2:]
-    height, width = (max(1, round(height * aspect)), width) if turned else (height, max(1, round(width * aspect)))
-    if size_hint and size_hint < min(width, height):
-        scale = size_hint / min(width, height)
-        width, height = round(width * scale), round(height * scale)
-    if (height, width) == tuple(frames.shape[2:]):
-        return frames
-    return fn.interpolate(frames, (height, width), mode="bilinear", antialias=True)
 
 
 def _torchcodec() -> Any:
