@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cover.datasets.adapters import list_split
+from cover.datasets.adapters import list_split, list_splits
 from cover.datasets.catalog import DatasetSpec, load_catalog
 from cover.datasets.flips import mirror_pairs
 from cover.datasets.listing import Listing
@@ -325,6 +327,44 @@ def test_csv_unsound(tmp_path: Path, rows: list[list[str]], keys: dict[str, str]
     with pytest.raises(UserError, match=message) as error:
         list_split(spec_of(tmp_path, format="csv", media="video", **keys), "train")
     assert "\n" not in str(error.value)
+
+
+def test_csv_lists_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many splits and files there are; and all splits at once are what they are one by one."""
+    write_csv(tmp_path / "most.csv", [["path", "label", "split"], ["a.mp4", "x", "train"], ["b.mp4", "y", "val"], ["c.mp4", "y", "train"]])
+    write_csv(tmp_path / "rest.csv", [["split", "path"], ["none", "e.mp4"], ["test", "d.mp4"]])
+    spec = spec_of(tmp_path, format="csv", media="video", annotations={"train": "most.csv", "val": "most.csv", "test": "rest.csv"})
+    one_by_one = {split: list_split(spec, split) for split in spec.annotations}
+    opened: list[str] = []
+    real = open
+
+    def counted(file: str, *args: Any, **keys: Any) -> Any:
+        opened.append(Path(file).name)
+        return real(file, *args, **keys)
+
+    monkeypatch.setattr("builtins.open", counted)
+    assert list_splits(spec) == one_by_one
+    assert sorted(opened) == ["most.csv", "rest.csv"]
+    assert {split: [row.sample_id for row in listing.rows] for split, listing in one_by_one.items()} == {
+        "train": ["a.mp4", "c.mp4"], "val": ["b.mp4"], "test": ["d.mp4"],
+    }  # fmt: skip
+    assert names(one_by_one["test"]) == [None]
+
+
+def test_csv_list_in_bounded_memory(tmp_path: Path) -> None:
+    """Beside the rows that it gives, reading a list holds a few bytes a row."""
+    with (tmp_path / "train.csv").open("w") as file:
+        file.write("path,label,split\n")
+        file.writelines(f"videos/some_longer_name_{number:07d}.mp4,class {number % 50},train\n" for number in range(20_000))
+    spec = spec_of(tmp_path, format="csv", media="video")
+    tracemalloc.start()
+    try:
+        listing = list_split(spec, "train")
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(listing.rows) == 20_000
+    assert (peak - held) / len(listing.rows) < 80
 
 
 @pytest.mark.parametrize(("name", "classes", "train", "test"), [("tennis7", 7, 280, 91), ("utinteraction6", 6, 83, 37)])

@@ -110,6 +110,43 @@ def test_killed_share_is_continued(tmp_path: Path) -> None:
     assert bytes_of(catalog) == whole
 
 
+def test_killed_run_that_believes_no_earlier_one_is_continued(tmp_path: Path) -> None:
+    catalog = write_images(tmp_path)
+    index(catalog, 0)
+    whole = bytes_of(catalog)
+    done = kill_in_the_middle(catalog, "--force")
+    assert 0 < done < FILES
+    assert FILES - done <= total(index(catalog, 2, force=True), "probed") <= FILES - done + 1
+    assert bytes_of(catalog) == whole
+    assert total(index(catalog, 0, force=True), "probed") == FILES  # that one came to its end: the next begins anew
+
+
+def test_forced_share_begins_anew_once_it_is_through(tmp_path: Path) -> None:
+    catalog = write_images(tmp_path, 20)
+    for _ in range(2):
+        assert index_share(catalog, Share(1, 1), How(0, force=True))[0]["probed"] == 20
+    assert index_share(catalog, Share(1, 1), How(0))[0]["probed"] == 0
+
+
+def test_share_that_is_still_running_keeps_its_journal(tmp_path: Path) -> None:
+    catalog = write_images(tmp_path)
+    command = [sys.executable, "-m", "cover.cli", "index", str(catalog), "--workers", "1", "--shard", "1/1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder, deadline = catalog.parent / "manifests", time.monotonic() + 60
+    while not any(file.stat().st_size for file in folder.glob(".mine.found.*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGSTOP)
+    index(catalog, 0)
+    (journal,) = folder.glob(".mine.found.1-of-1.*")
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 0
+    assert journal.read_bytes().count(b"\n[") == FILES
+    index(catalog, 0)
+    assert not list(folder.glob(".mine.found.*"))
+
+
 def test_half_written_manifest_of_a_killed_run_goes(tmp_path: Path) -> None:
     catalog = write_images(tmp_path, 3)
     index(catalog, 0)

@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from cover.datasets import fingerprints
@@ -22,6 +23,7 @@ from cover.datasets.catalog import load_catalog
 from cover.datasets.exclusions import excluded_rows, read_exclusions
 from cover.datasets.index import index
 from cover.datasets.overlap import overlap, print_overlap
+from cover.datasets.prepare import prepare
 from cover.errors import UserError
 from cover.mixture.schedule import Draw
 from cover.training.recipe import Data, Recipe
@@ -256,6 +258,80 @@ def test_images(tmp_path: Path) -> None:
 def write_image(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def related(clips: Path) -> Path:
+    """Beside `clips`: rows below the root of `one`, of which t7.mp4 is in its train split; the same name below another root, which is
+    another clip; and two Moments sets with the publisher's own id getty-1 in both, of which one's files are there."""
+    write_list(clips.parent / "one", "val", ["t7.mp4"])
+    write_clip(clips.parent / "four/t7.mp4", clip(60))
+    write_list(clips.parent / "four", "val", ["t7.mp4"])
+    for root, file in (("m1", "trainingSet"), ("m2", "validationSet")):
+        (clips.parent / root).mkdir()
+        (clips.parent / root / f"{file}.csv").write_text(f"jump/getty-1.mp4,jump,1,0\njump/{root}.mp4,jump,1,0\n")
+    write_clip(clips.parent / "m1/training/jump/m1.mp4", clip(61))
+    with clips.open("a") as catalog:
+        catalog.write("three: {format: csv, root: one, annotations: {val: val.csv}}\nfour: {format: csv, root: four}\n")
+        catalog.write("m1: {format: moments, root: m1, dev: 0}\nm2: {format: moments, root: m2}\n")
+    index(clips, 0)
+    return clips
+
+
+def matrix(results: dict[str, Any], kind: str) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The counts of all pairs that share something."""
+    names = [tuple(pair[side][part] for side in ("left", "right") for part in ("dataset", "split")) for pair in results["pairs"]]
+    counts = (tuple(pair[kind][count] for count in ("distinct", "left_rows", "right_rows")) for pair in results["pairs"])
+    return {name: count for name, count in zip(names, counts) if any(count)}
+
+
+@pytest.mark.parametrize("shard_bytes", [None, 20_000])
+def test_prepared_data_match_as_their_originals_do(related: Path, tmp_path: Path, shard_bytes: int | None) -> None:
+    before = overlap(related, 0, frames=True)
+    assert matrix(before, "source") == {
+        ("one", "train", "one", "val"): (1, 1, 1), ("one", "train", "three", "val"): (1, 1, 1), ("one", "val", "three", "val"): (1, 1, 1),
+        ("m1", "train", "m2", "val"): (1, 1, 1),
+    }  # fmt: skip
+    prepare(related, tmp_path / "fast", 0, shard_bytes=shard_bytes)
+    again = prepare(tmp_path / "fast/catalog.yaml", tmp_path / "twice", 0, shard_bytes=shard_bytes)
+    assert sum(result["failed"] for result in again) == 0
+    for folder in ("fast", "twice"):
+        after = overlap(tmp_path / folder / "catalog.yaml", 0, frames=True)
+        for kind in ("source", "frames"):
+            assert matrix(after, kind) == matrix(before, kind), kind
+            found = [[split["comparable"][kind] for split in results["splits"]] for results in (before, after)]
+            assert found[0] == found[1], kind
+        assert after["chance"]["video"]["pairs"] == before["chance"]["video"]["pairs"]
+
+
+def test_prepared_images_in_shards(tmp_path: Path) -> None:
+    for number in range(4):
+        write_image(tmp_path / f"one/train/{'ab'[number % 2]}/{number}.png", clip(number)[0])
+    write_image(tmp_path / "two/val/a/copy.jpg", resized(clip(2)[:1], 100, 70)[0])
+    (tmp_path / "catalog.yaml").write_text("one: {format: folder, root: one, dev: 0}\ntwo: {format: folder, root: two}\n")
+    index(tmp_path / "catalog.yaml", 0)
+    prepare(tmp_path / "catalog.yaml", tmp_path / "fast", 0, shard_bytes=8_000)
+    results = overlap(tmp_path / "fast/catalog.yaml", 0, frames=True)
+    assert of(results, "one train", "two val")["frames"] == (1, 1, 1)
+    assert results["chance"]["image"]["pairs"] == 4, "those of another label, in whatever shards"
+
+
+def test_prepared_data_beside_originals(related: Path, tmp_path: Path) -> None:
+    """One catalog of both: every prepared row has its original's id, and its pictures."""
+    prepare(related, tmp_path / "fast", 0, ["one"], shard_bytes=20_000)
+    entry = yaml.safe_load((tmp_path / "fast/catalog.yaml").read_text())["one"]
+    both = yaml.safe_load(related.read_text()) | {"small": entry | {"root": str(tmp_path / "fast")}}
+    related.write_text(yaml.safe_dump(both))
+    counts = of(overlap(related, 0, ["one", "small"], frames=True), "one train", "small train")
+    assert (counts["source"], counts["frames"]) == ((10, 10, 10), (10, 10, 10))
+
+
+def test_what_lies_behind_urls_is_compared_by_id(related: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(related, tmp_path / "fast", 0, shard_bytes=20_000, url="memory://bucket/fast")
+    results = overlap(tmp_path / "fast/catalog.yaml", 0, frames=True)
+    assert matrix(results, "source") == matrix(overlap(related, 0), "source")
+    assert not matrix(results, "frames")
+    assert "behind URLs and are compared by source id alone" in capsys.readouterr().err
 
 
 def test_plain_frames_say_nothing(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from cover.media.decode import MediaError, decode_at, decode_image
+from cover.media.source import Source
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)  # where in a clip its frames are taken
 CROPS = 4  # hashes of a frame: the whole first
@@ -84,19 +85,19 @@ def _hash(grey: npt.NDArray[np.float64]) -> int:
 # --- one file --------------------------------------------------------------------------------------------------------------------
 
 
-def image_hashes(path: str) -> tuple[int, ...] | None:
+def image_hashes(source: Source) -> tuple[int, ...] | None:
     """The hashes of an image, none where it is plain, None where it cannot be read."""
     try:
-        return frame_hashes(decode_image(path, size_hint=_HINT))
+        return frame_hashes(decode_image(source, size_hint=_HINT))
     except MediaError:
         return None
 
 
-def video_hashes(path: str, start: float, seconds: float) -> tuple[int, ...] | None:
+def video_hashes(source: Source, start: float, seconds: float) -> tuple[int, ...] | None:
     """The hashes of the frames at `FRACTIONS` of a segment, frame after frame, plain ones left out; None where it cannot be read."""
     times = [start + fraction * seconds for fraction in FRACTIONS]
     try:
-        decoded = decode_at(path, times, size_hint=_HINT)
+        decoded = decode_at(source, times, size_hint=_HINT)
     except MediaError:
         return None
     hashes = [frame_hashes(frame) for frame in decoded.frames]

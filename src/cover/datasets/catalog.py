@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
 
 from cover.datasets.conventions import CONVENTIONS, Convention, convention_of, find_annotations, guess_media
+from cover.datasets.files import unpack_hint
 from cover.datasets.manifest import SPLITS, Media
 from cover.errors import UserError, nearest
 from cover.media.clips import Sampling, Views
 
 Flip = Literal["allow", "never", "swap"]
+_PUBLISHED = ("kinetics", "ssv2", "moments", "imagenet")  # formats whose ids mean the same in every copy
 PREPARED = "prepared"  # the format of what `cover prepare` writes: its lists are manifests
 _REQUIRED: Any = object()
 
@@ -51,6 +55,14 @@ class DatasetSpec:
         carved = "dev" if self.dev > 0 and "train" in self.annotations else None
         return tuple(split for split in SPLITS if split in self.annotations or split == carved)
 
+    @property
+    def scope(self) -> str:
+        """Within what its source ids mean the same: the format where a publisher gives them, else a digest of the root, below which a
+        path or a column of one's own means something."""
+        if self.format in _PUBLISHED:
+            return self.format
+        return f"root {sha256(os.path.normpath(self.root).encode(errors='surrogateescape')).hexdigest()[:16]}"
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -81,7 +93,14 @@ def load_catalog(path: str | Path) -> Catalog:
     tree = _read_yaml(path)
     if not isinstance(tree, dict) or not tree:
         raise UserError(f"{path.name}: no data set in it; write one as `name: {{format: folder, root: /data/mine}}`")
-    return Catalog(path, {str(name): _read_spec(path, name, keys) for name, keys in tree.items()})
+    return Catalog(path, {str(name): _within_reach(path, name, keys) for name, keys in tree.items()})
+
+
+def _within_reach(path: Path, name: Any, given: Any) -> DatasetSpec:
+    try:
+        return _read_spec(path, name, given)
+    except PermissionError as error:
+        raise UserError(f"{path.name}: {name}: {error.filename} cannot be read: {error.strerror}; is its folder readable?") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -167,7 +186,9 @@ def _annotations(keys: _Keys, form: str, root: Path) -> dict[str, str]:
         raise keys.wrong("root", f"{root} {'is not a folder' if root.exists() else 'does not exist'}")
     if not found:
         places = ", ".join(convention_of(form).looked_for)
-        raise keys.wrong("annotations", f"not given, and {root} has none of {places}" if places else "missing; this format needs them")
+        hint = unpack_hint(root)
+        problem = f"not given, and {root} has none of {places}" if places else "missing; this format needs them"
+        raise keys.wrong("annotations", problem + (hint and f"; {hint}"))
     if "dev" in found and keys.keys.get("dev", 0):
         raise keys.wrong("dev", "annotations give a dev split already; drop one of the two")
     return found
@@ -180,7 +201,8 @@ def _media(keys: _Keys, form: str, annotations: dict[str, str]) -> Media:
         for split, place in annotations.items():
             if not Path(place).exists():
                 raise keys.wrong(f"annotations.{split}", f"{place} does not exist")
-        raise keys.wrong("media", "the file endings do not say whether these are videos or images; write `media: video` or `image`")
+        hint = next(filter(None, map(unpack_hint, annotations.values())), "") or "write `media: video` or `image`"
+        raise keys.wrong("media", f"the file endings do not say whether these are videos or images; {hint}")
     if convention and media != convention:
         raise keys.wrong("media", f"{form} holds {convention}s")
     return cast(Media, media)

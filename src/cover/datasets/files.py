@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cover.datasets.manifest import Media
 from cover.errors import UserError
 
-_VIDEO = ".mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .wmv .flv .ts .m2ts .mts .3gp .ogv .ogg .vob .asf .gif .y4m"
+if TYPE_CHECKING:  # pyarrow takes its time, and a prediction needs none of it
+    from cover.datasets.manifest import Media
+
+_VIDEO = ".mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .wmv .flv .ts .m2ts .mts .3gp .ogv .ogg .vob .asf .gif .y4m .swf"
 _IMAGE = ".jpg .jpeg .png .webp .bmp .tif .tiff .ppm .pgm .jp2 .avif .gif"
 VIDEO, IMAGE = frozenset(_VIDEO.split()), frozenset(_IMAGE.split())
 ENDINGS: dict[Media, frozenset[str]] = {"video": VIDEO, "image": IMAGE}
+_PACKED = re.compile(
+    r".+\.(tar|tgz|tbz2?|txz|zip|7z|rar|part|crdownload|aria2|filepart|z\d\d)(\.(gz|bz2|xz|zst|part|\d+|[a-z]{2}))*"
+    r"|20bn-something-something-v2-\d\d",
+    re.IGNORECASE,
+)
+_LOOKED_INTO = 20  # folders below the one in which archives are looked for
+_NAMED = 5
 
 
 def walk(folder: str | Path, media: Media | None, skip: frozenset[str] = frozenset()) -> Iterator[str]:
@@ -79,6 +92,41 @@ def subfolders(folder: str | Path) -> list[str]:
     """Names of the folders directly in `folder`, sorted, without hidden ones. Empty if it does not exist; raises UserError where it
     cannot be listed."""
     return [entry.name for entry in entries(folder) if _is_folder(entry)]
+
+
+def unpack_hint(folder: str | Path) -> str:
+    """`FOLDER holds a.tar, train/b.zip: ...` where archives or unfinished downloads lie in a folder or in the first 20 below it, else
+    nothing. For messages, once something is missing; what cannot be listed is passed over."""
+    found = sorted(name for name in _names_below(folder) if _PACKED.fullmatch(os.path.basename(name)))
+    return f"{folder} holds {few(found)}: fetch them whole and unpack them" if found else ""
+
+
+def _names_below(folder: str | Path) -> Iterator[str]:
+    below = (name for name in _names(folder) if os.path.isdir(os.path.join(folder, name)))
+    deeper = (os.path.join(name, held) for name in islice(below, _LOOKED_INTO) for held in _names(os.path.join(folder, name)))
+    return chain(_names(folder), deeper)
+
+
+def _names(folder: str | Path) -> Iterator[str]:
+    """Unsorted and unlisted, for there may be a million."""
+    with suppress(OSError), os.scandir(folder) as found:
+        yield from (entry.name for entry in found if _is_ours(entry))
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names, and how many there are; bytes that are no text are written out."""
+    more = f", ... ({len(names)} in all)" if len(names) > _NAMED else ""
+    return ", ".join(name.encode(errors="backslashreplace").decode() for name in names[:_NAMED]) + more
+
+
+def is_text(name: str) -> bool:
+    """Whether a name on disk is valid UTF-8: else it cannot be written into a manifest."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def media_files(folder: str | Path, media: Media) -> list[str]:
+    """Paths of the files of a kind directly in a folder, sorted; as `entries`."""
+    return [entry.path for entry in entries(folder) if os.path.splitext(entry.name)[1].lower() in ENDINGS[media] and not _is_folder(entry)]
 
 
 def media_of(path: str | Path) -> Media | None:

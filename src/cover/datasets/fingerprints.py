@@ -15,8 +15,9 @@ from cover.console import Meter
 from cover.datasets.alike import image_hashes, video_hashes
 from cover.datasets.crew import Crew
 from cover.datasets.probing import Stamp
+from cover.media.source import Part
 
-_VERSION = 1  # of what the hashes mean: those of another are computed anew
+_VERSION = 2  # of what the hashes mean: those of another are computed anew
 _CHUNK = 16
 _BLOCK = 1 << 20
 
@@ -24,11 +25,18 @@ Fingerprint = tuple[int, ...]  # numbers of 64 bits, none where there is nothing
 
 
 class Portion(NamedTuple):
-    """A whole file, or a part of it: `first` and `extent` are bytes for its contents, seconds for a video's pictures."""
+    """A file, or `length` bytes of a shard from `offset` on; of a video `seconds` from `start` on, 0 for other pictures and for bytes."""
 
     path: str
-    first: float | None = None
-    extent: float | None = None
+    offset: int | None = None
+    length: int | None = None
+    start: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def source(self) -> str | Part:
+        """What the decoder opens."""
+        return self.path if self.offset is None or self.length is None else Part(self.path, self.offset, self.length)
 
 
 Work = Callable[[Portion], Fingerprint | None]
@@ -36,10 +44,10 @@ Work = Callable[[Portion], Fingerprint | None]
 
 def of_bytes(portion: Portion) -> Fingerprint | None:
     """128 bits of BLAKE2b over a portion's bytes; None where it cannot be read."""
-    digest, left = hashlib.blake2b(digest_size=16), -1 if portion.extent is None else int(portion.extent)
+    digest, left = hashlib.blake2b(digest_size=16), -1 if portion.length is None else portion.length
     try:
         with open(portion.path, "rb") as file:
-            file.seek(int(portion.first or 0))
+            file.seek(portion.offset or 0)
             while block := file.read(_BLOCK if left < 0 else min(_BLOCK, left)):
                 digest.update(block)
                 left -= len(block) if left >= 0 else 0
@@ -50,12 +58,12 @@ def of_bytes(portion: Portion) -> Fingerprint | None:
 
 def of_video(portion: Portion) -> Fingerprint | None:
     """`alike.video_hashes` of a segment in seconds."""
-    return video_hashes(portion.path, portion.first or 0.0, portion.extent or 0.0)
+    return video_hashes(portion.source, portion.start, portion.seconds)
 
 
 def of_image(portion: Portion) -> Fingerprint | None:
     """`alike.image_hashes`."""
-    return image_hashes(portion.path)
+    return image_hashes(portion.source)
 
 
 def fingerprints(
@@ -86,8 +94,8 @@ def fingerprints(
 
 _SCHEMA = pa.schema(
     [
-        ("path", pa.string()), ("first", pa.float64()), ("extent", pa.float64()), ("size", pa.int64()), ("mtime_ns", pa.int64()),
-        ("value", pa.list_(pa.uint64())),
+        ("path", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("start", pa.float64()), ("seconds", pa.float64()),
+        ("size", pa.int64()), ("mtime_ns", pa.int64()), ("value", pa.list_(pa.uint64())),
     ],
     metadata={"cover": json.dumps({"fingerprints": _VERSION})},
 )  # fmt: skip

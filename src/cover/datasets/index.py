@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cover.console import Meter, print_table, say
-from cover.datasets.adapters import list_split
+from cover.datasets.adapters import list_splits
 from cover.datasets.catalog import Catalog, DatasetSpec, load_catalog
+from cover.datasets.files import is_text
 from cover.datasets.finding import Engine, Finding, find, manifests
-from cover.datasets.journal import journal_path
+from cover.datasets.journal import journal_path, remove_unused
 from cover.datasets.ledger import Ledger
-from cover.datasets.listing import Listed, Listing
+from cover.datasets.listing import Listed
 from cover.datasets.manifest import SPLITS, STATES, ClassList, Row, write_manifest
 from cover.datasets.probing import Facts, Prober
 from cover.datasets.remarks import packed, remarks
@@ -169,23 +170,18 @@ def _cell(result: dict[str, Any], column: str) -> str:
 
 
 def _plan(spec: DatasetSpec) -> _Plan:
-    listings: dict[str, Listing] = {split: list_split(spec, split) for split in spec.annotations}
+    listings = list_splits(spec)
     classes = next(iter(listings.values())).classes
     assert all(listing.classes == classes for listing in listings.values()), f"{spec.name}: class lists differ between splits"
     rows = {split: listing.rows for split, listing in listings.items()}
     for row in chain.from_iterable(rows.values()):
-        if not _is_text(row.path):
+        if not is_text(row.path):
             raise UserError(f"{spec.name}: {row.path!a}: the file's name is not valid UTF-8; rename the file")
     if "dev" in spec.splits and "dev" not in rows:
         rows["train"], dev = carve_dev(rows["train"], spec.dev)
         rows |= {"dev": dev} if dev else {}
     left_out = {split: listing.remarks for split, listing in listings.items()}
     return _Plan(spec, classes, {split: rows[split] for split in SPLITS if split in rows}, left_out)
-
-
-def _is_text(path: str) -> bool:
-    """Whether a path can be written into a manifest."""
-    return path.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in path)
 
 
 def carve_dev(rows: Sequence[Listed], fraction: float) -> tuple[list[Listed], list[Listed]]:
@@ -217,7 +213,8 @@ def _index_one(catalog: Catalog, plan: _Plan, prober: Engine, force: bool) -> li
     results = [_write(catalog, plan, split, found) for split in plan.rows]
     if "dev" in spec.splits and "dev" not in plan.rows:
         catalog.manifest_path(spec.name, "dev").unlink(missing_ok=True)  # of a catalog that carved more
-    for file in [*found.journals, *_left_behind(catalog, spec)]:
+    remove_unused(found.journals)
+    for file in _left_behind(catalog, spec):
         file.unlink(missing_ok=True)
     return results
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -66,29 +67,58 @@ class Record:
 
     def seconds(self, column: str) -> float | None:
         """The number in a column, None if empty or absent. Raises UserError if it is not a number."""
-        text = self.cells.get(column, "")
-        try:
-            return float(text) if text else None
-        except ValueError:
-            raise UserError(f'{self.where}: {column} "{text}" is not a number of seconds') from None
+        return seconds(self.cells.get(column, ""), column, self.where)
 
 
-def read_records(file: str, needed: Iterable[str]) -> list[Record]:
-    """A csv file with a header. Raises UserError where it cannot be read, a needed column is absent, or a row is ragged."""
+def seconds(text: str, column: str, where: str) -> float | None:
+    """The number in a cell, None if it is empty. Raises UserError if it is not a number."""
+    try:
+        found = float(text) if text else None
+    except ValueError:
+        found = math.nan
+    if found is not None and not math.isfinite(found):
+        raise UserError(f'{where}: {column} "{text}" is not a number of seconds')
+    return found
+
+
+@dataclass(frozen=True)
+class Table:
+    """A csv file with a header, and its rows as they are read: `(number, cells)`, as many cells as the header has."""
+
+    file: str
+    header: list[str]
+    rows: Iterator[tuple[int, list[str]]]
+
+
+def read_table(file: str, needed: Iterable[str]) -> Table:
+    """A csv file with a header. Raises UserError where it cannot be read or a needed column is absent; its rows, where one is ragged."""
     rows = _numbered_rows(file)
     number, header = next(rows, (1, []))
+    if not header:
+        raise UserError(f"{file}: empty; the first row names the columns, {', '.join(needed)} among them")
     header = [column.strip() for column in header]
     for column in needed:
         if column not in header:
-            raise UserError(f'{place_of(file, number)}: no column "{column}" in the header{nearest(column, header)}')
-    return [_record(file, number, header, row) for number, row in rows]
+            hint = "; part the cells by commas" if len(header) == 1 and re.search("[;\t|]", header[0]) else nearest(column, header)
+            raise UserError(f'{place_of(file, number)}: no column "{column}" in the header{hint}')
+    twice = next((column for place, column in enumerate(header) if column and column in header[:place]), None)
+    if twice:
+        raise UserError(f'{place_of(file, number)}: two columns "{twice}"; keep one of them')
+    return Table(file, header, _whole(file, len(header), rows))
 
 
-def _record(file: str, number: int, header: list[str], row: list[str]) -> Record:
-    if len(row) != len(header):
-        cells = f"{len(row)} cells where the header has {len(header)}"
-        raise UserError(f"{place_of(file, number)}: {cells}; quote a cell that holds a comma")
-    return Record(file, number, header, row)
+def _whole(file: str, width: int, rows: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    for number, row in rows:
+        if len(row) != width:
+            remedy = "quote a cell that holds a comma" if len(row) > width else "a cell is missing, or the row was cut off"
+            raise UserError(f"{place_of(file, number)}: {len(row)} cells where the header has {width}; {remedy}")
+        yield number, row
+
+
+def read_records(file: str, needed: Iterable[str]) -> list[Record]:
+    """All rows of a csv file with a header. Raises UserError as `read_table`."""
+    table = read_table(file, needed)
+    return [Record(file, number, table.header, row) for number, row in table.rows]
 
 
 def place_of(file: str, number: int) -> str:
@@ -146,6 +176,8 @@ def read_pairs(file: str) -> Iterator[tuple[str, str, str]]:
 def _unreadable(file: str, error: Exception) -> UserError:
     if isinstance(error, UnicodeDecodeError):
         return _not_utf8(file)
+    if isinstance(error, json.JSONDecodeError):
+        return UserError(f"{place_of(file, error.lineno)}: not JSON ({error.msg}, column {error.colno}); fetch the file whole")
     return UserError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
@@ -162,7 +194,19 @@ def _not_utf8(file: str) -> UserError:
 
 def given_classes(spec: DatasetSpec, many: bool = False) -> ClassList | None:
     """The names in the file that the catalog's `classes` key names, in its order; None if it names none. `many`: several a sample."""
-    return ClassList.of(read_lines(spec.classes), Path(spec.classes).name, many) if spec.classes else None
+    return ClassList.of(_names_in(spec.classes), Path(spec.classes).name, many) if spec.classes else None
+
+
+def _names_in(file: str) -> list[str]:
+    """Class names, one a line. Raises UserError where there is none, or one stands there twice."""
+    names: dict[str, None] = {}
+    for where, line in read_numbered(file):
+        if (name := line.strip()) in names:
+            raise UserError(f'{where}: the class "{name}" is listed twice; class names must differ')
+        names[name] = None
+    if not names:
+        raise UserError(f"{file}: no class in it; write one name per line, in label order")
+    return list(names)
 
 
 def naming_splits(spec: DatasetSpec) -> list[str]:

@@ -29,12 +29,12 @@ from cover.datasets.fingerprints import Fingerprint, Portion, fingerprints, of_b
 from cover.datasets.manifest import Manifest, Media, Row, open_manifest
 from cover.datasets.probing import Stamp, stamps
 from cover.errors import UserError
+from cover.media.source import is_url
 
 EXAMPLES = 5
 CHANCE_PAIRS = 200_000  # pairs known to be different on which the false matches are counted
 _ALL_SHOWN = 30  # beyond this many pairs of splits, those that share nothing are left out of the table
 _YOUTUBE = re.compile(r"[\w-]{11}", re.ASCII)
-_PUBLISHED = ("kinetics", "ssv2", "moments", "imagenet")  # formats whose ids mean the same in every copy
 
 Numbers = npt.NDArray[np.int64]
 
@@ -53,6 +53,11 @@ class Side:
     @property
     def title(self) -> str:
         return f"{self.spec.name} {self.split}"
+
+    @property
+    def scope(self) -> str:
+        """Within what its source ids mean the same: what was prepared is as its originals were."""
+        return self.manifest.scope or self.spec.scope
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -93,7 +98,8 @@ def overlap(
     sides = _sides(catalog, names or list(catalog.specs))
     digests = {side.manifest.path.name: side.manifest.digest() for side in sides}
     folder = _folder(out or exclusions_path(catalog).parent)
-    kinds: dict[str, Kind] = {"source": Codes([[_origin(side.spec, row) for row in side.rows] for side in sides])}
+    _say_how_many_are_remote(sides)
+    kinds: dict[str, Kind] = {"source": Codes([[_origin(side, row) for row in side.rows] for side in sides])}
     chance: dict[str, Any] = {}
     with Crew(workers) as crew:
         stamp = stamps(list(dict.fromkeys(row.path for side in sides for row in side.rows)))
@@ -121,6 +127,12 @@ def _sides(catalog: Catalog, names: Sequence[str]) -> list[Side]:
     return sides
 
 
+def _say_how_many_are_remote(sides: Sequence[Side]) -> None:
+    count = sum(is_url(row.path) for side in sides for row in side.rows)
+    if count:
+        say(f"{count} rows lie behind URLs and are compared by source id alone; for the rest run this where the files are")
+
+
 def _folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,12 +146,9 @@ def _folder(folder: Path) -> Path:
 # --- the kinds -------------------------------------------------------------------------------------------------------------------
 
 
-def _origin(spec: DatasetSpec, row: Row) -> str:
-    """What makes a source id the same in two data sets. YouTube's are the same everywhere, other publishers' within their format; an
-    id that is a path or a column of one's own means nothing outside the data set's root."""
-    if _YOUTUBE.fullmatch(row.source_id):
-        return row.source_id
-    return f"{spec.format if spec.format in _PUBLISHED else spec.root}\n{row.source_id}"
+def _origin(side: Side, row: Row) -> str:
+    """What makes a source id the same in two data sets. YouTube's are the same everywhere, others within their scope."""
+    return row.source_id if _YOUTUBE.fullmatch(row.source_id) else f"{side.scope}\n{row.source_id}"
 
 
 class Codes:
@@ -204,8 +213,8 @@ def _bytes_of(row: Row) -> Portion:
     return Portion(row.path, row.offset, row.length)
 
 
-def _size(portion: Portion, stamp: dict[str, Stamp]) -> float:
-    return stamp[portion.path][0] if portion.extent is None else portion.extent
+def _size(portion: Portion, stamp: dict[str, Stamp]) -> int:
+    return stamp[portion.path][0] if portion.length is None else portion.length
 
 
 def _pictures(sides: Sequence[Side], crew: Crew, stamp: dict[str, Stamp], folder: Path) -> tuple[Alike, dict[str, Any]]:
@@ -216,9 +225,9 @@ def _pictures(sides: Sequence[Side], crew: Crew, stamp: dict[str, Stamp], folder
     works: dict[Media, Callable[[Portion], Fingerprint | None]] = {"video": of_video, "image": of_image}
     for media, work in works.items():
         shown = [
-            _Shown(int(bounds[number]) + place, number, row, _origin(side.spec, row))
+            _Shown(int(bounds[number]) + place, number, row, _origin(side, row))
             for number, side in enumerate(sides) if side.manifest.media == media
-            for place, row in enumerate(side.rows) if row.state == "ok" and row.offset is None
+            for place, row in enumerate(side.rows) if row.state == "ok"
         ]  # fmt: skip
         hashes = fingerprints(
             crew, f"{media} frames", work, [item.portion for item in shown], stamp, folder / f".overlap-{media}-frames.arrow"
@@ -244,8 +253,13 @@ class _Shown:
     portion: Portion = field(init=False)
 
     def __post_init__(self) -> None:
-        segment = (self.row.start, self.row.seconds) if self.row.fps else (None, None)
-        object.__setattr__(self, "portion", Portion(self.row.path, *segment))
+        times = (self.row.start or 0.0, self.row.seconds) if self.row.fps else ()
+        object.__setattr__(self, "portion", Portion(self.row.path, self.row.offset, self.row.length, *times))
+
+    @property
+    def file(self) -> str:
+        """The file, or the stretch of a shard."""
+        return self.row.path if self.row.offset is None else f"{self.row.path}:{self.row.offset}"
 
 
 def _chance(gallery: Gallery, shown: Sequence[_Shown]) -> dict[str, Any]:
@@ -256,7 +270,7 @@ def _chance(gallery: Gallery, shown: Sequence[_Shown]) -> dict[str, Any]:
     """
     side = np.array([item.side for item in shown])
     label = np.array([-1 if item.row.label is None else item.row.label for item in shown])
-    source, file = ((np.unique(texts, return_inverse=True)[1]) for texts in ([i.origin for i in shown], [i.row.path for i in shown]))
+    source, file = ((np.unique(texts, return_inverse=True)[1]) for texts in ([i.origin for i in shown], [i.file for i in shown]))
     a, b = _drawn_pairs(side, np.flatnonzero(gallery.comparable & (label >= 0)))
     different = (label[a] != label[b]) & (source[a] != source[b]) & (file[a] != file[b])
     pairs = np.stack([a, b], axis=1)[different]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from cover.datasets.adapters.csv_list import csv_list
+from cover.datasets.adapters.csv_list import csv_list, csv_lists
 from cover.datasets.adapters.folder import folder
 from cover.datasets.adapters.imagenet import imagenet
 from cover.datasets.adapters.kinetics import kinetics
@@ -16,6 +17,7 @@ from cover.datasets.adapters.path_list import path_list
 from cover.datasets.adapters.splits import splits
 from cover.datasets.adapters.ssv2 import ssv2
 from cover.datasets.catalog import PREPARED, DatasetSpec
+from cover.datasets.files import unpack_hint
 from cover.datasets.listing import Listing
 from cover.errors import UserError, nearest
 
@@ -39,13 +41,31 @@ def list_split(spec: DatasetSpec, split: str) -> Listing:
         raise UserError(
             f"{spec.name}: prepared data need no index: their manifests came with them; `cover prepare` checks and renews what it made"
         )
-    adapter = ADAPTERS.get(spec.format) or _from_file(spec)
-    listing = adapter(spec, split)
+    return _not_empty(spec, split, _listing(spec, split))
+
+
+def _listing(spec: DatasetSpec, split: str) -> Listing:
+    if spec.format not in ADAPTERS:
+        return _from_file(spec)(spec, split)
+    try:
+        return ADAPTERS[spec.format](spec, split)
+    except PermissionError as error:
+        raise UserError(f"{spec.name}: {error.filename} cannot be read: {error.strerror}; is its folder readable?") from None
+
+
+def list_splits(spec: DatasetSpec) -> dict[str, Listing]:
+    """`list_split` of every annotated split, reading each list once where the format can."""
+    if spec.format == "csv":
+        return {split: _not_empty(spec, split, listing) for split, listing in csv_lists(spec).items()}
+    return {split: list_split(spec, split) for split in spec.annotations}
+
+
+def _not_empty(spec: DatasetSpec, split: str, listing: Listing) -> Listing:
     if not listing.rows:
         place = spec.annotations[split]
-        raise UserError(
-            f"{spec.name}: the split {split} is empty: {place} {'lists no sample' if Path(place).exists() else 'does not exist'}"
-        )
+        why = f"{place} {'lists no sample' if Path(place).exists() else 'does not exist'}"
+        hint = unpack_hint(place if os.path.isdir(place) else spec.root)
+        raise UserError(f"{spec.name}: the split {split} is empty: {'; '.join(filter(None, [why, *listing.remarks, hint]))}")
     return listing
 
 

@@ -7,12 +7,13 @@ media's are left out, and counted.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cover.datasets.catalog import DatasetSpec
-from cover.datasets.files import ENDINGS, subfolders, walk_all
+from cover.datasets.files import ENDINGS, few, is_text, media_files, subfolders, unpack_hint, walk_all
 from cover.datasets.listing import Labels, Listed, Listing, given_classes, naming_splits
-from cover.datasets.manifest import ClassList
+from cover.datasets.manifest import ClassList, Media
 from cover.errors import UserError
 
 
@@ -22,7 +23,7 @@ def folder(spec: DatasetSpec, split: str) -> Listing:
     labels = Labels(classes)
     top = spec.annotations[split]
     rows, left_out = [], []
-    for name in subfolders(top):
+    for name in _class_folders(top):
         label = labels.of(name, top)
         for path in walk_all(os.path.join(top, name)):
             sample = os.path.relpath(path, spec.root)
@@ -30,18 +31,31 @@ def folder(spec: DatasetSpec, split: str) -> Listing:
                 rows.append(Listed(sample, sample, path, label))
             else:
                 left_out.append(sample)
-    return Listing(classes, rows, _remarks(spec, left_out))
+    stray = [os.path.relpath(path, spec.root) for path in media_files(top, spec.media)]
+    return Listing(classes, rows, tuple(left_out_remarks(spec.media, left_out, stray)))
 
 
-def _remarks(spec: DatasetSpec, left_out: list[str]) -> tuple[str, ...]:
-    if not left_out:
-        return ()
-    return (f"left out, for their ending is no {spec.media}'s: {len(left_out)} files in class folders, the first {left_out[0]}",)
+def left_out_remarks(media: Media, others: Sequence[str], stray: Sequence[str]) -> Iterator[str]:
+    """Lines on files in class folders that have another ending, and on pictures beside the class folders."""
+    if others:
+        yield f"left out, for their ending is no {media}'s: {len(others)} files in class folders, the first {few(others[:1])}"
+    if stray:
+        yield f"left out, for they lie in no class folder: {len(stray)} files, the first {few(stray[:1])}"
+
+
+def _class_folders(top: str) -> list[str]:
+    names = subfolders(top)
+    for name in names:
+        if not is_text(name):
+            raise UserError(f"{os.path.join(top, name)!a}: the folder's name is not valid UTF-8; rename the folder")
+    return names
 
 
 def _folder_names(spec: DatasetSpec) -> ClassList:
     splits = naming_splits(spec)
-    names = {name for split in splits for name in subfolders(spec.annotations[split])}
+    names = {name for split in splits for name in _class_folders(spec.annotations[split])}
     if not names:
-        raise UserError(f"{spec.name}: no class folder in {spec.annotations[splits[0]]}")
+        place = spec.annotations[splits[0]]
+        hint = unpack_hint(place) if os.path.isdir(place) else f"{place} is no folder"
+        raise UserError(f"{spec.name}: no class folder in {place}{hint and f'; {hint}'}")
     return ClassList.of(sorted(names), f"folders of {', '.join(Path(spec.annotations[split]).name for split in splits)}")

@@ -15,13 +15,14 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from cover.datasets.adapters.folder import left_out_remarks
 from cover.datasets.catalog import DatasetSpec
 from cover.datasets.conventions import CONVENTIONS
-from cover.datasets.files import subfolders, walk
+from cover.datasets.files import IMAGE, few, media_files, subfolders, unpack_hint, walk, walk_all
 from cover.datasets.listing import Labels, Listed, Listing, naming_splits, read_lines, read_pairs, read_records
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError
@@ -37,15 +38,17 @@ def imagenet(spec: DatasetSpec, split: str) -> Listing:
     """The rows of one split. Raises UserError for a wnid outside the class list or images whose class nothing tells."""
     wnids, source = _wnids(spec)
     labels = Labels(ClassList.of(wnids, source))
-    return Listing(ClassList.of(_names(spec, wnids), source), _rows(spec, split, labels))
+    classes = ClassList.of(_names(spec, wnids), source)
+    place = spec.annotations[split]
+    if _class_folders(place):
+        return Listing(classes, *_in_class_folders(place, labels))
+    return Listing(classes, _rows(spec, split, labels))
 
 
 def _rows(spec: DatasetSpec, split: str, labels: Labels) -> list[Listed]:
     place = spec.annotations[split]
     if os.path.isfile(place):
         return _flat(_image_folder(spec, split), _from_list(place, labels))
-    if _class_folders(place):
-        return _in_class_folders(place, labels)
     unlabelled = split == "test" or next(walk(place, "image"), None) is None
     return _flat(place, {} if unlabelled else _from_what_lies_beside(spec, place, labels))
 
@@ -54,12 +57,23 @@ def _class_folders(folder: str) -> list[str]:
     return [name for name in subfolders(folder) if _WNID.fullmatch(name)]
 
 
-def _in_class_folders(folder: str, labels: Labels) -> list[Listed]:
-    rows = []
+def _in_class_folders(folder: str, labels: Labels) -> tuple[list[Listed], tuple[str, ...]]:
+    """The rows, and remarks on what is left out."""
+    rows, others = [], []
     for wnid in _class_folders(folder):
         label = labels.of(wnid, os.path.join(folder, wnid))
-        rows += [_listed(path, label) for path in walk(os.path.join(folder, wnid), "image")]
-    return rows
+        for path in walk_all(os.path.join(folder, wnid)):
+            if os.path.splitext(path)[1].lower() in IMAGE:
+                rows.append(_listed(path, label))
+            else:
+                others.append(path)
+    return rows, tuple(_left_out(folder, others))
+
+
+def _left_out(folder: str, others: Sequence[str]) -> Iterator[str]:
+    yield from left_out_remarks("image", others, media_files(folder, "image"))
+    if odd := [name for name in subfolders(folder) if not _WNID.fullmatch(name)]:
+        yield f"left out, for their names are no wnids: {few(odd)} in {folder}"
 
 
 def _flat(folder: str, label_of: dict[str, int]) -> list[Listed]:
@@ -154,7 +168,8 @@ def _wnids(spec: DatasetSpec) -> tuple[list[str], str]:
     found = sorted({wnid for split in splits for wnid in _wnids_of(spec.annotations[split])})
     if not found:
         places = " or ".join(spec.annotations[split] for split in splits)
-        raise UserError(f"{spec.name}: no folder named by a wnid (n01440764, ...) in {places}; or give the wnids with `classes: FILE`")
+        hint = unpack_hint(spec.annotations[splits[0]]) or "or give the wnids with `classes: FILE`"
+        raise UserError(f"{spec.name}: no folder named by a wnid (n01440764, ...) in {places}; {hint}")
     return found, f"sorted wnids of {', '.join(splits)}"
 
 

@@ -57,7 +57,7 @@ def _sorted_names(spec: DatasetSpec) -> ClassList:
     splits = naming_splits(spec)
     names = {record.cells.get("label", "") for split in splits for record in _records(spec, split)} - {""}
     if not names:
-        raise UserError(f"{spec.name}: no list of {', '.join(splits)} has labels; name the classes with `classes: FILE`")
+        raise UserError(f"{spec.name}: no list of {', '.join(splits)} has a label; add a column label, or `classes: FILE`")
     return ClassList.of(sorted(names), f"sorted labels of {', '.join(Path(spec.annotations[split]).name for split in splits)}")
 
 
