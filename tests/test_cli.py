@@ -20,7 +20,10 @@ from cover.model.weights import save_release
 
 MakeSet = Callable[..., Path]
 Cover = Callable[..., tuple[int, str, str]]
-COMMANDS = ("sandbox", "index", "overlap", "prepare", "train", "describe", "evaluate", "predict", "import-weights", "export", "demo")
+COMMANDS = (
+    "sandbox", "index", "overlap", "prepare", "train", "describe", "evaluate", "predict",
+    "import-weights", "export", "doctor", "demo",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -251,7 +254,7 @@ def test_describe_refuses(refused: Callable[..., str], arguments: list[str], par
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_unknown_argument(refused: Callable[..., str], command: str, tmp_path: Path) -> None:
     needed = {
-        "sandbox": [tmp_path], "predict": ["a", "b"], "demo": [], "import-weights": ["a", "--out", "b"],
+        "sandbox": [tmp_path], "predict": ["a", "b"], "doctor": [], "demo": [], "import-weights": ["a", "--out", "b"],
         "prepare": ["a", "--out", "b"],
         "export": ["a", "--format", "transformers", "--out", "b"],
     }  # fmt: skip

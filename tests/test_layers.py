@@ -27,7 +27,9 @@ LAYERS = (
     ("inference",),
     ("sandbox",),
     ("studies",),
-    ("cli", "__main__"),
+    ("doctor",),
+    ("cli",),
+    ("__main__",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 OPTIONAL = {"matplotlib", "transformers", "ray", "fastapi", "uvicorn", "onnx", "onnxscript", "onnxruntime", "gradio", "torchcodec"}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cover.inference.predictor import Predictor
     from cover.model.release import CoVeR
 
 __version__ = "0.1.0"
-__all__ = ["CoVeR", "__version__"]
+__all__ = ["CoVeR", "Predictor", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from cover.model.release import CoVeR
 
         return CoVeR
+    if name == "Predictor":
+        from cover.inference.predictor import Predictor
+
+        return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

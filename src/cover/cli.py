@@ -15,7 +15,7 @@ from cover import __version__
 from cover.errors import UserError
 from cover.machine import reuse_memory
 
-COMPUTING = ("train", "evaluate", "predict", "demo")
+COMPUTING = ("train", "evaluate", "predict", "serve", "doctor", "demo")
 Command = Callable[[argparse.Namespace, list[str]], int]
 
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(known, "names"):  # argparse ends a list of names at the first option; what stands behind it is a name too
         known.names = [*known.names, *(word for word in rest if not word.startswith("-"))]
         rest = [word for word in rest if word.startswith("-")]
-    if rest and known.command != "train":
+    if rest and known.command not in ("train", "plan"):
         parser.error(f"{known.command}: unknown argument {rest[0]} (see cover {known.command} --help)")
     if known.command in COMPUTING:
         reuse_memory()
@@ -69,6 +69,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     _add_overlap(add(_overlap, "overlap", "find what is trained on and evaluated on", "cover overlap sandbox/catalog.yaml --frames"))
     _add_prepare(add(_prepare, "prepare", "encode the data once, small and quick to read", "cover prepare sandbox/catalog.yaml --out fast"))
     _add_train(add(_train, "train", "run a recipe", "cover train recipes/sandbox/cotrain.yaml --optimizer.lr 5e-4"))
+    _add_plan(
+        add(_plan, "plan", "say what a recipe will take, before it runs", "cover plan recipes/sandbox/cotrain.yaml --gpus 8 --device h200")
+    )
     _add_describe(
         add(
             _describe, "describe", "sizes and costs of a network",
@@ -78,7 +81,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     _add_evaluate(
         add(_evaluate, "evaluate", "measure every head of a checkpoint", "cover evaluate runs/cotrain --catalog sandbox/catalog.yaml")
     )
-    _add_predict(add(_predict, "predict", "name what is seen in files", "cover predict runs/cotrain clip.mp4 photo.jpg --top 3"))
+    _add_predict(add(_predict, "predict", "name what is seen in files", "cover predict runs/cotrain clip.mp4 photos/ --top 3"))
+    _add_serve(add(_serve, "serve", "name what is seen in uploads, over HTTP", "cover serve runs/cotrain --page --port 8000"))
     _add_import(
         add(
             _import_weights, "import-weights", "make a release of another library's checkpoint",
@@ -91,6 +95,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
             "cover export runs/cotrain --format transformers --head ssv2 --out ssv2_transformers",
         )
     )  # fmt: skip
+    _add_doctor(add(_doctor, "doctor", "say whether this machine is ready, and what to put right", "cover doctor --device cuda"))
     _add_demo(add(_demo, "demo", "the whole story: generate, index, train, compare, report", "cover demo --out demo"))
     return parser, doors
 
@@ -161,7 +166,7 @@ def _index(args: argparse.Namespace, rest: list[str]) -> int:
     from cover.console import say, write_json
     from cover.datasets.index import index, print_index, unusable
 
-    if args.shard:
+    if args.shard is not None:
         return _index_share(args)
     results = index(args.catalog, _workers(args), args.names or None, args.force, args.deep, args.engine)
     if args.json:
@@ -261,6 +266,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "recipe", metavar="RECIPE", type=Path, nargs="?", help="a YAML file; any field is overridden as --optimizer.lr 3e-4"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    parser.add_argument("--requeue", action="store_true", help="begin, or go on where the run was begun: for a queue that restarts jobs")
     parser.add_argument("--keys", action="store_true", help="list every field of a recipe with its default")
 
 
@@ -274,12 +280,72 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     if args.recipe is None:
         raise UserError("which recipe? for example: cover train recipes/sandbox/cotrain.yaml (--keys lists the fields)")
     recipe = config.load(Recipe, args.recipe, rest)
+    from cover.training.folder import is_begun
     from cover.training.train import train
 
-    run = train(recipe, args.resume)
-    print(run)
-    _next("evaluate", run, "--catalog", recipe.data.catalog)
+    run = train(recipe, args.resume or (args.requeue and is_begun(Path(recipe.out))))
+    if os.environ.get("RANK", "0") == "0":  # of all that torchrun started, one speaks
+        print(run)
+        _next("evaluate", run, "--catalog", recipe.data.catalog)
     return 0
+
+
+# --- plan -----------------------------------------------------------------------------------------------------------------------
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file; any field is overridden as --batch 512, but for device")
+    parser.add_argument("--gpus", type=_from(1), default=1, metavar="N", help="devices, over all machines (default: 1)")
+    parser.add_argument("--per-machine", type=_from(1), metavar="N", help="devices in a machine (default: 8)")
+    parser.add_argument(
+        "--device", default="auto", help="h200, h100, h100-pcie, a100-80, a100-40, l40s, rtx4090, cpu (default: auto, what is here)"
+    )
+    parser.add_argument("--mfu", type=float, metavar="SHARE", help="of its peak arithmetic that training reaches (default: 0.4; cpu: 0.5)")
+    parser.add_argument("--network", type=float, default=400, metavar="GBIT/S", help="of each device, between machines (default: 400)")
+    parser.add_argument("--cores", type=_from(1), metavar="N", help="CPU cores for each device (default: 12; cpu: what is here)")
+    parser.add_argument("--decode-ms", default="", metavar="MS", help="of a core for a clip, or NAME=MS,... (default: measured here)")
+    parser.add_argument("--image-ms", type=float, metavar="MS", help="of a core for an image (default: measured here)")
+    parser.add_argument("--sizes", default="", metavar="NAME=SAMPLES,...", help="of data sets (default: manifests, else published)")
+    parser.add_argument("--classes", default="", metavar="NAME=CLASSES,...", help="of data sets (default: the same)")
+    parser.add_argument("--file-kb", default="", metavar="NAME=KB,...", help="kB of a file (default: manifests)")
+    parser.add_argument("--json", metavar="FILE", help="the figures as JSON, not rounded (- for stdout)")
+
+
+def _plan(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover import config
+    from cover.console import write_json
+    from cover.training.devices import find_device
+    from cover.training.holdings import find_holdings, read_numbers
+    from cover.training.plan import make_cluster, plan
+    from cover.training.plan_table import print_plan
+    from cover.training.reading_cost import read_ms, reading_costs
+    from cover.training.recipe import Recipe
+
+    recipe = config.load(Recipe, args.recipe, rest)
+    cluster = make_cluster(find_device(args.device), args.gpus, args.cores, args.mfu, args.network, args.per_machine)
+    told = {"--sizes": args.sizes, "--classes": args.classes, "--file-kb": args.file_kb}
+    holdings, members = find_holdings(recipe, *(read_numbers(option, text) for option, text in told.items()))
+    costs = reading_costs(recipe, holdings, members, read_ms(args.decode_ms, args.image_ms, holdings))
+    facts = plan(recipe, cluster, holdings, costs)
+    if args.json:
+        write_json(facts, args.json)
+    if args.json != "-":
+        print_plan(facts)
+    _next_run(args, rest)
+    return 0
+
+
+def _next_run(args: argparse.Namespace, rest: list[str]) -> None:
+    """How the planned run is begun."""
+    from cover.console import say
+
+    if args.gpus == 1:
+        return _next("train", args.recipe, *rest)
+    beside = min(args.gpus, args.per_machine or 8)
+    machines = ["--nnodes", str(-(-args.gpus // beside))] if args.gpus > beside else []
+    words = ["torchrun", *machines, "--nproc-per-node", str(beside), "-m", "cover", "train", str(args.recipe), *rest]
+    say(f"next: {shlex.join(words)}")
+    return None
 
 
 # --- describe -------------------------------------------------------------------------------------------------------------------
@@ -324,59 +390,131 @@ def _describe(args: argparse.Namespace, rest: list[str]) -> int:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a run, a checkpoint or a release folder")
     parser.add_argument("names", metavar="NAME", nargs="*", help="only these data sets (default: all that have a head)")
+    parser.add_argument("--also", metavar="CHECKPOINT", type=Path, action="append", default=[], help="another one (may be given again)")
     parser.add_argument("--catalog", type=Path, default=Path("catalog.yaml"), help="default: catalog.yaml")
     parser.add_argument("--split", default="val", choices=["train", "dev", "val", "test"])
     parser.add_argument("--views", help="TEMPORALxSPATIAL, as in 1x3 (default: each data set's own)")
+    parser.add_argument("--by-names", metavar="DATASET=HEAD", action="append", default=[], help="score a data set by another's head,"
+                        " through the class names that both have (may be given again)")  # fmt: skip
     parser.add_argument("--shuffle-frames", action="store_true", help="also with the frames of every clip in random order")
+    parser.add_argument("--reverse", action="store_true", help="also with the frames backwards")
     parser.add_argument("--single-frame", action="store_true", help="also with the middle frame alone")
-    parser.add_argument("--seed", type=_from(0), default=0, help="of the random orders")
+    parser.add_argument("--seed", type=_from(0), default=0, help="of random orders and of the intervals' resamples")
     parser.add_argument("--decoder", default="pyav", choices=["pyav", "torchcodec", "torchcodec_cuda"], help="of videos (default: pyav)")
+    parser.add_argument("--per-class", metavar="N", type=_from(1), help="also the N weakest classes and commonest wrong answers")
+    parser.add_argument("--scores", metavar="FILE", type=Path, help="the scores of every sample and view, as an Arrow file")
     parser.add_argument("--json", metavar="FILE", help="the results as JSON (- for stdout)")
     _machine_options(parser)
 
 
 def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
     from cover.console import write_json
-    from cover.evaluation.evaluate import evaluate_release, print_results
+    from cover.evaluation.evaluate import evaluate_release
+    from cover.evaluation.table import print_classes, print_results
+    from cover.training.distributed import team
+    from cover.training.recipe import Distributed
 
-    variants: list[Any] = ["plain", *["shuffled"] * args.shuffle_frames, *["single"] * args.single_frame]
-    results = evaluate_release(
-        args.checkpoint,
-        args.catalog,
-        args.split,
-        args.names,
-        args.views,
-        variants,
-        args.device,
-        _workers(args),
-        args.seed,
-        args.decoder,
-    )
-    if args.json:
-        write_json(results, args.json)
-    if args.json != "-":
-        print_results(results)
+    others = ["shuffled"] * args.shuffle_frames + ["reversed"] * args.reverse + ["single"] * args.single_frame
+    variants: list[Any] = ["plain", *others]
+    checkpoints = [args.checkpoint, *args.also]
+    if args.scores and args.also:
+        raise UserError("--scores: the file is of one checkpoint; leave --also out")
+    heads = dict(_pair("--by-names", text) for text in args.by_names)
+    with team(Distributed(), args.device) as among:
+        results = [
+            result
+            for checkpoint in checkpoints
+            for result in evaluate_release(
+                checkpoint, args.catalog, args.split, args.names, args.views, variants, str(among.device), _workers(args), args.seed,
+                args.decoder, heads, args.scores, among,
+            )
+        ]  # fmt: skip
+    if among.rank == 0:
+        if args.json:
+            write_json(results, args.json)
+        if args.json != "-":
+            print_results(results)
+            if args.per_class:
+                print_classes(results, args.per_class)
     return 1 if any(row["n_read"] < row["n_listed"] for row in results) else 0
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UserError(f'{option} "{text}": write DATASET=HEAD')
+    return name, value
 
 
 # --- predict --------------------------------------------------------------------------------------------------------------------
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a run, a checkpoint or a release folder")
-    parser.add_argument("files", metavar="FILE", nargs="+", help="videos and images")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, a checkpoint, a release folder or a Hub id (owner/name)")
+    parser.add_argument("names", metavar="FILE", nargs="+", help="videos, images, folders, patterns, URLs; - for a list of them on stdin")
     parser.add_argument("--top", type=_from(1), default=5, metavar="K", help="classes of each head (default: 5)")
     parser.add_argument("--head", action="append", help="only this head (may be given again)")
     parser.add_argument("--views", help="TEMPORALxSPATIAL (default: each head's own)")
-    parser.add_argument("--json", metavar="FILE", help="the predictions as JSON (- for stdout)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    parser.add_argument("--window", type=float, metavar="SECONDS", help="a timeline: predict every stretch of so many seconds of a video")
+    parser.add_argument("--stride", type=float, metavar="SECONDS", help="from one window's start to the next (default: --window)")
+    parser.add_argument("--decoder", default="pyav", choices=["pyav", "torchcodec", "torchcodec_cuda"], help="of videos (default: pyav)")
+    parser.add_argument("--format", choices=["pretty", "jsonl", "csv"], help="of the rows (default: pretty; of --out: by its ending)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="rows to a .jsonl or .csv; a run that was interrupted goes on from there")
+    parser.add_argument("--embed", type=Path, metavar="FILE", help="features to a .npy (names beside it in a .csv) or a .arrow")
+    parser.add_argument("--engine", choices=["pool", "ray"], default="pool", help="processes of this machine, or a Ray cluster")
+    parser.add_argument("--json", metavar="FILE", help="all rows as one JSON list (- for stdout)")
+    _machine_options(parser)
 
 
 def _predict(args: argparse.Namespace, rest: list[str]) -> int:
-    from cover.inference.predictor import predict_files
+    from cover.inference.inputs import find_inputs
 
-    failed = predict_files(args.checkpoint, args.files, args.top, args.head, args.views, args.json, args.device)
-    return 1 if failed else 0
+    files = find_inputs(args.names, sys.stdin.buffer)
+    from cover.inference.looking import Windows
+    from cover.inference.predict import Means, Targets, Wishes, predict
+
+    if args.stride is not None and args.window is None:
+        raise UserError("--stride: goes with --window SECONDS")
+    windows = None if args.window is None else Windows(args.window, args.window if args.stride is None else args.stride)
+    wishes = Wishes(args.top, tuple(args.head) if args.head else None, args.views, windows, args.decoder)
+    targets = Targets(args.format, args.out, args.embed, args.json)
+    means = Means(args.device, None if args.workers < 0 else args.workers, args.engine)
+    return 1 if predict(args.checkpoint, files, wishes, targets, means) else 0
+
+
+# --- serve ----------------------------------------------------------------------------------------------------------------------
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a run, a checkpoint or a release folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--port", type=_from(0, 65535), default=8000, help="0 for any that is free (default: 8000)")
+    parser.add_argument("--page", action="store_true", help="also a page at / to drop files on")
+    parser.add_argument("--key-file", type=Path, metavar="FILE", help="holds the key that clients have to send (default: none needed)")
+    parser.add_argument("--spool", type=Path, metavar="DIR", help="where uploads lie until they are decoded (default: the system's)")
+    parser.add_argument("--queue", type=_from(1), default=64, metavar="N", help="predictions under way at once (default: 64)")
+    parser.add_argument("--pack-frames", type=_from(1), default=64, metavar="N", help="of a forward pass, at most (default: 64)")
+    parser.add_argument("--wait-ms", type=_from(0), default=5, metavar="MS", help="that a file waits for others to share one (default: 5)")
+    parser.add_argument("--max-mb", type=_from(1), default=64, metavar="MB", help="size of an upload (default: 64)")
+    parser.add_argument("--max-seconds", type=_from(1), default=600, metavar="S", help="length of a video (default: 600)")
+    parser.add_argument("--max-megapixels", type=_from(1, 100), default=64, metavar="MP", help="of a picture (default: 64)")
+    parser.add_argument("--upload-seconds", type=_from(1), default=30, metavar="S", help="for an upload to arrive (default: 30)")
+    parser.add_argument("--decode-seconds", type=_from(1), default=10, metavar="S", help="for a file to be decoded (default: 10)")
+    parser.add_argument("--deadline", type=_from(1), default=30, metavar="S", help="from upload to answer (default: 30)")
+    _machine_options(parser)
+
+
+def _serve(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.inference.serve.limits import MEGABYTE, Batching, Limits
+    from cover.inference.serve.server import Place, serve
+
+    limits = Limits(
+        body=args.max_mb * MEGABYTE, upload_s=args.upload_seconds, seconds=args.max_seconds, pixels=args.max_megapixels * 1_000_000,
+        decode_s=args.decode_seconds, deadline_s=args.deadline, queue=args.queue,
+    )  # fmt: skip
+    place = Place(args.host, args.port, args.page, args.key_file, args.spool)
+    serve(args.checkpoint, place, limits, Batching(args.pack_frames, args.wait_ms / 1000), max(1, _workers(args)), args.device)
+    return 0
 
 
 # --- import-weights, export -----------------------------------------------------------------------------------------------------
@@ -432,6 +570,24 @@ def _export(args: argparse.Namespace, rest: list[str]) -> int:
     export_transformers(args.checkpoint, args.head, args.out)
     print(args.out)
     say(f'next, in Python: transformers.TimesformerForVideoClassification.from_pretrained("{args.out}")')
+    return 0
+
+
+# --- doctor ---------------------------------------------------------------------------------------------------------------------
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="without the trial of reading and training, which takes ten seconds")
+    parser.add_argument("--json", metavar="FILE", help="the findings as JSON (- for stdout)")
+    _machine_options(parser)
+
+
+def _doctor(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.doctor.examine import doctor
+
+    if not doctor(args.device, _workers(args), args.quick, args.json):
+        return 1
+    _next("demo")
     return 0
 
 

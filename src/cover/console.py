@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from cover.errors import UserError
 
@@ -21,8 +25,19 @@ T = TypeVar("T")
 PLAIN_INTERVAL_S = 15.0
 
 
+_silent = False
+
+
+def be_silent() -> None:
+    """From now on this process narrates nothing and shows no progress: one of several that do the same speaks for all."""
+    global _silent  # noqa: PLW0603
+    _silent = True
+
+
 def say(text: str) -> None:
     """One line of narration on stderr."""
+    if _silent:
+        return
     print(text, file=sys.stderr, flush=True)
 
 
@@ -39,10 +54,10 @@ class Meter:
         self._first = done
         self._began = self._last_line = time.monotonic()
         self._live: Progress | None = None
-        if sys.stderr.isatty():
+        if can_redraw():
             self._live = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-                TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
+                TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=_terminal(), transient=Board.shown > 0,
             )  # fmt: skip
             self._task = self._live.add_task(label, total=total, completed=done, note="")
 
@@ -71,6 +86,74 @@ class Meter:
             self._last_line = now
 
 
+class Board:
+    """A bar with a table and some lines below it, redrawn in place twice a second on a terminal; elsewhere plain lines, as they come.
+
+    >>> with Board("train", total=3) as board:
+    ...     board.show(["", "loss"], [["ssv2", "1.20"]], ["lr 1e-3"], plain="step 1/3  ssv2 1.20")
+    ...     board.advance()
+
+    A `Meter` inside leaves nothing behind on the terminal.
+    """
+
+    shown = 0  # boards that are being redrawn
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.total, self._first, self._began = total, done, time.monotonic()
+        self._live: Live | None = None
+        if can_redraw():
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("left"),
+            )  # fmt: skip
+            self._task = self._bar.add_task(label, total=total, completed=done)
+            self._live = Live(self._bar, console=_terminal(), refresh_per_second=2)
+
+    def __enter__(self) -> Board:
+        if self._live:
+            Board.shown += 1
+            self._live.start()
+            self._live.console.show_cursor(True)  # a process that is killed could not bring it back
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            Board.shown -= 1
+            self._live.stop()
+
+    @property
+    def live(self) -> bool:
+        """Whether it is redrawn in place."""
+        return self._live is not None
+
+    def advance(self) -> None:
+        """Count one more done."""
+        if self._live:
+            self._bar.update(self._task, advance=1)
+
+    def left(self, done: int) -> str:
+        """The time left at the pace so far when `done` are done, as `clock` writes it."""
+        return clock((time.monotonic() - self._began) / max(done - self._first, 1) * (self.total - done))
+
+    def show(self, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], plain: str) -> None:
+        """What stands below the bar from now on; `plain` is what is said of it where nothing is redrawn."""
+        if self._live:
+            self._live.update(Group(self._bar, _table(columns, rows), *(Text(note) for note in notes)))
+        else:
+            say(plain)
+
+
+@cache
+def _terminal() -> Console:
+    """One for the process: displays of one console stand below each other, those of two would overwrite each other."""
+    return Console(stderr=True)
+
+
+def can_redraw() -> bool:
+    """Whether stderr is a terminal that can move its cursor."""
+    return not _silent and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     """`items`, each counted on a `Meter` after its consumer is done with it."""
     with Meter(label, total) as meter:
@@ -88,12 +171,16 @@ def clock(seconds: float) -> str:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
     """A table on stdout. The first column is text, the others are figures, aligned right."""
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(_table(columns, rows, title))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)
+    return table
 
 
 def write_json(value: Any, target: str | Path) -> None:

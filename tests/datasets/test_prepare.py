@@ -14,6 +14,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,32 @@ def tree(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def look(row: Row) -> np.ndarray:
-    """The frames of a sample at five of its instants."""
+def look(row: Row, shift: int = 0) -> np.ndarray:
+    """float `(N, H, W, 3)`: the frames of a sample at five of its instants, or those `shift` places behind them."""
     if not row.fps:
-        return decode_image(row.source)[None]
-    return decode_at(row.source, [(row.start or 0.0) + row.seconds * part for part in (0.03, 0.27, 0.51, 0.77, 0.99)]).frames
+        return decode_image(row.source)[None].astype(float)
+    instants = [(row.start or 0.0) + row.seconds * part + shift / row.fps for part in (0.03, 0.27, 0.51, 0.77, 0.99)]
+    return decode_at(row.source, instants).frames.astype(float)
+
+
+def apart(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """float `(N,)`: how far pictures are from each other, of 255."""
+    return np.abs(some - others).mean((1, 2, 3))
+
+
+def assert_same_pictures(old: Row, new: Row) -> None:
+    """Each picture is the one it was made of, and neither the one in front of it nor the one behind."""
+    before, after = look(old), look(new)
+    own = apart(before, after)
+    assert own.mean() < 12, old.path
+    for beside in (look(old, -1), look(old, 1)) if old.fps else ():
+        other = apart(before, beside) > 1  # in front of the first frame and behind the last there is none
+        assert other.sum() >= 4, old.path
+        assert (own < apart(beside, after))[other].all(), old.path
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def assert_same_samples(before: Manifest, after: Manifest) -> None:
@@ -69,9 +91,19 @@ def assert_same_samples(before: Manifest, after: Manifest) -> None:
         assert all(getattr(old, field) == getattr(new, field) for field in SAME), old
         if old.state == "ok":
             assert new.seconds == pytest.approx(old.seconds)
-            assert np.abs(look(old).astype(float) - look(new)).mean() < 12, old.path
+            assert_same_pictures(old, new)
         else:
             assert new == old
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_a_shift_of_one_frame_would_be_seen(sandbox: Path, tmp_path: Path, shift: int) -> None:
+    """What these tests compare pictures by."""
+    prepare(sandbox, tmp_path / "fast", 0, ["ssv2"])
+    before, after = manifest(sandbox, name="ssv2").row(0), manifest(tmp_path / "fast/catalog.yaml", name="ssv2").row(0)
+    assert_same_pictures(before, after)
+    with pytest.raises(AssertionError):
+        assert_same_pictures(before, replace(after, start=shift / after.fps, end=after.seconds + shift / after.fps))
 
 
 @pytest.mark.parametrize("shards", [None, SHARD])
@@ -104,7 +136,7 @@ def test_shards_are_what_other_tools_read(clips: Path, tmp_path: Path) -> None:
     prepare(clips, tmp_path / "fast", 0, shard_bytes=SHARD)
     rows = [row for row in manifest(tmp_path / "fast/catalog.yaml").rows() if row.state == "ok"]
     shards = sorted(tmp_path.glob("fast/mine/train-*.tar"))
-    assert [shard.name for shard in shards] == [f"train-{number:06d}.tar" for number in range(len(shards))]
+    assert [shard.name for shard in shards] == [f"train-{number:06d}-{digest(shard)}.tar" for number, shard in enumerate(shards)]
     assert len(shards) > 1
     samples: list[dict[str, bytes]] = []
     for shard in shards:
@@ -128,10 +160,10 @@ def test_several_labels_of_a_sample(clips: Path, tmp_path: Path) -> None:
     from cover.datasets.shards import Member, write_shard
 
     (tmp_path / "a.mp4").write_bytes(b"picture")
-    members = [Member("one", tmp_path / "a.mp4", None, [0, 3]), Member("two", tmp_path / "a.mp4", None, None)]
-    places = write_shard(tmp_path / "x.tar", members, tmp_path / "x.part")
-    assert [(tmp_path / "x.tar").read_bytes()[first : first + length] for first, length in places] == [b"picture"] * 2
-    with tarfile.open(tmp_path / "x.tar") as tar:
+    members = [Member("one", ".mp4", tmp_path / "a.mp4", None, [0, 3]), Member("two", ".mp4", tmp_path / "a.mp4", None, None)]
+    shard, places = write_shard(tmp_path / "x", members, tmp_path / "x.part")
+    assert [shard.read_bytes()[first : first + length] for first, length in places] == [b"picture"] * 2
+    with tarfile.open(shard) as tar:
         assert tar.getnames() == ["one.mp4", "one.json", "two.mp4"]
         label = tar.extractfile("one.json")
         assert label
@@ -148,7 +180,7 @@ def test_multi_label_set(make_set: MakeSet, tmp_path: Path) -> None:
     after = manifest(tmp_path / "fast/catalog.yaml")
     assert after.classes.many
     assert_same_samples(manifest(catalog), after)
-    with tarfile.open(tmp_path / "fast/mine/train-000000.tar") as tar:
+    with tarfile.open(next(tmp_path.glob("fast/mine/train-000000-*.tar"))) as tar:
         assert [json.loads(tar.extractfile(name).read())["labels"] for name in tar.getnames() if name.endswith("json")] == [[0, 1], []]
 
 
@@ -356,6 +388,8 @@ def test_wrong_use(clips: Path, tmp_path: Path) -> None:
         prepare(clips, tmp_path / "fast", 0, ["yours"])
     with pytest.raises(UserError, match="--url: expected an address such as s3://"):
         prepare(clips, tmp_path / "fast", 0, url="bucket/folder")
+    with pytest.raises(UserError, match='--url: fsspec knows no "nosuchproto://"; usual are s3://'):
+        prepare(clips, tmp_path / "fast", 0, url="nosuchproto://bucket/folder")
     prepare(clips, tmp_path / "fast", 0)
     with pytest.raises(UserError, match="mine: prepared data need no index"):
         index(tmp_path / "fast/catalog.yaml", 0)
@@ -399,8 +433,8 @@ def test_the_page_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     files = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
     named = [line.split()[0] for line in page.splitlines() if line.startswith("    fast/")]
     assert files >= {name for name in named if not name.endswith(".mp4")}
-    assert {"shards/ssv2/train-000000.tar", "shards/imagenet/val-000000.tar"} <= files
-    assert manifest(tmp_path / "shards/catalog.yaml", name="ssv2").row(0).path == "s3://bucket/sandbox/ssv2/train-000000.tar"
+    (shard,) = (name for name in files if name.startswith("shards/ssv2/train-000000-"))
+    assert manifest(tmp_path / "shards/catalog.yaml", name="ssv2").row(0).path == f"s3://bucket/sandbox/{shard.removeprefix('shards/')}"
     assert re.fullmatch(r"fast/ssv2/train/../.*\.mp4", min(name for name in files if name.startswith("fast/ssv2/train/")))
 
 
@@ -441,13 +475,73 @@ def test_exclusions_are_taken_over(clips: Path, tmp_path: Path, capsys: pytest.C
         excluded_rows(load_catalog(tmp_path / "fast/catalog.yaml"), ["mine"])
 
 
-def test_no_two_runs_in_one_folder(clips: Path, tmp_path: Path) -> None:
-    import fcntl
+def test_exclusions_of_a_set_that_was_not_prepared_again(make_set: MakeSet, tmp_path: Path) -> None:
+    make_set({"a0.png": "one", "a1.png": "two"}, name="a")
+    catalog, root, out = make_set({"b0.png": "one", "b1.png": "two"}, name="b"), tmp_path / "b", tmp_path / "fast/catalog.yaml"
+    prepare(catalog, tmp_path / "fast", 0)
+    shutil.copy(root / "b0.png", root / "b2.png")
+    with (root / "b2.png").open("ab") as file:
+        file.write(b"its own bytes, so that nothing matches it")
+    (root / "train.csv").write_text("path,label\nb2.png,one\nb0.png,one\nb1.png,two\n")
+    catalog.write_text(catalog.read_text().replace("root: b, annotations: {train: list.csv", "root: b, annotations: {train: train.csv"))
+    index(catalog, 0)
+    overlap(catalog, 0)
+    prepare(catalog, tmp_path / "fast", 0, ["a"])
+    before, after = (excluded_rows(load_catalog(each), ["a"]) for each in (catalog, out))
+    assert before
+    assert after
+    assert after["a"].tolist() == before["a"].tolist() == [0, 1]
+    with pytest.raises(UserError, match="made without b"):  # rows 1 and 2 of b as it is are not those of b as it was prepared
+        excluded_rows(load_catalog(out), ["a", "b"])
+    prepare(catalog, tmp_path / "fast", 0, ["b"])
+    after = excluded_rows(load_catalog(out), ["a", "b"])
+    assert after
+    assert after["b"].tolist() == [1, 2]
 
-    (tmp_path / "fast").mkdir()
-    folder = os.open(tmp_path / "fast", os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another `cover prepare` is writing into"):
-        prepare(clips, tmp_path / "fast", 0)
-    os.close(folder)
+
+def test_no_two_runs_in_one_folder(clips: Path, tmp_path: Path) -> None:
     prepare(clips, tmp_path / "fast", 0)
+    lock = tmp_path / "fast/prepare.lock"
+    hold = f"import fcntl; file = open({str(lock)!r}, 'r+'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another `cover prepare` is writing into"):
+            prepare(clips, tmp_path / "fast", 0)
+        other.communicate("\n")
+    prepare(clips, tmp_path / "fast", 0)
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace makes the system call fail")
+def test_file_system_without_locks(clips: Path, tmp_path: Path) -> None:
+    without = ["strace", "-f", "--seccomp-bpf", "-o", str(tmp_path / "trace"), "-e", "trace=flock", "-e", "inject=flock:error=ENOSYS"]
+    typed = [sys.executable, "-m", "cover.cli", "prepare", str(clips), "--out", str(tmp_path / "fast"), "--workers", "0"]
+    ended = subprocess.run([*without, *typed], capture_output=True, text=True, check=False)
+    if "ENOSYS" not in (tmp_path / "trace").read_text():
+        pytest.skip(f"strace may not trace here: {ended.stderr}")
+    assert ended.returncode == 0, ended.stderr
+    assert "prepare.lock cannot be locked (Function not implemented): see to it that no other" in ended.stderr
+
+
+def test_trouble_is_told_where_it_is(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fast"
+    out.mkdir()
+    (out / "manifests").write_text("in the way")
+    with pytest.raises(UserError) as refused:
+        prepare(clips, out, 0)
+    assert str(refused.value) == f"{out / 'manifests/mine-train.made.jsonl'}: Not a directory"
+    (out / "manifests").unlink()
+    (out / ".prepare").write_text("in the way")
+    with pytest.raises(UserError) as refused:
+        prepare(clips, out, 0)
+    assert str(refused.value).startswith(f"{out / '.prepare/mine'}")
+    assert "Not a directory: 0 of 20 samples are done (0 B) and kept; run the same command to go on" in str(refused.value)
+
+
+def test_file_that_may_not_grow(clips: Path, tmp_path: Path) -> None:
+    """A limit of the process stands for a full disk where none can be mounted."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); from cover.cli import main; sys.exit(main())"
+    typed = ["prepare", str(clips), "--out", str(tmp_path / "fast"), "--workers", "0"]
+    ended = subprocess.run([sys.executable, "-c", limited, *typed], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert f"{tmp_path / 'fast'}: the disk is full: 0 of 20 samples are done" in ended.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -16,10 +15,11 @@ from cover.datasets.catalog import load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
-from cover.evaluation import evaluate as evaluation
-from cover.evaluation.evaluate import evaluate, find_tasks
+from cover.evaluation import reading
+from cover.evaluation.evaluate import evaluate
 from cover.evaluation.metrics import TopK
-from cover.inference.predictor import Predictor, predict_files
+from cover.evaluation.tasks import find_tasks
+from cover.inference.predictor import Predictor
 from cover.media.clips import Views
 from cover.media.decode import MediaError
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
@@ -35,7 +35,7 @@ def first_file(sandbox: Path, name: str) -> str:
 def evaluated_scores(model: TimeSformer, catalog: Path, name: str, frames: int, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """What evaluation counts, sample by sample."""
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(evaluation, "BATCH_FRAMES", 1)
+    monkeypatch.setattr(reading, "BATCH_FRAMES", 1)
     with monkeypatch.context() as patch:
         patch.setattr(TopK, "update", lambda self, scores, labels: seen.append(scores))
         (task,) = find_tasks(load_catalog(catalog), model, frames, "val", [name])
@@ -125,18 +125,3 @@ def test_files_are_told_apart_by_content_where_their_ending_says_nothing(trained
         source = Path(first_file(sandbox, name))
         (tmp_path / plain).write_bytes(source.read_bytes())
         assert np.array_equal(predictor(tmp_path / plain, [name])[name].scores, predictor(source, [name])[name].scores)
-
-
-def test_one_bad_file_among_good_ones(trained: Path, sandbox: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "bad.mp4").write_bytes(b"nothing")
-    files = [first_file(sandbox, "ssv2"), str(tmp_path / "bad.mp4"), first_file(sandbox, "imagenet")]
-    assert predict_files(trained, files, 2, ["ssv2"], None, str(tmp_path / "out.json"), "cpu") == 1
-    out, err = capsys.readouterr()
-    (line,) = err.splitlines()
-    assert line.startswith(f"{files[1]}: unreadable: ")
-    assert [line for line in out.splitlines() if not line.startswith(" ")] == [files[0], files[2]]
-    good, bad, image = json.loads((tmp_path / "out.json").read_text())
-    assert list(good["heads"]) == list(image["heads"]) == ["ssv2"]
-    assert len(good["heads"]["ssv2"]) == 2
-    assert bad["file"] == files[1]
-    assert bad["error"]

@@ -146,6 +146,19 @@ def test_folder_of_images(tmp_path: Path) -> None:
     assert numbers(tmp_path / "out.mp4", asked) == numbers(folder, asked)
 
 
+def test_folder_ends_at_a_bad_image(tmp_path: Path) -> None:
+    for number in range(8):
+        Image.fromarray(picture(number)).save(tmp_path / f"{number:05d}.png")
+    (tmp_path / "00005.png").write_bytes(b"no image")
+    encoded = encode_video(tmp_path, tmp_path / "out.mp4", Encoding())
+    assert (encoded.frames, encoded.partial) == (5, "00005.png: not an image that Pillow knows")
+    assert numbers(tmp_path / "out.mp4", [frame / 12 for frame in range(5)]) == list(range(5))
+    assert encode_video(tmp_path, tmp_path / "out.mp4", Encoding(), 0.0, 4 / 12).partial is None  # it ends before
+    (tmp_path / "00001.png").write_bytes(b"")
+    with pytest.raises(MediaError, match=r"only 1 frame can be decoded: 00001\.png: empty file"):
+        encode_video(tmp_path, tmp_path / "out.mp4", Encoding())
+
+
 def test_real_files_look_the_same(test_data: Path, tmp_path: Path) -> None:
     """Rotation, pixel aspect, colour range and matrix, 10 and 12 bits, 4:4:4, odd sides: all as before to the eye."""
     with (test_data / "torture/manifest.csv").open(encoding="utf-8") as file:

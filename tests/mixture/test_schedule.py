@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cover.errors import UserError
-from cover.mixture.schedule import Group, Schedule, Source, draw_seed, rates_by, split_batch, wanted_rates
+from cover.mixture.schedule import Group, Schedule, Source, draw_seed, rates_by, split_batch, steps_for, wanted_rates
 
 STEPS = 24
 
@@ -146,6 +147,18 @@ def test_longest_clips_first_and_images_last_at_least_one_each() -> None:
     wanted = dict(wanted_rates(groups))
     assert sum(wanted.values()) == pytest.approx(1)
     assert wanted["s1"] == 0.625
+
+
+def test_rates_by_wanted_epochs_and_the_steps_that_make_them() -> None:
+    sizes, epochs = {"a": 100, "b": 1000}, {"a": 30, "b": 1.5}
+    assert rates_by(sizes, epochs=epochs) == pytest.approx({"a": 2 / 3, "b": 1 / 3})
+    steps = steps_for(sizes, epochs, batch=32)
+    assert steps == math.ceil(4500 / 32)
+    sources = [Source(name, np.arange(size), 1, rates_by(sizes, epochs=epochs)[name]) for name, size in sizes.items()]
+    drawn = Schedule(0, split_batch(sources, 32, 1)).drawn(steps)
+    assert {name: drawn[name] / sizes[name] for name in sizes} == pytest.approx(epochs, rel=0.01)
+    with pytest.raises(UserError, match=r"^data\.epochs\.b: a positive number of epochs is needed[^\n]*$"):
+        rates_by(sizes, epochs={"a": 1})
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])

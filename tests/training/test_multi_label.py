@@ -15,12 +15,15 @@ import pytest
 import torch
 
 from cover import CoVeR
+from cover.cli import main
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
 from cover.evaluation import evaluate as evaluation
-from cover.evaluation.evaluate import evaluate, evaluate_release, find_tasks, print_results
+from cover.evaluation.evaluate import evaluate, evaluate_release
 from cover.evaluation.metrics import MeanAveragePrecision
-from cover.inference.predictor import Predictor, predict_files
+from cover.evaluation.table import print_results
+from cover.evaluation.tasks import find_tasks
+from cover.inference.predictor import Predictor
 from cover.model.weights import find_release, load_release, read_config
 from cover.training.recipe import Augment, Data, Recipe, Start
 from cover.training.train import train
@@ -79,7 +82,8 @@ def test_trained_evaluated_and_predicted(catalog: Path, tmp_path: Path, capsys: 
     for number, (file, wanted) in enumerate(zip(HOMES, TRUTH)):
         scores = predictor(tmp_path / "homes" / file)["homes"].scores
         assert (scores > 0.5).tolist() == [bool(held) for held in wanted], number
-    assert predict_files(run, [str(tmp_path / "homes" / "d.png")], 3, ["homes"], None, str(tmp_path / "p.json"), "cpu") == 0
+    image = str(tmp_path / "homes" / "d.png")
+    assert main(["predict", str(run), image, "--top", "3", "--head", "homes", "--json", str(tmp_path / "p.json"), "--device", "cpu"]) == 0
     (found,) = json.loads((tmp_path / "p.json").read_text())
     assert sum(share for _, share in found["heads"]["homes"]) > 1.5
     assert sorted(name for name, _ in found["heads"]["homes"]) == ["drink", "laugh", "sit"]

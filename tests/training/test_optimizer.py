@@ -36,6 +36,14 @@ def test_a_constant_rate_after_the_warm_up() -> None:
     assert set(found[5:]) == {2.0}
 
 
+def test_a_tenth_from_each_milestone_on() -> None:
+    found = rates(150, schedule="steps", milestones=[11 / 15, 14 / 15], warmup=0.0)
+    assert found == pytest.approx([2.0] * 110 + [0.2] * 30 + [0.02] * 10)
+    warmed = rates(100, schedule="steps", milestones=[0.5], warmup=0.1)
+    assert warmed[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
+    assert warmed[10:] == pytest.approx([2.0] * 40 + [0.2] * 50)
+
+
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_short_runs(steps: int, warmup: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cover.errors import UserError
 from cover.mixture.pack import Pack
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.training.step import StepSettings, Tally, drop_path_factors, forward_backward, sample_losses, train_step
-from cover.training.train import require_finite, split_pack
+from cover.training.train import split_pack
 
 HEADS = (Head("a", ("0", "1", "2")), Head("b", ("0", "1", "2", "3", "4")))
 TARGETS = [[2, -1], [0, -1], [-1, 3], [-1, 4], [-1, 0], [1, -1]]
@@ -199,7 +200,7 @@ def test_a_step_moves_the_weights_by_the_clipped_gradient(clip: float) -> None:
     norm = torch.stack([value.double().norm() for value in wanted.values()]).norm()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    _, found = train_step(model, optimizer, [pack], make_settings(clip=clip))
+    found = train_step(model, optimizer, [pack], make_settings(clip=clip)).norm
     assert float(found) == pytest.approx(float(norm), rel=1e-5)
     scale = clip / float(norm) if clip else 1.0
     for name, parameter in model.named_parameters():
@@ -217,14 +218,39 @@ def test_gradients_of_the_step_before_are_forgotten() -> None:
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
-    model = build()
+OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], torch.optim.Optimizer]] = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(name: str, before: int) -> None:
+    found = []
+    for broken in (True, False):
+        model = build()
+        optimizer = OPTIMIZERS[name](model.parameters())
+        for number in range(before + 2):
+            with torch.no_grad():
+                model.heads["a"].bias[0] += torch.inf if broken and number == before else 0
+            if broken or number != before:
+                outcome = train_step(model, optimizer, [make_pack()], make_settings())
+                assert bool(outcome.told.isfinite().all()) == (not broken or number != before)
+            with torch.no_grad():
+                model.heads["a"].bias.nan_to_num_(posinf=0.5)
+                model.heads["a"].bias[0] = 0.5
+        found.append(model.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_the_losses_of_the_samples_come_with_their_seeds() -> None:
+    model, pack = build(), make_pack()
     with torch.no_grad():
-        model.heads["a"].bias[0] = float("inf")
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    with pytest.raises(UserError, match=r"lower optimizer\.lr"):
-        train_step(model, torch.optim.SGD(model.parameters(), lr=0.5), [make_pack()], make_settings(), check=require_finite)
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+        model.heads["a"].bias[0] = torch.inf
+    outcome = train_step(model, torch.optim.SGD(model.parameters(), lr=0.5), split_pack(pack, 2), make_settings())
+    lost = {seed for seeds, losses in outcome.samples for seed, loss in zip(seeds.tolist(), losses.tolist()) if not math.isfinite(loss)}
+    assert lost == {seed for seed, (target, _) in zip(pack.seed.tolist(), TARGETS) if target >= 0}
 
 
 def test_bf16_is_close_to_fp32() -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from cover import config
 from cover.errors import UserError
 from cover.model.weights import find_release, load_release, read_config, steps_saved
-from cover.training.recipe import Augment, Data, Model, Optimizer, Recipe, Start
+from cover.training.recipe import Augment, Checkpoints, Data, Distributed, Model, NonFinite, Optimizer, Recipe, Start
 from cover.training.train import train
 
 MakeSet = Callable[..., Path]
@@ -202,7 +202,7 @@ def is_resumed(run: Path, saved: int) -> bool:
 
 def test_resumed_runs_repeat_the_loss_sequence(stopped: dict[str, Any]) -> None:
     assert (stopped["unbroken_code"], stopped["code"]) == (0, 0), stopped["out"]
-    timing = {"seconds", "samples_per_s", "wait_share"}
+    timing = {"seconds", "samples_per_s", "tokens_per_s", "flops_per_s", "mfu", "memory_bytes", "wait_share", "shares", "verdict"}
     broken, unbroken = (
         [{k: v for k, v in line.items() if k not in timing} for line in log_of(stopped[run])] for run in ("run", "unbroken")
     )
@@ -330,6 +330,8 @@ def test_a_folder_that_cannot_be_made(sandbox: Path, tmp_path: Path) -> None:
         ({"model": Model(size=0)}, "model.size"), ({"optimizer": Optimizer(lr=-1)}, "optimizer.lr"),
         ({"optimizer": Optimizer(betas=(0.9, 1.0))}, "optimizer.betas"), ({"optimizer": Optimizer(warmup=2)}, "optimizer.warmup"),
         ({"optimizer": Optimizer(clip=-1)}, "optimizer.clip"), ({"augment": Augment(colour=2)}, "augment.colour"),
+        ({"checkpoints": Checkpoints(keep=0)}, "checkpoints.keep"), ({"checkpoints": Checkpoints(best="ssv3")}, "checkpoints.best"),
+        ({"nonfinite": NonFinite(budget=-1)}, "nonfinite.budget"), ({"distributed": Distributed(timeout=0)}, "distributed.timeout"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

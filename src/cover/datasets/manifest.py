@@ -122,13 +122,15 @@ def write_manifest(
     rows: Iterable[Row],
     root: str | None = None,
     scope: str | None = None,
+    original: str | None = None,
 ) -> None:
     """Write `rows` in their order. The file is written beside and renamed, so that a reader sees the old one or the new one whole.
 
     `root`: what the rows' relative paths are relative to, a URL or a folder relative to the manifest's own; None: they are whole.
-    `scope`: of prepared data, `DatasetSpec.scope` of the originals.
+    `scope` and `original`: of prepared data, `DatasetSpec.scope` of the originals and the digest of their manifest.
     """
     about: dict[str, Any] = {"name": name, "split": split, "media": media, "root": root} | ({"scope": scope} if scope else {})
+    about |= {"original": original} if original else {}
     about |= {"class_names": list(classes.names), "class_source": classes.source, "multi_label": classes.many}
     schema = pa.schema([pa.field(column, _TYPES[column]) for column in _COLUMNS], metadata={"cover": json.dumps(about)})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +175,8 @@ def open_manifest(path: Path, without: npt.NDArray[np.int64] | None = None) -> M
 
 class Manifest:
     """A memory-mapped manifest: `name`, `split`, `media`, `classes`, and rows read one by one when asked for. `scope`: of prepared data,
-    within what the originals' source ids mean the same; None: the catalog's `DatasetSpec.scope` says.
+    within what the originals' source ids mean the same; None: the catalog's `DatasetSpec.scope` says. `original`: of prepared data, the
+    digest of the manifest that they were made from.
 
     `without`: int64 numbers of rows that are held but not usable, None for none.
     """
@@ -187,6 +190,7 @@ class Manifest:
         self.media: Media = about["media"]
         self.classes = ClassList.of(about["class_names"], about["class_source"], about["multi_label"])
         self.scope: str | None = about.get("scope")
+        self.original: str | None = about.get("original")
         root: str | None = about.get("root")
         self._root = root if root is None or is_url(root) else os.path.normpath(path.absolute().parent / root)
 

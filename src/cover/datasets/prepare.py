@@ -10,8 +10,8 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,17 @@ from cover.console import Meter, print_table, say
 from cover.datasets.catalog import PREPARED, Catalog, DatasetSpec, load_catalog
 from cover.datasets.crew import Crew
 from cover.datasets.exclusions import exclusions_path, read_exclusions, write_exclusions
-from cover.datasets.manifest import open_manifest
-from cover.datasets.prepare_split import SPOOL, Job, Layout, make
+from cover.datasets.made import catalog_of
+from cover.datasets.manifest import SPLITS, open_manifest
+from cover.datasets.prepare_split import SPOOL, Job, Layout, drop, made_of, make
 from cover.errors import UserError
 from cover.media.clips import Sampling
 from cover.media.encode import Encoding
 from cover.media.source import is_url
 
 _NAMED = 20  # failures named in a result; the manifest and the list of what was made have them all
+LOCK = "prepare.lock"  # in the output folder; it stays, empty
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CHUNK = {"video": 1, "image": 16}
 
 
@@ -55,20 +58,15 @@ def prepare(
     out = Path(out).absolute()
     _check_out(catalog, out)
     layout = Layout(out, encoding, shard_bytes, _checked_url(url))
-    with _alone(out), Crew(workers) as crew:
-        jobs: list[Job] = []
-        try:
-            jobs += (job for spec in specs for job in _jobs(catalog, spec, layout))
+    with _alone(out), Crew(workers) as crew, ExitStack() as stack:
+        with _in_one_line(out):
+            _check_origin(catalog, specs, out)
+            jobs = [stack.enter_context(closing(job)) for spec in specs for job in _jobs(catalog, spec, layout)]
+        with _in_one_line(out, jobs):
             _run(jobs, crew)
-            for job in jobs:
-                job.finish()
             _write_catalog(out, specs, jobs)
+            _drop_others(out, specs, jobs)
             _carry_exclusions(catalog, out)
-        except OSError as error:
-            raise _out_of_disk(out, jobs, error) from None
-        finally:
-            for job in jobs:
-                job.close()
         shutil.rmtree(out / SPOOL, ignore_errors=True)
     return [_result(job) for job in jobs]
 
@@ -123,9 +121,35 @@ def _check_out(catalog: Catalog, out: Path) -> None:
 
 
 def _checked_url(url: str | None) -> str | None:
-    if url is not None and not is_url(url):
+    if url is None:
+        return None
+    if not is_url(url):
         raise UserError(f'--url: expected an address such as s3://bucket/folder, got "{url}"')
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ValueError:
+        raise UserError(f'--url: fsspec knows no "{protocol}://"; usual are s3://, gs://, az://, hf:// and https://') from None
+    except ImportError:
+        pass  # the package is wanted where the data are read, which may be another machine
     return url
+
+
+def _check_origin(catalog: Catalog, specs: Sequence[DatasetSpec], out: Path) -> None:
+    """Raises UserError where a data set of the same name, made from another catalog, would be replaced."""
+    ours = _origin(catalog)
+    for spec in specs:
+        for split in SPLITS:
+            theirs = catalog_of(made_of(out, spec.name, split))
+            if theirs not in (None, ours):
+                also = f"or remove {out / 'manifests' / spec.name}-* first"
+                raise UserError(f"--out: {out} holds {spec.name} of {theirs}, which is not {ours}; name another folder, {also}")
+
+
+def _origin(catalog: Catalog) -> str:
+    return os.fsdecode(catalog.path.resolve())
 
 
 @contextmanager
@@ -133,25 +157,45 @@ def _alone(out: Path) -> Iterator[None]:
     """Make the folder, and let no second run write into it. Raises UserError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        folder = os.open(out, os.O_RDONLY)
+        # A file open for writing: network file systems lock no folders.
+        lock = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise UserError(f"--out: {out}: cannot be made: {error.strerror}") from None
+        raise UserError(f"--out: {out}: cannot be made or written to: {error.strerror}") from None
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock, out)
         yield
+    finally:
+        os.close(lock)
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"--out: another `cover prepare` is writing into {out}; wait for it") from None
-    finally:
-        os.close(folder)
+    except OSError as error:
+        say(f"{out / LOCK} cannot be locked ({error.strerror}): see to it that no other `cover prepare` writes into this folder")
 
 
-def _out_of_disk(out: Path, jobs: Sequence[Job], error: OSError) -> UserError:
-    """One line: what went wrong, what is done and kept, what is needed."""
+@contextmanager
+def _in_one_line(out: Path, jobs: Sequence[Job] = ()) -> Iterator[None]:
+    """Turns an OSError into a UserError: where, what went wrong, and of `jobs` what is done and kept, and what is needed."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in _FULL
+        where = os.fsdecode(error.filename).removeprefix("file:") if error.filename and not full else out
+        reason = "the disk is full" if full else error.strerror or str(error)
+        raise UserError(f"{where}: {reason}{_so_far(jobs, full)}") from None
+
+
+def _so_far(jobs: Sequence[Job], full: bool) -> str:
     done, total = (sum(job.settled for job in jobs), sum(job.total for job in jobs))
+    if not total:
+        return ""
     made = sum(job.bytes_after for job in jobs)
-    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-    need = f"about {_size(made / done * (total - done))} more are needed; " if made else ""
-    return UserError(f"{out}: {reason}: {done} of {total} samples are done ({_size(made)}) and kept; {need}run the same command to go on")
+    need = f"about {_size(made / done * (total - done))} more are needed; " if made and full else ""
+    return f": {done} of {total} samples are done ({_size(made)}) and kept; {need}run the same command to go on"
 
 
 # --- the work
@@ -162,7 +206,8 @@ def _jobs(catalog: Catalog, spec: DatasetSpec, layout: Layout) -> Iterator[Job]:
         path = catalog.manifest_path(spec.name, split)
         if split == "dev" and "dev" not in spec.annotations and not path.is_file():
             continue  # too few rows to carve one
-        yield Job(spec.name, split, open_manifest(path), layout)
+        manifest = open_manifest(path)
+        yield Job(spec.name, split, manifest, layout, manifest.scope or spec.scope, _origin(catalog))
 
 
 def _run(jobs: Sequence[Job], crew: Crew) -> None:
@@ -178,6 +223,7 @@ def _run(jobs: Sequence[Job], crew: Crew) -> None:
                     job.accept(item, outcome)
                 failed = sum(job.counts["failed"] for job in jobs)
                 meter.advance(len(part), f"{failed} failed" if failed else None)
+            job.finish()
 
 
 def _result(job: Job) -> dict[str, Any]:
@@ -203,20 +249,48 @@ def _write_catalog(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[Job])
     beside.replace(path)
 
 
+def _drop_others(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[Job]) -> None:
+    """Remove the splits that these data sets had in an earlier run and have no more."""
+    ours = {(job.name, job.split) for job in jobs}
+    for spec in specs:
+        for split in SPLITS:
+            if (spec.name, split) not in ours:
+                drop(out, spec.name, split)
+
+
 def _carry_exclusions(catalog: Catalog, out: Path) -> None:
     """What `cover overlap` found among the originals holds for what was made of them: the rows are the same."""
-    path, kept = exclusions_path(catalog), out / "manifests"
+    path = exclusions_path(catalog)
     if not path.is_file():
         return
     found, about = read_exclusions(path)
-    files = {file: path.parent / file for file in about["manifests"]}
-    stale = [file for file, place in files.items() if not place.is_file() or open_manifest(place).digest() != about["manifests"][file]]
+    digests: dict[str, str] = about["manifests"]
+    stale = [file for file in digests if _digest(path.parent / file) != digests[file]]
     if stale:
         say(f"{path} is older than {stale[0]} and was not taken over; run `cover overlap {catalog.path}`, then this command again")
         return
-    digests = {file: open_manifest(kept / file).digest() for file in files if (kept / file).is_file()}
-    held = [item for item in found if f"{item.dataset}-train.arrow" in digests]
-    write_exclusions(exclusions_path(load_catalog(out / "catalog.yaml")), held, digests, about["kinds"])
+    names = _current(out, digests)
+    held = [item for item in found if item.dataset in names]
+    carried = {file: _digest(out / "manifests" / file) or "" for file in digests if _set_of(file) in names}
+    write_exclusions(exclusions_path(load_catalog(out / "catalog.yaml")), held, carried, about["kinds"])
+
+
+def _current(out: Path, digests: Mapping[str, str]) -> set[str]:
+    """The data sets that were prepared from the very manifests of `digests`: in others, a row of the same number may be another one."""
+    files = {file: out / "manifests" / file for file in digests}
+    old = {_set_of(file) for file, place in files.items() if not place.is_file() or open_manifest(place).original != digests[file]}
+    for name in sorted(old & {_set_of(file) for file, place in files.items() if place.is_file()}):
+        say(f"the exclusions of {name} were not taken over: it was indexed anew since it was prepared; prepare it too")
+    return {_set_of(file) for file in digests} - old
+
+
+def _set_of(file: str) -> str:
+    """The data set of a manifest's file name."""
+    return file.rpartition("-")[0]
+
+
+def _digest(manifest: Path) -> str | None:
+    return open_manifest(manifest).digest() if manifest.is_file() else None
 
 
 def _entry(spec: DatasetSpec, manifests: dict[str, str]) -> dict[str, Any]:

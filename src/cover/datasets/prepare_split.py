@@ -1,11 +1,16 @@
-"""What is to be made of each row of one split, and where does it end up? The files or shards of a split, and its manifest."""
+"""What is to be made of each row of one split, and where does it end up? The files or shards of a split, and its manifest.
+
+A file is named by what it is made of, a shard by its bytes: nothing is ever written over, so that the manifest that stands is right
+until the next one does. Only then what is no longer named is removed.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections import Counter
-from collections.abc import Iterator
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -22,12 +27,22 @@ from cover.errors import UserError
 from cover.media.decode import decode_at, probe
 from cover.media.encode import ENDINGS, Encoded, Encoding, encode_image, encode_video
 from cover.media.results import MediaError
-from cover.media.source import is_url
+from cover.media.source import Part, is_url
 
 SPOOL = ".prepare"  # in the output folder: files on their way; gone when a run ends well
-VERSION = 1  # of how files are made: a change makes all of them anew
+VERSION = 2  # of how files are made: a change makes all of them anew
 _CRASHED = "the encoder crashed on it"
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+# Troubles of a machine or a network, not of a file. A damage in a video is told in the system's words alone, hence no numbers here.
+_PASSING = tuple(
+    os.strerror(code)
+    for code in (
+        errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT,
+        errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENODEV,
+    )
+)  # fmt: skip
+_SHARD = r"-[0-9]{6}-[0-9a-f]{16}\.tar"
+_FILE = rf".+-[0-9a-f]{{20}}({'|'.join(map(re.escape, ENDINGS.values()))})"
 _LATE = 1e-3  # seconds that the last frame's time may differ when it is read again
 
 
@@ -63,29 +78,43 @@ def make(item: Item, manifest: Path, layout: Layout, split: str) -> Done | Stopp
     listed = _manifest(manifest, manifest.stat().st_mtime_ns)
     row, media = listed.row(item.row), listed.media
     if _made_of(item.key, row, layout.encoding) != item.made_of:
-        return Stopped(errno.ESTALE, f"{manifest.name} was written anew meanwhile")
+        return Stopped(errno.ESTALE, "was written anew meanwhile", str(manifest))
     beside = layout.out / SPOOL / split / f"{item.key}.part"
     try:
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        encoded = _encode(row, media, beside, layout.encoding)
-        size = _settle(beside, media)
-        _verify(beside, media, encoded)
-        file = _file_of(item, layout, split, ENDINGS[encoded.codec])
-        _move(beside, layout.out / file, row.mtime_ns)
+        return _make(item, row, media, beside, layout, split)
     except MediaError as error:
-        return Done(item.made_of, row.path, "failed", str(error))
+        return _failed(item, row, str(error), again=is_url(row.path) or _is_passing(str(error)))
+    except MemoryError:
+        return _failed(item, row, "cannot be encoded: not enough memory", again=True)
     except (OSError, av.FFmpegError) as error:
         if error.errno in _DISK:
-            return Stopped(error.errno, error.strerror)
-        return Done(item.made_of, row.path, "failed", f"cannot be encoded: {error.strerror}")
+            return Stopped(error.errno, error.strerror, error.filename)
+        return _failed(item, row, f"cannot be encoded: {error.strerror or error}", again=True)
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-    outcome = "partial" if encoded.partial else "copied" if encoded.copied else "prepared"
+
+
+def _make(item: Item, row: Row, media: Media, beside: Path, layout: Layout, split: str) -> Done:
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    encoded = _encode(row, media, beside, layout.encoding)
+    size = _settle(beside, media)
+    _verify(beside, media, encoded)
+    file = _file_of(item, layout, split, ENDINGS[encoded.codec])
+    _move(beside, layout.out / file, row.mtime_ns)
+    why = encoded.partial or ""
     return Done(
-        item.made_of, row.path, outcome, encoded.partial or "", file, size,
-        encoded.frames, encoded.last, encoded.width, encoded.height, encoded.codec,
+        item.made_of, row.path, "partial" if why else "copied" if encoded.copied else "prepared", why, file, size,
+        encoded.frames, encoded.last, encoded.width, encoded.height, encoded.codec, _is_passing(why),
     )  # fmt: skip
+
+
+def _failed(item: Item, row: Row, why: str, again: bool) -> Done:
+    return Done(item.made_of, row.path, "failed", why, again=again)
+
+
+def _is_passing(why: str) -> bool:
+    return any(words in why for words in _PASSING)
 
 
 @lru_cache(maxsize=4)
@@ -110,23 +139,29 @@ def _settle(file: Path, media: Media) -> int:
 
 
 def _verify(file: Path, media: Media, encoded: Encoded) -> None:
-    """Read what was written. Raises MediaError where it is not what was meant."""
-    found = probe(file, media)
-    if (found.frames, found.width, found.height) != (encoded.frames, encoded.width, encoded.height):
-        raise MediaError(f"read again it has {found.frames} frames of {found.width}x{found.height}, not {encoded.frames}")
-    if media == "video":
-        last = (found.frames - 1) / found.fps
-        if abs(last - encoded.last) > _LATE:
-            raise MediaError(f"read again its last frame is at {last:.3f} s, not {encoded.last:.3f}")
-        if damage := decode_at(file, [0.0, encoded.last]).partial:
-            raise MediaError(f"read again it is damaged: {damage}")
+    """Read what was written. Raises OSError where it is not what was meant."""
+    try:
+        found = probe(file, media)
+        if (found.frames, found.width, found.height) != (encoded.frames, encoded.width, encoded.height):
+            raise OSError(f"read again it has {found.frames} frames of {found.width}x{found.height}, not {encoded.frames}")
+        if media == "video":
+            _verify_video(file, (found.frames - 1) / found.fps, encoded)
+    except MediaError as error:
+        raise OSError(f"read again it is damaged: {error}") from error
+
+
+def _verify_video(file: Path, last: float, encoded: Encoded) -> None:
+    if abs(last - encoded.last) > _LATE:
+        raise OSError(f"read again its last frame is at {last:.3f} s, not {encoded.last:.3f}")
+    if damage := decode_at(file, [0.0, encoded.last]).partial:
+        raise MediaError(damage)
 
 
 def _file_of(item: Item, layout: Layout, split: str, ending: str) -> str:
     """Relative to the output folder. Files lie in 256 folders: not every disk likes a million in one."""
     if layout.shard_bytes:
         return f"{SPOOL}/{split}/{item.key}{ending}"
-    return f"{split}/{item.key[-2:]}/{item.key}{ending}"
+    return f"{split}/{item.made_of[-2:]}/{item.key.rpartition('-')[0]}-{item.made_of}{ending}"
 
 
 def _move(beside: Path, file: Path, mtime_ns: int | None) -> None:
@@ -140,24 +175,28 @@ def _move(beside: Path, file: Path, mtime_ns: int | None) -> None:
 
 
 class Job:
-    """One split on its way: which of its rows are made, which are still to do."""
+    """One split on its way: which of its rows are made, which are still to do. `scope`: of the originals' source ids; `catalog`: the
+    originals'."""
 
-    def __init__(self, name: str, split: str, manifest: Manifest, layout: Layout) -> None:
-        self.name, self.split, self.manifest, self.layout = name, split, manifest, layout
+    def __init__(self, name: str, split: str, manifest: Manifest, layout: Layout, scope: str, catalog: str) -> None:
+        self.name, self.split, self.manifest, self.layout, self.scope = name, split, manifest, layout, scope
         self.folder = f"{name}/{split}"
-        self.manifest_path = layout.out / "manifests" / f"{name}-{split}.arrow"
-        self.made = Made(self.manifest_path.with_suffix(".made.jsonl"))
+        self.manifest_path = manifest_of(layout.out, name, split)
+        self.original = manifest.digest()
+        self.made = Made(made_of(layout.out, name, split), catalog)
         self.encoded, self.bytes_before = 0, 0
         self.items = list(self._items())
         self.total = len(self.items)
         self._done: dict[str, Done] = {}
-        self.counts: Counter[str] = Counter()
-        self._places: dict[str, tuple[int, int]] = {}
+        self._again: set[str] = set()  # keys of what failed in earlier runs for reasons of the moment, until it is tried
+        self._places: dict[str, tuple[str, int, int]] = {}  # shard, offset and length of what lies in one, be it an older one
         self.shards: list[Shard] = []
         self._packed = self._reach = self._waiting = 0  # items in shards; items done without a gap; bytes of those between
         self._recall()
-        self.counts.update(done.outcome for done in self._done.values())
-        self.todo = [item for item in self.items if item.key not in self._done]
+        self.counts = Counter(done.outcome for done in self._done.values())
+        todo = (item for item in self.items if item.key not in self._done)
+        self.todo = sorted(todo, key=lambda item: item.key not in self._again)
+        self._shards_recalled = False
 
     def close(self) -> None:
         """Let go of the list of what was made."""
@@ -191,23 +230,24 @@ class Job:
         """Take note of what became of an item, None being a crash. Raises Stopped, OSError."""
         if isinstance(outcome, Stopped):
             raise outcome
-        done = outcome or Done(item.made_of, self.manifest.row(item.row).path, "failed", _CRASHED)
+        done = outcome or _failed(item, self.manifest.row(item.row), _CRASHED, again=True)
         self.made.add(done)
         self._done[item.key] = done
         self.counts[done.outcome] += 1
         self.encoded += 1
+        self._again.discard(item.key)
         self.pack()
 
     def finish(self) -> None:
         """Write the manifest, and remove what an earlier run made and this one does not need. Raises OSError."""
-        earlier = {done.file for done in self.made.samples.values()} | {shard.shard for shard in self.made.shards}
-        self.manifest_path.parent.mkdir(exist_ok=True)
         manifest, root = self.manifest, self.layout.url or ".."
-        write_manifest(self.manifest_path, self.name, self.split, manifest.media, manifest.classes, self._rows(), root)
-        samples = [self._as_kept(self._done[item.key]) for item in self.items]
-        self.made.settle(samples, self.shards)
-        for file in earlier - {done.file for done in samples} - {shard.shard for shard in self.shards} - {""}:
-            _remove(self.layout.out, file)
+        write_manifest(
+            self.manifest_path, self.name, self.split, manifest.media, manifest.classes, self._rows(), root, self.scope, self.original
+        )
+        samples = [self._as_kept(item) for item in self.items]
+        kept = {shard.shard for shard in self.shards} | {done.file for done in samples}
+        _clear(self.layout.out, self.folder, self.made.earlier, kept)
+        self.made.settle(samples, self.shards)  # last: until then it lists what is to be removed
         for litter in self.manifest_path.parent.glob(f".{self.manifest_path.name}.*"):
             litter.unlink()
 
@@ -232,43 +272,69 @@ class Job:
         made = {item.row: item.key for item in self.items}
         for number, row in enumerate(self.manifest.rows()):
             key = made.get(number)
-            yield row if key is None else _prepared(row, self._done[key], self._places.get(key), self._shard_of.get(key))
+            yield row if key is None else _prepared(row, self._done[key], self._places.get(key))
 
-    def _as_kept(self, done: Done) -> Done:
+    def _as_kept(self, item: Item) -> Done:
         """A member of a shard goes by its own name."""
-        return replace(done, file=Path(done.file).name) if self.layout.shard_bytes and done.file else done
+        done = self._done[item.key]
+        return replace(done, file=item.key + ENDINGS[done.codec]) if self.layout.shard_bytes and done.file else done
 
     # --- what earlier runs left
 
     def _recall(self) -> None:
-        self._shard_of: dict[str, str] = {}
-        if self.layout.shard_bytes:
-            self._recall_shards(self.layout.shard_bytes)
-        for item in self.items[self._packed :]:
+        """What was made of the rows as they are now and still lies somewhere; what failed for good."""
+        stock = self._stock() if self.layout.shard_bytes else {}
+        for item in self.items:
             done = self.made.samples.get(item.made_of)
-            if done and (not done.file or _is_whole(self.layout, done)):
+            if done is None:
+                continue
+            if done.again:
+                self._again.add(item.key)
+            elif (place := stock.get(item.made_of)) and place[2] == done.bytes:
+                self._done[item.key], self._places[item.key] = done, place
+            elif not done.file or _is_whole(self.layout, done):
                 self._done[item.key] = done
 
+    def _stock(self) -> dict[str, tuple[str, int, int]]:
+        """`made_of` -> shard, offset and length, of all that lies in shards."""
+        whole = [shard for shard in self.made.shards if _bytes_of(self.layout.out / shard.shard) == shard.bytes]
+        held = ((tag, shard.shard, place) for shard in whole for tag, place in zip(shard.samples, shard.places) if place)
+        return {tag.partition(" ")[0]: (shard, *place) for tag, shard, place in held}
+
     def _recall_shards(self, limit: int) -> None:
-        """The shards that hold the first rows as they are now, each closed where it would be closed now."""
-        known = {shard.shard: shard for shard in self.made.shards}
-        while shard := known.get(f"{self.folder}-{len(self.shards):06d}.tar"):
-            items = self.items[self._packed : self._packed + len(shard.samples)]
-            payload = [place[1] for place in shard.places if place]
-            closed = sum(payload) >= limit and sum(payload[:-1]) < limit
-            if [item.tag for item in items] != shard.samples or not (closed or items[-1] is self.items[-1]):
+        """The shards of the first rows, as long as they are what would be written now."""
+        known: dict[str, list[Shard]] = defaultdict(list)
+        for shard in self.made.shards:
+            known[shard.samples[0]].append(shard)
+        while self._packed < self.total:
+            same = (shard for shard in known[self.items[self._packed].tag] if self._would_write(shard, limit))
+            standing = next(same, None)
+            if standing is None:
                 return
-            if _bytes_of(self.layout.out / shard.shard) != shard.bytes:
-                return
-            self._done |= {item.key: self.made.samples[item.made_of] for item in items}
-            self._note(shard, items)
+            self._note(standing, self.items[self._packed : self._packed + len(standing.samples)])
+
+    def _would_write(self, shard: Shard, limit: int) -> bool:
+        """Whether the next shard would be just this one: the same samples, closed at the same one."""
+        items = self.items[self._packed : self._packed + len(shard.samples)]
+        if not shard.shard.startswith(f"{self.folder}-{len(self.shards):06d}-") or [item.tag for item in items] != shard.samples:
+            return False
+        held = [self._done[item.key].bytes if item.key in self._done else -1 for item in items]
+        if held != [place[1] if place else 0 for place in shard.places]:
+            return False
+        closed = sum(held[:-1]) < limit <= sum(held) or items[-1] is self.items[-1]
+        return closed and _bytes_of(self.layout.out / shard.shard) == shard.bytes
 
     # --- shards
 
     def pack(self) -> None:
         """Close every shard whose samples are all there. Raises OSError."""
         limit = self.layout.shard_bytes
-        while limit and self._reach < self.total and (done := self._done.get(self.items[self._reach].key)):
+        if not limit or self._again:  # whether a shard has a gap is known only when all gaps have been tried
+            return
+        if not self._shards_recalled:
+            self._recall_shards(limit)
+            self._shards_recalled = True
+        while self._reach < self.total and (done := self._done.get(self.items[self._reach].key)):
             self._reach += 1
             self._waiting += done.bytes
             if self._waiting >= limit or self._reach == self.total:
@@ -279,25 +345,50 @@ class Job:
         held = [item for item in items if self._done[item.key].file]
         if not held:
             return
-        rows = {item.key: self.manifest.row(item.row) for item in held}
-        files = {item.key: self.layout.out / self._done[item.key].file for item in held}
-        members = [Member(item.key, files[item.key], rows[item.key].label, rows[item.key].labels) for item in held]
-        name = f"{self.folder}-{len(self.shards):06d}.tar"
-        path = self.layout.out / name
-        places = dict(zip(files, write_shard(path, members, self.layout.out / SPOOL / f"{path.name}.part")))
-        shard = Shard(name, path.stat().st_size, [item.tag for item in items], [places.get(item.key) for item in items])
+        out, stem = self.layout.out, self.layout.out / f"{self.folder}-{len(self.shards):06d}"
+        path, places = write_shard(stem, [self._member(item) for item in held], out / SPOOL / f"{stem.name}.part")
+        place_of = dict(zip((item.key for item in held), places))
+        shard = Shard(
+            path.relative_to(out).as_posix(), path.stat().st_size,
+            [item.tag for item in items], [place_of.get(item.key) for item in items],
+        )  # fmt: skip
         self.made.add(shard)
         self._note(shard, items)
-        for file in files.values():
-            file.unlink()
+        for item in held:
+            if (file := self._done[item.key].file).startswith(f"{SPOOL}/"):  # what a manifest may name is for `finish` to remove
+                (out / file).unlink(missing_ok=True)
 
-    def _note(self, shard: Shard, items: list[Item]) -> None:
+    def _member(self, item: Item) -> Member:
+        done, place, row = self._done[item.key], self._places.get(item.key), self.manifest.row(item.row)
+        source = Part(str(self.layout.out / place[0]), *place[1:]) if place else self.layout.out / done.file
+        return Member(item.key, ENDINGS[done.codec], source, row.label, row.labels)
+
+    def _note(self, shard: Shard, items: Sequence[Item]) -> None:
         self.shards.append(shard)
-        for item, place in zip(items, shard.places):
-            if place:
-                self._places[item.key], self._shard_of[item.key] = (place[0], place[1]), shard.shard
+        self._places |= {item.key: (shard.shard, *place) for item, place in zip(items, shard.places) if place}
         self._packed += len(items)
         self._reach, self._waiting = self._packed, 0
+
+
+def manifest_of(out: Path, name: str, split: str) -> Path:
+    """Where the manifest of a prepared split is."""
+    return out / "manifests" / f"{name}-{split}.arrow"
+
+
+def made_of(out: Path, name: str, split: str) -> Path:
+    """Where the list of what was made of a split is."""
+    return out / "manifests" / f"{name}-{split}.made.jsonl"
+
+
+def drop(out: Path, name: str, split: str) -> None:
+    """Remove all of a split that the catalog no longer has. Raises OSError."""
+    manifest, listed = manifest_of(out, name, split), made_of(out, name, split)
+    if not listed.exists() and not manifest.exists():
+        return
+    with Made(listed, "") as made:
+        manifest.unlink(missing_ok=True)
+        _clear(out, f"{name}/{split}", made.earlier, set())
+    listed.unlink()  # last, as in `finish`
 
 
 def _made_of(key: str, row: Row, how: Encoding) -> str:
@@ -306,17 +397,24 @@ def _made_of(key: str, row: Row, how: Encoding) -> str:
     return sha256(repr([VERSION, key, origin, sorted(asdict(how).items())]).encode()).hexdigest()[:20]
 
 
-def _prepared(row: Row, done: Done, place: tuple[int, int] | None, shard: str | None) -> Row:
+def _prepared(row: Row, done: Done, place: tuple[str, int, int] | None) -> Row:
     """A row whose sample is a file, or a stretch of a shard, of its own. It lasts as long as before, unless a damage cut it short."""
     if done.outcome == "failed":
         return replace(row, state="unreadable", why=done.why)
     cut = done.outcome == "partial" and done.last > 0
     fps = 0.0 if not row.fps else (done.frames - 1) / done.last if cut else done.frames / row.seconds
-    offset, length = place or (None, None)
+    path, offset, length = place or (done.file, None, None)
     return replace(
-        row, path=shard or done.file, offset=offset, length=length, start=None, end=None, frames=done.frames, fps=fps,
-        width=done.width, height=done.height, codec=done.codec, why="", size=done.bytes, mtime_ns=None if shard else row.mtime_ns,
+        row, path=path, offset=offset, length=length, start=None, end=None, frames=done.frames, fps=fps, width=done.width,
+        height=done.height, codec=done.codec, why=_why(row, done), size=done.bytes, mtime_ns=None if place else row.mtime_ns,
     )  # fmt: skip
+
+
+def _why(row: Row, done: Done) -> str:
+    """What the index said of a damage holds; what it had not found is told in its words (`media/deep.py`)."""
+    if row.why or done.outcome != "partial":
+        return row.why
+    return f"partial: {done.why}, {done.frames} of {round(row.seconds * row.fps)} frames"
 
 
 def _is_whole(layout: Layout, done: Done) -> bool:
@@ -331,6 +429,29 @@ def _bytes_of(file: Path) -> int:
         return file.stat().st_size
     except OSError:
         return -1
+
+
+def _clear(out: Path, folder: str, listed: Iterable[str], kept: set[str]) -> None:
+    """Remove what earlier runs made of a split, but for `kept`: what is listed, and what one left that was killed before it could."""
+    for file in {*listed, *_lying(out, folder)} - kept:
+        if "/" in file:  # neither a failure nor a member of a shard
+            _remove(out, file)
+
+
+def _lying(out: Path, folder: str) -> Iterator[str]:
+    """All shards and files of a split, by their names."""
+    name, _, split = folder.partition("/")
+    yield from (f"{name}/{file}" for file in _names(out / name) if re.fullmatch(re.escape(split) + _SHARD, file))
+    for place in _names(out / folder):
+        if re.fullmatch("[0-9a-f]{2}", place):
+            yield from (f"{folder}/{place}/{file}" for file in _names(out / folder / place) if re.fullmatch(_FILE, file))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _remove(out: Path, file: str) -> None:

@@ -1,31 +1,21 @@
-"""What is in each of these files, where a cluster can look? Ray Data maps the probe over the paths and hands results back as they come.
-
-A running cluster is joined (RAY_ADDRESS, or one that `ray start` began on this machine); else Ray is started on this machine and ended
-again. Every node must have this package, and see the files under the same paths as this machine.
-"""
+"""What is in each of these files, where a cluster can look? Ray Data maps the probe over the paths and hands results back as they come."""
 
 from __future__ import annotations
 
-import logging
 import os
-import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from operator import attrgetter
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 
-from cover.console import say
 from cover.datasets.manifest import Media
 from cover.datasets.probing import Facts, Prober
+from cover.datasets.ray_cluster import Cluster, reason_of
 from cover.errors import UserError
 
 _BLOCK = 128  # files of a task: enough to hide what a task costs, few enough that a killed run loses little
-_STORE = 256 << 20  # bytes of shared memory for paths and facts, of which far less are ever under way
 _FACTS = [field.name for field in fields(Facts)]
 _of_facts = attrgetter(*_FACTS)
 _SCHEMA = pa.schema(
@@ -36,70 +26,33 @@ _SCHEMA = pa.schema(
 )  # fmt: skip
 
 
-class RayProber:
-    """A `probing.Prober` over a cluster. Raises UserError where Ray is not installed; it is started for the first file to probe.
-
-    `workers`: processes on this machine where there is no cluster; a cluster gives as many as it has cores.
-    """
+class RayProber(Cluster):
+    """A `probing.Prober` over a cluster. Raises UserError where Ray is not installed; it is started for the first file to probe."""
 
     def __init__(self, workers: int, deep: bool = False) -> None:
+        super().__init__(workers)
         self.deep = deep
-        self._workers = max(1, workers)
-        self._folder: str | None = None
-        self._ray = _import_ray()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._ray.shutdown()
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
 
     def probe(self, paths: Sequence[str], media: Media) -> Iterator[list[tuple[str, Facts]]]:
         """`(path, facts)` of all files, in chunks as they are done, in no particular order. Raises UserError where the cluster fails,
         or a node does not see a file that this machine sees."""
         if not paths:
             return
-        self._start()
+        self.start()
         try:
             for batch in self._map(paths, media).iter_batches(batch_size=None, batch_format="pyarrow"):
                 yield [_seen_here(values["path"], Facts(*(values[name] for name in _FACTS))) for values in batch.to_pylist()]
-        except self._ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
+        except self.ray.exceptions.RayError as error:
+            reason = reason_of(error)
             raise UserError(f"ray: {reason}; every node needs this package; run the command again to go on from here") from None
 
     def _map(self, paths: Sequence[str], media: Media) -> Any:
-        data, cores = self._ray.data, int(self._ray.cluster_resources().get("CPU", 1))
+        data, cores = self.ray.data, max(1, self.amount("CPU"))
         blocks = [pa.table({"path": pa.array(paths[first : first + _BLOCK])}) for first in range(0, len(paths), _BLOCK)]
         crew = data.ActorPoolStrategy(min_size=1, max_size=max(1, min(cores, len(blocks))))
         return data.from_arrow(blocks).map_batches(
             _Node, fn_args=(media, self.deep), batch_size=None, batch_format="pyarrow", compute=crew, num_cpus=1
         )
-
-    def _start(self) -> None:
-        if self._ray.is_initialized():
-            return
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        try:
-            self._ray.init(address="auto", **quiet)
-            say(f"ray: joined a cluster of {len(self._ray.nodes())} nodes")
-        except ConnectionError:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray makes one and keeps it in the home folder
-            self._folder = tempfile.mkdtemp(prefix="cover-", dir=_short_folder())
-            self._ray.init(
-                address="local",
-                num_cpus=self._workers,
-                include_dashboard=False,
-                object_store_memory=_STORE,
-                _temp_dir=self._folder,
-                **quiet,
-            )
-        context = self._ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class _Node:
@@ -118,20 +71,3 @@ def _seen_here(path: str, facts: Facts) -> tuple[str, Facts]:
     if facts.state == "missing" and os.path.exists(path):
         raise UserError(f"ray: a node does not see {path}, which is there; mount the data under the same path on every node")
     return path, facts
-
-
-def _short_folder() -> str:
-    """Where temporary files go; names of sockets must be short, and Ray's are long themselves."""
-    folder = tempfile.gettempdir()
-    return folder if len(folder) <= 24 or not Path("/tmp").is_dir() else "/tmp"
-
-
-def _import_ray() -> Any:
-    # Read by Ray when it is imported: it reports on its use to its makers, unless told not to.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise UserError("--engine ray: ray is not installed: pip install -c constraints.txt 'cover-video[cluster]'") from None
-    return ray

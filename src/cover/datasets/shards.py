@@ -13,24 +13,28 @@ import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
+
+from cover.media.source import Part
 
 _LONGEST_NAME = 60  # of a sample id inside a key: a name of the oldest tar format holds 100 bytes
 
 
 @dataclass(frozen=True)
 class Member:
-    """A sample to be put into a shard: the `file` with its picture, and what is known of its class."""
+    """A sample to be put into a shard: its `ending` (".mp4"), the file with its picture or the stretch of an older shard, and what is
+    known of its class."""
 
     key: str
-    file: Path
+    ending: str
+    source: Path | Part
     label: int | None
     labels: Sequence[int] | None
 
     @property
     def name(self) -> str:
-        return self.key + self.file.suffix
+        return self.key + self.ending
 
 
 def key_of(sample_id: str, *further: object) -> str:
@@ -39,13 +43,14 @@ def key_of(sample_id: str, *further: object) -> str:
     return f"{re.sub('[^A-Za-z0-9_-]+', '_', sample_id)[:_LONGEST_NAME]}-{digest}"
 
 
-def write_shard(path: Path, members: Sequence[Member], beside: Path) -> list[tuple[int, int]]:
-    """Write a tar and give `(offset, length)` of each member's file in it, in bytes.
+def write_shard(stem: Path, members: Sequence[Member], beside: Path) -> tuple[Path, list[tuple[int, int]]]:
+    """Write a tar `STEM-DIGEST.tar`; give its path and `(offset, length)` of each member's file in it, in bytes.
 
-    It is written as `beside`, read again, and renamed: `path` is never half a shard. Raises OSError, also where what is read again is
-    not what was written.
+    It is written as `beside`, read again, and renamed: a path is never half a shard. The digest is that of its bytes, so a path never
+    comes to mean another shard either, for whoever still holds the offsets of an older one. Raises OSError, also where what is read
+    again is not what was written.
     """
-    for folder in (path.parent, beside.parent):
+    for folder in (stem.parent, beside.parent):
         folder.mkdir(parents=True, exist_ok=True)
     with beside.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -57,13 +62,18 @@ def write_shard(path: Path, members: Sequence[Member], beside: Path) -> list[tup
     places = _places(beside)
     if [name for name in places if not name.endswith((".cls", ".json"))] != [member.name for member in members]:
         raise OSError(f"{beside}: what was written is not what is read; is the disk sound?")
+    path = stem.with_name(f"{stem.name}-{_digest(beside)}.tar")
     beside.replace(path)
-    return [places[member.name] for member in members]
+    return path, [places[member.name] for member in members]
 
 
 def _add_file(tar: tarfile.TarFile, member: Member) -> None:
-    with member.file.open("rb") as file:
-        tar.addfile(_info(member.name, os.fstat(file.fileno()).st_size), file)
+    with open(member.source, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if isinstance(member.source, Part):
+            file.seek(member.source.offset)
+            size = member.source.length
+        tar.addfile(_info(member.name, size), file)
 
 
 def _add_label(tar: tarfile.TarFile, member: Member) -> None:
@@ -86,3 +96,8 @@ def _places(path: Path) -> dict[str, tuple[int, int]]:
     """Name -> offset and length of every member."""
     with tarfile.open(path) as tar:
         return {info.name: (info.offset_data, info.size) for info in tar}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()[:16]

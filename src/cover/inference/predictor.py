@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cover.console import write_json
-from cover.datasets.files import media_of
-from cover.datasets.manifest import Media
 from cover.errors import UserError, nearest
-from cover.evaluation.protocol import ViewPlan, read_views
+from cover.evaluation.protocol import ViewPlan
+from cover.inference.looking import Gaze, Look, Windows, kind_of, look, looks
+from cover.inference.readers import Readers
 from cover.media.clips import Sampling, Views
-from cover.media.decode import MediaError, probe
+from cover.media.decode import MediaError
 from cover.model.device import pick_device
+from cover.model.release import release_folder
 from cover.model.timesformer import TimeSformer
-from cover.model.weights import find_release, load_release
+from cover.model.weights import load_release
+
+__all__ = ["Prediction", "Predictions", "Predictor", "Seen", "kind_of"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,28 @@ class Prediction:
         return [(self.classes[i], float(self.scores[i])) for i in order]
 
 
+class Predictions(dict[str, Prediction]):
+    """Head -> its prediction for one file, or for the window from `start` to `end` seconds. `partial` says what cut the file short."""
+
+    partial: str | None = None
+    start: float | None = None
+    end: float | None = None
+
+    def top(self, k: int = 5) -> list[tuple[str, float]]:
+        """The `k` likeliest classes of the only head. Raises `UserError` where there are several to choose from, or none."""
+        if len(self) != 1:
+            raise UserError(f'{len(self)} heads have predictions: choose one, as in predictions["{next(iter(self), "head")}"].top()')
+        return next(iter(self.values())).top(k)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Means over one set of views: `scores`, float32 `(classes,)` of each head, and `features`, float32 `(D,)`."""
+
+    scores: dict[str, np.ndarray]
+    features: np.ndarray
+
+
 class Predictor:
     """A model ready for files: each head looks at a video as its own data set, or the first of those, is looked at in evaluation.
 
@@ -45,12 +69,13 @@ class Predictor:
     """
 
     def __init__(self, model: TimeSformer, about: dict[str, Any], device: torch.device | str = "cpu") -> None:
-        self.model, self.about, self.device = model.to(device).eval(), about, device
+        self.model, self.about, self.device = model.to(device).eval(), about, torch.device(device)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Predictor:
-        """From a run, a checkpoint or a release folder. Raises `UserError`."""
-        return cls(*load_release(find_release(path)), device=device)
+        """From a run, a checkpoint, a release folder or a Hub id (`owner/name`); `device` may be `auto`. Raises `UserError`."""
+        where = pick_device(device) if isinstance(device, str) else device
+        return cls(*load_release(release_folder(path)), device=where)
 
     def plan(self, head: str, views: Views | None = None) -> ViewPlan:
         """How `head` looks at a video. Raises `UserError` for a head that the model does not have."""
@@ -61,74 +86,74 @@ class Predictor:
         sampling, own = known[head]["sampling"], Views.parse(known[head]["views"])
         return ViewPlan(Sampling.parse(sampling), views or own, self.about["frames"], self.model.config.size)
 
-    def __call__(self, path: str | Path, heads: list[str] | None = None, views: Views | None = None) -> dict[str, Prediction]:
-        """The predictions of all heads, or of `heads`, for a video or an image. Raises `MediaError` where it cannot be read."""
-        named = heads or [head.name for head in self.model.head_list]
-        plans = {head: self.plan(head, views) for head in named}
-        clips = self._clips(str(path), list(dict.fromkeys(plans.values())))
-        scores = {plan: self._scores(pixels) for plan, pixels in clips.items()}
-        classes = {head.name: head.classes for head in self.model.head_list}
-        return {head: Prediction(head, classes[head], scores[plan][head]) for head, plan in plans.items()}
+    def plans(self, heads: Sequence[str] | None = None, views: Views | None = None) -> dict[str, ViewPlan]:
+        """`plan` of each of `heads`, or of all."""
+        return {head: self.plan(head, views) for head in heads or [head.name for head in self.model.head_list]}
 
-    def _clips(self, path: str, plans: list[ViewPlan]) -> dict[ViewPlan, np.ndarray]:
-        media = kind_of(path)
-        found = probe(path, media)
-        seconds = found.frames / found.fps if found.fps else 0.0  # a manifest's own measure, also where the rate changes
-        return dict(zip(plans, read_views(path, media, plans, seconds)[0], strict=True))
+    def whole(self, views: Views | None = None) -> ViewPlan:
+        """How a model without heads looks at a video: evenly over all of it."""
+        return ViewPlan(Sampling("whole"), views or Views(1, 1), self.about["frames"], self.model.config.size)
+
+    def __call__(self, path: str | Path, heads: list[str] | None = None, views: Views | None = None) -> Predictions:
+        """The predictions of all heads, or of `heads`, for a video or an image. Raises `MediaError` where it cannot be read."""
+        plans = self.plans(heads, views)
+        gaze = Gaze(tuple(dict.fromkeys(plans.values())))
+        (only,) = self.predictions(look(str(path), gaze), gaze, plans)
+        return only
+
+    def timeline(
+        self, path: str | Path, window: float, stride: float | None = None, heads: list[str] | None = None, views: Views | None = None
+    ) -> list[Predictions]:
+        """The predictions for every stretch of `window` seconds of a video, one each `stride` seconds (default: `window`), in order.
+
+        Each is looked at as a video of that length. Raises `MediaError` where the file cannot be read.
+        """
+        plans = self.plans(heads, views)
+        gaze = Gaze(tuple(dict.fromkeys(plans.values())), windows=Windows(window, stride or window))
+        found: list[Predictions] = []
+        for part in looks([str(path)], gaze, Readers(0)):
+            if part.error is not None:
+                raise MediaError(part.error)
+            found += self.predictions(part, gaze, plans)
+        return found
+
+    def features(self, path: str | Path, head: str | None = None, views: Views | None = None) -> np.ndarray:
+        """The normalised class token, float32 `(D,)`: the mean over the views of `head` (default: the first). Raises `MediaError`."""
+        named = [head] if head else [each.name for each in self.model.head_list[:1]]
+        gaze = Gaze(tuple(self.plans(named, views).values()) if named else (self.whole(views),))
+        ((clips,),) = look(str(path), gaze).clips
+        return self.run([clips])[0].features
+
+    def predictions(self, part: Look, gaze: Gaze, plans: dict[str, ViewPlan]) -> list[Predictions]:
+        """Those for each part of a look."""
+        seen = iter(self.run([views for clips in part.clips for views in clips]))
+        return [self.named([next(seen) for _ in gaze.plans], gaze, plans, part, span) for span in part.spans]
+
+    def named(self, seen: Sequence[Seen], gaze: Gaze, plans: dict[str, ViewPlan], part: Look, span: tuple[float, float]) -> Predictions:
+        """What was seen under each of the gaze's plans, given to the heads that look so."""
+        classes = {head.name: head.classes for head in self.model.head_list}
+        by_plan = dict(zip(gaze.plans, seen, strict=True))
+        found = Predictions({head: Prediction(head, classes[head], by_plan[plan].scores[head]) for head, plan in plans.items()})
+        found.partial = part.partial
+        if gaze.windows and part.media == "video":
+            found.start, found.end = span[0], span[0] + span[1]
+        return found
 
     @torch.inference_mode()
-    def _scores(self, clips: np.ndarray) -> dict[str, np.ndarray]:
-        pixels = torch.from_numpy(clips).to(self.device).flatten(0, 1)
-        logits = self.model(self.model.normalize(pixels), (clips.shape[:2],))
-        return {head.name: head.probabilities(logits[head.name]).mean(0).cpu().numpy() for head in self.model.head_list}
-
-
-def kind_of(path: str) -> Media:
-    """Whether a file is a video or an image, by its ending; of an unknown ending, by whether it opens as an image."""
-    media = media_of(path)
-    if media is None:
-        try:
-            probe(path, "image")
-            return "image"
-        except MediaError:
-            return "video"
-    return media
-
-
-def predict_files(
-    checkpoint: Path, files: Sequence[str], k: int, heads: list[str] | None, views: str | None, json_target: str | None, device: str
-) -> int:
-    """Print the `k` likeliest classes of every head for every file; a file that cannot be read is one line on stderr.
-
-    Returns how many files could not be read. Raises `UserError` for a wrong checkpoint, head or views.
-    """
-    predictor = Predictor.load(checkpoint, pick_device(device))
-    if not predictor.model.head_list:
-        raise UserError(f"{checkpoint}: has no head, so there is nothing to predict; train one with start.checkpoint={checkpoint}")
-    plan = Views.parse(views) if views else None
-    for head in heads or []:
-        predictor.plan(head)
-    results: list[dict[str, Any]] = []
-    failed = 0
-    for file in files:
-        try:
-            found = predictor(file, heads, plan)
-        except MediaError as error:
-            failed += 1
-            results.append({"file": file, "error": str(error)})
-            print(f"{file}: unreadable: {error}", file=sys.stderr)
-            continue
-        tops = {head: prediction.top(k) for head, prediction in found.items()}
-        results.append({"file": file, "heads": tops})
-        if json_target != "-":
-            print("\n".join(_lines(file, tops)))
-    if json_target:
-        write_json(results, json_target)
-    return failed
-
-
-def _lines(file: str, tops: dict[str, list[tuple[str, float]]]) -> list[str]:
-    lines = [file]
-    for head, top in tops.items():
-        lines += [f"  {head if not place else '':<12} {share:6.1%}  {name}" for place, (name, share) in enumerate(top)]
-    return lines
+    def run(self, clips: Sequence[np.ndarray]) -> list[Seen]:
+        """One forward pass over any mix of sets of views, each uint8 `(views, T, 3, size, size)`, images with T = 1."""
+        order = sorted(range(len(clips)), key=lambda number: -clips[number].shape[1])  # images last
+        groups = tuple(
+            (sum(len(clips[number]) for number in same), frames)
+            for frames, same in groupby(order, key=lambda number: clips[number].shape[1])
+        )
+        pixels = torch.cat([torch.from_numpy(clips[number]).flatten(0, 1) for number in order]).to(self.device)
+        features = self.model.forward_features(self.model.normalize(pixels), groups)
+        logits = self.model.forward_head(features)
+        shares = {head.name: head.probabilities(logits[head.name]).cpu() for head in self.model.head_list}
+        sizes = [len(clips[number]) for number in order]
+        means = {name: [part.mean(0).numpy() for part in share.split(sizes)] for name, share in shares.items()}
+        vectors = [part.mean(0).numpy() for part in features.float().cpu().split(sizes)]
+        seen = [Seen({name: parts[place] for name, parts in means.items()}, vector) for place, vector in enumerate(vectors)]
+        back = dict(zip(order, seen, strict=True))
+        return [back[number] for number in range(len(clips))]

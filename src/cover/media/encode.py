@@ -6,7 +6,7 @@ Videos become H.264 in MP4, images JPEG. The same source and settings give the s
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -173,9 +173,26 @@ def _key_before(reader: Reader, first: VideoFrame, start: float) -> tuple[list[V
 def _folder_clip(folder: AnyPath) -> _Clip:
     times, files = frame_folder.numbered_images(folder)
     first = frame_folder.frame_file(files[0], None, MAX_PIXELS)
-    pictures = (VideoFrame.from_ndarray(frame_folder.frame_file(file, None, MAX_PIXELS), format="rgb24") for file in files)
+    pictures = _Pictures(files)
     shape = Shape(first.shape[1], first.shape[0], (1, 0, 0, 0, 1, 0, 0, 0, 1), VideoReformatter())
-    return _Clip(zip(times, pictures), shape, lambda: None)
+    return _Clip(zip(times, pictures), shape, lambda: pictures.damage)
+
+
+class _Pictures:
+    """A folder's images in their order, up to the first that is damaged, which it remembers: as `cover index --deep` counts them."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.damage: str | None = None
+        self._files = files
+
+    def __iter__(self) -> Iterator[VideoFrame]:
+        for file in self._files:
+            try:
+                picture = frame_folder.frame_file(file, None, MAX_PIXELS)
+            except MediaError as error:
+                self.damage = str(error)
+                return
+            yield VideoFrame.from_ndarray(picture, format="rgb24")
 
 
 def _cut(timed: Iterable[tuple[float, VideoFrame]], start: float, end: float | None) -> Iterator[tuple[float, VideoFrame]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from cover.machine import end_with_parent, reuse_memory
 from cover.media.augment import crop_resize, random_box, random_colour
 from cover.media.clips import train_times
 from cover.media.decode import Decoder, MediaError, decode_at, decode_image
+from cover.media.randaugment import RandAugment, random_erasing
 from cover.mixture.pack import Pack, Sample, collate
 from cover.mixture.schedule import Draw, Schedule
 
@@ -55,11 +54,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What the pixels go through: crops of `size` pixels, flips, colour factors within 1 ± `colour`."""
+    """What the pixels go through: crops of `size` pixels, flips, colour factors within 1 ± `colour`, RandAugment, a box erased with
+    the chance `erase` (None: nowhere in the mixture)."""
 
     size: int
     flip: bool = True
     colour: float = 0.0
+    randaugment: RandAugment | None = None
+    erase: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,21 @@ class _Clip:
 
 
 class SampleReader:
-    """Turns a draw into a sample. Everything random comes from the draw's seed."""
+    """Turns a draw into a sample. Everything random comes from the draw's seed.
 
-    def __init__(self, members: Sequence[Member], augmentation: Augmentation, decoder: Decoder = "pyav") -> None:
+    `own`: the augmentation of those data sets that have another than `augmentation`, of the same size.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        augmentation: Augmentation,
+        decoder: Decoder = "pyav",
+        own: Mapping[str, Augmentation] | None = None,
+    ) -> None:
         self.members = list(members)
         self.augmentation = augmentation
+        self.own = own or {}
         self.decoder = decoder
         self._places = {member.spec.name: place for place, member in enumerate(members)}
 
@@ -87,12 +99,15 @@ class SampleReader:
         return self._crop(draw, self._decode(draw))
 
     def read_all(self, draws: Sequence[Draw]) -> list[Sample]:
-        """The samples of draws; those of one clip, one after the other, share its decode."""
+        """The samples of draws; those of one clip share its decode, which is kept no longer than to the last of them."""
+        last = {draw.clip: number for number, draw in enumerate(draws)}
+        held: dict[tuple[str, int, int], _Clip] = {}
         samples: list[Sample] = []
-        for _, crops in groupby(draws, attrgetter("clip")):
-            first, *others = crops
-            decoded = self._decode(first)
-            samples += [self._crop(draw, decoded) for draw in (first, *others)]
+        for number, draw in enumerate(draws):
+            clip = held.pop(draw.clip, None) or self._decode(draw)
+            samples.append(self._crop(draw, clip))
+            if number < last[draw.clip]:
+                held[draw.clip] = clip
         return samples
 
     def _decode(self, draw: Draw) -> _Clip:
@@ -107,6 +122,7 @@ class SampleReader:
 
     def _crop(self, draw: Draw, clip: _Clip) -> Sample:
         member, size = clip.member, self.augmentation.size
+        mine = self.own.get(draw.dataset, self.augmentation)
         rng = clip.rng if draw.clip_seed is None else np.random.default_rng(draw.seed)
         if clip.pixels is None:
             frames = np.zeros((member.frames, 3, size, size), np.uint8)
@@ -115,15 +131,18 @@ class SampleReader:
             frames = crop_resize(clip.pixels, random_box(rng, width, height, member.spec.crop_scale), size)
         flip, labels = self._flip(member, labels_of(clip.row), rng)
         targets, hot = member.answers(labels)
+        colour = random_colour(rng, mine.colour)
         return Sample(
             frames=torch.from_numpy(frames[..., ::-1].copy() if flip else frames),
             dataset=self._places[draw.dataset],
             targets=targets,
             hot=hot,
             weight=0.0 if clip.pixels is None else 1.0,
-            colour=torch.from_numpy(random_colour(rng, self.augmentation.colour)),
+            colour=torch.from_numpy(colour),
             seed=draw.seed,
             note=clip.note,
+            change=mine.randaugment.draw(rng) if mine.randaugment else None,
+            erase=None if mine.erase is None else torch.from_numpy(random_erasing(rng, mine.erase, size)),
         )
 
     def _flip(self, member: Member, labels: Sequence[int], rng: np.random.Generator) -> tuple[bool, Sequence[int]]:
@@ -163,11 +182,20 @@ class _Steps(Dataset[Pack]):
 
     def __getitem__(self, step: int) -> Pack:
         draws = self.schedule.rank_step(step, self.rank, self.ranks)
-        return collate([self.reader.read_all(group) for group in draws])
+        pack = collate([self.reader.read_all(group) for group in draws])
+        mixing = self.schedule.mixing
+        if mixing is None:
+            return pack
+        partner, share, cut = mixing.blend(draws, self.reader.augmentation.size)
+        return replace(pack, partner=partner, share=share, cut=cut)
 
 
 def packs(schedule: Schedule, reader: SampleReader, first: int, last: int, workers: int, rank: int = 0, ranks: int = 1) -> Iterator[Pack]:
-    """The Packs of steps `first` to `last` - 1, in order, read ahead by `workers` processes (0: in this one)."""
+    """The Packs of steps `first` to `last` - 1, in order, read ahead by `workers` processes (0: in this one).
+
+    Raises UserError where a manifest was written anew since it was opened."""
+    for member in reader.members:
+        member.manifest.check_unchanged()
     loader = DataLoader(
         _Steps(schedule, reader, rank, ranks),
         sampler=range(first, last),

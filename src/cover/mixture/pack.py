@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from cover.media.randaugment import Change
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class Sample:
 
     `frames`: uint8 `(T, 3, H, W)`. `targets` and `hot`: its row of the Pack's. `weight`: 1, or 0
     where the file could not be read (its frames are then black and count for nothing). `colour`: float32 `(3, 4)`, an affine map of
-    RGB in 0..1. `note`: what was wrong with the file, None if nothing.
+    RGB in 0..1. `change`: what RandAugment makes of it, None for nothing. `erase`: int64 `(4,)`, a box to erase, None where nothing is
+    ever erased. `note`: what was wrong with the file, None if nothing.
     """
 
     frames: Tensor
@@ -27,6 +31,8 @@ class Sample:
     seed: int
     note: str | None = None
     hot: Tensor | None = None
+    change: Change | None = None
+    erase: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ class Pack:
     where a sample does not train a head. `weight`: float32 `(S,)`. `colour`: float32 `(S, 3, 4)`. `seed`: int64 `(S,)`, the low 63
     bits of each draw's seed. `notes`: one line per file that was damaged or could not be read. `hot`: uint8 `(S, K)`, the classes of
     all sigmoid heads side by side in the heads' order, 1 where a sample has the class; None where no head is one.
+
+    `changes`: per sample what RandAugment makes of it, empty where it is made or there is none; on the host. `erase`: int64 `(S, 4)`,
+    the box (left, top, right, bottom) that is erased, zeros for none; None where nothing is ever erased. For mixup and cutmix, None
+    without them: `partner`, int64 `(S,)`, how many samples away the one lies that a sample is mixed with; `share`, float32 `(S,)`, the
+    partner's share, 0 where it is not mixed; `cut`, int64 `(S, 4)`, the box that is pasted from the partner, zeros for mixup.
     """
 
     frames: Tensor
@@ -49,6 +60,11 @@ class Pack:
     seed: Tensor
     notes: tuple[str, ...] = ()
     hot: Tensor | None = None
+    changes: tuple[Change | None, ...] = ()
+    erase: Tensor | None = None
+    partner: Tensor | None = None
+    share: Tensor | None = None
+    cut: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Pack:
         """The same Pack with its tensors on `device`."""
@@ -67,6 +83,7 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
     """Samples, group by group, as a Pack. All samples of a group have the same number of frames."""
     samples = [sample for group in groups for sample in group]
     hot = [sample.hot for sample in samples if sample.hot is not None]
+    erase = [sample.erase for sample in samples if sample.erase is not None]
     return Pack(
         frames=torch.cat([sample.frames for sample in samples]),
         groups=tuple((len(group), len(group[0].frames)) for group in groups),
@@ -77,4 +94,6 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
         seed=torch.tensor([sample.seed & (2**63 - 1) for sample in samples]),
         notes=tuple(sample.note for sample in samples if sample.note),
         hot=torch.stack(hot) if hot else None,
+        changes=tuple(sample.change for sample in samples) if any(sample.change for sample in samples) else (),
+        erase=torch.stack(erase) if erase else None,
     )

@@ -17,6 +17,7 @@ from fractions import Fraction
 import numpy as np
 
 from cover.errors import UserError
+from cover.mixture.mixing import Mixing
 
 _STRIDE = 1024
 RATE_DENOMINATOR = 10**9  # rates are held as exact fractions, so that a quota is the same on every machine
@@ -68,26 +69,36 @@ class Group:
         return [source.rate / total for source in self.sources]
 
 
-def rates_by(sizes: Mapping[str, int], alpha: float = 1.0, weights: Mapping[str, float] | None = None) -> dict[str, Fraction]:
-    """Sampling rates that add up to 1: proportional to `weights` where given, else to size ** alpha (1 is the article's rule).
+def rates_by(
+    sizes: Mapping[str, int], alpha: float = 1.0, weights: Mapping[str, float] | None = None, epochs: Mapping[str, float] | None = None
+) -> dict[str, Fraction]:
+    """Sampling rates that add up to 1: proportional to `weights` where given, else to size * `epochs` where given, else to size ** alpha
+    (1 is the article's rule).
 
-    Raises `UserError` on a weight that is not positive or does not fit the data sets.
+    Raises `UserError` on a weight or a number of epochs that is not positive or does not fit the data sets.
     """
-    if weights:
-        for name in sizes:
-            if not 0 < weights.get(name, 0) < math.inf:
-                raise UserError(f"data.weights.{name}: a positive weight is needed for each data set of the mixture")
-    raw = {name: Fraction(weights[name] if weights else size**alpha) for name, size in sizes.items()}
+    for key, noun, given in (("weights", "weight", weights), ("epochs", "number of epochs", epochs)):
+        for name in sizes if given else ():
+            if not 0 < (given or {}).get(name, 0) < math.inf:
+                raise UserError(f"data.{key}.{name}: a positive {noun} is needed for each data set of the mixture")
+    raw = {name: Fraction(size * epochs[name] if epochs else size**alpha) for name, size in sizes.items()}
+    raw = {name: Fraction(weights[name]) for name in sizes} if weights else raw
     total = sum(raw.values())
     exact = {name: max(1, round(value / total * RATE_DENOMINATOR)) for name, value in raw.items()}
     return {name: Fraction(value, sum(exact.values())) for name, value in exact.items()}
 
 
-def split_batch(sources: Sequence[Source], batch: int, divisor: int) -> tuple[Group, ...]:
+def steps_for(sizes: Mapping[str, int], epochs: Mapping[str, float], batch: int) -> int:
+    """The steps of `batch` samples that see every data set of `sizes` samples its `epochs` times."""
+    return max(1, math.ceil(sum(Fraction(size) * Fraction(epochs[name]) for name, size in sizes.items()) / batch))
+
+
+def split_batch(sources: Sequence[Source], batch: int, divisor: int, paired: bool = False) -> tuple[Group, ...]:
     """The constant make-up of a step: `batch` samples shared out over the frame counts, longest clips first, images last.
 
     Shares are rounded once, by largest remainder, at least one sample each, whatever `divisor` (ranks x accumulation) is: the global
-    batch does not depend on how it is computed. Raises `UserError` where a count is not a multiple of `divisor`.
+    batch does not depend on how it is computed. Raises `UserError` where a count is not a multiple of `divisor`, or, where samples are
+    mixed in pairs (`paired`), would be parted by it within a pair.
     """
     lengths = sorted({source.frames for source in sources}, reverse=True)
     if batch < len(lengths):
@@ -104,6 +115,11 @@ def split_batch(sources: Sequence[Source], batch: int, divisor: int) -> tuple[Gr
                 f"batch: a step of {batch} holds {count} samples of {length} frames, not a multiple of ranks x accumulation = {divisor};"
                 " choose another batch, or other data.weights"
             )
+        if paired and divisor > 1 and count // divisor % 2:
+            raise UserError(
+                f"batch: augment.mixup and cutmix work on pairs, but a step of {batch} holds {count} samples of {length} frames, not a"
+                f" multiple of 2 x ranks x accumulation = {2 * divisor}; choose another batch, or other data.weights"
+            )
     grouped = (tuple(s for s in sources if s.frames == length) for length in lengths)
     return tuple(Group(length, count, members) for length, count, members in zip(lengths, counts, grouped, strict=True))
 
@@ -115,8 +131,9 @@ class Schedule:
     >>> schedule.step(1000)  # any step first; one tuple of draws per group
     """
 
-    def __init__(self, seed: int, groups: tuple[Group, ...]) -> None:
-        self.seed, self.groups = seed, groups
+    def __init__(self, seed: int, groups: tuple[Group, ...], mixing: Mixing | None = None) -> None:
+        """`mixing`: which samples are mixed, so that those of a pair come one after the other."""
+        self.seed, self.groups, self.mixing = seed, groups, mixing
         self._counters = tuple(_Quotas(group) for group in groups)
         self._orders: dict[str, dict[int, np.ndarray]] = {}  # of a data set's rows, by epoch
 
@@ -145,7 +162,8 @@ class Schedule:
             for numbers in _by_clip(first, last, source.crops)
         ]
         order = np.random.default_rng([self.seed, step, group.frames]).permutation(len(clips))
-        return tuple(draw for place in order for draw in clips[place])
+        shuffled = [clips[place] for place in order]
+        return self.mixing.order(shuffled) if self.mixing else tuple(draw for clip in shuffled for draw in clip)
 
     def _draw(self, source: Source, number: int) -> Draw:
         """The `number`-th sample ever taken from a data set: it walks shuffled epochs of its own."""

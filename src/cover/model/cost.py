@@ -34,14 +34,15 @@ class Parameters:
 
 def parameters(config: ModelConfig, heads: Mapping[str, int] | None = None) -> Parameters:
     """The parameters of a network with `heads`, name -> classes. Raises `UserError` on a head that cannot be."""
-    model = _on_meta(config, heads or {})
+    model = on_meta(config, heads or {})
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     of_heads = sum(size for name, size in sizes.items() if name.startswith("heads."))
     temporal = sum(size for name, size in sizes.items() if model.is_temporal(name) and not name.startswith("heads."))
     return Parameters(sum(sizes.values()) - of_heads, of_heads, temporal)
 
 
-def _on_meta(config: ModelConfig, heads: Mapping[str, int]) -> TimeSformer:
+def on_meta(config: ModelConfig, heads: Mapping[str, int]) -> TimeSformer:
+    """The network without any weights, for its shapes and names. Raises `UserError` on a head that cannot be."""
     for name, classes in heads.items():
         if not 1 <= classes <= MOST_CLASSES:
             raise UserError(f"heads: {name}={classes}, but a head has 1 to {MOST_CLASSES:,} classes")

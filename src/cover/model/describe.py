@@ -89,15 +89,15 @@ def _network_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("attention", facts["attention"]),
         ("time", facts["time"]),
         ("images in the temporal branch", facts["image_temporal"]),
-        ("parameters", _short(facts["parameters"])),
-        ("  body", _short(facts["parameters_body"])),
-        ("    its temporal branch", _short(facts["parameters_temporal"])),
-        (f"  heads ({heads})", _short(facts["parameters_heads"])),
+        ("parameters", short(facts["parameters"])),
+        ("  body", short(facts["parameters_body"])),
+        ("    its temporal branch", short(facts["parameters_temporal"])),
+        (f"  heads ({heads})", short(facts["parameters_heads"])),
         ("tokens of a clip", f"{facts['tokens_per_clip']:,}"),
         ("tokens of an image", f"{facts['tokens_per_image']:,}"),
-        ("multiply-adds of a view", _short(facts["multiply_adds_per_view"])),
-        (f"multiply-adds of {facts['views']} views", _short(facts["multiply_adds_per_protocol"])),
-        ("multiply-adds of an image", _short(facts["multiply_adds_per_image"])),
+        ("multiply-adds of a view", short(facts["multiply_adds_per_view"])),
+        (f"multiply-adds of {facts['views']} views", short(facts["multiply_adds_per_protocol"])),
+        ("multiply-adds of an image", short(facts["multiply_adds_per_image"])),
     ]
 
 
@@ -105,20 +105,21 @@ def _step_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     weights = facts["parameter_bytes"] + facts["gradient_bytes"] + facts["optimizer_bytes"]
     return [
         (f"a training step of {facts['batch']} clips and {facts['images']} images", ""),
-        ("  multiply-adds, forward and backward", _short(facts["multiply_adds_per_step"])),
-        ("  parameters, gradients and AdamW state, fp32", _bytes(weights)),
-        ("  activations, fp32", _bytes(facts["activation_bytes"])),
-        ("  activations, bf16", _bytes(facts["activation_bytes_bf16"])),
-        ("  activations, fp32, checkpointing", _bytes(facts["activation_bytes_checkpointed"])),
-        ("  activations, bf16, checkpointing", _bytes(facts["activation_bytes_bf16_checkpointed"])),
+        ("  multiply-adds, forward and backward", short(facts["multiply_adds_per_step"])),
+        ("  parameters, gradients and AdamW state, fp32", gibibytes(weights)),
+        ("  activations, fp32", gibibytes(facts["activation_bytes"])),
+        ("  activations, bf16", gibibytes(facts["activation_bytes_bf16"])),
+        ("  activations, fp32, checkpointing", gibibytes(facts["activation_bytes_checkpointed"])),
+        ("  activations, bf16, checkpointing", gibibytes(facts["activation_bytes_bf16_checkpointed"])),
     ]
 
 
-def _short(count: int) -> str:
+def short(count: int) -> str:
     """Four figures and the letter of a thousand's power: `431.9 M`."""
     power = min(max(0, (len(str(count)) - 1) // 3), 6)
     return f"{count / 1000**power:.4g} {'.KMGTPE'[power]}" if power else str(count)
 
 
-def _bytes(count: int) -> str:
+def gibibytes(count: int) -> str:
+    """`12.34 GiB`."""
     return f"{count / 2**30:,.2f} GiB"

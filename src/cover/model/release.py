@@ -12,6 +12,12 @@ from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import CARD, CONFIG, WEIGHTS, find_release, load_as, save_release
 
 
+def release_folder(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of a run's last checkpoint, a checkpoint, a release, or what the Hub has under an id. Raises `UserError`."""
+    here = Path(source).exists() or not is_hub_id(str(source))
+    return find_release(source) if here else fetch(str(source), [WEIGHTS, CONFIG, CARD], revision)
+
+
 class CoVeR(TimeSformer):
     """A network with what is known of it: `config`, `head_list` (names and classes) and `about` (frames, data sets, views, step).
 
@@ -29,9 +35,7 @@ class CoVeR(TimeSformer):
 
         Nothing is unpickled. Raises `UserError` where there is no release, or where the Hub cannot be reached and it is not cached.
         """
-        here = Path(source).exists() or not is_hub_id(str(source))
-        folder = find_release(source) if here else fetch(str(source), [WEIGHTS, CONFIG, CARD], revision)
-        model, about = load_as(cls, folder)
+        model, about = load_as(cls, release_folder(source, revision))
         model.about = about
         return model
 

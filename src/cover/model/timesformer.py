@@ -285,7 +285,8 @@ class TimeSformer(nn.Module):
         self.heads = nn.ModuleDict({head.name: nn.Linear(config.width, len(head.classes)) for head in heads})
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
-        self._initialise()
+        if self.cls_token.device.type != "meta":  # where there is nothing to fill
+            self._initialise()
 
     @property
     def has_time_embedding(self) -> bool:

@@ -6,10 +6,11 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from cover.errors import UserError
@@ -25,15 +26,16 @@ Temporal = Literal["fresh", "copied", "keep"]
 Network = TypeVar("Network", bound=TimeSformer)
 
 
-def save_release(folder: Path, model: TimeSformer, about: dict[str, Any]) -> None:
-    """Write the weights, the configuration, the heads with their class names, and `about` (plain JSON: step, data sets, ...).
+def save_release(folder: Path, model: TimeSformer, about: dict[str, Any], weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write the weights (`weights`, where the model's own are on the move), the configuration, the heads with their class names, and
+    `about` (plain JSON: step, data sets, ...).
 
     A model card goes with them, unless the folder has one: that may be its owner's text by now.
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in (weights or model.state_dict()).items()}
     save_file(state, str(folder / WEIGHTS))
     heads = [dataclasses.asdict(head) for head in model.head_list]
     config = {"format": 1, "model": dataclasses.asdict(model.config), "heads": heads, "about": about}
@@ -64,10 +66,11 @@ def load_as(network: Callable[[ModelConfig, tuple[Head, ...]], Network], folder:
     """`load_release` for a network of another class."""
     config = read_config(folder)
     try:
-        model = network(_settings(config), tuple(map(_head, config["heads"])))
+        with torch.device("meta"):  # weights that are replaced at once need neither memory nor random numbers
+            model = network(_settings(config), tuple(map(_head, config["heads"])))
     except (TypeError, ValueError) as error:  # a field of a later version, or one of another type
         raise UserError(f"{folder / CONFIG}: no model of this version: {error}") from None
-    _copy_exactly(model, read_weights(folder), folder)
+    _take_exactly(model, read_weights(folder), folder)
     return model.eval(), config["about"]
 
 
@@ -175,9 +178,13 @@ def _head_of(name: str) -> str | None:
     return name.split(".")[1] if name.startswith("heads.") else None
 
 
-def _copy_exactly(model: TimeSformer, found: dict[str, Tensor], folder: Path) -> None:
-    _check_same(found, model.state_dict(), folder)
-    model.load_state_dict(found)
+def _take_exactly(model: TimeSformer, found: dict[str, Tensor], folder: Path) -> None:
+    """Give a model on the meta device its weights, as copies: those of a mapped file would go with the file."""
+    wanted = model.state_dict()
+    _check_same(found, wanted, folder)
+    model.load_state_dict({name: value.to(wanted[name].dtype, copy=True) for name, value in found.items()}, assign=True)
+    for name in ("mean", "std"):
+        model.register_buffer(name, torch.tensor(getattr(model.config, name)).view(3, 1, 1), persistent=False)
 
 
 def _check_same(found: dict[str, Tensor], wanted: dict[str, Tensor], folder: Path) -> None:

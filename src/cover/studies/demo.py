@@ -22,8 +22,10 @@ from cover.console import clock, say, write_json
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import open_manifest
-from cover.evaluation.evaluate import VARIANTS, Variant, evaluate, find_tasks
+from cover.evaluation.evaluate import evaluate
 from cover.evaluation.protocol import read_views
+from cover.evaluation.reading import Variant
+from cover.evaluation.tasks import find_tasks
 from cover.inference.predictor import Predictor
 from cover.model.device import pick_device
 from cover.model.weights import find_release, load_release
@@ -148,7 +150,7 @@ def run_or_reuse(recipe: Recipe) -> Path:
 
 def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, workers: int) -> dict[str, dict[str, Any]]:
     """One row per data set: chance, the model trained on it alone, the co-trained one, and what the order of frames is worth."""
-    cotrained = _top1(runs[COTRAINING], SETS, catalog, device, workers, VARIANTS)
+    cotrained = _top1(runs[COTRAINING], SETS, catalog, device, workers, ("plain", "shuffled", "single"))
     rows: dict[str, dict[str, Any]] = {}
     for name in SETS:
         found = cotrained[name]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal
 
 from cover.errors import UserError, nearest
 from cover.media.decode import Decoder
+from cover.media.randaugment import RandAugment
 
 # What a number may be, both ends included.
 RANGES: dict[str, tuple[float, float]] = {
-    "steps": (1, math.inf), "batch": (1, math.inf), "accumulation": (1, math.inf), "seed": (0, 2**63 - 1), "label_smoothing": (0, 1),
+    "steps": (0, math.inf), "batch": (1, math.inf), "accumulation": (1, math.inf), "seed": (0, 2**63 - 1), "label_smoothing": (0, 1),
     "data.frames": (1, math.inf), "data.crops": (1, math.inf), "data.alpha": (0, 4), "model.size": (1, math.inf),
-    "model.layer_scale": (0, math.inf), "augment.colour": (0, 1),
+    "model.layer_scale": (0, math.inf), "augment.colour": (0, 1), "augment.erase": (0, 1), "augment.mix": (0, 1),
+    "augment.mixup": (0, 100), "augment.cutmix": (0, 100), "optimizer.layer_decay": (0, 1), "optimizer.head_lr": (0, 10**6),
     "optimizer.lr": (0, 10**6), "optimizer.weight_decay": (0, 10**6), "optimizer.momentum": (0, 1), "optimizer.warmup": (0, 1),
     "optimizer.clip": (0, math.inf),
+    "data.unreadable": (0, 1), "checkpoints.keep": (1, math.inf), "distributed.timeout": (0.1, 10**6), "nonfinite.budget": (0, math.inf),
 }  # fmt: skip
 
 
@@ -36,10 +39,12 @@ class Data:
     frames: int = _key(8, "frames of a clip")
     alpha: float = _key(1.0, "rates proportional to size^alpha; 1 is the article's rule")
     weights: dict[str, float] = _key({}, "explicit rates in place of sizes, one per data set")
+    epochs: dict[str, float] = _key({}, "rates by how often each data set is to be seen; with steps: 0, that often and no more")
     loss_weights: dict[str, float] = _key({}, "factor on a data set's loss, 1 where not given")
     heads: dict[str, list[str]] = _key({}, "head -> the data sets that share it; a set that is in none has a head of its own name")
     crops: int = _key(1, "random crops of every clip that is decoded; 2 halves the decoding and sees each clip twice as often")
     decoder: Decoder = _key("pyav", "of videos: pyav, torchcodec, or torchcodec_cuda (NVDEC)")
+    unreadable: float = _key(0.5, "share of a data set's draws that may be unreadable before the run stops")
     exclusions: Literal["use", "ignore"] = _key("use", "leave out the training rows that `cover overlap` found in evaluation splits")
 
 
@@ -72,11 +77,60 @@ class Start:
 
 
 @dataclass(frozen=True)
+class SetAugment:
+    """What of `augment` is another thing for one data set; null: the same."""
+
+    colour: float | None = _key(None, "as augment.colour")
+    randaugment: str | None = _key(None, "as augment.randaugment; an empty text for none")
+    erase: float | None = _key(None, "as augment.erase")
+    mix: float | None = _key(None, "as augment.mix")
+
+
+@dataclass(frozen=True)
 class Augment:
     """What is done to training pixels. The crop's range is the data set's own (catalog)."""
 
     flip: bool = _key(True, "horizontal flips, under each data set's flip policy")
     colour: float = _key(0.2, "brightness, contrast and saturation factors within 1 +- this")
+    randaugment: str = _key("", "mM-nN: N operations of magnitude M of 10, as in m7-n4; empty for none")
+    erase: float = _key(0.0, "chance of a box of each sample being erased to the mean colour")
+    mixup: float = _key(0.0, "parameter of the Beta distribution of mixup's shares; 0 for none")
+    cutmix: float = _key(0.0, "the same of cutmix; with both, each pair takes one of them")
+    mix: float = _key(1.0, "chance of a pair being mixed, where mixup or cutmix is on")
+    sets: dict[str, SetAugment] = _key({}, "data set -> what is another thing for it")
+
+    def of(self, name: str) -> Augment:
+        """What holds for the data set `name`."""
+        own = {key: value for key, value in vars(self.sets.get(name, SetAugment())).items() if value is not None}
+        return replace(self, **own)
+
+    def check(self, names: list[str]) -> None:
+        """Raises `UserError` where `sets` names others than `names`, or a value is none."""
+        for name, own in self.sets.items():
+            if name not in names:
+                raise UserError(f'augment.sets: "{name}" is not one of data.sets{nearest(name, names)}')
+            for key in ("colour", "erase", "mix"):
+                if not 0 <= (getattr(own, key) or 0) <= 1:
+                    raise UserError(f"augment.sets.{name}.{key}: {getattr(own, key)} is not in [0, 1]")
+        for key, text in (("", self.randaugment), *((f"sets.{name}.", own.randaugment) for name, own in self.sets.items())):
+            try:
+                RandAugment.parse(text or "")
+            except UserError as error:
+                raise UserError(f"augment.{key}randaugment: {error}") from None
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What happens to the parameters whose name a regular expression finds."""
+
+    lr: float = _key(1.0, "factor on their learning rate")
+    decay: float | None = _key(None, "their weight decay, in place of the usual")
+    freeze: bool = _key(False, "whether they stay as they are")
+
+    @property
+    def words(self) -> str:
+        """What it does, for a line on the terminal."""
+        return "frozen" if self.freeze else f"lr x {self.lr:g}" + ("" if self.decay is None else f", decay {self.decay:g}")
 
 
 @dataclass(frozen=True)
@@ -89,8 +143,47 @@ class Optimizer:
     betas: tuple[float, float] = _key((0.9, 0.98), "AdamW's")
     momentum: float = _key(0.9, "SGD's")
     warmup: float = _key(0.05, "share of the steps with a rising learning rate")
-    schedule: Literal["cosine", "constant"] = _key("cosine", "after the warm-up")
+    schedule: Literal["cosine", "constant", "steps"] = _key("cosine", "after the warm-up; steps: a tenth from each milestone on")
+    milestones: list[float] = _key([], "of the schedule steps, as shares of the run, rising")
+    layer_decay: float = _key(1.0, "factor on the rate for each layer below the top, of what an image model has too")
+    head_lr: float = _key(1.0, "factor on the rate of the classifiers")
+    patterns: dict[str, Pattern] = _key(
+        {}, "regular expression -> what happens to the parameters it finds; the first that finds one decides"
+    )
     clip: float = _key(1.0, "largest gradient norm; 0 for none")
+
+
+@dataclass(frozen=True)
+class Log:
+    """Where the figures of a run go beside log.jsonl. No part of what is computed: a run is resumed with any."""
+
+    tensorboard: bool = _key(False, "event files under the run's folder; pip install 'cover-video[logs]'")
+    wandb: str = _key("", "the project at Weights & Biases; pip install wandb; WANDB_MODE=offline sends nothing")
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """How several processes share a step (docs/many_machines.md). No part of what is computed: a run is resumed with any."""
+
+    strategy: Literal["ddp", "fsdp"] = _key("ddp", "the whole model on every rank, or FSDP2: a part of every parameter on each")
+    timeout: float = _key(30.0, "minutes that a rank waits for the others before it gives up")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Which checkpoints are kept. No part of what is computed: a run is resumed with any."""
+
+    keep: int = _key(2, "the last so many; the best is kept beside them")
+    best: str = _key("mean_rank", "which is the best on dev: mean_rank over the data sets, one of their names, or empty for none")
+    background: bool = _key(True, "written while training goes on, from a copy in the host's memory")
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """What is done when a loss or a gradient is not a number. A run is resumed with any."""
+
+    policy: Literal["stop", "skip"] = _key("stop", "end the run, or leave the update out and go on")
+    budget: int = _key(10, "updates that skip may leave out before it ends the run all the same")
 
 
 @dataclass(frozen=True)
@@ -99,12 +192,13 @@ class Recipe:
 
     data: Data = field(metadata={"help": "the mixture"})
     out: str = field(metadata={"help": "the run's folder"})
-    steps: int = field(metadata={"help": "optimizer steps"})
+    steps: int = field(metadata={"help": "optimizer steps; 0: as many as data.epochs needs"})
     batch: int = _key(64, "samples per optimizer step, over all ranks")
     model: Model = _key(Model(), "the network")
     start: Start = _key(Start(), "where the weights come from")
     augment: Augment = _key(Augment(), "training pixels")
     optimizer: Optimizer = _key(Optimizer(), "how the weights move")
+    ema: float = _key(0.0, "decay of the average of the weights that is evaluated and released; 0 for none")
     label_smoothing: float = _key(0.0, "share of the target spread over all classes")
     accumulation: int = _key(1, "micro-batches per step")
     precision: Literal["fp32", "bf16"] = _key("fp32", "of the forward pass")
@@ -113,8 +207,12 @@ class Recipe:
     device: str = _key("auto", "auto, cpu, cuda, cuda:1")
     workers: int = _key(-1, "reading processes; -1 for one per core, 0 for none")
     log_every: int = _key(20, "steps per line of log.jsonl")
+    log: Log = _key(Log(), "where its figures go beside")
     evaluate_every: int = _key(0, "steps between evaluations on dev; 0 for the end only, -1 for never")
     save_every: int = _key(0, "steps between checkpoints; 0 for the end only")
+    checkpoints: Checkpoints = _key(Checkpoints(), "which are kept, and how they are written")
+    distributed: Distributed = _key(Distributed(), "several processes")
+    nonfinite: NonFinite = _key(NonFinite(), "losses and gradients that are not numbers")
 
     def __post_init__(self) -> None:
         if not self.data.sets:
@@ -123,21 +221,45 @@ class Recipe:
             value: Any = reduce(getattr, key.split("."), self)
             if not low <= value <= high:
                 raise UserError(f"{key}: {value} is not {f'in [{low}, {high}]' if math.isfinite(high) else f'{low} or more'}")
-        if not all(0 <= beta < 1 for beta in self.optimizer.betas):
-            raise UserError(f"optimizer.betas: {list(self.optimizer.betas)} are not both in [0, 1)")
         for repeated in {name for name in self.data.sets if self.data.sets.count(name) > 1}:
             raise UserError(f'data.sets: "{repeated}" is named twice')
-        for key in ("weights", "loss_weights"):
+        for key in ("weights", "loss_weights", "epochs"):
             for name in getattr(self.data, key):
                 if name not in self.data.sets:
                     raise UserError(f'data.{key}: "{name}" is not one of data.sets')
+        self._check_rates()
+        if self.checkpoints.best not in ("", "mean_rank", *self.data.sets):
+            raise UserError(f'checkpoints.best: "{self.checkpoints.best}" is not mean_rank, one of data.sets, or empty')
         self._check_heads()
-        for name, factor in self.data.loss_weights.items():
-            if not 0 <= factor < math.inf:
-                raise UserError(f"data.loss_weights.{name}: {factor} is not 0 or more")
+        self._check_optimizer()
+        self.augment.check(self.data.sets)
         for key in ("drop_path", "dropout", "head_dropout"):
             if not 0 <= getattr(self.model, key) < 1:
                 raise UserError(f"model.{key}: {getattr(self.model, key)} is not in [0, 1)")
+
+    def _check_rates(self) -> None:
+        for name, factor in self.data.loss_weights.items():
+            if not 0 <= factor < math.inf:
+                raise UserError(f"data.loss_weights.{name}: {factor} is not 0 or more")
+        if self.data.epochs and self.data.weights:
+            raise UserError("data.epochs: rates come from data.weights or from data.epochs; leave one of them out")
+        if not self.steps and not self.data.epochs:
+            raise UserError("steps: 0 is as many as data.epochs needs; give that, or a number of steps")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema: {self.ema} is not in [0, 1)")
+
+    def _check_optimizer(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.optimizer.betas):
+            raise UserError(f"optimizer.betas: {list(self.optimizer.betas)} are not both in [0, 1)")
+        marks, stepping = self.optimizer.milestones, self.optimizer.schedule == "steps"
+        if bool(marks) != stepping:
+            raise UserError(f"optimizer.milestones: {'needed by' if stepping else 'only for'} the schedule steps, as in [0.5, 0.75]")
+        if marks != sorted(set(marks)) or not all(0 < mark < 1 for mark in marks):
+            raise UserError(f"optimizer.milestones: {marks} are not shares of the run between 0 and 1, rising")
+        for pattern, what in self.optimizer.patterns.items():
+            for key, value in (("lr", what.lr), ("decay", what.decay or 0)):
+                if not 0 <= value < math.inf:
+                    raise UserError(f'optimizer.patterns: "{pattern}": {key}: {value} is not 0 or more')
 
     def _check_heads(self) -> None:
         shared = self.data.heads

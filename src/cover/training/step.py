@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
 from cover.model.timesformer import per_frame
+from cover.training.augment import erased, mixed
 
 if TYPE_CHECKING:
     from cover.mixture.pack import Pack
     from cover.model.timesformer import TimeSformer
+
+Seen = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def sample_losses(
         else:
             loss = fn.cross_entropy(scores.float(), target.clamp(min=0), reduction="none", label_smoothing=label_smoothing)
             hit = scores.argmax(1) == target
-        loss_S = loss_S + loss * mine
+        loss_S = loss_S + torch.where(mine, loss, 0)  # not times: one head that is not finite would spoil every sample's
         hit_S = hit_S * torch.where(mine, hit, True)
     return loss_S, hit_S
 
@@ -113,18 +117,77 @@ def drop_path_factors(seeds_S: Tensor, depth: int, rate: float) -> Tensor | None
     return ((uniform >= rates) / (1 - rates)).float()
 
 
-def forward_backward(model: TimeSformer, pack: Pack, settings: StepSettings, tally: Tally | None = None) -> Tensor:
-    """Add the gradients of one Pack to the model; its share of the step's loss, a scalar on the device."""
+class Alone:
+    """How one process calls the network and adds up a step. With several ranks, `distributed.Engine` stands in its place."""
+
+    def __init__(self, model: TimeSformer) -> None:
+        self.model = model
+
+    def __call__(self, frames: Tensor, groups: Any, keep: Tensor | None) -> dict[str, Tensor]:
+        """The logits of every head, as `TimeSformer.forward`."""
+        logits: dict[str, Tensor] = self.model(frames, groups, keep)
+        return logits
+
+    def part(self, last: bool) -> AbstractContextManager[None]:
+        """Around the forward and backward pass of a micro-batch; gradients are added up over the ranks at the `last` one."""
+        return nullcontext()
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over the ranks."""
+        return value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a step. Nothing of it is read from the device before it is asked for.
+
+    `told`: float32 `(3,)`, the same on every rank: the loss, the gradient norm before clipping, and how many ranks were told to leave.
+    `samples`: of this rank's micro-batches, the draws' seeds and losses, `(S,)` both.
+    """
+
+    told: Tensor
+    samples: list[tuple[Tensor, Tensor]]
+
+    @property
+    def loss(self) -> Tensor:
+        """Of the whole step, over all ranks."""
+        return self.told[0]
+
+    @property
+    def norm(self) -> Tensor:
+        """Of the whole step's gradient, over all ranks."""
+        return self.told[1]
+
+
+def forward_backward(
+    model: TimeSformer,
+    pack: Pack,
+    settings: StepSettings,
+    tally: Tally | None = None,
+    engine: Alone | None = None,
+    seen: Seen | None = None,
+) -> Tensor:
+    """Add the gradients of one Pack to the model; its share of the step's loss, a scalar on the device. `seen` gets its samples' losses."""
     samples = torch.arange(len(pack.colour), device=pack.colour.device)
     frames = model.normalize(pack.frames, pack.colour[per_frame(samples, pack.groups)])
+    if pack.erase is not None:
+        frames = erased(frames, pack.erase, pack.groups)
+    if pack.partner is not None:
+        frames, partner_S, share_S = mixed(frames, pack)
     keep = drop_path_factors(pack.seed, model.config.depth, settings.drop_path)
     with torch.autocast(pack.frames.device.type, torch.bfloat16, enabled=settings.bf16):
-        logits = model(frames, pack.groups, keep)
+        logits = (engine or model)(frames, pack.groups, keep)
     loss_S, hit_S = sample_losses(logits, pack.targets, settings.label_smoothing, pack.hot, settings.sigmoid)
+    if pack.partner is not None:  # every loss is linear in its targets: that of mixed targets is the losses mixed
+        hot = None if pack.hot is None else pack.hot[partner_S]
+        other_S, _ = sample_losses(logits, pack.targets[partner_S], settings.label_smoothing, hot, settings.sigmoid)
+        loss_S = torch.lerp(loss_S, other_S, share_S)
     loss = (loss_S * pack.weight * settings.loss_weights[pack.dataset]).sum() / settings.batch
     loss.backward()
     if tally is not None:
         tally.add(pack, loss_S, hit_S)
+    if seen is not None:
+        seen.append((pack.seed, loss_S.detach()))
     return loss.detach()
 
 
@@ -134,17 +197,41 @@ def train_step(
     packs: Sequence[Pack],
     settings: StepSettings,
     tally: Tally | None = None,
-    check: Callable[[Tensor, Tensor], None] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One optimizer step over the micro-batches `packs`: the loss and the gradient norm, scalars on the device.
+    engine: Alone | None = None,
+    leaving: bool = False,
+) -> Outcome:
+    """One optimizer step over the micro-batches `packs` of this rank, added up over all ranks.
 
-    `check` sees both before the update and may raise.
+    Where the loss or the gradient norm is not finite the update is left out, on every rank. `leaving`: this rank was told to stop.
     """
+    engine = engine or Alone(model)
     optimizer.zero_grad(set_to_none=True)
-    loss = torch.stack([forward_backward(model, pack, settings, tally) for pack in packs]).sum()
+    seen: Seen = []
+    losses = []
+    for number, pack in enumerate(packs):
+        with engine.part(last=number + 1 == len(packs)):
+            losses.append(forward_backward(model, pack, settings, tally, engine, seen))
+    loss, votes = engine.total(torch.stack([torch.stack(losses).sum(), losses[0].new_full((), float(leaving))])).unbind()
+    norm = clip_gradients(model, settings.clip)
+    update_if(torch.isfinite(loss + norm), optimizer)
+    return Outcome(torch.stack([loss, norm, votes]), seen)
+
+
+def clip_gradients(model: TimeSformer, largest: float) -> Tensor:
+    """Shorten the whole gradient to a norm of `largest` (0: leave it); returns the norm that it had, over all shards."""
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf"))
-    if check is not None:
-        check(loss, norm)
-    optimizer.step()
-    return loss, norm
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if hasattr(norm, "full_tensor"):  # FSDP2: each rank has the norm of its shards
+        norm = norm.full_tensor()
+    if largest:
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
+
+
+def update_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """The optimizer's step, unless `finite`, a bool on the device, is false. Fused AdamW decides on the device; others ask the host."""
+    if isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["fused"]:
+        optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif finite:
+        optimizer.step()

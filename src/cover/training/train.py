@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import signal
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,95 +17,137 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cover import __version__, config
-from cover.console import Meter, say
+from cover import __version__
+from cover.console import say
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.exclusions import excluded_rows
 from cover.datasets.flips import mirror_pairs
 from cover.datasets.manifest import Manifest, open_manifest
 from cover.errors import UserError
-from cover.evaluation.evaluate import evaluate, find_tasks
-from cover.machine import default_workers
+from cover.evaluation.evaluate import evaluate
+from cover.evaluation.tasks import find_tasks
 from cover.media.decode import check_decoder
-from cover.mixture.loader import Augmentation, Member, SampleReader, packs
+from cover.mixture.loader import Member, packs
 from cover.mixture.pack import Pack
-from cover.mixture.schedule import Schedule, Source, rates_by, split_batch, wanted_rates
-from cover.model.device import pick_device
+from cover.mixture.schedule import Schedule, Source, draw_seed, rates_by, split_batch, wanted_rates
 from cover.model.presets import model_config
 from cover.model.timesformer import TimeSformer
-from cover.model.weights import find_release, inherited_settings, start_from, steps_saved
+from cover.model.weights import find_release, inherited_settings, start_from
 from cover.training import checkpoint
+from cover.training.augment import change_pixels
+from cover.training.distributed import Engine, Team, restarted, started_by_torchrun, team, workers_of_a_rank
+from cover.training.ema import Ema, averaged
+from cover.training.finite import FiniteCheck
+from cover.training.folder import first_step, is_begun, prepare_folder
 from cover.training.heads import hot_places, hot_width, make_heads, targets_of
+from cover.training.inputs import make_mixing, make_reader, with_steps
+from cover.training.log import RunLog
 from cover.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from cover.training.parameters import freeze_matched
 from cover.training.recipe import Recipe
-from cover.training.step import StepSettings, Tally, train_step
-
-RECIPE = "recipe.yaml"
-NOTES_KEPT = 5  # of the files that could not be read, in one line of the log
+from cover.training.sinks import check_sinks
+from cover.training.step import StepSettings, train_step
+from cover.training.unreadable import ReadingCheck
 
 
 def train(recipe: Recipe, resume: bool = False) -> Path:
-    """Run `recipe`; returns the run folder. Raises `UserError` before the first step for anything wrong with it."""
+    """Run `recipe`, in one process or in all that torchrun started; returns the run folder. Raises `UserError` before the first step for
+    anything wrong with it."""
+    with team(recipe.distributed, recipe.device) as among:
+        return train_among(among, recipe, resume or (restarted() and is_begun(Path(recipe.out))))
+
+
+def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR0915
+    """This process's part of a run."""
     # --- what there is to learn from ------------------------------------------------------------------------------------------
     run = Path(recipe.out)
     torch.manual_seed(recipe.seed)
-    device = pick_device(recipe.device)
-    workers = default_workers() if recipe.workers < 0 else recipe.workers
-    check_decoder(recipe.data.decoder)
+    workers = workers_of_a_rank(recipe.workers)
+    check_packages(recipe)
     catalog = load_catalog(recipe.data.catalog)
     members = find_members(recipe, catalog)
-    schedule = make_schedule(recipe, members)
-    reader = SampleReader(members, Augmentation(recipe.model.size, recipe.augment.flip, recipe.augment.colour), recipe.data.decoder)
+    recipe = with_steps(recipe, members)
+    schedule = make_schedule(recipe, members, among.ranks)
+    reader = make_reader(recipe, members)
 
     # --- the model, where it starts, and what moves it ------------------------------------------------------------------------
-    origin = str(run) if resume and steps_saved(run) else recipe.start.checkpoint
+    first = among.once(lambda: first_step(run, recipe, resume))
+    origin = str(checkpoint.folder_of(run, first)) if first else recipe.start.checkpoint
     model = build_model(recipe, members, find_release(origin) if origin else None)
-    first = prepare_folder(run, recipe, resume)
+    among.once(lambda: prepare_folder(run, recipe, first, resume))
     exclusions = count_exclusions(run, first, recipe, members)
     if recipe.start.checkpoint and not first:
         for line in start_from(model, find_release(recipe.start.checkpoint), recipe.start.temporal):
             say(line)
     freeze_unused(model, schedule)
-    model.to(device)
+    freeze_matched(model, recipe.optimizer.patterns)
+    model.to(among.device)
+    engine = Engine(model, among, recipe.distributed)
     optimizer = build_optimizer(model, recipe.optimizer)
-    if first:
-        checkpoint.restore(run, first, model, optimizer)
+    ema = Ema(model, recipe.ema) if recipe.ema else None
+    trained = checkpoint.Trained(model, optimizer, ema)
+    facts = checkpoint.restore(run, first, trained, among) if first else {}
     model.set_checkpointing(recipe.model.checkpointing)
     if recipe.compile:
         model.compile_blocks()
-    settings = step_settings(recipe, model, device)
+    settings = step_settings(recipe, model, among.device)
     about = describe(recipe, members)
 
+    # --- what watches over it -------------------------------------------------------------------------------------------------
+    log = RunLog(run, recipe, members, schedule, model, first, among.total, among.leads)
+    log.write("start", first, **about, **make_up(schedule), exclusions=exclusions, ranks=among.ranks, **log.about())
+    finite = FiniteCheck(run, recipe.nonfinite, among, schedule, {m.spec.name: m.manifest for m in members}, facts.get("skipped", 0))
+    reading = ReadingCheck(recipe.data.sets, recipe.data.unreadable, among)
+    saver = checkpoint.Saver(run, among, engine.sharded, recipe.checkpoints)
+
     # --- the loop -------------------------------------------------------------------------------------------------------------
-    log = RunLog(run, schedule, {member.spec.name: member.manifest.classes.many for member in members}, device, first)
-    log.write("start", first, **about, **make_up(schedule), exclusions=exclusions)
-    stop = StopSignal()
-    with Meter(f"train {run.name}", recipe.steps, first) as meter, stop:
-        batches = packs(schedule, reader, first, recipe.steps, workers)
+    with log, StopSignal() as stop:
+        batches = packs(schedule, reader, first, recipe.steps, workers, among.rank, among.ranks)
         for step in range(first, recipe.steps):
             lr = learning_rate(recipe.optimizer, step, recipe.steps)
             set_learning_rate(optimizer, lr)
-            with log.waiting():
+            with log.spending("data"):
                 pack = next(batches)
             log.note(pack)
-            moved = pack.to(device)
-            loss, norm = train_step(model, optimizer, split_pack(moved, recipe.accumulation), settings, log.tally, require_finite)
+            reading.note(pack)
+            seed_dropout(recipe.seed, step, among.rank)
+            parts = split_pack(change_pixels(pack.to(among.device)), recipe.accumulation)
+            outcome = train_step(model, optimizer, parts, settings, log.tally, engine, stop.received is not None)
+            if ema:
+                ema.update(step)
+            finite.after(step, outcome)
             done = step + 1
-            last = done == recipe.steps or stop.received is not None
+            leaving = finite.leaving or (among.ranks == 1 and stop.received is not None)
+            last = done == recipe.steps or leaving
             evaluating = due(done, recipe.evaluate_every, last and recipe.evaluate_every >= 0)
             if due(done, recipe.log_every, last or evaluating):
-                log.window(done, float(loss), float(norm), lr)
-            meter.advance(note=log.summary)
-            if evaluating and stop.received is None:
-                log.write("dev", done, datasets=evaluate_dev(model, catalog, recipe, device, workers))
+                finite.settle()
+                log.window(done, float(outcome.loss), float(outcome.norm), lr)
+                reading.judge(done)
+            log.advance()
+            if evaluating and not leaving:
+                with log.spending("evaluation"), averaged(ema):
+                    log.write("dev", done, datasets=evaluate_dev(engine.whole(), catalog, recipe, among, workers))
             if due(done, recipe.save_every, last):
-                checkpoint.save(run, done, model, optimizer, about)
-            if stop.received is not None:
-                raise SystemExit(128 + stop.received)
+                finite.settle()
+                with log.spending("checkpoint"):
+                    saver.save(done, trained, about, {"skipped": finite.skipped, "ranks": among.ranks})
+            if leaving:
+                break
+        with log.spending("checkpoint"):
+            saver.wait()
+        if finite.leaving or stop.received is not None:
+            raise SystemExit(128 + (stop.received or signal.SIGTERM))
     return run
 
 
 # --- setting up -----------------------------------------------------------------------------------------------------------------
+
+
+def check_packages(recipe: Recipe) -> None:
+    """Raises `UserError` where a package that the recipe asks for is missing."""
+    check_decoder(recipe.data.decoder)
+    check_sinks(recipe.log)
 
 
 def find_members(recipe: Recipe, catalog: Catalog) -> list[Member]:
@@ -167,14 +206,16 @@ def _that_bind(exclusions: dict[str, Any] | None) -> dict[str, Any]:
     return {name: left_out for name, left_out in (exclusions or {}).items() if left_out["rows"]}
 
 
-def make_schedule(recipe: Recipe, members: Sequence[Member]) -> Schedule:
-    """The mixture's draws, at rates proportional to size unless the recipe says otherwise."""
+def make_schedule(recipe: Recipe, members: Sequence[Member], ranks: int = 1) -> Schedule:
+    """The mixture's draws, at rates proportional to size unless the recipe says otherwise. Raises `UserError` where the ranks cannot share
+    them evenly."""
     sizes = {member.spec.name: len(member.manifest.usable) for member in members}
-    rates = rates_by(sizes, recipe.data.alpha, recipe.data.weights)
+    mixing = make_mixing(recipe, members)
+    rates = rates_by(sizes, recipe.data.alpha, recipe.data.weights, recipe.data.epochs)
     sources = [
         Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name], recipe.data.crops if m.frames > 1 else 1) for m in members
     ]
-    return Schedule(recipe.seed, split_batch(sources, recipe.batch, recipe.accumulation))
+    return Schedule(recipe.seed, split_batch(sources, recipe.batch, ranks * recipe.accumulation, mixing is not None), mixing)
 
 
 def build_model(recipe: Recipe, members: Sequence[Member], origin: Path | None) -> TimeSformer:
@@ -194,38 +235,6 @@ def build_model(recipe: Recipe, members: Sequence[Member], origin: Path | None) 
         **inherited,
     )  # fmt: skip
     return TimeSformer(shape, heads)
-
-
-def prepare_folder(run: Path, recipe: Recipe, resume: bool) -> int:
-    """Make the run folder ready and return the step to begin with: 0, or that of the last checkpoint with `resume`."""
-    saved = steps_saved(run)
-    if not resume:
-        if saved or (run / checkpoint.LOG).exists():
-            raise UserError(f"{run} already holds a run: go on with --resume, or choose another folder with --out")
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            (run / RECIPE).write_text(config.dump(recipe), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"out: {run}: cannot be written: {error.strerror}") from None
-        return 0
-    if not (run / RECIPE).is_file():
-        raise UserError(f"{run}: no run to resume; leave --resume out to begin one")
-    before = config.load(Recipe, run / RECIPE)
-    # Where a run is computed is no part of what it computes.
-    for key, was, now in differences(before, replace(recipe, device=before.device, workers=before.workers)):
-        raise UserError(f"{run} was begun with {key} {was}, not {now}; a run is resumed with the recipe it was begun with")
-    checkpoint.cut_log(run, saved[-1] if saved else -1)
-    return saved[-1] if saved else 0
-
-
-def differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The dotted keys in which two recipes differ, with both values."""
-    if not hasattr(before, "__dataclass_fields__"):
-        if before != after:
-            yield key, before, after
-        return
-    for name in before.__dataclass_fields__:
-        yield from differences(getattr(before, name), getattr(after, name), f"{key}.{name}" if key else name)
 
 
 def freeze_unused(model: TimeSformer, schedule: Schedule) -> None:
@@ -250,6 +259,7 @@ def describe(recipe: Recipe, members: Sequence[Member]) -> dict[str, Any]:
         m.spec.name: {
             "media": m.manifest.media, "sampling": str(m.spec.sampling), "views": str(m.spec.views),
             "classes_source": m.manifest.classes.source, "class_digest": m.manifest.classes.digest, "train_samples": len(m.manifest.usable),
+            "not_ok": {state: count for state, count in m.manifest.counts().items() if count and state != "ok"},
         }
         for m in members
     }  # fmt: skip
@@ -273,14 +283,14 @@ def due(done: int, every: int, otherwise: bool) -> bool:
     return otherwise or (every > 0 and done % every == 0)
 
 
-def require_finite(loss: Tensor, norm: Tensor) -> None:
-    """Stop before a loss or a gradient that is not a number reaches the weights."""
-    if not torch.isfinite(loss + norm):
-        raise UserError(f"the loss is {float(loss)} and the gradient norm {float(norm)}: lower optimizer.lr, or raise optimizer.warmup")
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Dropout depends on the seed, the step and the rank, and on nothing that went before: there is no state to save."""
+    torch.manual_seed(draw_seed(seed, "dropout", step, rank) >> 1)
 
 
 def split_pack(pack: Pack, parts: int) -> list[Pack]:
-    """A Pack as `parts` micro-batches with equal shares of every group."""
+    """A Pack as `parts` micro-batches with equal shares of every group; its `changes` are made before."""
+    assert not pack.changes
     if parts == 1:
         return [pack]
     frames_of, samples_of, frame, sample = [], [], 0, 0
@@ -291,20 +301,20 @@ def split_pack(pack: Pack, parts: int) -> list[Pack]:
     micro = []
     for part in range(parts):
         mine = torch.cat([rows[part] for rows in samples_of])
-        per_sample = {name: getattr(pack, name)[mine] for name in ("dataset", "targets", "weight", "colour", "seed")}
-        if pack.hot is not None:
-            per_sample["hot"] = pack.hot[mine]
+        per_sample: dict[str, Any] = {
+            name: value[mine] for name, value in vars(pack).items() if isinstance(value, Tensor) and name != "frames"
+        }
         groups = tuple((samples // parts, frames) for samples, frames in pack.groups)
         micro.append(Pack(frames=torch.cat([rows[part] for rows in frames_of]), groups=groups, **per_sample))
     return micro
 
 
-def evaluate_dev(model: TimeSformer, catalog: Catalog, recipe: Recipe, device: torch.device, workers: int) -> dict[str, dict[str, Any]]:
-    """Every data set that has a `dev` split, under its own protocol."""
+def evaluate_dev(model: TimeSformer, catalog: Catalog, recipe: Recipe, among: Team, workers: int) -> dict[str, dict[str, Any]]:
+    """Every data set that has a `dev` split, under its own protocol; each rank takes its share of the rows."""
     named = [name for name in recipe.data.sets if "dev" in catalog.spec(name).splits and catalog.manifest_path(name, "dev").is_file()]
     model.eval()
     tasks = find_tasks(catalog, model, recipe.data.frames, "dev", named, decoder=recipe.data.decoder) if named else []
-    results = {task.spec.name: evaluate(model, task, device, workers)["plain"] for task in tasks}
+    results = {task.spec.name: evaluate(model, task, among.device, workers, among=among)["plain"] for task in tasks}
     model.train()
     return results
 
@@ -327,70 +337,5 @@ class StopSignal:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        signal.signal(number, self._before[number])  # a second one ends the run at once
-
-
-@dataclass
-class _Wait:
-    """Seconds spent waiting for data."""
-
-    total: float = 0.0
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.total += time.perf_counter() - self._began
-
-
-class RunLog:
-    """log.jsonl: one line per window of steps, and what the live view shows."""
-
-    def __init__(self, run: Path, schedule: Schedule, many: dict[str, bool], device: torch.device, first: int) -> None:
-        """`many`: for each data set, whether it is multi-label."""
-        self.path, self.schedule, self.many = run / checkpoint.LOG, schedule, many
-        self.tally = Tally(len(many), device)
-        self.summary = ""
-        self._wait, self._began, self._first = _Wait(), time.perf_counter(), first
-        self._batch = sum(group.samples for group in schedule.groups)
-        self._sizes = {source.name: len(source.rows) for group in schedule.groups for source in group.sources}
-        self._wanted = dict(wanted_rates(schedule.groups))
-        self._notes: list[str] = []
-        self._run_began = self._began
-
-    def waiting(self) -> _Wait:
-        """A context whose time counts as waiting for data."""
-        return self._wait
-
-    def note(self, pack: Pack) -> None:
-        """Remember the files of a Pack that were damaged or could not be read."""
-        self._notes += pack.notes
-
-    def window(self, step: int, loss: float, norm: float, lr: float) -> None:
-        """Write the line of the steps since the last one, up to `step` done."""
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {step}; lower optimizer.lr")
-        seconds = time.perf_counter() - self._began
-        read = {name: counts for name, counts in zip(self.many, self.tally.take(), strict=True) if counts[2]}
-        drawn = self.schedule.drawn(step)
-        self.write(
-            "train", step, seconds=round(time.perf_counter() - self._run_began, 3),
-            loss={name: mean for name, (mean, _, _) in read.items()}, **self._hits(read),
-            step_loss=loss, grad_norm=norm, lr=lr,
-            samples_per_s=(step - self._first) * self._batch / seconds, wait_share=self._wait.total / seconds,
-            rate_wanted=self._wanted, rate_realised={name: count / (step * self._batch) for name, count in drawn.items()},
-            epochs={name: count / self._sizes[name] for name, count in drawn.items()}, seen=drawn,
-            **({"files_damaged": len(self._notes), "files": self._notes[:NOTES_KEPT]} if self._notes else {}),
-        )  # fmt: skip
-        self.summary = f"loss {loss:.3f}  " + " ".join(f"{name} {hits:.0%}" for name, (_, hits, _) in read.items())
-        self._first, self._began, self._wait, self._notes = step, time.perf_counter(), _Wait(), []
-
-    def _hits(self, read: dict[str, tuple[float, float, int]]) -> dict[str, dict[str, float]]:
-        """`top1` of single-label sets; `hit1` of multi-label ones, where there are any: `step.sigmoid_hits`."""
-        top1, hit1 = ({name: hits for name, (_, hits, _) in read.items() if self.many[name] == many} for many in (False, True))
-        return {"top1": top1, **({"hit1": hit1} if any(self.many.values()) else {})}
-
-    def write(self, event: str, step: int, **values: Any) -> None:
-        """Append one line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "step": step, **values}, ensure_ascii=False) + "\n")
+        if not started_by_torchrun():  # which passes on what every rank has had already
+            signal.signal(number, self._before[number])  # a second one ends the run at once

@@ -1,0 +1,161 @@
+"""What does a run add to its steps? The very loop of `cover train` against the bare training step on the same Packs, in turns.
+
+    python benchmarks/overhead.py                      # S/16, clips of 8 x 112 and images, on generated files
+    python benchmarks/overhead.py --steps 20 --json found.json
+
+In each step of a real run, the bare step (forward, backward, clipping, optimizer; no tally, no checks) is taken too, on a copy of the
+model, before or after the run's own in turn. What the run needs beside is everything else that its clock counts as compute: logs, checks,
+augmentation, averaged weights. Reading files is left out, and so are evaluation and checkpoints; the schedule and the collating of samples
+that lie in memory, which workers do, are timed apart and added.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from _measure import show, where, write
+
+import cover.training.train as loop
+from cover.datasets.catalog import load_catalog
+from cover.datasets.index import index
+from cover.machine import reuse_memory
+from cover.mixture.pack import collate
+from cover.model.device import pick_device
+from cover.sandbox.generate import generate
+from cover.sandbox.settings import Settings
+from cover.training.ema import Ema
+from cover.training.finite import FiniteCheck
+from cover.training.inputs import make_reader
+from cover.training.log import RunLog
+from cover.training.optimizer import build_optimizer
+from cover.training.recipe import Data, Model, Recipe
+from cover.training.unreadable import ReadingCheck
+
+SETS = ["kinetics", "ssv2", "moments", "imagenet"]
+PIECES: dict[str, tuple[tuple[Any, str], ...]] = {
+    "log": ((RunLog, "window"), (RunLog, "note"), (RunLog, "advance")),
+    "averaged weights": ((Ema, "update"),),
+    "checks": ((FiniteCheck, "after"), (FiniteCheck, "settle"), (ReadingCheck, "note"), (ReadingCheck, "judge")),
+    "augmentation on the device": ((loop, "change_pixels"),),
+    "micro-batches": ((loop, "split_pack"),),
+    "learning rate": ((loop, "set_learning_rate"), (loop, "seed_dropout")),
+}
+
+
+class Turns:
+    """Stands in for the loop's training step: takes it and the bare one, and keeps the seconds of both."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.real_step = recipe, loop.train_step
+        self.seconds: dict[str, list[float]] = {"run": [], "bare": []}
+
+    def __call__(self, model: Any, optimizer: Any, parts: Sequence[Any], settings: Any, *rest: Any) -> Any:
+        if not self.seconds["run"]:
+            self.twin = copy.deepcopy(model)
+            self.twin_optimizer = build_optimizer(self.twin, self.recipe.optimizer)
+        for own, given in zip(self.twin_optimizer.param_groups, optimizer.param_groups, strict=True):
+            own["lr"] = given["lr"]
+        works: dict[str, Callable[[], Any]] = {
+            "bare": lambda: self.real_step(self.twin, self.twin_optimizer, parts, settings),
+            "run": lambda: self.real_step(model, optimizer, parts, settings, *rest),
+        }
+        order = sorted(works, reverse=len(self.seconds["run"]) % 2 == 0)
+        return {name: timed(works[name], self.seconds[name]) for name in order}["run"]
+
+
+def timed(work: Callable[[], Any], into: list[float]) -> Any:
+    began = time.perf_counter()
+    try:
+        return work()
+    finally:
+        into.append(time.perf_counter() - began)
+
+
+def watch(pieces: dict[str, list[float]]) -> None:
+    """Have the seconds of every call of `PIECES` put down."""
+    for title, places in PIECES.items():
+        for owner, name in places:
+            whole = getattr(owner, name)
+            setattr(owner, name, lambda *given, _whole=whole, _into=pieces[title], **how: timed(lambda: _whole(*given, **how), _into))
+
+
+def compute_seconds(run: Path, after: int) -> float:
+    """What the run's clock counted as compute in the windows behind step `after`."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    windows = [line for line in lines if line["event"] == "train"]
+    pairs = [(before, line) for before, line in pairwise(windows) if before["step"] >= after]
+    return sum(line["shares"]["compute"] * (line["seconds"] - before["seconds"]) for before, line in pairs)
+
+
+def mixture_seconds(recipe: Recipe, steps: int) -> tuple[float, float]:
+    """Per step: the schedule's draws, and collating samples that lie in memory. Medians."""
+    members = loop.find_members(recipe, load_catalog(Path(recipe.data.catalog)))
+    schedule, reader = loop.make_schedule(recipe, members), make_reader(recipe, members)
+    draws: list[float] = []
+    collates: list[float] = []
+    for step in range(steps):
+        groups = timed(lambda step=step: schedule.rank_step(step, 0, 1), draws)
+        samples = [reader.read_all(group) for group in groups]
+        timed(lambda samples=samples: collate(samples), collates)
+    return statistics.median(draws), statistics.median(collates)
+
+
+def measure(recipe: Recipe, window: int) -> dict[str, Any]:
+    """Milliseconds of a step, bare and in the run, and of all that the run adds."""
+    pieces: dict[str, list[float]] = defaultdict(list)
+    watch(pieces)
+    loop.train_step = turns = Turns(recipe)  # type: ignore[assignment]
+    run = loop.train(recipe)
+    bare, own = (turns.seconds[name][window:] for name in ("bare", "run"))
+    steps = len(bare)
+    beside = compute_seconds(run, window) - sum(bare) - sum(own)
+    schedule, collating = mixture_seconds(recipe, steps)
+    added = {title: sum(seconds) / len(turns.seconds["run"]) for title, seconds in pieces.items()}
+    added |= {"schedule": schedule, "collate": collating}
+    mean = sum(bare) / steps
+    return {
+        "steps": steps, "bare_ms": 1000 * mean, "beside_ms": 1000 * (beside / steps + schedule + collating),
+        "step_in_run": statistics.median(b / a for a, b in zip(bare, own, strict=True)),
+        "overhead": (beside / steps + schedule + collating) / mean, "pieces_ms": {title: 1000 * s for title, s in added.items()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--window", type=int, default=4, help="steps per line of the log; the first window is not counted")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--ema", type=float, default=0.999, help="0 for none")
+    parser.add_argument("--tensorboard", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    reuse_memory()
+    with TemporaryDirectory() as folder:
+        catalog = generate(Path(folder), Settings(size=0.02), workers=0)
+        index(catalog, 0)
+        recipe = Recipe(
+            Data(SETS, str(catalog), frames=8), str(Path(folder) / "run"), args.steps, args.batch, Model("S/16", 112), ema=args.ema,
+            workers=0, device=args.device, log_every=args.window, evaluate_every=-1,
+        )  # fmt: skip
+        found = {**measure(recipe, args.window), "where": where(pick_device(args.device))}
+    rows = [[title, f"{value:.2f}", f"{value / found['bare_ms']:.2%}"] for title, value in found["pieces_ms"].items()]
+    rows.sort(key=lambda row: -float(row[1]))
+    total = ["all beside the step", f"{found['beside_ms']:.2f}", f"{found['overhead']:.2%}"]
+    show(f"S/16, 8 x 112, batch {args.batch}: bare step {found['bare_ms']:.0f} ms", ["", "ms a step", "of the bare step"], [*rows, total])
+    print(f"\nthe step itself inside the run: {found['step_in_run']:.3f} times the bare one, over {found['steps']} steps; {found['where']}")
+    write(found, args.json)
+
+
+if __name__ == "__main__":
+    main()

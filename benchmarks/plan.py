@@ -1,0 +1,135 @@
+"""How near is `cover plan` to what a training step takes? Memory and time, planned and measured, on the device that is here.
+
+    python benchmarks/plan.py                       # table; JSON with --json FILE
+    python benchmarks/plan.py --device cuda --mfu 0.4
+
+Steps and a large matrix product take turns; a step is planned from the product's rate in the same rounds and the share of it that `cover
+plan` assumes. On a GPU too the peak is that of the product, not that of its maker's sheet, so that the card need not be in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from _measure import in_turns, matmul, peak_bytes, show, where, write
+
+from cover.machine import reuse_memory
+from cover.model.cost import multiply_adds, parameters
+from cover.model.presets import model_config
+from cover.model.timesformer import Groups, Head, TimeSformer
+from cover.training.memory import Ways, step_memory
+from cover.training.plan import CPU_SHARE, GPU_SHARE
+from cover.training.step import StepSettings, train_step
+from model import CLASSES, HEAD, make_pack
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step: a network, frames of `size` pixels, and its Pack."""
+
+    preset: str
+    size: int
+    groups: Groups
+    checkpointing: bool = False
+
+    @property
+    def title(self) -> str:
+        held = " + ".join(f"{samples} x {frames}" for samples, frames in self.groups)
+        return f"{self.preset}, {self.size} px, {held}{', checkpointing' * self.checkpointing}"
+
+
+CASES = {
+    "cpu": [
+        Case("mini", 32, ((16, 8), (32, 1))),
+        Case("Ti/16", 112, ((4, 8),)),
+        Case("Ti/16", 112, ((2, 8), (16, 1)), True),
+        Case("S/16", 112, ((1, 8), (4, 1))),
+    ],
+    "cuda": [
+        Case("Ti/16", 112, ((64, 8),)),
+        Case("B/16", 224, ((16, 8),)),
+        Case("B/16", 224, ((16, 8), (128, 1)), True),
+        Case("L/16", 224, ((8, 16),)),
+        Case("L/16", 448, ((4, 16), (4, 1)), True),
+    ],
+}
+
+
+def measure(case: Case, device: torch.device, bf16: bool, share: float, rounds: int) -> dict[str, Any]:
+    """Planned and measured seconds and bytes of one case."""
+    config = model_config(case.preset, size=case.size, frames=case.groups[0][1])
+    network = TimeSformer(config, (Head(HEAD, tuple(map(str, range(CLASSES)))),)).to(device).train()
+    network.set_checkpointing(case.checkpointing)
+    pack = make_pack(case.groups, case.size, device)
+    settings = StepSettings(len(pack.seed), torch.ones(1, device=device), bf16=bf16)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-5, fused=True)
+
+    def step() -> None:
+        train_step(network, optimizer, [pack], settings)
+
+    product, operations = matmul(device, torch.bfloat16 if bf16 else torch.float32)
+    seconds = in_turns({"step": step, "matmul": product}, rounds, device)
+    network.zero_grad(set_to_none=True)
+    state = sum(3 * parameter.nbytes for parameter in network.parameters())  # weights and AdamW's two means
+    found = state + pack.frames.nbytes + peak_bytes(step, device)
+    memory = step_memory(config, {HEAD: CLASSES}, case.groups, case.size, Ways(case.checkpointing, bf16))
+    passes = 4 if case.checkpointing else 3
+    rate = operations / statistics.median(seconds["matmul"])
+    return {
+        "case": case.title,
+        "parameters": parameters(config, {HEAD: CLASSES}).total,
+        "bytes": found,
+        "bytes_planned": memory.tensors,
+        "seconds": statistics.median(seconds["step"]),
+        "seconds_planned": 2 * passes * multiply_adds(config, case.groups, case.size, CLASSES) / rate / share,
+    }
+
+
+def report(rows: list[dict[str, Any]], share: float) -> None:
+    columns = ["step", "memory, MiB", "planned", "", "time, ms", f"planned at {share:.0%}", "", "share reached"]
+    cells = [
+        [
+            row["case"],
+            f"{row['bytes'] / 2**20:.0f}",
+            f"{row['bytes_planned'] / 2**20:.0f}",
+            f"{row['bytes_planned'] / row['bytes'] - 1:+.0%}",
+            f"{1e3 * row['seconds']:.0f}",
+            f"{1e3 * row['seconds_planned']:.0f}",
+            f"{row['seconds_planned'] / row['seconds'] - 1:+.0%}",
+            f"{share * row['seconds_planned'] / row['seconds']:.0%}",
+        ]
+        for row in rows
+    ]
+    show("A training step, planned and measured", columns, cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--mfu", type=float, help="share of the matrix product's rate (default: what cover plan assumes)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--first", type=int, help="only so many cases")
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    reuse_memory()
+    device = torch.device(args.device)
+    on_gpu = device.type == "cuda"
+    share = args.mfu or (GPU_SHARE if on_gpu else CPU_SHARE)
+    rows = []
+    for case in CASES[device.type][: args.first]:
+        rows.append(measure(case, device, on_gpu, share, args.rounds))
+        write({**where(device), "share": share, "rows": rows}, args.json)
+    report(rows, share)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""What does sharing forward passes gain a server, how long does a client wait, and does the server stay as large as it is?
+
+    python benchmarks/serving.py                                # one minute with and one without, by turns of 15 s; a table
+    python benchmarks/serving.py --seconds 300 --clients 16 --json serving.json
+
+Two `cover serve` of one checkpoint (S/16 at 112, clips of 8 frames, random weights), one of which has every file computed alone. So many
+clients send clips and images without a pause to one of them at a time, the other being idle. Times are of whole requests on the loopback;
+memory is that of the server with its processes (proportional set size: what they share counts once).
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from _clips import KINDS, _made
+from _measure import show, where, write
+
+from cover.model.presets import model_config
+from cover.model.timesformer import Head, TimeSformer
+from cover.model.weights import save_release
+
+CLASSES, FRAMES, SIZE = 400, 8, 112
+SERVERS = {"shared": [], "alone": ["--pack-frames", "1", "--wait-ms", "0"]}
+PIECE_S = 15.0
+
+
+@dataclass
+class Server:
+    """A running server and what was measured of it."""
+
+    process: subprocess.Popen[str]
+    port: int
+    seconds: float = 0.0
+    times: dict[str, list[float]] = field(default_factory=lambda: {"clip": [], "image": []})
+    errors: dict[str, int] = field(default_factory=dict)
+    megabytes: list[float] = field(default_factory=list)
+
+
+def make_release(folder: Path) -> Path:
+    """S/16 with a head for clips sampled densely, one for segments and one for images."""
+    heads = tuple(Head(name, tuple(map(str, range(CLASSES)))) for name in ("kinetics", "ssv2", "imagenet"))
+    sampling = {"kinetics": "dense", "ssv2": "segments", "imagenet": "segments"}
+    sets = {name: {"sampling": how, "views": "1x1"} for name, how in sampling.items()}
+    save_release(
+        folder, TimeSformer(model_config("S/16", size=SIZE, frames=FRAMES), heads), {"step": 0, "frames": FRAMES, "datasets": sets}
+    )
+    return folder
+
+
+def make_files(folder: Path, count: int) -> dict[str, list[bytes]]:
+    """`count` clips of 320 x 240 and as many photographs of 640 x 480."""
+    clips = [_made(folder / f"{number}.mp4", KINDS["320x240 h264"], number).read_bytes() for number in range(count)]
+    images = []
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (15, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg")
+        images.append((folder / f"{number}.jpg").read_bytes())
+    return {"clip": clips, "image": images}
+
+
+@contextmanager
+def started(release: Path, folder: Path, options: list[str]) -> Iterator[Server]:
+    command = [sys.executable, "-m", "cover.cli", "serve", str(release), "--port", "0", "--device", "cpu", "--spool", str(folder), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout
+            yield Server(process, int(process.stdout.readline().rpartition(":")[2]))
+        finally:
+            process.terminate()
+
+
+# --- load
+
+
+def load(server: Server, files: dict[str, list[bytes]], clients: int, seconds: float) -> None:
+    """`clients` at once, each sending one file after the other: three clips, then three images, and so on."""
+    until, lock = time.monotonic() + seconds, threading.Lock()
+
+    def client(number: int) -> None:
+        turn = number
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)) as line:
+            while time.monotonic() < until:
+                kind = ("clip", "image")[turn // 3 % 2]
+                began = time.monotonic()
+                status = send(line, files[kind][turn % len(files[kind])])
+                with lock:
+                    if status == "200":
+                        server.times[kind].append(time.monotonic() - began)
+                    else:
+                        server.errors[status] = server.errors.get(status, 0) + 1
+                turn += 1
+
+    began = time.monotonic()
+    crowd = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for each in crowd:
+        each.start()
+    for each in crowd:
+        each.join()
+    server.seconds += time.monotonic() - began
+    server.megabytes.append(memory(server.process.pid))
+
+
+def send(line: http.client.HTTPConnection, data: bytes) -> str:
+    """The status as text, or what went wrong on the way."""
+    try:
+        line.request("POST", "/v1/predict", data, {"content-type": "application/octet-stream"})
+        response = line.getresponse()
+        response.read()
+        return str(response.status)
+    except (OSError, http.client.HTTPException) as error:
+        line.close()
+        return type(error).__name__
+
+
+def memory(pid: int) -> float:
+    """MB of a process and all that descend from it."""
+    rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.split()
+    parents = dict(zip(map(int, rows[::2]), map(int, rows[1::2]), strict=True))
+    found, more = set[int](), {pid}
+    while more:
+        found |= more
+        more = {each for each, parent in parents.items() if parent in more}
+    return sum(_share(each) for each in found)
+
+
+def _share(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+# --- what came of it
+
+
+def row(name: str, server: Server) -> list[str]:
+    """Requests a second, how long they took, what failed and how large the server was."""
+    rate = sum(map(len, server.times.values())) / server.seconds
+    cells = [name, f"{rate:.1f}"]
+    for times in server.times.values():
+        cuts = statistics.quantiles(times, n=100) if len(times) > 1 else [0.0] * 99
+        cells.append(" / ".join(f"{1e3 * cuts[percent - 1]:.0f}" for percent in (50, 95, 99)))
+    return [*cells, json.dumps(server.errors) if server.errors else "0", f"{server.megabytes[0]:.0f} to {server.megabytes[-1]:.0f}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60, help="of load for each server")
+    parser.add_argument("--clients", type=int, default=8, help="at once")
+    parser.add_argument("--files", type=int, default=6, help="clips, and as many images")
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    about = where(torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        release, files = make_release(folder / "release"), make_files(folder, args.files)
+        servers = {name: stack.enter_context(started(release, folder, options)) for name, options in SERVERS.items()}
+        for server in servers.values():
+            load(server, files, args.clients, min(5.0, args.seconds))  # warm, and not counted
+            server.seconds, server.errors, server.megabytes = 0.0, {}, []
+            server.times = {kind: [] for kind in files}
+        pieces = max(1, round(args.seconds / PIECE_S))
+        for number in range(pieces):
+            for server in list(servers.values())[:: 1 if number % 2 else -1]:
+                load(server, files, args.clients, args.seconds / pieces)
+    title = f"{about['date']}, {about['device']}, {about['threads']} threads, {args.clients} clients, {args.seconds:g} s each"
+    columns = ["passes", "files/s", "clip, p50 / p95 / p99 ms", "image", "errors", "MB, first to last piece"]
+    show(title, columns, [row(name, server) for name, server in servers.items()])
+    facts = {
+        name: {key: value for key, value in vars(server).items() if key not in ("process", "port")} for name, server in servers.items()
+    }
+    write({**about, "clients": args.clients, "servers": facts}, args.json)
+
+
+if __name__ == "__main__":
+    main()

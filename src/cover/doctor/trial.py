@@ -1,0 +1,100 @@
+"""Does it work? A clip is written, read by a process of its own as training reads it, and trained on, for some seconds."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from cover.doctor.checks import Finding
+from cover.evaluation.protocol import ViewPlan, read_views
+from cover.media.clips import Sampling, Views
+from cover.mixture.loader import START_METHOD, one_thread
+from cover.mixture.pack import Pack, Sample, collate
+from cover.model.presets import model_config
+from cover.model.timesformer import Head, TimeSformer
+from cover.sandbox.encode import encode
+from cover.training.optimizer import build_optimizer
+from cover.training.recipe import Optimizer
+from cover.training.step import StepSettings, train_step
+
+SECONDS = 2.5  # of each half: with the reading process's start about ten in all
+FRAMES, SIZE, BATCH, WAIT_S = 8, 64, 4, 60
+_PRESET = "Ti/16"
+
+
+@dataclass(frozen=True)
+class _Clips(Dataset[Sample]):
+    """One video, read again and again."""
+
+    path: Path
+    count: int = 1_000_000
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Sample:
+        plan = ViewPlan(Sampling("whole"), Views(1, 1), FRAMES, SIZE)
+        (clips,), _ = read_views(self.path, "video", [plan], 2.0)
+        colour = torch.eye(3, 4)
+        return Sample(torch.from_numpy(clips[0]), 0, torch.tensor([0]), 1.0, colour, number)
+
+
+def trial(device: torch.device, workers: int) -> list[Finding]:
+    """Two findings: reading in one process (in this one where `workers` is 0) and training on `device`."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "trial.mp4"
+        rng = np.random.default_rng(0)
+        encode(path, rng.integers(0, 256, (24, 15, 20, 3), dtype=np.uint8).repeat(16, axis=1).repeat(16, axis=2))
+        reading, pack = _read(path, min(workers, 1))
+    return [reading, _train(pack, device)] if pack else [reading]
+
+
+def _read(path: Path, workers: int) -> tuple[Finding, Pack | None]:
+    loader = DataLoader(
+        _Clips(path), batch_size=BATCH, num_workers=workers, collate_fn=_pack, worker_init_fn=one_thread, timeout=WAIT_S if workers else 0,
+        multiprocessing_context=START_METHOD if workers else None,
+    )  # fmt: skip
+    fix = "run it again with --workers 0: where that works, reading processes cannot start or hand over (see shared memory)"
+    try:
+        packs = iter(loader)
+        pack, began, count = next(packs), time.perf_counter(), 0
+        while time.perf_counter() - began < SECONDS:
+            next(packs)
+            count += BATCH
+    except (RuntimeError, OSError) as error:
+        return Finding("reading", "bad", f"failed: {str(error).splitlines()[0]}", fix), None
+    rate = count / (time.perf_counter() - began)
+    return Finding("reading", "ok", f"{rate:.0f} clips of {FRAMES} frames a second in one process (h264, 320 x 240)"), pack
+
+
+def _pack(samples: list[Sample]) -> Pack:
+    return collate([samples])
+
+
+def _train(pack: Pack, device: torch.device) -> Finding:
+    torch.manual_seed(0)
+    model = TimeSformer(model_config(_PRESET, size=SIZE, frames=FRAMES), (Head("trial", ("a", "b")),)).to(device).train()
+    settings = StepSettings(BATCH, torch.ones(1, device=device))
+    optimizer, moved = build_optimizer(model, Optimizer(lr=1e-4)), pack.to(device)
+    fix = "try --device cpu; where that works, the GPU's driver and PyTorch's build do not fit each other"
+    losses: list[float] = []
+    began = time.perf_counter()
+    try:
+        while time.perf_counter() - began < SECONDS or len(losses) < 4:
+            if len(losses) == 1:
+                began = time.perf_counter()  # the first step warms up
+            losses.append(float(train_step(model, optimizer, [moved], settings).loss))
+    except RuntimeError as error:
+        return Finding("training", "bad", f"failed on {device}: {str(error).splitlines()[0]}", fix)
+    ms = 1000 * (time.perf_counter() - began) / (len(losses) - 1)
+    if not all(map(math.isfinite, losses)) or losses[-1] >= losses[0]:
+        return Finding("training", "bad", f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f} on {device}", fix)
+    told = f"{ms:.0f} ms a step on {device} ({_PRESET}, {BATCH} clips of {FRAMES} x {SIZE} px), loss {losses[0]:.2f} to {losses[-1]:.2f}"
+    return Finding("training", "ok", told)

@@ -1,0 +1,159 @@
+"""Which routes are there, and what do they promise? A FastAPI application; its OpenAPI document is at /openapi.json."""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import asdict
+from typing import Annotated, Any, TypeVar
+
+from cover import __version__
+from cover.inference.serve.answers import Answer, Problem, State
+from cover.inference.serve.gate import BUG, App, Gate, Receive
+from cover.inference.serve.limits import Refused
+from cover.inference.serve.page import add_page
+from cover.inference.serve.service import Service, Wish
+from cover.inference.serve.uploads import FIELD
+
+T = TypeVar("T")
+
+# Annotations of routes are read by FastAPI, which is imported in the functions that need it: so they are not postponed in this module.
+
+REASONS = {
+    400: "the form, or the request itself, is damaged",
+    401: "no key, or a wrong one (with --key-file alone)",
+    408: "the body came too slowly",
+    413: "the body is too large",
+    415: "neither a form nor a file, or the file is neither a video nor an image",
+    422: "a parameter is wrong, or the file cannot be read, is too long, too large or too slow to decode",
+    429: "too many predictions are under way",
+    500: "a bug; the server's log has a line on it",
+    503: "the server is about to stop, or too busy to answer in time",
+}
+MOST_WINDOWS, MOST_CLASSES = 32, 1000
+_FORM = {"type": "object", "required": [FIELD], "properties": {FIELD: {"type": "string", "format": "binary"}}}
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"multipart/form-data": {"schema": _FORM}, "video/*": _BYTES, "image/*": _BYTES, "application/octet-stream": _BYTES},
+    }
+}
+
+
+def make_app(service: Service, page: bool = False, key: str | None = None) -> App:
+    """The application of a service behind its `Gate`, with the page at `/` where wanted. `key`: what clients have to show."""
+    from fastapi import FastAPI
+
+    app = FastAPI(title="cover serve", version=__version__, docs_url=None, redoc_url=None)  # their pages come from elsewhere
+    _one_shape_of_errors(app)
+    _add_routes(app, service, key is not None)
+    _add_predict(app, service, key is not None)
+    if page:
+        add_page(app)
+    routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
+    return Gate(app, service.limits, service.metrics, routes, key)
+
+
+def _reasons(*statuses: int, key: bool) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer beside 200. Any of them may be too large, too slow or a bug."""
+    wanted = sorted({400, 408, 413, 500, *statuses, *([401] if key else [])})
+    return {status: {"model": Problem, "description": REASONS[status]} for status in wanted}
+
+
+def _one_shape_of_errors(app: Any) -> None:
+    from fastapi import Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+
+    def problem(status: int, text: str, headers: Any = None) -> JSONResponse:
+        return JSONResponse(asdict(Problem(text)), status, headers)
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> JSONResponse:
+        return problem(error.status, error.text, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return problem(422, "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        return problem(500, BUG)  # the Gate gets it too, and says in the log where it is
+
+
+def _add_routes(app: Any, service: Service, key: bool) -> None:
+    from fastapi import Response
+    from fastapi.responses import JSONResponse
+
+    @app.get("/healthz", responses=_reasons(key=False), summary="Whether the process lives")
+    async def healthz() -> State:
+        return State("alive")
+
+    @app.get("/readyz", responses=_reasons(503, key=False), summary="Whether it takes predictions")
+    async def readyz() -> State:
+        if not service.ready:
+            raise Refused(503, "the server is about to stop" if service.draining else "the model does not answer")
+        return State("ready")
+
+    @app.get("/metrics", responses={**_reasons(key=key), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+             response_class=Response, summary="Counters and times, for Prometheus")  # fmt: skip
+    async def metrics() -> Response:
+        text, kind = service.metrics.render()
+        return Response(text, headers={"content-type": kind})
+
+    @app.get("/v1/model", responses=_reasons(key=key), response_class=JSONResponse, summary="The heads and their classes")
+    async def model() -> dict[str, list[str]]:
+        return {name: list(head.classes) for name, head in service.heads.items()}
+
+
+def _add_predict(app: Any, service: Service, key: bool) -> None:
+    from fastapi import Query, Request
+    from fastapi.responses import JSONResponse
+    from starlette.requests import ClientDisconnect
+
+    top_rule = Query(ge=1, le=MOST_CLASSES, description="classes of each head")
+    head_rule = Query(max_length=200, description="only this head (may be given again)")
+    window_rule = Query(ge=0, le=MOST_WINDOWS, description="also what is seen in each of so many equal parts of a video")
+
+    @app.post(
+        "/v1/predict", openapi_extra=BODY, responses=_reasons(415, 422, 429, 503, key=key), summary="What is seen in a video or an image"
+    )
+    async def predict(
+        request: Request,
+        top: Annotated[int, top_rule] = 5,
+        head: Annotated[list[str], head_rule] = [],  # noqa: B006
+        timeline: Annotated[int, window_rule] = 0,
+    ) -> Answer:
+        wish = Wish(tuple(dict.fromkeys(head)), top, timeline)
+        service.check(wish)
+        with service.admitted(), service.spool.file() as path:
+            try:
+                await service.receive(request.stream(), request.headers.get("content-type", ""), path)
+                return await _unless_gone(request.receive, service.predict(path, wish))
+            except ClientDisconnect:
+                return JSONResponse({}, 499)  # type: ignore[return-value]  # nobody reads it
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is given up when the client leaves: nothing else comes behind a body. Raises ClientDisconnect."""
+    from starlette.requests import ClientDisconnect
+
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_leaving(receive))
+    try:
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return await task
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.wait([task, gone])
+
+
+async def _leaving(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

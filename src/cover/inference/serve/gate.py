@@ -1,0 +1,127 @@
+"""What gets to the routes? Nothing without the key, above the size or beyond the time; and no error leaves but as one line of JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+import traceback
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from cover.console import say
+from cover.inference.serve.limits import MEGABYTE, Limits, Refused
+from cover.inference.serve.metrics import Metrics
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+BUG = "the server failed; its log says why"
+OPEN = frozenset(["/", "/healthz", "/readyz", "/openapi.json"])  # routes that ask for no key
+LINGER_BYTES, LINGER_S = MEGABYTE, 1.0  # of a body that is not wanted: a client that is still sending would miss its answer
+
+
+class Gate:
+    """ASGI in front of an application: every route of it has the same limits, and its bugs are a line in the log and status 500."""
+
+    def __init__(self, app: App, limits: Limits, metrics: Metrics, routes: frozenset[str], key: str | None = None) -> None:
+        self._app, self._limits, self._metrics, self._routes = app, limits, metrics, routes
+        self._key = key.encode() if key else None
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """One request, or the application's own start and end."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, exchange = time.monotonic(), _Exchange(scope, receive, send, self._limits)
+        try:
+            self._check(scope, exchange)
+            await self._app(scope, exchange.receive, exchange.send)
+        except Refused as refused:
+            await exchange.refuse(refused)
+        except Exception as error:
+            say(f"serve: bug in {scope['method']} {scope['path']!r}: {_where(error)}")
+            await exchange.refuse(Refused(500, BUG))
+        route = scope["path"] if scope["path"] in self._routes else "other"
+        self._metrics.answered(route, exchange.status or 499, time.monotonic() - began)  # 499: the client had gone
+
+    def _check(self, scope: MutableMapping[str, Any], exchange: _Exchange) -> None:
+        if self._key and scope["path"] not in OPEN and not hmac.compare_digest(_key_of(exchange.headers), self._key):
+            raise Refused(401, "send the key as `Authorization: Bearer KEY`", {"www-authenticate": "Bearer"})
+        if exchange.length > self._limits.body:
+            raise exchange.too_large()
+
+
+class _Exchange:
+    """The messages of one request and its answer. The body is counted and timed; where it is not read, the connection ends with it."""
+
+    def __init__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send, limits: Limits) -> None:
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.status = 0
+        length = self.headers.get(b"content-length", b"0")
+        self.length = int(length) if length.isdigit() else 0
+        self._receive, self._send, self._limits = receive, send, limits
+        self._came, self._until = 0, time.monotonic() + limits.upload_s
+        self._ended = not self.length and b"transfer-encoding" not in self.headers
+
+    def too_large(self) -> Refused:
+        """Of a body."""
+        return Refused(413, f"the body is larger than {self._limits.body / MEGABYTE:g} MB")
+
+    async def receive(self) -> Message:
+        """The next piece of the body; behind its end, whatever comes. Raises `Refused`."""
+        if self._ended:
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))
+        except TimeoutError:
+            raise Refused(408, f"the body did not arrive within {self._limits.upload_s:g} s") from None
+        self._came += len(message.get("body", b""))
+        self._ended = not message.get("more_body", False)
+        if self._came > self._limits.body:
+            raise self.too_large()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """An answer that comes before the body's end closes the connection."""
+        if message["type"] == "http.response.start":
+            await self._linger()
+            self.status = message["status"]
+            if not self._ended:
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        """Take what the client is sending, for a while."""
+        stop, until = self._came + LINGER_BYTES, time.monotonic() + LINGER_S
+        try:
+            while not self._ended and self._came < stop:
+                message = await asyncio.wait_for(self._receive(), max(0.0, until - time.monotonic()))
+                self._came += len(message.get("body", b""))
+                self._ended = not message.get("more_body", False)
+        except TimeoutError:
+            return
+
+    async def refuse(self, refused: Refused) -> None:
+        """One line of JSON, unless an answer has begun."""
+        if self.status:
+            return
+        body = json.dumps({"error": refused.text}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers += [(name.encode(), value.encode()) for name, value in refused.headers.items()]
+        await self.send({"type": "http.response.start", "status": refused.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+def _key_of(headers: dict[bytes, bytes]) -> bytes:
+    kind, _, key = headers.get(b"authorization", b"").partition(b" ")
+    return key.strip() if kind.lower() == b"bearer" else b""
+
+
+def _where(error: BaseException) -> str:
+    """An error with the line it came from, as one line."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {str(error)!r} ({last.filename}:{last.lineno})"

@@ -1,0 +1,155 @@
+"""How does a checkpoint come to listen on a port, and how does it stop? `cover serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cover.console import say
+from cover.errors import UserError
+from cover.inference.serve.limits import Batching, Limits
+from cover.inference.serve.processes import begin_importing
+
+if TYPE_CHECKING:
+    from cover.inference.serve.service import Service
+
+INSTALL = "pip install -c constraints.txt 'cover-video[serve]'"
+KEEP_ALIVE_S = 5
+SHORTEST_KEY = 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens, what it shows, and where uploads lie meanwhile (None: the system's folder for such files)."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    page: bool = False
+    key_file: Path | None = None
+    spool: Path | None = None
+
+
+def serve(checkpoint: Path, place: Place, limits: Limits, batching: Batching, workers: int, device: str) -> None:
+    """Serve until SIGTERM or SIGINT; then what was taken in is answered, and nothing is left behind. Prints the address when it is ready.
+
+    Raises `UserError` for a checkpoint that cannot be served, an address that cannot be had, and a missing extra.
+    """
+    check_extra()
+    key = read_key(place.key_file)
+    begin_importing()
+    from cover.inference.predictor import Predictor
+    from cover.inference.serve.service import Service
+    from cover.inference.serve.uploads import Spool
+    from cover.model.device import pick_device
+
+    predictor = Predictor.load(checkpoint, pick_device(device))
+    with _ending_in_order():
+        try:
+            spool = Spool(place.spool)
+        except OSError as error:
+            raise UserError(f"--spool {place.spool}: no folder can be made here: {error.strerror}") from None
+        try:
+            service = Service(predictor, limits, batching, workers, spool)
+        except BaseException:
+            spool.close()
+            raise
+        with closing(service):
+            asyncio.run(_listen(service, place, key))
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """SIGTERM ends a start as an exception does: nothing is left behind."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_extra() -> None:
+    """Raises `UserError` where a package is missing."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"cover serve needs {error.name}: {INSTALL}") from None
+
+
+def read_key(file: Path | None) -> str | None:
+    """The key in a file. Raises `UserError`."""
+    if file is None:
+        return None
+    try:
+        key = file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--key-file {file}: cannot be read: {getattr(error, 'strerror', None) or 'not ASCII'}") from None
+    if len(key) < SHORTEST_KEY or not key.isprintable() or " " in key:
+        raise UserError(f"--key-file {file}: a key is one word of at least {SHORTEST_KEY} characters; `openssl rand -hex 24` makes one")
+    return key
+
+
+async def _listen(service: Service, place: Place, key: str | None) -> None:
+    import uvicorn
+
+    from cover.inference.serve.app import make_app
+    from cover.inference.serve.connection import patient
+
+    config = uvicorn.Config(
+        make_app(service, place.page, key), place.host, place.port, http=patient(service.limits), ws="none", loop="asyncio", lifespan="off",
+        log_level="critical", access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(service.limits.deadline_s), backlog=service.limits.connections,
+    )  # fmt: skip
+    try:
+        sockets = [config.bind_socket()]
+    except SystemExit:
+        raise UserError(f"--host {place.host} --port {place.port}: cannot be listened on") from None
+    await _server(service, config, place).serve(sockets)
+
+
+def _server(service: Service, config: Any, place: Place) -> Any:
+    import uvicorn
+
+    class DrainingServer(uvicorn.Server):
+        """The first signal lets what was taken in be answered while nothing more is; the second stops at once."""
+
+        until = float("inf")
+
+        async def startup(self, sockets: Any = None) -> None:
+            """Listen, and say so."""
+            await super().startup(sockets)
+            _announce(sockets[0].getsockname(), place)
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            """On SIGINT and SIGTERM."""
+            if service.draining:
+                self.should_exit = self.force_exit = True
+                return
+            service.draining, self.until = True, time.monotonic() + service.limits.deadline_s + service.limits.upload_s
+            say(f"serve: {signal.Signals(sig).name}: answering the {service.under_way} under way, then stopping (once more: stop now)")
+
+        async def on_tick(self, counter: int) -> bool:
+            """Ten times a second: whether to stop."""
+            drained = service.draining and (not service.under_way or time.monotonic() > self.until)
+            return await super().on_tick(counter) or drained
+
+    return DrainingServer(config)
+
+
+def _announce(address: tuple[Any, ...], place: Place) -> None:
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    url = f"http://{host}:{address[1]}"
+    print(url, flush=True)
+    key = f' -H "Authorization: Bearer $(cat {json.dumps(str(place.key_file))})"' if place.key_file else ""
+    say(f"the page is at {url}/" if place.page else "a page to drop files on comes with --page")
+    say(f"next: curl{key} -F file=@clip.mp4 '{url}/v1/predict?top=3'")

@@ -1,0 +1,174 @@
+"""How is a row written? As a JSON line, as CSV or for the eye; and where did an earlier run of the same file end?"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Literal
+
+from cover.errors import UserError
+from cover.inference.rows import Row
+
+Format = Literal["pretty", "jsonl", "csv"]
+Write = Callable[[Row], str]  # a row's text, whole lines
+_FIXED = ("file", "media", "start", "end", "partial", "error", "protocol")
+
+
+def json_line(row: Row) -> str:
+    """The row as it is, on one line."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def pretty(row: Row) -> str:
+    """For the eye; nothing for a file that could not be read, of which a line on stderr tells."""
+    if "error" in row:
+        return ""
+    lines = [row["file"]]
+    for head, top in row.get("heads", {}).items():
+        lines += [f"  {head if not place else '':<12} {share:6.1%}  {name}" for place, (name, share) in enumerate(top)]
+    for head, stretches in row.get("timeline", {}).items():
+        for number, part in enumerate(stretches):
+            told = ", ".join(f"{name} {share:.1%}" for name, share in part["top"])
+            lines.append(f"  {head if not number else '':<12} {part['start']:8.2f} - {part['end']:8.2f} s  {told}")
+    return "\n".join(lines) + "\n"
+
+
+class CsvRows:
+    """One line per file, or per window: what it is, then for each head its `top` classes, likeliest first, with their probabilities."""
+
+    def __init__(self, heads: Sequence[str], top: int) -> None:
+        self.heads, self.top = list(heads), top
+
+    @property
+    def header(self) -> list[str]:
+        """Names of the columns."""
+        return [*_FIXED, *(f"{head}_{rank}{what}" for head in self.heads for rank in range(1, self.top + 1) for what in ("", "_score"))]
+
+    def __call__(self, row: Row) -> str:
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows(self._lines(row))
+        return out.getvalue()
+
+    def head_line(self) -> str:
+        """The first line."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerow(self.header)
+        return out.getvalue()
+
+    def _lines(self, row: Row) -> Iterator[list[object]]:
+        told = json.dumps(row["protocol"], ensure_ascii=False)
+        stretches = list(zip(*row["timeline"].values())) if row.get("timeline") else []
+        parts = [(s[0]["start"], s[0]["end"], [part["top"] for part in s]) for s in stretches] or [
+            (None, None, [row.get("heads", {}).get(head, []) for head in self.heads])
+        ]
+        for start, end, tops in parts:
+            cells = [cell for top in tops for cell in self._cells(top)]
+            yield [row["file"], row.get("media"), start, end, row.get("partial"), row.get("error"), told, *cells]
+
+    def _cells(self, top: Sequence[Sequence[object]]) -> list[object]:
+        padded = [*top, *[("", "")] * (self.top - len(top))]
+        return [cell for pair in padded for cell in pair]
+
+
+def format_of(path: Path, wished: Format | None) -> Format:
+    """How a file is written: as wished, else by its ending. Raises `UserError`."""
+    endings: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+    found = wished or endings.get(path.suffix.lower())
+    if found is None or found == "pretty":
+        raise UserError(f"--out {path}: name it .jsonl or .csv, or give --format jsonl or csv")
+    return found
+
+
+class RowFile:
+    """A file of rows that grows; what an earlier run wrote is kept, but for a last row that is not whole.
+
+    `done`: the names that have their row already; `failed`: how many of those could not be read. Raises `UserError` where the file was
+    written under another protocol, is of another kind, or cannot be written.
+    """
+
+    def __init__(self, path: Path, format_: Format, csv_rows: CsvRows, protocol: Row) -> None:
+        self.path, self._csv, self._protocol = path, csv_rows if format_ == "csv" else None, protocol
+        self._write: Write = csv_rows if format_ == "csv" else json_line
+        self.done: set[str] = set()
+        self.failed = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = self._take_up(path.read_bytes()) if path.exists() else b""
+            self._file: IO[bytes] = path.open("r+b" if path.exists() else "w+b")
+            self._file.truncate(len(kept))
+            self._file.seek(len(kept))
+            if self._csv and not kept:
+                self._append(self._csv.head_line())
+        except OSError as error:
+            raise UserError(f"--out {path}: cannot be written: {error.strerror or error}") from None
+
+    def __enter__(self) -> RowFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def write(self, row: Row) -> None:
+        """Append a row: in the hands of the system when this returns. Raises `UserError` where it cannot be."""
+        try:
+            self._append(self._write(row))
+        except OSError as error:
+            reason = f"{error.strerror or error}; the same command goes on from here"
+            raise UserError(f"--out {self.path}: cannot be written: {reason}") from None
+
+    def _append(self, text: str) -> None:
+        self._file.write(text.encode("utf-8", "backslashreplace"))
+        self._file.flush()
+
+    def _take_up(self, data: bytes) -> bytes:
+        """The part of an earlier run's file that is whole, its names noted."""
+        begins = self._csv.head_line().encode("utf-8", "backslashreplace") if self._csv else b'{"file": '
+        if data[: len(begins)] != begins[: len(data)]:
+            what = "has other columns than this run (heads, --top)" if self._csv else "holds no rows of cover predict"
+            raise UserError(f"--out {self.path}: {what}; give another --out")
+        lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+        return self._take_csv(lines) if self._csv else self._take_json(lines)
+
+    def _take_json(self, lines: list[bytes]) -> bytes:
+        for number, line in enumerate(lines):
+            try:
+                row = json.loads(line)
+                told = row["file"], row["protocol"], "error" in row
+            except (ValueError, KeyError, TypeError):
+                if number and number == len(lines) - 1:
+                    return b"".join(lines[:number])
+                raise UserError(f"--out {self.path}: line {number + 1} is no row of cover predict; give another --out") from None
+            self._note(*told)
+        return b"".join(lines)
+
+    def _take_csv(self, lines: list[bytes]) -> bytes:
+        """Rows are read line by line as they were written: a cell with a line feed in it joins its lines. Of a file with windows the last
+        may lack some, so it is taken again."""
+        assert self._csv
+        reader = csv.reader(line.decode("utf-8") for line in lines)
+        whole: list[tuple[list[str], int]] = []  # cells, and the lines up to and with this row
+        for cells in reader:
+            if len(cells) == len(self._csv.header):
+                whole.append((cells, reader.line_num))
+        again = whole[-1][0][0] if whole[1:] and whole[-1][0][2] else None  # a window's start
+        kept = [one for one in whole[1:] if one[0][0] != again]
+        for cells, _ in kept:
+            self._note(cells[0], json.loads(cells[6]), bool(cells[5]))
+        return b"".join(lines[: kept[-1][1] if kept else min(1, len(lines))])
+
+    def _note(self, name: str, protocol: Row, failed: bool) -> None:
+        for key in sorted(protocol.keys() | self._protocol.keys()):
+            if protocol.get(key) != self._protocol.get(key):
+                was, now = json.dumps(protocol.get(key)), json.dumps(self._protocol.get(key))
+                raise UserError(f"--out {self.path}: was written with {key} {was}, this run has {now}; give another --out")
+        self.failed += failed and key_of(name) not in self.done
+        self.done.add(key_of(name))
+
+
+def key_of(name: str) -> str:
+    """A file's name as it can be told in text, whatever its bytes."""
+    return os.fspath(name).encode("utf-8", "backslashreplace").decode("utf-8")

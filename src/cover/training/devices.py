@@ -1,0 +1,104 @@
+"""What can a device do? Speeds, memory and links of common accelerators, from their makers' sheets, and this machine's own, measured.
+
+NVIDIA's data sheets: "H100 Tensor Core GPU" (SXM5, PCIe), "H200 Tensor Core GPU" (SXM), "A100 Tensor Core GPU" (40 and 80 GB SXM), "L40S";
+for the RTX 4090 the "Ada GPU architecture" white paper, appendix A. Speeds are those of dense matrices (the sheets print twice that, with
+sparsity) with sums in float32; float32 without TF32, as PyTorch multiplies unless told otherwise. Links are one direction: half of what
+the sheets add up.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+
+import torch
+
+from cover.errors import UserError, nearest
+
+USABLE = 0.94  # of the memory on the sheet: driver, context, error correction (a sheet's 80 GB H100 offers about 79 GiB, an L40S 45 of 48)
+MATMUL_SIDE, MATMUL_ROUNDS = 1536, 5
+
+
+@dataclass(frozen=True)
+class Device:
+    """`bf16`, `fp32`: FLOP/s at most. `memory`: bytes. `link`: bytes/s, one way, to the others of its machine, of which it has `beside`.
+
+    `shared`: its cores also read the data (a CPU).
+    """
+
+    name: str
+    title: str
+    bf16: float
+    fp32: float
+    memory: float
+    link: float = 0.0
+    beside: int = 8
+    shared: bool = False
+
+    def peak(self, bf16: bool) -> float:
+        """FLOP/s of matrix products in this precision."""
+        return self.bf16 if bf16 else self.fp32
+
+
+def _gpu(name: str, title: str, bf16: float, fp32: float, gib: int, link: float) -> Device:
+    return Device(name, title, bf16 * 1e12, fp32 * 1e12, USABLE * gib * 2**30, link * 1e9)
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        _gpu("h200", "NVIDIA H200 SXM", 989, 67, 141, 450),
+        _gpu("h100", "NVIDIA H100 SXM", 989, 67, 80, 450),
+        _gpu("h100-pcie", "NVIDIA H100 PCIe", 756, 51, 80, 64),
+        _gpu("a100-80", "NVIDIA A100 80 GB SXM", 312, 19.5, 80, 300),
+        _gpu("a100-40", "NVIDIA A100 40 GB SXM", 312, 19.5, 40, 300),
+        _gpu("l40s", "NVIDIA L40S", 362, 91.6, 48, 32),
+        _gpu("rtx4090", "NVIDIA GeForce RTX 4090", 165.2, 82.6, 24, 32),
+    )
+}
+# What CUDA calls them, the more telling first.
+_CUDA_NAMES = (
+    (r"H200", "h200"), (r"H100.*PCIe", "h100-pcie"), (r"H100", "h100"), (r"A100.*80", "a100-80"), (r"A100", "a100-40"),
+    (r"L40S", "l40s"), (r"RTX 4090", "rtx4090"),
+)  # fmt: skip
+
+
+def find_device(name: str) -> Device:
+    """A device of the table, `cpu` (this machine's, measured), or `auto`, what is here. Raises `UserError`."""
+    if name in DEVICES:
+        return DEVICES[name]
+    if name == "auto":
+        return _here()
+    if name == "cpu":
+        return _cpu()
+    raise UserError(f'--device: unknown device "{name}"{nearest(name, [*DEVICES, "cpu", "auto"])}; known are {", ".join(DEVICES)}, cpu')
+
+
+def _here() -> Device:
+    if not torch.cuda.is_available():
+        return _cpu()
+    title = torch.cuda.get_device_name()
+    for pattern, name in _CUDA_NAMES:
+        if re.search(pattern, title):
+            return DEVICES[name]
+    raise UserError(f"--device: this machine's {title} is not in the table; name one that is like it: {', '.join(DEVICES)}")
+
+
+def _cpu() -> Device:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    bf16, fp32 = (matmul_rate(kind) for kind in (torch.bfloat16, torch.float32))
+    return Device("cpu", f"this CPU, {torch.get_num_threads()} threads", bf16, fp32, memory, beside=1, shared=True)
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of a large square product on this CPU, the best of a few rounds."""
+    a, b = (torch.randn(MATMUL_SIDE, MATMUL_SIDE).to(dtype) for _ in range(2))
+    return 2 * MATMUL_SIDE**3 / min(_seconds(a, b) for _ in range(MATMUL_ROUNDS))
+
+
+def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    began = time.perf_counter()
+    torch.mm(a, b)
+    return time.perf_counter() - began

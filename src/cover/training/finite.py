@@ -1,0 +1,89 @@
+"""What happens when a loss or a gradient is not a number? The update is left out, and the draws behind it go to a file.
+
+Whether an update is made is decided on the device, from the loss and the gradient norm of the whole step, which are the same on every
+rank: `step.train_step`. This module reads the decision: at once on a CPU, one step later on a GPU, where the host would wait for the
+device to read it any sooner. An update that was left out has changed nothing, so a step later is early enough.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cover.console import say
+from cover.datasets.manifest import Manifest
+from cover.errors import UserError
+from cover.mixture.schedule import Draw, Schedule
+from cover.training.distributed import Team
+from cover.training.recipe import NonFinite
+from cover.training.step import Outcome
+
+FILE = "nonfinite.jsonl"
+LOW_63 = 2**63 - 1  # what a Pack keeps of a draw's seed
+
+
+class FiniteCheck:
+    """Reads what came of every step. `skipped`: the updates left out so far. `leaving`: whether a rank was told to leave."""
+
+    def __init__(
+        self, run: Path, policy: NonFinite, team: Team, schedule: Schedule, manifests: Mapping[str, Manifest], skipped: int = 0
+    ) -> None:
+        self.path, self.policy, self.team, self.schedule, self.manifests = run / FILE, policy, team, schedule, manifests
+        self.skipped, self.leaving = skipped, False
+        self._pending: tuple[int, Outcome] | None = None
+
+    def after(self, step: int, outcome: Outcome) -> None:
+        """Take note of `step` (from 0). Raises `UserError` as `settle` does, on a GPU for the step before."""
+        if self.team.device.type != "cpu":
+            self.settle()
+        self._pending = (step, outcome)
+        if self.team.device.type == "cpu":
+            self.settle()
+
+    def settle(self) -> None:
+        """Read what has not been read yet. Raises `UserError`, on every rank, where an update had to be left out and the policy is to
+        stop, or its budget is used up."""
+        if self._pending is None:
+            return
+        (step, outcome), self._pending = self._pending, None
+        loss, norm, leaving = outcome.told.tolist()
+        self.leaving = self.leaving or leaving > 0
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        self.skipped += 1
+        found = self._record(step, outcome, loss, norm)
+        told = f"step {step + 1}: the loss is {loss} and the gradient norm {norm}; the update was left out, {found} in {self.path}"
+        if self.policy.policy == "stop":
+            raise UserError(f"{told}: lower optimizer.lr, raise optimizer.warmup, or set nonfinite.policy to skip")
+        if self.skipped > self.policy.budget:
+            raise UserError(f"{told}: {self.skipped} updates left out, more than nonfinite.budget ({self.policy.budget})")
+        say(told)
+
+    def _record(self, step: int, outcome: Outcome, loss: float, norm: float) -> str:
+        """Append the line of a step; returns what it lists."""
+        own = [(int(seed), float(value)) for seeds, losses in outcome.samples for seed, value in zip(seeds.tolist(), losses.tolist())]
+        lost = dict(pair for rank in self.team.gather(own) for pair in rank)
+        of_samples = any(not math.isfinite(value) for value in lost.values())
+        draws = [
+            {**self._named(draw), "loss": value if math.isfinite(value) else str(value)}
+            for draw, value in self._with_losses(step, lost)
+            if not (of_samples and math.isfinite(value))
+        ]
+        cause = "loss" if of_samples else "gradient"
+        if self.team.leads:
+            line = {"step": step + 1, "cause": cause, "loss": str(loss), "grad_norm": str(norm), "draws": draws}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        return f"its {len(draws)} draws" if of_samples else f"all {len(draws)} draws of the step (their losses are finite)"
+
+    def _with_losses(self, step: int, lost: Mapping[int, float]) -> Iterator[tuple[Draw, float]]:
+        for group in self.schedule.step(step):
+            for draw in group:
+                yield draw, lost.get(draw.seed & LOW_63, math.nan)
+
+    def _named(self, draw: Draw) -> dict[str, Any]:
+        row = self.manifests[draw.dataset].row(draw.row)
+        return {"dataset": draw.dataset, "sample": row.sample_id, "path": row.path, "epoch": draw.epoch, "seed": draw.seed}

@@ -1,0 +1,228 @@
+"""What does a run say of itself while it runs? log.jsonl, the live view, and where its time goes.
+
+    with log:
+        for step in ...:
+            with log.spending("data"):
+                pack = next(batches)
+            ...
+            log.spent("communication", seconds)     # measured elsewhere
+            log.window(step + 1, loss, norm, lr)    # every so many steps
+            log.advance()
+
+What is measured is the time of this process on its host, between two windows. `start` is the wait for the first Pack, while workers
+start; `data` the wait for the others; `communication`, `evaluation` and `checkpoint` are what is reported as such; `compute` is the rest.
+A GPU computes while the host goes on: a host that waits for data does not always keep the GPU waiting, so that `data` is the most that
+it can have waited, and messages that pass while it computes are compute. At a window's end the host waits for the device, so that the
+length of a window is right in any case. Rates (samples, tokens, FLOP in a second, MFU) are of all the time but start, evaluation and
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cover.console import clock, say
+from cover.mixture.loader import Member
+from cover.mixture.pack import Pack
+from cover.mixture.schedule import Schedule, wanted_rates
+from cover.model.timesformer import TimeSformer
+from cover.training import checkpoint
+from cover.training.live import LiveView
+from cover.training.recipe import Recipe
+from cover.training.sinks import Sink, figures, open_sinks
+from cover.training.speed import memory_bytes, peak_flops, work_of
+from cover.training.step import Tally
+from cover.training.verdict import Verdict, judge
+
+NOTES_KEPT = 5  # of the files that could not be read, in one line of the log
+PHASES = ("start", "data", "communication", "evaluation", "checkpoint")  # compute is what is left
+PAUSES = ("start", "evaluation", "checkpoint")  # no part of the rates
+
+Sum = Callable[[Tensor], Tensor]
+
+
+class Clock:
+    """Seconds by phase since the last `take`."""
+
+    def __init__(self) -> None:
+        self._began, self._seconds = time.perf_counter(), dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def spending(self, phase: str) -> Iterator[None]:
+        """A context whose time counts as `phase`, one of `PHASES`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent(phase, time.perf_counter() - began)
+
+    def spent(self, phase: str, seconds: float) -> None:
+        """Count `seconds` of the time gone by as `phase`. KeyError on a phase that there is not."""
+        self._seconds[phase] += seconds
+
+    def take(self) -> dict[str, float]:
+        """Seconds of every phase and of `compute` since the last take; together, all the time."""
+        now = time.perf_counter()
+        found = {**self._seconds, "compute": max(0.0, now - self._began - sum(self._seconds.values()))}
+        self._began, self._seconds = now, dict.fromkeys(PHASES, 0.0)
+        return found
+
+
+class RunLog:
+    """Everything that a run says: one line of log.jsonl per window of steps, the same figures on the terminal and wherever the recipe
+    wants them.
+
+    `first`: the steps done before. `reduce`: the sum of a tensor over all ranks, as an all-reduce gives it; every rank calls it, twice in
+    every window. `writes`: whether this rank, one of them, writes and shows. Raises `UserError` where a package that the recipe asks for
+    is missing.
+    """
+
+    def __init__(
+        self, run: Path, recipe: Recipe, members: Sequence[Member], schedule: Schedule, model: TimeSformer, first: int,
+        reduce: Sum = lambda tensor: tensor, writes: bool = True,
+    ) -> None:  # fmt: skip
+        self.path, self.recipe, self.schedule, self.reduce, self.writes = run / checkpoint.LOG, recipe, schedule, reduce, writes
+        self.device = next(model.parameters()).device
+        self.work, (self.peak, self.peak_from) = (
+            work_of(model, schedule, recipe.model.size),
+            peak_flops(self.device, recipe.precision == "bf16"),
+        )
+        self.many = {member.spec.name: member.manifest.classes.many for member in members}
+        self.tally = Tally(len(members), self.device)
+        self._originals = {member.manifest.media for member in members if member.spec.format != "prepared"}
+        self._sizes = {source.name: len(source.rows) for group in schedule.groups for source in group.sources}
+        self._wanted = dict(wanted_rates(schedule.groups))
+        self._sinks: list[Sink] = open_sinks(recipe.log, run, first, asdict(recipe)) if writes else []
+        self._view = LiveView(f"train {run.name}", recipe.steps, first, self.many)
+        self._begun = self._logged = self._done = first
+        self._notes: list[str] = []
+        self._ranks = 1.0
+        self._clock, self._run_began = Clock(), time.perf_counter()
+        self._totals = dict.fromkeys((*PHASES, "compute"), 0.0)
+
+    def __enter__(self) -> RunLog:
+        self._clock.take()
+        if self.writes:
+            self._view.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """The terminal is given back and files are closed, whatever happened; a run that was not broken off sums itself up."""
+        if not self.writes:
+            return
+        self._view.__exit__()
+        try:
+            if self._done > self._begun and kind in (None, SystemExit):
+                self._sum_up()
+        finally:
+            for sink in self._sinks:
+                sink.close()
+
+    def spending(self, phase: str) -> AbstractContextManager[None]:
+        """A context whose time counts as `phase`. The first wait for data is the start of the run."""
+        starting = phase == "data" and self._done == self._begun
+        return self._clock.spending("start" if starting else phase)
+
+    def spent(self, phase: str, seconds: float) -> None:
+        """Count `seconds` that were measured elsewhere as `phase`."""
+        self._clock.spent(phase, seconds)
+
+    def note(self, pack: Pack) -> None:
+        """Remember the files of a Pack that were damaged or could not be read."""
+        self._notes += pack.notes
+
+    def advance(self) -> None:
+        """Count one more step done."""
+        self._done += 1
+        if self.writes:
+            self._view.advance()
+
+    def about(self) -> dict[str, Any]:
+        """What the rates are reckoned from; `peak_flops` is of one device."""
+        work = {"tokens_per_step": self.work.tokens, "flops_per_step": self.work.flops}
+        return {**work, "peak_flops": self.peak, "peak_from": self.peak_from}
+
+    def window(self, step: int, loss: float, norm: float, lr: float) -> None:
+        """Write the line of the steps since the last one, up to `step` done. `loss` and `norm` are those of the last step, of the whole
+        batch; one that is not a number is written as null."""
+        counts, seconds, damaged = self._gathered()
+        read = {name: count for name, count in zip(self.many, counts, strict=True) if count[2]}
+        speed, verdict = self._speed(step - self._logged, seconds)
+        line = {
+            "seconds": round(time.perf_counter() - self._run_began, 3),
+            "loss": {name: mean for name, (mean, _, _) in read.items()}, **self._hits(read),
+            "step_loss": loss, "grad_norm": norm, "lr": lr, **self._drawn(step), **speed,
+            **({"files_damaged": damaged, "files": self._notes[:NOTES_KEPT]} if damaged else {}),
+        }  # fmt: skip
+        self._logged, self._notes = step, []
+        self.write("train", step, **line)
+        if self.writes:
+            self._view.show(_finite({"step": step, **line}), verdict)
+
+    def _gathered(self) -> tuple[list[tuple[float, float, int]], dict[str, float], int]:
+        """Over all ranks: what the tally counted, the mean seconds of each phase, how many damaged files."""
+        self.tally.sums = self.reduce(self.tally.sums)
+        counts = self.tally.take()  # waits for the device: the clock is read after it
+        seconds = self._clock.take()
+        self._totals = {phase: self._totals[phase] + spent for phase, spent in seconds.items()}
+        own = torch.tensor([1.0, len(self._notes), *seconds.values()], dtype=torch.float64, device=self.device)
+        self._ranks, damaged, *spent = self.reduce(own).tolist()
+        return counts, {phase: total / self._ranks for phase, total in zip(seconds, spent, strict=True)}, int(damaged)
+
+    def _speed(self, steps: int, seconds: Mapping[str, float]) -> tuple[dict[str, Any], Verdict]:
+        """What was done in a second, where the seconds went, and what limits it."""
+        every = sum(seconds.values())
+        pace = steps / max(every - sum(seconds[phase] for phase in PAUSES), 1e-9)
+        shares = {phase: spent / max(every, 1e-9) for phase, spent in seconds.items()}
+        mfu = pace * self.work.flops / (self.peak * self._ranks) if self.peak else None
+        verdict = judge(shares, mfu, self.recipe, self.device.type, self._originals)
+        rates = {"samples_per_s": pace * self.work.samples, "tokens_per_s": pace * self.work.tokens, "flops_per_s": pace * self.work.flops}
+        found = {**rates, "mfu": mfu, "memory_bytes": memory_bytes(self.device), "wait_share": shares["data"], "shares": shares}
+        return {**found, "verdict": verdict.text}, verdict
+
+    def _drawn(self, step: int) -> dict[str, Any]:
+        """How far the mixture has come after `step` steps."""
+        drawn = self.schedule.drawn(step)
+        realised = {name: count / (step * self.work.samples) for name, count in drawn.items()}
+        epochs = {name: count / self._sizes[name] for name, count in drawn.items()}
+        return {"rate_wanted": self._wanted, "rate_realised": realised, "epochs": epochs, "seen": drawn}
+
+    def _hits(self, read: dict[str, tuple[float, float, int]]) -> dict[str, dict[str, float]]:
+        """`top1` of single-label sets; `hit1` of multi-label ones, where there are any: `step.sigmoid_hits`."""
+        top1, hit1 = ({name: hits for name, (_, hits, _) in read.items() if self.many[name] == many} for many in (False, True))
+        return {"top1": top1, **({"hit1": hit1} if any(self.many.values()) else {})}
+
+    def _sum_up(self) -> None:
+        """The line `end`: the time of this start as a whole, by this rank's own clock, the last checkpoint in it."""
+        seconds = {phase: self._totals[phase] + spent for phase, spent in self._clock.take().items()}
+        speed, verdict = self._speed(self._done - self._begun, seconds)
+        self.write("end", self._done, seconds=round(sum(seconds.values()), 3), steps=self._done - self._begun, **speed)
+        say(f"{self._done - self._begun} steps in {clock(sum(seconds.values()))}, {speed['samples_per_s']:.4g} samples/s; {verdict.text}")
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        """Append one line, and hand its figures on."""
+        if not self.writes:
+            return
+        line = _finite({"event": event, "step": step, **values})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if event in ("train", "dev"):
+            for sink in self._sinks:
+                sink.put(step, figures(line))
+
+
+def _finite(value: Any) -> Any:
+    """The same with None in place of what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,429 @@
+"""`cover predict`: one row for every input, in order, whatever the input holds; runs that are killed go on; features and timelines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+import cover
+from cover.cli import main
+from cover.errors import UserError
+from cover.evaluation.protocol import ViewPlan, read_views
+from cover.inference.inputs import find_inputs
+from cover.inference.looking import CRASHED, Windows
+from cover.inference.predictor import Predictor
+from cover.inference.readers import Readers
+from cover.media.clips import Sampling, Views
+from cover.media.decode import MediaError
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import save_release
+
+Typed = Callable[..., tuple[int, str, str]]
+HEADS = (Head("act", ("run", "sit", "fall")), Head("thing", ("cup", "dog")))
+SETS = {"act": {"sampling": "dense@0.2", "views": "2x1"}, "thing": {"sampling": "whole", "views": "1x3"}}
+
+
+def make_release(folder: Path, heads: tuple[Head, ...] = HEADS, step: int = 7) -> Path:
+    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.4, generator=torch.Generator().manual_seed(parameter.numel()))
+    save_release(folder, model, {"step": step, "frames": 3, "datasets": {head.name: SETS[head.name] for head in heads}})
+    return folder
+
+
+def write_clip(path: Path, seconds: float, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"g": "5"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(round(10 * seconds)):
+            pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_release(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two clips, an image, a file that is none, and a text that nobody asks for."""
+    folder = tmp_path_factory.mktemp("files")
+    write_clip(folder / "a.mp4", 2.0, 1)
+    write_clip(folder / "c, d.mp4", 4.5, 2)
+    (folder / "b.mp4").write_bytes(b"nothing at all")
+    (folder / "notes.txt").write_text("nobody asks for these")
+    Image.fromarray(np.random.default_rng(3).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(folder / "e.png")
+    return folder
+
+
+@pytest.fixture
+def typed(capfd: pytest.CaptureFixture[str], release: Path) -> Typed:
+    """predict(FILE, ...) -> exit code, stdout, stderr."""
+
+    def run(*arguments: object, checkpoint: Path = release) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            code = main(["predict", str(checkpoint), *map(str, arguments)])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def rows_in(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+# --- what is meant ----------------------------------------------------------------------------------------------------------------
+
+
+def test_files_folders_patterns_and_lists(files: Path) -> None:
+    inside = [str(files / name) for name in ("a.mp4", "b.mp4", "c, d.mp4", "e.png")]
+    assert find_inputs([str(files)], io.BytesIO()) == inside
+    assert find_inputs([str(files / "*.mp4")], io.BytesIO()) == inside[:3]
+    assert find_inputs([str(files / "**" / "e.png")], io.BytesIO()) == inside[3:]
+    assert find_inputs(["-", "x.mp4"], io.BytesIO(f"{inside[2]}\n\n{files}\r\n".encode())) == [inside[2], *inside[:2], inside[3], "x.mp4"]
+    assert find_inputs(["s3://bucket/a*.mp4", "gone.mp4"], io.BytesIO()) == ["s3://bucket/a*.mp4", "gone.mp4"]
+
+
+def test_a_name_that_looks_like_a_pattern(tmp_path: Path) -> None:
+    odd = tmp_path / "a[1].mp4"
+    odd.write_bytes(b"x")
+    assert find_inputs([str(odd)], io.BytesIO()) == [str(odd)]
+
+
+def test_a_list_of_names_that_are_no_text() -> None:
+    (found,) = find_inputs(["-"], io.BytesIO(b"\xff.mp4\n"))
+    assert os.fsencode(found) == b"\xff.mp4"
+
+
+def test_nothing_is_meant(tmp_path: Path) -> None:
+    for names, part in (
+        (["-"], "no files are given"),
+        ([str(tmp_path)], "no video or image"),
+        ([str(tmp_path / "*.mp4")], "no file matches"),
+    ):
+        with pytest.raises(UserError, match=part):
+            find_inputs(names, io.BytesIO())
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_row_for_every_file_in_order(typed: Typed, release: Path, files: Path, workers: int) -> None:
+    code, out, err = typed(files, "--format", "jsonl", "--top", 2, "--workers", workers)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert (code, [Path(row["file"]).name for row in rows]) == (1, ["a.mp4", "b.mp4", "c, d.mp4", "e.png"])
+    assert [line for line in err.splitlines() if "b.mp4" in line] == [f"{files / 'b.mp4'}: unreadable: {rows[1]['error']}"]
+    predictor = Predictor.load(release)
+    for row in (rows[0], rows[2], rows[3]):
+        found = predictor(row["file"])
+        for head, top in row["heads"].items():
+            assert [name for name, _ in top] == [name for name, _ in found[head].top(2)]
+            assert [share for _, share in top] == pytest.approx([share for _, share in found[head].top(2)], abs=2e-6)
+    assert rows[0]["protocol"] == {
+        "checkpoint": str(release), "step": 7, "decoder": f"pyav {av.__version__}", "frames": 3,
+        "views": {"act": "2x1", "thing": "1x3"}, "sampling": {"act": "dense@0.2", "thing": "whole"}, "top": 2,
+    }  # fmt: skip
+
+
+def test_chosen_heads_and_views(typed: Typed, files: Path) -> None:
+    code, out, _ = typed(files / "a.mp4", "--head", "thing", "--views", "3x2", "--json", "-")
+    (row,) = json.loads(out)
+    assert (code, list(row["heads"]), row["protocol"]["views"]) == (0, ["thing"], {"thing": "3x2"})
+
+
+def test_csv_has_one_line_for_every_file(typed: Typed, files: Path) -> None:
+    _, out, _ = typed(files, "--format", "csv", "--top", 2)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [Path(row["file"]).name for row in rows] == ["a.mp4", "b.mp4", "c, d.mp4", "e.png"]
+    _, out, _ = typed(files, "--format", "jsonl", "--top", 2)
+    for row, wanted in zip(rows, map(json.loads, out.splitlines()), strict=True):
+        assert row["error"] == wanted.get("error", "")
+        assert json.loads(row["protocol"]) == wanted["protocol"]
+        if "heads" in wanted:
+            assert (row["act_1"], float(row["act_1_score"])) == tuple(wanted["heads"]["act"][0])
+            assert (row["thing_2"], float(row["thing_2_score"])) == tuple(wanted["heads"]["thing"][1])
+
+
+def test_pretty_shows_files_and_shares(typed: Typed, files: Path) -> None:
+    _, out, _ = typed(files, "--top", 1)
+    assert [line for line in out.splitlines() if not line.startswith(" ")] == [str(files / n) for n in ("a.mp4", "c, d.mp4", "e.png")]
+    assert out.count("%") == 6
+
+
+def test_damage_reaches_the_user(typed: Typed, test_data: Path, release: Path) -> None:
+    damaged = test_data / "torture/derived/bitflips_mid.mp4"
+    code, out, err = typed(damaged, "--format", "jsonl")
+    row = json.loads(out)
+    assert (code, row["partial"]) == (0, "a picture is damaged")
+    assert err.splitlines() == [f"{damaged}: partial: a picture is damaged"]
+    assert Predictor.load(release)(damaged).partial == "a picture is damaged"
+
+
+def test_every_torture_file_gets_the_row_that_is_expected(typed: Typed, test_data: Path, tmp_path: Path) -> None:
+    folder = test_data / "torture"
+    with (folder / "manifest.csv").open(encoding="utf-8") as lines:
+        expected = {row["path"]: row["expect"] for row in csv.DictReader(lines)}
+    out = tmp_path / "rows.jsonl"
+    assert typed(folder, "--out", out, "--workers", 2)[0] == 1
+    found = {os.path.relpath(row["file"], folder): row for row in rows_in(out)}
+    assert len(rows_in(out)) == len(found) == len(expected) == 72
+    for path, what in expected.items():
+        kind = "unreadable" if "error" in found[path] else "partial" if "partial" in found[path] else "frames"
+        assert kind == what, path
+
+
+# --- runs that end early ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+@pytest.mark.parametrize("window", [[], ["--window", "1"]], ids=["whole", "windows"])
+def test_a_file_cut_anywhere_is_taken_up(typed: Typed, files: Path, tmp_path: Path, ending: str, window: list[str]) -> None:
+    out = tmp_path / f"rows.{ending}"
+    arguments = (files, "--out", out, "--workers", 0, *window)
+    code, printed, _ = typed(*arguments)
+    whole = out.read_bytes()
+    assert (code, printed) == (1, f"{out}\n")
+    for cut in [*range(0, len(whole), max(1, len(whole) // 9)), len(whole) - 1, len(whole)]:
+        out.write_bytes(whole[:cut])
+        assert typed(*arguments)[0] == 1
+        assert out.read_bytes() == whole, cut
+
+
+def test_rows_that_are_there_are_not_made_again(typed: Typed, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "rows.jsonl"
+    assert typed(files / "a.mp4", "--out", out)[0] == 0
+    before = out.read_bytes()
+    seen: list[int] = []
+    run = Predictor.run
+    monkeypatch.setattr(Predictor, "run", lambda self, clips: (seen.append(len(clips)), run(self, clips))[1])
+    code, _, err = typed(files / "a.mp4", files / "e.png", "--out", out)
+    assert (code, sum(seen)) == (0, 2)  # two heads that look differently at one image
+    assert "goes on behind 1 rows; 1 of 2 files are left" in err
+    assert out.read_bytes().startswith(before)
+
+
+def test_a_killed_run_goes_on(release: Path, files: Path, tmp_path: Path) -> None:
+    copies = [tmp_path / f"{number}.mp4" for number in range(40)]
+    for copy in copies:
+        copy.write_bytes((files / "a.mp4").read_bytes())
+    out = tmp_path / "rows.jsonl"
+    command = [sys.executable, "-m", "cover", "predict", str(release), *map(str, copies), "--out", str(out), "--workers", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        while running.poll() is None and not (out.exists() and out.stat().st_size):
+            time.sleep(0.02)
+        running.send_signal(signal.SIGKILL)
+    assert out.stat().st_size > 0
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [row["file"] for row in rows_in(out)] == list(map(str, copies))
+
+
+def test_another_protocol_is_refused(typed: Typed, files: Path, tmp_path: Path) -> None:
+    rows, table = tmp_path / "rows.jsonl", tmp_path / "rows.csv"
+    for out in (rows, table):
+        typed(files / "a.mp4", "--out", out)
+    other = make_release(tmp_path / "other", step=8)
+    for out, arguments, part in (
+        (rows, ["--views", "1x1"], "was written with views"), (rows, ["--top", "1"], "was written with top 5, this run has 1"),
+        (table, ["--top", "1"], "has other columns"), (table, ["--window", "1"], "was written with stride null"),
+    ):  # fmt: skip
+        before = out.read_bytes()
+        code, _, err = typed(files / "a.mp4", "--out", out, *arguments)
+        assert (code, part in err, len(err.splitlines())) == (2, True, 1), err
+        assert out.read_bytes() == before
+    assert "was written with checkpoint" in typed(files / "a.mp4", "--out", rows, checkpoint=other)[2]
+
+
+def test_another_file_is_not_overwritten(typed: Typed, files: Path, tmp_path: Path) -> None:
+    for name in ("mine.jsonl", "mine.csv"):
+        (tmp_path / name).write_text("my own text")
+        code, _, err = typed(files / "a.mp4", "--out", tmp_path / name)
+        assert (code, (tmp_path / name).read_text()) == (2, "my own text"), err
+
+
+# --- timelines --------------------------------------------------------------------------------------------------------------------
+
+
+def test_windows_tile_a_video() -> None:
+    assert Windows(2, 1).spans(4.5) == [(0, 2), (1, 2), (2, 2), (2.5, 2)]
+    assert Windows(2, 2).spans(4) == [(0, 2), (2, 2)]
+    assert Windows(2, 1).spans(1.5) == [(0, 1.5)]
+    assert Windows(1, 3).spans(7.5) == [(0, 1), (3, 1), (6, 1), (6.5, 1)]
+    assert len(Windows(0.3, 0.1).spans(1.2)) == 10
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="--window"):
+            Windows(wrong, 1)
+
+
+def test_a_window_is_seen_as_a_video_of_its_length(release: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is decoded together: each window's pixels are those of a file read from there, for that long."""
+    predictor, path = Predictor.load(release), str(files / "c, d.mp4")
+    for most in (1, 12, 10_000):
+        monkeypatch.setattr("cover.inference.looking.CHUNK_FRAMES", most)
+        found = predictor.timeline(path, 2.0, 1.0)
+        assert [(part.start, part.end) for part in found] == [(0, 2), (1, 3), (2, 4), (2.5, 4.5)]
+        for part in found:
+            for head in HEADS:
+                told = SETS[head.name]
+                plan = ViewPlan(Sampling.parse(told["sampling"]), Views.parse(told["views"]), 3, 16)
+                (clips,), _ = read_views(path, "video", [plan], 2.0, part.start)
+                with torch.inference_mode():
+                    logits = predictor.model(predictor.model.normalize(torch.from_numpy(clips).flatten(0, 1)), ((len(clips), 3),))[
+                        head.name
+                    ]
+                assert part[head.name].scores == pytest.approx(logits.softmax(-1).mean(0).numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_timeline_rows(typed: Typed, release: Path, files: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cover.inference.looking.CHUNK_FRAMES", 9)
+    code, out, _ = typed(files, "--window", 2, "--stride", 1, "--format", "jsonl", "--workers", workers)
+    rows = {Path(row["file"]).name: row for row in map(json.loads, out.splitlines())}
+    assert (code, len(rows), rows["c, d.mp4"]["protocol"]["stride"]) == (1, 4, 1)
+    wanted = Predictor.load(release).timeline(files / "c, d.mp4", 2.0, 1.0)
+    for head, told in rows["c, d.mp4"]["timeline"].items():
+        assert [(part["start"], part["end"]) for part in told] == [(part.start, part.end) for part in wanted]
+        assert [part["top"][0][0] for part in told] == [part[head].top(1)[0][0] for part in wanted]
+    assert "timeline" not in rows["e.png"]
+    _, out, _ = typed(files / "c, d.mp4", "--window", 2, "--format", "csv", "--head", "act")
+    assert [(row["start"], row["end"]) for row in csv.DictReader(io.StringIO(out))] == [("0.0", "2.0"), ("2.0", "4.0"), ("2.5", "4.5")]
+    _, out, _ = typed(files / "c, d.mp4", "--window", 2)
+    assert "2.50 -     4.50 s" in out
+
+
+# --- features ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_features_and_names(typed: Typed, release: Path, files: Path, tmp_path: Path) -> None:
+    predictor = Predictor.load(release)
+    for target in (tmp_path / "f.npy", tmp_path / "f.arrow"):
+        assert typed(files, "--embed", target, "--json", tmp_path / "rows.json")[0] == 1
+    array = np.load(tmp_path / "f.npy")
+    names = list(csv.DictReader((tmp_path / "f.csv").open(encoding="utf-8")))
+    table = pa.ipc.open_file(tmp_path / "f.arrow").read_all()
+    assert (array.shape, array.dtype, [Path(row["file"]).name for row in names]) == (
+        (4, 16), np.float32, ["a.mp4", "b.mp4", "c, d.mp4", "e.png"],
+    )  # fmt: skip
+    for number, row in enumerate(names):
+        vector = table["features"][number].as_py()
+        if row["problem"]:
+            assert np.isnan(array[number]).all()
+            assert vector is None
+            continue
+        assert array[number] == pytest.approx(predictor.features(row["file"]), abs=1e-5)
+        assert vector == pytest.approx(array[number].tolist())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.arrow", "f.csv", "f.npy", "rows.json"]
+
+
+def test_features_are_what_the_heads_see(release: Path, files: Path) -> None:
+    predictor = Predictor.load(release)
+    vector = torch.from_numpy(predictor.features(files / "e.png", "act", Views(1, 1)))
+    scores = predictor.model.forward_head(vector[None])["act"].softmax(-1)[0].detach().numpy()
+    assert scores == pytest.approx(predictor(files / "e.png", ["act"], Views(1, 1))["act"].scores, abs=1e-6)
+
+
+def test_features_of_windows_and_of_a_model_without_heads(typed: Typed, files: Path, tmp_path: Path) -> None:
+    bare = make_release(tmp_path / "bare", ())
+    code, _, err = typed(files / "c, d.mp4", "--embed", tmp_path / "f.npy", "--window", 2, checkpoint=bare)
+    assert (code, np.load(tmp_path / "f.npy").shape) == (0, (3, 16)), err
+    assert "has no head, so there is nothing to predict" in typed(files / "a.mp4", checkpoint=bare)[2]
+
+
+# --- wrong use ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--window", "0"], "--window: expected seconds"),
+        (["--window", "2", "--stride", "nan"], "--stride: expected seconds"),
+        (["--stride", "1"], "--stride: goes with --window"),
+        (["--stride", "0"], "--stride: goes with --window"),
+        (["--out", "rows.txt"], "name it .jsonl or .csv"),
+        (["--embed", "f.pt"], "name it .npy or .arrow"),
+        (["--embed", "f.npy", "--engine", "ray"], "--engine pool alone"),
+        (["--head", "actt"], 'did you mean "act"'),
+        (["--out", "/proc/none/rows.jsonl"], "cannot be written"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_refused(typed: Typed, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], part: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = typed(files / "a.mp4", *arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert part in err
+
+
+# --- readers ------------------------------------------------------------------------------------------------------------------------
+
+
+def double_or_die(number: int) -> int:
+    if number < 0:
+        os._exit(3)
+    return 2 * number
+
+
+def test_a_reader_that_dies_costs_one_item() -> None:
+    items = [*range(6), -1, *range(6, 12), -2]
+    with Readers(2) as readers:
+        assert list(readers.map(double_or_die, items, lambda number: 1000 + number)) == [1000 + n if n < 0 else 2 * n for n in items]
+
+
+def test_a_file_that_crashes_the_decoder_has_its_row() -> None:
+    from cover.inference.looking import _crashed
+
+    assert _crashed("a.mp4").error == CRASHED
+
+
+# --- in Python ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_one_head_or_several(release: Path, files: Path, tmp_path: Path) -> None:
+    several = cover.Predictor.load(release)(files / "a.mp4")
+    assert several["act"].top(1) == several["act"].top(3)[:1]
+    with pytest.raises(UserError, match='choose one, as in predictions\\["act"\\]'):
+        several.top()
+    one = cover.Predictor.load(make_release(tmp_path / "one", HEADS[:1]))(files / "a.mp4")
+    assert one.top(2) == one["act"].top(2)
+    with pytest.raises(MediaError):
+        cover.Predictor.load(release).timeline(files / "b.mp4", 1.0)
+
+
+def test_from_the_hubs_cache(release: Path, files: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub/models--me--mine/snapshots/0123"
+    snapshot.mkdir(parents=True)
+    for file in release.iterdir():
+        (snapshot / file.name).write_bytes(file.read_bytes())
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text("0123")
+    command = [sys.executable, "-m", "cover", "predict", "me/mine", str(files / "a.mp4"), "--json", "-"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["protocol"]["checkpoint"] == "me/mine"

@@ -1,0 +1,555 @@
+"""A server's answers are the Predictor's own, whoever shares the forward pass; what is wrong with a request is one line of JSON."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import io
+import json
+import os
+import pickle
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cover.inference.predictor import Predictor
+from cover.inference.serve.app import make_app
+from cover.inference.serve.batching import Batcher
+from cover.inference.serve.connection import patient
+from cover.inference.serve.decoding import Decoders, Job
+from cover.inference.serve.limits import MEGABYTE, Batching, Limits, Refused
+from cover.inference.serve.service import Service
+from cover.inference.serve.uploads import Spool
+from cover.media.clips import Views
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import save_release
+
+uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
+
+LIMITS = Limits(body=2 * MEGABYTE, upload_s=2, seconds=20, pixels=1_000_000, decode_s=5, deadline_s=20, queue=40, header_s=1)
+HEADS = (Head("ssv2", tuple("abcdefg")), Head("kinetics", tuple("uvwxyz")), Head("tags", ("sun", "rain"), loss="sigmoid"))
+SETS = {
+    "ssv2": {"sampling": "segments", "views": "1x3"},
+    "kinetics": {"sampling": "dense@0.1", "views": "2x3"},
+    "tags": {"sampling": "segments", "views": "1x1"},
+}
+
+
+# --- what is served, and to whom
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release whose weights are random, but such that what is seen matters; clips and images beside it."""
+    folder = tmp_path_factory.mktemp("serve")
+    model = TimeSformer(ModelConfig(width=32, depth=2, attention_heads=2, patch=8, size=16), HEADS)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.4, generator=generator)
+    save_release(folder / "release", model, {"step": 1, "frames": 4, "datasets": SETS})
+    for number in range(4):
+        write_clip(folder / f"{number}.mp4", number)
+        pixels = np.random.default_rng(number).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((90, 60), Image.Resampling.NEAREST).save(folder / f"{number}.png")
+    return folder
+
+
+def write_clip(path: Path, seed: int, count: int = 20, rate: int = 10) -> None:
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height = 64, 48
+        for _ in range(count):
+            pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@dataclass
+class Server:
+    """A service that listens on a port of this machine."""
+
+    service: Service
+    port: int
+
+    def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        """One request on a connection of its own: status and answer, read as JSON where it is."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            text = response.read()
+            return response.status, json.loads(text) if response.headers["content-type"] == "application/json" else text
+
+    def send(self, body: bytes, query: str = "", kind: str = "application/octet-stream") -> tuple[int, Any]:
+        """A file as it is."""
+        return self.ask("POST", f"/v1/predict{query}", body, {"content-type": kind})
+
+    def begin(self, length: int, sent: bytes = b"") -> socket.socket:
+        """An upload of which only a beginning comes."""
+        line = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        head = f"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: video/mp4\r\ncontent-length: {length}\r\n\r\n"
+        line.sendall(head.encode() + sent)
+        return line
+
+    def files(self) -> list[str]:
+        """What lies in its folder of uploads."""
+        return [path.name for path in self.service.spool.folder.iterdir() if path.name != "lock"]
+
+
+@contextmanager
+def serving(service: Service, **options: Any) -> Iterator[Server]:
+    app = make_app(service, **options)
+    config = uvicorn.Config(app, "127.0.0.1", 0, http=patient(service.limits), ws="none", lifespan="off", log_level="critical")
+    server, line = uvicorn.Server(config), config.bind_socket()
+    thread = threading.Thread(target=server.run, args=([line],))
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield Server(service, line.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def predictor(folder: Path) -> Predictor:
+    return Predictor.load(folder / "release")
+
+
+@pytest.fixture(scope="module")
+def service(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with closing(Service(predictor, LIMITS, Batching(frames=48, wait_s=0.02), 2, Spool(tmp_path_factory.mktemp("spool")))) as service:
+        yield service
+    assert not service.spool.folder.exists()
+
+
+@pytest.fixture(scope="module")
+def server(service: Service) -> Iterator[Server]:
+    with serving(service, page=True) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test of a server: no upload lies about, none is counted as under way."""
+    yield
+    if "server" in request.fixturenames:
+        server = request.getfixturevalue("server")
+        wait_until(lambda: server.files() == [] and server.service.under_way == 0)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it did not come to be"
+        time.sleep(0.01)
+
+
+def form(data: bytes, name: str = "clip.mp4", field: str = "file", times: int = 1) -> tuple[bytes, dict[str, str]]:
+    part = f'--edge\r\ncontent-disposition: form-data; name="{field}"; filename="{name}"\r\ncontent-type: text/html\r\n\r\n'.encode()
+    return (part + data + b"\r\n") * times + b"--edge--\r\n", {"content-type": "multipart/form-data; boundary=edge"}
+
+
+def check_heads(heads: dict[str, Any], wanted: dict[str, Any], top: int = 5) -> None:
+    assert list(heads) == list(wanted)
+    for head, prediction in wanted.items():
+        names, shares = zip(*prediction.top(top))
+        assert [guess["name"] for guess in heads[head]] == list(names)
+        assert [guess["probability"] for guess in heads[head]] == pytest.approx(shares, abs=1e-6)
+
+
+# --- answers
+
+
+@pytest.mark.parametrize("name", ["0.mp4", "0.png"])
+def test_an_answer_is_the_predictors_own(server: Server, predictor: Predictor, folder: Path, name: str) -> None:
+    data = (folder / name).read_bytes()
+    status, answer = server.send(data)
+    assert status == 200
+    check_heads(answer["heads"], predictor(folder / name))
+    assert (answer["media"], answer["seconds"]) == (("video", 2.0) if name.endswith("mp4") else ("image", 0.0))
+    assert (answer["timeline"], answer["damage"]) == ([], None)
+    body, headers = form(data)
+    assert server.ask("POST", "/v1/predict", body, headers) == (200, answer)
+    status, two = server.send(data, "?head=tags&head=ssv2&top=2")
+    assert list(two["heads"]) == ["tags", "ssv2"]
+    check_heads(two["heads"], predictor(folder / name, ["tags", "ssv2"]), 2)
+
+
+def test_those_that_share_a_pass_do_not_mix(server: Server, predictor: Predictor, folder: Path) -> None:
+    names = [f"{number}.{kind}" for number in range(4) for kind in ("mp4", "png")] * 3
+    with ThreadPoolExecutor(len(names)) as crowd:
+        answers = list(crowd.map(lambda name: server.send((folder / name).read_bytes()), names))
+    for name, (status, answer) in zip(names, answers, strict=True):
+        assert status == 200, answer
+        check_heads(answer["heads"], predictor(folder / name))
+    text = server.ask("GET", "/metrics")[1].decode()
+    samples, passes = (float(re.search(rf"cover_pack_samples_{what} (\S+)", text)[1]) for what in ("sum", "count"))  # type: ignore[index]
+    assert samples > passes
+
+
+def test_the_timeline_looks_at_each_part_as_at_a_video(server: Server, predictor: Predictor, folder: Path, tmp_path: Path) -> None:
+    """Two halves, each written as a file of its own, give what the two parts of the whole do."""
+    write_halves(tmp_path)
+    status, answer = server.send((tmp_path / "whole.avi").read_bytes(), "?timeline=2")
+    assert status == 200
+    assert [(part["start"], part["end"]) for part in answer["timeline"]] == [(0, 1), (1, 2)]
+    for part, half in zip(answer["timeline"], ("first.avi", "second.avi"), strict=True):
+        check_heads(part["heads"], predictor(tmp_path / half, views=Views(1, 1)))
+
+
+def write_halves(folder: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
+    for name, part in {"whole": pictures, "first": pictures[:10], "second": pictures[10:]}.items():
+        with av.open(str(folder / f"{name}.avi"), "w") as container:
+            stream = container.add_stream("ffv1", rate=10)  # every frame is a key frame, and comes back as it was
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr0"
+            for pixels in part:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+
+
+def test_the_other_routes(server: Server) -> None:
+    assert server.ask("GET", "/healthz") == (200, {"status": "alive"})
+    assert server.ask("GET", "/readyz") == (200, {"status": "ready"})
+    assert server.ask("GET", "/v1/model") == (200, {head.name: list(head.classes) for head in HEADS})
+    assert b"cover_request_seconds_bucket" in server.ask("GET", "/metrics")[1]
+    for path in ("/docs", "/redoc", "/nowhere", "/../etc/passwd", "/v1/predict/", "//"):
+        assert server.ask("GET", path)[0] in (404, 307), path
+    status, answer = server.ask("GET", "/v1/predict")
+    assert (status, list(answer)) == (405, ["error"])
+
+
+def test_every_error_is_documented_in_one_shape(server: Server) -> None:
+    found = server.ask("GET", "/openapi.json")[1]
+    responses = found["paths"]["/v1/predict"]["post"]["responses"]
+    assert set(responses) == {"200", "400", "408", "413", "415", "422", "429", "500", "503"}
+    for status, response in responses.items():
+        shape = response["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        assert shape == ("Answer" if status == "200" else "Problem")
+    assert list(found["components"]["schemas"]["Problem"]["properties"]) == ["error"]
+    assert set(found["paths"]["/v1/predict"]["post"]["requestBody"]["content"]) >= {"multipart/form-data", "video/*"}
+
+
+def test_the_page_loads_nothing_from_elsewhere(server: Server) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port)) as connection:
+        connection.request("GET", "/")
+        response = connection.getresponse()
+        text, policy = response.read().decode(), response.headers["content-security-policy"]
+    assert "http" not in text.replace("http-equiv", "")
+    assert policy.startswith("default-src 'none';")
+    for tag in ("style", "script"):
+        (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        assert f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'" in policy
+
+
+# --- wrong and hostile input
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds no pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\4IDATxxxx" + bytes(100)
+
+
+def hostile(folder: Path) -> dict[str, tuple[bytes, int, str]]:
+    """name -> file, status, part of the reason."""
+    clip, target = (folder / "0.mp4").read_bytes(), str(folder / "0.mp4").encode()
+    long_clip, buffer = folder / "hours.mp4", io.BytesIO()
+    if not long_clip.exists():
+        write_clip(long_clip, 0, 30, 1)
+    Image.new("RGB", (1200, 900)).save(buffer, "PNG")
+    return {
+        "nothing": (b"", 422, "empty"),
+        "pixel bomb": (png_header(100_000, 100_000), 422, "10000000000 pixels"),
+        "too many pixels": (buffer.getvalue(), 422, "1200x900 pixels"),
+        "too long": (long_clip.read_bytes(), 422, "lasts 30 s; the limit is 20 s"),
+        "truncated clip": (clip[: len(clip) // 3], 422, "cannot be read"),
+        "truncated image": ((folder / "0.png").read_bytes()[:60], 422, "damaged"),
+        "pickle": (pickle.dumps({"model": np.zeros(3)}), 415, "neither a video nor an image"),
+        "zip": (b"PK\3\4" + bytes(100), 415, "neither"),
+        "text": (b"hello " * 100, 415, "neither"),
+        "playlist": (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:" + target + b"\n#EXT-X-ENDLIST\n", 415, "neither"),
+        "concat list": (b"ffconcat version 1.0\nfile '" + target + b"'\n", 415, "neither"),
+        "svg": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', 415, "neither"),
+        "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "neither"),
+        "noise in an mp4's clothes": (b"\0\0\0\x18ftypmp42" + os.urandom(5000), 422, "cannot be read"),
+        "noise in a jpeg's clothes": (b"\xff\xd8\xff\xe0" + os.urandom(5000), 422, "cannot be read"),
+        "noise in a gif's clothes": (b"GIF89a" + bytes(9), 422, "cannot be read"),
+    }  # fmt: skip
+
+
+def test_hostile_files(server: Server, folder: Path) -> None:
+    for name, (data, status, part) in hostile(folder).items():
+        found, answer = server.send(data)
+        assert (found, list(answer)) == (status, ["error"]), (name, answer)
+        assert part in answer["error"], name
+        assert "\n" not in answer["error"]
+        assert str(folder) not in answer["error"], name
+        assert server.service.spool.folder.name not in answer["error"], name
+
+
+def test_hostile_requests(server: Server, folder: Path) -> None:
+    clip = (folder / "0.mp4").read_bytes()
+    body, headers = form(clip)
+    wrong = {
+        "no type": (clip, {}, 415),
+        "json": (b"{}", {"content-type": "application/json"}, 415),
+        "no boundary": (body, {"content-type": "multipart/form-data"}, 400),
+        "another boundary": (body, {"content-type": "multipart/form-data; boundary=other"}, 400),
+        "a boundary that is too long": (body, {"content-type": "multipart/form-data; boundary=" + "x" * 500}, 400),
+        "cut off": (body[:-20], headers, 400),
+        "no such part": (*form(clip, field="other"), 422),
+        "two parts": (*form(clip, times=2), 422),
+        "too large": (bytes(3 * MEGABYTE), {"content-type": "video/mp4"}, 413),
+    }
+    for name, (data, told, status) in wrong.items():
+        found, answer = server.ask("POST", "/v1/predict", data, told)
+        assert (found, list(answer)) == (status, ["error"]), (name, answer)
+    for query, part in {
+        "?top=0": "query.top",
+        "?top=x": "query.top",
+        "?timeline=33": "query.timeline",
+        "?head=ssv3": "did you mean",
+    }.items():
+        status, answer = server.send(clip, query)
+        assert (status, part in answer["error"]) == (422, True), answer
+
+
+def test_a_name_is_never_a_path(server: Server, folder: Path, tmp_path: Path) -> None:
+    for name in ("../../escaped.mp4", str(tmp_path / "escaped.mp4"), "..\\escaped", "\0", "a" * 2000, "<script>", "é\r\nx: y"):
+        body, headers = form((folder / "0.mp4").read_bytes(), name)
+        assert server.ask("POST", "/v1/predict", body, headers)[0] in (200, 400)
+    assert not list(tmp_path.rglob("escaped*"))
+    assert not list(server.service.spool.folder.parent.rglob("escaped*"))
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/healthz", "/", "/nowhere"])
+def test_an_endless_body_is_ended_on_every_route(server: Server, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as line:
+        line.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: video/mp4\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+        ten_times_too_much = (b"40000\r\n" + bytes(0x40000) + b"\r\n") * 80
+        with pytest.raises(OSError):
+            line.sendall(ten_times_too_much)
+    wait_until(lambda: server.ask("GET", "/healthz")[0] == 200)
+
+
+def test_a_slow_upload_is_ended(server: Server) -> None:
+    with server.begin(1000, b"x") as line:
+        began = time.monotonic()
+        answer = line.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert LIMITS.upload_s <= time.monotonic() - began < LIMITS.upload_s + 3
+        while line.recv(4096):  # the connection ends too
+            pass
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/predict HTTP/1.1\r\nhost: x\r\n"])
+def test_a_request_whose_head_does_not_end(server: Server, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as line:
+        line.sendall(sent)
+        assert line.recv(100) == b""
+
+
+@pytest.mark.parametrize("text", [b"\0\1\2\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n", b"X" * 99_999])
+def test_what_is_no_http(server: Server, text: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as line:
+        line.sendall(text)
+        answer = b"".join(iter(lambda: line.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert set(json.loads(answer.partition(b"\r\n\r\n")[2])) == {"error"}
+
+
+def test_a_client_that_leaves(server: Server, folder: Path) -> None:
+    clip = (folder / "0.mp4").read_bytes()
+    with server.begin(len(clip), clip[:5000]):
+        wait_until(lambda: len(server.files()) == 1)
+    wait_until(lambda: server.files() == [])
+    with server.begin(len(clip), clip):
+        pass
+    wait_until(lambda: server.service.under_way == 0 and server.files() == [])
+    assert server.send(clip)[0] == 200
+
+
+def test_a_full_queue_refuses_at_once(server: Server, folder: Path) -> None:
+    lines = [server.begin(1000) for _ in range(LIMITS.queue)]
+    wait_until(lambda: server.service.under_way == LIMITS.queue)
+    status, answer = server.send((folder / "0.mp4").read_bytes())
+    assert (status, "under way" in answer["error"]) == (429, True)
+    assert server.ask("GET", "/healthz")[0] == 200
+    for line in lines:
+        line.close()
+    wait_until(lambda: server.send((folder / "0.mp4").read_bytes())[0] == 200)
+
+
+def test_only_so_many_connections(service: Service) -> None:
+    few = replace(LIMITS, connections=5, header_s=30)
+    service.limits, before = few, service.limits
+    try:
+        with serving(service) as server:
+            lines = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(9)]
+            closed = 0
+            for line in lines:
+                line.settimeout(0.3)
+                try:
+                    closed += line.recv(1) == b""
+                except TimeoutError:
+                    pass
+                except ConnectionResetError:
+                    closed += 1
+            assert closed == 4
+            for line in lines:
+                line.close()
+            wait_until(lambda: server.ask("GET", "/healthz")[0] == 200)
+    finally:
+        service.limits = before
+
+
+def test_a_key(service: Service, folder: Path) -> None:
+    with serving(service, key="k" * 20, page=True) as server:
+        clip = (folder / "0.mp4").read_bytes()
+        for path in ("/healthz", "/readyz", "/", "/openapi.json"):
+            assert server.ask("GET", path)[0] == 200
+        for told in ({}, {"authorization": "Bearer wrong"}, {"authorization": "k" * 20}, {"authorization": "Basic " + "k" * 20}):
+            for method, path in (("POST", "/v1/predict"), ("GET", "/metrics"), ("GET", "/v1/model"), ("GET", "/nowhere")):
+                status, answer = server.ask(method, path, clip, {"content-type": "video/mp4", **told})
+                assert (status, list(answer)) == (401, ["error"])
+        told = {"content-type": "video/mp4", "authorization": "Bearer " + "k" * 20}
+        assert server.ask("POST", "/v1/predict", clip, told)[0] == 200
+        assert "401" in server.ask("GET", "/openapi.json")[1]["paths"]["/v1/predict"]["post"]["responses"]
+
+
+def test_a_bug_is_a_line_in_the_log(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server.service, "check", lambda wish: 1 / 0)
+    assert server.send(b"x") == (500, {"error": "the server failed; its log says why"})
+    monkeypatch.undo()
+    time.sleep(0.2)  # the line comes behind the answer
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "bug in POST '/v1/predict': ZeroDivisionError" in line
+    assert "test_serve.py:" in line
+    monkeypatch.setattr(server.service.predictor.model, "normalize", lambda pixels: 1 / 0)
+    assert server.send((folder / "0.mp4").read_bytes())[0] == 500
+    monkeypatch.undo()
+    assert server.send((folder / "0.mp4").read_bytes())[0] == 200
+
+
+# --- the decoding processes
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Path:
+    """A file that is never read to its end: its other end is not opened."""
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+def test_a_file_that_takes_too_long_is_given_up_and_no_other_waits_for_it(predictor: Predictor, folder: Path, hanging: Path) -> None:
+    plans = (predictor.plan("ssv2"),)
+    decoders = Decoders(2, replace(LIMITS, decode_s=0.5))
+    with closing(decoders), ThreadPoolExecutor(1) as other:
+        until = time.monotonic() + 60
+        hung = other.submit(decoders, Job(str(hanging), plans), until)
+        assert len(decoders(Job(str(folder / "0.mp4"), plans), until).clips) == 1
+        with pytest.raises(Refused, match=r"decoding took longer than 0.5 s"):
+            hung.result()
+        assert decoders.replaced == 1
+        for _ in range(4):
+            decoders(Job(str(folder / "0.png"), plans), until)
+    assert not any(worker._process.is_alive() for worker in decoders._all)
+
+
+def test_a_file_that_crashes_its_decoder(predictor: Predictor, folder: Path, hanging: Path) -> None:
+    plans = (predictor.plan("ssv2"),)
+    decoders = Decoders(1, replace(LIMITS, decode_s=30))
+    with closing(decoders), ThreadPoolExecutor(1) as other:
+        hung = other.submit(decoders, Job(str(hanging), plans), time.monotonic() + 60)
+        wait_until(decoders._idle.empty)
+        with pytest.raises(Refused, match="too busy"):
+            decoders(Job(str(folder / "0.mp4"), plans), time.monotonic() + 0.1)
+        decoders._all[0]._process.kill()
+        with pytest.raises(Refused, match="crashed its decoder"):
+            hung.result()
+        decoders(Job(str(folder / "0.mp4"), plans), time.monotonic() + 60)
+
+
+def test_a_decoding_process_has_bounds(predictor: Predictor, folder: Path) -> None:
+    """Against a picture that is within the limit of pixels and beyond that of memory."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4000, 4000)).save(buffer, "PNG")
+    (folder / "large.png").write_bytes(buffer.getvalue())
+    decoders = Decoders(1, replace(LIMITS, pixels=100_000_000, memory=20 * MEGABYTE, decode_s=30))
+    with closing(decoders), pytest.raises(Refused, match="memory"):
+        decoders(Job(str(folder / "large.png"), (predictor.plan("ssv2"),)), time.monotonic() + 60)
+
+
+# --- packing
+
+
+def test_a_pack_is_never_larger_than_it_may_be_and_none_waits_for_ever(predictor: Predictor) -> None:
+    passes: list[tuple[int, int]] = []
+    batcher = Batcher(
+        predictor.model, "cpu", Batching(frames=12, wait_s=0.2), lambda samples, frames, seconds: passes.append((samples, frames))
+    )
+    began = time.monotonic()
+    clip, image = np.zeros((1, 4, 3, 16, 16), np.uint8), np.zeros((3, 1, 3, 16, 16), np.uint8)
+    waiting = [batcher.put(views, began + 30) for views in (clip, image, clip, clip, np.repeat(clip, 5, axis=0), image)]
+    found = [future.result(timeout=10) for future in waiting]
+    batcher.close()
+    assert passes == [(3, 11), (1, 4), (1, 20), (1, 3)]  # one that is larger goes alone
+    assert all(np.allclose(scores["ssv2"], found[0]["ssv2"], atol=1e-6) for scores in found[2:4])
+    assert not batcher.alive
+    with pytest.raises(Refused, match="too busy"):
+        batcher.put(clip, time.monotonic() + 1)
+
+
+def test_what_is_too_late_is_not_computed(predictor: Predictor) -> None:
+    passes: list[int] = []
+    batcher = Batcher(predictor.model, "cpu", Batching(frames=100, wait_s=0.2), lambda samples, frames, seconds: passes.append(samples))
+    clip = np.zeros((1, 4, 3, 16, 16), np.uint8)
+    late, given_up, kept = (batcher.put(clip, time.monotonic() + seconds) for seconds in (0.05, 30, 30))
+    given_up.cancel()
+    assert kept.result(timeout=10)["ssv2"].shape == (7,)
+    with pytest.raises(Refused, match="too busy"):
+        late.result(timeout=10)
+    batcher.close()
+    assert passes == [1]
+
+
+# --- what lies on disk
+
+
+def test_uploads_of_a_server_that_was_killed_are_removed_and_no_others(tmp_path: Path) -> None:
+    code = f"from cover.inference.serve.uploads import Spool; import os, pathlib; s = Spool(pathlib.Path({str(tmp_path)!r})); os._exit(1)"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    (dead,) = tmp_path.iterdir()
+    (dead / "upload").write_bytes(b"x")
+    (tmp_path / "cover-serve-young").mkdir()
+    (tmp_path / "another").mkdir()
+    with closing(Spool(tmp_path)) as one, closing(Spool(tmp_path)) as two:
+        assert not dead.exists()
+        assert one.folder.stat().st_mode & 0o777 == 0o700
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            ["another", "cover-serve-young", one.folder.name, two.folder.name]
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "cover-serve-young"]

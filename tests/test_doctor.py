@@ -1,0 +1,99 @@
+"""The doctor finds what is amiss, and says what to do about it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from cover.cli import main
+from cover.doctor import checks, examine
+from cover.doctor.trial import trial
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_everything_of_this_machine_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--quick", "--json", "-"]) == 0
+    found = {one["topic"]: one for one in json.loads(capfd.readouterr().out)}
+    assert {"python", "torch", "av", "processor", "ffmpeg", "decoders", "encoder", "disk", "temporary", "open files"} <= set(found)
+    assert found["torch"] == {"topic": "torch", "state": "ok", "found": metadata.version("torch"), "fix": ""}
+    assert main(["doctor", "--quick"]) == 0
+    out, err = capfd.readouterr()
+    assert f"ok    torch           {metadata.version('torch')}\n" in out
+    assert err.splitlines()[-1] == "next: cover demo"
+
+
+def test_the_trial_reads_and_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cover.doctor.trial.SECONDS", 0.3)
+    reading, training = trial(torch.device("cpu"), 1)
+    assert (reading.state, training.state) == ("ok", "ok"), (reading, training)
+    assert "clips of 8 frames a second" in reading.found
+    assert "ms a step on cpu" in training.found
+
+
+def test_a_device_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--device", "gpu", "--json", "-"]) == 1
+    last = json.loads(capfd.readouterr().out)[-1]
+    assert (last["topic"], last["state"]) == ("trial", "bad")
+    assert "device: gpu cannot be used" in last["found"]
+
+
+def test_old_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["torch>=99.1", "no-such-package>=1.0", "numpy>=1.0", 'ray[data]>=99; extra == "cluster"']
+    monkeypatch.setattr(metadata, "requires", lambda name: wanted)
+    found = {one.topic: one for one in checks.versions()}
+    assert (found["torch"].state, "older than 99.1" in found["torch"].found) == ("bad", True)
+    assert found["torch"].fix == "pip install -c constraints.txt 'torch>=99.1'"
+    assert (found["no-such-package"].state, found["no-such-package"].found) == ("bad", "not installed")
+    assert found["numpy"].state == "ok"
+    assert "ray" not in found
+
+
+def test_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fine,) = checks.shared_memory(0, tmp_path)
+    assert fine.state == "ok"
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(64 << 20, 0, 64 << 20))
+    (few,) = checks.shared_memory(4, tmp_path)
+    assert (few.state, few.fix) == ("warn", "docker run --shm-size 2g (or --ipc=host), or --workers 0")
+    assert list(checks.shared_memory(4, tmp_path / "none")) == []
+    assert [(one.topic, one.state) for one in checks.disk(tmp_path)] == [("disk", "warn"), ("temporary", "warn")]
+    (files,) = checks.limits(10**9)
+    assert (files.state, files.fix.startswith("ulimit -n ")) == ("warn", True)
+
+
+def test_a_container_with_fewer_cores(tmp_path: Path) -> None:
+    limit = tmp_path / "cpu.max"
+    for text, cores in (("150000 100000\n", 1.5), ("max 100000\n", None), ("", None)):
+        limit.write_text(text)
+        assert checks.allowed_cores(limit) == cores
+    assert checks.allowed_cores(tmp_path / "none") is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_pytorch_does_not_use(tmp_path: Path) -> None:
+    driver = tmp_path / "version"
+    assert [one.state for one in checks.devices(driver) if one.topic == "gpu"] == ["ok"]
+    driver.write_text("NVRM")
+    (found,) = (one for one in checks.devices(driver) if one.topic == "gpu")
+    assert (found.state, "pytorch.org" in found.fix) == ("bad", True)
+
+
+def test_a_codec_that_is_lacking() -> None:
+    (found,) = (one for one in checks.ffmpeg(["h264", "no_such_codec"]) if one.topic == "decoders")
+    assert (found.state, found.found) == ("bad", "without no_such_codec")
+    assert "pip install" in found.fix
+
+
+def test_remedies_stand_below_what_is_amiss(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda name: ["torch>=99.1"])
+    assert examine.doctor("cpu", 0, True, None) is False
+    out, err = capfd.readouterr()
+    place = out.splitlines().index(next(line for line in out.splitlines() if line.startswith("bad   torch")))
+    assert out.splitlines()[place + 1].strip() == "-> pip install -c constraints.txt 'torch>=99.1'"
+    assert err.startswith("1 will fail, ")

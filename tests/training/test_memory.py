@@ -1,0 +1,130 @@
+"""The memory that is planned against what the allocator counts while a real training step runs."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cover.mixture.pack import Pack
+from cover.model.cost import parameters
+from cover.model.lean import Groups
+from cover.model.presets import model_config
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.training.memory import FLOAT32, Memory, Ways, step_memory
+from cover.training.step import StepSettings, train_step
+from cover.training.train import split_pack
+
+MEASURE = Path(__file__).parents[2] / "benchmarks" / "_measure.py"
+CLASSES = 100
+VIDEO: Groups = ((6, 4),)
+MIXED: Groups = ((8, 8), (16, 1))
+
+
+def peak_bytes(work: Any) -> int:
+    """By the account that the benchmarks use too."""
+    spec = importlib.util.spec_from_file_location("_measure", MEASURE)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return int(module.peak_bytes(work, torch.device("cpu")))
+
+
+def make_pack(groups: Groups, size: int) -> Pack:
+    samples = sum(count for count, _ in groups)
+    return Pack(
+        frames=torch.randint(0, 256, (sum(s * t for s, t in groups), 3, size, size), dtype=torch.uint8),
+        groups=groups,
+        dataset=torch.zeros(samples, dtype=torch.int64),
+        targets=torch.zeros(samples, 1, dtype=torch.int64),
+        weight=torch.ones(samples),
+        colour=torch.eye(3, 4).expand(samples, -1, -1).contiguous(),
+        seed=torch.arange(samples),
+    )
+
+
+def measured(config: ModelConfig, groups: Groups, size: int, ways: Ways) -> tuple[int, int]:
+    """(what stays, most above it) of a step like every one but the first, in bytes."""
+    model = TimeSformer(config, (Head("a", tuple(map(str, range(CLASSES)))),)).train()
+    model.set_checkpointing(ways.checkpointing)
+    if ways.untrained:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not model.is_temporal(name))
+    pack = make_pack(groups, size)
+    settings = StepSettings(len(pack.seed), torch.ones(1), bf16=ways.bf16)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-5, fused=True)
+
+    def step() -> None:
+        train_step(model, optimizer, split_pack(pack, ways.parts), settings)
+
+    step()
+    model.zero_grad(set_to_none=True)
+    held = [*model.parameters(), *(value for state in optimizer.state.values() for value in state.values() if value.dim())]
+    return sum(tensor.nbytes for tensor in held), peak_bytes(step) + pack.frames.nbytes
+
+
+def planned(config: ModelConfig, groups: Groups, size: int, ways: Ways) -> tuple[int, int]:
+    memory = step_memory(config, {"a": CLASSES}, groups, size, ways)
+    state = memory.weights + memory.optimizer + memory.average
+    return state, memory.tensors - state
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["all", "checkpointing"])
+@pytest.mark.parametrize(
+    ("preset", "size", "groups", "changes", "ways"),
+    [
+        ("mini", 32, MIXED, {}, {}),
+        ("mini", 64, VIDEO, {"attention": "joint"}, {}),
+        ("mini", 48, MIXED, {"time": "additive"}, {"parts": 4}),
+        ("mini", 64, MIXED, {}, {"bf16": True}),
+        ("mini", 64, MIXED, {"dropout": 0.1}, {"mask": FLOAT32}),
+        ("Ti/16", 64, VIDEO, {}, {}),
+        ("Ti/8", 48, ((4, 4), (8, 1)), {"image_temporal": "skip"}, {}),
+        ("S/16", 32, ((1, 4),), {}, {}),
+        ("mini", 32, ((64, 1),), {}, {}),
+    ],
+    ids=["mixed", "joint", "micro-batches", "bf16", "dropout", "clips", "skip", "weights alone", "images"],
+)
+def test_a_step_takes_what_was_planned(
+    preset: str, size: int, groups: Groups, changes: dict[str, Any], ways: dict[str, Any], checkpointing: bool
+) -> None:
+    config = model_config(preset, size=size, frames=groups[0][1], **changes)
+    how = Ways(checkpointing=checkpointing, **ways)
+    (state, step), (state_found, step_found) = planned(config, groups, size, how), measured(config, groups, size, how)
+    assert state == state_found
+    assert step == pytest.approx(step_found, rel=0.15)
+
+
+def test_what_is_not_trained_has_no_gradient_and_no_optimizer() -> None:
+    config, groups = model_config("Ti/16", size=64), ((16, 1),)
+    how = Ways(untrained=parameters(config, {"a": CLASSES}).temporal)
+    (state, step), (state_found, step_found) = planned(config, groups, 64, how), measured(config, groups, 64, how)
+    assert state == state_found
+    assert state + step == pytest.approx(state_found + step_found, rel=0.15)
+
+
+# --- several devices ------------------------------------------------------------------------------------------------------------
+
+
+def of_large(**ways: Any) -> Memory:
+    return step_memory(model_config("L/16", frames=8), {"a": 400}, ((2, 8),), 224, Ways(bf16=True, checkpointing=True, **ways))
+
+
+def test_shards_share_the_state_and_little_else() -> None:
+    alone, shared = of_large(buckets=True), of_large(shards=8)
+    assert shared.weights + shared.optimizer == pytest.approx((alone.weights + alone.optimizer) / 8, rel=1e-6)
+    assert shared.total < 0.4 * alone.total
+    assert shared.working > alone.working  # whole blocks are gathered
+
+
+def test_shards_hold_whole_gradients_between_micro_batches() -> None:
+    assert of_large(shards=8, parts=2).gradients == pytest.approx(of_large(parts=2).gradients)
+
+
+def test_an_average_takes_as_much_as_what_is_trained() -> None:
+    assert of_large(average=True).total - of_large().total == pytest.approx(1.05 * of_large().weights, abs=2)

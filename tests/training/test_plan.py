@@ -1,0 +1,258 @@
+"""What `cover plan` says, against the schedule, the data and the arithmetic that training itself uses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cover import config
+from cover.cli import main
+from cover.datasets.catalog import load_catalog
+from cover.errors import UserError
+from cover.training.devices import DEVICES, find_device
+from cover.training.holdings import classes_of_heads, drawn_by_the_end, find_holdings, read_numbers, step_groups, steps_of
+from cover.training.plan import make_cluster, plan
+from cover.training.reading_cost import reading_costs
+from cover.training.recipe import Data, Distributed, Model, Recipe
+from cover.training.train import build_model, find_members, make_schedule, with_steps
+
+PAGE = Path(__file__).parents[2] / "docs/planning.md"
+FULL = ["kinetics400", "ssv2", "moments", "imagenet"]
+EQUAL = {"kinetics400": 1.0, "ssv2": 1.0, "moments": 2.0, "imagenet": 4.0}
+MakeSet = Callable[..., Path]
+
+
+def full(**changes: Any) -> Recipe:
+    """A full-size recipe on a machine that has none of its data."""
+    data = Data(FULL, "nowhere/catalog.yaml", frames=16, weights=EQUAL)
+    return replace(Recipe(data, "runs/full", steps=1000, batch=512, model=Model("L/16", 448), precision="bf16"), **changes)
+
+
+def planned(recipe: Recipe, device: str = "h200", devices: int = 8, cores: int = 12, ms: float = 14, **cluster: Any) -> dict[str, Any]:
+    holdings, members = find_holdings(recipe, {}, {}, {})
+    costs = reading_costs(recipe, holdings, members, dict.fromkeys(recipe.data.sets, ms))
+    options = {"share": 0.4, "network_gbit": 400.0, **cluster}
+    return plan(recipe, make_cluster(find_device(device), devices, cores, **options), holdings, costs)
+
+
+# --- what is mixed ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(sandbox: Path) -> Recipe:
+    return Recipe(Data(["kinetics", "ssv2", "imagenet"], str(sandbox), frames=4), "runs/none", steps=37, batch=24)
+
+
+@pytest.mark.parametrize("changes", [{}, {"alpha": 0.5}, {"crops": 2}, {"epochs": {"kinetics": 3, "ssv2": 2, "imagenet": 1}}], ids=str)
+def test_draws_are_those_of_the_schedule(recipe: Recipe, changes: dict[str, Any]) -> None:
+    recipe = replace(recipe, data=replace(recipe.data, **changes), steps=0 if "epochs" in changes else 37)
+    members = find_members(recipe, load_catalog(recipe.data.catalog))
+    trained = with_steps(recipe, members)
+    schedule = make_schedule(trained, members)
+    holdings, found = find_holdings(recipe, {}, {}, {})
+    assert found is not None
+    groups, steps = step_groups(recipe, holdings, 1), steps_of(recipe, holdings)
+    assert steps == trained.steps
+    assert [(group.frames, group.samples) for group in groups] == [(group.frames, group.samples) for group in schedule.groups]
+    said, drawn = drawn_by_the_end(groups, steps), schedule.drawn(steps)
+    assert said.keys() == drawn.keys()
+    assert all(abs(said[name] - drawn[name]) < 1 for name in drawn)
+
+
+def test_parameters_and_heads_are_those_of_the_model(recipe: Recipe) -> None:
+    recipe = replace(recipe, data=replace(recipe.data, heads={"both": ["kinetics", "ssv2"]}))
+    members = find_members(recipe, load_catalog(recipe.data.catalog))
+    model = build_model(recipe, members, None)
+    facts = planned(recipe, "cpu", 1)
+    assert facts["step"]["parameters"] == sum(p.numel() for p in model.parameters())
+    assert facts["step"]["heads"] == {head.name: len(head.classes) for head in model.head_list}
+    assert all(each["origin"] == "manifest" and each["file_bytes"] > 0 for each in facts["datasets"])
+    assert facts["reading"]["bytes"] == pytest.approx(sum(each["reads"] * each["file_bytes"] for each in facts["datasets"]))
+
+
+def test_reading_is_measured_where_the_files_are(recipe: Recipe) -> None:
+    holdings, members = find_holdings(recipe, {}, {}, {})
+    costs = reading_costs(recipe, holdings, members, {"ssv2": 30.0})
+    assert {name: cost.origin for name, cost in costs.items()} == {"kinetics": "measured", "ssv2": "given", "imagenet": "measured"}
+    assert costs["ssv2"].ms == 30
+    assert 0 < costs["imagenet"].ms < costs["kinetics"].ms < 1000
+    twice = replace(recipe, data=replace(recipe.data, crops=2))
+    assert reading_costs(twice, holdings, members, {"ssv2": 30.0})["ssv2"].ms == 15  # a decode serves two crops
+
+
+def test_without_data_published_sizes_are_used_and_marked() -> None:
+    holdings, members = find_holdings(full(), {}, {}, {})
+    assert members is None
+    assert [(each.rows, each.classes, each.media, each.origin) for each in holdings] == [
+        (240_436, 400, "video", "published"), (168_913, 174, "video", "published"), (791_297, 339, "video", "published"),
+        (1_281_167, 1000, "image", "published"),
+    ]  # fmt: skip
+    assert classes_of_heads(full(), holdings) == {"kinetics400": 400, "ssv2": 174, "moments": 339, "imagenet": 1000}
+    holdings, _ = find_holdings(full(), {"ssv2": 1000}, {"moments": 305}, {"ssv2": 50})
+    assert [(each.rows, each.classes, each.origin) for each in holdings[1:3]] == [(1000, 174, "given"), (791_297, 305, "given")]
+    assert holdings[1].file_bytes == 50_000
+
+
+def test_a_set_is_known_by_the_format_that_the_catalog_gives_it(tmp_path: Path) -> None:
+    (tmp_path / "catalog.yaml").write_text("a: {format: ssv2, root: /not/here}\nb: {format: imagenet, root: /not/here}\n")
+    holdings, _ = find_holdings(Recipe(Data(["a", "b"], str(tmp_path / "catalog.yaml")), "runs/none", steps=1), {}, {}, {})
+    assert [each.classes for each in holdings] == [174, 1000]
+
+
+@pytest.mark.parametrize(
+    ("catalog", "sets", "sizes", "message"),
+    [
+        ("mine: {format: folder, root: /no}", ["mine"], {}, "mine: it has no manifest .* give --sizes mine=SAMPLES"),
+        ("mine: {format: folder, root: /no}", ["mine"], {"mine": 9}, "give --classes mine=CLASSES"),
+        ("imagenet12k: {format: imagenet, root: /no}", ["imagenet12k"], {}, "imagenet12k: it has no manifest"),
+        ("[1]", ["ssv2"], {}, "no catalog of data sets"),
+        ("ssv2: {format: ssv2, root: /no}", ["ssv2"], {"svs2": 9}, '--sizes: "svs2" is not one of'),
+    ],
+)
+def test_what_cannot_be_known_is_asked_for(tmp_path: Path, catalog: str, sets: list[str], sizes: dict[str, float], message: str) -> None:
+    (tmp_path / "catalog.yaml").write_text(catalog)
+    with pytest.raises(UserError, match=message) as error:
+        find_holdings(Recipe(Data(sets, str(tmp_path / "catalog.yaml")), "runs/none", steps=1), sizes, {}, {})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["ssv2", "ssv2=", "ssv2=x", "=4", "ssv2=0", "a b=3", "ssv2=4,,mit=3"])
+def test_numbers_by_name_are_read_or_refused(text: str) -> None:
+    assert read_numbers("--sizes", "ssv2=168913, mine=2.5") == {"ssv2": 168913, "mine": 2.5}
+    with pytest.raises(UserError, match=r"^--sizes: .* is no NAME=NUMBER above 0"):
+        read_numbers("--sizes", text)
+
+
+# --- what it takes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_article_s_network_and_its_arithmetic() -> None:
+    """CoVeR: 431 M parameters, 17.6 T multiply-adds for three views of 16 x 448."""
+    facts = planned(full())
+    assert facts["step"]["parameters"] / 1e6 == pytest.approx(431, rel=5e-3)
+    clips = next(group["samples"] for group in facts["step"]["groups"] if group["frames"] == 16)
+    assert clips == 256
+    flop = 2 * 3 * clips * 17.6e12 / 3  # 2 per multiply-add, backward twice the forward
+    assert flop < facts["step"]["flop"] < 1.10 * flop  # the images are the rest
+    seconds = facts["step"]["flop"] / 8 / (0.4 * DEVICES["h200"].bf16)
+    assert facts["time"]["compute"] == pytest.approx(seconds)
+    assert facts["device_hours"] == pytest.approx(1000 * facts["time"]["step"] * 8 / 3600)
+    again = planned(full(model=Model("L/16", 448, checkpointing=True)))
+    assert again["time"]["compute"] == pytest.approx(seconds * 4 / 3)
+
+
+def test_the_ring_s_bytes() -> None:
+    """DDP 2 (N-1) / N of the gradients, FSDP 3 (N-1) / N of the weights; over machines by the network."""
+    near, far = planned(full()), planned(full(), devices=16)
+    sharded = planned(full(distributed=Distributed("fsdp")))
+    grads = 4 * near["step"]["parameters"]
+    assert near["time"]["talk"] == pytest.approx(2 * 7 / 8 * grads / (0.7 * 450e9))
+    assert far["time"]["talk"] == pytest.approx(2 * 15 / 16 * grads / (0.7 * 50e9))
+    assert sharded["time"]["talk"] == pytest.approx(1.5 * near["time"]["talk"])
+    assert planned(full(batch=64), devices=1)["time"]["talk"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "bottleneck", "part"),
+    [
+        ({}, {"device": "a100-40"}, "memory", r"of 37\.6 on each device; set "),
+        ({"accumulation": 4}, {"workers": 12}, "compute", "the devices are the limit"),
+        ({"model": Model("B/16", 224)}, {"ms": 300.0}, "loader", r"cores at 300 ms a clip and 300 ms an image, .* prepare the videos"),
+        ({"model": Model("B/16", 224)}, {"ms": 20.0, "cores": 24}, "loader", r"set workers: \d+ \(of each device\)"),
+        (
+            {"model": Model("L/16", 112), "batch": 64, "distributed": Distributed("fsdp")}, {"device": "l40s", "ms": 0.1}, "interconnect",
+            "distributed.strategy: ddp",
+        ),
+        (
+            {"model": Model("L/16", 112), "batch": 64}, {"device": "l40s", "ms": 0.1, "devices": 16, "network_gbit": 25}, "interconnect",
+            "faster network",
+        ),
+    ],
+    ids=["memory", "compute", "loader", "workers", "fsdp", "network"],
+)  # fmt: skip
+def test_the_verdict_names_what_the_run_waits_for(changes: dict[str, Any], where: dict[str, Any], bottleneck: str, part: str) -> None:
+    where = dict(where)
+    facts = planned(full(**changes, workers=where.pop("workers", -1)), **where)
+    assert facts["bottleneck"] == bottleneck, facts["verdict"]
+    assert facts["verdict"].startswith(f"{bottleneck}: ")
+    assert re.search(part, facts["verdict"])
+    assert "\n" not in facts["verdict"]
+
+
+def test_what_a_memory_verdict_says_does_fit() -> None:
+    facts = planned(full(), "a100-40")
+    found = re.search(r"set accumulation: (\d+)(.*checkpointing: true)?", facts["verdict"])
+    assert found, facts["verdict"]
+    model = Model("L/16", 448, checkpointing=bool(found[2]))
+    assert planned(full(accumulation=int(found[1]), model=model), "a100-40")["bottleneck"] != "memory"
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused_as_training_refuses_it() -> None:
+    with pytest.raises(UserError, match="not a multiple of ranks x accumulation = 24"):
+        planned(full(), devices=24)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "h2000"}, 'unknown device "h2000"; did you mean'),
+        ({"device": "cpu", "devices": 2}, "--gpus"),
+        ({"share": 1.5}, "--mfu"),
+        ({"network_gbit": 0}, "--network"),
+    ],
+)
+def test_wrong_hardware_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        planned(full(), **options)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path: Path, sandbox: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "recipe.yaml", tmp_path / "plan.json"
+    path.write_text(yaml.dump({"data": {"sets": ["ssv2", "imagenet"], "catalog": str(sandbox)}, "out": "runs/x", "steps": 10, "batch": 16}))
+    assert main(["plan", str(path), "--device", "h100", "--gpus", "2", "--json", str(out), "--data.alpha", "0"]) == 0
+    shown = capsys.readouterr()
+    facts = json.loads(out.read_text())
+    assert facts["step"]["groups"] == [{"samples": 8, "frames": 8}, {"samples": 8, "frames": 1}]
+    assert shown.out.rstrip().splitlines()[-1] == facts["verdict"]
+    assert "2 x NVIDIA H100 SXM" in shown.out
+    assert f"next: torchrun --nproc-per-node 2 -m cover train {path} --data.alpha 0" in shown.err
+    assert main(["plan", str(path), "--device", "h100", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["devices"] == 1
+    assert main(["plan", str(path), "--steps", "nine"]) == 2
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands of the page run, and its tables are what they print."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(Path(__file__).parents[2] / "recipes")
+    text = PAGE.read_text(encoding="utf-8")
+    commands = [shlex.split(line)[1:] for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert {command[0] for command in commands} == {"sandbox", "index", "plan"}
+    for command in commands:
+        assert main(command) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL):
+        for line in filter(None, block.splitlines()):
+            assert line.split() in [printed.split() for printed in shown.splitlines()], line
+
+
+FULL_SIZE = sorted(path for path in (PAGE.parents[1] / "recipes/full").glob("*.yaml") if path.stem != "catalog")
+
+
+@pytest.mark.parametrize("path", FULL_SIZE, ids=lambda path: path.stem)
+def test_full_size_recipes_can_be_planned_without_their_data(path: Path, tmp_path: Path) -> None:
+    recipe = config.load(Recipe, path)
+    facts = planned(replace(recipe, data=replace(recipe.data, catalog=str(tmp_path / "none.yaml"))), devices=1)
+    assert {each["origin"] for each in facts["datasets"]} == {"published"}
+    assert facts["hours"] > 0
