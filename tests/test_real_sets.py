@@ -1,4 +1,4 @@
-"""Odd and broken files beside real clips: the whole way from index to evaluation ends normally, and every file that is not read is counted."""
+"""Odd and broken files beside real clips: the way from index to evaluation ends normally, and every file that is not read is counted."""
 
 from __future__ import annotations
 

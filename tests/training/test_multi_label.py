@@ -18,7 +18,7 @@ from cover import CoVeR
 from cover.cli import main
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
-from cover.evaluation import evaluate as evaluation
+from cover.evaluation import metrics, reading
 from cover.evaluation.evaluate import evaluate, evaluate_release
 from cover.evaluation.metrics import MeanAveragePrecision
 from cover.evaluation.table import print_results
@@ -119,7 +119,7 @@ def test_releases_written_before_heads_had_a_loss(trained: Path, tmp_path: Path)
 def test_a_prediction_is_what_evaluation_counts(catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor.load(train(make_recipe(catalog, tmp_path / "run", ["mine", "homes"])))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    monkeypatch.setattr(evaluation, "BATCH_FRAMES", 1)
+    monkeypatch.setattr(reading, "BATCH_FRAMES", 1)
     monkeypatch.setattr(MeanAveragePrecision, "update", lambda self, scores, hot: seen.append((scores, hot)))
     (task,) = find_tasks(load_catalog(catalog), predictor.model, 2, "val", ["homes"])
     evaluate(predictor.model, task, "cpu", 0)
@@ -200,7 +200,7 @@ def test_a_set_is_measured_over_its_own_classes(kinetics: Path, tmp_path: Path, 
         model.heads["kinetics"].weight.zero_()
         model.heads["kinetics"].bias.copy_(bias)
     seen = []
-    monkeypatch.setattr(evaluation.TopK, "update", lambda self, scores, labels: seen.append(scores))
+    monkeypatch.setattr(metrics.TopK, "update", lambda self, scores, labels: seen.append(scores))
     for task in find_tasks(load_catalog(kinetics), model, 2, "val"):
         evaluate(model, task, "cpu", 0)
     torch.testing.assert_close(seen[0], bias[[0, 1]].softmax(0).expand(2, -1))

@@ -58,7 +58,7 @@ def _class_share(entry: tuple[float, int, str], row: dict[str, Any]) -> float:
 
 def _with_interval(row: dict[str, Any]) -> str:
     interval = row.get("top1_interval")
-    return _percent(row["top1"]) + (f" ({interval['low']:.1%} to {interval['high']:.1%})" if interval else "")
+    return _percent(row.get("top1")) + (f" ({interval['low']:.1%} to {interval['high']:.1%})" if interval else "")
 
 
 def _percent(share: float | None) -> str:
