@@ -166,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="of load for each server")
     parser.add_argument("--clients", type=int, default=8, help="at once")
-    parser.add_argument("--files", type=int, default=6, help="clips, and as many images")
+    parser.add_argument("--files", type=int, default=3, help="clips, and as many images")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     about = where(torch.device("cpu"))

@@ -94,7 +94,11 @@ def team(settings: Distributed, device: str) -> Iterator[Team]:
         torch.cuda.set_device(mine)
     # A rank may wait as long as another writes, evaluates or starts: the default of ten minutes is none of our affair.
     patience = timedelta(minutes=settings.timeout)
-    dist.init_process_group("nccl" if mine.type == "cuda" else "gloo", timeout=patience)
+    # torchrun's ranks meet again in the same store after a restart: without a part of their own they would read the dead ones' addresses.
+    store, rank, ranks = next(dist.rendezvous("env://", timeout=patience))
+    store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "nccl" if mine.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=patience)
     facts, background = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
     if dist.get_rank():
         be_silent()
