@@ -73,4 +73,6 @@ def launch() -> Iterator[Launch]:
     yield start
     for process in started:
         if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+            for rank in Running(process).ranks():  # they would outlive a torchrun that is killed
+                os.kill(rank, signal.SIGKILL)
+            process.kill()

@@ -179,8 +179,9 @@ MANY = default_workers()
         ({}, {"compile": True}, "cuda", 0.2, "compute", "precision bf16, or a larger batch"),
         ({}, {"compile": True, "precision": "bf16"}, "cuda", None, "compute", "a smaller model"),
         ({"data": 0.2, "communication": 0.3}, {}, "cuda", 0.2, "communication", "raise batch"),
-        ({"checkpoint": 0.1}, {}, "cuda", 0.2, "checkpoint", "raise save_every"),
-        ({"evaluation": 0.6, "data": 0.2}, {}, "cpu", 0.2, "evaluation", "raise evaluate_every"),
+        ({"checkpoint": 0.1}, {"save_every": 5}, "cuda", 0.2, "checkpoint", "raise save_every"),
+        ({"checkpoint": 0.1}, {}, "cpu", 0.2, "compute", "compile true"),
+        ({"evaluation": 0.6, "data": 0.2}, {"evaluate_every": 5}, "cpu", 0.2, "evaluation", "raise evaluate_every"),
     ],
 )  # fmt: skip
 def test_verdicts(

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from cover import config
+from cover.datasets.index import index
 from cover.errors import UserError
 from cover.model.weights import find_release, load_release, read_config, steps_saved
 from cover.training.recipe import Augment, Checkpoints, Data, Distributed, Model, NonFinite, Optimizer, Recipe, Start
@@ -236,6 +237,18 @@ def test_a_finished_run_resumes_to_nothing(sandbox: Path, tmp_path: Path) -> Non
     assert train(replace(recipe, workers=1, device="cpu"), resume=True) == run
     assert (find_release(run) / "model.safetensors").read_bytes() == before
     assert log_of(run) == lines
+
+
+def test_a_run_does_not_go_on_with_other_rows(make_set: MakeSet, tmp_path: Path) -> None:
+    catalog = make_set({f"{letter}.png": letter for letter in "abcd"})
+    recipe = make_recipe(catalog, tmp_path / "run", ["mine"], steps=2, batch=2)
+    train(recipe)
+    index(catalog, 0, force=True)
+    assert train(recipe, resume=True) == tmp_path / "run"  # the same rows, whenever they were indexed
+    (catalog.parent / "mine" / "b.png").unlink()
+    index(catalog, 0)
+    with pytest.raises(UserError, match="begun with other rows of mine"):
+        train(recipe, resume=True)
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_again(sandbox: Path, tmp_path: Path) -> None:

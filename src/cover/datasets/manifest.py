@@ -226,6 +226,14 @@ class Manifest:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, hashlib.blake2b).hexdigest()[:16]
 
+    def draws_digest(self) -> str:
+        """12 hex digits over what a schedule and its draws rest on: which rows may be drawn, their ids and their labels."""
+        found = hashlib.blake2b(self.usable.tobytes() + self.labels.tobytes(), digest_size=6)
+        for chunk in self._table["sample_id"].chunks:
+            for buffer in chunk.buffers()[1:]:
+                found.update(buffer)
+        return found.hexdigest()
+
     @cached_property
     def labels(self) -> npt.NDArray[np.int32]:
         """int32 `(rows,)`, -1 where a row has no label: everywhere in a multi-label set, whose rows have `labels`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -211,6 +212,7 @@ def packs(schedule: Schedule, reader: SampleReader, first: int, last: int, worke
 
 def one_thread(worker: int) -> None:
     """Many processes read side by side: none of them starts threads of its own, and none outlives the run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # interrupts are the parent's
     reuse_memory()
     torch.set_num_threads(1)
     end_with_parent()

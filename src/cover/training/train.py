@@ -92,6 +92,8 @@ def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR
         model.compile_blocks()
     settings = step_settings(recipe, model, among.device)
     about = describe(recipe, members)
+    if first:
+        check_same_rows(run, about)
 
     # --- what watches over it -------------------------------------------------------------------------------------------------
     log = RunLog(run, recipe, members, schedule, model, first, among.total, among.leads)
@@ -196,9 +198,14 @@ def _left_out(manifest: Manifest) -> dict[str, Any]:
 
 def _begun_with(run: Path) -> dict[str, Any] | None:
     """The exclusions that the log of a run begins with."""
+    return _started_as(run).get("exclusions")
+
+
+def _started_as(run: Path) -> dict[str, Any]:
+    """The line that the log of a run begins with."""
     with (run / checkpoint.LOG).open(encoding="utf-8") as lines:
         start: dict[str, Any] = json.loads(next(lines, "{}"))
-    return start.get("exclusions")
+    return start
 
 
 def _that_bind(exclusions: dict[str, Any] | None) -> dict[str, Any]:
@@ -260,10 +267,19 @@ def describe(recipe: Recipe, members: Sequence[Member]) -> dict[str, Any]:
             "media": m.manifest.media, "sampling": str(m.spec.sampling), "views": str(m.spec.views),
             "classes_source": m.manifest.classes.source, "class_digest": m.manifest.classes.digest, "train_samples": len(m.manifest.usable),
             "not_ok": {state: count for state, count in m.manifest.counts().items() if count and state != "ok"},
+            "draws_digest": m.manifest.draws_digest(),
         }
         for m in members
     }  # fmt: skip
     return {"cover": __version__, "frames": recipe.data.frames, "seed": recipe.seed, "steps": recipe.steps, "datasets": sets}
+
+
+def check_same_rows(run: Path, about: dict[str, Any]) -> None:
+    """Raises `UserError` where a run that goes on was begun with other rows in a manifest: its draws would not be the same."""
+    before = _started_as(run).get("datasets", {})
+    for name, now in about["datasets"].items():
+        if before.get(name, {}).get("draws_digest", now["draws_digest"]) != now["draws_digest"]:
+            raise UserError(f"{run} was begun with other rows of {name} (cover index has found others since); begin another run with --out")
 
 
 def make_up(schedule: Schedule) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Verdict:
 
 def judge(shares: Mapping[str, float], mfu: float | None, recipe: Recipe, device: str, originals: Collection[str]) -> Verdict:
     """`shares`: of the time, by phase. `device`: cpu or cuda. `originals`: the media of the data sets that `cover prepare` did not make."""
-    worth = {phase: shares[phase] for phase, least in WORTH.items() if shares[phase] >= least}
+    every = {"evaluation": recipe.evaluate_every, "checkpoint": recipe.save_every}  # 0: at the end only, which no key makes rarer
+    worth = {phase: shares[phase] for phase, least in WORTH.items() if shares[phase] >= least and every.get(phase, 1) > 0}
     limit = max(worth, key=worth.__getitem__, default="compute")
     advice = _of_compute(mfu, recipe, device) if limit == "compute" else _of_others(limit, recipe, originals)
     return Verdict(limit, f"{WORDS[limit]} {shares[limit]:.0%} of the time; to go faster: {', or '.join(advice)}")
