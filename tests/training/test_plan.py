@@ -166,7 +166,7 @@ def test_the_ring_s_bytes() -> None:
         ({}, {"device": "a100-40"}, "memory", r"of 37\.6 on each device; set "),
         ({"accumulation": 4}, {"workers": 12}, "compute", "the devices are the limit"),
         ({"model": Model("B/16", 224)}, {"ms": 300.0}, "loader", r"cores at 300 ms a clip and 300 ms an image, .* prepare the videos"),
-        ({"model": Model("B/16", 224)}, {"ms": 20.0, "cores": 24}, "loader", r"set workers: \d+ \(of each device\)"),
+        ({"model": Model("B/16", 224)}, {"ms": 20.0, "cores": 24, "workers": 2}, "loader", r"set workers: \d+ \(of each device\)"),
         (
             {"model": Model("L/16", 112), "batch": 64, "distributed": Distributed("fsdp")}, {"device": "l40s", "ms": 0.1}, "interconnect",
             "distributed.strategy: ddp",

@@ -28,7 +28,7 @@ from cover.training.recipe import Recipe
 LINK_SHARE = 0.7  # of a link's speed that a ring of devices reaches (assumed)
 GPU_SHARE, CPU_SHARE = 0.40, 0.50  # of the peak that training reaches: assumed; and about what was measured (docs/planning.md)
 GPU_CORES = 12  # for each GPU: those of common machines of eight (assumed)
-MOST_WORKERS = 16  # of one machine, where a recipe does not say how many (cover.machine.default_workers)
+MOST_WORKERS = 16  # of one device, where a recipe does not say how many (cover.machine.default_workers)
 MOST_PARTS = 64  # micro-batches that are tried
 SOME = 0.05  # of a step that is worth a word
 PREPARING_MS = 50.0  # a prepared clip takes less (docs/preparing.md)
@@ -306,8 +306,9 @@ def _workers(step: Step) -> int:
     wanted, beside = step.recipe.workers, min(step.cluster.devices, step.cluster.beside)
     if wanted >= 0:
         return wanted
-    most = default_workers() if step.cluster.device.shared else min(MOST_WORKERS, step.cluster.cores * beside)
-    return max(1, most // beside)
+    if step.cluster.device.shared:
+        return max(1, default_workers() // beside)
+    return max(1, min(MOST_WORKERS, step.cluster.cores))
 
 
 def reading_cores(step: Step) -> int:
