@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from cover import config
 from cover.errors import UserError
+from cover.machine import cores
 from cover.model.weights import find_release, steps_saved
 from cover.training.checkpoint import problem_of
 from cover.training.distributed import Team, workers_of_a_rank
@@ -287,8 +288,8 @@ def test_the_command_of_the_page(sandbox: Path, tmp_path: Path, launch: Launch) 
         [sys.executable, "-m", "torch.distributed.run", *command[1:-1], recipe], capture_output=True, text=True, check=False
     )
     assert launched.returncode == 0, launched.stderr
-    assert launched.stdout.startswith(f"{tmp_path / 'run'}\nnext: cover evaluate")
-    assert launched.stdout.count("next:") == 1
+    assert launched.stdout == f"{tmp_path / 'run'}\n"  # once, whatever the number of ranks
+    assert launched.stderr.count("next: cover evaluate") == 1
 
 
 def test_the_page_names_what_there_is() -> None:
@@ -317,8 +318,7 @@ def fail(text: str) -> None:
 
 
 def test_ranks_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    cores = workers_of_a_rank(-1)
     for name, value in {"LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    assert workers_of_a_rank(-1) == max(1, cores // 2)
+    assert workers_of_a_rank(-1) == min(16, max(1, cores() // 2))
     assert workers_of_a_rank(3) == 3
