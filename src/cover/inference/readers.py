@@ -8,28 +8,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
+from cover.datasets.crew import Crew
 from cover.machine import end_with_parent, reuse_memory
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Readers:
-    """A pool of `workers` processes, started at the first item; with 0 workers everything is done in this process."""
-
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+class Readers(Crew):
+    """A `Crew` whose results come back in the order of the items."""
 
     def map(self, work: Callable[[T], R], items: Iterable[T], crashed: Callable[[T], R]) -> Iterator[R]:
         """`work(item)` of all items in their order, read ahead by two for each process. `crashed(item)` stands for the result of one that
@@ -39,13 +28,13 @@ class Readers:
             return
         waiting: deque[tuple[T, Future[R], ProcessPoolExecutor]] = deque()
         for item in items:
-            waiting.append((item, *self._submit(work, item)))
+            waiting.append((item, *self._ahead(work, item)))
             if len(waiting) > 2 * self._workers:
                 yield self._result(work, crashed, *waiting.popleft())
         while waiting:
             yield self._result(work, crashed, *waiting.popleft())
 
-    def _submit(self, work: Callable[[T], R], item: T) -> tuple[Future[R], ProcessPoolExecutor]:
+    def _ahead(self, work: Callable[[T], R], item: T) -> tuple[Future[R], ProcessPoolExecutor]:
         for _ in range(2):  # a pool that has broken since is replaced
             if self._pool is None:
                 self._pool = _pool(self._workers)
