@@ -29,7 +29,7 @@ def digest(run: Path) -> str:
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_twenty_kills(sandbox: Path, tmp_path: Path, launch: Callable, ranks: int) -> None:
     recipe = Recipe(
-        Data(["ssv2", "imagenet"], str(sandbox), frames=4, crops=2), str(tmp_path / "broken"), steps=STEPS, batch=16, workers=1,
+        Data(["ssv2", "imagenet"], str(sandbox), frames=4, crops=2, weights={"ssv2": 1, "imagenet": 1}), str(tmp_path / "broken"), steps=STEPS, batch=16, workers=1,
         log_every=1, evaluate_every=-1, save_every=SAVE_EVERY, ema=0.99, label_smoothing=0.1,
         model=Model(drop_path=0.2, dropout=0.1, head_dropout=0.1),
         augment=Augment(randaugment="m7-n2", erase=0.25, mixup=0.8, cutmix=1.0),

@@ -50,6 +50,24 @@ def lines_of(run: Path, event: str = "train") -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == event]
 
 
+class Hand:
+    """A clock that goes when it is turned."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def perf_counter(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
+    """The clock of every log from here on."""
+    hand = Hand()
+    monkeypatch.setattr("cover.training.log.time", hand)
+    return hand
+
+
 def open_log(recipe: Recipe, **how: Any) -> RunLog:
     """The log of a run that takes no steps by itself."""
     members = find_members(recipe, load_catalog(Path(recipe.data.catalog)))
@@ -91,17 +109,19 @@ def test_the_work_of_a_step_is_what_torch_counts(sandbox: Path, tmp_path: Path) 
     assert 0.9 < counted.get_total_flops() / flops < 1.02
 
 
-def test_the_first_wait_for_data_is_the_start_and_no_part_of_the_rates(sandbox: Path, tmp_path: Path) -> None:
+def test_the_first_wait_for_data_is_the_start_and_no_part_of_the_rates(sandbox: Path, tmp_path: Path, hand: Hand) -> None:
     log = open_log(make_recipe(sandbox, tmp_path / "run"))
     with log:
-        for step in range(2):
+        for waited in (6, 1):
             with log.spending("data"):
-                time.sleep(0.05 if step else 0.2)
+                hand.seconds += waited
+            hand.seconds += 0.5
             log.advance()
         log.window(2, 1.0, 1.0, 1e-3)
     (line,) = lines_of(tmp_path / "run")
-    assert line["shares"]["start"] > 2.5 * line["shares"]["data"] > 0
-    assert line["samples_per_s"] > 2 * 8 / 0.15
+    assert line["shares"]["start"] == pytest.approx(6 / 8)
+    assert line["shares"]["data"] == pytest.approx(1 / 8)
+    assert line["samples_per_s"] == pytest.approx(2 * 8 / 2)
 
 
 def test_what_several_ranks_counted_is_one_line(make_set: MakeSet, tmp_path: Path) -> None:
@@ -148,19 +168,21 @@ def test_what_is_not_a_number_is_null(sandbox: Path, tmp_path: Path, capfd: pyte
 # --- where the time goes ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_phases_are_all_the_time() -> None:
-    clock, began = Clock(), time.perf_counter()
+def test_the_phases_are_all_the_time(hand: Hand) -> None:
+    clock = Clock()
     with clock.spending("data"):
-        time.sleep(0.05)
+        hand.seconds += 5
     with pytest.raises(ZeroDivisionError), clock.spending("checkpoint"):
+        hand.seconds += 2
         raise ZeroDivisionError
-    time.sleep(0.02)
-    clock.spent("communication", 0.01)
-    found, gone = clock.take(), time.perf_counter() - began
+    hand.seconds += 3
+    clock.spent("communication", 1)
+    found = clock.take()
     assert set(found) == {*PHASES, "compute"}
-    assert found["data"] >= 0.05
-    assert found["checkpoint"] > 0, "time counts, whatever came of it"
-    assert sum(found.values()) == pytest.approx(gone, abs=5e-3)
+    assert found["data"] == 5
+    assert found["checkpoint"] == 2, "time counts, whatever came of it"
+    assert found["compute"] == 2
+    assert sum(found.values()) == 10
     assert clock.take()["data"] == 0, "every take begins anew"
     with pytest.raises(KeyError):
         clock.spent("coffee", 1)
