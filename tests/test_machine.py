@@ -31,3 +31,20 @@ def test_memory_is_reused_where_the_c_library_can() -> None:
     code = "import platform, cover.machine as m; print(m.reuse_memory() or platform.libc_ver()[0] != 'glibc')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr
+
+
+LAUNCHER = """
+import subprocess, sys, time
+rank = "from cover.machine import end_with_launcher; import time; end_with_launcher(); print('up', flush=True); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", rank])
+time.sleep(600)
+"""
+
+
+def test_a_rank_ends_with_its_launcher() -> None:
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.kill()
+    process.communicate(timeout=60)  # ends only when the rank does not hold the pipe
+    assert process.returncode < 0

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 
 
 def default_workers() -> int:
@@ -30,6 +31,20 @@ def _wait_and_end() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    os._exit(1)
+
+
+def end_with_launcher() -> None:
+    """Called in a process that a launcher such as torchrun started: it ends, within a second, when the launcher dies.
+
+    Ranks whose torchrun was killed would wait for each other, and hold their devices, until a time limit.
+    """
+    threading.Thread(target=_watch_and_end, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch_and_end(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
     os._exit(1)
 
 

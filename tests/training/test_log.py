@@ -59,6 +59,10 @@ class Hand:
     def perf_counter(self) -> float:
         return self.seconds
 
+    def fail_after(self, seconds: float) -> None:
+        self.seconds += seconds
+        raise ZeroDivisionError
+
 
 @pytest.fixture
 def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
@@ -173,8 +177,7 @@ def test_the_phases_are_all_the_time(hand: Hand) -> None:
     with clock.spending("data"):
         hand.seconds += 5
     with pytest.raises(ZeroDivisionError), clock.spending("checkpoint"):
-        hand.seconds += 2
-        raise ZeroDivisionError
+        hand.fail_after(2)
     hand.seconds += 3
     clock.spent("communication", 1)
     found = clock.take()

@@ -27,13 +27,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cover.console import be_silent
 from cover.errors import UserError
-from cover.machine import cores, default_workers
+from cover.machine import cores, default_workers, end_with_launcher
 from cover.model.device import pick_device
 from cover.model.timesformer import TimeSformer
 from cover.training.recipe import Distributed
 from cover.training.step import Alone
 
 T = TypeVar("T")
+MEETING = timedelta(minutes=1)  # that a rank tries to reach torchrun
 HUSH = 10.0  # seconds after which a rank tells of its error: if rank 0 has the same, torchrun ends the others before they repeat it
 
 
@@ -89,13 +90,17 @@ def team(settings: Distributed, device: str) -> Iterator[Team]:
     if not started_by_torchrun():
         yield Team(pick_device(device))
         return
+    end_with_launcher()
     mine = own_device(device)
     if mine.type == "cuda":
         torch.cuda.set_device(mine)
     # A rank may wait as long as another writes, evaluates or starts: the default of ten minutes is none of our affair.
     patience = timedelta(minutes=settings.timeout)
     # torchrun's ranks meet again in the same store after a restart: without a part of their own they would read the dead ones' addresses.
-    store, rank, ranks = next(dist.rendezvous("env://", timeout=patience))
+    # torchrun's own store is there before its ranks are: a rank that cannot reach it has lost its torchrun.
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store, rank, ranks = next(dist.rendezvous("env://", timeout=min(patience, MEETING) if agent else patience))
+    store.set_timeout(patience)
     store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "nccl" if mine.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=patience)
