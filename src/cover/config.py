@@ -52,6 +52,16 @@ def dump(value: Any) -> str:
     return yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def changed(value: Any) -> Any:
+    """What of a tree is not its default, as plain values: a key that a later version of a schema adds does not show."""
+    if isinstance(value, dict):
+        return {name: changed(own) for name, own in value.items()}
+    if not is_dataclass(value) or isinstance(value, type):
+        return _plain(value)
+    own = {name: (getattr(value, name), _default(field)) for name, (field, _) in _fields(type(value)).items()}
+    return {name: changed(given) for name, (given, default) in own.items() if given != default}
+
+
 def keys(schema: type) -> list[str]:
     """One line per key: `optimizer.lr: float = 0.001  peak learning rate`, the help from `field(metadata={"help": …})`."""
     lines = [(f"{leaf.key}: {_name(leaf.kind)}{_default_text(leaf)}", leaf.help) for leaf in _Node(schema).leaves()]

@@ -243,7 +243,7 @@ def _write_catalog(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[Job])
     entries = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     for spec in specs:
         manifests = {job.split: str(job.manifest_path.relative_to(out)) for job in jobs if job.name == spec.name}
-        entries[spec.name] = _entry(spec, manifests)
+        entries[spec.name] = prepared_entry(spec, manifests)
     beside = path.with_name(".catalog.yaml")
     beside.write_text(yaml.safe_dump(entries, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000), encoding="utf-8")
     beside.replace(path)
@@ -293,7 +293,7 @@ def _digest(manifest: Path) -> str | None:
     return open_manifest(manifest).digest() if manifest.is_file() else None
 
 
-def _entry(spec: DatasetSpec, manifests: dict[str, str]) -> dict[str, Any]:
+def prepared_entry(spec: DatasetSpec, manifests: dict[str, str]) -> dict[str, Any]:
     """How a prepared data set is read: as its originals are."""
     sampling = spec.sampling
     kind = "dense" if sampling == Sampling("dense") else f"dense@{sampling.interval!r}" if sampling.kind == "dense" else sampling.kind

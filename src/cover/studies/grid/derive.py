@@ -1,0 +1,235 @@
+"""Which rows does an arm train on, and which is it measured on? Manifests made of a data set's own, beside it in the study's folder.
+
+A part of a training set, a fold over all clips, labels permuted, stills of clips: each is a data set like any other once it is a
+manifest, so that training and evaluation know nothing of studies.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cover.console import track
+from cover.datasets.catalog import Catalog, DatasetSpec
+from cover.datasets.exclusions import excluded_rows
+from cover.datasets.manifest import ClassList, Manifest, Row, open_manifest, write_manifest
+from cover.datasets.prepare import prepared_entry
+from cover.errors import UserError
+from cover.media.decode import MediaError, decode_at
+
+TRAINING = ("train", "dev")
+MEASURED = "val"  # what a derived data set calls the split that is reported
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of a data set: `part` of its training clips as `seed` draws them, or with `folds` all clips but those of `fold`; `permuted`: with
+    the training labels permuted by `seed`; `stills`: that many images of every training clip in place of it."""
+
+    dataset: str
+    part: float = 1.0
+    folds: int = 0
+    fold: int = 0
+    permuted: bool = False
+    stills: int = 0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """A file name that says what it is; the seed only where something depends on it."""
+        words = [self.dataset]
+        words += [f"part{self.part:g}"] if self.part < 1 else []
+        words += [f"fold{self.fold + 1}of{self.folds}"] if self.folds else []
+        words += ["permuted"] if self.permuted else []
+        words += [f"stills{self.stills}"] if self.stills else []
+        return "-".join(words + ([f"s{self.seed}"] if self.part < 1 or self.permuted else []))
+
+
+class Deriver:
+    """Makes the data sets of a study from those of `catalog`, once each, into `folder`. `split`: the one that is reported; `dev`: the
+    share of a fold's training sources to choose on.
+
+    >>> Deriver(catalog, Path("study/data"), "val", 0.1).entry(Part("kinetics", part=0.1, seed=3))
+    """
+
+    def __init__(self, catalog: Catalog, folder: Path, split: str, dev: float) -> None:
+        self.catalog, self.folder, self.split, self.dev = catalog, folder, split, dev
+        self._excluded: dict[str, Any] = {}
+        self._made: dict[Part, dict[str, Any]] = {}
+
+    def entry(self, part: Part) -> dict[str, Any]:
+        """The catalog entry of a data set, its manifests written. Raises UserError where the catalog lacks what it is made of."""
+        if part not in self._made:
+            self._made[part] = self._make(part)
+        return self._made[part]
+
+    def count(self, part: Part) -> int:
+        """How many clips or images may be trained on."""
+        return len(open_manifest(Path(self.entry(part)["annotations"]["train"])).usable)
+
+    def digest(self, part: Part) -> str:
+        """Over what training and measuring rest on: ids, labels and which rows may be read, of every split."""
+        return "-".join(open_manifest(Path(path)).draws_digest() for path in self.entry(part)["annotations"].values())
+
+    def measured(self, part: Part) -> Manifest:
+        """The manifest that is reported on."""
+        return open_manifest(Path(self.entry(part)["annotations"][MEASURED]))
+
+    def _make(self, part: Part) -> dict[str, Any]:
+        spec, splits = self.catalog.spec(part.dataset), self._splits(part)
+        paths = {}
+        for split, rows in splits.items():
+            path = self.folder / f"{part.name}-{split}.arrow"
+            first = self._open(part.dataset, "train")
+            classes = ClassList(first.classes.names, first.classes.source, first.classes.digest, first.classes.many)
+            write_manifest(path, part.dataset, split, "image" if part.stills else spec.media, classes, rows)
+            paths[split] = str(path.absolute())
+        entry = prepared_entry(spec, paths)
+        return {**entry, "media": "image", "views": "1x1"} if part.stills else entry
+
+    def _splits(self, part: Part) -> dict[str, list[Row]]:
+        spec = self.catalog.spec(part.dataset)
+        splits = folded(self._all(spec), part.folds, part.fold, self.dev) if part.folds else self._own(spec)
+        if part.part < 1:
+            splits["train"] = subset(splits["train"], part.part, part.seed)
+        if part.permuted:
+            for split in TRAINING:
+                splits[split] = permuted(splits.get(split, []), part.seed)
+        if part.stills:
+            splits = {"train": self._stills(splits["train"], part)}
+        return {split: rows for split, rows in splits.items() if rows}
+
+    def _own(self, spec: DatasetSpec) -> dict[str, list[Row]]:
+        """The data set's own splits; the reported one under the name `MEASURED`, where it has it."""
+        found = {split: self._rows(spec.name, split) for split in TRAINING if self._has(spec, split)}
+        if self.split in spec.splits:
+            found[MEASURED] = list(self._open(spec.name, self.split).rows())
+        return found
+
+    def _all(self, spec: DatasetSpec) -> list[Row]:
+        """Every labelled clip of every split."""
+        rows = [row for split in spec.splits if self._has(spec, split) for row in self._rows(spec.name, split)]
+        return [row for row in rows if row.label is not None]
+
+    def _has(self, spec: DatasetSpec, split: str) -> bool:
+        """Whether a split is there: of few sources none may have been carved out as `dev`."""
+        return split in spec.splits and (split != "dev" or self.catalog.manifest_path(spec.name, split).is_file())
+
+    def _rows(self, name: str, split: str) -> list[Row]:
+        """Of a training split what `cover overlap` does not exclude."""
+        rows, manifest = enumerate(self._open(name, split).rows()), self._open(name, split)
+        if manifest.classes.many:
+            raise UserError(f"{manifest.path.name}: a study is of sets of one class a sample")
+        gone = set(self._excluded_of(name).tolist()) if split == "train" else set()
+        return [row for number, row in rows if number not in gone]
+
+    def _excluded_of(self, name: str) -> Any:
+        if name not in self._excluded:
+            self._excluded[name] = (excluded_rows(self.catalog, [name]) or {name: np.zeros(0, np.int64)})[name]
+        return self._excluded[name]
+
+    def _open(self, name: str, split: str) -> Manifest:
+        return open_manifest(self.catalog.manifest_path(name, split))
+
+    def _stills(self, rows: Sequence[Row], part: Part) -> list[Row]:
+        """JPEG files of evenly spaced instants of every clip, written once."""
+        folder = self.folder / f"{part.name}-images"
+        done = folder / "done"
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        usable = [row for row in rows if row.state == "ok"]
+        found = [still for row in track(usable, f"stills of {part.dataset}", len(usable)) for still in stills(row, part.stills, folder)]
+        done.touch()
+        return found
+
+
+def subset(rows: Sequence[Row], part: float, seed: int) -> list[Row]:
+    """Whole sources in random order until every class has `part` of its clips, at least one; in the order of `rows`."""
+    wanted: dict[int | None, float] = {}
+    for row in rows:
+        wanted[row.label] = wanted.get(row.label, 0) + part
+    left = {label: max(1, round(count)) for label, count in wanted.items()}
+    by_source = _by_source(rows)
+    names = sorted(by_source)
+    taken: set[str] = set()
+    for place in np.random.default_rng([seed, 1]).permutation(len(names)):
+        own = by_source[names[place]]
+        if any(left[row.label] > 0 for row in own):
+            taken.add(names[place])
+            for row in own:
+                left[row.label] -= 1
+    return [row for row in rows if row.source_id in taken]
+
+
+def folded(rows: Sequence[Row], folds: int, fold: int, dev: float) -> dict[str, list[Row]]:
+    """Fold `fold` as what is measured; of the other sources a share `dev` to choose on and the rest to train on.
+
+    Raises UserError where there are fewer sources than folds.
+    """
+    place = deal(rows, folds)
+    others = [row for row in rows if place[row.source_id] != fold]
+    sources = len({row.source_id for row in others})
+    # Of few sources the share to choose on is one of them; of one source there is nothing to choose on.
+    parts = min(sources, max(2, round(1 / dev))) if dev > 0 else 1
+    chosen = deal(others, parts) if parts > 1 else dict.fromkeys((row.source_id for row in others), 1)
+    return {
+        "train": [row for row in others if chosen[row.source_id] != 0],
+        "dev": [row for row in others if chosen[row.source_id] == 0],
+        MEASURED: [row for row in rows if place[row.source_id] == fold],
+    }
+
+
+def deal(rows: Sequence[Row], folds: int) -> dict[str, int]:
+    """Source -> its fold: the largest sources first, each to the fold that has least of its classes. Raises UserError."""
+    by_source = _by_source(rows)
+    if len(by_source) < folds:
+        raise UserError(f"{len(by_source)} sources cannot make {folds} folds")
+    names = sorted(by_source)
+    order = np.random.default_rng(0).permutation(len(names))
+    held = np.zeros((folds, 1 + max(row.label or 0 for row in rows)))
+    place = {}
+    for number in sorted(order, key=lambda number: -len(by_source[names[number]])):
+        labels = np.array([row.label or 0 for row in by_source[names[number]]])
+        fold = min(range(folds), key=lambda fold: (held[fold, labels].sum(), held[fold].sum(), fold))
+        np.add.at(held[fold], labels, 1)
+        place[names[number]] = fold
+    return place
+
+
+def permuted(rows: Sequence[Row], seed: int) -> list[Row]:
+    """The same rows, their labels dealt out anew: every class keeps its number of clips."""
+    order = np.random.default_rng([seed, 2]).permutation(len(rows))
+    return [replace(row, label=rows[other].label) for row, other in zip(rows, order)]
+
+
+def stills(row: Row, count: int, folder: Path) -> Iterable[Row]:
+    """`count` images of a clip at evenly spaced instants, as rows; none of one that cannot be read. Files that are there are kept."""
+    times = (row.start or 0.0) + (np.arange(count) + 0.5) / count * row.seconds
+    stem = row.sample_id.replace("/", "__")
+    paths = [folder / f"{stem}-{number}.jpg" for number in range(count)]
+    if not all(path.exists() for path in paths):
+        try:
+            decoded = decode_at(row.source, times.tolist())
+        except MediaError:
+            return
+        for path, shown in zip(paths, decoded.shown):
+            Image.fromarray(decoded.pictures[shown]).save(path, quality=95)
+    for number, path in enumerate(paths):
+        yield replace(
+            row, sample_id=f"{row.sample_id}#{number}", path=str(path.absolute()), offset=None, length=None, start=None, end=None,
+            frames=1, fps=0.0, codec="jpeg", size=None, mtime_ns=None,
+        )  # fmt: skip
+
+
+def _by_source(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.source_id, []).append(row)
+    return found

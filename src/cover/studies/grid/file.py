@@ -1,0 +1,171 @@
+"""What is a study: the typed tree behind a STUDY.yaml."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cover.errors import UserError, nearest
+from cover.training.recipe import Augment, Model, Optimizer, option
+
+# What a model of a target is trained on besides it. The first two without the images, the last two are controls.
+ARMS = {
+    "alone": "the target alone, as many of its clips as every other arm sees",
+    "alone_long": "the target alone, at the compute of the full mixture",
+    "videos": "the target and the other video sets",
+    "videos_images": "the target, the other video sets and the image sets",
+    "stills": "as videos_images, with stills of the target's own training clips for images",
+    "permuted": "as videos_images, with the labels of all but the target permuted",
+}
+HOW = ("finetune", "probe")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the target is trained on, how often, and at which rate in mixtures."""
+
+    epochs: float = field(metadata={"help": "how often every arm sees the target's training clips"})
+    part: float = option(1.0, "share of the target's training clips, drawn anew with each seed")
+    rate: float = option(0.0, "share of the clips of a mixture that are the target's; 0: in proportion to size")
+    arms: list[str] = option([], "only these of the study's arms; empty for all")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights of every arm come from: a checkpoint, or image pre-training made for each seed, or nothing."""
+
+    checkpoint: str = option("", "a run, checkpoint or release folder")
+    sets: list[str] = option([], "image sets to pre-train all non-temporal weights on")
+    steps: int = option(0, "of that pre-training")
+    batch: int = option(64, "of that pre-training")
+    lr: float = option(1e-3, "of that pre-training")
+    temporal: Literal["fresh", "copied", "keep"] = option("fresh", "as start.temporal of a recipe")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A to B: models of the sources, each then given a fresh head for every target."""
+
+    sources: dict[str, list[str]] = option({}, "name -> its data sets; a source of several leaves the target out")
+    checkpoints: dict[str, str] = option({}, "name -> a run, checkpoint or release folder: a source that is there already")
+    targets: list[str] = option([], "video sets")
+    how: list[str] = option(["finetune"], "finetune: all weights; probe: the head alone")
+    size: str = option("", "one of sizes: how much of the target, how often")
+    origin: str = option("", "one of origins, of the sources")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to transfer."""
+        return bool(self.sources or self.checkpoints)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the detectable difference is worked out from, before anything is run."""
+
+    between_runs: float = option(0.03, "standard deviation between seeds of a difference of two arms")
+    between_sources: float = option(0.5, "standard deviation over sources of their mean difference")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms x targets x sizes x origins x seeds, and what is compared with what."""
+
+    catalog: str = field(metadata={"help": "the catalog file, relative to the current folder; indexed"})
+    out: str = field(metadata={"help": "the study's folder"})
+    targets: list[str] = field(metadata={"help": "video sets that are measured"})
+    sizes: dict[str, Size] = field(metadata={"help": "name -> how much of the target, and how often"})
+    seeds: list[int] = field(metadata={"help": "of runs; the intervals are over them and over sources"})
+    margin: float = field(metadata={"help": "the loss of top-1 (a share) that still counts as not worse, stated before running"})
+    videos: list[str] = option([], "video sets that a target is mixed with (itself left out)")
+    images: list[str] = option([], "image sets of the mixture")
+    arms: list[str] = option(["alone", "videos", "videos_images"], ", ".join(ARMS))
+    origins: dict[str, Origin] = option({"scratch": Origin()}, "name -> where the weights come from")
+    folds: dict[str, int] = option({}, "target -> that many folds over all its clips, by source")
+    fold_dev: float = option(0.1, "share of a fold's training sources that the checkpoint is chosen on")
+    split: str = option("val", "that is reported where there are no folds")
+    frames: int = option(8, "frames of a clip")
+    batch: int = option(40, "samples of a step of the full mixture")
+    alpha: float = option(1.0, "rates of the mixture in proportion to size^alpha")
+    weights: dict[str, float] = option({}, "rates of the full mixture in place of sizes")
+    heads: dict[str, list[str]] = option({}, "as data.heads of a recipe")
+    lrs: list[float] = option([1e-3], "peak learning rates tried in every arm; dev chooses")
+    evaluations: int = option(4, "on dev, evenly over a run; the best is the one that is measured")
+    model: Model = option(Model(), "as of a recipe")
+    optimizer: Optimizer = option(Optimizer(), "as of a recipe; its lr is one of lrs")
+    augment: Augment = option(Augment(), "as of a recipe")
+    label_smoothing: float = option(0.0, "as of a recipe")
+    stills: int = option(4, "images of every training clip of the target, in the arm stills")
+    transfer: Transfer = option(Transfer(), "A to B")
+    probes: list[str] = option([], "image sets on which every model's features are probed, before and after")
+    probe_epochs: float = option(5.0, "of those probes")
+    expected: Expected = option(Expected(), "for the detectable difference")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1")
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        self._check_numbers()
+        self._check_transfer()
+
+    def _check_names(self) -> None:
+        for key, given, known in (
+            ("arms", self.arms, ARMS), ("folds", self.folds, self.targets), ("transfer.how", self.transfer.how, HOW),
+        ):  # fmt: skip
+            for name in given:
+                if name not in known:
+                    raise UserError(f'{key}: unknown "{name}"{nearest(name, known)}')
+        needed = ("targets", "sizes", "seeds", "origins", "lrs")
+        for key in needed if self.transfer.wanted else (*needed, "arms"):
+            if not getattr(self, key):
+                raise UserError(f"{key}: give at least one")
+        for key in ("targets", "videos", "images", "seeds", "arms", "lrs"):
+            values = getattr(self, key)
+            for repeated in {value for value in values if values.count(value) > 1}:
+                raise UserError(f"{key}: {repeated} is given twice")
+        if set(self.arms) & {"videos_images", "stills", "permuted", "alone_long"} and not (self.images or self.videos):
+            raise UserError("arms: a mixture needs videos or images")
+        if "stills" in self.arms and not self.images:
+            raise UserError("arms: stills stand in place of images; give images")
+
+    def _check_numbers(self) -> None:
+        for name, size in self.sizes.items():
+            for arm in size.arms:
+                if arm not in self.arms:
+                    raise UserError(f'sizes.{name}.arms: "{arm}" is not one of arms{nearest(arm, self.arms)}')
+            if not (0 < size.part <= 1 and 0 < size.epochs < math.inf and 0 <= size.rate < 1):
+                raise UserError(f"sizes.{name}: part is in (0, 1], epochs above 0, rate in [0, 1)")
+        for name, origin in self.origins.items():
+            if origin.sets and (origin.checkpoint or origin.steps < 1):
+                raise UserError(f"origins.{name}: sets are pre-trained on for steps (1 or more), or a checkpoint is given, not both")
+        for name, folds in self.folds.items():
+            if folds < 2:
+                raise UserError(f"folds.{name}: {folds} is not 2 or more")
+        if not 0 <= self.margin < 1:
+            raise UserError(f"margin: {self.margin} is not a share in [0, 1)")
+        if self.evaluations < 1 or self.stills < 1 or min(self.seeds) < 0:
+            raise UserError("evaluations and stills are 1 or more, seeds 0 or more")
+
+    def _check_transfer(self) -> None:
+        if not self.transfer.wanted:
+            return
+        for key, known in (("size", self.sizes), ("origin", self.origins)):
+            name = getattr(self.transfer, key) or next(iter(known))
+            if name not in known:
+                raise UserError(f'transfer.{key}: unknown "{name}"{nearest(name, known)}')
+        for name in set(self.transfer.sources) & set(self.transfer.checkpoints):
+            raise UserError(f"transfer.checkpoints: {name} is a source already")
+        if not self.transfer.targets:
+            raise UserError("transfer.targets: give at least one")
+        for name in self.transfer.targets:
+            if name in self.folds:
+                raise UserError(f"transfer.targets: {name} has folds; transfer is measured on a split")
+
+    def arms_at(self, size: str) -> list[str]:
+        """The arms that are run at a size."""
+        return [arm for arm in self.arms if arm in (self.sizes[size].arms or self.arms)]
+
+    @property
+    def mixture(self) -> list[str]:
+        """The video sets of a mixture, those that are targets among them, in their order."""
+        return list(dict.fromkeys([*self.videos, *self.targets])) if self.videos else []

@@ -1,0 +1,245 @@
+"""How does a study get run? What is missing of it, in processes side by side; what is done is kept.
+
+A run's folder holds its recipe, its catalog and its log, and `results/NAME.json` what was measured on it. A result counts as done where
+it is of the same recipe, the same manifests and the same starting weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from cover.console import Meter, be_silent, say, write_json
+from cover.datasets.catalog import load_catalog
+from cover.datasets.manifest import open_manifest
+from cover.errors import UserError
+from cover.evaluation.evaluate import evaluate
+from cover.evaluation.outcomes import Outcomes
+from cover.evaluation.tasks import Task, find_tasks
+from cover.machine import cores, end_with_parent
+from cover.model.device import pick_device
+from cover.model.weights import CHECKPOINTS, find_release, load_release
+from cover.studies.grid.cells import Job
+from cover.studies.grid.derive import MEASURED, Deriver
+from cover.studies.runlog import read_log
+from cover.training.keeping import BEST
+from cover.training.recipe import Recipe
+from cover.training.train import train
+
+CURVE_POINTS = 24
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job as it is sent to a process: everything by value. `entries`: the catalog of its data sets; `start`: the run it starts from."""
+
+    name: str
+    digest: str
+    recipe: Recipe
+    entries: dict[str, Any]
+    measured: tuple[str, ...]
+    start: Path | None
+
+
+def run_missing(jobs: Sequence[Sequence[Job]], deriver: Deriver, out: Path, workers: int) -> int:
+    """Run what is not done of `jobs`, list after list, `workers` processes side by side; returns how many were run.
+
+    Raises `UserError` of a run that cannot go on, naming it.
+    """
+    orders = [[order_of(job, deriver, out) for job in wave] for wave in jobs]
+    missing = [[order for order in wave if not is_done(order, out)] for wave in orders]
+    total, count = sum(map(len, orders)), sum(map(len, missing))
+    say(f"study: {total - count} of {total} runs are done" + (f", {count} to go, {workers} at once" if count else ""))
+    if not count:
+        return 0
+    with Meter("study", total=total, done=total - count) as meter:
+        for wave in missing:
+            _run_wave(wave, out, workers, meter)
+    return count
+
+
+def order_of(job: Job, deriver: Deriver, out: Path) -> Order:
+    """What a process needs of a job."""
+    entries = {name: deriver.entry(part) for name, part in job.parts.items()}
+    start = run_of(out, job.start.name) if job.start is not None else None
+    return Order(job.name, job.digest, job.recipe, entries, tuple(sorted(job.measured)), start)
+
+
+def run_of(out: Path, name: str) -> Path:
+    """The folder of a run."""
+    return out / "runs" / name
+
+
+def result_path(out: Path, name: str) -> Path:
+    """Where the result of a run is."""
+    return out / "results" / f"{name}.json"
+
+
+def is_done(order: Order, out: Path) -> bool:
+    """Whether a result is there, of this very job and on all the data sets that are asked for."""
+    found = read_result(out, order.name)
+    return found is not None and found["digest"] == order.digest and set(order.measured) <= set(found["measured"])
+
+
+def read_result(out: Path, name: str) -> dict[str, Any] | None:
+    """The result of a run as it was written; None where there is none."""
+    path = result_path(out, name)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it, and it is made again") from None
+    return found
+
+
+def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) -> None:
+    if workers == 1:
+        for order in orders:
+            run_order(order, out)
+            meter.advance(note=order.name)
+        return
+    threads = max(1, cores() // workers)  # a wave of fewer runs too: threads that wait for each other are slow beside other work
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (threads,))
+    try:
+        running: dict[Future[None], str] = {pool.submit(run_order, order, out): order.name for order in orders}
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                future.result()
+                meter.advance(note=name)
+    except BaseException:
+        # A run that is under way has its own checkpoints: nothing is lost by ending it here.
+        for process in list(pool._processes.values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _begin_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    be_silent()
+    torch.set_num_threads(threads)
+
+
+def run_order(order: Order, out: Path) -> None:
+    """Train, or go on with, one run, and write what is measured on it. Raises `UserError` that names the run."""
+    try:
+        run = _train(order, out)
+        _measure(order, run, out)
+    except UserError as error:
+        raise UserError(f"{order.name}: {error}") from None
+
+
+def _train(order: Order, out: Path) -> Path:
+    run, catalog = run_of(out, order.name), out / "catalogs" / f"{order.name}.yaml"
+    catalog.parent.mkdir(parents=True, exist_ok=True)
+    catalog.write_text(yaml.safe_dump(order.entries, sort_keys=False, default_flow_style=None, width=1000), encoding="utf-8")
+    recipe = replace(order.recipe, out=str(run), data=replace(order.recipe.data, catalog=str(catalog)))
+    if order.start is not None:
+        recipe = replace(recipe, start=replace(recipe.start, checkpoint=str(best_of(order.start))))
+    _drop_another(run, order)
+    return train(recipe, resume=run.exists())
+
+
+def _drop_another(run: Path, order: Order) -> None:
+    """A folder that was begun as another run, before the study or its data were changed, is put aside."""
+    stamp = run.parent / f".{run.name}.digest"
+    if run.exists() and (not stamp.exists() or stamp.read_text() != order.digest):
+        aside = run.with_name(f"{run.name}.old")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = run.with_name(f"{run.name}.old{number}")
+        run.rename(aside)
+        say(f"{order.name}: was begun as another run; that one is now {aside}")
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(order.digest)
+
+
+def best_of(run: Path) -> Path:
+    """The checkpoint that is best on `dev`; the last one where there was nothing to choose on."""
+    best = run / CHECKPOINTS / BEST
+    return best.resolve() if best.exists() else find_release(run)
+
+
+def _measure(order: Order, run: Path, out: Path) -> None:
+    folder = best_of(run)
+    model, about = load_release(folder)
+    device = pick_device(order.recipe.device)
+    model.to(device)
+    catalog = load_catalog(out / "catalogs" / f"{order.name}.yaml")
+    measured = {}
+    for task in find_tasks(catalog, model, about["frames"], MEASURED, list(order.measured)):
+        keeper = _Keeper()
+        found = evaluate(model, task, device, 0, keep=keeper.keep)["plain"]
+        measured[task.spec.name] = {**found, **keeper.items(task)}
+    log = read_log(run / "log.jsonl")
+    seen = log.last().get("seen", {})
+    result = {
+        "name": order.name, "digest": order.digest, "step": about["step"], "steps": order.recipe.steps, "seed": order.recipe.seed,
+        "lr": order.recipe.optimizer.lr, "sets": order.recipe.data.sets, "batch": order.recipe.batch, "seen": seen,
+        "rate_realised": log.last().get("rate_realised"), "seconds": log.last().get("seconds"), "dev": _dev(run, about["step"]),
+        "curves": {name: _curve(log, name) for name in order.recipe.data.sets}, "measured": measured,
+    }  # fmt: skip
+    path = result_path(out, order.name)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    write_json(result, beside)
+    beside.replace(path)
+
+
+class _Keeper:
+    """What was predicted of every sample."""
+
+    def __init__(self) -> None:
+        self._outcomes = Outcomes()
+
+    def keep(self, task: Task, variant: str, numbers: list[int], scores: torch.Tensor) -> None:
+        labels = task.relabel[task.manifest.labels[numbers]]
+        self._outcomes.update(numbers, scores.mean(1), torch.from_numpy(np.asarray(labels, np.int64)))
+
+    def items(self, task: Task) -> dict[str, Any]:
+        """Ids, sources, labels and predictions, in the order of the manifest."""
+        self._outcomes.merge([])
+        manifest = open_manifest(task.manifest.path)
+        rows = [manifest.row(int(number)) for number in self._outcomes.rows]
+        return {
+            "ids": [row.sample_id for row in rows], "sources": [row.source_id for row in rows],
+            "labels": self._outcomes.labels.tolist(), "predicted": self._outcomes.predicted.tolist(), "class_names": list(task.classes),
+        }  # fmt: skip
+
+
+def _dev(run: Path, step: int) -> dict[str, float]:
+    """top-1 on `dev` of every data set at the checkpoint that was measured."""
+    for line in read_log(run / "log.jsonl").dev:
+        if line.get("step") == step:
+            return {name: found["top1"] for name, found in line["datasets"].items() if found.get("top1") is not None}
+    return {}
+
+
+def _curve(log: Any, name: str) -> dict[str, list[list[float]]]:
+    """Of one data set, by samples of it seen: loss and accuracy in training, accuracy on `dev`."""
+    train = [(line.get("seen", {}).get(name), line.get("top1", {}).get(name)) for line in log.train]
+    known = [(x, y) for x, y in train if x is not None and y is not None]
+    return {"loss": _thinned(log.losses(name)), "train": _thinned(known), "dev": _thinned(log.dev_top1(name))}
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[list[float]]:
+    """At most `CURVE_POINTS` means of neighbours."""
+    if not points:
+        return []
+    parts = np.array_split(np.asarray(points, np.float64), min(CURVE_POINTS, len(points)))
+    return [[float(part[-1, 0]), round(float(part[:, 1].mean()), 4)] for part in parts]

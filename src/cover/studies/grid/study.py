@@ -1,0 +1,98 @@
+"""Does co-training help, on these data? A grid of runs behind every claim, run as far as it is missing, compared and reported.
+
+cover study recipes/studies/sandbox.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cover import config
+from cover.console import print_table, say, write_json
+from cover.datasets.catalog import load_catalog
+from cover.errors import UserError
+from cover.evaluation.statistics import detectable
+from cover.studies.grid.cells import Grid
+from cover.studies.grid.comparisons import questions
+from cover.studies.grid.derive import Deriver, Part
+from cover.studies.grid.file import Study
+from cover.studies.grid.report import markdown, write_study_report
+from cover.studies.grid.runner import run_missing
+from cover.studies.grid.summary import summarise
+from cover.training.starting import trained_on
+
+RESULTS, REPORT, WORDS = "results.json", "report.html", "report.md"
+
+
+def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] | None:
+    """Run what is missing of a study and write its results and report; returns the results, None of a dry one.
+
+    Raises `UserError` for anything wrong with it, before the first run.
+    """
+    out = Path(study.out)
+    catalog = load_catalog(study.catalog)
+    _check_sets(study, catalog)
+    deriver = Deriver(catalog, out / "data", study.split, study.fold_dev)
+    grid = Grid(study, deriver)
+    planned = plan(study, deriver)
+    steps = sum(job.recipe.steps for job in grid.jobs.values())
+    say(f"{out}: {len(grid.jobs)} runs, {steps:,} steps in all, {len(questions(study))} questions")
+    print_plan(planned, study.margin)
+    if dry:
+        return None
+    run_missing(list(grid.waves()), deriver, out, workers)
+    summary = summarise(study, grid, out, planned)
+    write_json(summary, out / RESULTS)
+    (out / "study.yaml").write_text(config.dump(study), encoding="utf-8")
+    write_study_report(summary, out / REPORT)
+    (out / WORDS).write_text(markdown(summary), encoding="utf-8")
+    return summary
+
+
+def plan(study: Study, deriver: Deriver) -> list[dict[str, Any]]:
+    """What each target's comparisons can find, worked out before anything is run from `study.expected`."""
+    found = []
+    for target in dict.fromkeys([*study.targets, *study.transfer.targets]):
+        folds = study.folds.get(target, 0)
+        parts = [Part(target, folds=folds, fold=fold) for fold in range(max(1, folds))]
+        manifests = [deriver.measured(part) for part in parts]
+        items = sum(len(manifest.usable) for manifest in manifests)
+        sources = len({manifest.row(int(number)).source_id for manifest in manifests for number in manifest.usable})
+        spread = study.expected
+        smallest = detectable(spread.between_runs, spread.between_sources, len(study.seeds), sources)
+        found.append({"target": target, "items": items, "sources": sources, "seeds": len(study.seeds), "detectable": smallest})
+    return found
+
+
+def print_plan(planned: Sequence[dict[str, Any]], margin: float) -> None:
+    """The detectable differences on stdout, in points of top-1."""
+    rows = [[row["target"], row["items"], row["sources"], row["seeds"], f"{100 * row['detectable']:.1f}"] for row in planned]
+    print_table(["target", "clips", "sources", "seeds", "detectable, points"], rows)
+    say(f"not worse: the interval lies above {-100 * margin:.1f} points; a smaller difference than the detectable one often goes unseen")
+
+
+def _check_sets(study: Study, catalog: Any) -> None:
+    """Raises `UserError` where a set is not of the kind that its place asks for."""
+    transfer = [name for sets in study.transfer.sources.values() for name in sets]
+    origins = [name for origin in study.origins.values() for name in origin.sets]
+    for key, names, media in (
+        ("targets", study.targets, "video"), ("videos", study.videos, "video"), ("transfer.targets", study.transfer.targets, "video"),
+        ("images", study.images, "image"), ("probes", study.probes, "image"), ("origins", origins, "image"),
+        ("transfer.sources", transfer, None),
+    ):  # fmt: skip
+        for name in names:
+            spec = catalog.spec(name)
+            if media and spec.media != media:
+                raise UserError(f"{key}: {name} holds {spec.media}s")
+    for name, path in study.transfer.checkpoints.items():
+        held = [target for target in study.transfer.targets if target in trained_on(path)]
+        if held and len(trained_on(path)) > 1:
+            raise UserError(
+                f"source {name}: {path} was trained on {held[0]} too; the co-trained source of a transfer leaves the target out"
+            )
+    for key, names in (("targets", study.targets), ("transfer.targets", study.transfer.targets), ("probes", study.probes)):
+        for name in names:
+            if name not in study.folds and study.split not in catalog.spec(name).splits:
+                raise UserError(f"{key}: {name} has no split {study.split}; set split, or folds.{name}")

@@ -1,0 +1,118 @@
+"""What is kept of a study? One JSON value with every figure and its protocol, from which its report is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from cover import __version__
+from cover.sandbox.generate import RECORD
+from cover.studies.grid.cells import Cell, Grid
+from cover.studies.grid.comparisons import Answers, Key, answers, compare
+from cover.studies.grid.file import ARMS, Study
+from cover.studies.grid.runner import read_result
+
+PROTOCOL = ("split", "views", "frames", "sampling", "classes", "class_digest", "n_read", "n_listed", "decoder", "media")
+RUN = ("name", "step", "steps", "seed", "lr", "sets", "seconds", "digest")
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def summarise(study: Study, grid: Grid, out: Path, planned: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All figures of a finished study as plain data.
+
+    `generated`: whether the catalog is a sandbox's. `arms`, `transfers`, `probes` and `origins`: one row for each accuracy, with its
+    interval over seeds and sources and its protocol. `comparisons`: as of `comparisons.compare`. `curves`: one seed's learning curves.
+    `per_class`: gains class by class. `planned`: what was expected to be detectable, before anything was run.
+    """
+    found = {name: read_result(out, name) for name in grid.jobs}
+    results: dict[str, dict[str, Any]] = {name: result for name, result in found.items() if result is not None}
+    assert len(results) == len(grid.jobs), "a study is summed up when all of it has been run"
+    by_kind = {kind: answers(grid.cells, results, kind) for kind in ("arm", "transfer", "probe", "origin")}
+    return {
+        "cover": __version__, "study": asdict(study), "arms_mean": ARMS, "generated": (Path(study.catalog).parent / RECORD).is_file(),
+        "arms": _rows(by_kind["arm"], results), "transfers": _rows(by_kind["transfer"], results),
+        "probes": _rows(by_kind["probe"], results), "origins": _rows(by_kind["origin"], results),
+        "comparisons": compare(study, by_kind["arm"], by_kind["transfer"]), "planned": list(planned),
+        "per_class": _per_class(by_kind["arm"], results), "curves": _curves(grid.cells, results), "rates": _rates(grid.cells, results),
+        "runs": [{key: result[key] for key in RUN} for result in results.values()],
+    }  # fmt: skip
+
+
+def _rows(found: Mapping[Key, Answers], results: Results) -> list[dict[str, Any]]:
+    rows = []
+    for (arm, dataset, size, origin), given in found.items():
+        of = [results[job] for job in given.jobs]
+        protocol = of[0]["measured"][dataset]
+        gap = _gap(of, dataset)
+        rows.append({
+            "arm": arm, "dataset": dataset, "size": size, "origin": origin, **given.estimate(), "chance": 1 / protocol["classes"],
+            **{key: protocol[key] for key in PROTOCOL}, "n_read": _counted(of, dataset, "n_read"),
+            "n_listed": _counted(of, dataset, "n_listed"), "checkpoint_steps": sorted({each["step"] for each in of}),
+            "steps": of[0]["steps"], "seen": of[0]["seen"].get(dataset), "gap": gap, "lrs": sorted({each["lr"] for each in of}),
+        })  # fmt: skip
+    return rows
+
+
+def _counted(of: Sequence[Mapping[str, Any]], dataset: str, key: str) -> int:
+    """Over the folds of one seed."""
+    seed = of[0]["seed"]
+    return sum(each["measured"][dataset][key] for each in of if each["seed"] == seed)
+
+
+def _gap(of: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float] | None:
+    """In-training accuracy (augmented clips, last part of the run) and that on `dev`, means over runs."""
+    pairs = [
+        (each["curves"][dataset]["train"][-1][1], each["dev"][dataset])
+        for each in of if each["curves"].get(dataset, {}).get("train") and dataset in each["dev"]
+    ]  # fmt: skip
+    return {"train": fmean(train for train, _ in pairs), "dev": fmean(dev for _, dev in pairs)} if pairs else None
+
+
+def _per_class(arms: Mapping[Key, Answers], results: Results) -> list[dict[str, Any]]:
+    """For every mixture against the target alone: the difference of each class's accuracy, mean over seeds."""
+    rows = []
+    for (arm, target, size, origin), ours in arms.items():
+        theirs = arms.get(("alone", target, size, origin))
+        if arm not in ("videos", "videos_images") or theirs is None:
+            continue
+        label_of: dict[str, int] = {}
+        for job in ours.jobs:
+            part = results[job]["measured"][target]
+            label_of.update(zip(part["ids"], part["labels"]))
+        labels = np.array([label_of[key] for key in ours.ids])
+        gain = ours.right.mean(0) - theirs.right.mean(0)
+        names = results[ours.jobs[0]]["measured"][target]["class_names"]
+        rows.append({
+            "arm": arm, "target": target, "size": size, "origin": origin,
+            "classes": {name: {"gain": float(gain[labels == number].mean()), "items": int((labels == number).sum())}
+                        for number, name in enumerate(names) if (labels == number).any()},
+        })  # fmt: skip
+    return rows
+
+
+def _curves(cells: Sequence[Cell], results: Results) -> list[dict[str, Any]]:
+    """Of the first seed, fold and learning rate."""
+    first = min(cell.seed for cell in cells)
+    return [
+        {"arm": cell.arm, "target": cell.target, "size": cell.size, "origin": cell.origin, **results[cell.job]["curves"][cell.dataset]}
+        for cell in cells
+        if cell.kind == "arm" and cell.seed == first and not cell.fold and cell.lr == cells[0].lr
+        and cell.dataset in results[cell.job]["curves"]
+    ]  # fmt: skip
+
+
+def _rates(cells: Sequence[Cell], results: Results) -> list[dict[str, Any]]:
+    """What every mixture of the first seed held."""
+    first, seen, rows = min(cell.seed for cell in cells), set(), []
+    for cell in cells:
+        result = results[cell.job]
+        if cell.kind == "arm" and cell.seed == first and not cell.fold and len(result["sets"]) > 1 and cell.job not in seen:
+            seen.add(cell.job)
+            rows.append({"arm": cell.arm, "target": cell.target, "size": cell.size, "run": cell.job, "steps": result["steps"],
+                         "batch": result["batch"], "seen": result["seen"], "rates": result["rate_realised"]})  # fmt: skip
+    return rows
