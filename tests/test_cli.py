@@ -21,7 +21,7 @@ from cover.model.weights import save_release
 MakeSet = Callable[..., Path]
 Cover = Callable[..., tuple[int, str, str]]
 COMMANDS = (
-    "sandbox", "index", "overlap", "prepare", "train", "plan", "describe", "evaluate", "predict", "serve",
+    "sandbox", "index", "overlap", "prepare", "train", "add", "plan", "describe", "evaluate", "transfer", "study", "predict", "explain", "serve",
     "import-weights", "export", "doctor", "demo",
 )  # fmt: skip
 
@@ -233,6 +233,21 @@ def test_predict_refuses(trained: Path, refused: Callable[..., str], arguments: 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
+        (["--head", "ssv3"], 'did you mean "ssv2"'),
+        (["--class", "Moving something upp"], 'did you mean "Moving something up"'),
+        (["--head", "imagenet", "--class", "nothing"], '--class: imagenet has no class "nothing"'),
+        (["--method", "magic"], "--method"),
+        ([], "a.mp4: unreadable: "),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and value else "",
+)
+def test_explain_refuses(trained: Path, refused: Callable[..., str], arguments: list[str], part: str) -> None:
+    assert part in refused("explain", trained, "a.mp4", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
         (["C/16"], 'unknown model preset "C/16"'),
         (["mini", "--size", "30"], "image size 30 is not a multiple of the patch 8"),
         (["mini", "--size", "0"], "--size: 0 is below 1"),
@@ -254,12 +269,13 @@ def test_describe_refuses(refused: Callable[..., str], arguments: list[str], par
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_unknown_argument(refused: Callable[..., str], command: str, tmp_path: Path) -> None:
     needed = {
-        "sandbox": [tmp_path], "predict": ["a", "b"], "doctor": [], "demo": [], "import-weights": ["a", "--out", "b"],
-        "prepare": ["a", "--out", "b"],
+        "sandbox": [tmp_path], "predict": ["a", "b"], "explain": ["a", "b"], "doctor": [], "demo": [], "import-weights": ["a", "--out", "b"],
+        "prepare": ["a", "--out", "b"], "add": ["a", "--data", "b"],
+        "transfer": ["--source", "a=b", "--target", "c", "--epochs", "1"],
         "export": ["a", "--format", "transformers", "--out", "b"],
     }  # fmt: skip
     line = refused(command, *needed.get(command, ["a"]), "--colour-of-the-sky", "blue")
-    assert command in ("train", "plan") or "--colour-of-the-sky" in line
+    assert command in ("train", "add", "plan", "study") or "--colour-of-the-sky" in line
 
 
 def test_no_command_and_a_wrong_one(refused: Callable[..., str]) -> None:

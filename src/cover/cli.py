@@ -15,7 +15,7 @@ from cover import __version__
 from cover.errors import UserError
 from cover.machine import reuse_memory
 
-COMPUTING = ("train", "evaluate", "predict", "serve", "doctor", "demo")
+COMPUTING = ("train", "add", "evaluate", "study", "transfer", "predict", "explain", "serve", "doctor", "demo")
 Command = Callable[[argparse.Namespace, list[str]], int]
 
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(known, "names"):  # argparse ends a list of names at the first option; what stands behind it is a name too
         known.names = [*known.names, *(word for word in rest if not word.startswith("-"))]
         rest = [word for word in rest if word.startswith("-")]
-    if rest and known.command not in ("train", "plan"):
+    if rest and known.command not in ("train", "add", "plan", "study"):
         parser.error(f"{known.command}: unknown argument {rest[0]} (see cover {known.command} --help)")
     if known.command in COMPUTING:
         reuse_memory()
@@ -69,6 +69,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     _add_overlap(add(_overlap, "overlap", "find what is trained on and evaluated on", "cover overlap sandbox/catalog.yaml --frames"))
     _add_prepare(add(_prepare, "prepare", "encode the data once, small and quick to read", "cover prepare sandbox/catalog.yaml --out fast"))
     _add_train(add(_train, "train", "run a recipe", "cover train recipes/sandbox/cotrain.yaml --optimizer.lr 5e-4"))
+    _add_add(
+        add(
+            _add, "add", "teach a released model one more data set, and measure old and new",
+            "cover add runs/cotrain --data mine --catalog catalog.yaml --how probe --compare",
+        )
+    )  # fmt: skip
     _add_plan(
         add(_plan, "plan", "say what a recipe will take, before it runs", "cover plan recipes/sandbox/cotrain.yaml --gpus 8 --device h200")
     )
@@ -81,7 +87,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     _add_evaluate(
         add(_evaluate, "evaluate", "measure every head of a checkpoint", "cover evaluate runs/cotrain --catalog sandbox/catalog.yaml")
     )
+    _add_transfer(
+        add(
+            _transfer, "transfer", "give checkpoints a fresh head for other data sets, and compare them",
+            "cover transfer --source ssv2=runs/single_ssv2 --target moments --catalog sandbox/catalog.yaml --epochs 5",
+        )
+    )  # fmt: skip
+    _add_study(add(_study, "study", "run the grid behind a claim, as far as it is missing", "cover study recipes/studies/sandbox.yaml"))
     _add_predict(add(_predict, "predict", "name what is seen in files", "cover predict runs/cotrain clip.mp4 photos/ --top 3"))
+    _add_explain(add(_explain, "explain", "show what an answer rests on", "cover explain runs/cotrain clip.mp4 --head ssv2"))
     _add_serve(add(_serve, "serve", "name what is seen in uploads, over HTTP", "cover serve runs/cotrain --page --port 8000"))
     _add_import(
         add(
@@ -91,8 +105,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     )  # fmt: skip
     _add_export(
         add(
-            _export, "export", "write one head for another library",
-            "cover export runs/cotrain --format transformers --head ssv2 --out ssv2_transformers",
+            _export, "export", "write heads for another library",
+            "cover export runs/cotrain --format onnx --out cotrain.onnx\n"
+            "  cover export runs/cotrain --format transformers --head ssv2 --out ssv2_transformers",
         )
     )  # fmt: skip
     _add_doctor(add(_doctor, "doctor", "say whether this machine is ready, and what to put right", "cover doctor --device cuda"))
@@ -134,6 +149,13 @@ def _add_sandbox(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=float, default=1.0, help="factor on the number of files (default: 1)")
     for dial in ("clutter", "shake", "distractors", "noise"):
         parser.add_argument(f"--{dial}", type=float, help="difficulty from 0 to 1 (default: mild)")
+    parser.add_argument(
+        "--relation",
+        choices=["shared", "separate", "contrary"],
+        help="write a fifth data set too, images called pictures; shared: what kinetics' classes show, under the same names; separate:"
+        " plain colours, which teach nothing of them; contrary: as shared, but every name is wrong, which hurts where the two share a"
+        " head (data.heads: {activities: [kinetics, pictures]})",
+    )
     _machine_options(parser, device=False)
 
 
@@ -142,7 +164,7 @@ def _sandbox(args: argparse.Namespace, rest: list[str]) -> int:
     from cover.sandbox.settings import Settings
 
     dials = {name: getattr(args, name) for name in ("clutter", "shake", "distractors", "noise") if getattr(args, name) is not None}
-    catalog = generate(args.dir, Settings(seed=args.seed, size=args.size, **dials), _workers(args))
+    catalog = generate(args.dir, Settings(seed=args.seed, size=args.size, relation=args.relation, **dials), _workers(args))
     print(catalog)
     _next("index", catalog)
     return 0
@@ -288,6 +310,50 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
         print(run)
         _next("evaluate", run, "--catalog", recipe.data.catalog)
     return 0
+
+
+# --- add ------------------------------------------------------------------------------------------------------------------------
+
+
+def _add_add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a run, a checkpoint or a release folder")
+    parser.add_argument("--data", required=True, metavar="NAME", help="the new data set, from the catalog")
+    parser.add_argument("--catalog", type=Path, default=Path("catalog.yaml"), help="default: catalog.yaml")
+    parser.add_argument("--how", choices=["probe", "replay", "alone"], default="probe", help="train the new head alone; all weights, going"
+                        " over the old data sets too; all weights on the new set (default: probe)")  # fmt: skip
+    parser.add_argument("--epochs", type=float, metavar="N", help="of the new set (default: by its size, 10 to 50)")
+    parser.add_argument("--compare", action="store_true", help="also train the same network on the new set without the checkpoint")
+    parser.add_argument("--baseline", metavar="CHECKPOINT", type=Path, help="what --compare starts from (default: random weights)")
+    parser.add_argument("--split", choices=["val", "dev", "test"], help="to measure on (default: val, else dev)")
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME_HOW); any field of its recipe: --optimizer.lr 1e-3")
+    parser.add_argument("--only-recipe", action="store_true", help="write the recipe and stop, to run it with cover train elsewhere")
+    parser.add_argument("--seed", type=_from(0), default=0, help="of the training and of the intervals' resamples")
+    parser.add_argument("--json", metavar="FILE", help="the results as JSON (- for stdout)")
+    _machine_options(parser)
+
+
+def _add(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.console import write_json
+    from cover.studies.add.recipe import Wish
+    from cover.studies.add.run import BESIDE, Extras, add
+    from cover.studies.add.table import print_added
+
+    if args.epochs is not None and not 0 < args.epochs < 10**6:
+        raise UserError(f"--epochs: {args.epochs:g} is no number of epochs; give one above 0, as in 30")
+    out = args.out or Path("runs") / f"{args.data}_{args.how}"
+    wish = Wish(args.checkpoint, args.data, args.catalog, args.how, out, args.epochs, args.seed, args.device, args.workers)
+    results = add(wish, Extras(args.compare, args.baseline, args.split, args.only_recipe, rest))
+    if results is None:
+        print(out / BESIDE / "recipe.yaml")
+        _next("train", out / BESIDE / "recipe.yaml")
+        return 0
+    if args.json:
+        write_json(results, args.json)
+    if args.json != "-":
+        print_added(results)
+        print(out)
+    _next("predict", out, "clip.mp4")
+    return 1 if any(row["n_read"] < row["n_listed"] for row in [results["new"], *results["old"]] if "n_read" in row) else 0
 
 
 # --- plan -----------------------------------------------------------------------------------------------------------------------
@@ -446,6 +512,92 @@ def _pair(option: str, text: str) -> tuple[str, str]:
     return name, value
 
 
+# --- transfer, study ------------------------------------------------------------------------------------------------------------
+
+
+def _add_transfer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", metavar="NAME=CHECKPOINT", action="append", required=True, help="may be given again")
+    parser.add_argument("--target", metavar="NAME", action="append", required=True, help="a video set of the catalog (may be given again)")
+    parser.add_argument("--catalog", type=Path, default=Path("catalog.yaml"), help="default: catalog.yaml")
+    parser.add_argument("--epochs", type=float, required=True, metavar="N", help="how often each source sees a target's training clips")
+    parser.add_argument("--part", type=float, default=1.0, help="share of the target's training clips (default: 1)")
+    parser.add_argument("--how", choices=["finetune", "probe", "both"], default="both", help="all weights, the head alone (default: both)")
+    parser.add_argument("--seeds", type=_from(1), default=3, metavar="N", help="runs of each (default: 3)")
+    parser.add_argument("--lr", type=float, action="append", metavar="LR", help="tried for every source, dev chooses (default: 1e-3)")
+    parser.add_argument("--batch", type=_from(1), default=32, help="clips of a step (default: 32)")
+    parser.add_argument("--split", default="val", choices=["val", "test"], help="that is reported (default: val)")
+    parser.add_argument("--margin", type=float, default=0.02, help="loss of top-1 that still counts as not worse (default: 0.02)")
+    parser.add_argument("--out", type=Path, default=Path("transfers"), help="folder of everything it makes (default: transfers)")
+    parser.add_argument("--json", metavar="FILE", help="the results as JSON (- for stdout)")
+    _side_by_side(parser)
+
+
+def _transfer(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.console import print_table, write_json
+    from cover.studies.grid.file import HOW, Size
+    from cover.studies.grid.study import REPORT, run_study
+    from cover.studies.grid.transfer import rows_of, transfer_study
+
+    sources = dict(_pair("--source", text) for text in args.source)
+    study = transfer_study(
+        sources, args.target, args.catalog, args.out, Size(args.epochs, args.part), HOW if args.how == "both" else (args.how,), args.seeds,
+        args.lr or (1e-3,), args.batch, args.split, args.margin, args.device,
+    )  # fmt: skip
+    summary = run_study(study, _jobs(args))
+    assert summary is not None
+    if args.json:
+        write_json(summary, args.json)
+    if args.json != "-":
+        print_table(["source", "how", "target", "top-1 %", "95 % interval", "read"], rows_of(summary))
+        print(args.out / REPORT)
+    return 0
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", nargs="?", type=Path, help="a YAML file; its keys can be set as --seeds '[0, 1]'")
+    parser.add_argument("--keys", action="store_true", help="show every key of a study with its default")
+    parser.add_argument("--dry-run", action="store_true", help="check it, say how many runs and what could be detected, and stop")
+    parser.add_argument("--json", metavar="FILE", help="the results as JSON (- for stdout)")
+    _side_by_side(parser, device=False)
+
+
+def _study(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover import config
+    from cover.console import write_json
+    from cover.studies.grid.file import Study
+    from cover.studies.grid.study import REPORT, run_study
+
+    if args.keys:
+        print("\n".join(config.keys(Study)))
+        return 0
+    if args.study is None:
+        raise UserError("which study? cover study STUDY.yaml, or --keys for what one may hold")
+    study = config.load(Study, args.study, rest)
+    summary = run_study(study, _jobs(args), args.dry_run)
+    if summary is None:
+        _next("study", args.study, *rest)
+        return 0
+    if args.json:
+        write_json(summary, args.json)
+    if args.json != "-":
+        print(Path(study.out) / REPORT)
+    return 0
+
+
+def _side_by_side(parser: argparse.ArgumentParser, device: bool = True) -> None:
+    parser.add_argument("--jobs", type=_from(1), metavar="N", help="runs side by side (default: one per core on a CPU, else one)")
+    if device:
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+
+
+def _jobs(args: argparse.Namespace) -> int:
+    from cover.machine import cores
+    from cover.model.device import pick_device
+
+    on_cpu = pick_device(getattr(args, "device", "auto")).type == "cpu"
+    return int(args.jobs or (cores() if on_cpu else 1))
+
+
 # --- predict --------------------------------------------------------------------------------------------------------------------
 
 
@@ -480,6 +632,33 @@ def _predict(args: argparse.Namespace, rest: list[str]) -> int:
     targets = Targets(args.format, args.out, args.embed, args.json)
     means = Means(args.device, None if args.workers < 0 else args.workers, args.engine)
     return 1 if predict(args.checkpoint, files, wishes, targets, means) else 0
+
+
+# --- explain --------------------------------------------------------------------------------------------------------------------
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, a checkpoint, a release folder or a Hub id (owner/name)")
+    parser.add_argument("file", metavar="FILE", help="a video, an image or a URL")
+    parser.add_argument("--head", action="append", help="only this head (may be given again)")
+    parser.add_argument("--class", dest="named", metavar="NAME", help="what speaks for this class (default: each head's likeliest)")
+    parser.add_argument(
+        "--method", choices=["gradient", "rollout"], default="gradient",
+        help="gradient: attention that speaks for the class; rollout: all attention, whatever the class (default: gradient)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of pictures and clips (default: explained/NAME OF THE FILE)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+
+
+def _explain(args: argparse.Namespace, rest: list[str]) -> int:
+    from cover.inference.explain import Question, explain
+
+    question = Question(tuple(args.head) if args.head else None, args.named, args.method)
+    out = args.out or Path("explained") / Path(args.file).stem
+    for path in explain(args.checkpoint, args.file, question, out, args.device):
+        print(path)
+    _next("serve", args.checkpoint, "--page")
+    return 0
 
 
 # --- serve ----------------------------------------------------------------------------------------------------------------------
@@ -557,20 +736,43 @@ def _import_weights(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
+    formats = "onnx: one model for onnxruntime; torch: a .pt2 for torch.export.load; transformers: TimesformerForVideoClassification"
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a run, a checkpoint or a release folder")
-    parser.add_argument("--format", choices=["transformers"], required=True, help="transformers: TimesformerForVideoClassification")
-    parser.add_argument("--head", metavar="NAME", help="which head (default: its only one)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--format", choices=["onnx", "torch", "transformers"], required=True, help=formats)
+    parser.add_argument("--head", metavar="NAME", action="append", default=[], help="which head, may be given again (default: all;"
+                        " transformers: the only one)")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="a new NAME.onnx, NAME.pt2, or folder for transformers")
+    parser.add_argument("--frames", type=_from(1, 4096), metavar="T", help="onnx, torch: of a clip; 1 for images (default: as trained)")
+    parser.add_argument("--int8", action="store_true", help="onnx: matrices of 8-bit integers, a quarter of the size")
 
 
 def _export(args: argparse.Namespace, rest: list[str]) -> int:
     from cover.console import say
-    from cover.inference.export import export_transformers
+    from cover.inference.export import export_onnx, export_torch, export_transformers
 
-    export_transformers(args.checkpoint, args.head, args.out)
+    if args.int8 and args.format != "onnx":
+        raise UserError(f"--int8: goes with --format onnx, not {args.format}")
+    if args.format == "transformers":
+        _check_for_transformers(args)
+        export_transformers(args.checkpoint, args.head[0] if args.head else None, args.out)
+        then = f'transformers.TimesformerForVideoClassification.from_pretrained("{args.out}")'
+    elif args.format == "torch":
+        export_torch(args.checkpoint, args.head, args.out, args.frames)
+        then = f'torch.export.load("{args.out}").module()'
+    else:
+        apart = export_onnx(args.checkpoint, args.head, args.out, args.frames, args.int8)
+        say(f"on a clip of noise its probabilities differ from torch's by {apart:.1g} at most")
+        then = f'onnxruntime.InferenceSession("{args.out}")'
     print(args.out)
-    say(f'next, in Python: transformers.TimesformerForVideoClassification.from_pretrained("{args.out}")')
+    say(f"next, in Python: {then}")
     return 0
+
+
+def _check_for_transformers(args: argparse.Namespace) -> None:
+    if len(args.head) > 1:
+        raise UserError("--head: transformers takes one head; export each into a folder of its own")
+    if args.frames:
+        raise UserError("--frames: goes with --format onnx or torch; transformers takes clips as trained")
 
 
 # --- doctor ---------------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cover.inference.explain import Question, explanations
 from cover.inference.predictor import Predictor
 from cover.inference.serve.app import make_app
 from cover.inference.serve.batching import Batcher
@@ -102,6 +104,10 @@ class Server:
     def send(self, body: bytes, query: str = "", kind: str = "application/octet-stream") -> tuple[int, Any]:
         """A file as it is."""
         return self.ask("POST", f"/v1/predict{query}", body, {"content-type": kind})
+
+    def explain(self, body: bytes, query: str) -> tuple[int, Any]:
+        """What a head's answer to a file rests on."""
+        return self.ask("POST", f"/v1/explain{query}", body, {"content-type": "application/octet-stream"})
 
     def begin(self, length: int, sent: bytes = b"") -> socket.socket:
         """An upload of which only a beginning comes."""
@@ -228,6 +234,44 @@ def write_halves(folder: Path) -> None:
             container.mux(stream.encode())
 
 
+@pytest.mark.parametrize(("name", "head"), [("0.mp4", "ssv2"), ("1.mp4", "kinetics"), ("2.mp4", "tags"), ("0.png", "ssv2")])
+def test_an_explanation_is_that_of_the_command(server: Server, predictor: Predictor, folder: Path, name: str, head: str) -> None:
+    _, (wanted,) = explanations(predictor, str(folder / name), Question((head,)))
+    status, found = server.explain((folder / name).read_bytes(), f"?head={head}")
+    assert status == 200
+    assert (found["head"], found["name"], found["damage"]) == (head, wanted.named, None)
+    assert found["probability"] == pytest.approx(wanted.probability, abs=1e-6)
+    assert [frame["time"] for frame in found["frames"]] == list(wanted.times)
+    np.testing.assert_allclose([frame["heat"] for frame in found["frames"]], wanted.heat, atol=2e-6)
+    assert [frame["weight"] for frame in found["frames"]] == pytest.approx(wanted.weights, abs=2e-6)
+    for frame, pixels in zip(found["frames"], wanted.frames, strict=True):
+        kind, data = frame["picture"].split(",")
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), np.float32)
+        assert kind == "data:image/jpeg;base64"
+        assert picture.shape == (16, 16, 3)
+        assert np.abs(picture - pixels.transpose(1, 2, 0)).mean() < 25
+    other = wanted.prediction.top(2)[1][0]
+    status, second = server.explain((folder / name).read_bytes(), f"?head={head}&class={other}")
+    assert (status, second["name"]) == (200, other)
+    assert second["frames"][0]["heat"] != found["frames"][0]["heat"]
+
+
+def test_explanations_among_predictions(server: Server, predictor: Predictor, folder: Path) -> None:
+    """Each has the model to itself while it is made, and no answer beside it changes."""
+    files = {name: (folder / name).read_bytes() for name in ("0.mp4", "1.png", "2.mp4", "3.png")}
+    wanted = {name: explanations(predictor, str(folder / name), Question(("ssv2",)))[1][0].heat for name in files}
+    names = list(files) * 4
+    with ThreadPoolExecutor(16) as crowd:
+        named = [crowd.submit(server.send, files[name]) for name in names]
+        explained = [crowd.submit(server.explain, files[name], "?head=ssv2") for name in names]
+        answers = [(one.result(), other.result()) for one, other in zip(named, explained, strict=True)]
+    for name, ((status, answer), (other_status, reasons)) in zip(names, answers, strict=True):
+        assert (status, other_status) == (200, 200)
+        check_heads(answer["heads"], predictor(folder / name))
+        np.testing.assert_allclose([frame["heat"] for frame in reasons["frames"]], wanted[name], atol=2e-6)
+    assert b'cover_stage_seconds_count{stage="explain"}' in server.ask("GET", "/metrics")[1]
+
+
 def test_the_other_routes(server: Server) -> None:
     assert server.ask("GET", "/healthz") == (200, {"status": "alive"})
     assert server.ask("GET", "/readyz") == (200, {"status": "ready"})
@@ -241,13 +285,16 @@ def test_the_other_routes(server: Server) -> None:
 
 def test_every_error_is_documented_in_one_shape(server: Server) -> None:
     found = server.ask("GET", "/openapi.json")[1]
-    responses = found["paths"]["/v1/predict"]["post"]["responses"]
-    assert set(responses) == {"200", "400", "408", "413", "415", "422", "429", "500", "503"}
-    for status, response in responses.items():
-        shape = response["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
-        assert shape == ("Answer" if status == "200" else "Problem")
+    for route, answer in {"/v1/predict": "Answer", "/v1/explain": "Reasons"}.items():
+        told = found["paths"][route]["post"]
+        assert set(told["responses"]) == {"200", "400", "408", "413", "415", "422", "429", "500", "503"}
+        for status, response in told["responses"].items():
+            shape = response["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+            assert shape == (answer if status == "200" else "Problem")
+        assert set(told["requestBody"]["content"]) >= {"multipart/form-data", "video/*"}
     assert list(found["components"]["schemas"]["Problem"]["properties"]) == ["error"]
-    assert set(found["paths"]["/v1/predict"]["post"]["requestBody"]["content"]) >= {"multipart/form-data", "video/*"}
+    asked = found["paths"]["/v1/explain"]["post"]["parameters"]
+    assert {each["name"]: each["required"] for each in asked} == {"head": True, "class": False}
 
 
 def test_the_page_loads_nothing_from_elsewhere(server: Server) -> None:
@@ -306,6 +353,7 @@ def test_hostile_files(server: Server, folder: Path) -> None:
         assert "\n" not in answer["error"]
         assert str(folder) not in answer["error"], name
         assert server.service.spool.folder.name not in answer["error"], name
+        assert server.explain(data, "?head=ssv2") == (found, answer), name
 
 
 def test_hostile_requests(server: Server, folder: Path) -> None:
@@ -333,6 +381,18 @@ def test_hostile_requests(server: Server, folder: Path) -> None:
     }.items():
         status, answer = server.send(clip, query)
         assert (status, part in answer["error"]) == (422, True), answer
+    for query, part in {
+        "": "query.head",
+        "?head=ssv3": 'the checkpoint has no head "ssv3"; did you mean',
+        "?head=": "no head",
+        "?head=ssv2&class=z": 'the head "ssv2" has no class "z"',
+        "?head=ssv2&class=": "no class",
+        "?head=%00&class=%00": "no head",
+        "?head=" + "x" * 201: "query.head",
+        "?head=ssv2&class=" + "x" * 1001: "query.class",
+    }.items():
+        status, answer = server.explain(clip, query)
+        assert (status, part in answer["error"], "\n" in answer["error"]) == (422, True, False), answer
 
 
 def test_a_name_is_never_a_path(server: Server, folder: Path, tmp_path: Path) -> None:
@@ -343,7 +403,7 @@ def test_a_name_is_never_a_path(server: Server, folder: Path, tmp_path: Path) ->
     assert not list(server.service.spool.folder.parent.rglob("escaped*"))
 
 
-@pytest.mark.parametrize("path", ["/v1/predict", "/healthz", "/", "/nowhere"])
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/explain?head=ssv2", "/healthz", "/", "/nowhere"])
 def test_an_endless_body_is_ended_on_every_route(server: Server, path: str) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as line:
         line.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: video/mp4\r\ntransfer-encoding: chunked\r\n\r\n".encode())
@@ -393,8 +453,9 @@ def test_a_client_that_leaves(server: Server, folder: Path) -> None:
 def test_a_full_queue_refuses_at_once(server: Server, folder: Path) -> None:
     lines = [server.begin(1000) for _ in range(LIMITS.queue)]
     wait_until(lambda: server.service.under_way == LIMITS.queue)
-    status, answer = server.send((folder / "0.mp4").read_bytes())
-    assert (status, "under way" in answer["error"]) == (429, True)
+    for send in (server.send, partial(server.explain, query="?head=ssv2")):
+        status, answer = send((folder / "0.mp4").read_bytes())
+        assert (status, "under way" in answer["error"]) == (429, True)
     assert server.ask("GET", "/healthz")[0] == 200
     for line in lines:
         line.close()
@@ -430,7 +491,13 @@ def test_a_key(service: Service, folder: Path) -> None:
         for path in ("/healthz", "/readyz", "/", "/openapi.json"):
             assert server.ask("GET", path)[0] == 200
         for told in ({}, {"authorization": "Bearer wrong"}, {"authorization": "k" * 20}, {"authorization": "Basic " + "k" * 20}):
-            for method, path in (("POST", "/v1/predict"), ("GET", "/metrics"), ("GET", "/v1/model"), ("GET", "/nowhere")):
+            for method, path in (
+                ("POST", "/v1/predict"),
+                ("POST", "/v1/explain?head=ssv2"),
+                ("GET", "/metrics"),
+                ("GET", "/v1/model"),
+                ("GET", "/nowhere"),
+            ):
                 status, answer = server.ask(method, path, clip, {"content-type": "video/mp4", **told})
                 assert (status, list(answer)) == (401, ["error"])
         told = {"content-type": "video/mp4", "authorization": "Bearer " + "k" * 20}
@@ -521,6 +588,26 @@ def test_a_pack_is_never_larger_than_it_may_be_and_none_waits_for_ever(predictor
     assert not batcher.alive
     with pytest.raises(Refused, match="too busy"):
         batcher.put(clip, time.monotonic() + 1)
+
+
+def test_what_wants_the_model_alone_shares_no_pass_and_keeps_its_turn(predictor: Predictor) -> None:
+    passes: list[int] = []
+    batcher = Batcher(predictor.model, "cpu", Batching(frames=100, wait_s=0.3), lambda samples, frames, seconds: passes.append(samples))
+    until, clip = time.monotonic() + 30, np.zeros((1, 4, 3, 16, 16), np.uint8)
+    before = [batcher.put(clip, until) for _ in range(2)]
+    alone = batcher.put_alone(clip, lambda views: (views.shape, len(passes)), until)
+    after = [batcher.put(clip, until) for _ in range(3)]
+    wrong = batcher.put_alone(clip, lambda views: 1 / 0, until)
+    late = batcher.put_alone(clip, lambda views: 0, time.monotonic() - 1)
+    assert alone.result(timeout=10) == ((1, 4, 3, 16, 16), 1)
+    with pytest.raises(ZeroDivisionError):
+        wrong.result(timeout=10)
+    with pytest.raises(Refused, match="too busy"):
+        late.result(timeout=10)
+    for future in before + after:
+        assert future.result(timeout=10)["ssv2"].shape == (7,)
+    batcher.close()
+    assert passes == [2, 1, 3]
 
 
 def test_what_is_too_late_is_not_computed(predictor: Predictor) -> None:

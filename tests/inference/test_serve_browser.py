@@ -190,6 +190,49 @@ def test_the_names_of_a_clip(browser: Browser, folder: Path) -> None:
         assert browser.complaints() == []
 
 
+LOOKS = {"wide": (1200, "light"), "wide_dark": (1200, "dark"), "phone": (390, "light"), "phone_dark": (390, "dark")}
+
+
+def explained(url: str, file: Path, head: str) -> dict[str, Any]:
+    request = urllib.request.Request(f"{url}/v1/explain?head={head}", file.read_bytes(), {"content-type": "video/webm"})
+    with urllib.request.urlopen(request) as response:
+        found: dict[str, Any] = json.load(response)
+        return found
+
+
+def ask_why(browser: Browser, number: int) -> None:
+    browser.value(f"document.querySelectorAll('#asks button')[{number}].click()")
+    browser.wait_for(f"document.querySelectorAll('#asks button')[{number}].ariaPressed === 'true'")
+
+
+def test_what_an_answer_rests_on(browser: Browser, folder: Path) -> None:
+    """A head is asked why: the frames come with their heat, painted as the server measured it; another head has another."""
+    with served(folder) as url:
+        browser.open(f"{url}/")
+        browser.choose(folder / "clip.webm")
+        browser.wait_for("document.querySelectorAll('#asks button').length === 3")
+        ask_why(browser, 1)
+        wanted = explained(url, folder / "clip.webm", "kinetics")
+        bars = browser.value("[...document.querySelectorAll('#heat progress')].map(bar => bar.value)")
+        assert bars == pytest.approx([frame["weight"] for frame in wanted["frames"]], abs=1e-5)
+        browser.wait_for("[...document.querySelectorAll('#heat img')].every(image => image.naturalWidth === 32)")
+        opacities = browser.value("[...document.querySelectorAll('#heat canvas')].map(canvas => "
+                                  "[...canvas.getContext('2d').getImageData(0, 0, 4, 4).data].filter((_, i) => i % 4 === 3))")  # fmt: skip
+        heat = np.array([frame["heat"] for frame in wanted["frames"]]).reshape(4, 16)
+        np.testing.assert_allclose(opacities, 255 * 0.85 * np.sqrt(heat / heat.max()), atol=2)
+        for name, (width, scheme) in LOOKS.items():
+            browser.tell("Emulation.setDeviceMetricsOverride", width=width, height=2400, deviceScaleFactor=1, mobile=width < 500)
+            browser.tell("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            assert browser.value("document.documentElement.scrollWidth <= innerWidth"), name
+            browser.screenshot(f"reasons_{name}.png")
+        ask_why(browser, 0)
+        assert browser.value("[...document.querySelectorAll('#heat progress')].map(bar => bar.value)") != bars
+        browser.choose(folder / "broken.mp4")
+        browser.wait_for("document.getElementById('state').textContent.includes('cannot be read')")
+        assert browser.value("document.getElementById('reasons').hidden") is True
+        assert [text for text in browser.complaints() if "422" not in text] == []
+
+
 def test_a_file_that_cannot_be_read_and_a_key(browser: Browser, folder: Path) -> None:
     with served(folder, "--key-file", str(folder / "key")) as url:
         browser.open(f"{url}/")

@@ -37,9 +37,21 @@ from cover.model.weights import save_release
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
 COUNT, CLIENTS = int(os.environ.get("HOSTILE", "10000")), 12
-ROUTES = ("/", "/healthz", "/readyz", "/metrics", "/v1/model", "/openapi.json", "/../../etc/passwd", "/v1/predict")
+ROUTES = ("/", "/healthz", "/readyz", "/metrics", "/v1/model", "/openapi.json", "/../../etc/passwd", "/v1/predict", "/v1/explain")
 METHODS = ("POST", "GET", "PUT", "DELETE", "TRACE", "X")
-QUERIES = ("", "", "?top=2&timeline=2", "?top=-1", "?timeline=9999", "?head=%00", "?head=x&head=y", "?" + "x" * 3000)
+QUERIES = (
+    "",
+    "",
+    "?top=2&timeline=2",
+    "?top=-1",
+    "?timeline=9999",
+    "?head=%00",
+    "?head=x&head=y",
+    "?head=mine",
+    "?head=mine&class=x",
+    "?head=mine&class=z",
+    "?" + "x" * 3000,
+)
 DOCUMENTED = {200, 400, 404, 405, 408, 413, 415, 422, 429, 503}
 
 
@@ -142,7 +154,7 @@ def wrapped(rng: random.Random, body: bytes) -> tuple[bytes, dict[str, str]]:
 def hostile_request(server: Running, number: int, found: list[bytes]) -> str:
     """One of them: what came of it, in a word."""
     rng = random.Random(number)
-    method, path = ("POST", "/v1/predict") if rng.random() < 0.7 else (rng.choice(METHODS), rng.choice(ROUTES))
+    method, path = ("POST", rng.choice(["/v1/predict", "/v1/explain"])) if rng.random() < 0.7 else (rng.choice(METHODS), rng.choice(ROUTES))
     path += rng.choice(QUERIES)
     body, headers = wrapped(rng, rng.choice(found))
     with contextlib.suppress(ConnectionError):

@@ -16,7 +16,7 @@ Read = Callable[[Path], np.ndarray]
 
 def read(path: Path) -> np.ndarray:
     """All frames of a file, uint8 `(frames, H, W, 3)`; an image is one frame."""
-    if path.suffix == ".JPEG":
+    if path.suffix in (".JPEG", ".jpg"):
         return np.asarray(Image.open(path))[None]
     with av.open(str(path)) as container:
         convert = VideoReformatter().reformat

@@ -57,7 +57,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory, read_file: Callable[[Path], n
         return read_file(path)
 
     def clips(dataset: str, split: str, count: int) -> Clips:
-        labels = [CLASSES[dataset].index(class_of(dataset, index)) for index in range(count)]
+        labels = [CLASSES[dataset].index(class_of(SETTINGS, dataset, index)) for index in range(count)]
         return Clips([frames(dataset, split, index) for index in range(count)], np.array(labels))
 
     made: dict[str, tuple[Clips, Clips]] = {}

@@ -86,7 +86,7 @@ def test_the_single_runs_are_the_cotraining_with_one_set(told: Told) -> None:
         differing = {key for key in together if together[key] != single[key]}
         assert differing <= {"data", "out", "batch", "steps"}
         assert abs(single["steps"] * single["batch"] - seen[name]) <= single["batch"] / 2
-    assert together["start"] == {"checkpoint": str(told.out / "runs" / "pretrain"), "temporal": "fresh"}
+    assert together["start"] == {"checkpoint": str(told.out / "runs" / "pretrain"), "temporal": "fresh", "heads": "drop"}
 
 
 def test_it_can_be_told_again(told: Told) -> None:

@@ -80,7 +80,8 @@ class Pack:
 
 
 def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
-    """Samples, group by group, as a Pack. All samples of a group have the same number of frames."""
+    """Samples, group by group, as a Pack. All samples of a group have the same number of frames; a group may be empty."""
+    groups = [group for group in groups if group]
     samples = [sample for group in groups for sample in group]
     hot = [sample.hot for sample in samples if sample.hot is not None]
     erase = [sample.erase for sample in samples if sample.erase is not None]

@@ -134,7 +134,7 @@ class Schedule:
     def __init__(self, seed: int, groups: tuple[Group, ...], mixing: Mixing | None = None) -> None:
         """`mixing`: which samples are mixed, so that those of a pair come one after the other."""
         self.seed, self.groups, self.mixing = seed, groups, mixing
-        self._counters = tuple(_Quotas(group) for group in groups)
+        self._counters = tuple(Quotas(group) for group in groups)
         self._orders: dict[str, dict[int, np.ndarray]] = {}  # of a data set's rows, by epoch
 
     def step(self, step: int) -> tuple[tuple[Draw, ...], ...]:
@@ -153,7 +153,7 @@ class Schedule:
                 found[source.name] = found.get(source.name, 0) + count
         return found
 
-    def _group_draws(self, group: Group, quotas: _Quotas, step: int) -> tuple[Draw, ...]:
+    def _group_draws(self, group: Group, quotas: Quotas, step: int) -> tuple[Draw, ...]:
         """Shuffled clip by clip: the crops of one clip stay together, so that one decode serves them."""
         before, after = quotas.after(step), quotas.after(step + 1)
         clips = [
@@ -193,7 +193,7 @@ def _by_clip(first: int, last: int, crops: int) -> Iterator[range]:
         yield range(max(first, clip * crops), min(last, (clip + 1) * crops))
 
 
-class _Quotas:
+class Quotas:
     """How often each source of a group has been drawn after s steps.
 
     Steps are played forward, and the counts of every `_STRIDE`-th kept to start from, beside those of the last step asked for.

@@ -9,6 +9,8 @@ Letters in shapes: B batch, L length, S samples, T frames of one clip, N tokens 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as fn
 from torch import Tensor
@@ -20,19 +22,44 @@ ROTARY_BASE = 100.0  # periods from 2 pi to 200 pi frames: clips have 4 to 96 fr
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, float32 (T, 1, d / 2)
 
 
-def attend_along(qkv_BL3D: Tensor, heads: int) -> Tensor:
-    """Attention among the L tokens of each row, `(B, L, 3 D)` to `(B, L, D)`."""
+class Attended(NamedTuple):
+    """One attention as it was computed: queries, keys, values and what came out, each `(B, H, L, d)`.
+
+    Temporal attention has the N places of a frame in front of the heads, on the same axis: `(S, N H, T, d)`. The fused kernel hands out
+    no weights; who wants them makes them of queries and keys.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+
+
+Kept = list[Attended]
+
+
+def attend_along(qkv_BL3D: Tensor, heads: int, kept: Kept | None = None) -> Tensor:
+    """Attention among the L tokens of each row, `(B, L, 3 D)` to `(B, L, D)`. `kept`, where given, gets it."""
     q, k, v = qkv_BL3D.unflatten(-1, (3, heads, -1)).transpose(1, 3).unbind(2)  # BHLd
-    return fn.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return _attend(q, k, v, kept).transpose(1, 2).flatten(2)
 
 
-def attend_over_time(q_STND: Tensor, k_STND: Tensor, v_STND: Tensor, heads: int, rotation: Rotation | None = None) -> Tensor:
-    """Attention of every token to the same place in the T frames of its clip: three `(S, T, N, D)` to one."""
+def attend_over_time(
+    q_STND: Tensor, k_STND: Tensor, v_STND: Tensor, heads: int, rotation: Rotation | None = None, kept: Kept | None = None
+) -> Tensor:
+    """Attention of every token to the same place in the T frames of its clip: three `(S, T, N, D)` to one. `kept`, where given, gets it."""
     q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q_STND, k_STND, v_STND))
     if rotation is not None:
         q, k = rotate(q, rotation), rotate(k, rotation)
     q, k, v = (x.flatten(2, 3).transpose(1, 2) for x in (q, k, v))  # S, N H, T, d
-    return fn.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(v_STND.shape)
+    return _attend(q, k, v, kept).transpose(1, 2).reshape(v_STND.shape)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, kept: Kept | None) -> Tensor:
+    out = fn.scaled_dot_product_attention(q, k, v)
+    if kept is not None:
+        kept.append(Attended(q, k, v, out))
+    return out
 
 
 def rotation_of(frames: int, channels: int, device: torch.device) -> Rotation:

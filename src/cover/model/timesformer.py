@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,7 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cover.model.attention import ROTARY_BASE, Rotation, attend_along, attend_over_time, rotate, rotation_of
+from cover.model.attention import ROTARY_BASE, Kept, Rotation, attend_along, attend_over_time, rotate, rotation_of
 from cover.model.lean import Groups, gelu_linear, share_class_token
 
 Seen = dict[str, Tensor]  # name -> what the network computed there
@@ -104,10 +105,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.drop = nn.Dropout(dropout)
+        self.kept: Kept | None = None  # gets every attention, where there is a list
 
     def within_frames(self, x_FND: Tensor, groups: Groups, shared: bool) -> Tensor:
         """Every token of a frame attends to every token of that frame (spatial attention); `shared`: a clip has one class token."""
-        x_FND = self.drop(self.proj(attend_along(self.qkv(x_FND), self.heads)))
+        x_FND = self.drop(self.proj(attend_along(self.qkv(x_FND), self.heads, self.kept)))
         return share_class_token(x_FND, groups) if shared else x_FND
 
     def across_frames(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
@@ -124,7 +126,7 @@ class Attention(nn.Module):
         q_clips, k_clips = fn.linear(x_FND[:clip_frames], w_q, b_q), fn.linear(x_FND[:clip_frames], w_k, b_k)
         v_clips, v_images = v_FND.split((clip_frames, image_frames))
         qkv = zip(_clips_of(q_clips, groups), _clips_of(k_clips, groups), _clips_of(v_clips, groups), rotations, strict=True)
-        mixed = [attend_over_time(q, k, v, self.heads, rotation).flatten(0, 1) for q, k, v, rotation in qkv]
+        mixed = [attend_over_time(q, k, v, self.heads, rotation, self.kept).flatten(0, 1) for q, k, v, rotation in qkv]
         mixed += [v_images] if image_frames else []
         return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
 
@@ -163,7 +165,7 @@ class Attention(nn.Module):
             turned = [torch.cat([x[:, :, :1], rotate(x[:, :, 1:], rotation)], 2).flatten(3) for x in (q, k)]  # class token: no time
             qkv_STN3D = torch.cat([*turned, v.flatten(3)], -1)
         once = torch.cat([qkv_STN3D[:, 0, :1], qkv_STN3D[:, :, 1:].flatten(1, 2)], 1)
-        token, patches = attend_along(once, self.heads).split([1, frames * (tokens - 1)], 1)
+        token, patches = attend_along(once, self.heads, self.kept).split([1, frames * (tokens - 1)], 1)
         spread = patches.unflatten(1, (frames, -1))
         return torch.cat([token[:, None].expand(-1, frames, -1, -1), spread], 2).flatten(0, 1)
 
@@ -353,9 +355,13 @@ class TimeSformer(nn.Module):
             for name, value in (branches or {}).items():
                 _note(seen, f"blocks.{number}.{name}", value)
             _note(seen, f"blocks.{number}", x_FND)
-        features = self.norm(self._class_tokens(x_FND, groups))
+        features = self.pooled(x_FND, groups)
         _note(seen, "features", features)
         return features
+
+    def pooled(self, x_FND: Tensor, groups: Groups) -> Tensor:
+        """What the last block gives, `(F, N, D)`, as the normalised class token of every sample, `(S, D)`."""
+        return self.norm(self._class_tokens(x_FND, groups))
 
     def forward_head(self, features: Tensor) -> dict[str, Tensor]:
         """Features `(S, D)` through every head."""
@@ -368,7 +374,7 @@ class TimeSformer(nn.Module):
         x_FPD = x_FDhw.flatten(2).transpose(1, 2) + position[:, 1:]
         if self.has_time_embedding:
             x_FPD = x_FPD + self._time(groups)[:, None]
-        return torch.cat([(self.cls_token + position[:, :1]).expand(len(x_FPD), -1, -1), x_FPD], dim=1)
+        return torch.cat([(self.cls_token + position[:, :1]).expand(x_FPD.shape[0], -1, -1), x_FPD], dim=1)
 
     def _time(self, groups: Groups) -> Tensor:
         """TimeSformer's learned embedding of every frame, `(F, D)`; another T reads the nearest entries."""
@@ -428,6 +434,20 @@ class TimeSformer(nn.Module):
         """Whether the temporal output projection and `temporal_fc` may be multiplied into one matrix (the default): the same function."""
         for block in self._blocks():
             block.merging = on
+
+    @contextmanager
+    def keeping_attention(self) -> Iterator[dict[str, Kept]]:
+        """Inside, every attention that is computed is kept: by module, as `blocks.3.attn` and `blocks.3.temporal_attn`, one for each group
+        that was attended to (none in time for images). Changes no number; not for compiled blocks, nor beside another thread's passes."""
+        found = {name: module for name, module in self.named_modules() if isinstance(module, Attention)}
+        kept: dict[str, Kept] = {name: [] for name in found}
+        try:
+            for name, module in found.items():
+                module.kept = kept[name]
+            yield kept
+        finally:
+            for module in found.values():
+                module.kept = None
 
     def compile_blocks(self, **options: object) -> None:
         """torch.compile block by block: one graph serves all layers for a given Pack layout. `options` go to torch.compile."""

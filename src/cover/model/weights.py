@@ -84,6 +84,14 @@ def _head(told: dict[str, Any]) -> Head:
     return Head(**fields)
 
 
+def release_heads(folder: Path) -> tuple[Head, ...]:
+    """The heads of a release folder, without its weights. Raises `UserError`."""
+    try:
+        return tuple(map(_head, read_config(folder)["heads"]))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG}: no heads of this version: {error}") from None
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a release folder, on the CPU. Raises `UserError`."""
     from safetensors import SafetensorError

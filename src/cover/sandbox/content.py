@@ -13,10 +13,11 @@ import numpy as np
 
 from cover.sandbox.motion import Direction, rise_or_fall, travel, wander
 from cover.sandbox.objects import OBJECTS
-from cover.sandbox.render import Floats, Pixels, Scene, draw_frames, draw_scene, draw_shake
+from cover.sandbox.render import Floats, Pixels, Scene, draw_frames, draw_plain, draw_scene, draw_shake
 from cover.sandbox.settings import FPS, Settings
 
 DATASETS = ("kinetics", "ssv2", "moments", "imagenet")
+PICTURES = "pictures"  # the fifth data set, which only a sandbox with a `relation` has
 SPLITS = ("train", "val")
 
 ACTIVITIES = {
@@ -37,6 +38,7 @@ DIRECTIONS: dict[str, Direction] = {
     "Moving [something] down and to the left": (1, -1),
 }
 MOMENTS = {f"{name}+{way}": (name, way == "rising") for name in MOMENT_OBJECTS for way in ("rising", "falling")}
+HUES = {"red": (1, 0, 0), "yellow": (1, 1, 0), "green": (0, 1, 0), "cyan": (0, 1, 1), "blue": (0, 0, 1), "magenta": (1, 0, 1)}
 CLASSES = {
     "kinetics": tuple(sorted(ACTIVITIES)),
     "ssv2": tuple(sorted(DIRECTIONS)),
@@ -45,20 +47,38 @@ CLASSES = {
 }
 
 
-def class_of(dataset: str, index: int) -> str:
-    """The class name of sample `index`; for `ssv2` the template with its brackets."""
-    return CLASSES[dataset][index % len(CLASSES[dataset])]
+def datasets_of(settings: Settings) -> tuple[str, ...]:
+    """The data sets that a sandbox of these settings holds."""
+    return (*DATASETS, PICTURES) if settings.relation else DATASETS
+
+
+def classes_of(settings: Settings, dataset: str) -> tuple[str, ...]:
+    """The class names of a data set. `pictures` has those of `kinetics`, so that both can share a head, or, `separate`, its own."""
+    if dataset != PICTURES:
+        return CLASSES[dataset]
+    return tuple(sorted(HUES)) if settings.relation == "separate" else CLASSES["kinetics"]
+
+
+def class_of(settings: Settings, dataset: str, index: int) -> str:
+    """The class that sample `index` shows; for `ssv2` the template with its brackets."""
+    classes = classes_of(settings, dataset)
+    return classes[index % len(classes)]
+
+
+def picture_label(settings: Settings, index: int) -> str:
+    """The class name that picture `index` is given: the one that it shows, but under `contrary` the next one, in all classes alike."""
+    return class_of(settings, PICTURES, index + 1 if settings.relation == "contrary" else index)
 
 
 def sample_rng(settings: Settings, dataset: str, split: str, index: int, purpose: int) -> np.random.Generator:
     """The sample's own random numbers; `purpose` (1 or more) keeps pixels and names apart."""
-    return np.random.default_rng([settings.seed, DATASETS.index(dataset), SPLITS.index(split), index, purpose])
+    return np.random.default_rng([settings.seed, (*DATASETS, PICTURES).index(dataset), SPLITS.index(split), index, purpose])
 
 
 def draw_sample(settings: Settings, dataset: str, split: str, index: int) -> Pixels:
     """The frames as they go into the encoder, uint8 `(frames, height, width, 3)`; an image is one frame."""
     rng = sample_rng(settings, dataset, split, index, purpose=1)
-    scene, centres, shake = DRAWERS[dataset](rng, settings, class_of(dataset, index))
+    scene, centres, shake = DRAWERS[dataset](rng, settings, class_of(settings, dataset, index))
     return draw_frames(rng, scene, centres, shake, settings.noise)
 
 
@@ -89,6 +109,12 @@ def _image(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
     return scene, wander(rng, _size(settings), scene.reach, 1), draw_shake(rng, 1, settings.shake_reach)
 
 
+def _picture(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
+    if settings.relation != "separate":
+        return _image(rng, settings, ACTIVITIES[name])
+    return draw_plain(rng, HUES[name], settings), np.zeros((1, 2), np.float32), draw_shake(rng, 1, settings.shake_reach)
+
+
 def draw_object(rng: np.random.Generator) -> str:
     """Any of the twelve objects."""
     return OBJECTS[rng.integers(len(OBJECTS))]
@@ -99,5 +125,5 @@ def _size(settings: Settings) -> tuple[int, int]:
 
 
 DRAWERS: dict[str, Callable[[np.random.Generator, Settings, str], Drawn]] = {
-    "kinetics": _activity, "ssv2": _travel, "moments": _moment, "imagenet": _image,
+    "kinetics": _activity, "ssv2": _travel, "moments": _moment, "imagenet": _image, "pictures": _picture,
 }  # fmt: skip

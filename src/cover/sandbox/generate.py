@@ -6,7 +6,7 @@ cover sandbox DIR --seed 0 --size 1.0 --clutter 0.3
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -18,7 +18,7 @@ import yaml
 from cover.console import Meter, say
 from cover.errors import UserError
 from cover.machine import end_with_parent
-from cover.sandbox.content import DATASETS, SPLITS, draw_sample
+from cover.sandbox.content import SPLITS, datasets_of, draw_sample
 from cover.sandbox.encode import encode
 from cover.sandbox.layouts import LAYOUTS, count
 from cover.sandbox.settings import Settings
@@ -32,7 +32,7 @@ Job = tuple[str, str, int]
 
 
 def generate(folder: Path, settings: Settings, workers: int) -> Path:
-    """Write the four data sets and their `catalog.yaml` into `folder`; returns the catalog's path.
+    """Write the data sets and their `catalog.yaml` into `folder`; returns the catalog's path.
 
     The same settings give the same bytes for any number of worker processes (below 2: in this process). A finished sandbox of
     the same settings is left as it is; one that was broken off is written anew.
@@ -44,13 +44,14 @@ def generate(folder: Path, settings: Settings, workers: int) -> Path:
         say(f"sandbox: {folder} already holds this sandbox, nothing to do")
         return folder / CATALOG
     _write_record(folder, settings, finished=False)
-    jobs = [(dataset, split, index) for dataset in DATASETS for split in SPLITS for index in range(count(settings, dataset, split))]
+    datasets = datasets_of(settings)
+    jobs = [(dataset, split, index) for dataset in datasets for split in SPLITS for index in range(count(settings, dataset, split))]
     with Meter("sandbox", total=len(jobs)) as meter:
         for dataset, done in _write_samples(folder, settings, jobs, workers):
             meter.advance(done, note=dataset)
-    for dataset in DATASETS:
+    for dataset in datasets:
         LAYOUTS[dataset].annotate(folder / LAYOUTS[dataset].folder, settings)
-    _write_catalog(folder)
+    _write_catalog(folder, datasets)
     _write_record(folder, settings, finished=True)
     return folder / CATALOG
 
@@ -91,7 +92,8 @@ def _is_finished(folder: Path, settings: Settings) -> bool:
         raise UserError(f"{folder} is not empty and holds no sandbox: give a new folder")
     wanted = _record(settings, finished=True)
     if {**record, "finished": True} != wanted:
-        changed = [key for key, value in wanted["settings"].items() if record.get("settings", {}).get(key) != value]
+        was, now = record.get("settings", {}), wanted["settings"]
+        changed = [key for key in {**now, **was} if was.get(key) != now.get(key)]
         raise UserError(f"{folder} holds a sandbox of other settings ({', '.join(changed) or 'another revision'}): give a new folder")
     return bool(record["finished"])
 
@@ -113,6 +115,6 @@ def _write_record(folder: Path, settings: Settings, finished: bool) -> None:
     (folder / RECORD).write_text(json.dumps(_record(settings, finished), indent=2) + "\n", encoding="utf-8")
 
 
-def _write_catalog(folder: Path) -> None:
-    entries = {name: {"format": name, "root": LAYOUTS[name].folder, **LAYOUTS[name].catalog} for name in DATASETS}
+def _write_catalog(folder: Path, datasets: Sequence[str]) -> None:
+    entries = {name: {"format": name, "root": LAYOUTS[name].folder, **LAYOUTS[name].catalog} for name in datasets}
     (folder / CATALOG).write_text(yaml.safe_dump(entries, sort_keys=False, default_flow_style=None), encoding="utf-8")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cover.sandbox.content import CLASSES, SPLITS, class_of, draw_object, sample_rng
+from cover.sandbox.content import CLASSES, SPLITS, class_of, classes_of, draw_object, picture_label, sample_rng
 from cover.sandbox.settings import Settings
 
 ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -36,7 +36,7 @@ class Layout:
 
 def count(settings: Settings, dataset: str, split: str) -> int:
     """Files in a split."""
-    return settings.count(dataset, split, len(CLASSES[dataset]))
+    return settings.count(dataset, split, len(classes_of(settings, dataset)))
 
 
 # ----------------------------------------------------------------------------------------------------------------- Kinetics
@@ -63,7 +63,8 @@ def _kinetics_annotate(root: Path, settings: Settings) -> None:
         rows: list[list[Any]] = [["label", "youtube_id", "time_start", "time_end", "split", "is_cc"]]
         for index in range(count(settings, "kinetics", split)):
             start = _kinetics_start(settings, split, index)
-            rows.append([class_of("kinetics", index), youtube_id(settings, "kinetics", split, index), start, start + 10, split, 0])
+            label, video = class_of(settings, "kinetics", index), youtube_id(settings, "kinetics", split, index)
+            rows.append([label, video, start, start + 10, split, 0])
         _write_csv(root / "annotations" / f"{split}.csv", rows)
 
 
@@ -81,7 +82,7 @@ def _ssv2_path(settings: Settings, split: str, index: int) -> str:
 
 
 def _ssv2_entry(settings: Settings, split: str, index: int) -> dict[str, Any]:
-    template = class_of("ssv2", index)
+    template = class_of(settings, "ssv2", index)
     # The first number that the sample's pixels draw is its object: the same stream tells its name.
     thing = draw_object(sample_rng(settings, "ssv2", split, index, purpose=1))
     thing = f"an {thing}" if thing.startswith("a") else f"a {thing}"
@@ -106,7 +107,7 @@ def _ssv2_list(root: Path, word: str) -> Path:
 
 def _moments_within(settings: Settings, split: str, index: int) -> str:
     second = int(sample_rng(settings, "moments", split, index, purpose=3).integers(0, 300))
-    return f"{class_of('moments', index)}/yt-{youtube_id(settings, 'moments', split, index)}_{second}.mp4"
+    return f"{class_of(settings, 'moments', index)}/yt-{youtube_id(settings, 'moments', split, index)}_{second}.mp4"
 
 
 def _moments_path(settings: Settings, split: str, index: int) -> str:
@@ -122,7 +123,7 @@ def _moments_annotate(root: Path, settings: Settings) -> None:
         rows = []
         for index in range(count(settings, "moments", split)):
             votes = sample_rng(settings, "moments", split, index, purpose=4).integers([3, 0], [8, 2])
-            rows.append([_moments_within(settings, split, index), class_of("moments", index), *votes.tolist()])
+            rows.append([_moments_within(settings, split, index), class_of(settings, "moments", index), *votes.tolist()])
         _write_csv(root / f"{_moments_split(split)}Set.csv", rows)
     _write_csv(root / "moments_categories.txt", [[name, number] for number, name in enumerate(CLASSES["moments"])])
 
@@ -144,6 +145,17 @@ def _imagenet_path(settings: Settings, split: str, index: int) -> str:
 def _imagenet_annotate(root: Path, settings: Settings) -> None:
     lines = (f"{wnid(number)} {WORDS[name]}\n" for number, name in enumerate(CLASSES["imagenet"]))
     _write_text(root / "LOC_synset_mapping.txt", "".join(lines))
+
+
+# ----------------------------------------------------------------------------------------------- the fifth: a folder per class
+
+
+def _pictures_path(settings: Settings, split: str, index: int) -> str:
+    return f"{split}/{picture_label(settings, index)}/{index + 1:06d}.jpg"
+
+
+def _pictures_annotate(root: Path, settings: Settings) -> None:
+    """The folders are the list."""
 
 
 # -------------------------------------------------------------------------------------------------------------------- files
@@ -191,4 +203,10 @@ LAYOUTS = {
         "moments_like", _moments_path, _moments_annotate, {"annotations": {"train": "trainingSet.csv", "val": "validationSet.csv"}}
     ),
     "imagenet": Layout("imagenet_like", _imagenet_path, _imagenet_annotate, {"annotations": {"train": "train", "val": "val"}}),
+    "pictures": Layout(
+        "pictures",
+        _pictures_path,
+        _pictures_annotate,
+        {"format": "folder", "media": "image", "annotations": {"train": "train", "val": "val"}},
+    ),
 }

@@ -1,23 +1,27 @@
-"""How large and how hard is the sandbox?"""
+"""How large and how hard is the sandbox, and what has its fifth data set to do with the others?"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from cover.errors import UserError
 
 FPS = 12
 DIALS = ("clutter", "shake", "distractors", "noise")
-COUNTS = ("kinetics", "ssv2", "moments", "imagenet")
+COUNTS = ("kinetics", "ssv2", "moments", "imagenet", "pictures")
 SMALLEST_SIDE = 16
+
+Relation = Literal["shared", "separate", "contrary"]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything the generated files depend on. Sides are even pixels; the four dials lie in [0, 1], 0 being none.
 
-    Counts are `(train, val)` files per data set at `size` 1.
+    Counts are `(train, val)` files per data set at `size` 1. `relation`: what a fifth data set, `pictures`, has in common with `kinetics`;
+    None: no such set. Of the other four no file depends on it.
 
     Raises:
         UserError: a value out of range, named.
@@ -35,6 +39,8 @@ class Settings:
     ssv2: tuple[int, int] = (2400, 300)
     moments: tuple[int, int] = (720, 240)
     imagenet: tuple[int, int] = (1920, 480)
+    pictures: tuple[int, int] = (960, 240)
+    relation: Relation | None = None
 
     def __post_init__(self) -> None:
         for side in ("height", "width"):
@@ -46,6 +52,8 @@ class Settings:
                 raise UserError(f"{dial} is {getattr(self, dial)}: give a number from 0 (none) to 1")
         if self.seed < 0 or not 0 < self.size <= 100:
             raise UserError(f"seed is {self.seed} and size {self.size}: a seed is 0 or more, a size above 0 and at most 100")
+        if self.relation is not None and self.relation not in RELATIONS:
+            raise UserError(f'relation is "{self.relation}": give one of {", ".join(RELATIONS)}')
         for name in COUNTS:
             if len(getattr(self, name)) != 2 or min(getattr(self, name)) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: give two counts of 1 or more, train and val")
@@ -61,5 +69,6 @@ class Settings:
         return 0.2 * self.shake * self.height
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values, tuples as lists."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Plain JSON values, tuples as lists; without a `relation` nothing of the fifth data set, which is not written."""
+        left_out = () if self.relation else ("relation", "pictures")
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items() if key not in left_out}

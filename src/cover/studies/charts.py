@@ -38,14 +38,16 @@ class Axes:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(value, self.top) / self.top
 
 
-def line_chart(name: str, lines: Sequence[Line], x_label: str, reference: tuple[float, str] | None = None, share: bool = False) -> str:
-    """An SVG element. `reference` is a level and its words, drawn dashed; `share` fixes the y axis to 0-100 %.
+def line_chart(
+    name: str, lines: Sequence[Line], x_label: str, reference: tuple[float, str] | None = None, share: bool = False, most: float = 1.0
+) -> str:
+    """An SVG element. `reference` is a level and its words, drawn dashed; `share` fixes the y axis to 0-100 %, or to `most`.
 
     Lines without points are left out; at least one line must have some.
     """
     drawn = [line for line in lines if line.points]
     assert drawn, "a chart needs a point"
-    axes = _axes(drawn, reference, share)
+    axes = _axes(drawn, reference, most if share else None)
     parts = [_grid(axes, x_label, share)]
     if reference:
         parts.append(_reference(axes, *reference))
@@ -54,10 +56,10 @@ def line_chart(name: str, lines: Sequence[Line], x_label: str, reference: tuple[
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 
-def _axes(lines: Sequence[Line], reference: tuple[float, str] | None, share: bool) -> Axes:
+def _axes(lines: Sequence[Line], reference: tuple[float, str] | None, most: float | None) -> Axes:
     right = max(x for line in lines for x, _ in line.points)
-    if share:
-        return Axes(right or 1.0, 1.0)
+    if most:
+        return Axes(right or 1.0, most)
     # One wild step must not flatten the rest of the curve: the axis ends where the running means do, with some air.
     highest = max(y for line in lines for _, y in running_mean(line.points))
     return Axes(right or 1.0, 1.12 * max(highest, reference[0] if reference else 0.0) or 1.0)
@@ -65,7 +67,7 @@ def _axes(lines: Sequence[Line], reference: tuple[float, str] | None, share: boo
 
 def _grid(axes: Axes, x_label: str, share: bool) -> str:
     parts = []
-    for value in [0.0, 0.25, 0.5, 0.75, 1.0] if share else ticks(axes.top):
+    for value in [axes.top * quarter / 4 for quarter in range(5)] if share else ticks(axes.top):
         y = axes.y(value)
         text = f"{100 * value:.0f} %" if share else f"{value:g}"
         parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')

@@ -55,7 +55,7 @@ def headline(results: Results) -> str:
         return f"{whole}; no model of one set alone was evaluated to compare it with."
     known = {name for sets in found.values() for name, _ in sets}
     rest = [name for name in trained if name not in known]
-    nothing = f"; on {_listed(rest)} there is none to compare with" if rest else ""
+    nothing = f"; on {listed(rest)} there is none to compare with" if rest else ""
     return f"{whole}, against a model trained on each set alone: {', '.join(said)}{nothing}."
 
 
@@ -65,14 +65,14 @@ def notes(results: Results) -> list[str]:
     said = []
     if found["better"]:
         falls = [_fall(name, results[name]) for name, _ in found["better"]]
-        said.append(f"It reads the order of the frames: shuffling them takes {_listed(falls)}.")
+        said.append(f"It reads the order of the frames: shuffling them takes {listed(falls)}.")
     if found["worse"]:
         said.append(f"Shuffling raises {_sets([(name, -gap) for name, gap in found['worse']])}.")
     if found["equal"]:
-        said.append(f"Shuffling changes nothing measurable on {_listed([name for name, _ in found['equal']])}.")
+        said.append(f"Shuffling changes nothing measurable on {listed([name for name, _ in found['equal']])}.")
     at_chance = [name for name, row in results.items() if _at_chance(row)]
     if at_chance:
-        said.append(f"Not measurably above chance: {_listed(at_chance)}.")
+        said.append(f"Not measurably above chance: {listed(at_chance)}.")
     return said
 
 
@@ -112,8 +112,9 @@ def _at_chance(row: Mapping[str, Any]) -> bool:
 
 
 def _sets(sets: Sequence[tuple[str, float]]) -> str:
-    return _listed([f"{name} ({100 * gap:+.1f} points)" for name, gap in sets])
+    return listed([f"{name} ({100 * gap:+.1f} points)" for name, gap in sets])
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """Words as a sentence lists them: a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

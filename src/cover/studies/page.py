@@ -41,16 +41,18 @@ def gone(words: str) -> str:
     return f'<p class="gone">{escape(words)}</p>'
 
 
-def cell(text: str | None, tone: str = "") -> str:
-    """A table cell from plain text; None is drawn as a dash."""
+def cell(text: str | None, tone: str = "", note: str = "") -> str:
+    """A table cell from plain text, with a small second line; None is drawn as a dash."""
     if text is None:
         return '<td class="none" title="not run">–</td>'
-    return f'<td class="{tone}">{escape(text)}</td>' if tone else f"<td>{escape(text)}</td>"
-
-
-def row_head(text: str, note: str = "") -> str:
-    """The first cell of a row, with a small second line."""
     below = f"<small>{escape(note)}</small>" if note else ""
+    return f'<td class="{tone}">{escape(text)}{below}</td>' if tone else f"<td>{escape(text)}{below}</td>"
+
+
+def row_head(text: str, note: str = "", narrow: str = "") -> str:
+    """The first cell of a row, with a small second line, and a third on narrow screens in place of columns of class `text`."""
+    below = f"<small>{escape(note)}</small>" if note else ""
+    below += f'<small class="narrow">{escape(narrow)}</small>' if narrow else ""
     return f'<th scope="row">{escape(text)}{below}</th>'
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfaf7; --card: #ffffff; --ink: #20242a; --soft: #646b75; --rule: #e4e1da; --track:
     #efede7; --cotrained: #1f5f99; --single: #c9782f; --pretrained: #4c8f7b; --shuffled: #86aacb; --oneframe: #b9cfe2; --extra:
-    #8a6aa8; --right: #2c7a52; --wrong: #b0453c; }
+    #8a6aa8; --right: #2c7a52; --wrong: #b0453c; --behind: #9c5412; }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #15181c; --card: #1c2025; --ink: #e7e5e0; --soft: #9aa1ab; --rule: #30353c; --track: #282d34; --cotrained:
       #6cacea; --single: #e39c58; --pretrained: #78bfa7; --shuffled: #4a759f; --oneframe: #34506c; --extra: #b99bd8; --right:
-      #6cc397; --wrong: #e58a80; }
+      #6cc397; --wrong: #e58a80; --behind: #e39c58; }
 }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
@@ -78,6 +78,18 @@ svg path { fill: none; stroke: var(--tone); stroke-linejoin: round; stroke-linec
 svg .faint { stroke-width: 1; opacity: .28; }
 svg .curve { stroke-width: 2.2; }
 svg circle { fill: var(--tone); }
+svg .dashed, svg .dotted { stroke-linecap: butt; }
+svg .dashed { stroke-dasharray: 8 5; }
+svg .dotted { stroke-dasharray: 2.5 3.5; }
+svg circle.dashed, svg circle.dotted { stroke-dasharray: none; }
+.key i.dashed { background: repeating-linear-gradient(90deg, var(--tone) 0 4px, transparent 4px 6px); }
+.key i.dotted { background: repeating-linear-gradient(90deg, var(--tone) 0 2px, transparent 2px 4px); }
+svg .zero { stroke: var(--ink); stroke-width: 1.2; }
+svg .name { fill: var(--ink); font-weight: 600; }
+svg path.whisker { stroke-width: 2.4; }
+svg path.solid.mark { fill: var(--tone); stroke: var(--paper); stroke-width: 1.2; }
+svg path.hollow.mark { fill: var(--paper); stroke: var(--tone); stroke-width: 2; }
+.key svg { display: inline-block; width: 18px; height: 18px; margin-right: 6px; vertical-align: -4px; }
 .clips { display: grid; gap: 20px; margin-bottom: 44px; }
 .clip { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 8px 30px; align-items: center; break-inside:
     avoid; }
@@ -88,6 +100,42 @@ svg circle { fill: var(--tone); }
 .still { grid-template-columns: 128px minmax(0, 1fr); gap: 20px; }
 .still .verdict { margin: 0 0 6px; }
 .stages .bar { grid-template-columns: 15em 1fr 4.2em; }
+.claim { border-left: 5px solid var(--soft); background: var(--card); border-radius: 0 8px 8px 0; padding: 16px 22px 14px; margin: 0 0 18px;
+    box-shadow: inset 0 0 0 1px var(--rule); break-inside: avoid; }
+.claim h3 { font-size: 19px; line-height: 1.35; }
+.claim .stands { margin: 0 0 8px; max-width: none; }
+.claim.shown { border-left-color: var(--cotrained); }
+.claim.shown-in-part { border-left-color: var(--shuffled); }
+.claim.the-opposite-shown { border-left-color: var(--single); }
+.claim.not-asked { border-left-style: dotted; color: var(--soft); }
+main ul { margin: 0 0 14px; padding-left: 1.15em; max-width: 78ch; font-size: 15px; line-height: 1.5; }
+main li { margin: 0 0 6px; }
+main ul.protocol { list-style: none; padding: 0; margin: 10px 0 0; color: var(--soft); font-size: 12.5px; line-height: 1.45;
+    max-width: none; }
+main ul.protocol li { margin: 0 0 3px; }
+h3.group { font-size: 20px; margin: 40px 0 14px; padding-top: 14px; border-top: 1px solid var(--rule); }
+.tabled { margin-top: 26px; }
+td small { display: block; color: var(--soft); font-weight: 400; font-size: 12.5px; }
+small.narrow { display: none !important; }
+h3 + .caption { margin-bottom: 8px; }
+td.behind { font-weight: 680; color: var(--behind); }
+td.text { text-align: left; white-space: normal; min-width: 9em; }
+td.said { white-space: normal; min-width: 7.5em; }
+main ul:not(.protocol) { columns: 2 30em; column-gap: 36px; max-width: none; }
+main ul:not(.protocol):has(> li:only-child) { columns: auto; max-width: 78ch; }
+main li { break-inside: avoid; }
+details { margin-top: 22px; }
+summary { cursor: pointer; color: var(--cotrained); font-size: 15px; }
+details .tabled { margin-top: 12px; }
+details[open] > .grid { margin-top: 22px; }
+div.wide + div.wide { margin-top: 26px; }
+.grid div.wide + div.wide { margin-top: 0; }
+.article thead th:nth-child(-n+3) { text-align: left; }
+.wide .bar { grid-template-columns: minmax(0, 3fr) minmax(0, 4fr) 10.5em; }
+.bar.signed .fill { border-radius: 0; }
+.bar.signed small { color: var(--soft); }
+.wide .bar.signed { grid-template-columns: minmax(0, 3fr) minmax(0, 4fr) 4em; }
+.middle { left: 50%; width: 1px; top: -2px; bottom: -2px; background: var(--soft); }
 .verdict { font-size: 14.5px; line-height: 1.35; margin: 7px 0 0; overflow-wrap: anywhere; max-width: none; }
 .verdict b { font-weight: 650; }
 .yes { color: var(--right); }
@@ -114,21 +162,38 @@ pre { font: 14px/1.7 ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation 
   .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; padding-left: 18px;
       background: var(--paper); min-width: 7.5em; }
   .clip .said { margin-bottom: 6px; }
+  .claim { padding: 13px 15px 10px; }
+  .claim h3 { font-size: 17px; }
+  .wide .bar { grid-template-columns: minmax(0, 1fr) auto; gap: 2px 8px; padding: 5px 0; }
+  .wide .bar .track { grid-column: 1 / -1; grid-row: 2; height: 12px; }
+  .wide .bar.signed { grid-template-columns: minmax(0, 1fr) auto; }
+  main ul { padding-left: 1em; }
+  small.narrow { display: block !important; }
+  .article td.text, .article thead th:nth-child(2), .article thead th:nth-child(3) { display: none; }
+  .scroll.small th:first-child, .scroll.article th:first-child { min-width: 9.5em; }
+  .facts th:first-child { min-width: 7.5em; white-space: normal; }
 }
 @media print {
   :root { color-scheme: light; --paper: #fff; --card: #fff; --ink: #000; --soft: #444; --rule: #bbb; --track: #eee; --cotrained:
       #1f5f99; --single: #c9782f; --pretrained: #4c8f7b; --shuffled: #86aacb; --oneframe: #b9cfe2; --extra: #8a6aa8; --right:
-      #2c7a52; --wrong: #b0453c; }
+      #2c7a52; --wrong: #b0453c; --behind: #9c5412; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   body { font-size: 10.5pt; }
   main { max-width: none; padding: 0; }
   section { margin-top: 30pt; }
-  h2, .caption { break-after: avoid; }
+  h2, h3, .caption, summary { break-after: avoid; }
   .scroll { overflow: visible; }
   table { font-size: 9pt; }
   th, td { padding-left: 8pt; }
   .panel, tr, pre, p { break-inside: avoid; }
   pre { white-space: pre-wrap; }
+  details::details-content { content-visibility: visible; block-size: auto; }
+  summary { color: var(--ink); }
+  .small table { font-size: 7.5pt; }
+  td small, tbody th small { font-size: 7pt; }
+  small.narrow { display: none !important; }
+  .article td.text, .article thead th:nth-child(n) { display: table-cell; }
+  .small th, .small td { padding-left: 5pt; }
   .grid { grid-template-columns: 1fr 1fr; gap: 18pt 24pt; }
 }
 """

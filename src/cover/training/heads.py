@@ -1,9 +1,10 @@
-"""Which heads does a mixture train, and where in them is each class of its data sets?"""
+"""Which heads does a mixture train, which does it keep as they are, and where in them is each class of its data sets?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import accumulate, chain
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,33 @@ def _make_head(name: str, served: Mapping[str, ClassList]) -> Head:
         )
     union = dict.fromkeys(chain.from_iterable(each.names for each in served.values()))
     return Head(name, tuple(union), "sigmoid" if True in kinds else "softmax", () if list(served) == [name] else tuple(served))
+
+
+def with_kept(heads: Sequence[Head], theirs: Sequence[Head]) -> tuple[Head, ...]:
+    """The heads that a mixture trains, then those of `theirs`, a checkpoint's, that it does not: `start.heads: keep`.
+
+    Those that are trained come first, so that they are the columns of `Pack.targets`. Raises `UserError` where a data set would have two.
+    """
+    owner = {name: head.name for head in heads for name in head.datasets}
+    kept = [head for head in theirs if head.name not in {ours.name for ours in heads}]
+    for head in kept:
+        for name in owner.keys() & set(head.datasets):
+            raise UserError(
+                f'start.heads: {name} is trained under the head "{owner[name]}", and the checkpoint has "{head.name}" for it;'
+                f" share that one as the checkpoint does (data.heads.{head.name}: [{', '.join(head.datasets)}]), or set start.heads to drop"
+            )
+    return (*heads, *kept)
+
+
+def kept_heads(heads: Sequence[Head], trained: Container[str]) -> list[Head]:
+    """Of the heads of a network those that are kept as they are: none of their data sets is `trained`."""
+    return [head for head in heads if not any(name in trained for name in head.datasets)]
+
+
+def kept_facts(heads: Sequence[Head], trained: Container[str], told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint has `told` of the data sets of the heads that are kept, where it has: it goes with them."""
+    names = [name for head in kept_heads(heads, trained) for name in head.datasets]
+    return {name: {**told[name], "kept": True} for name in names if name in told}
 
 
 def targets_of(dataset: str, classes: ClassList, heads: Sequence[Head]) -> np.ndarray:

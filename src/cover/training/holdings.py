@@ -20,6 +20,7 @@ from cover.datasets.manifest import Manifest, Media, open_manifest
 from cover.errors import UserError
 from cover.mixture.loader import Member
 from cover.mixture.schedule import Group, Source, rates_by, split_batch, steps_for
+from cover.model.weights import find_release, release_heads
 from cover.training.recipe import Recipe
 from cover.training.train import find_members
 
@@ -196,6 +197,17 @@ def _union(members: Sequence[Holding]) -> int:
     if all(each.names is not None for each in members):
         return len({name for each in members for name in each.names or ()})
     return sum(each.classes for each in members)
+
+
+def classes_kept(recipe: Recipe, trained: Mapping[str, int]) -> dict[str, int]:
+    """Head -> classes of what the starting checkpoint adds to the heads `trained` (`start.heads: keep`); none where it is not here."""
+    if recipe.start.heads == "drop":
+        return {}
+    try:
+        theirs = release_heads(find_release(recipe.start.checkpoint))
+    except UserError:
+        return {}
+    return {head.name: len(head.classes) for head in theirs if head.name not in trained}
 
 
 def step_groups(recipe: Recipe, holdings: Sequence[Holding], devices: int) -> tuple[Group, ...]:

@@ -7,7 +7,7 @@ times what its pattern says. The first pattern that finds a parameter decides.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,7 @@ from torch import nn
 from cover.console import say
 from cover.errors import UserError, nearest
 from cover.model.timesformer import TimeSformer
+from cover.training.heads import kept_heads
 from cover.training.recipe import Optimizer, Pattern
 
 NAMES_SHOWN = 3
@@ -56,6 +57,15 @@ def describe_patterns(model: TimeSformer, patterns: Mapping[str, Pattern]) -> li
         count = f"{len(names)} parameter{'s' if len(names) > 1 else ''} ({sum(sizes[name] for name in names):,} numbers)"
         lines.append(f'pattern "{pattern}": {patterns[pattern].words}: {count}: {shown}')
     return lines
+
+
+def freeze_kept(model: TimeSformer, trained: Container[str]) -> None:
+    """Stop the gradients of the heads that none of the data sets `trained` trains, and name them."""
+    kept = [head.name for head in kept_heads(model.head_list, trained)]
+    for name in kept:
+        model.heads[name].requires_grad_(False)
+    if kept:
+        say(f"heads kept as they are: {', '.join(kept)}")
 
 
 def freeze_matched(model: TimeSformer, patterns: Mapping[str, Pattern]) -> None:

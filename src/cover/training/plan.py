@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from cover.model.lean import Groups
 from cover.model.presets import model_config
 from cover.model.timesformer import ModelConfig
 from cover.training.devices import Device
-from cover.training.holdings import Holding, classes_of_heads, drawn_by_the_end, step_groups, steps_of
+from cover.training.holdings import Holding, classes_kept, classes_of_heads, drawn_by_the_end, step_groups, steps_of
 from cover.training.memory import FLOAT32, Memory, Ways, step_memory
 from cover.training.parameters import matches
 from cover.training.reading_cost import ReadingCost
@@ -119,16 +119,19 @@ def make_step(recipe: Recipe, cluster: Cluster, holdings: Sequence[Holding], gro
         wanted.preset, size=wanted.size, frames=recipe.data.frames, attention=wanted.attention, time=wanted.time,
         image_temporal=wanted.image_temporal, dropout=wanted.dropout, layer_scale=wanted.layer_scale,
     )  # fmt: skip
-    heads = classes_of_heads(recipe, holdings)
+    trained = classes_of_heads(recipe, holdings)
+    kept = classes_kept(recipe, trained)
+    heads = {**trained, **kept}
     mine = tuple((group.samples // cluster.devices, group.frames) for group in groups)
-    return Step(recipe, cluster, config, heads, mine, _untrained(recipe, config, heads, groups))
+    return Step(recipe, cluster, config, heads, mine, _untrained(recipe, config, heads, groups, kept))
 
 
-def _untrained(recipe: Recipe, config: ModelConfig, heads: Mapping[str, int], groups: Sequence[Group]) -> int:
-    """Parameters that stay as they are: what a pattern freezes, and the temporal branch where there is no clip."""
+def _untrained(recipe: Recipe, config: ModelConfig, heads: Mapping[str, int], groups: Sequence[Group], kept: Iterable[str]) -> int:
+    """Parameters that stay as they are: what a pattern freezes, heads that are `kept`, and the temporal branch where there is no clip."""
     model, images_only = on_meta(config, heads), all(group.frames == 1 for group in groups)
     found = matches(model, recipe.optimizer.patterns)
     frozen = {name for pattern, names in found.items() for name in names if recipe.optimizer.patterns[pattern].freeze}
+    frozen |= {name for name, _ in model.named_parameters() for head in kept if name.startswith(f"heads.{head}.")}
     return sum(p.numel() for name, p in model.named_parameters() if name in frozen or (images_only and model.is_temporal(name)))
 
 

@@ -24,7 +24,8 @@ RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
-def _key(default: Any, text: str) -> Any:
+def option(default: Any, text: str) -> Any:
+    """A field of a configuration: its default and its help."""
     if isinstance(default, dict | list):
         return field(default_factory=lambda: type(default)(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
@@ -35,44 +36,48 @@ class Data:
     """Which data sets are mixed, and at which rates."""
 
     sets: list[str] = field(metadata={"help": "names from the catalog"})
-    catalog: str = _key("catalog.yaml", "the catalog file, relative to the current folder")
-    frames: int = _key(8, "frames of a clip")
-    alpha: float = _key(1.0, "rates proportional to size^alpha; 1 is the article's rule")
-    weights: dict[str, float] = _key({}, "explicit rates in place of sizes, one per data set")
-    epochs: dict[str, float] = _key({}, "rates by how often each data set is to be seen; with steps: 0, that often and no more")
-    loss_weights: dict[str, float] = _key({}, "factor on a data set's loss, 1 where not given")
-    heads: dict[str, list[str]] = _key({}, "head -> the data sets that share it; a set that is in none has a head of its own name")
-    crops: int = _key(1, "random crops of every clip that is decoded; 2 halves the decoding and sees each clip twice as often")
-    decoder: Decoder = _key("pyav", "of videos: pyav, torchcodec, or torchcodec_cuda (NVDEC)")
-    unreadable: float = _key(0.5, "share of a data set's draws that may be unreadable before the run stops")
-    exclusions: Literal["use", "ignore"] = _key("use", "leave out the training rows that `cover overlap` found in evaluation splits")
+    catalog: str = option("catalog.yaml", "the catalog file, relative to the current folder")
+    frames: int = option(8, "frames of a clip")
+    alpha: float = option(1.0, "rates proportional to size^alpha; 1 is the article's rule")
+    weights: dict[str, float] = option({}, "explicit rates in place of sizes, one per data set")
+    epochs: dict[str, float] = option({}, "rates by how often each data set is to be seen; with steps: 0, that often and no more")
+    loss_weights: dict[str, float] = option({}, "factor on a data set's loss, 1 where not given")
+    batches: Literal["mixed", "alternating"] = option("mixed", "clips and images in every step, or whole steps of either in turn")
+    heads: dict[str, list[str]] = option({}, "head -> the data sets that share it; a set that is in none has a head of its own name")
+    crops: int = option(1, "random crops of every clip that is decoded; 2 halves the decoding and sees each clip twice as often")
+    decoder: Decoder = option("pyav", "of videos: pyav, torchcodec, or torchcodec_cuda (NVDEC)")
+    unreadable: float = option(0.5, "share of a data set's draws that may be unreadable before the run stops")
+    exclusions: Literal["use", "ignore"] = option("use", "leave out the training rows that `cover overlap` found in evaluation splits")
 
 
 @dataclass(frozen=True)
 class Model:
     """The network."""
 
-    preset: str = _key("mini", "mini, or a ViT size with its patch, as in B/16")
-    size: int = _key(32, "image side in pixels")
-    attention: Literal["divided", "joint", "space"] = _key("divided", "temporal then spatial, all tokens at once, or frames apart")
-    time: Literal["rotary", "additive"] = _key("rotary", "how frames are told apart")
-    image_temporal: Literal["attend", "skip"] = _key("attend", "whether images pass the temporal branch")
-    drop_path: float = _key(0.0, "rate of dropped branches at the last layer, growing linearly from 0")
-    dropout: float = _key(0.0, "after the embedding and in every branch")
-    head_dropout: float = _key(0.0, "before the classifiers")
-    layer_scale: float = _key(0.0, "first value of a factor per channel on every branch; 0 for none")
-    checkpointing: bool = _key(False, "keep each block's input alone and compute the rest again: less memory, more time")
+    preset: str = option("mini", "mini, or a ViT size with its patch, as in B/16")
+    size: int = option(32, "image side in pixels")
+    attention: Literal["divided", "joint", "space"] = option("divided", "temporal then spatial, all tokens at once, or frames apart")
+    time: Literal["rotary", "additive"] = option("rotary", "how frames are told apart")
+    image_temporal: Literal["attend", "skip"] = option("attend", "whether images pass the temporal branch")
+    drop_path: float = option(0.0, "rate of dropped branches at the last layer, growing linearly from 0")
+    dropout: float = option(0.0, "after the embedding and in every branch")
+    head_dropout: float = option(0.0, "before the classifiers")
+    layer_scale: float = option(0.0, "first value of a factor per channel on every branch; 0 for none")
+    checkpointing: bool = option(False, "keep each block's input alone and compute the rest again: less memory, more time")
 
 
 @dataclass(frozen=True)
 class Start:
     """Where the weights come from."""
 
-    checkpoint: str = _key("", "a run, checkpoint or release folder to start from; empty for random weights")
-    temporal: Literal["fresh", "copied", "keep"] = _key(
+    checkpoint: str = option("", "a run, checkpoint or release folder to start from; empty for random weights")
+    temporal: Literal["fresh", "copied", "keep"] = option(
         "keep",
         "copied: the temporal branch made anew from the spatial one, temporal_fc zero, as published; "
         "fresh: the same, and under rotary time its heads begin by looking at the frames around",
+    )
+    heads: Literal["drop", "keep"] = option(
+        "drop", "the checkpoint's heads that this run does not train: left out, or kept, bit for bit, in all that it writes"
     )
 
 
@@ -80,24 +85,24 @@ class Start:
 class SetAugment:
     """What of `augment` is another thing for one data set; null: the same."""
 
-    colour: float | None = _key(None, "as augment.colour")
-    randaugment: str | None = _key(None, "as augment.randaugment; an empty text for none")
-    erase: float | None = _key(None, "as augment.erase")
-    mix: float | None = _key(None, "as augment.mix")
+    colour: float | None = option(None, "as augment.colour")
+    randaugment: str | None = option(None, "as augment.randaugment; an empty text for none")
+    erase: float | None = option(None, "as augment.erase")
+    mix: float | None = option(None, "as augment.mix")
 
 
 @dataclass(frozen=True)
 class Augment:
     """What is done to training pixels. The crop's range is the data set's own (catalog)."""
 
-    flip: bool = _key(True, "horizontal flips, under each data set's flip policy")
-    colour: float = _key(0.2, "brightness, contrast and saturation factors within 1 +- this")
-    randaugment: str = _key("", "mM-nN: N operations of magnitude M of 10, as in m7-n4; empty for none")
-    erase: float = _key(0.0, "chance of a box of each sample being erased to the mean colour")
-    mixup: float = _key(0.0, "parameter of the Beta distribution of mixup's shares; 0 for none")
-    cutmix: float = _key(0.0, "the same of cutmix; with both, each pair takes one of them")
-    mix: float = _key(1.0, "chance of a pair being mixed, where mixup or cutmix is on")
-    sets: dict[str, SetAugment] = _key({}, "data set -> what is another thing for it")
+    flip: bool = option(True, "horizontal flips, under each data set's flip policy")
+    colour: float = option(0.2, "brightness, contrast and saturation factors within 1 +- this")
+    randaugment: str = option("", "mM-nN: N operations of magnitude M of 10, as in m7-n4; empty for none")
+    erase: float = option(0.0, "chance of a box of each sample being erased to the mean colour")
+    mixup: float = option(0.0, "parameter of the Beta distribution of mixup's shares; 0 for none")
+    cutmix: float = option(0.0, "the same of cutmix; with both, each pair takes one of them")
+    mix: float = option(1.0, "chance of a pair being mixed, where mixup or cutmix is on")
+    sets: dict[str, SetAugment] = option({}, "data set -> what is another thing for it")
 
     def of(self, name: str) -> Augment:
         """What holds for the data set `name`."""
@@ -123,9 +128,9 @@ class Augment:
 class Pattern:
     """What happens to the parameters whose name a regular expression finds."""
 
-    lr: float = _key(1.0, "factor on their learning rate")
-    decay: float | None = _key(None, "their weight decay, in place of the usual")
-    freeze: bool = _key(False, "whether they stay as they are")
+    lr: float = option(1.0, "factor on their learning rate")
+    decay: float | None = option(None, "their weight decay, in place of the usual")
+    freeze: bool = option(False, "whether they stay as they are")
 
     @property
     def words(self) -> str:
@@ -137,53 +142,53 @@ class Pattern:
 class Optimizer:
     """How the weights move."""
 
-    name: Literal["adamw", "sgd"] = _key("adamw", "AdamW, or SGD with Nesterov momentum")
-    lr: float = _key(1e-3, "peak learning rate")
-    weight_decay: float = _key(0.05, "on matrices only: none on biases, norms, embeddings")
-    betas: tuple[float, float] = _key((0.9, 0.98), "AdamW's")
-    momentum: float = _key(0.9, "SGD's")
-    warmup: float = _key(0.05, "share of the steps with a rising learning rate")
-    schedule: Literal["cosine", "constant", "steps"] = _key("cosine", "after the warm-up; steps: a tenth from each milestone on")
-    milestones: list[float] = _key([], "of the schedule steps, as shares of the run, rising")
-    layer_decay: float = _key(1.0, "factor on the rate for each layer below the top, of what an image model has too")
-    head_lr: float = _key(1.0, "factor on the rate of the classifiers")
-    patterns: dict[str, Pattern] = _key(
+    name: Literal["adamw", "sgd"] = option("adamw", "AdamW, or SGD with Nesterov momentum")
+    lr: float = option(1e-3, "peak learning rate")
+    weight_decay: float = option(0.05, "on matrices only: none on biases, norms, embeddings")
+    betas: tuple[float, float] = option((0.9, 0.98), "AdamW's")
+    momentum: float = option(0.9, "SGD's")
+    warmup: float = option(0.05, "share of the steps with a rising learning rate")
+    schedule: Literal["cosine", "constant", "steps"] = option("cosine", "after the warm-up; steps: a tenth from each milestone on")
+    milestones: list[float] = option([], "of the schedule steps, as shares of the run, rising")
+    layer_decay: float = option(1.0, "factor on the rate for each layer below the top, of what an image model has too")
+    head_lr: float = option(1.0, "factor on the rate of the classifiers")
+    patterns: dict[str, Pattern] = option(
         {}, "regular expression -> what happens to the parameters it finds; the first that finds one decides"
     )
-    clip: float = _key(1.0, "largest gradient norm; 0 for none")
+    clip: float = option(1.0, "largest gradient norm; 0 for none")
 
 
 @dataclass(frozen=True)
 class Log:
     """Where the figures of a run go beside log.jsonl. No part of what is computed: a run is resumed with any."""
 
-    tensorboard: bool = _key(False, "event files under the run's folder; pip install 'cover-video[logs]'")
-    wandb: str = _key("", "the project at Weights & Biases; pip install wandb; WANDB_MODE=offline sends nothing")
+    tensorboard: bool = option(False, "event files under the run's folder; pip install 'cover-video[logs]'")
+    wandb: str = option("", "the project at Weights & Biases; pip install wandb; WANDB_MODE=offline sends nothing")
 
 
 @dataclass(frozen=True)
 class Distributed:
     """How several processes share a step (docs/many_machines.md). No part of what is computed: a run is resumed with any."""
 
-    strategy: Literal["ddp", "fsdp"] = _key("ddp", "the whole model on every rank, or FSDP2: a part of every parameter on each")
-    timeout: float = _key(30.0, "minutes that a rank waits for the others before it gives up")
+    strategy: Literal["ddp", "fsdp"] = option("ddp", "the whole model on every rank, or FSDP2: a part of every parameter on each")
+    timeout: float = option(30.0, "minutes that a rank waits for the others before it gives up")
 
 
 @dataclass(frozen=True)
 class Checkpoints:
     """Which checkpoints are kept. No part of what is computed: a run is resumed with any."""
 
-    keep: int = _key(2, "the last so many; the best is kept beside them")
-    best: str = _key("mean_rank", "which is the best on dev: mean_rank over the data sets, one of their names, or empty for none")
-    background: bool = _key(True, "written while training goes on, from a copy in the host's memory")
+    keep: int = option(2, "the last so many; the best is kept beside them")
+    best: str = option("mean_rank", "which is the best on dev: mean_rank over the data sets, one of their names, or empty for none")
+    background: bool = option(True, "written while training goes on, from a copy in the host's memory")
 
 
 @dataclass(frozen=True)
 class NonFinite:
     """What is done when a loss or a gradient is not a number. A run is resumed with any."""
 
-    policy: Literal["stop", "skip"] = _key("stop", "end the run, or leave the update out and go on")
-    budget: int = _key(10, "updates that skip may leave out before it ends the run all the same")
+    policy: Literal["stop", "skip"] = option("stop", "end the run, or leave the update out and go on")
+    budget: int = option(10, "updates that skip may leave out before it ends the run all the same")
 
 
 @dataclass(frozen=True)
@@ -193,26 +198,26 @@ class Recipe:
     data: Data = field(metadata={"help": "the mixture"})
     out: str = field(metadata={"help": "the run's folder"})
     steps: int = field(metadata={"help": "optimizer steps; 0: as many as data.epochs needs"})
-    batch: int = _key(64, "samples per optimizer step, over all ranks")
-    model: Model = _key(Model(), "the network")
-    start: Start = _key(Start(), "where the weights come from")
-    augment: Augment = _key(Augment(), "training pixels")
-    optimizer: Optimizer = _key(Optimizer(), "how the weights move")
-    ema: float = _key(0.0, "decay of the average of the weights that is evaluated and released; 0 for none")
-    label_smoothing: float = _key(0.0, "share of the target spread over all classes")
-    accumulation: int = _key(1, "micro-batches per step")
-    precision: Literal["fp32", "bf16"] = _key("fp32", "of the forward pass")
-    compile: bool = _key(False, "torch.compile, block by block")
-    seed: int = _key(0, "of everything random")
-    device: str = _key("auto", "auto, cpu, cuda, cuda:1")
-    workers: int = _key(-1, "reading processes; -1 for one per core, 0 for none")
-    log_every: int = _key(20, "steps per line of log.jsonl")
-    log: Log = _key(Log(), "where its figures go beside")
-    evaluate_every: int = _key(0, "steps between evaluations on dev; 0 for the end only, -1 for never")
-    save_every: int = _key(0, "steps between checkpoints; 0 for the end only")
-    checkpoints: Checkpoints = _key(Checkpoints(), "which are kept, and how they are written")
-    distributed: Distributed = _key(Distributed(), "several processes")
-    nonfinite: NonFinite = _key(NonFinite(), "losses and gradients that are not numbers")
+    batch: int = option(64, "samples per optimizer step, over all ranks")
+    model: Model = option(Model(), "the network")
+    start: Start = option(Start(), "where the weights come from")
+    augment: Augment = option(Augment(), "training pixels")
+    optimizer: Optimizer = option(Optimizer(), "how the weights move")
+    ema: float = option(0.0, "decay of the average of the weights that is evaluated and released; 0 for none")
+    label_smoothing: float = option(0.0, "share of the target spread over all classes")
+    accumulation: int = option(1, "micro-batches per step")
+    precision: Literal["fp32", "bf16"] = option("fp32", "of the forward pass")
+    compile: bool = option(False, "torch.compile, block by block")
+    seed: int = option(0, "of everything random")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1")
+    workers: int = option(-1, "reading processes; -1 for one per core, 0 for none")
+    log_every: int = option(20, "steps per line of log.jsonl")
+    log: Log = option(Log(), "where its figures go beside")
+    evaluate_every: int = option(0, "steps between evaluations on dev; 0 for the end only, -1 for never")
+    save_every: int = option(0, "steps between checkpoints; 0 for the end only")
+    checkpoints: Checkpoints = option(Checkpoints(), "which are kept, and how they are written")
+    distributed: Distributed = option(Distributed(), "several processes")
+    nonfinite: NonFinite = option(NonFinite(), "losses and gradients that are not numbers")
 
     def __post_init__(self) -> None:
         if not self.data.sets:
@@ -245,6 +250,8 @@ class Recipe:
             raise UserError("data.epochs: rates come from data.weights or from data.epochs; leave one of them out")
         if not self.steps and not self.data.epochs:
             raise UserError("steps: 0 is as many as data.epochs needs; give that, or a number of steps")
+        if self.start.heads == "keep" and not self.start.checkpoint:
+            raise UserError("start.heads: keep needs a start.checkpoint, whose heads are kept")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema: {self.ema} is not in [0, 1)")
 

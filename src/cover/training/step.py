@@ -66,13 +66,13 @@ def sample_losses(
     """The loss of every sample summed over the heads that it trains, and whether all of them are right: two float `(S,)`.
 
     Cross-entropy for softmax heads, `sigmoid_loss` for those named in `sigmoid`; `targets_SH` and `hot_SK` as in a Pack. Every head
-    sees every sample, masked where the target is -1: shapes are static and every parameter takes part in every step.
+    sees every sample, masked where the target is -1: shapes are static and every parameter takes part in every step. Heads behind
+    the last column of `targets_SH` are kept as they are (`heads.with_kept`), and have no loss.
     """
     loss_S = torch.zeros(len(targets_SH), device=targets_SH.device)
     hit_S = torch.ones(len(targets_SH), device=targets_SH.device)
     first = 0
-    for column, (name, scores) in enumerate(logits.items()):
-        target = targets_SH[:, column]
+    for (name, scores), target in zip(logits.items(), targets_SH.unbind(1), strict=False):
         mine = target >= 0
         if name in sigmoid:
             assert hot_SK is not None, f"{name} is a sigmoid head, and the Pack has no classes for it"

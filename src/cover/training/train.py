@@ -27,23 +27,24 @@ from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.tasks import find_tasks
 from cover.media.decode import check_decoder
+from cover.mixture.alternation import Alternating, check_alternating
 from cover.mixture.loader import Member, packs
 from cover.mixture.pack import Pack
 from cover.mixture.schedule import Schedule, Source, draw_seed, rates_by, split_batch, wanted_rates
 from cover.model.presets import model_config
 from cover.model.timesformer import TimeSformer
-from cover.model.weights import find_release, inherited_settings, start_from
+from cover.model.weights import find_release, inherited_settings, read_config, release_heads, start_from
 from cover.training import checkpoint
 from cover.training.augment import change_pixels
 from cover.training.distributed import Engine, Team, restarted, started_by_torchrun, team, workers_of_a_rank
 from cover.training.ema import Ema, averaged
 from cover.training.finite import FiniteCheck
 from cover.training.folder import first_step, is_begun, prepare_folder
-from cover.training.heads import hot_places, hot_width, make_heads, targets_of
+from cover.training.heads import hot_places, hot_width, kept_facts, make_heads, targets_of, with_kept
 from cover.training.inputs import make_mixing, make_reader, with_steps
 from cover.training.log import RunLog
 from cover.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from cover.training.parameters import freeze_matched
+from cover.training.parameters import freeze_kept, freeze_matched
 from cover.training.recipe import Recipe
 from cover.training.sinks import check_sinks
 from cover.training.step import StepSettings, train_step
@@ -72,14 +73,17 @@ def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR
 
     # --- the model, where it starts, and what moves it ------------------------------------------------------------------------
     first = among.once(lambda: first_step(run, recipe, resume))
-    origin = str(checkpoint.folder_of(run, first)) if first else recipe.start.checkpoint
-    model = build_model(recipe, members, find_release(origin) if origin else None)
+    begin = str(checkpoint.folder_of(run, first)) if first else recipe.start.checkpoint
+    origin = find_release(begin) if begin else None
+    model = build_model(recipe, members, origin)
     among.once(lambda: prepare_folder(run, recipe, first, resume))
     exclusions = count_exclusions(run, first, recipe, members)
-    if recipe.start.checkpoint and not first:
-        for line in start_from(model, find_release(recipe.start.checkpoint), recipe.start.temporal):
+    about = describe(recipe, members, model, origin)
+    if origin and not first:
+        for line in start_from(model, origin, recipe.start.temporal):
             say(line)
     freeze_unused(model, schedule)
+    freeze_kept(model, recipe.data.sets)
     freeze_matched(model, recipe.optimizer.patterns)
     model.to(among.device)
     engine = Engine(model, among, recipe.distributed)
@@ -91,7 +95,6 @@ def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR
     if recipe.compile:
         model.compile_blocks()
     settings = step_settings(recipe, model, among.device)
-    about = describe(recipe, members)
     if first:
         check_same_rows(run, about)
 
@@ -222,13 +225,18 @@ def make_schedule(recipe: Recipe, members: Sequence[Member], ranks: int = 1) -> 
     sources = [
         Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name], recipe.data.crops if m.frames > 1 else 1) for m in members
     ]
-    return Schedule(recipe.seed, split_batch(sources, recipe.batch, ranks * recipe.accumulation, mixing is not None), mixing)
+    parts = ranks * recipe.accumulation
+    if recipe.data.batches == "alternating":
+        check_alternating(ranks, recipe.batch, parts)
+        return Alternating(recipe.seed, split_batch(sources, recipe.batch, 1, mixing is not None), mixing)
+    return Schedule(recipe.seed, split_batch(sources, recipe.batch, parts, mixing is not None), mixing)
 
 
 def build_model(recipe: Recipe, members: Sequence[Member], origin: Path | None) -> TimeSformer:
     """The recipe's network with the heads of its data sets, randomly initialised under the recipe's seed.
 
-    How pixels are normalised, and what else belongs to weights rather than to a run, comes from `origin`, the release that it starts from.
+    How pixels are normalised, and what else belongs to weights rather than to a run, comes from `origin`, the release that it starts from,
+    as do the heads that are kept.
     """
     wanted = recipe.model
     inherited = inherited_settings(origin) if origin else {}
@@ -236,6 +244,8 @@ def build_model(recipe: Recipe, members: Sequence[Member], origin: Path | None) 
     for head in heads:
         if hasattr(torch.nn.ModuleDict, head.name):  # it could not be told from a method
             raise UserError(f'data.sets: "{head.name}" cannot name a head; rename it in the catalog, or in data.heads')
+    if origin and recipe.start.heads == "keep":
+        heads = with_kept(heads, release_heads(origin))
     shape = model_config(
         wanted.preset, size=wanted.size, frames=recipe.data.frames, attention=wanted.attention, time=wanted.time,
         image_temporal=wanted.image_temporal, dropout=wanted.dropout, head_dropout=wanted.head_dropout, layer_scale=wanted.layer_scale,
@@ -260,8 +270,9 @@ def step_settings(recipe: Recipe, model: TimeSformer, device: torch.device) -> S
     )  # fmt: skip
 
 
-def describe(recipe: Recipe, members: Sequence[Member]) -> dict[str, Any]:
-    """What travels with the weights: how each data set's clips are to be taken, and what the run was."""
+def describe(recipe: Recipe, members: Sequence[Member], model: TimeSformer, origin: Path | None) -> dict[str, Any]:
+    """What travels with the weights: how each data set's clips are to be taken, and what the run was. Of the data sets of heads that are
+    kept it is what `origin`, the release that they come from, says."""
     sets = {
         m.spec.name: {
             "media": m.manifest.media, "sampling": str(m.spec.sampling), "views": str(m.spec.views),
@@ -271,6 +282,8 @@ def describe(recipe: Recipe, members: Sequence[Member]) -> dict[str, Any]:
         }
         for m in members
     }  # fmt: skip
+    told = read_config(origin)["about"].get("datasets", {}) if origin else {}
+    sets |= kept_facts(model.head_list, recipe.data.sets, told)
     return {"cover": __version__, "frames": recipe.data.frames, "seed": recipe.seed, "steps": recipe.steps, "datasets": sets}
 
 

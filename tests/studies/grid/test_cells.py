@@ -98,6 +98,15 @@ def test_with_a_part_of_the_target_every_target_has_its_own(make_grid: MakeGrid)
     assert len({cell.job for cell in grid.cells if cell.arm == "videos"}) == 3
 
 
+@pytest.mark.parametrize("changes", [{"alpha": 0.5}, {"weights": {"kinetics": 1, "ssv2": 2, "moments": 1, "imagenet": 4}}])
+def test_where_rates_are_not_in_proportion_every_target_has_its_own_number_of_steps(make_grid: MakeGrid, changes: dict) -> None:
+    grid = make_grid(sizes={"whole": Size(30)}, **changes)
+    for cell in grid.cells:
+        if cell.kind == "arm":
+            wanted = 30 * grid.deriver.count(grid.jobs[cell.job].parts[cell.target])
+            assert drawn(grid, grid.jobs[cell.job])[cell.target] == pytest.approx(wanted, abs=grid.study.batch)
+
+
 def test_seeds_and_folds_multiply_and_each_fold_is_measured_on_its_own_clips(make_grid: MakeGrid) -> None:
     grid = make_grid(seeds=[0, 1], folds={"moments": 3}, targets=["moments"], videos=[], images=[], arms=["alone"])
     jobs = [grid.jobs[cell.job] for cell in grid.cells]
@@ -123,6 +132,12 @@ def test_the_co_trained_source_of_a_transfer_leaves_the_target_out(make_grid: Ma
         (grid.jobs[c.job].recipe.steps, grid.jobs[c.job].recipe.batch) for c in grid.cells if c.kind == "transfer" and c.target == "moments"
     }
     assert len(same) == 1, "equal steps and clips"
+
+
+def test_a_size_may_leave_arms_out(make_grid: MakeGrid) -> None:
+    sizes = {"whole": Size(6), "half": Size(6, 0.5, arms=["alone"])}
+    grid = make_grid(sizes=sizes, transfer=Transfer({"cover": SETS}, {}, ["moments"], size="half"))
+    assert {cell.arm for cell in grid.cells if cell.kind == "arm" and cell.size == "half"} == {"alone"}
 
 
 def test_a_source_that_is_an_arm_is_the_arm_s_run(make_grid: MakeGrid) -> None:

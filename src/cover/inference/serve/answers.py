@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from PIL import Image
+
 from cover.inference.predictor import Prediction
+
+DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,31 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """A frame as a head looked at it. `time`: in seconds. `weight`: its part of the heat. `picture`: a JPEG as a data URL. `heat`: of its
+    patches, row by row from the top, parts of the whole heat, which is 1 over all frames (0 where nothing speaks for the class)."""
+
+    time: float
+    weight: float
+    picture: str
+    heat: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What a head's answer rests on: in the middle view, the places that speak for the class `name`, whose probability is that of all the
+    head's views. `damage`: as in an answer."""
+
+    media: Literal["video", "image"]
+    seconds: float
+    head: str
+    name: str
+    probability: float
+    frames: list[Frame]
+    damage: str | None
+
+
+@dataclass(frozen=True)
 class Problem:
     """Why there is no answer, in one line."""
 
@@ -54,6 +86,20 @@ class State:
 def guesses(predictions: Sequence[Prediction], top: int) -> dict[str, list[Guess]]:
     """The likeliest `top` classes of every head."""
     return {each.head: [Guess(name, share) for name, share in each.top(top)] for each in predictions}
+
+
+def frames(pixels: np.ndarray, heat: np.ndarray, times: Sequence[float]) -> list[Frame]:
+    """Frames, uint8 `(T, 3, size, size)`, each with its heat `(T, h, w)` and its time."""
+    return [
+        Frame(time, round(float(warm.sum()), DIGITS), _data_url(frame), [[round(float(cell), DIGITS) for cell in row] for row in warm])
+        for frame, warm, time in zip(pixels, heat, times, strict=True)
+    ]
+
+
+def _data_url(frame: np.ndarray) -> str:
+    out = io.BytesIO()
+    Image.fromarray(frame.transpose(1, 2, 0)).save(out, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def windows(found: Sequence[Mapping[str, list[Guess]]], seconds: float) -> list[Window]:

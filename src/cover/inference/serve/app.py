@@ -1,16 +1,17 @@
 """Which routes are there, and what do they promise? A FastAPI application; its OpenAPI document is at /openapi.json."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from cover import __version__
-from cover.inference.serve.answers import Answer, Problem, State
+from cover.inference.serve.answers import Answer, Problem, Reasons, State
 from cover.inference.serve.gate import BUG, App, Gate, Receive
 from cover.inference.serve.limits import Refused
 from cover.inference.serve.page import add_page
-from cover.inference.serve.service import Service, Wish
+from cover.inference.serve.service import Service, Why, Wish
 from cover.inference.serve.uploads import FIELD
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ REASONS = {
     500: "a bug; the server's log has a line on it",
     503: "the server is about to stop, or too busy to answer in time",
 }
-MOST_WINDOWS, MOST_CLASSES = 32, 1000
+MOST_WINDOWS, MOST_CLASSES, LONGEST_HEAD, LONGEST_CLASS = 32, 1000, 200, 1000
 _FORM = {"type": "object", "required": [FIELD], "properties": {FIELD: {"type": "string", "format": "binary"}}}
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 BODY = {
@@ -47,6 +48,7 @@ def make_app(service: Service, page: bool = False, key: str | None = None) -> Ap
     _one_shape_of_errors(app)
     _add_routes(app, service, key is not None)
     _add_predict(app, service, key is not None)
+    _add_explain(app, service, key is not None)
     if page:
         add_page(app)
     routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
@@ -112,11 +114,9 @@ def _add_routes(app: Any, service: Service, key: bool) -> None:
 
 def _add_predict(app: Any, service: Service, key: bool) -> None:
     from fastapi import Query, Request
-    from fastapi.responses import JSONResponse
-    from starlette.requests import ClientDisconnect
 
     top_rule = Query(ge=1, le=MOST_CLASSES, description="classes of each head")
-    head_rule = Query(max_length=200, description="only this head (may be given again)")
+    head_rule = Query(max_length=LONGEST_HEAD, description="only this head (may be given again)")
     window_rule = Query(ge=0, le=MOST_WINDOWS, description="also what is seen in each of so many equal parts of a video")
 
     @app.post(
@@ -130,12 +130,36 @@ def _add_predict(app: Any, service: Service, key: bool) -> None:
     ) -> Answer:
         wish = Wish(tuple(dict.fromkeys(head)), top, timeline)
         service.check(wish)
-        with service.admitted(), service.spool.file() as path:
-            try:
-                await service.receive(request.stream(), request.headers.get("content-type", ""), path)
-                return await _unless_gone(request.receive, service.predict(path, wish))
-            except ClientDisconnect:
-                return JSONResponse({}, 499)  # type: ignore[return-value]  # nobody reads it
+        return await _answered(request, service, lambda path: service.predict(path, wish))
+
+
+def _add_explain(app: Any, service: Service, key: bool) -> None:
+    from fastapi import Query, Request
+
+    head_rule = Query(max_length=LONGEST_HEAD, description="whose answer is explained")
+    class_rule = Query(alias="class", max_length=LONGEST_CLASS, description="what speaks for this class (default: the head's likeliest)")
+
+    @app.post(
+        "/v1/explain", openapi_extra=BODY, responses=_reasons(415, 422, 429, 503, key=key),
+        summary="What a head's answer rests on: the frames as it sees them, with the heat of their patches",
+    )  # fmt: skip
+    async def explain(request: Request, head: Annotated[str, head_rule], named: Annotated[str | None, class_rule] = None) -> Reasons:
+        why = Why(head, named)
+        service.check(why)
+        return await _answered(request, service, lambda path: service.explain(path, why))
+
+
+async def _answered(request: Any, service: Service, answer: Callable[[Path], Coroutine[Any, Any, T]]) -> T:
+    """What becomes of the file in a request: it has a place among those under way, and is gone with its answer."""
+    from fastapi.responses import JSONResponse
+    from starlette.requests import ClientDisconnect
+
+    with service.admitted(), service.spool.file() as path:
+        try:
+            await service.receive(request.stream(), request.headers.get("content-type", ""), path)
+            return await _unless_gone(request.receive, answer(path))
+        except ClientDisconnect:
+            return JSONResponse({}, 499)  # type: ignore[return-value]  # nobody reads it
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,18 +18,21 @@ from cover.console import say
 from cover.inference.serve.limits import Batching, late
 from cover.model.timesformer import TimeSformer
 
+T = TypeVar("T")
 Scores = dict[str, np.ndarray]  # head -> float32 (classes,)
 Observe = Callable[[int, int, float], None]  # samples, frames and seconds of a forward pass
 
 
 @dataclass(eq=False)
 class _Part:
-    """The views of one file under one plan, uint8 `(V, T, 3, size, size)`. `deadline`: of `time.monotonic`."""
+    """The views of one file under one plan, uint8 `(V, T, 3, size, size)`. `deadline`: of `time.monotonic`. `alone`: what is done with
+    them, where that is not to name them beside others."""
 
     views: np.ndarray
     deadline: float
+    alone: Callable[[np.ndarray], Any] | None = None
     came: float = field(default_factory=time.monotonic)
-    scores: Future[Scores] = field(default_factory=Future)
+    result: Future[Any] = field(default_factory=Future)
 
     @property
     def frames(self) -> int:
@@ -61,14 +65,20 @@ class Batcher:
 
         Raises `Refused` where there is no room until `deadline`; the future raises it where the model comes too late.
         """
-        part = _Part(views, deadline)
+        return self._take(_Part(views, deadline)).result
+
+    def put_alone(self, views: np.ndarray, work: Callable[[np.ndarray], T], deadline: float) -> Future[T]:
+        """`work(views)` in the thread of the model, when it is their turn: nothing else uses the model meanwhile. Otherwise as `put`."""
+        return self._take(_Part(views, deadline, work)).result
+
+    def _take(self, part: _Part) -> _Part:
         with self._changed:
-            if not self._changed.wait_for(self._has_room, max(0.0, deadline - time.monotonic())) or self._closed:
+            if not self._changed.wait_for(self._has_room, max(0.0, part.deadline - time.monotonic())) or self._closed:
                 raise late()
             self._waiting.append(part)
             self._frames += part.frames
             self._changed.notify_all()
-        return part.scores
+        return part
 
     def _has_room(self) -> bool:
         return self._closed or self._frames < self.HELD_PACKS * self._batching.frames
@@ -84,14 +94,14 @@ class Batcher:
 
     def _run(self) -> None:
         while pack := self._next_pack():
-            live = [part for part in pack if part.scores.set_running_or_notify_cancel()]
+            live = [part for part in pack if part.result.set_running_or_notify_cancel()]
             try:
                 self._answer(live)
             except Exception as error:  # whatever the device says: these requests fail, the next ones get their turn
                 say(f"serve: a forward pass failed: {type(error).__name__}: {error}")
                 for part in live:
-                    if not part.scores.done():
-                        part.scores.set_exception(error)
+                    if not part.result.done():
+                        part.result.set_exception(error)
 
     def _next_pack(self) -> list[_Part]:
         """Waits for a first part, then until the Pack is full or that one has waited long enough. Empty when all is done."""
@@ -100,10 +110,10 @@ class Batcher:
             if not self._waiting:
                 return []
             left = self._waiting[0].came + self._batching.wait_s - time.monotonic()
-            self._changed.wait_for(lambda: self._frames >= self._batching.frames or self._closed, max(0.0, left))
+            self._changed.wait_for(lambda: self._waiting[0].alone or self._frames >= self._batching.frames or self._closed, max(0.0, left))
             pack = [self._waiting.popleft()]
-            room = self._batching.frames - pack[0].frames
-            while self._waiting and self._waiting[0].frames <= room:
+            room = 0 if pack[0].alone else self._batching.frames - pack[0].frames
+            while self._waiting and not self._waiting[0].alone and self._waiting[0].frames <= room:
                 pack.append(self._waiting.popleft())
                 room -= pack[-1].frames
             self._frames -= sum(part.frames for part in pack)
@@ -114,12 +124,13 @@ class Batcher:
         began = time.monotonic()
         for part in pack:
             if part.deadline < began:
-                part.scores.set_exception(late())
-        pack = sorted((part for part in pack if not part.scores.done()), key=lambda part: -part.views.shape[1])  # images last
+                part.result.set_exception(late())
+        pack = sorted((part for part in pack if not part.result.done()), key=lambda part: -part.views.shape[1])  # images last
         if not pack:
             return
-        for part, scores in zip(pack, self._scores(pack), strict=True):
-            part.scores.set_result(scores)
+        results = [pack[0].alone(pack[0].views)] if pack[0].alone else self._scores(pack)
+        for part, result in zip(pack, results, strict=True):
+            part.result.set_result(result)
         self._observe(len(pack), sum(part.frames for part in pack), time.monotonic() - began)
 
     @torch.inference_mode()

@@ -137,9 +137,10 @@ class Grid:
     def _to(self, target: str, source: str, start: Job | str, seed: int) -> None:
         """`start`: the job that makes the source, or the checkpoint that it is."""
         size = self.study.transfer.size or next(iter(self.study.sizes))
+        study = replace(self.study, folds={})
         for how in self.study.transfer.how:
             for lr in self.study.lrs:
-                recipe, parts = Mix(self.study, self.deriver, target, self.study.sizes[size], seed, 0).recipe("alone", lr)
+                recipe, parts = Mix(study, self.deriver, target, study.sizes[size], seed, 0).recipe("alone", lr)
                 job = self._job([how, source, "to", target], fresh_head(recipe, target, how), parts, start, KEPT, seed, lr)
                 job.measured.add(target)
                 self.cells.append(Cell("transfer", f"{source}:{how}", target, size, "", seed, 0, lr, job.name, target))
@@ -148,12 +149,14 @@ class Grid:
         """A model of `sets`, trained as the arms are, under the first learning rate."""
         study, lr = self.study, self.study.lrs[0]
         videos = [name for name in sets if self.deriver.catalog.spec(name).media == "video"]
-        whole = replace(next(iter(study.sizes.values())), part=1.0, rate=0.0)
+        whole = replace(next(iter(study.sizes.values())), part=1.0, rate=0.0, arms=[])
         images = [name for name in sets if name not in videos]
-        narrowed = replace(study, targets=videos[:1], videos=videos, images=images, folds={}, arms=["alone"], transfer=Transfer())
+        narrowed = replace(
+            study, targets=videos[:1], videos=videos, images=images, folds={}, sizes={"whole": whole}, arms=["alone"], transfer=Transfer()
+        )
         recipe, parts = Mix(narrowed, self.deriver, videos[0], whole, seed, 0).recipe("videos_images" if len(sets) > 1 else "alone", lr)
         if len(sets) == 1:  # in steps as large as those of the arm alone, so that the two are one run where both are wanted
-            recipe, parts = Mix(study, self.deriver, videos[0], whole, seed, 0).recipe("alone", lr)
+            recipe, parts = Mix(replace(study, folds={}), self.deriver, videos[0], whole, seed, 0).recipe("alone", lr)
         return self._job(["source", *sets, origin], recipe, parts, start, study.origins[origin], seed, lr)
 
     def _probe(self, arm: str, target: str, size: str, origin: str, seed: int, start: Job) -> None:
@@ -251,7 +254,8 @@ class Mix:
     @property
     def shared(self) -> bool:
         """Whether a mixture is the same whichever target is asked for."""
-        return self.size.part == 1 and not self.size.rate and not self.study.folds.get(self.target)
+        in_proportion = not self.size.rate and not self.study.weights and self.study.alpha == 1
+        return in_proportion and self.size.part == 1 and not self.study.folds.get(self.target)
 
     def recipe(self, arm: str, lr: float) -> tuple[Recipe, dict[str, Part]]:
         """The recipe of an arm, and its data sets."""

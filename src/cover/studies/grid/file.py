@@ -49,7 +49,7 @@ class Transfer:
 
     sources: dict[str, list[str]] = option({}, "name -> its data sets; a source of several leaves the target out")
     checkpoints: dict[str, str] = option({}, "name -> a run, checkpoint or release folder: a source that is there already")
-    targets: list[str] = option([], "video sets")
+    targets: list[str] = option([], "video sets, measured on split also where they have folds")
     how: list[str] = option(["finetune"], "finetune: all weights; probe: the head alone")
     size: str = option("", "one of sizes: how much of the target, how often")
     origin: str = option("", "one of origins, of the sources")
@@ -157,9 +157,6 @@ class Study:
             raise UserError(f"transfer.checkpoints: {name} is a source already")
         if not self.transfer.targets:
             raise UserError("transfer.targets: give at least one")
-        for name in self.transfer.targets:
-            if name in self.folds:
-                raise UserError(f"transfer.targets: {name} has folds; transfer is measured on a split")
 
     def arms_at(self, size: str) -> list[str]:
         """The arms that are run at a size."""

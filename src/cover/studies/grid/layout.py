@@ -24,11 +24,13 @@ class Block(Protocol):
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure in plain text, what stands small beneath it, and its CSS class. None: not run."""
+    """A figure in plain text, what stands small beneath it, and its CSS class. None: not run. `narrow`: of a row's first cell, what
+    its cells of class `text` say, for screens too narrow for them."""
 
     text: str | None
     note: str = ""
     tone: str = ""
+    narrow: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,16 @@ class Table:
     def html(self) -> str:
         """With a title above, where there is one."""
         rows = [
-            [page.row_head(head.text or "", head.note), *(page.cell(cell.text, cell.tone, cell.note) for cell in cells)]
+            [page.row_head(head.text or "", head.note, head.narrow), *(page.cell(cell.text, cell.tone, cell.note) for cell in cells)]
             for head, *cells in self.rows
         ]
         above = f"<h3>{escape(self.title)}</h3>" if self.title else ""
         return f'<div class="tabled">{above}{page.table(self.columns, rows, self.kind)}</div>'
 
     def markdown(self) -> str:
-        """Notes in brackets."""
+        """Notes in brackets; without columns a list, as no table lacks its head."""
+        if not self.columns:
+            return "\n".join(f"- {': '.join(plain(_noted(cell)) for cell in row)}" for row in self.rows)
         lines = [_row(self.columns), "|---|" + "---:|" * (len(self.columns) - 1)]
         lines += [_row([_noted(cell) for cell in row]) for row in self.rows]
         return (f"### {plain(self.title)}\n\n" if self.title else "") + "\n".join(lines)
@@ -102,6 +106,53 @@ class Figure:
     def markdown(self) -> str:
         """The table in its place."""
         return self.said.markdown() if self.said else ""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A title within a part; `kind`: its CSS class."""
+
+    text: str
+    kind: str = ""
+
+    def html(self) -> str:
+        """One level below a part's title."""
+        return f'<h3 class="{self.kind}">{escape(self.text)}</h3>' if self.kind else f"<h3>{escape(self.text)}</h3>"
+
+    def markdown(self) -> str:
+        """One level below a part's title."""
+        return f"### {plain(self.text)}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks that stand for one."""
+
+    blocks: Sequence[Block]
+
+    def html(self) -> str:
+        """One after the other."""
+        return "\n".join(block.html() for block in self.blocks)
+
+    def markdown(self) -> str:
+        """One after the other."""
+        return "\n\n".join(filter(None, (block.markdown() for block in self.blocks)))
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What not everybody reads: behind a line that opens it on the page; printed, and in Markdown, it stands open."""
+
+    name: str
+    blocks: Sequence[Block]
+
+    def html(self) -> str:
+        """Closed."""
+        return f"<details><summary>{escape(self.name)}</summary>{Group(self.blocks).html()}</details>"
+
+    def markdown(self) -> str:
+        """Open."""
+        return Group(self.blocks).markdown()
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def _check_sets(study: Study, catalog: Any) -> None:
             raise UserError(
                 f"source {name}: {path} was trained on {held[0]} too; the co-trained source of a transfer leaves the target out"
             )
-    for key, names in (("targets", study.targets), ("transfer.targets", study.transfer.targets), ("probes", study.probes)):
+    targets = [name for name in study.targets if name not in study.folds]
+    for key, names in (("targets", targets), ("transfer.targets", study.transfer.targets), ("probes", study.probes)):
         for name in names:
-            if name not in study.folds and study.split not in catalog.spec(name).splits:
+            if study.split not in catalog.spec(name).splits:
                 raise UserError(f"{key}: {name} has no split {study.split}; set split, or folds.{name}")

@@ -35,15 +35,15 @@ def summarise(study: Study, grid: Grid, out: Path, planned: Sequence[Mapping[str
     by_kind = {kind: answers(grid.cells, results, kind) for kind in ("arm", "transfer", "probe", "origin")}
     return {
         "cover": __version__, "study": asdict(study), "arms_mean": ARMS, "generated": (Path(study.catalog).parent / RECORD).is_file(),
-        "arms": _rows(by_kind["arm"], results), "transfers": _rows(by_kind["transfer"], results),
-        "probes": _rows(by_kind["probe"], results), "origins": _rows(by_kind["origin"], results),
+        "arms": _rows(study, by_kind["arm"], results), "transfers": _rows(study, by_kind["transfer"], results),
+        "probes": _rows(study, by_kind["probe"], results), "origins": _rows(study, by_kind["origin"], results),
         "comparisons": compare(study, by_kind["arm"], by_kind["transfer"]), "planned": list(planned),
         "per_class": _per_class(by_kind["arm"], results), "curves": _curves(grid.cells, results), "rates": _rates(grid.cells, results),
         "runs": [{key: result[key] for key in RUN} for result in results.values()],
     }  # fmt: skip
 
 
-def _rows(found: Mapping[Key, Answers], results: Results) -> list[dict[str, Any]]:
+def _rows(study: Study, found: Mapping[Key, Answers], results: Results) -> list[dict[str, Any]]:
     rows = []
     for (arm, dataset, size, origin), given in found.items():
         of = [results[job] for job in given.jobs]
@@ -51,11 +51,17 @@ def _rows(found: Mapping[Key, Answers], results: Results) -> list[dict[str, Any]
         gap = _gap(of, dataset)
         rows.append({
             "arm": arm, "dataset": dataset, "size": size, "origin": origin, **given.estimate(), "chance": 1 / protocol["classes"],
-            **{key: protocol[key] for key in PROTOCOL}, "n_read": _counted(of, dataset, "n_read"),
+            **{key: protocol[key] for key in PROTOCOL}, "split": _split(study, dataset, origin), "n_read": _counted(of, dataset, "n_read"),
             "n_listed": _counted(of, dataset, "n_listed"), "checkpoint_steps": sorted({each["step"] for each in of}),
             "steps": of[0]["steps"], "seen": of[0]["seen"].get(dataset), "gap": gap, "lrs": sorted({each["lr"] for each in of}),
+            "runs": list(given.jobs),
         })  # fmt: skip
     return rows
+
+
+def _split(study: Study, dataset: str, origin: str) -> str:
+    """What is measured. Transfers, which have no origin of their own, know no folds."""
+    return f"{study.folds[dataset]} folds" if dataset in study.folds and origin else study.split
 
 
 def _counted(of: Sequence[Mapping[str, Any]], dataset: str, key: str) -> int:
@@ -111,8 +117,11 @@ def _rates(cells: Sequence[Cell], results: Results) -> list[dict[str, Any]]:
     first, seen, rows = min(cell.seed for cell in cells), set(), []
     for cell in cells:
         result = results[cell.job]
-        if cell.kind == "arm" and cell.seed == first and not cell.fold and len(result["sets"]) > 1 and cell.job not in seen:
+        wanted = cell.kind == "arm" and cell.seed == first and not cell.fold and cell.lr == cells[0].lr
+        if wanted and len(result["sets"]) > 1 and cell.job not in seen:
             seen.add(cell.job)
-            rows.append({"arm": cell.arm, "target": cell.target, "size": cell.size, "run": cell.job, "steps": result["steps"],
-                         "batch": result["batch"], "seen": result["seen"], "rates": result["rate_realised"]})  # fmt: skip
+            rows.append({
+                "arm": cell.arm, "target": cell.target, "size": cell.size, "origin": cell.origin, "run": cell.job,
+                "steps": result["steps"], "batch": result["batch"], "seen": result["seen"], "rates": result["rate_realised"],
+            })  # fmt: skip
     return rows

@@ -79,10 +79,9 @@ def training_sets(study: Row, arm: str) -> tuple[str, str]:
     return " + ".join([*videos, *study["images"]]), "labels of all but that set permuted" if arm == "permuted" else ""
 
 
-def one_for_all(study: Row, arm: str, size: str) -> bool:
-    """Whether an arm's model is one and the same for all targets."""
-    own = study["sizes"][size]
-    return arm in ("videos", "videos_images") and bool(study["videos"]) and own["part"] == 1 and not own["rate"] and not study["folds"]
+def one_for_all(rows: Sequence[Row]) -> bool:
+    """Whether an arm's numbers are all of one and the same model (of each seed)."""
+    return len(rows) > 1 and len({tuple(row["runs"]) for row in rows}) == 1
 
 
 def size_words(study: Row, name: str) -> str:

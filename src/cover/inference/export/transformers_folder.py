@@ -1,7 +1,4 @@
-"""In which other libraries can a model be used? One head of a checkpoint, written in their own formats.
-
-cover export runs/cotrain --format transformers --head ssv2 --out ssv2_transformers
-"""
+"""How does a head become a model of transformers? A folder that `TimesformerForVideoClassification` loads."""
 
 from __future__ import annotations
 
@@ -9,30 +6,30 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cover.errors import UserError, nearest
+from cover.errors import UserError
+from cover.inference.export.choice import choose
 from cover.model.foreign import to_transformers
 from cover.model.foreign_config import ATTENTION
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import CONFIG, WEIGHTS, find_release, load_release
+from cover.model.weights import CONFIG, WEIGHTS
 
-FORMATS = ("transformers",)
 BILINEAR = 2  # Pillow's number for it, which transformers writes
 
 
-def export_transformers(checkpoint: Path, head: str | None, out: Path) -> None:
+def export_transformers(checkpoint: str | Path, head: str | None, out: Path) -> None:
     """Write one head as a folder for transformers' `TimesformerForVideoClassification.from_pretrained`, which gives the same logits.
 
     `head` may be None where there is one only. Raises `UserError` naming the setting for which transformers has no such function.
     """
-    folder = find_release(checkpoint)
-    model, _ = load_release(folder)
-    chosen = _choose(model, head, folder)
-    if obstacle := in_the_way(model.config):
-        raise UserError(f"{folder}: {obstacle}")
+    choice = choose(checkpoint, [head] if head else [])
+    if len(choice.heads) > 1:
+        raise UserError(f"which head? --head one of {', '.join(each.name for each in choice.heads)}")
+    if obstacle := in_the_way(choice.model.config):
+        raise UserError(f"{choice.folder}: {obstacle}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; choose a new folder with --out")
     try:
-        _write(model, chosen, out)
+        _write(choice.model, choice.heads[0], out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
 
@@ -51,18 +48,6 @@ def in_the_way(config: ModelConfig) -> str | None:
     if config.image_time != "first" and (config.frames == 1 or config.attention == "joint"):
         return f"image_time {config.image_time}: transformers adds the first time embedding to a single frame"
     return None
-
-
-def _choose(model: TimeSformer, head: str | None, folder: Path) -> Head:
-    known = {each.name: each for each in model.head_list}
-    if not known:
-        raise UserError(f"{folder}: has no head, and what is exported is a classifier")
-    if head is None and len(known) > 1:
-        raise UserError(f"which head? --head one of {', '.join(known)}")
-    name = head or next(iter(known))
-    if name not in known:
-        raise UserError(f'{folder}: has no head "{name}"{nearest(name, known)}')
-    return known[name]
 
 
 def _write(model: TimeSformer, head: Head, out: Path) -> None:

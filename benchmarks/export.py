@@ -1,0 +1,186 @@
+"""Does an exported model say what the original says, and how fast is it?
+
+    python benchmarks/export.py                              # speed at S/16, then top-1 of a small model that is trained first; tables
+    python benchmarks/export.py --only speed --rounds 21 --clips 4
+    python benchmarks/export.py --only accuracy --checkpoint runs/cotrain --catalog sandbox/catalog.yaml --json export.json
+
+Speed: random weights, clips of 8 x 112, every contender on as many threads. Accuracy: all clips of the validation splits of a checkpoint's
+video data sets, in the views of `cover evaluate`; every contender gets the very same pixels. Without --checkpoint a `mini` is trained first,
+on two generated data sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from _measure import in_turns, ratio, show, where, write
+
+from cover.datasets.catalog import load_catalog
+from cover.datasets.index import index
+from cover.datasets.manifest import open_manifest
+from cover.inference.export import export_onnx, export_torch
+from cover.inference.looking import Gaze, look
+from cover.inference.predictor import Predictor
+from cover.machine import reuse_memory
+from cover.model.presets import model_config
+from cover.model.timesformer import Head, TimeSformer
+from cover.model.weights import find_release, save_release
+from cover.sandbox.generate import generate
+from cover.sandbox.settings import Settings
+from cover.training.recipe import Data, Optimizer, Recipe
+from cover.training.train import train
+
+CPU = torch.device("cpu")
+TORCH, PROGRAM, ONNX, INT8 = "cover, eager", ".pt2", "onnx", "onnx, int8"
+SETS = ("kinetics", "moments")
+Classify = Callable[[np.ndarray], dict[str, np.ndarray]]  # uint8 (B, T, 3, S, S) -> head -> probabilities
+
+
+def contenders(release: Path, folder: Path) -> dict[str, Classify]:
+    """The checkpoint itself and what is exported of it, each a function of clips."""
+    folder.mkdir(parents=True, exist_ok=True)
+    export_torch(release, [], folder / "model.pt2")
+    export_onnx(release, [], folder / "model.onnx")
+    export_onnx(release, [], folder / "int8.onnx", int8=True)
+    for path in sorted(folder.iterdir()):
+        print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
+    predictor, program = Predictor.load(release), torch.export.load(folder / "model.pt2").module()
+
+    @torch.inference_mode()
+    def eager(clips: np.ndarray) -> dict[str, np.ndarray]:
+        model, groups = predictor.model, ((len(clips), clips.shape[1]),)
+        logits = model(model.normalize(torch.from_numpy(clips).flatten(0, 1)), groups)
+        return {head.name: head.probabilities(logits[head.name]).numpy() for head in model.head_list}
+
+    @torch.inference_mode()
+    def exported(clips: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: found.numpy() for name, found in program(torch.from_numpy(clips)).items()}
+
+    return {TORCH: eager, PROGRAM: exported, ONNX: session(folder / "model.onnx"), INT8: session(folder / "int8.onnx")}
+
+
+def session(path: Path) -> Classify:
+    """onnxruntime on as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    running = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in running.get_outputs()]
+    return lambda clips: dict(zip(names, running.run(names, {"clips": clips}), strict=True))
+
+
+# --- speed
+
+
+def speed(folder: Path, rounds: int, clips: int) -> dict[str, Any]:
+    """S/16 at 8 x 112 with a head of 400 classes."""
+    head = Head("kinetics", tuple(map(str, range(400))))
+    model = TimeSformer(model_config("S/16", size=112), (head,))
+    save_release(folder / "s16", model, {"step": 0, "frames": 8, "datasets": {"kinetics": {"sampling": "dense", "views": "1x1"}}})
+    batch = np.random.default_rng(0).integers(0, 256, (clips, 8, 3, 112, 112), dtype=np.uint8)
+    work = {name: lambda classify=classify: classify(batch) for name, classify in contenders(folder / "s16", folder / "s16_out").items()}
+    seconds = in_turns(work, rounds, CPU)
+    medians = {name: 1e3 * statistics.median(times) / clips for name, times in seconds.items()}
+    ratios = {name: ratio(seconds, name, TORCH) for name in seconds}
+    rows = [[name, f"{medians[name]:.1f}", f"{ratios[name]:.2f}"] for name in seconds]
+    show(f"S/16, {clips} clip(s) of 8 x 112 at once", ["", "ms a clip", "times cover's"], rows)
+    return {"clips": clips, "rounds": rounds, "ms": medians, "ratios": ratios}
+
+
+# --- accuracy
+
+
+def trained(folder: Path, steps: int) -> tuple[Path, Path]:
+    """The run and the catalog of a small model."""
+    catalog = generate(folder / "sandbox", Settings(kinetics=(400, 240), moments=(400, 240), ssv2=(2, 2), imagenet=(2, 2)), WORKERS)
+    index(catalog, WORKERS, list(SETS))
+    recipe = Recipe(
+        Data(list(SETS), str(catalog)), str(folder / "run"), steps=steps, batch=24, workers=WORKERS, evaluate_every=-1,
+        optimizer=Optimizer(lr=1e-3),
+    )  # fmt: skip
+    return train(recipe), catalog
+
+
+def accuracy(folder: Path, checkpoint: Path, catalog: Path) -> dict[str, Any]:
+    """Top-1 of every contender on what the model has not seen."""
+    release = find_release(checkpoint)
+    classify = contenders(release, folder / "out")
+    sets = [name for name, told in Predictor.load(release).about["datasets"].items() if told["media"] == "video"]
+    found: dict[str, Any] = {}
+    for name in sets:
+        right, scores = dict.fromkeys(classify, 0), {each: list[np.ndarray]() for each in classify}
+        for label, views in validation(catalog, release, name):
+            for each, function in classify.items():
+                scores[each].append(function(views)[name].mean(0))
+                right[each] += int(scores[each][-1].argmax()) == label
+        found[name] = compared(right, scores)
+        rows = [[each, *map(str, told.values())] for each, told in found[name]["rows"].items()]
+        show(f"{name}: {found[name]['clips']} clips", ["", "top-1, %", "same class as cover", "largest difference"], rows)
+    return found
+
+
+def validation(catalog: Path, release: Path, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    """Label and views of every clip."""
+    manifest = open_manifest(load_catalog(catalog).manifest_path(name, "val"))
+    gaze = Gaze((Predictor.load(release).plan(name),))
+    for row in manifest.rows():
+        ((views,),) = look(row.path, gaze).clips
+        yield row.label, views
+
+
+def compared(right: dict[str, int], scores: dict[str, list[np.ndarray]]) -> dict[str, Any]:
+    """Each contender's share of right answers, and how it differs from the checkpoint itself."""
+    stacked = {each: np.stack(list_) for each, list_ in scores.items()}
+    clips, ours = len(stacked[TORCH]), stacked[TORCH]
+    rows = {
+        each: {
+            "top1": round(100 * right[each] / clips, 1),
+            "same": int((all_.argmax(1) == ours.argmax(1)).sum()),
+            "difference": float(f"{np.abs(all_ - ours).max():.1g}"),
+        }
+        for each, all_ in stacked.items()
+    }
+    return {"clips": clips, "rows": rows}
+
+
+WORKERS = min(2, os.cpu_count() or 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=["speed", "accuracy"], default=["speed", "accuracy"])
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--clips", type=int, default=1, help="at once")
+    parser.add_argument("--steps", type=int, default=400, help="of training, without --checkpoint")
+    parser.add_argument("--checkpoint", type=Path, help="a run, a checkpoint or a release folder, instead of training one")
+    parser.add_argument("--catalog", type=Path, help="of the checkpoint's data sets, indexed")
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    reuse_memory()
+    about = where(CPU)
+    print(f"{about['date']}, {about['device']}, {about['threads']} threads, torch {about['torch']}")
+    with tempfile.TemporaryDirectory() as name:
+        folder, found = Path(name), dict[str, Any](about)
+        if "speed" in args.only:
+            found["speed"] = speed(folder, args.rounds, args.clips)
+        if "accuracy" in args.only:
+            given = (args.checkpoint, args.catalog) if args.checkpoint and args.catalog else trained(folder, args.steps)
+            found["accuracy"] = accuracy(folder, *given)
+    write(found, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""How the pages of this folder become a site: `make docs` writes it into site/. Nothing is fetched while it is built."""
+
+from __future__ import annotations
+
+import re
+
+from pygments.lexers.special import TextLexer
+from sphinx.application import Sphinx
+
+from cover import __version__
+
+project = "CoVeR"
+copyright = "the CoVeR authors, Apache-2.0"
+version = release = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["images"]
+
+myst_heading_anchors = 4  # the same anchors that GitHub makes of headings
+default_role = "code"  # docstrings have names in single backticks, as Markdown has
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 100
+
+html_theme = "furo"
+html_title = "CoVeR"
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
+
+
+def table_of_contents(app: Sphinx, page: str, source: list[str]) -> None:
+    """The sidebar, from the list of pages that index.md is: so there is one list, and it reads well without Sphinx too."""
+    if page == "index":
+        for heading, links in re.findall(r"^## (.+)\n((?:.+\n|\n(?!#))*)", source[0], re.MULTILINE):
+            pages = "\n".join(re.findall(r"^- \[.+?\]\((\w+)\.\w+\)", links, re.MULTILINE))
+            source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {heading}\n\n{pages}\n```\n"
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", table_of_contents)
+    app.add_lexer("csv", TextLexer)  # Pygments has none of that name

@@ -1,0 +1,176 @@
+"""Why did a model answer what it did? For every head of a checkpoint, the places and the frames of a file that speak for its class."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from cover.console import say, write_json
+from cover.errors import UserError, nearest
+from cover.evaluation.protocol import ViewPlan
+from cover.inference import heatmaps
+from cover.inference.looking import Gaze, Look, look
+from cover.inference.predictor import Prediction, Predictor
+from cover.inference.rollout import Rollout, attention_rollout, class_rollout
+from cover.inference.rows import check_heads
+from cover.media.clips import Views, view_times
+from cover.media.decode import MediaError
+from cover.model.timesformer import Head, TimeSformer
+
+Method = Literal["gradient", "rollout"]
+ONE_VIEW = Views(1, 1)
+TOP = 5
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Question:
+    """Of which heads (None: all), for which class (None: each head's likeliest), and how the heat is made: `gradient` for what speaks for
+    the class, `rollout` for where attention went at all."""
+
+    heads: tuple[str, ...] | None = None
+    named: str | None = None
+    method: Method = "gradient"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a head said of a file and what it rests on.
+
+    `prediction`: of the head's own views, as `cover predict` has it. `frames`: uint8 `(T, 3, size, size)`, the middle view, whose heat is
+    in `heat`, float32 `(T, h, w)`, 1 in all, for the class `named`. `times`: of the frames, seconds from the first.
+    """
+
+    prediction: Prediction
+    named: str
+    frames: np.ndarray
+    times: tuple[float, ...]
+    heat: np.ndarray
+    own: float
+    plan: ViewPlan
+
+    @property
+    def weights(self) -> list[float]:
+        """Each frame's part of the heat."""
+        return [float(weight) for weight in self.heat.sum((1, 2))]
+
+    @property
+    def probability(self) -> float:
+        """Of the class that is explained."""
+        return float(self.prediction.scores[self.prediction.classes.index(self.named)])
+
+
+def explain(checkpoint: str, file: str, question: Question, out: Path, device: str = "auto") -> list[Path]:
+    """Write for every head a contact sheet `HEAD.png` and, of a video, `HEAD.mp4` into `out`, with `explanation.json` beside them.
+
+    Returns what was written. Raises `UserError`, also for a file that cannot be read.
+    """
+    predictor = Predictor.load(checkpoint, device)
+    check_heads(predictor, checkpoint, embedding=False)
+    try:
+        part, found = explanations(predictor, file, question)
+    except MediaError as error:
+        raise UserError(f"{file}: unreadable: {error}") from None
+    if part.partial:
+        say(f"{file}: partial: {part.partial}")
+    about = {"file": file, "media": part.media, "checkpoint": checkpoint, "step": predictor.about.get("step"), "partial": part.partial,
+             "method": question.method}  # fmt: skip
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return _written(found, question, about, out)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from None
+
+
+def explanations(predictor: Predictor, file: str, question: Question) -> tuple[Look, list[Explanation]]:
+    """What was read of a file, and the explanation of every head asked for, from one decode. Raises `UserError`, `MediaError`."""
+    heads = _heads(predictor, question)
+    plans = predictor.plans([head.name for head in heads])
+    single = {name: replace(plan, views=ONE_VIEW) for name, plan in plans.items()}
+    gaze = Gaze(tuple(dict.fromkeys([*plans.values(), *single.values()])))
+    part = look(file, gaze)
+    clips = dict(zip(gaze.plans, part.clips[0], strict=True))
+    ((_, seconds),) = part.spans
+    found = []
+    for head in heads:
+        (seen,) = predictor.run([clips[plans[head.name]]])
+        prediction = Prediction(head.name, head.classes, seen.scores[head.name])
+        named, (frames,) = question.named or prediction.top(1)[0][0], clips[single[head.name]]
+        rolled = heat_of(predictor.model, frames, head, named, question.method)
+        times = frame_times(plans[head.name], len(frames), seconds)
+        found.append(Explanation(prediction, named, frames, times, rolled.heat.numpy(), rolled.own, plans[head.name]))
+    return part, found
+
+
+def heat_of(model: TimeSformer, frames: np.ndarray, head: Head, named: str, method: Method = "gradient") -> Rollout:
+    """The roll-out of one view, uint8 `(T, 3, size, size)`; its heat is on the CPU."""
+    pixels = model.normalize(torch.from_numpy(np.ascontiguousarray(frames)).to(model.mean.device))
+    (place,) = head.places([named])
+    rolled = attention_rollout(model, pixels) if method == "rollout" else class_rollout(model, pixels, head.name, place)
+    return replace(rolled, heat=rolled.heat.cpu())
+
+
+def frame_times(plan: ViewPlan, frames: int, seconds: float) -> tuple[float, ...]:
+    """When the frames of the middle view are shown, in seconds; those past the end show the last picture. An image is at 0."""
+    times = np.zeros(1) if frames == 1 else view_times(plan.sampling, frames, seconds, 1)[0]
+    return tuple(round(min(float(time), seconds), 3) for time in times)
+
+
+def _heads(predictor: Predictor, question: Question) -> list[Head]:
+    """Those asked for; where a class is named, those of them that have it."""
+    known = {head.name: head for head in predictor.model.head_list}
+    names = question.heads or tuple(known)
+    predictor.plans(names)
+    heads = [known[name] for name in dict.fromkeys(names)]
+    if question.named is None:
+        return heads
+    having = [head for head in heads if question.named in head.classes]
+    if not having:
+        classes = [name for head in heads for name in head.classes]
+        raise UserError(f'--class: {", ".join(head.name for head in heads)} has no class "{question.named}"'
+                        f"{nearest(question.named, classes)}")  # fmt: skip
+    return having
+
+
+# --- what is written --------------------------------------------------------------------------------------------------------------
+
+
+def _written(found: Sequence[Explanation], question: Question, about: dict[str, Any], out: Path) -> list[Path]:
+    paths, told = [], {}
+    for each in found:
+        head = each.prediction.head
+        stem = re.sub(r"[^\w.-]", "_", head)
+        sheet, clip = out / f"{stem}.png", out / f"{stem}.mp4" if len(each.frames) > 1 else None
+        heatmaps.contact_sheet(_caption(each, about), each.frames, each.heat, each.times).save(sheet)
+        if clip:
+            heatmaps.write_clip(clip, _caption(each, about), each.frames, each.heat, each.times)
+        paths += [sheet, clip] if clip else [sheet]
+        told[head] = {**_told(each), "sheet": sheet.name, "clip": clip.name if clip else None}
+    write_json({**about, "heads": told}, str(out / "explanation.json"))
+    return [*paths, out / "explanation.json"]
+
+
+def _caption(each: Explanation, about: dict[str, Any]) -> heatmaps.Caption:
+    method = "attention x gradient: what speaks for the class" if about["method"] == "gradient" else "attention roll-out, of any class"
+    views = f"scores: mean of {each.plan.views} views; heat: the middle one" if str(each.plan.views) != "1x1" else "one view"
+    return heatmaps.Caption(
+        Path(about["file"]).name, each.prediction.head, each.named, each.probability, tuple(each.prediction.top(TOP)), f"{method}. {views}."
+    )
+
+
+def _told(each: Explanation) -> dict[str, Any]:
+    return {
+        "class": each.named,
+        "probability": round(each.probability, DIGITS),
+        "top": [[name, round(share, DIGITS)] for name, share in each.prediction.top(TOP)],
+        "views": str(each.plan.views),
+        "sampling": str(each.plan.sampling),
+        "frames": [{"time": time, "weight": round(weight, DIGITS)} for time, weight in zip(each.times, each.weights, strict=True)],
+        "heat": [[[round(float(cell), DIGITS) for cell in row] for row in frame] for frame in each.heat],
+    }

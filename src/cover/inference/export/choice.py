@@ -1,0 +1,66 @@
+"""What of a checkpoint is exported, and where to?"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cover.errors import UserError, nearest
+from cover.model.release import release_folder
+from cover.model.timesformer import Head, TimeSformer
+from cover.model.weights import load_release
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model in evaluation mode, what its `folder` tells about it, and those of its heads that are wanted."""
+
+    folder: Path
+    model: TimeSformer
+    about: dict[str, Any]
+    heads: tuple[Head, ...]
+
+
+def choose(checkpoint: str | Path, names: Sequence[str]) -> Choice:
+    """The heads called `names`, or all, of a run, a checkpoint, a release folder or a Hub id. Raises `UserError`."""
+    folder = release_folder(checkpoint)
+    model, about = load_release(folder)
+    known = {each.name: each for each in model.head_list}
+    if not known:
+        raise UserError(f"{folder}: has no head, and what is exported is a classifier")
+    for name in names:
+        if name not in known:
+            raise UserError(f'{folder}: has no head "{name}"{nearest(name, known)}')
+    return Choice(folder, model, about, tuple(known[name] for name in dict.fromkeys(names or known)))
+
+
+def check_file(out: Path, ending: str) -> None:
+    """Raises `UserError` where `out` is there already, or is not named as its format wants."""
+    if out.suffix != ending:
+        raise UserError(f"{out}: name it {ending}, as in --out {out.with_suffix(ending)}")
+    for path in (out, data_of(out)):
+        if path.exists():
+            raise UserError(f"{path}: is there already; choose a new file with --out")
+
+
+def data_of(out: Path) -> Path:
+    """Where the weights lie that are too large for their file."""
+    return out.with_name(f"{out.name}.data")
+
+
+@contextmanager
+def written_beside(out: Path) -> Iterator[Path]:
+    """Yields a path of the same name in a folder of its own; what has been written there is moved into place when it is whole."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            yield Path(folder) / out.name
+            for path in Path(folder).iterdir():
+                os.replace(path, out.parent / path.name)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None

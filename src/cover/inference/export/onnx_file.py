@@ -1,0 +1,100 @@
+"""How does a classifier become an ONNX model? Through torch.export; onnxruntime runs it, on request with weights of 8 bits."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cover.errors import UserError
+from cover.inference.export.choice import Choice, check_file, choose, data_of, written_beside
+from cover.inference.export.facts import KEY, facts, text_of
+from cover.inference.export.traced import INPUT, Classifier, quiet, trace
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+INSTALL = "pip install -c constraints.txt 'cover-video[export]'"
+LARGEST = 1_900_000_000  # bytes of weights in one file; ONNX files end at 2 GiB
+
+
+def export_onnx(checkpoint: str | Path, heads: Sequence[str], out: Path, frames: int | None = None, int8: bool = False) -> float:
+    """Write the heads called `heads`, or all, as outputs of one ONNX model, with what has to be known in its metadata.
+
+    `frames`: of a clip (default: as trained; 1 for images). `int8`: the matrices of linear layers as 8-bit integers, activations rounded
+    as they come. Weights above 1.9 GB lie beside it as `OUT.data`. Returns the largest difference of a probability from torch, on noise.
+    Raises `UserError`.
+    """
+    _check_packages()
+    check_file(out, ".onnx")
+    choice = choose(checkpoint, heads)
+    _check_names(choice)
+    length = frames or choice.about["frames"]
+    told = text_of(facts(choice, length, "int8" if int8 else "float32"))
+    classifier = Classifier(choice.model, choice.heads, length)
+    with quiet(), written_beside(out) as path:
+        if int8:
+            whole = path.with_name("float32.onnx")
+            _save(classifier, told, whole)
+            _round(whole, path)
+            whole.unlink()
+            data_of(whole).unlink(missing_ok=True)
+        else:
+            _save(classifier, told, path)
+        return _difference(classifier, path)
+
+
+def _check_packages() -> None:
+    absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if absent:
+        raise UserError(f"--format onnx: needs the package {absent[0]}: {INSTALL}")
+
+
+def _check_names(choice: Choice) -> None:
+    if any(head.name == INPUT for head in choice.heads):
+        raise UserError(
+            f'{choice.folder}: the head "{INPUT}" has the name of the input; export the others with --head, or use --format torch'
+        )
+
+
+def _save(classifier: Classifier, told: str, path: Path) -> None:
+    program = torch.onnx.export(
+        trace(classifier), dynamo=True, input_names=[INPUT], dynamic_shapes={INPUT: {0: "batch"}}, verbose=False
+    )  # fmt: skip
+    assert program is not None
+    _name(program.model, [head.name for head in classifier.chosen])
+    program.model.metadata_props[KEY] = told
+    size = sum(value.numel() * value.element_size() for value in classifier.state_dict().values())
+    program.save(path, external_data=size > LARGEST)
+
+
+def _name(model: Any, heads: Sequence[str]) -> None:
+    """Outputs are called as their heads, and nothing else may be: a dot, which no head has, leads all other names. What the exporter
+    notes of the code, paths of this machine among it, is left out."""
+    outputs = model.graph.outputs
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.name = f".{value.name}"
+    for value in list(model.graph.initializers.values()):
+        value.name = f".{value.name}"
+    for value, head in zip(outputs, heads, strict=True):
+        value.name = head
+
+
+def _round(whole: Path, path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # Weights of 7 bits: on CPUs without VNNI sums of two products of 8 bits would not fit their 16.
+    quantize_dynamic(whole, path, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+
+
+def _difference(classifier: Classifier, path: Path) -> float:
+    import onnxruntime
+
+    clips, names = classifier.example(1), [head.name for head in classifier.chosen]
+    found = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(names, {INPUT: clips.numpy()})
+    with torch.inference_mode():
+        wanted = classifier(clips)
+    return max(float((wanted[name] - torch.from_numpy(ours)).abs().max()) for name, ours in zip(names, found, strict=True))

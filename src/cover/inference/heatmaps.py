@@ -1,0 +1,220 @@
+"""How does heat over frames look? A contact sheet of all frames of a clip, and a clip that plays them.
+
+One scale of colours goes through all frames, from none to the hottest place, so that frames can be compared. Its lightness grows with the
+root of the heat: faint heat over many places is seen beside a single hot one, without telling red from green, and in print.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+SCALE = np.array([(0, 0, 4), (51, 10, 95), (120, 28, 109), (187, 55, 84), (237, 105, 37), (252, 181, 25), (252, 255, 164)], np.float32)
+INK, SOFT, LINE, PAPER, BAR = (28, 36, 48), (96, 106, 122), (213, 218, 226), (255, 255, 255), (37, 99, 201)
+SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf")
+COLUMNS = 8  # frames beside each other
+TILE, IMAGE_TILE, CLIP_TILE = 168, 336, 288  # px
+GAP, MARGIN = 8, 24
+BARS = 46  # px, the height of a frame that has all the heat, or twice an even share
+LONGEST_S = 1.0  # a frame of the clip is shown at most so long, and at least a quarter of it
+CLOCK = 1000  # ticks of the clip's clock a second
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What is written beside the frames: of which file and head, the class that is explained with its probability, the likeliest ones
+    with theirs, and how the heat came about."""
+
+    file: str
+    head: str
+    named: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+    note: str
+
+
+def colours(light: np.ndarray) -> np.ndarray:
+    """Places on the scale from 0 to 1, `(...)`, as float32 RGB from 0 to 255, `(..., 3)`."""
+    place = light * (len(SCALE) - 1)
+    below = np.minimum(place.astype(int), len(SCALE) - 2)
+    part = (place - below)[..., None]
+    return (SCALE[below] * (1 - part) + SCALE[below + 1] * part).astype(np.float32)
+
+
+def with_heat(frames: np.ndarray, heat: np.ndarray, side: int) -> list[Image.Image]:
+    """Frames, uint8 `(T, 3, size, size)`, in grey under their heat `(T, h, w)`, as squares of `side` px."""
+    most = heat.max() or 1.0
+    pictures = []
+    for frame, warm in zip(pictures_of(frames, side), heat, strict=True):
+        spread = Image.fromarray((warm / most).astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
+        light = np.sqrt(np.asarray(spread))
+        grey, opacity = 0.6 * np.asarray(frame.convert("L"), np.float32)[..., None], 0.85 * light[..., None]
+        pictures.append(Image.fromarray(((1 - opacity) * grey + opacity * colours(light)).astype(np.uint8)))
+    return pictures
+
+
+def pictures_of(frames: np.ndarray, side: int) -> list[Image.Image]:
+    """Frames, uint8 `(T, 3, size, size)`, as squares of `side` px."""
+    return [Image.fromarray(frame.transpose(1, 2, 0)).resize((side, side), Image.Resampling.BICUBIC) for frame in frames]
+
+
+# --- the sheet --------------------------------------------------------------------------------------------------------------------
+
+
+def contact_sheet(caption: Caption, frames: np.ndarray, heat: np.ndarray, times: Sequence[float]) -> Image.Image:
+    """All frames of a clip, under each the same with its heat, and its part of the whole heat as a bar."""
+    side = TILE if len(frames) > 1 else IMAGE_TILE
+    columns = min(COLUMNS, len(frames))
+    width = 2 * MARGIN + max(columns * (side + GAP) - GAP, 2 * side + GAP, 760)
+    below = BARS + 44 if len(frames) > 1 else 0
+    top, row = 74 + 26 * len(caption.top) + 24, 2 * side + GAP + below + 20
+    sheet = Image.new("RGB", (width, top + row * -(-len(frames) // columns) + 30), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _draw_head(draw, caption, width)
+    _draw_legend(sheet, draw, heat, width)
+    weights = heat.sum((1, 2))
+    for number, pair in enumerate(zip(pictures_of(frames, side), with_heat(frames, heat, side), strict=True)):
+        left, up = MARGIN + number % columns * (side + GAP), top + number // columns * row
+        beside = len(frames) == 1
+        for place, picture in enumerate(pair):
+            sheet.paste(picture, (left + place * (side + GAP) * beside, up + place * (side + GAP) * (not beside)))
+        if not beside:
+            _draw_weight(draw, (left, up + 2 * side + GAP + 8, side), float(weights[number]), weights, f"{times[number]:.2f} s")
+    if len(frames) == 1:
+        sheet = sheet.crop((0, 0, width, top + side + 44))
+        draw = ImageDraw.Draw(sheet)
+    _write(draw, (MARGIN, sheet.height - 28), caption.note, 13, SOFT, width - 2 * MARGIN)
+    return sheet
+
+
+def _draw_head(draw: ImageDraw.ImageDraw, caption: Caption, width: int) -> None:
+    """What is asked, and the likeliest classes with their probabilities."""
+    _write(draw, (MARGIN, 16), f'{caption.head}: why "{caption.named}"?', 22, INK, width - 2 * MARGIN)
+    _write(draw, (MARGIN, 46), caption.file, 13, SOFT, width - 2 * MARGIN)
+    names, bars = MARGIN, MARGIN + 330
+    for number, (name, share) in enumerate(caption.top):
+        y, chosen = 74 + 26 * number, name == caption.named
+        _write(draw, (names, y), name, 14, INK if chosen else SOFT, 318)
+        draw.rounded_rectangle((bars, y + 3, bars + 160, y + 15), 3, LINE)
+        if share > 0.01:
+            draw.rounded_rectangle((bars, y + 3, bars + round(160 * share), y + 15), 3, BAR if chosen else SOFT)
+        _write(draw, (bars + 170, y), f"{share:.1%}", 14, INK if chosen else SOFT)
+
+
+def _draw_legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, heat: np.ndarray, width: int) -> None:
+    """The scale of colours. Heat is told in even shares: what a place would have if all had the same."""
+    ramp = colours(np.linspace(0, 1, 180)[None].repeat(12, 0))
+    left = width - MARGIN - 180
+    _write(draw, (left, 74), "heat of a patch, in even shares", 12, SOFT)
+    sheet.paste(Image.fromarray(ramp.astype(np.uint8)), (left, 94))
+    if not heat.any():
+        _write(draw, (left, 110), "nothing here speaks for it", 12, SOFT)
+        return
+    most = float(heat.max()) * heat.size
+    for place, share, anchor in ((0, 0.0, "la"), (90, most / 4, "ma"), (180, most, "ra")):
+        _write(draw, (left + place, 110), f"{share:.3g}x", 12, SOFT, anchor=anchor)
+    if len(heat) > 1:
+        _write(draw, (left, 134), "bars: a frame's part of the heat;", 12, SOFT)
+        _write(draw, (left, 150), "their line: an even share", 12, SOFT)
+
+
+def _draw_weight(draw: ImageDraw.ImageDraw, place: tuple[int, int, int], weight: float, weights: np.ndarray, time: str) -> None:
+    """A frame's part as a bar, with a line where an even share would end. `place`: left, top and width."""
+    left, top, width = place
+    full = max(float(weights.max()), 2 / len(weights))
+    draw.rectangle((left, top, left + width - 1, top + BARS), (244, 246, 249))
+    draw.rectangle((left, top + BARS - round(BARS * weight / full), left + width - 1, top + BARS), BAR)
+    even = top + BARS - round(BARS / len(weights) / full)
+    draw.line((left, even, left + width - 1, even), INK, 1)
+    _write(draw, (left, top + BARS + 6), f"{weight:.1%}", 14, INK)
+    _write(draw, (left + width, top + BARS + 6), time, 14, SOFT, anchor="ra")
+
+
+# --- words ------------------------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, colour: tuple[int, int, int], width: int | None = None,
+    anchor: str = "la",
+) -> None:  # fmt: skip
+    """Text, cut with an ellipsis where it is wider than `width` px."""
+    font = _font(size, text.isascii())
+    if font is None:  # better an a than a box for an ä
+        text, font = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode(), _font(size, True)
+    assert font
+    if width is not None:
+        text = _fitted(text, font, width)
+    draw.text(place, text, colour, font, anchor=anchor)
+
+
+@cache
+def _font(size: int, plain: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont | None:
+    """Pillow's own for ASCII, which is all that it has; else the first of the system's that is there."""
+    if plain:
+        return ImageFont.load_default(size)
+    for name in SYSTEM_FONTS:
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return None
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    if len(text) < width and font.getlength(text) <= width:
+        return text
+    fitting = sum(1 for _ in takewhile(lambda count: font.getlength(f"{text[:count]}...") <= width, range(1, min(len(text), width))))
+    return f"{text[:fitting].rstrip()}..."
+
+
+# --- the clip ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_clip(path: Path, caption: Caption, frames: np.ndarray, heat: np.ndarray, times: Sequence[float]) -> None:
+    """An MP4 of the frames at their times (slower where they follow each other fast): as seen, with heat, and how much each has."""
+    side, weights = CLIP_TILE, heat.sum((1, 2))
+    pairs = list(zip(pictures_of(frames, side), with_heat(frames, heat, side), strict=True))
+    with av.open(f"file:{path}", "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=30, options={"crf": "18", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = 2 * side + GAP, side + 100, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, CLOCK)
+        for number, (start, pair) in enumerate(zip(_shown_at(times), [*pairs, pairs[-1]])):
+            picture = _clip_picture(caption, pair, weights, min(number, len(pairs) - 1), times)
+            shown = av.VideoFrame.from_image(picture)
+            shown.pts, shown.time_base = start, Fraction(1, CLOCK)
+            container.mux(stream.encode(shown))
+        container.mux(stream.encode())
+
+
+def _shown_at(times: Sequence[float]) -> list[int]:
+    """When each frame comes, in ticks, and when the last one ends: players show a last frame for no time, so it is there twice."""
+    steps = [*np.diff(times), float(np.median(np.diff(times)))]
+    ticks = [round(CLOCK * min(LONGEST_S, max(LONGEST_S / 4, float(step)))) for step in steps]
+    return [0, *np.cumsum(ticks).tolist()]
+
+
+def _clip_picture(
+    caption: Caption, pair: tuple[Image.Image, Image.Image], weights: np.ndarray, now: int, times: Sequence[float]
+) -> Image.Image:
+    side = pair[0].width
+    picture = Image.new("RGB", (2 * side + GAP, side + 100), PAPER)
+    draw = ImageDraw.Draw(picture)
+    title = f"{caption.head}: {caption.named} {caption.probability:.1%}"
+    _write(draw, (8, 8), title, 16, INK, picture.width - 16)
+    for place, part in enumerate(pair):
+        picture.paste(part, (place * (side + GAP), 34))
+    top, full, step = side + 42, max(float(weights.max()), 2 / len(weights)), (picture.width - 16) / len(weights)
+    for number, weight in enumerate(weights):
+        left, right = round(8 + number * step), round(8 + (number + 1) * step) - 2
+        draw.rectangle((left, top, right, top + 32), (244, 246, 249))
+        draw.rectangle((left, top + 32 - round(32 * float(weight) / full), right, top + 32), BAR if number == now else (150, 180, 228))
+    _write(draw, (8, top + 37), f"{times[now]:.2f} s, {float(weights[now]):.1%} of the heat", 13, SOFT)
+    return picture

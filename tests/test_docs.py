@@ -1,0 +1,272 @@
+"""Every block of code on every page is executed by a test, or says what it would need; every link leads somewhere.
+
+A block that no test can execute is marked by a comment on the line before it, as `<!-- needs: data -->`. With `-s` the counts are printed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cover.cli import main
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import save_release
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+
+# Executed by the tests below.
+HERE = ("README", "cotraining", "importing", "own_loop", "protocols", "quick_start", "reading", "transfer", "troubleshooting")
+# Page -> the test that executes its blocks, and the kinds of them that it does execute.
+ELSEWHERE = {
+    "ablations": ("tests/test_ablations_page.py", "bash"),
+    "adding_a_format": ("tests/datasets/adapters/test_own_format.py", "python yaml"),
+    "adding_a_head": ("tests/studies/test_adding_pages.py", "sh yaml"),
+    "csv": ("tests/datasets/adapters/test_csv_many.py", "csv yaml"),
+    "exporting": ("tests/inference/test_exporting_page.py", "sh python"),
+    "indexing": ("tests/datasets/test_indexing_page.py", "sh"),
+    "logs": ("tests/training/test_log.py", "sh python"),
+    "many_machines": ("tests/training/test_distributed.py", "sh"),
+    "own_data": ("tests/studies/test_adding_pages.py", "sh yaml"),
+    "planning": ("tests/training/test_plan.py", "sh text"),
+    "predicting": ("tests/inference/test_predicting_page.py", "sh python"),
+    "preparing": ("tests/datasets/test_prepare.py", "sh"),
+    "serving": ("tests/inference/test_serve_page_of_docs.py", "sh python"),
+}
+NEEDS = ("cluster", "data", "gpu", "network")
+FENCE = re.compile(r"^```(\S*)\s*$")
+MARK = re.compile(r"^<!-- needs: (\w+) -->$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: the number of its first line, the word behind the fence, what it needs (None: nothing)."""
+
+    page: str
+    line: int
+    kind: str
+    text: str
+    needs: str | None
+
+    @property
+    def place(self) -> str:
+        return f"{self.page}.md, line {self.line}"
+
+
+def blocks_of(page: str) -> Iterator[Block]:
+    lines = PAGES[page].read_text(encoding="utf-8").splitlines()
+    begun: tuple[int, str] | None = None
+    for number, line in enumerate(lines):
+        fence = FENCE.match(line)
+        if fence and begun is None:
+            begun = number, fence[1]
+        elif fence and begun:
+            first, kind = begun
+            mark = MARK.match(lines[first - 1]) if first else None
+            yield Block(page, first + 2, kind, "\n".join(lines[first + 1 : number]) + "\n", mark[1] if mark else None)
+            begun = None
+    assert begun is None, f"{page}.md, line {(begun or (0,))[0] + 1}: the block has no end"
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------------------
+
+
+def test_every_block_is_executed_or_marked() -> None:
+    found: Counter[str] = Counter()
+    neither = []
+    for block in (block for page in PAGES for block in blocks_of(page)):
+        if block.needs is not None:
+            assert block.needs in NEEDS, f"{block.place}: {block.needs} is none of {', '.join(NEEDS)}"
+            found["marked"] += 1
+        elif block.page in HERE or block.kind in ELSEWHERE.get(block.page, ("", ""))[1].split():
+            found["executed"] += 1
+        else:
+            neither.append(f"{block.place}: {block.kind or 'no word'} behind the fence")
+    print(f"\nblocks of the pages: {found['executed']} executed, {found['marked']} marked as needing {', '.join(NEEDS)}")
+    assert not neither, "\n".join(neither)
+    assert found["executed"] >= 75
+    assert found["marked"] <= 16, "a mark is for what no test can have; there are more of them than there were"
+
+
+def test_the_tests_that_are_named_are_there() -> None:
+    for page, (file, _) in ELSEWHERE.items():
+        assert page in PAGES
+        assert page in (ROOT / file).read_text(encoding="utf-8"), f"{file} does not name {page}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_marks_stand_directly_before_a_block(page: str) -> None:
+    marks = [line for line in PAGES[page].read_text(encoding="utf-8").splitlines() if MARK.match(line)]
+    assert len(marks) == sum(block.needs is not None for block in blocks_of(page))
+
+
+# --- the blocks that are executed here --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Reader:
+    """Someone who types a page from top to bottom. `told`: what the last block printed."""
+
+    capfd: pytest.CaptureFixture[str]
+    names: dict[str, Any]
+    told: str = ""
+
+    def type(self, block: Block) -> None:
+        if block.kind == "text":
+            shown = [line.split() for line in self.told.splitlines()]
+            for line in filter(None, block.text.splitlines()):
+                assert line.split() in shown, f"{block.place}: {line}"
+            return
+        self.capfd.readouterr()
+        {"sh": self.commands, "yaml": self.file, "python": self.program}[block.kind](block)
+        self.told = self.capfd.readouterr().out
+
+    def commands(self, block: Block) -> None:
+        for line in block.text.splitlines():
+            name, *words = shlex.split(line, comments=True)
+            assert name == "cover", f"{block.place}: {line}"
+            if words[0] == "sandbox" or (words[0] == "index" and words[1].startswith("sandbox/")):
+                continue  # they are there, and shared by all tests
+            # Where files are broken on purpose, 1 says so.
+            assert main([*words, *quicker(words)]) <= (words[0] == "index"), f"{block.place}: {line}\n{self.capfd.readouterr().err}"
+
+    def file(self, block: Block) -> None:
+        first, _, _ = block.text.partition("\n")
+        assert re.fullmatch(r"# \w+\.yaml", first), f"{block.place}: a file begins with its name, as # mine.yaml"
+        Path(first[2:]).write_text(block.text, encoding="utf-8")
+
+    def program(self, block: Block) -> None:
+        exec(compile("\n" * (block.line - 1) + block.text, PAGES[block.page], "exec"), self.names)
+
+
+def quicker(words: list[str]) -> list[str]:
+    """What a command is given so that it takes a moment and leaves what tests share as it is."""
+    if words[0] == "overlap" and words[1].startswith("sandbox/"):
+        return ["--out", "leaks", "--workers", "0"]
+    few = {"train": ["--steps", "2"], "transfer": ["--jobs", "1", "--seeds", "1", "--epochs", "1"]}.get(words[0], [])
+    return few if words[0] in ("transfer", "import-weights") else [*few, "--workers", "0"]
+
+
+def link_sandbox(sandbox: Path, trained: Path) -> None:
+    Path("sandbox").symlink_to(sandbox.parent)
+
+
+def bring_recipes(sandbox: Path, trained: Path) -> None:
+    link_sandbox(sandbox, trained)
+    shutil.copytree(ROOT / "recipes", "recipes")
+
+
+def bring_clips(sandbox: Path, trained: Path) -> None:
+    """A folder for each class, made of training clips of other sets."""
+    link_sandbox(sandbox, trained)
+    for number, clip in enumerate(sorted((sandbox.parent / "moments_like/training").rglob("*.mp4"))[:16]):
+        target = Path("clips") / ("serve", "smash")[number % 2] / f"{number:03}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, target)
+
+
+def bring_run(sandbox: Path, trained: Path) -> None:
+    link_sandbox(sandbox, trained)
+    Path("runs").mkdir()
+    Path("runs/cotrain").symlink_to(trained)
+
+
+def bring_mine(sandbox: Path, trained: Path) -> None:
+    """What training on one's own set would leave, but for what it learned, and a clip."""
+    bring_clip(sandbox, trained)
+    model = TimeSformer(ModelConfig(width=16, depth=4, attention_heads=2, patch=8, size=16), (Head("mine", ("serve", "smash", "lob")),))
+    save_release(Path("runs/mine"), model, {"step": 1, "frames": 8, "datasets": {"mine": {"sampling": "segments", "views": "1x3"}}})
+
+
+def bring_clip(sandbox: Path, trained: Path) -> None:
+    shutil.copy(next((sandbox.parent / "kinetics_like/val").glob("*.mp4")), "clip.mp4")
+
+
+BRING: dict[str, Callable[[Path, Path], None]] = {
+    "README": bring_mine,
+    "cotraining": bring_clips,
+    "protocols": bring_run,
+    "quick_start": bring_recipes,
+    "reading": bring_clip,
+    "troubleshooting": bring_recipes,
+}
+
+
+@pytest.mark.parametrize("page", HERE)
+def test_page(
+    page: str, sandbox: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    BRING.get(page, link_sandbox)(sandbox, trained)
+    reader = Reader(capfd, {"frames": torch.zeros(8, 3, 16, 16, dtype=torch.uint8)} if page == "README" else {})
+    for block in blocks_of(page):
+        if block.needs is None:
+            reader.type(block)
+
+
+def test_the_loop_of_ones_own_is_forty_lines() -> None:
+    program = next(block.text for block in blocks_of("own_loop") if block.kind == "python")
+    assert len([line for line in program.splitlines() if line and not line.startswith("#")]) <= 40
+
+
+# --- links ------------------------------------------------------------------------------------------------------------------------
+
+
+def prose_of(page: Path) -> str:
+    """A page without what stands in code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*`", "`x`", re.sub(r"^ {4}.*$", "", text, flags=re.MULTILINE))
+
+
+def anchors_of(page: Path) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.+?)\s*$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links_of(page: Path) -> list[str]:
+    text = prose_of(page)
+    return re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in links_of(PAGES[page]):
+        if link.startswith(("https://", "http://")):
+            continue
+        file, _, anchor = link.partition("#")
+        target = PAGES[page].parent / file if file else PAGES[page]
+        assert target.is_file(), f"{page}.md: {link}"
+        assert not anchor or anchor in anchors_of(target), f"{page}.md: {link}: no such heading"
+
+
+def test_the_index_lists_every_page_once() -> None:
+    listed = re.findall(r"^- \[.+?\]\((\w+)\.\w+\): ", PAGES["index"].read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted([*(PAGES.keys() - {"README", "index"}), "api"])
+
+
+def test_no_page_knows_a_machine_s_paths() -> None:
+    for path in PAGES.values():
+        assert not re.search(r"/(home|root|work|tmp)/", path.read_text(encoding="utf-8")), path.name
+
+
+@pytest.mark.full
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx", reason="needs pip install -c constraints.txt -e '.[docs]'")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(ROOT / "docs"), str(tmp_path / "site")]
+    built = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert built.returncode == 0, built.stderr
+    assert {path.stem for path in (tmp_path / "site").glob("*.html")} >= {*PAGES.keys(), "api"} - {"README"}
