@@ -1,9 +1,10 @@
 # make demo        install into .venv, generate data, train, evaluate, write demo/report.html
 # make test        install with the development tools, then lint, types and tests
 # make test-full   the same with the slow and full-size checks
+# make docs        the pages of docs/ as a site in site/
 # make bench       every measurement in benchmarks/
 # make lint        ruff and mypy
-# make clean       remove .venv, caches and build products; demo/ and runs/ stay
+# make clean       remove .venv, caches, site/ and build products; demo/ and runs/ stay
 #
 # PYTHON=python3.12 chooses the interpreter (3.11 or newer), OUT=DIR the demo's folder, WORKERS=N the test processes.
 # Where packages come from is pip's own configuration (for example PIP_INDEX_URL).
@@ -17,7 +18,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
-.PHONY: demo test test-full bench lint clean
+.PHONY: demo test test-full docs bench lint clean
 
 demo: .venv/.installed
 	$(BIN)/cover demo --out $(OUT)
@@ -28,6 +29,10 @@ test: lint
 test-full: lint
 	$(PYTEST)
 
+docs: .venv/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -E -a docs site
+	@echo site/index.html
+
 bench: .venv/.installed-dev
 	@for script in $(wildcard benchmarks/[a-z]*.py); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
@@ -37,7 +42,7 @@ lint: .venv/.installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: an install is repeated when what it installs from has changed. An interrupted one leaves no stamp.
@@ -49,6 +54,11 @@ clean:
 .venv/.installed-dev: pyproject.toml constraints.txt | .venv/.created
 	@echo "installing into .venv with the development tools (some minutes the first time)"
 	@$(INSTALL) -e '.[dev]'
+	@touch .venv/.installed $@
+
+.venv/.installed-docs: pyproject.toml constraints.txt | .venv/.created
+	@echo "installing into .venv with what builds the pages (some minutes the first time)"
+	@$(INSTALL) -e '.[docs]'
 	@touch .venv/.installed $@
 
 .venv/.created:

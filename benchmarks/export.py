@@ -5,8 +5,8 @@
     python benchmarks/export.py --only accuracy --checkpoint runs/cotrain --catalog sandbox/catalog.yaml --json export.json
 
 Speed: random weights, clips of 8 x 112, every contender on as many threads. Accuracy: all clips of the validation splits of a checkpoint's
-video data sets, in the views of `cover evaluate`; every contender gets the very same pixels. Without --checkpoint a `mini` is trained first,
-on two generated data sets.
+video data sets, in the views of `cover evaluate`; every contender gets the very same pixels. Without --checkpoint a `mini` is trained
+first, on two generated data sets.
 """
 
 from __future__ import annotations

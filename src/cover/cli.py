@@ -153,8 +153,8 @@ def _add_sandbox(parser: argparse.ArgumentParser) -> None:
         "--relation",
         choices=["shared", "separate", "contrary"],
         help="write a fifth data set too, images called pictures; shared: what kinetics' classes show, under the same names; separate:"
-        " plain colours, which teach nothing of them; contrary: as shared, but every name is wrong, which hurts where the two share a"
-        " head (data.heads: {activities: [kinetics, pictures]})",
+        " dark and bright skies, which teach nothing of them; contrary: as shared, but every name is wrong, which hurts where the two"
+        " share a head (data.heads: {activities: [kinetics, pictures]})",
     )
     _machine_options(parser, device=False)
 

@@ -121,6 +121,9 @@ def test_what_cannot_be_read_or_written(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"broken\.mp4: unreadable: "):
         explain(str(folder / "release"), str(tmp_path / "broken.mp4"), Question(), tmp_path / "out", "cpu")
     assert not (tmp_path / "out").exists()
+    save_release(tmp_path / "headless", TimeSformer(ModelConfig(width=32, depth=1, attention_heads=2, patch=8, size=32)), {"frames": 4})
+    with pytest.raises(UserError, match="headless: has no head, so there is no answer to explain"):
+        explain(str(tmp_path / "headless"), str(folder / "photo.png"), Question(), tmp_path / "out", "cpu")
     with pytest.raises(UserError, match=r"--out .*broken\.mp4: cannot be written"):
         explain(str(folder / "release"), str(folder / "photo.png"), Question(), tmp_path / "broken.mp4", "cpu")
 

@@ -37,7 +37,10 @@ def release(path: Path, heads: tuple[Head, ...] = HEADS, **changes: Any) -> Time
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(0, 0.15, generator=generator)
+            if parameter.ndim == 1:  # norms, biases, scales
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+            else:
+                parameter.normal_(0, 0.15, generator=generator)
     save_release(path, model.eval(), {"step": 7, "frames": 4, "datasets": SETS})
     return model
 

@@ -353,3 +353,13 @@ def test_values_out_of_range(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError, match=rf"^{key}[.:]") as error:
         Recipe(Data(**{"sets": ["ssv2"], **of_data}), "runs/x", **{"steps": 1, **changes})
     one_line(error)
+
+
+def test_memory_that_is_used_up_is_one_line(sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr("cover.training.train.train_step", full)
+    recipe = Recipe(Data(["ssv2"], str(sandbox), frames=4), str(tmp_path / "run"), steps=2, batch=8, accumulation=2, workers=0)
+    with pytest.raises(UserError, match=r"4 samples at once do not fit.*raise accumulation"):
+        train(recipe)

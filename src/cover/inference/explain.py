@@ -18,7 +18,6 @@ from cover.inference import heatmaps
 from cover.inference.looking import Gaze, Look, look
 from cover.inference.predictor import Prediction, Predictor
 from cover.inference.rollout import Rollout, attention_rollout, class_rollout
-from cover.inference.rows import check_heads
 from cover.media.clips import Views, view_times
 from cover.media.decode import MediaError
 from cover.model.timesformer import Head, TimeSformer
@@ -52,7 +51,6 @@ class Explanation:
     frames: np.ndarray
     times: tuple[float, ...]
     heat: np.ndarray
-    own: float
     plan: ViewPlan
 
     @property
@@ -72,7 +70,8 @@ def explain(checkpoint: str, file: str, question: Question, out: Path, device: s
     Returns what was written. Raises `UserError`, also for a file that cannot be read.
     """
     predictor = Predictor.load(checkpoint, device)
-    check_heads(predictor, checkpoint, embedding=False)
+    if not predictor.model.head_list:
+        raise UserError(f"{checkpoint}: has no head, so there is no answer to explain; train one with start.checkpoint={checkpoint}")
     try:
         part, found = explanations(predictor, file, question)
     except MediaError as error:
@@ -104,7 +103,7 @@ def explanations(predictor: Predictor, file: str, question: Question) -> tuple[L
         named, (frames,) = question.named or prediction.top(1)[0][0], clips[single[head.name]]
         rolled = heat_of(predictor.model, frames, head, named, question.method)
         times = frame_times(plans[head.name], len(frames), seconds)
-        found.append(Explanation(prediction, named, frames, times, rolled.heat.numpy(), rolled.own, plans[head.name]))
+        found.append(Explanation(prediction, named, frames, times, rolled.heat.numpy(), plans[head.name]))
     return part, found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from cover.sandbox.motion import Direction, rise_or_fall, travel, wander
 from cover.sandbox.objects import OBJECTS
-from cover.sandbox.render import Floats, Pixels, Scene, draw_frames, draw_plain, draw_scene, draw_shake
+from cover.sandbox.render import Floats, Pixels, Scene, draw_frames, draw_scene, draw_shake, draw_sky
 from cover.sandbox.settings import FPS, Settings
 
 DATASETS = ("kinetics", "ssv2", "moments", "imagenet")
@@ -38,7 +38,8 @@ DIRECTIONS: dict[str, Direction] = {
     "Moving [something] down and to the left": (1, -1),
 }
 MOMENTS = {f"{name}+{way}": (name, way == "rising") for name in MOMENT_OBJECTS for way in ("rising", "falling")}
-HUES = {"red": (1, 0, 0), "yellow": (1, 1, 0), "green": (0, 1, 0), "cyan": (0, 1, 1), "blue": (0, 0, 1), "magenta": (1, 0, 1)}
+# Learned within a few steps, so that the network is soon left as it would be without them.
+SKIES = {"night sky": (0.05, 0.2), "day sky": (0.8, 0.95)}
 CLASSES = {
     "kinetics": tuple(sorted(ACTIVITIES)),
     "ssv2": tuple(sorted(DIRECTIONS)),
@@ -56,7 +57,7 @@ def classes_of(settings: Settings, dataset: str) -> tuple[str, ...]:
     """The class names of a data set. `pictures` has those of `kinetics`, so that both can share a head, or, `separate`, its own."""
     if dataset != PICTURES:
         return CLASSES[dataset]
-    return tuple(sorted(HUES)) if settings.relation == "separate" else CLASSES["kinetics"]
+    return tuple(sorted(SKIES)) if settings.relation == "separate" else CLASSES["kinetics"]
 
 
 def class_of(settings: Settings, dataset: str, index: int) -> str:
@@ -112,7 +113,7 @@ def _image(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
 def _picture(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
     if settings.relation != "separate":
         return _image(rng, settings, ACTIVITIES[name])
-    return draw_plain(rng, HUES[name], settings), np.zeros((1, 2), np.float32), draw_shake(rng, 1, settings.shake_reach)
+    return draw_sky(rng, SKIES[name], settings), np.zeros((1, 2), np.float32), draw_shake(rng, 1, settings.shake_reach)
 
 
 def draw_object(rng: np.random.Generator) -> str:

@@ -31,7 +31,6 @@ MOST_DISTRACTORS = 4
 MOST_CLUTTER = 14
 FIELD = 0.08
 MARK = 0.2
-PLAIN_TONE = (0.3, 0.7)  # at either end of the scale every hue is all but black or white
 SHAKE_MEMORY = 0.7
 NOISE_REACH = 0.4  # noise is even, within this share of the whole range at most
 
@@ -63,8 +62,7 @@ def draw_scene(rng: np.random.Generator, name: str, settings: Settings) -> Scene
     pad = int(np.ceil(settings.shake_reach)) + 2
     tone = rng.uniform(0.15, 0.85)
     strayed = FIELD + 0.12 * settings.clutter
-    drift = _drift(rng, strayed, (settings.height + 2 * pad, settings.width + 2 * pad), settings.clutter)
-    background = _colour(rng, tone) + drift
+    background = _field(rng, tone, strayed, (settings.height + 2 * pad, settings.width + 2 * pad), settings.clutter)
     for _ in range(rng.binomial(MOST_DISTRACTORS, settings.distractors)):
         small = draw_sprite(rng, rng.choice(OBJECTS), rng.uniform(*DISTRACTOR_SIZE) * settings.height, tone)
         _paste(background, small, rng.uniform(0, background.shape[0]), rng.uniform(0, background.shape[1]))
@@ -72,11 +70,11 @@ def draw_scene(rng: np.random.Generator, name: str, settings: Settings) -> Scene
     return Scene(background, pad, sprite)
 
 
-def draw_plain(rng: np.random.Generator, hue: Sequence[float], settings: Settings) -> Scene:
-    """A random background of the colour `hue`, more or less dark or washed out, with its clutter: no object, no distractor."""
+def draw_sky(rng: np.random.Generator, tones: tuple[float, float], settings: Settings) -> Scene:
+    """A random background of a luminance within `tones`, with its clutter: no object, no distractor."""
     pad = int(np.ceil(settings.shake_reach)) + 2
-    drift = _drift(rng, FIELD + 0.12 * settings.clutter, (settings.height + 2 * pad, settings.width + 2 * pad), settings.clutter)
-    background = _of_luminance(np.array(hue, np.float32), rng.uniform(*PLAIN_TONE)) + drift
+    shape = settings.height + 2 * pad, settings.width + 2 * pad
+    background = _field(rng, rng.uniform(*tones), FIELD + 0.12 * settings.clutter, shape, settings.clutter)
     return Scene(background, pad, np.zeros((4, 4, 4), np.float32))
 
 
@@ -115,20 +113,16 @@ def _two_inks(rng: np.random.Generator, tone: float) -> tuple[Floats, Floats]:
 
 
 def _colour(rng: np.random.Generator, luminance: float) -> Floats:
-    """A random colour of exactly this luminance."""
-    return _of_luminance(rng.uniform(0, 1, 3).astype(np.float32), luminance)
-
-
-def _of_luminance(colour: Floats, luminance: float) -> Floats:
-    """The colour darkened towards black or washed out towards white, until its luminance is this."""
+    """A random colour of exactly this luminance: a random one, darkened towards black or washed out towards white."""
+    colour = rng.uniform(0, 1, 3).astype(np.float32)
     has = float(LUMA @ colour)
     if has > luminance:
         return colour * np.float32(luminance / has)
     return colour + (1 - colour) * np.float32((luminance - has) / (1 - has))
 
 
-def _drift(rng: np.random.Generator, strayed: float, shape: tuple[int, int], clutter: float) -> Floats:
-    """What a smooth colour field with faint blobs and lines adds to its one colour; no luminance strays farther than `strayed`."""
+def _field(rng: np.random.Generator, tone: float, strayed: float, shape: tuple[int, int], clutter: float) -> Floats:
+    """A smooth colour field around luminance `tone` with faint blobs and lines; no luminance strays farther than `strayed`."""
     rows, columns = (np.linspace(-1, 1, side, dtype=np.float32) for side in shape)
     y, x = rows[:, None], columns[None, :]
     waves = [np.sin(rng.uniform(-3, 3) * x + (rng.uniform(-3, 3) * y + rng.uniform(0, 2 * np.pi))) for _ in range(3)]
@@ -137,7 +131,7 @@ def _drift(rng: np.random.Generator, strayed: float, shape: tuple[int, int], clu
     drift = np.stack([*waves, *marks], -1) @ strengths.astype(np.float32)
     excess = drift @ LUMA
     drift -= (excess - np.clip(excess, -strayed, strayed))[..., None]
-    return drift
+    return _colour(rng, tone) + drift
 
 
 def _mark(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:

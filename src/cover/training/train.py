@@ -55,7 +55,13 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
     """Run `recipe`, in one process or in all that torchrun started; returns the run folder. Raises `UserError` before the first step for
     anything wrong with it."""
     with team(recipe.distributed, recipe.device) as among:
-        return train_among(among, recipe, resume or (restarted() and is_begun(Path(recipe.out))))
+        try:
+            return train_among(among, recipe, resume or (restarted() and is_begun(Path(recipe.out))))
+        except torch.OutOfMemoryError:
+            held = f"{recipe.batch // (among.ranks * recipe.accumulation)} samples at once do not fit into the memory of {among.device}"
+            raise UserError(
+                f"{held}; raise accumulation, set model.checkpointing, or lower batch, and see what fits by `cover plan`"
+            ) from None
 
 
 def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR0915

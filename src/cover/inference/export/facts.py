@@ -27,7 +27,7 @@ def facts(choice: Choice, frames: int, precision: str) -> dict[str, Any]:
     return {
         "cover": __version__, "step": choice.about.get("step"), "weights_sha256": _digest(choice.folder / WEIGHTS), "precision": precision,
         "input": INPUT, "frames": frames, "size": config.size, "colour": "RGB",
-        "resize": {"short_side": config.size, "filter": "bilinear, antialiased", "crop": "squares spaced equally along the long side; of one view the middle"},
+        "resize": {"short_side": config.size, "filter": "bilinear, antialiased", "crop": "squares along the long side, of one the middle"},
         "normalisation": {"where": "inside the graph", "mean": list(config.mean), "std": list(config.std)},
         "heads": {head.name: _head(head, Predictor(choice.model, choice.about)) for head in choice.heads},
     }  # fmt: skip
