@@ -21,8 +21,8 @@ from cover.model.weights import save_release
 MakeSet = Callable[..., Path]
 Cover = Callable[..., tuple[int, str, str]]
 COMMANDS = (
-    "sandbox", "index", "overlap", "prepare", "train", "add", "plan", "describe", "evaluate", "transfer", "study", "predict", "explain", "serve",
-    "import-weights", "export", "doctor", "demo",
+    "sandbox", "index", "overlap", "prepare", "train", "add", "plan", "describe", "evaluate", "transfer", "study", "predict", "explain",
+    "serve", "import-weights", "export", "doctor", "demo",
 )  # fmt: skip
 
 
@@ -269,7 +269,8 @@ def test_describe_refuses(refused: Callable[..., str], arguments: list[str], par
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_unknown_argument(refused: Callable[..., str], command: str, tmp_path: Path) -> None:
     needed = {
-        "sandbox": [tmp_path], "predict": ["a", "b"], "explain": ["a", "b"], "doctor": [], "demo": [], "import-weights": ["a", "--out", "b"],
+        "sandbox": [tmp_path], "predict": ["a", "b"], "explain": ["a", "b"], "doctor": [], "demo": [],
+        "import-weights": ["a", "--out", "b"],
         "prepare": ["a", "--out", "b"], "add": ["a", "--data", "b"],
         "transfer": ["--source", "a=b", "--target", "c", "--epochs", "1"],
         "export": ["a", "--format", "transformers", "--out", "b"],

@@ -13,6 +13,7 @@ from cover.mixture.schedule import Source, rates_by, split_batch, steps_for
 from cover.model.cost import parameters
 from cover.model.presets import model_config
 from cover.studies import demo
+from cover.studies.grid.file import Study
 from cover.training.recipe import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -36,8 +37,9 @@ def name_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)
 def test_a_recipe_loads_and_its_header_says_how_to_run_it(path: Path) -> None:
-    config.load(Recipe, path)
-    assert f"cover train {path.relative_to(RECIPES.parent)}" in path.read_text(encoding="utf-8")
+    schema, command = (Study, "study") if path.parent.name == "studies" else (Recipe, "train")
+    config.load(schema, path)
+    assert f"cover {command} {path.relative_to(RECIPES.parent)}" in path.read_text(encoding="utf-8")
 
 
 def test_the_sandbox_recipes_are_the_demo_s() -> None:
