@@ -44,10 +44,12 @@ class Alternating(Schedule):
         return found
 
 
-def check_alternating(ranks: int, batch: int, parts: int) -> None:
+def check_alternating(ranks: int, batch: int, parts: int, paired: bool = False) -> None:
     """Raises `UserError` where steps of one length cannot be shared out."""
     if ranks > 1:
         # A step of images leaves some temporal weights without a gradient, which ranks would wait for.
         raise UserError("data.batches: alternating steps are for one process; use mixed on several")
     if batch % parts:
         raise UserError(f"batch: {batch} is not a multiple of accumulation ({parts})")
+    if paired and parts > 1 and batch // parts % 2:
+        raise UserError(f"batch: augment.mixup and cutmix work on pairs, but {batch} is not a multiple of 2 x accumulation ({parts})")

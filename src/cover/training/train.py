@@ -233,7 +233,7 @@ def make_schedule(recipe: Recipe, members: Sequence[Member], ranks: int = 1) -> 
     ]
     parts = ranks * recipe.accumulation
     if recipe.data.batches == "alternating":
-        check_alternating(ranks, recipe.batch, parts)
+        check_alternating(ranks, recipe.batch, parts, mixing is not None)
         return Alternating(recipe.seed, split_batch(sources, recipe.batch, 1, mixing is not None), mixing)
     return Schedule(recipe.seed, split_batch(sources, recipe.batch, parts, mixing is not None), mixing)
 

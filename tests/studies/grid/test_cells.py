@@ -14,7 +14,7 @@ from cover.errors import UserError
 from cover.model.cost import multiply_adds
 from cover.model.presets import model_config
 from cover.studies.grid.cells import Grid, Job
-from cover.studies.grid.derive import Deriver
+from cover.studies.grid.derive import Deriver, Part
 from cover.studies.grid.file import ARMS, Origin, Size, Study, Transfer
 from cover.training.recipe import Recipe
 from cover.training.train import find_members, make_schedule
@@ -171,6 +171,36 @@ def test_the_digest_is_of_what_the_result_depends_on(make_grid: MakeGrid) -> Non
         assert not first <= digests(**changes)
 
 
+def test_a_mixture_of_several_targets_is_one_run_whatever_the_counts_round_to(make_grid: MakeGrid) -> None:
+    for batch in range(8, 24):
+        for epochs in (0.5, 1, 1.5, 2.5):
+            grid = make_grid(batch=batch, sizes={"whole": Size(epochs)}, arms=["videos", "videos_images"])
+            assert len({cell.job for cell in grid.cells}) == 2
+
+
+def test_a_run_of_one_target_is_chosen_on_it_and_one_of_several_on_all(make_grid: MakeGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {job.recipe.checkpoints.best for job in make_grid().jobs.values() if job.measured & set(SETS)} == {""}, "there is no dev here"
+    monkeypatch.setattr("cover.studies.grid.cells.measured_parts", lambda study: [])
+    for job in make_grid(sizes={"whole": Size(6), "half": Size(6, 0.5)}).jobs.values():
+        if targets := job.measured & set(SETS):
+            assert job.recipe.checkpoints.best == ("mean_rank" if len(targets) > 1 else next(iter(targets)))
+
+
+def test_every_arm_is_evaluated_as_often(make_grid: MakeGrid) -> None:
+    for epochs in (3, 6, 11, 25):
+        for cell in (grid := make_grid(sizes={"whole": Size(epochs)})).cells:
+            recipe = grid.jobs[cell.job].recipe
+            steps = {*range(recipe.evaluate_every, recipe.steps + 1, recipe.evaluate_every), recipe.steps}
+            assert len(steps) <= grid.study.evaluations
+
+
+def test_the_digest_is_of_how_clips_are_read_too(sandbox: Path, tmp_path: Path) -> None:
+    catalog = load_catalog(sandbox)
+    other = replace(catalog, specs={**catalog.specs, "ssv2": replace(catalog.spec("ssv2"), flip="never")})
+    first, second = (Deriver(each, tmp_path / "data", "val", 0.1).digest(Part("ssv2")) for each in (catalog, other))
+    assert first != second
+
+
 def test_every_learning_rate_is_tried_in_every_arm(make_grid: MakeGrid) -> None:
     grid = make_grid(lrs=[1e-3, 3e-3], transfer=Transfer({"kinetics": ["kinetics"]}, {}, ["moments"]))
     tried: dict[tuple[str, str, str], set[float]] = {}
@@ -187,6 +217,9 @@ def test_every_learning_rate_is_tried_in_every_arm(make_grid: MakeGrid) -> None:
         ("sizes: {none: {epochs: 5, part: 0}}", "sizes.none"),
         ("folds: {kinetics: 1}", "folds.kinetics: 1"),
         ("margin: 2", "margin: 2"),
+        ("split: train", "split: train is trained on"),
+        ("frames: 1", "frames"),
+        ("videos: [kinetics]", "a video set beside each target"),
         ("transfer: {sources: {a: [kinetics]}}", "transfer.targets"),
         ("arms: [alone, stills]", "stills stand in place of images"),
         ("colour: blue", "colour"),
@@ -194,7 +227,7 @@ def test_every_learning_rate_is_tried_in_every_arm(make_grid: MakeGrid) -> None:
 )
 def test_a_mistake_is_one_line_that_names_the_key(tmp_path: Path, text: str, said: str) -> None:
     fields = {"catalog": "c.yaml", "out": "o", "targets": "[kinetics]", "seeds": "[0]", "margin": "0.02", "sizes": "{whole: {epochs: 5}}"}
-    fields |= {"arms": "[alone]", "videos": "[kinetics, moments]"}
+    fields |= {"arms": "[alone, videos]", "videos": "[kinetics, moments]"}
     key = text.split(":", maxsplit=1)[0]
     file = tmp_path / "study.yaml"
     file.write_text("\n".join([*(f"{name}: {value}" for name, value in fields.items() if name != key), text]))

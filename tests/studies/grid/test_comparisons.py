@@ -86,6 +86,36 @@ def test_the_transfers_of_the_co_trained_source_are_compared_with_each_other_sou
     assert row["p_holm"] == row["p"], "one question in its family"
 
 
+def test_a_source_that_knows_the_target_is_asked_about_by_no_question() -> None:
+    sources = {"hills": ["hills"], "rivers": ["rivers"], "cover": ["hills", "rivers", "photos"]}
+    asked = [each for each in questions(make_study(transfer=Transfer(sources, {}, ["hills", "rivers"], ["probe"]))) if each.claim == "c"]
+    assert {(each.target, each.ours, each.theirs) for each in asked} == {
+        ("hills", "cover:probe", "rivers:probe"), ("rivers", "cover:probe", "hills:probe"),
+    }  # fmt: skip
+
+
+def test_the_smaller_size_is_the_one_with_the_smaller_part_wherever_it_stands() -> None:
+    asked = [each for each in questions(make_study(sizes={"tenth": Size(5, 0.1), "whole": Size(5), "again": Size(9)})) if each.claim == "d"]
+    assert {(each.ours, each.theirs) for each in asked} == {("tenth", "whole")}
+
+
+def test_few_sources_show_nothing() -> None:
+    planted = answered(arms(0.3, {"hills": 0.9, "rivers": 0.9, "woods": 0.9}))
+    few = {key: Answers(each.right, each.ids, ["film"] * ITEMS, []) for key, each in planted.items()}
+    assert {row["verdict"] for row in compare(make_study(), few, {}) if row["claim"] == "a"} <= {"not worse", "no difference shown"}
+
+
+def test_clips_that_one_arm_could_not_read_are_left_out_of_both() -> None:
+    planted = answered(arms(0.5, {"hills": 0.6, "rivers": 0.5, "woods": 0.5}))
+    whole = next(row for row in compare(make_study(), planted, {}) if row["target"] == "hills")
+    key = ("alone", "hills", "whole", "scratch")
+    given = planted[key]
+    planted[key] = Answers(given.right[:, 1:], given.ids[1:], given.sources[1:], [])
+    row = next(row for row in compare(make_study(sizes={"whole": Size(5)}), planted, {}) if row["target"] == "hills")
+    assert row["items"] == whole["items"] - 1
+    assert row["difference"] == pytest.approx(whole["difference"], abs=0.01)
+
+
 def test_corrected_p_values_are_those_of_the_family() -> None:
     found = compare(make_study(), answered(arms(0.5, {"hills": 0.56, "rivers": 0.5, "woods": 0.5}), spread=0.02), {})
     family = sorted((row for row in found if row["claim"] == "a" and row["size"] == "whole"), key=lambda row: row["p"])

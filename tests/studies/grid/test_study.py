@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,7 +76,9 @@ def test_every_figure_has_its_protocol(summary: dict[str, Any]) -> None:
 
 
 def test_a_figure_is_what_evaluate_says_of_the_same_checkpoint(told: Path, summary: dict[str, Any], sandbox: Path) -> None:
-    (found,) = evaluate_release(told / "study/runs/alone.kinetics.whole.scratch.s1", sandbox, "val", (), None, ("plain",), "cpu", 0, 0)
+    (found,) = evaluate_release(
+        told / "study/runs/alone.kinetics.whole.scratch.lr0.001.s1", sandbox, "val", (), None, ("plain",), "cpu", 0, 0
+    )
     row = next(row for row in summary["arms"] if row["arm"] == "alone")
     assert row["by_seed"][1] == pytest.approx(found["top1"], abs=1e-5)
 
@@ -130,6 +134,25 @@ def test_a_killed_study_goes_on_to_the_same_results(told: Path, sandbox: Path, t
     assert ours["comparisons"] == theirs["comparisons"]
 
 
+def test_two_commands_do_not_run_one_study(told: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with (told / "study/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["study", str(told / "study.yaml"), "--jobs", "1"]) == 2
+    assert "another command is running this study" in capfd.readouterr().err
+
+
+def test_weights_that_are_gone_are_made_again_where_a_run_starts_from_them(sandbox: Path, tmp_path: Path) -> None:
+    file = write(tmp_path, sandbox, "origins: {photos: {sets: [imagenet], steps: 2}}\n")
+    command = ["study", str(file), "--jobs", "1", "--arms", "[alone]"]
+    assert main([*command, "--seeds", "[0]"]) == 0
+    first = json.loads((tmp_path / "study/results.json").read_text(encoding="utf-8"))
+    shutil.rmtree(tmp_path / "study/runs")
+    assert main([*command, "--seeds", "[0]"]) == 0, "what is done needs no weights"
+    (tmp_path / "study/results/alone.kinetics.whole.photos.lr0.001.s0.json").unlink()
+    assert main([*command, "--seeds", "[0]"]) == 0
+    assert json.loads((tmp_path / "study/results.json").read_text(encoding="utf-8"))["arms"] == first["arms"]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -150,7 +173,7 @@ def test_transfer_of_checkpoints_to_a_set_that_they_do_not_know(
     sandbox: Path, told: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sources = [f"--source={name}={told}/study/runs/{run}" for name, run in (
-        ("one", "alone.kinetics.whole.scratch.s0"), ("mixed", "videos_images.whole.scratch.s0"))]  # fmt: skip
+        ("one", "alone.kinetics.whole.scratch.lr0.001.s0"), ("mixed", "videos_images.whole.scratch.lr0.001.s0"))]  # fmt: skip
     command = ["transfer", *sources, "--target", "ssv2", "--catalog", str(sandbox), "--epochs", "1", "--how", "probe", "--seeds", "1",
                "--batch", "8", "--out", str(tmp_path / "moved"), "--jobs", "1"]  # fmt: skip
     assert main(command) == 0
@@ -167,7 +190,7 @@ def test_transfer_of_checkpoints_to_a_set_that_they_do_not_know(
 def test_a_co_trained_source_that_knows_the_target_is_refused(
     sandbox: Path, told: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    source = f"mixed={told}/study/runs/videos_images.whole.scratch.s0"
+    source = f"mixed={told}/study/runs/videos_images.whole.scratch.lr0.001.s0"
     command = ["transfer", "--source", source, "--target", "moments", "--catalog", str(sandbox), "--epochs", "1"]
     assert main([*command, "--out", str(tmp_path / "moved")]) == 2
     assert "leaves the target out" in capfd.readouterr().err

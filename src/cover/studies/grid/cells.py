@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -76,6 +77,8 @@ class Grid:
         self.jobs: dict[str, Job] = {}
         self.cells: list[Cell] = []
         self._by_digest: dict[str, Job] = {}
+        # Where one target has nothing to choose on, no arm of any is chosen: all are measured at their last step.
+        self._chosen = all("dev" in deriver.entry(part)["annotations"] for part in measured_parts(study))
         for seed in study.seeds:
             for origin in study.origins:
                 self._arms(origin, seed)
@@ -102,10 +105,12 @@ class Grid:
         shared = mix.shared and arm in ("videos", "videos_images")
         words = [arm, *([] if shared else [target]), size, origin]
         words += [f"fold{fold + 1}"] if target in self.study.folds else []
-        job = self._job(words, recipe, parts, start, self.study.origins[origin], seed, lr)
+        # One model of several targets is chosen for all of them, a model of one for that one.
+        best = ("mean_rank" if shared else target) if self._chosen else ""
+        job = self._job(words, recipe, parts, start, self.study.origins[origin], seed, lr, best)
         job.measured.add(target)
         self.cells.append(Cell("arm", arm, target, size, origin, seed, fold, lr, job.name, target))
-        if size == next(iter(self.study.sizes)) and not fold:
+        if size == next(iter(self.study.sizes)) and not fold and lr == self.study.lrs[0]:
             self._probe(arm, target, size, origin, seed, job)
 
     def _origin(self, name: str, seed: int) -> Job | None:
@@ -117,7 +122,7 @@ class Grid:
             self._base(seed, origin.lr), data=Data(list(parts)), steps=origin.steps, batch=origin.batch,
             model=replace(self.study.model, image_temporal="skip"),
         )  # fmt: skip
-        job = self._job(["origin", name], recipe, parts, None, Origin(), seed, origin.lr, lrs=1)
+        job = self._job(["origin", name], recipe, parts, None, Origin(), seed, origin.lr)
         job.measured |= set(parts)
         return job
 
@@ -141,7 +146,8 @@ class Grid:
         for how in self.study.transfer.how:
             for lr in self.study.lrs:
                 recipe, parts = Mix(study, self.deriver, target, study.sizes[size], seed, 0).recipe("alone", lr)
-                job = self._job([how, source, "to", target], fresh_head(recipe, target, how), parts, start, KEPT, seed, lr)
+                best = target if self._chosen else ""
+                job = self._job([how, source, "to", target], fresh_head(recipe, target, how), parts, start, KEPT, seed, lr, best)
                 job.measured.add(target)
                 self.cells.append(Cell("transfer", f"{source}:{how}", target, size, "", seed, 0, lr, job.name, target))
 
@@ -157,7 +163,8 @@ class Grid:
         recipe, parts = Mix(narrowed, self.deriver, videos[0], whole, seed, 0).recipe("videos_images" if len(sets) > 1 else "alone", lr)
         if len(sets) == 1:  # in steps as large as those of the arm alone, so that the two are one run where both are wanted
             recipe, parts = Mix(replace(study, folds={}), self.deriver, videos[0], whole, seed, 0).recipe("alone", lr)
-        return self._job(["source", *sets, origin], recipe, parts, start, study.origins[origin], seed, lr)
+        best = (videos[0] if len(sets) == 1 else "mean_rank") if self._chosen else ""
+        return self._job(["source", *sets, origin], recipe, parts, start, study.origins[origin], seed, lr, best)
 
     def _probe(self, arm: str, target: str, size: str, origin: str, seed: int, start: Job) -> None:
         """How well a classifier of images does on a model's features: the same in every arm."""
@@ -166,7 +173,7 @@ class Grid:
             steps = max(1, round(self.study.probe_epochs * self.deriver.count(parts[name]) / self.study.batch))
             recipe = replace(self._base(seed, self.study.lrs[0]), data=Data([name]), steps=steps, batch=self.study.batch)
             words = ["probe", name, "of", start.name.rpartition(".s")[0]]
-            job = self._job(words, fresh_head(recipe, name, "probe"), parts, start, KEPT, seed, self.study.lrs[0], lrs=1)
+            job = self._job(words, fresh_head(recipe, name, "probe"), parts, start, KEPT, seed, self.study.lrs[0])
             job.measured.add(name)
             kind = "origin" if arm == "origin" else "probe"
             self.cells.append(Cell(kind, arm, target, size, origin, seed, 0, self.study.lrs[0], job.name, name))
@@ -178,17 +185,16 @@ class Grid:
 
     def _job(
         self, words: Sequence[str], recipe: Recipe, parts: dict[str, Part], start: Job | str | None, origin: Origin, seed: int, lr: float,
-        lrs: int | None = None,
+        best: str = "mean_rank",
     ) -> Job:  # fmt: skip
-        """The job of a recipe, the known one where it is the same. `origin`: how `start` is taken up."""
+        """The job of a recipe, the known one where it is the same. `origin`: how `start` is taken up; `best`: as `checkpoints.best`."""
         checkpoint = start if isinstance(start, str) else origin.checkpoint
         before = start if isinstance(start, Job) else None
         if before or checkpoint:
             recipe = replace(recipe, start=Start("" if before else checkpoint, origin.temporal))
-        every = max(1, recipe.steps // self.study.evaluations)
-        recipe = replace(recipe, evaluate_every=every, save_every=every, checkpoints=Checkpoints(keep=1, best="mean_rank"))
-        many = (lrs or len(self.study.lrs)) > 1
-        name = ".".join([*words, *([f"lr{lr:g}"] if many else []), f"s{seed}"])
+        every = math.ceil(recipe.steps / self.study.evaluations)
+        recipe = replace(recipe, evaluate_every=every, save_every=every, checkpoints=Checkpoints(keep=1, best=best))
+        name = ".".join([*words, f"lr{lr:g}", f"s{seed}"])
         began = before.digest if before else weights_digest(checkpoint) if checkpoint else ""
         digest = digest_of(recipe, [*(self.deriver.digest(part) for part in parts.values()), began])
         known = self._by_digest.get(digest)
@@ -202,6 +208,14 @@ class Grid:
         depths = sorted({job.depth for job in self.jobs.values()})
         for depth in depths:
             yield [job for job in self.jobs.values() if job.depth == depth]
+
+
+def measured_parts(study: Study) -> list[Part]:
+    """What targets are measured on: a split, or folds."""
+    parts = [
+        Part(target, folds=study.folds.get(target, 0), fold=fold) for target in study.targets for fold in range(study.folds.get(target, 1))
+    ]
+    return parts + [Part(target) for target in study.transfer.targets if study.transfer.wanted]
 
 
 def digest_of(recipe: Recipe, rests_on: Iterable[str]) -> str:
@@ -249,7 +263,8 @@ class Mix:
             source.rate / sum(other.rate for other in group.sources)
             for group in self.full.groups for source in group.sources if source.name == target
         ))  # fmt: skip
-        self.steps = max(1, round(size.epochs * self.counts[target] / (self.clips * share)))
+        seen = sum(self.counts[name] for name in self.videos) if self.shared else self.counts[target] / share
+        self.steps = max(1, round(size.epochs * seen / self.clips))
 
     @property
     def shared(self) -> bool:

@@ -75,7 +75,7 @@ def answers(cells: Iterable[Cell], results: Mapping[str, Mapping[str, Any]], kin
 def _joined(by_seed: Mapping[int, Mapping[int, list[Cell]]], results: Mapping[str, Mapping[str, Any]]) -> Answers:
     rows, jobs = [], []
     for folds in by_seed.values():
-        best = [max(tried, key=lambda cell: results[cell.job]["dev"].get(cell.dataset, 0.0)) for tried in folds.values()]
+        best = [max(tried, key=lambda cell: _on_dev(cell, results)) for tried in folds.values()]
         found = [results[cell.job]["measured"][cell.dataset] for cell in best]
         right = {
             key: label == guess
@@ -84,9 +84,14 @@ def _joined(by_seed: Mapping[int, Mapping[int, list[Cell]]], results: Mapping[st
         sources = {key: source for part in found for key, source in zip(part["ids"], part["sources"], strict=True)}
         rows.append((right, sources))
         jobs += [cell.job for cell in best]
-    ids = sorted(rows[0][0])
-    assert all(sorted(right) == ids for right, _ in rows), "every seed is measured on the same clips"
+    ids = sorted(set.intersection(*(set(right) for right, _ in rows)))  # a file may have become unreadable between two runs
     return Answers(np.array([[right[key] for key in ids] for right, _ in rows]), ids, [rows[0][1][key] for key in ids], jobs)
+
+
+def _on_dev(cell: Cell, results: Mapping[str, Mapping[str, Any]]) -> float:
+    """What a learning rate is chosen by: of one model of several targets the mean over them, so that it is one model."""
+    result = results[cell.job]
+    return float(np.mean([result["dev"].get(name, 0.0) for name in result["measured"]]))
 
 
 def questions(study: Study) -> list[Question]:
@@ -98,16 +103,29 @@ def questions(study: Study) -> list[Question]:
                 if {ours, theirs} <= set(study.arms_at(size)):
                     family = f"{ours} against {theirs}, {size}, {origin}"
                     found += [Question(family, claim, target, ours, theirs, size, origin) for target in study.targets]
-    mixed = [name for name, sets in sources_of(study).items() if len(sets) > 1]
-    for how in study.transfer.how if study.transfer.wanted else []:
-        for ours in mixed:
-            others = [name for name in sources_of(study) if name != ours]
-            found += [
-                Question(f"transfer by {how}: {ours} against each other source", "c", target, f"{ours}:{how}", f"{theirs}:{how}",
-                         study.transfer.size or next(iter(study.sizes)))
-                for target in study.transfer.targets for theirs in others
-            ]  # fmt: skip
-    return found + _shrinking(study)
+    return found + _moving(study) + _shrinking(study)
+
+
+def _moving(study: Study) -> list[Question]:
+    """Does a co-trained source transfer better than each other one? Without one of several sets, each pair of sources is compared.
+
+    A source that was trained on the target itself is in the tables alone: it has seen what the others have not.
+    """
+    if not study.transfer.wanted:
+        return []
+    known, size, found = sources_of(study), study.transfer.size or next(iter(study.sizes)), []
+    names = sorted(known, key=lambda name: -len(known[name]))
+    for how in study.transfer.how:
+        for target in study.transfer.targets:
+            left = {name: frozenset(known[name]) - ({target} if len(known[name]) > 1 else set()) for name in names}
+            strangers = [name for name in names if target not in left[name]]
+            mixed = [name for name in strangers if len(known[name]) > 1] or strangers
+            for place, ours in enumerate(strangers):
+                for theirs in strangers[place + 1 :]:
+                    if ours in mixed and left[ours] != left[theirs]:
+                        family = f"transfer by {how}, between sources"
+                        found.append(Question(family, "c", target, f"{ours}:{how}", f"{theirs}:{how}", size))
+    return found
 
 
 def sources_of(study: Study) -> dict[str, list[str]]:
@@ -117,12 +135,12 @@ def sources_of(study: Study) -> dict[str, list[str]]:
 
 def _shrinking(study: Study) -> list[Question]:
     """Does the gain grow as the target shrinks? `ours` and `theirs` name sizes: the gain at one minus the gain at the other."""
-    first, *smaller = study.sizes
     ours = "videos_images" if "videos_images" in study.arms else "videos"
-    smaller = [size for size in (first, *smaller) if {"alone", ours} <= set(study.arms_at(size))]
-    if first not in smaller:
+    asked = sorted((size for size in study.sizes if {"alone", ours} <= set(study.arms_at(size))), key=lambda size: -study.sizes[size].part)
+    if not asked:
         return []
-    smaller.remove(first)
+    first = asked[0]
+    smaller = [size for size in asked if study.sizes[size].part < study.sizes[first].part]
     return [
         Question(f"gain of {ours} over alone, {size} against {first}, {origin}", "d", target, size, first, ours, origin)
         for origin in study.origins for size in smaller for target in study.targets
@@ -157,6 +175,7 @@ def _gain(question: Question, arms: Mapping[Key, Answers], transfers: Mapping[Ke
             _minus(arms[question.size, question.target, size, question.origin], arms["alone", question.target, size, question.origin])
             for size in (question.ours, question.theirs)
         ]
+        assert gains[0][1] == gains[1][1], "both sizes are measured on the same clips"
         return gains[0][0] - gains[1][0], gains[0][1]
     where = transfers if question.claim == "c" else arms
     ours, theirs = (where[arm, question.target, question.size, question.origin] for arm in (question.ours, question.theirs))
@@ -164,8 +183,9 @@ def _gain(question: Question, arms: Mapping[Key, Answers], transfers: Mapping[Ke
 
 
 def _minus(ours: Answers, theirs: Answers) -> tuple[np.ndarray, list[str]]:
-    assert ours.ids == theirs.ids, "arms are compared on the same clips"
-    return ours.right.astype(float) - theirs.right, ours.sources
+    both = set(ours.ids) & set(theirs.ids)
+    mine, other = ([place for place, key in enumerate(each.ids) if key in both] for each in (ours, theirs))
+    return ours.right[:, mine].astype(float) - theirs.right[:, other], [ours.sources[place] for place in mine]
 
 
 def _detectable(gain: np.ndarray, sources: Sequence[str]) -> float | None:

@@ -6,6 +6,9 @@ manifest, so that training and evaluation know nothing of studies.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +21,14 @@ from PIL import Image
 from cover.console import track
 from cover.datasets.catalog import Catalog, DatasetSpec
 from cover.datasets.exclusions import excluded_rows
-from cover.datasets.manifest import ClassList, Manifest, Row, open_manifest, write_manifest
+from cover.datasets.manifest import Manifest, Row, open_manifest, write_manifest
 from cover.datasets.prepare import prepared_entry
 from cover.errors import UserError
 from cover.media.decode import MediaError, decode_at
 
 TRAINING = ("train", "dev")
+READ_BY = ("media", "flip", "sampling", "views", "crop_scale")
+KNOWN_BY = ("sample_id", "source_id", "label", "state", "start", "end", "frames", "fps", "width", "height", "codec")
 MEASURED = "val"  # what a derived data set calls the split that is reported
 
 
@@ -71,11 +76,22 @@ class Deriver:
 
     def count(self, part: Part) -> int:
         """How many clips or images may be trained on."""
-        return len(open_manifest(Path(self.entry(part)["annotations"]["train"])).usable)
+        paths = self.entry(part)["annotations"]
+        return len(open_manifest(Path(paths["train"])).usable) if "train" in paths else 0
+
+    def lacks(self, part: Part) -> bool:
+        """Whether it has nothing to be measured on."""
+        return MEASURED not in self.entry(part)["annotations"]
 
     def digest(self, part: Part) -> str:
-        """Over what training and measuring rest on: ids, labels and which rows may be read, of every split."""
-        return "-".join(open_manifest(Path(path)).draws_digest() for path in self.entry(part)["annotations"].values())
+        """Over all that training and measuring rest on: how the set is read, and of every split the classes and what is known of its rows,
+        but for where they lie."""
+        entry = self.entry(part)
+        told: list[Any] = [{key: entry[key] for key in READ_BY}]
+        for split, path in entry["annotations"].items():
+            manifest = open_manifest(Path(path))
+            told += [split, manifest.classes.digest, [[getattr(row, key) for key in KNOWN_BY] for row in manifest.rows()]]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
     def measured(self, part: Part) -> Manifest:
         """The manifest that is reported on."""
@@ -85,10 +101,12 @@ class Deriver:
         spec, splits = self.catalog.spec(part.dataset), self._splits(part)
         paths = {}
         for split, rows in splits.items():
-            path = self.folder / f"{part.name}-{split}.arrow"
-            first = self._open(part.dataset, "train")
-            classes = ClassList(first.classes.names, first.classes.source, first.classes.digest, first.classes.many)
-            write_manifest(path, part.dataset, split, "image" if part.stills else spec.media, classes, rows)
+            beside = self.folder / f".{part.name}-{split}.{os.getpid()}"
+            classes = self._open(part.dataset, "train").classes
+            write_manifest(beside, part.dataset, split, "image" if part.stills else spec.media, classes, rows)
+            # Named by what is in it: another call, with other settings, does not change what a running study reads.
+            path = self.folder / f"{part.name}-{split}-{open_manifest(beside).digest()}.arrow"
+            beside.replace(path)
             paths[split] = str(path.absolute())
         entry = prepared_entry(spec, paths)
         return {**entry, "media": "image", "views": "1x1"} if part.stills else entry
@@ -139,7 +157,8 @@ class Deriver:
 
     def _stills(self, rows: Sequence[Row], part: Part) -> list[Row]:
         """JPEG files of evenly spaced instants of every clip, written once."""
-        folder = self.folder / f"{part.name}-images"
+        ids = hashlib.sha256("\n".join(row.sample_id for row in rows).encode()).hexdigest()[:12]
+        folder = self.folder / f"{part.name}-images-{ids}"
         done = folder / "done"
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)

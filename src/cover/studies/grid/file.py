@@ -98,13 +98,14 @@ class Study:
     label_smoothing: float = option(0.0, "as of a recipe")
     stills: int = option(4, "images of every training clip of the target, in the arm stills")
     transfer: Transfer = option(Transfer(), "A to B")
-    probes: list[str] = option([], "image sets on which every model's features are probed, before and after")
+    probes: list[str] = option([], "image sets on which the features of models are probed, before and after (those of the first of lrs)")
     probe_epochs: float = option(5.0, "of those probes")
     expected: Expected = option(Expected(), "for the detectable difference")
     device: str = option("auto", "auto, cpu, cuda, cuda:1")
 
     def __post_init__(self) -> None:
         self._check_names()
+        self._check_parts()
         self._check_numbers()
         self._check_transfer()
 
@@ -123,12 +124,15 @@ class Study:
             values = getattr(self, key)
             for repeated in {value for value in values if values.count(value) > 1}:
                 raise UserError(f"{key}: {repeated} is given twice")
-        if set(self.arms) & {"videos_images", "stills", "permuted", "alone_long"} and not (self.images or self.videos):
+        others = all(set(self.videos) - {target} for target in self.targets)
+        if "videos" in self.arms and not others:
+            raise UserError("arms: videos needs a video set beside each target; give videos, or leave that arm out")
+        if set(self.arms) & {"videos_images", "permuted", "alone_long"} and not (self.images or others):
             raise UserError("arms: a mixture needs videos or images")
         if "stills" in self.arms and not self.images:
             raise UserError("arms: stills stand in place of images; give images")
 
-    def _check_numbers(self) -> None:
+    def _check_parts(self) -> None:
         for name, size in self.sizes.items():
             for arm in size.arms:
                 if arm not in self.arms:
@@ -141,6 +145,12 @@ class Study:
         for name, folds in self.folds.items():
             if folds < 2:
                 raise UserError(f"folds.{name}: {folds} is not 2 or more")
+
+    def _check_numbers(self) -> None:
+        if self.split not in ("val", "test"):
+            raise UserError(f"split: {self.split} is trained on or chosen on; report val or test")
+        if self.frames < 2:
+            raise UserError("frames: a clip has 2 or more; one frame is an image")
         if not 0 <= self.margin < 1:
             raise UserError(f"margin: {self.margin} is not a share in [0, 1)")
         if self.evaluations < 1 or self.stills < 1 or min(self.seeds) < 0:
@@ -153,6 +163,8 @@ class Study:
             name = getattr(self.transfer, key) or next(iter(known))
             if name not in known:
                 raise UserError(f'transfer.{key}: unknown "{name}"{nearest(name, known)}')
+        for name in [name for name, sets in self.transfer.sources.items() if not sets]:
+            raise UserError(f"transfer.sources.{name}: name its data sets")
         for name in set(self.transfer.sources) & set(self.transfer.checkpoints):
             raise UserError(f"transfer.checkpoints: {name} is a source already")
         if not self.transfer.targets:

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,11 +30,13 @@ from cover.evaluation.outcomes import Outcomes
 from cover.evaluation.tasks import Task, find_tasks
 from cover.machine import cores, end_with_parent
 from cover.model.device import pick_device
-from cover.model.weights import CHECKPOINTS, find_release, load_release
+from cover.model.weights import find_release, load_release, steps_saved
 from cover.studies.grid.cells import Job
 from cover.studies.grid.derive import MEASURED, Deriver
 from cover.studies.runlog import read_log
-from cover.training.keeping import BEST
+from cover.training import checkpoint
+from cover.training.folder import is_begun
+from cover.training.keeping import best_step, dev_scores
 from cover.training.recipe import Recipe
 from cover.training.train import train
 
@@ -42,7 +45,8 @@ CURVE_POINTS = 24
 
 @dataclass(frozen=True)
 class Order:
-    """A job as it is sent to a process: everything by value. `entries`: the catalog of its data sets; `start`: the run it starts from."""
+    """A job as it is sent to a process: everything by value. `entries`: the catalog of its data sets; `start`: the run it starts from, at
+    the checkpoint that is best by `start_best`."""
 
     name: str
     digest: str
@@ -50,6 +54,7 @@ class Order:
     entries: dict[str, Any]
     measured: tuple[str, ...]
     start: Path | None
+    start_best: str = ""
 
 
 def run_missing(jobs: Sequence[Sequence[Job]], deriver: Deriver, out: Path, workers: int) -> int:
@@ -57,8 +62,9 @@ def run_missing(jobs: Sequence[Sequence[Job]], deriver: Deriver, out: Path, work
 
     Raises `UserError` of a run that cannot go on, naming it.
     """
+    out = out.absolute()
     orders = [[order_of(job, deriver, out) for job in wave] for wave in jobs]
-    missing = [[order for order in wave if not is_done(order, out)] for wave in orders]
+    missing = find_missing(orders, out)
     total, count = sum(map(len, orders)), sum(map(len, missing))
     say(f"study: {total - count} of {total} runs are done" + (f", {count} to go, {workers} at once" if count else ""))
     if not count:
@@ -69,11 +75,36 @@ def run_missing(jobs: Sequence[Sequence[Job]], deriver: Deriver, out: Path, work
     return count
 
 
+def find_missing(orders: Sequence[Sequence[Order]], out: Path) -> list[list[Order]]:
+    """Of lists of runs, each list starting from the ones before, those to be run: without a result, or needed by one that is to be run
+    while its weights are not there."""
+    needed: set[str] = set()
+    missing: list[list[Order]] = []
+    for wave in reversed(orders):
+        own = [order for order in wave if not is_done(order, out) or (order.name in needed and not is_trained(order, out))]
+        needed |= {order.start.name for order in own if order.start is not None}
+        missing.insert(0, own)
+    return missing
+
+
+def is_trained(order: Order, out: Path) -> bool:
+    """Whether the folder of a run holds this very run, to its end."""
+    run = run_of(out, order.name)
+    stamp = stamp_of(run)
+    return stamp.exists() and stamp.read_text() == order.digest and max(steps_saved(run), default=0) >= order.recipe.steps
+
+
+def stamp_of(run: Path) -> Path:
+    """Where the digest of what a run's folder was begun as stands."""
+    return run.parent / f".{run.name}.digest"
+
+
 def order_of(job: Job, deriver: Deriver, out: Path) -> Order:
     """What a process needs of a job."""
     entries = {name: deriver.entry(part) for name, part in job.parts.items()}
     start = run_of(out, job.start.name) if job.start is not None else None
-    return Order(job.name, job.digest, job.recipe, entries, tuple(sorted(job.measured)), start)
+    start_best = job.start.recipe.checkpoints.best if job.start is not None else ""
+    return Order(job.name, job.digest, job.recipe, entries, tuple(sorted(job.measured)), start, start_best)
 
 
 def run_of(out: Path, name: str) -> Path:
@@ -112,18 +143,24 @@ def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) ->
         return
     threads = max(1, cores() // workers)  # a wave of fewer runs too: threads that wait for each other are slow beside other work
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (threads,))
+    waiting = list(reversed(orders))
+    running: dict[Future[None], str] = {}
     try:
-        running: dict[Future[None], str] = {pool.submit(run_order, order, out): order.name for order in orders}
-        while running:
+        while waiting or running:
+            while waiting and len(running) < workers:  # no more than can begin: what is handed over cannot be taken back
+                order = waiting.pop()
+                running[pool.submit(_run_in_worker, order, out)] = order.name
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name = running.pop(future)
                 future.result()
                 meter.advance(note=name)
-    except BaseException:
+    except BaseException as error:
         # A run that is under way has its own checkpoints: nothing is lost by ending it here.
         for process in list(pool._processes.values()):
-            process.terminate()
+            process.kill()
         pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise UserError("a process was killed, for want of memory perhaps; the same command goes on, with fewer --jobs") from None
         raise
     pool.shutdown()
 
@@ -133,6 +170,13 @@ def _begin_worker(threads: int) -> None:
     end_with_parent()
     be_silent()
     torch.set_num_threads(threads)
+
+
+def _run_in_worker(order: Order, out: Path) -> None:
+    try:
+        run_order(order, out)
+    except SystemExit:  # a signal has ended the run: the worker takes no other one
+        os._exit(1)
 
 
 def run_order(order: Order, out: Path) -> None:
@@ -150,14 +194,14 @@ def _train(order: Order, out: Path) -> Path:
     catalog.write_text(yaml.safe_dump(order.entries, sort_keys=False, default_flow_style=None, width=1000), encoding="utf-8")
     recipe = replace(order.recipe, out=str(run), data=replace(order.recipe.data, catalog=str(catalog)))
     if order.start is not None:
-        recipe = replace(recipe, start=replace(recipe.start, checkpoint=str(best_of(order.start))))
+        recipe = replace(recipe, start=replace(recipe.start, checkpoint=str(best_of(order.start, order.start_best))))
     _drop_another(run, order)
-    return train(recipe, resume=run.exists())
+    return train(recipe, resume=is_begun(run))
 
 
 def _drop_another(run: Path, order: Order) -> None:
     """A folder that was begun as another run, before the study or its data were changed, is put aside."""
-    stamp = run.parent / f".{run.name}.digest"
+    stamp = stamp_of(run)
     if run.exists() and (not stamp.exists() or stamp.read_text() != order.digest):
         aside = run.with_name(f"{run.name}.old")
         number = 1
@@ -170,14 +214,14 @@ def _drop_another(run: Path, order: Order) -> None:
     stamp.write_text(order.digest)
 
 
-def best_of(run: Path) -> Path:
-    """The checkpoint that is best on `dev`; the last one where there was nothing to choose on."""
-    best = run / CHECKPOINTS / BEST
-    return best.resolve() if best.exists() else find_release(run)
+def best_of(run: Path, by: str) -> Path:
+    """The checkpoint that is best on `dev` (`by` as `checkpoints.best`); the last one where there was nothing to choose on."""
+    step = best_step(dev_scores(run / "log.jsonl"), steps_saved(run), by)
+    return find_release(run) if step is None else checkpoint.folder_of(run, step)
 
 
 def _measure(order: Order, run: Path, out: Path) -> None:
-    folder = best_of(run)
+    folder = best_of(run, order.recipe.checkpoints.best)
     model, about = load_release(folder)
     device = pick_device(order.recipe.device)
     model.to(device)

@@ -5,7 +5,8 @@ cover study recipes/studies/sandbox.yaml
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from cover.console import print_table, say, write_json
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
 from cover.evaluation.statistics import detectable
-from cover.studies.grid.cells import Grid
+from cover.studies.grid.cells import Grid, measured_parts
 from cover.studies.grid.comparisons import questions
 from cover.studies.grid.derive import Deriver, Part
 from cover.studies.grid.file import Study
@@ -35,6 +36,7 @@ def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] |
     catalog = load_catalog(study.catalog)
     _check_sets(study, catalog)
     deriver = Deriver(catalog, out / "data", study.split, study.fold_dev)
+    _check_counts(study, deriver)
     grid = Grid(study, deriver)
     planned = plan(study, deriver)
     steps = sum(job.recipe.steps for job in grid.jobs.values())
@@ -42,7 +44,8 @@ def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] |
     print_plan(planned, study.margin)
     if dry:
         return None
-    run_missing(list(grid.waves()), deriver, out, workers)
+    with _alone_in(out):
+        run_missing(list(grid.waves()), deriver, out, workers)
     summary = summarise(study, grid, out, planned)
     write_json(summary, out / RESULTS)
     (out / "study.yaml").write_text(config.dump(study), encoding="utf-8")
@@ -73,6 +76,36 @@ def print_plan(planned: Sequence[dict[str, Any]], margin: float) -> None:
     say(f"not worse: the interval lies above {-100 * margin:.1f} points; a smaller difference than the detectable one often goes unseen")
 
 
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Raises `UserError` where another command runs the study of this folder."""
+    import fcntl
+
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"out: {out}: another command is running this study") from None
+        except OSError:
+            say(f"{out}: this file system has no locks; do not run the study twice at once")
+        yield
+
+
+def _check_counts(study: Study, deriver: Deriver) -> None:
+    """Raises `UserError` where there is nothing to train on or to measure."""
+    for part in measured_parts(study):
+        counts = {"train": deriver.count(part), study.split: 0 if deriver.lacks(part) else len(deriver.measured(part).usable)}
+        for split, count in counts.items():
+            if not count:
+                raise UserError(f"{part.name}: none of its {split} clips is readable and labelled; `cover index` says why")
+    if study.weights:
+        sources = [name for sets in study.transfer.sources.values() for name in sets]
+        for name in dict.fromkeys([*study.mixture, *study.targets, *study.images, *study.transfer.targets, *sources]):
+            if not study.weights.get(name, 0) > 0:
+                raise UserError(f"weights.{name}: a positive weight is needed for each data set of the study")
+
+
 def _check_sets(study: Study, catalog: Any) -> None:
     """Raises `UserError` where a set is not of the kind that its place asks for."""
     transfer = [name for sets in study.transfer.sources.values() for name in sets]
@@ -86,14 +119,28 @@ def _check_sets(study: Study, catalog: Any) -> None:
             spec = catalog.spec(name)
             if media and spec.media != media:
                 raise UserError(f"{key}: {name} holds {spec.media}s")
+    _check_origins(study, catalog)
+    targets = [name for name in study.targets if name not in study.folds]
+    for key, names in (("targets", targets), ("transfer.targets", study.transfer.targets), ("probes", study.probes)):
+        for name in names:
+            if study.split not in catalog.spec(name).splits:
+                raise UserError(f"{key}: {name} has no split {study.split}; set split, or folds.{name}")
+
+
+def _check_origins(study: Study, catalog: Any) -> None:
+    """Raises `UserError` where weights know what they are to be measured on, or a source has no clips to learn from."""
+    for name, origin in study.origins.items():
+        held = [target for target in study.folds if origin.checkpoint and target in trained_on(origin.checkpoint)]
+        if held:
+            raise UserError(f"origins.{name}: {origin.checkpoint} was trained on {held[0]}, whose folds are measured")
+    for name, sets in study.transfer.sources.items():
+        for target in study.transfer.targets:
+            left = [each for each in sets if len(sets) == 1 or each != target]
+            if not any(catalog.spec(each).media == "video" for each in left):
+                raise UserError(f"transfer.sources.{name}: without {target}, which it leaves out, it has no video set")
     for name, path in study.transfer.checkpoints.items():
         held = [target for target in study.transfer.targets if target in trained_on(path)]
         if held and len(trained_on(path)) > 1:
             raise UserError(
                 f"source {name}: {path} was trained on {held[0]} too; the co-trained source of a transfer leaves the target out"
             )
-    targets = [name for name in study.targets if name not in study.folds]
-    for key, names in (("targets", targets), ("transfer.targets", study.transfer.targets), ("probes", study.probes)):
-        for name in names:
-            if study.split not in catalog.spec(name).splits:
-                raise UserError(f"{key}: {name} has no split {study.split}; set split, or folds.{name}")
