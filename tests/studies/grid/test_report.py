@@ -316,6 +316,12 @@ def test_markdown_tables_are_well_formed(summary: dict[str, Any]) -> None:
         assert {len(cells_of(line)) for line in (head, rule, *body)} == {len(cells_of(head))}
 
 
+def test_the_word_of_a_claim_and_its_place_are_parted(summary: dict[str, Any]) -> None:
+    claims = [line for line in markdown(summary).splitlines() if line.startswith("**(")]
+    assert len(claims) == 4
+    assert all(re.search(r" – [a-z, ]+( on |: )", line) for line in claims), claims
+
+
 def test_what_a_study_lacks_is_said(small: Study, tmp_path: Path) -> None:
     summary = summary_of(small)
     page = page_of(summary, tmp_path)

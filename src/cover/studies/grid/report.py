@@ -85,7 +85,7 @@ class Card:
     def markdown(self) -> str:
         """As a paragraph and its list."""
         own = self.standing
-        head = f"**({own.claim.key}) {plain(own.claim.words)}** – {own.word}{plain(_joint(own))}."
+        head = f"**({own.claim.key}) {plain(own.claim.words)}** – {plain(own.word + _joint(own))}."
         return "\n\n".join([head, Items(own.sentences).markdown()]) if own.sentences else head
 
 
