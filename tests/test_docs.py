@@ -11,18 +11,20 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from packaging.specifiers import SpecifierSet
 
 from cover.cli import main
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -47,6 +49,7 @@ ELSEWHERE = {
     "serving": ("tests/inference/test_serve_page_of_docs.py", "sh python"),
     "studies": ("tests/studies/grid/test_studies_page.py", "sh yaml python"),
 }
+NAME = "cover-video"
 NEEDS = ("cluster", "data", "gpu", "network")
 FENCE = re.compile(r"^```(\S*)\s*$")
 MARK = re.compile(r"^<!-- needs: (\w+) -->$")
@@ -65,6 +68,20 @@ class Block:
     @property
     def place(self) -> str:
         return f"{self.page}.md, line {self.line}"
+
+
+def commands_of(page: str) -> Iterator[Block]:
+    """Commands of `cover` that are indented, without a fence, those directly below each other as one block."""
+    lines = PAGES[page].read_text(encoding="utf-8").splitlines()
+    begun = 0
+    for number, line in enumerate([*lines, ""]):
+        if line.startswith("    "):
+            continue
+        text = "\n".join(each.strip() for each in lines[begun:number])
+        if re.search(r"^cover [a-z]", text, re.MULTILINE):
+            mark = MARK.match(lines[begun - 1])
+            yield Block(page, begun + 1, "sh", text + "\n", mark[1] if mark else None)
+        begun = number + 1
 
 
 def blocks_of(page: str) -> Iterator[Block]:
@@ -111,7 +128,7 @@ def test_the_tests_that_are_named_are_there() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_marks_stand_directly_before_a_block(page: str) -> None:
     marks = [line for line in PAGES[page].read_text(encoding="utf-8").splitlines() if MARK.match(line)]
-    assert len(marks) == sum(block.needs is not None for block in blocks_of(page))
+    assert len(marks) == sum(block.needs is not None for block in (*blocks_of(page), *commands_of(page)))
 
 
 # --- the blocks that are executed here --------------------------------------------------------------------------------------------
@@ -138,6 +155,8 @@ class Reader:
     def commands(self, block: Block) -> None:
         for line in block.text.splitlines():
             name, *words = shlex.split(line, comments=True)
+            if name == "torchrun":
+                continue  # by the test of many_machines
             assert name == "cover", f"{block.place}: {line}"
             if words[0] == "sandbox" or (words[0] == "index" and words[1].startswith("sandbox/")):
                 continue  # they are there, and shared by all tests
@@ -157,8 +176,9 @@ def quicker(words: list[str]) -> list[str]:
     """What a command is given so that it takes a moment and leaves what tests share as it is."""
     if words[0] == "overlap" and words[1].startswith("sandbox/"):
         return ["--out", "leaks", "--workers", "0"]
-    few = {"train": ["--steps", "2"], "transfer": ["--jobs", "1", "--seeds", "1", "--epochs", "1"]}.get(words[0], [])
-    return few if words[0] in ("transfer", "import-weights") else [*few, "--workers", "0"]
+    less = {"train": ["--steps", "2"], "add": ["--epochs", "1"], "transfer": ["--jobs", "1", "--seeds", "1", "--epochs", "1"]}
+    few = less.get(words[0], [])
+    return few if words[0] in ("transfer", "import-weights", "describe") else [*few, "--workers", "0"]
 
 
 def link_sandbox(sandbox: Path, trained: Path) -> None:
@@ -185,11 +205,22 @@ def bring_run(sandbox: Path, trained: Path) -> None:
     Path("runs/cotrain").symlink_to(trained)
 
 
-def bring_mine(sandbox: Path, trained: Path) -> None:
-    """What training on one's own set would leave, but for what it learned, and a clip."""
+def bring_own_sets(sandbox: Path, trained: Path) -> None:
+    """The README's catalog, its data sets generated ones and a folder of clips, and two files to predict. No run, and no sandbox."""
+    bring_clips(sandbox, trained)
+    Path("sandbox").unlink()
+    shutil.copytree(ROOT / "recipes", "recipes")
+    (block,) = (block for block in blocks_of("README") if block.needs == "data")
+    entries, generated = yaml.safe_load(block.text), yaml.safe_load(sandbox.read_text(encoding="utf-8"))
+    for name, entry in entries.items():
+        if entry["format"] == "folder":
+            entry["root"] = "clips"
+        else:  # where its lists lie: the one of the test split is empty
+            made = generated[entry["format"]]
+            entries[name] = {**entry, "root": str(sandbox.parent / made["root"]), "annotations": made["annotations"]}
+    Path("catalog.yaml").write_text(yaml.safe_dump(entries), encoding="utf-8")
     bring_clip(sandbox, trained)
-    model = TimeSformer(ModelConfig(width=16, depth=4, attention_heads=2, patch=8, size=16), (Head("mine", ("serve", "smash", "lob")),))
-    save_release(Path("runs/mine"), model, {"step": 1, "frames": 8, "datasets": {"mine": {"sampling": "segments", "views": "1x3"}}})
+    shutil.copy(next((sandbox.parent / "imagenet_like/val").rglob("*.JPEG")), "photo.jpg")
 
 
 def bring_clip(sandbox: Path, trained: Path) -> None:
@@ -197,7 +228,7 @@ def bring_clip(sandbox: Path, trained: Path) -> None:
 
 
 BRING: dict[str, Callable[[Path, Path], None]] = {
-    "README": bring_mine,
+    "README": bring_own_sets,
     "cotraining": bring_clips,
     "protocols": bring_run,
     "quick_start": bring_recipes,
@@ -212,8 +243,9 @@ def test_page(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     BRING.get(page, link_sandbox)(sandbox, trained)
-    reader = Reader(capfd, {"frames": torch.zeros(8, 3, 16, 16, dtype=torch.uint8)} if page == "README" else {})
-    for block in blocks_of(page):
+    reader = Reader(capfd, {"frames": torch.zeros(8, 3, 48, 48, dtype=torch.uint8)} if page == "README" else {})
+    blocks = [*blocks_of(page), *(commands_of(page) if page == "README" else ())]
+    for block in sorted(blocks, key=lambda block: block.line):
         if block.needs is None:
             reader.type(block)
 
@@ -269,6 +301,27 @@ def test_the_version_of_torch_is_the_one_that_is_tested() -> None:
     (tested,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     told = {version for path in PAGES.values() for version in re.findall(r"\btorch==([\d.]+)", path.read_text(encoding="utf-8"))}
     assert told == {tested}
+
+
+def test_the_versions_are_for_the_oldest_python_too() -> None:
+    """Of those that are installed here; the project says `>=3.11`, and distributions still bring 3.11.2."""
+    pins = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    here = [found for name, version in pins.items() for found in metadata.distributions(name=name) if found.version == version]
+    assert len(here) >= 30
+    refused = [found.name for found in here if not SpecifierSet(found.metadata["Requires-Python"] or "").contains("3.11.0")]
+    assert not refused, "choose versions that Python 3.11.0 takes"
+
+
+def test_hints_name_an_extra_and_no_index() -> None:
+    """The package is on no index: what brings an extra is an install from its own folder."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    sources = [path for folder in ("src", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    for path in [*PAGES.values(), *sources]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(rf"{NAME}\\?\[[a-z{{]", text), path
+        for line in re.findall(r"pip install [^\n]*?'\.\[\w+\]'", text):
+            assert line.startswith("pip install -c constraints.txt -e '.["), f"{path}: {line}"
+        assert {*re.findall(r"-e '\.\[(\w+)\]'", text), *re.findall(r"\binstall\([\"'](\w+)[\"']\)", text)} <= extras.keys(), path
 
 
 @pytest.mark.full

@@ -55,6 +55,11 @@ def test_old_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ray" not in found
 
 
+def test_an_extra_that_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "OPTIONAL", {"no-such-package": "serve"})
+    assert [one.found for one in checks.versions()][-1] == "without: serve (pip install -c constraints.txt -e '.[serve]')"
+
+
 def test_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (fine,) = checks.shared_memory(0, tmp_path)
     assert fine.state == "ok"

@@ -651,10 +651,10 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
 
 
 def _explain(args: argparse.Namespace, rest: list[str]) -> int:
-    from cover.inference.explain import Question, explain
+    from cover.inference.explain import Question, default_folder, explain
 
     question = Question(tuple(args.head) if args.head else None, args.named, args.method)
-    out = args.out or Path("explained") / Path(args.file).stem
+    out = args.out or default_folder(args.file)
     for path in explain(args.checkpoint, args.file, question, out, args.device):
         print(path)
     _next("serve", args.checkpoint, "--page")
@@ -761,7 +761,7 @@ def _export(args: argparse.Namespace, rest: list[str]) -> int:
         then = f'torch.export.load("{args.out}").module()'
     else:
         apart = export_onnx(args.checkpoint, args.head, args.out, args.frames, args.int8)
-        say(f"on a clip of noise its probabilities differ from torch's by {apart:.1g} at most")
+        say(f"on clips of noise its probabilities differ from torch's by {apart:.1g} at most")
         then = f'onnxruntime.InferenceSession("{args.out}")'
     print(args.out)
     say(f"next, in Python: {then}")

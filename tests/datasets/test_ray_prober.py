@@ -26,7 +26,7 @@ def write_images(root: Path) -> Path:
 
 @pytest.mark.full  # starting Ray takes its time
 def test_same_manifests(tmp_path: Path) -> None:
-    pytest.importorskip("ray.data", reason="Ray is not installed")
+    pytest.importorskip("ray.data", reason="Ray is not installed: pip install -c constraints.txt -e '.[cluster]'")
     catalog = write_images(tmp_path)
     folder = tmp_path / "manifests"
     index(catalog, 0, deep=True)
@@ -52,5 +52,5 @@ def test_without_ray(tmp_path: Path) -> None:
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "cover index: --engine ray: ray is not installed: pip install -c constraints.txt 'cover-video[cluster]'"
+        "cover index: --engine ray: ray is not installed: pip install -c constraints.txt -e '.[cluster]'"
     )

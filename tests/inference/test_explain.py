@@ -15,7 +15,7 @@ from PIL import Image
 
 from cover.errors import UserError
 from cover.evaluation.protocol import ViewPlan, read_views
-from cover.inference.explain import Explanation, Question, explain, explanations
+from cover.inference.explain import Explanation, Question, default_folder, explain, explanations
 from cover.inference.heatmaps import BAR, GAP, MARGIN, TILE, Caption, colours, contact_sheet, with_heat, write_clip
 from cover.inference.predictor import Predictor
 from cover.inference.rollout import attention_rollout, class_rollout
@@ -126,6 +126,44 @@ def test_what_cannot_be_read_or_written(folder: Path, tmp_path: Path) -> None:
         explain(str(tmp_path / "headless"), str(folder / "photo.png"), Question(), tmp_path / "out", "cpu")
     with pytest.raises(UserError, match=r"--out .*broken\.mp4: cannot be written"):
         explain(str(folder / "release"), str(folder / "photo.png"), Question(), tmp_path / "broken.mp4", "cpu")
+
+
+def test_files_of_like_names_have_folders_of_their_own() -> None:
+    names = ("a/clip.mp4", "clip.jpg", "https://host/b/clip.webm?signed=1", "s3://bucket/clip.avi", "odd?.mp4")
+    assert [str(default_folder(name)) for name in names] == [
+        f"explained/{name}" for name in ("clip.mp4", "clip.jpg", "clip.webm", "clip.avi", "odd?.mp4")
+    ]
+
+
+def test_an_explanation_of_another_file_is_not_mixed_with_the_first(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrote(folder, tmp_path / "out", "photo.png", ("tags",))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match=r"--out .*out: holds the explanation of .*photo\.png; name another folder"):
+        explain("nowhere", str(folder / "clip.mp4"), Question(), tmp_path / "out", "cpu")  # before any work
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    monkeypatch.chdir(folder)
+    explain("release", "./photo.png", Question(("ssv2",)), tmp_path / "out", "cpu")  # the same file, otherwise called
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"file": "clip.mp4"}', '{"file": 1, "heads": {}}', '{"file": "a", "heads": {"a": 1}}'])
+def test_a_folder_of_someone_elses(folder: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "explanation.json").write_text(text)
+    with pytest.raises(UserError, match=r"explanation\.json in it was not written by cover explain"):
+        explain(str(folder / "release"), str(folder / "clip.mp4"), Question(), tmp_path, "cpu")
+    assert (tmp_path / "explanation.json").read_text() == text
+
+
+def test_a_new_explanation_of_a_file_takes_the_place_of_the_old(folder: Path, tmp_path: Path) -> None:
+    """Heads that are not asked for any more leave no pictures; what else lies in the folder, or is listed outside it, stays."""
+    out, outside = tmp_path / "out", tmp_path / "tags.png"
+    _, told = wrote(folder, out, heads=("tags", "photo/things"))
+    for path in (out / "mine.txt", outside):
+        path.write_text("kept")
+    told["heads"]["tags"]["sheet"] = "../tags.png"
+    (out / "explanation.json").write_text(json.dumps(told))
+    wrote(folder, out, heads=("ssv2",))
+    assert sorted(path.name for path in out.iterdir()) == ["explanation.json", "mine.txt", "ssv2.mp4", "ssv2.png"]
+    assert outside.read_text() == "kept"
 
 
 def test_a_frame_beyond_the_end_is_at_the_end(folder: Path, predictor: Predictor) -> None:

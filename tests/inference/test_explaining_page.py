@@ -45,12 +45,12 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     said = capsys.readouterr()
     assert said.err.splitlines() == ["next: cover serve run --page"] * 3
     assert sorted(said.out.splitlines()) == sorted(
-        map(str, [*Path("explained/clip").iterdir(), *Path("right").iterdir(), *Path("photo").iterdir()])
+        map(str, [*Path("explained/clip.mp4").iterdir(), *Path("right").iterdir(), *Path("photo").iterdir()])
     )
-    assert sorted(path.name for path in Path("explained/clip").iterdir()) == [
+    assert sorted(path.name for path in Path("explained/clip.mp4").iterdir()) == [
         "explanation.json", "imagenet.mp4", "imagenet.png", "kinetics.mp4", "kinetics.png",
     ]  # fmt: skip
-    told = {name: json.loads(Path(name, "explanation.json").read_text()) for name in ("explained/clip", "right", "photo")}
+    told = {name: json.loads(Path(name, "explanation.json").read_text()) for name in ("explained/clip.mp4", "right", "photo")}
     assert told["right"]["heads"]["kinetics"]["class"] == "right"
     assert (list(told["photo"]["heads"]), told["photo"]["method"]) == (["imagenet"], "rollout")
     shutil.copy("sandbox/kinetics_like/val/clip.mp4", "clip.mp4")
@@ -58,4 +58,4 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(code, names)
     (found,) = names["found"]  # type: ignore[misc]
-    np.testing.assert_allclose(found.heat, told["explained/clip"]["heads"]["kinetics"]["heat"], atol=2e-6)
+    np.testing.assert_allclose(found.heat, told["explained/clip.mp4"]["heads"]["kinetics"]["heat"], atol=2e-6)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,51 @@ def test_there_and_back_every_bit_is_the_same(tmp_path: Path, attention: str) ->
     assert all(torch.equal(before[name], after[name]) for name in before)
     ours, back = (load_release(tmp_path / name)[0] for name in ("ours", "back"))
     assert (back.config, back.head_list) == (ours.config, ours.head_list)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+def test_a_folder_that_could_not_be_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    """The weights are written, then the disk is full: nothing is left, and the same command works when there is room."""
+    release(tmp_path / "ours", MOVES)
+    out = tmp_path / "theirs"
+    if there:
+        out.mkdir()
+
+    def full(path: Path, *args: Any, **more: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(UserError, match=r"theirs.*: cannot be written: No space left on device"):
+            export_transformers(tmp_path / "ours", "moves", out)
+    assert sorted(path.name for path in tmp_path.rglob("*") if "ours" not in path.parts) == (["theirs"] if there else [])
+    export_transformers(tmp_path / "ours", "moves", out)
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
+
+
+def test_a_folder_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release(tmp_path / "ours", MOVES)
+    out, inside = tmp_path / "theirs", Path.write_text
+
+    def meanwhile(path: Path, *args: Any, **more: Any) -> int:
+        assert out not in path.parents, "a folder gets its name when it is whole"
+        (out / "mine").mkdir(parents=True, exist_ok=True)
+        return inside(path, *args, **more)
+
+    monkeypatch.setattr(Path, "write_text", meanwhile)
+    with pytest.raises(UserError, match="theirs: has come meanwhile, and is left as it is"):
+        export_transformers(tmp_path / "ours", "moves", out)
+    assert [path.name for path in out.rglob("*")] == ["mine"]
+
+
+def test_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    release(tmp_path / "ours", MOVES)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["export", "../ours", "--format", "transformers", "--out", "."]) == 0
+    assert {path.name for path in Path().iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert main(["export", "../ours", "--format", "transformers", "--out", "."]) == 2
+    assert ".: is there already" in capfd.readouterr().err
 
 
 def test_the_pixels_go_along(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 import cover
 from cover.cli import main
 from cover.errors import UserError
-from cover.inference.export import export_onnx, export_torch
+from cover.inference.export import export_onnx, export_torch, onnx_file
 from cover.model.presets import model_config
 from cover.model.timesformer import Head, TimeSformer
 from cover.model.weights import save_release
@@ -108,7 +110,7 @@ def test_what_is_typed_and_told(tmp_path: Path, capfd: pytest.CaptureFixture[str
     typed = capfd.readouterr()
     assert typed.out == f"{out}\n"
     apart, then = typed.err.splitlines()
-    assert apart.startswith("on a clip of noise its probabilities differ from torch's by ")
+    assert apart.startswith("on clips of noise its probabilities differ from torch's by ")
     assert float(apart.split()[-3]) < 1e-4
     assert then == f'next, in Python: onnxruntime.InferenceSession("{out}")'
     check_facts(facts_of(out), tmp_path / "run/model.safetensors")
@@ -159,12 +161,101 @@ def test_large_weights_lie_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         export_onnx(tmp_path / "run", ["ssv2"], tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize(("head", "int8"), [("ssv2", True), ("imagenet", False)])  # the first and the last that are compared
+def test_probabilities_that_are_no_numbers(tmp_path: Path, head: str, int8: bool) -> None:
+    model = release(tmp_path / "run")
+    torch.nn.init.constant_(model.heads[head].bias, float("nan"))
+    save_release(tmp_path / "run", model, {"step": 7, "frames": 4, "datasets": SETS})
+    with pytest.raises(UserError, match=f"model.onnx: not written: on noise the checkpoint's probabilities of {head} are not all finite"):
+        export_onnx(tmp_path / "run", [], tmp_path / "model.onnx", int8=int8)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+class Disturbed(torch.nn.Module):
+    """A classifier whose first clip of a batch is named right, and all behind it wrong, by `share` (NaN: not at all)."""
+
+    def __init__(self, classifier: Any, share: float) -> None:
+        super().__init__()
+        self.inner, self.share, self.example = classifier, share, classifier.example
+
+    def forward(self, clips: torch.Tensor) -> dict[str, torch.Tensor]:
+        behind = (torch.arange(clips.shape[0]) > 0)[:, None]
+        return {name: torch.where(behind, found + self.share, found) for name, found in self.inner(clips).items()}
+
+
+@pytest.mark.parametrize(
+    ("share", "part"),
+    [
+        (0.002, "differ from torch's by 0.002, more than 0.0001; --format torch"),
+        (float("nan"), "its probabilities of ssv2 are not all finite"),
+    ],
+)
+def test_a_graph_that_is_wrong_for_several_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, part: str) -> None:
+    release(tmp_path / "run")
+    right = onnx_file.trace
+    monkeypatch.setattr(onnx_file, "trace", lambda classifier: right(Disturbed(classifier, share)))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"model.onnx: not written: .*{part}"):
+        export_onnx(tmp_path / "run", [], tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
+def test_a_file_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, links: bool) -> None:
+    release(tmp_path / "run")
+    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
+    compared = onnx_file._difference
+
+    def slowly(*args: Any) -> float:
+        (tmp_path / name).write_text("mine")
+        return compared(*args)
+
+    monkeypatch.setattr(onnx_file, "_difference", slowly)
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(UserError, match=f"{name}: has come meanwhile, and is left as it is"):
+        export_onnx(tmp_path / "run", ["ssv2"], tmp_path / "model.onnx")
+    assert (tmp_path / name).read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name, "run"]
+
+
+def no_links(*args: object) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_model_comes_after_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    release(tmp_path / "run")
+    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
+    placed: list[str] = []
+    link, rename = os.link if links else no_links, Path.rename
+
+    def linked(made: Path, out: Path) -> None:
+        link(made, out)
+        placed.append(out.name)
+
+    def renamed(made: Path, out: Path) -> Path:
+        placed.append(out.name)
+        return rename(made, out)
+
+    monkeypatch.setattr(os, "link", linked)
+    monkeypatch.setattr(Path, "rename", renamed)
+    # Listed the other way round: the order of a folder is its file system's affair.
+    there = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(sorted(there(folder))))
+    export_onnx(tmp_path / "run", ["ssv2"], tmp_path / "model.onnx")
+    assert placed == ["model.onnx.data", "model.onnx"]
+
+
 @pytest.mark.parametrize(
     ("typed", "part"),
     [
         (["onnx", "--out", "there.onnx"], "there.onnx: is there already; choose a new file with --out"),
         (["torch", "--out", "there.pt2"], "there.pt2: is there already; choose a new file with --out"),
         (["onnx", "--out", "model"], "model: name it .onnx, as in --out model.onnx"),
+        (["onnx", "--out", "."], ".: name it .onnx, as in --out model.onnx"),
+        (["torch", "--out", "/"], "/: name it .pt2, as in --out /model.pt2"),
+        (["onnx", "--out", "run"], "run: name it .onnx, as in --out run/model.onnx"),
         (["torch", "--out", "model.pt"], "model.pt: name it .pt2, as in --out model.pt2"),
         (["onnx", "--out", "new.onnx", "--head", "ssv"], 'run: has no head "ssv"; did you mean "ssv2"?'),
         (["torch", "--out", "new.pt2", "--int8"], "--int8: goes with --format onnx, not torch"),
@@ -200,5 +291,5 @@ def test_a_head_called_as_the_input(tmp_path: Path) -> None:
 def test_without_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "onnxscript" else there(name, *more))
-    with pytest.raises(UserError, match=r"needs the package onnxscript: pip install -c constraints\.txt 'cover-video\[export\]'$"):
+    with pytest.raises(UserError, match=r"needs the package onnxscript: pip install -c constraints\.txt -e '\.\[export\]'$"):
         export_onnx(tmp_path / "run", [], tmp_path / "model.onnx")

@@ -7,8 +7,11 @@ import re
 import shlex
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 
@@ -56,6 +59,42 @@ def test_page(tmp_path: Path, sandbox: Path, monkeypatch: pytest.MonkeyPatch, ca
     names: dict[str, object] = {}
     exec(program, names)
     assert names["probabilities"]["kinetics"].shape == (2, 8)  # type: ignore[index]
+
+
+def test_the_program_on_files_without_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bare stream, whose frames have none, and a file without a picture end it with a line; some frames without are left out."""
+    monkeypatch.chdir(tmp_path)
+    make_run(Path("run"), Head("moments", ("a", "b")))
+    assert main(["export", "run", "--format", "onnx", "--out", "model.onnx"]) == 0
+    example, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    Path("example.py").write_text(example, encoding="utf-8")
+    write_video("bare.h264")
+    write_sound("sound.wav")
+    for name in ("bare.h264", "sound.wav"):
+        done = subprocess.run([sys.executable, "example.py", "model.onnx", name], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{name}: has no frame with a time\n")
+    write_video("clip.mp4")
+    lost = example.replace("container.decode(stream)", "[*container.decode(stream), SimpleNamespace(pts=None)]")
+    assert lost != example
+    Path("lost.py").write_text(f"from types import SimpleNamespace\n{lost}", encoding="utf-8")
+    assert run("lost.py", "model.onnx", "clip.mp4") == run("example.py", "model.onnx", "clip.mp4")
+
+
+def write_video(name: str) -> None:
+    with av.open(name, "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height = 64, 48
+        for pixels in np.random.default_rng(0).integers(0, 256, (6, 48, 64, 3), dtype=np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_sound(name: str) -> None:
+    with wave.open(name, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(1600))
 
 
 def run(*words: str) -> str:

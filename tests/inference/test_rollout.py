@@ -210,6 +210,53 @@ def test_looking_changes_nothing() -> None:
         attention_rollout(build(dropout=0.5).train(), frames)
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_whoever_has_switched_gradients_off_may_ask(mode: Any) -> None:
+    model, frames = build(), clip()
+    wanted = [class_rollout(model, frames, "things", 1).heat, attention_rollout(model, frames).heat]
+    with mode():
+        own = frames + 0  # made in that mode
+        found = [class_rollout(model, own, "things", 1).heat, attention_rollout(model, own).heat]
+        assert torch.is_inference_mode_enabled() is (mode is torch.inference_mode)
+    assert all(torch.equal(one, other) and not other.is_inference() for one, other in zip(wanted, found, strict=True))
+    assert not any(heat.requires_grad for heat in found)
+
+
+def test_a_roll_out_asks_before_every_layer_and_ends_when_it_is_told() -> None:
+    model, frames, asked, computed = build(), clip(), list[int](), list[int]()
+    class_rollout(model, frames, "things", 0, check=lambda: asked.append(1))
+    attention_rollout(model, frames, check=lambda: asked.append(2))
+    assert asked == [1] * 6 + [2] * 6  # three layers, each computed twice
+    for before in range(6):
+        asked.clear()
+        computed.clear()
+
+        def check() -> None:
+            asked.append(0)
+            if len(asked) > before:  # noqa: B023
+                raise InterruptedError
+
+        hooks = [block.register_forward_hook(lambda *arguments: computed.append(1)) for block in model.blocks]
+        with pytest.raises(InterruptedError):
+            class_rollout(model, frames, "things", 0, check)
+        for hook in hooks:
+            hook.remove()
+        assert len(computed) == before
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.blocks)
+
+
+def test_a_roll_out_within_a_look_at_attention_leaves_it_its_own() -> None:
+    model, frames = build(), clip()
+    with model.keeping_attention() as outer:
+        attention_rollout(model, frames)  # one pass, and the layers again on their own
+        with model.keeping_attention() as inner:
+            model(frames, ((1, 5),))
+        model(frames, ((1, 5),))
+    model(frames, ((1, 5),))
+    assert [len(attended) for attended in inner.values()] == [1] * 6
+    assert [len(attended) for attended in outer.values()] == [2] * 6
+
+
 def test_a_classifier_that_reads_nothing_has_no_heat() -> None:
     model = build()
     torch.nn.init.zeros_(model.heads["things"].weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import hashlib
 import http.client
 import io
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +40,7 @@ from cover.inference.serve.batching import Batcher
 from cover.inference.serve.connection import patient
 from cover.inference.serve.decoding import Decoders, Job
 from cover.inference.serve.limits import MEGABYTE, Batching, Limits, Refused
-from cover.inference.serve.service import Service
+from cover.inference.serve.service import Service, Why
 from cover.inference.serve.uploads import Spool
 from cover.media.clips import Views
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
@@ -46,7 +48,9 @@ from cover.model.weights import save_release
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
 
-LIMITS = Limits(body=2 * MEGABYTE, upload_s=2, seconds=20, pixels=1_000_000, decode_s=5, deadline_s=20, queue=40, header_s=1)
+LIMITS = Limits(
+    body=2 * MEGABYTE, upload_s=2, seconds=20, pixels=1_000_000, decode_s=5, deadline_s=20, queue=40, explanations=16, header_s=1
+)
 HEADS = (Head("ssv2", tuple("abcdefg")), Head("kinetics", tuple("uvwxyz")), Head("tags", ("sun", "rain"), loss="sigmoid"))
 SETS = {
     "ssv2": {"sampling": "segments", "views": "1x3"},
@@ -109,10 +113,10 @@ class Server:
         """What a head's answer to a file rests on."""
         return self.ask("POST", f"/v1/explain{query}", body, {"content-type": "application/octet-stream"})
 
-    def begin(self, length: int, sent: bytes = b"") -> socket.socket:
+    def begin(self, length: int, sent: bytes = b"", path: str = "/v1/predict") -> socket.socket:
         """An upload of which only a beginning comes."""
         line = socket.create_connection(("127.0.0.1", self.port), timeout=30)
-        head = f"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: video/mp4\r\ncontent-length: {length}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: video/mp4\r\ncontent-length: {length}\r\n\r\n"
         line.sendall(head.encode() + sent)
         return line
 
@@ -270,6 +274,130 @@ def test_explanations_among_predictions(server: Server, predictor: Predictor, fo
         check_heads(answer["heads"], predictor(folder / name))
         np.testing.assert_allclose([frame["heat"] for frame in reasons["frames"]], wanted[name], atol=2e-6)
     assert b'cover_stage_seconds_count{stage="explain"}' in server.ask("GET", "/metrics")[1]
+
+
+@contextmanager
+def busy(service: Service) -> Iterator[None]:
+    """The model is at something else."""
+    free, begun = threading.Event(), threading.Event()
+    service._batcher.put_alone(lambda: (begun.set(), free.wait(20)), time.monotonic() + 20)
+    assert begun.wait(10)
+    try:
+        yield
+    finally:
+        free.set()
+
+
+def forward_passes(server: Server) -> float:
+    text = server.ask("GET", "/metrics")[1].decode()
+    return float(re.search(r"cover_forward_seconds_count (\S+)", text)[1])  # type: ignore[index]
+
+
+def test_an_explanation_is_no_forward_pass_to_the_metrics(server: Server, folder: Path) -> None:
+    before = forward_passes(server)
+    assert server.explain((folder / "0.mp4").read_bytes(), "?head=ssv2")[0] == 200
+    assert forward_passes(server) == before
+
+
+def test_only_so_many_explanations_at_once(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = (folder / "0.mp4").read_bytes()
+    monkeypatch.setattr(server.service, "limits", replace(LIMITS, explanations=1))
+    with ThreadPoolExecutor(2) as crowd, busy(server.service):
+        first = crowd.submit(server.explain, clip, "?head=ssv2")
+        wait_until(lambda: server.service.explaining == 1)
+        status, answer = server.explain(clip, "?head=ssv2")
+        assert (status, "1 explanations are under way" in answer["error"]) == (429, True)
+        named = crowd.submit(server.send, clip)
+        wait_until(lambda: server.service.under_way == 2)
+    assert (first.result()[0], named.result()[0]) == (200, 200)
+    assert server.service.explaining == 0
+
+
+def test_an_explanation_whose_client_has_left_is_not_computed(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[object] = []
+    run = server.service.predictor.run
+    monkeypatch.setattr(server.service.predictor, "run", lambda clips: begun.append(clips) or run(clips))
+    clip = (folder / "0.mp4").read_bytes()
+    with busy(server.service):
+        with server.begin(len(clip), clip, "/v1/explain?head=ssv2"):
+            wait_until(lambda: len(server.service._batcher._alone) == 1)
+        wait_until(lambda: not server.service._batcher._alone and server.service.explaining == 0)
+    assert server.send(clip)[0] == 200
+    assert begun == []
+
+
+def test_an_explanation_that_has_begun_ends_with_its_client(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the next layer: the one at work is held until the client has left."""
+    model, calls, gone = server.service.predictor.model, [], threading.Event()
+
+    def hold(block: object, arguments: tuple[object, ...]) -> None:
+        if not torch.is_inference_mode_enabled():  # the naming pass is
+            calls.append(arguments)
+            gone.wait(10)
+
+    hook = model.blocks[0].register_forward_pre_hook(hold)
+    clip = (folder / "0.mp4").read_bytes()
+    try:
+        with server.begin(len(clip), clip, "/v1/explain?head=ssv2"):
+            wait_until(lambda: len(calls) == 1)
+        wait_until(lambda: server.service.explaining == 0)
+        gone.set()
+        assert server.send(clip)[0] == 200
+    finally:
+        gone.set()
+        hook.remove()
+    assert len(calls) == 1  # another would have followed, in which this layer is computed again
+
+
+def test_an_explanation_past_its_time_ends(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def dawdle(block: object, arguments: object) -> None:
+        if not torch.is_inference_mode_enabled():
+            calls.append(arguments)
+            time.sleep(3.1)
+
+    monkeypatch.setattr(server.service, "limits", replace(LIMITS, deadline_s=3))
+    hook = server.service.predictor.model.blocks[0].register_forward_pre_hook(dawdle)
+    try:
+        status, answer = server.explain((folder / "0.mp4").read_bytes(), "?head=ssv2")
+    finally:
+        hook.remove()
+    assert (status, "too busy" in answer["error"], len(calls)) == (503, True, 1)
+
+
+def test_of_a_decoded_file_only_the_middle_view_outlasts_its_naming(service: Service, predictor: Predictor, folder: Path) -> None:
+    """Whatever waits for the model: the views of a head may be thirty times as many pixels."""
+    kinetics, seen = predictor.plan("kinetics"), list[Any]()
+    job = Job(str(folder / "0.mp4"), (kinetics, replace(kinetics, views=Views(1, 1))))
+    decoded = service._decoders
+
+    def decode(job: Job, deadline: float) -> Any:
+        pixels = decoded(job, deadline)
+        seen.append(weakref.ref(pixels.clips[0]))
+        return pixels
+
+    service._decoders = decode  # type: ignore[assignment]
+    try:
+        with busy(service):
+            asked = service._asked_why(job, Why("kinetics"), time.monotonic() + 20, threading.Event())
+            assert seen[0]().shape == (6, 4, 3, 16, 16)
+            seen.append(asked.pixels.clips)
+        asked.found.result(timeout=10)
+    finally:
+        service._decoders = decoded
+    assert (seen[0](), seen[1], asked.view.shape) == (None, [], (4, 3, 16, 16))
+
+
+def test_a_wrong_class_costs_no_search_and_is_looked_at_when_there_is_room(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the event loop: among many classes the nearest takes half a second, and a list of them all is no line."""
+    monkeypatch.setattr(difflib, "get_close_matches", lambda *arguments, **named: 1 / 0)
+    status, answer = server.explain((folder / "0.mp4").read_bytes(), "?head=ssv2&class=z")
+    assert (status, answer) == (422, {"error": 'the head "ssv2" has no class "z"; GET /v1/model lists them'})
+    monkeypatch.setattr(server.service, "limits", replace(LIMITS, queue=0))
+    assert server.explain((folder / "0.mp4").read_bytes(), "?head=ssv2&class=z")[0] == 429
 
 
 def test_the_other_routes(server: Server) -> None:
@@ -590,24 +718,93 @@ def test_a_pack_is_never_larger_than_it_may_be_and_none_waits_for_ever(predictor
         batcher.put(clip, time.monotonic() + 1)
 
 
-def test_what_wants_the_model_alone_shares_no_pass_and_keeps_its_turn(predictor: Predictor) -> None:
-    passes: list[int] = []
-    batcher = Batcher(predictor.model, "cpu", Batching(frames=100, wait_s=0.3), lambda samples, frames, seconds: passes.append(samples))
-    until, clip = time.monotonic() + 30, np.zeros((1, 4, 3, 16, 16), np.uint8)
-    before = [batcher.put(clip, until) for _ in range(2)]
-    alone = batcher.put_alone(clip, lambda views: (views.shape, len(passes)), until)
-    after = [batcher.put(clip, until) for _ in range(3)]
-    wrong = batcher.put_alone(clip, lambda views: 1 / 0, until)
-    late = batcher.put_alone(clip, lambda views: 0, time.monotonic() - 1)
-    assert alone.result(timeout=10) == ((1, 4, 3, 16, 16), 1)
-    with pytest.raises(ZeroDivisionError):
-        wrong.result(timeout=10)
+def clip_of(frames: int) -> np.ndarray:
+    return np.zeros((1, frames, 3, 16, 16), np.uint8)
+
+
+class Held:
+    """A batcher whose model is busy until `go`; `order` is what it did since."""
+
+    def __init__(self, predictor: Predictor, frames: int = 100) -> None:
+        self.order: list[str] = []
+        self.free = threading.Event()
+        batching = Batching(frames=frames, wait_s=0)
+        self.batcher = Batcher(predictor.model, "cpu", batching, lambda samples, frames, seconds: self.order.append(f"pack of {samples}"))
+        begun = threading.Event()
+        self.batcher.put_alone(lambda: (begun.set(), self.free.wait(10)), self.until)
+        assert begun.wait(10)
+
+    @property
+    def until(self) -> float:
+        return time.monotonic() + 30
+
+    def close(self) -> None:
+        self.free.set()
+        self.batcher.close()
+
+
+@pytest.fixture
+def held(predictor: Predictor) -> Iterator[Held]:
+    with closing(Held(predictor)) as held:
+        yield held
+
+
+def test_what_wants_the_model_alone_lets_packs_go_before_it(held: Held) -> None:
+    """One of these between two Packs: the second waits for those who came after it; and none is a forward pass to the metrics."""
+    alone = [held.batcher.put_alone(lambda number=number: held.order.append(f"alone {number}"), held.until) for number in range(3)]
+    named = [held.batcher.put(clip_of(60), held.until) for _ in range(3)]  # no two of them share a Pack
+    held.close()
+    assert held.order == ["pack of 1", "alone 0", "pack of 1", "alone 1", "pack of 1", "alone 2"]
+    assert all(future.done() and not future.exception() for future in alone + named)
+
+
+def test_what_goes_wrong_alone(held: Held, capfd: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> None:
+        raise Refused(503, "no more")
+
+    wrong, refused = held.batcher.put_alone(lambda: 1 / 0, held.until), held.batcher.put_alone(refuse, held.until)
+    late = held.batcher.put_alone(lambda: held.order.append("late"), time.monotonic() - 1)
+    held.close()
+    assert isinstance(wrong.exception(), ZeroDivisionError)
+    assert (str(refused.exception()), held.order) == ("no more", [])
     with pytest.raises(Refused, match="too busy"):
-        late.result(timeout=10)
-    for future in before + after:
-        assert future.result(timeout=10)["ssv2"].shape == (7,)
-    batcher.close()
-    assert passes == [2, 1, 3]
+        late.result()
+    (line,) = capfd.readouterr().err.splitlines()  # a refusal is no failure
+    assert "ZeroDivisionError" in line
+    with pytest.raises(Refused, match="too busy"):
+        held.batcher.put_alone(lambda: 0, held.until)
+
+
+def test_what_is_given_up_is_dropped_with_its_pixels(held: Held) -> None:
+    gone = threading.Event()
+    named = held.batcher.put(clip_of(60), held.until, gone)
+    alone = held.batcher.put_alone(lambda: held.order.append("alone"), held.until, gone)
+    kept = held.batcher.put(clip_of(1), held.until)
+    pixels = weakref.ref(held.batcher._waiting[0].views)
+    gone.set()
+    held.batcher.drop_given_up()
+    assert (named.cancelled(), alone.cancelled(), pixels()) == (True, True, None)
+    for put in (partial(held.batcher.put, clip_of(1)), partial(held.batcher.put_alone, lambda: 0)):
+        with pytest.raises(Refused):
+            put(held.until, gone)
+    held.close()
+    assert held.order == ["pack of 1"]
+    assert not kept.exception()
+
+
+def test_who_is_given_up_waits_for_no_room(held: Held) -> None:
+    gone = threading.Event()
+    full = [held.batcher.put(clip_of(100), held.until) for _ in range(Batcher.HELD_PACKS)]
+    with ThreadPoolExecutor(1) as other:
+        blocked = other.submit(held.batcher.put, clip_of(1), held.until, gone)
+        with pytest.raises(TimeoutError):
+            blocked.result(timeout=0.2)
+        gone.set()
+        held.batcher.drop_given_up()
+        with pytest.raises(Refused):
+            blocked.result(timeout=5)
+    held.close()
+    assert all(not future.exception() for future in full)
 
 
 def test_what_is_too_late_is_not_computed(predictor: Predictor) -> None:

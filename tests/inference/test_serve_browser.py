@@ -233,6 +233,46 @@ def test_what_an_answer_rests_on(browser: Browser, folder: Path) -> None:
         assert [text for text in browser.complaints() if "422" not in text] == []
 
 
+HOLD = """window.fetched = []; const real = window.fetch;
+window.fetch = (route, told) => new Promise((resolve, reject) => {
+  window.fetched.push({ route, signal: told.signal });
+  told.signal.addEventListener("abort", () => reject(told.signal.reason));
+  if (!window.held) real(route, told).then(resolve, reject);
+}); 0"""
+
+
+def test_what_is_not_wanted_any_more_is_stopped(browser: Browser, folder: Path) -> None:
+    """Another file ends the question about the first, whatever was asked, and its end is told nobody."""
+    aborted = "window.fetched.map(each => [each.route.split('?')[0], each.signal.aborted])"
+    with served(folder) as url:
+        browser.open(f"{url}/")
+        browser.value(HOLD)
+        browser.choose(folder / "clip.webm")
+        browser.wait_for("document.querySelectorAll('#asks button').length === 3")
+        browser.value("window.held = true; document.querySelectorAll('#asks button')[0].click()")
+        browser.wait_for("window.fetched.length === 2")
+        assert browser.value(aborted)[1] == ["v1/explain", False]
+        browser.choose(folder / "broken.mp4")
+        browser.wait_for("window.fetched.length === 3")
+        browser.value("window.held = false")
+        assert browser.value(aborted)[1:] == [["v1/explain", True], ["v1/predict", False]]
+        browser.choose(folder / "clip.webm")
+        browser.wait_for("document.querySelectorAll('#asks button').length === 3")
+        assert browser.value(aborted)[2:] == [["v1/predict", True], ["v1/predict", False]]
+        assert browser.value("document.querySelectorAll('.bad').length") == 0
+        assert browser.complaints() == []
+
+
+def test_heat_of_any_number_of_patches(browser: Browser, folder: Path) -> None:
+    """Half a million are more than a function may have arguments."""
+    with served(folder) as url:
+        browser.open(f"{url}/")
+        heat = "Array.from({ length: 512 }, () => Array(512).fill(2e-6))"
+        frames = f"Array.from({{ length: 2 }}, () => ({{ time: 0, weight: .5, picture: '', heat: {heat} }}))"
+        shown = browser.value(f"heatOf({{ media: 'video', head: 'a', name: 'b', probability: 1, frames: {frames} }}).length")
+        assert shown == 3
+
+
 def test_a_file_that_cannot_be_read_and_a_key(browser: Browser, folder: Path) -> None:
     with served(folder, "--key-file", str(folder / "key")) as url:
         browser.open(f"{url}/")

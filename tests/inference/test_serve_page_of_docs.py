@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cover.inference.serve.limits import Limits
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import save_release
 
@@ -69,6 +70,12 @@ def test_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.returncode == 0
     subprocess.run(make_key, shell=True, check=True)
     assert len((folder / "key").read_text().strip()) == 48
+
+
+def test_limits_without_an_option() -> None:
+    text, limits = PAGE.read_text(encoding="utf-8"), Limits()
+    assert f"| explanations under way, of those | {limits.explanations} | 429 |" in text
+    assert f"| {limits.header_s:g} s; {limits.connections} | closed |" in text
 
 
 def typed(command: str) -> dict[str, object]:

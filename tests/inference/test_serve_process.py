@@ -183,4 +183,4 @@ def test_a_place_that_cannot_be_had(refused: Callable[..., str], folder: Path, t
 def test_without_the_extra(refused: Callable[..., str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastapi", None)
     line = refused(folder / "release")
-    assert line.endswith("cover serve needs fastapi: pip install -c constraints.txt 'cover-video[serve]'")
+    assert line.endswith("cover serve needs fastapi: pip install -c constraints.txt -e '.[serve]'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -500,6 +501,12 @@ def torture_rows() -> list:
         return [pytest.param({}, id="no data")]
     with manifest.open(encoding="utf-8", newline="") as file:
         return [pytest.param(row, id=row["path"]) for row in csv.DictReader(file)]
+
+
+def test_torchcodec_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec", None)  # Python's own way to say that there is none
+    with pytest.raises(UserError, match=r"not installed: pip install -c constraints\.txt -e '\.\[torchcodec\]'$"):
+        check_decoder("torchcodec")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cover.console import say
-from cover.errors import UserError
+from cover.errors import UserError, install
 
 _STORE = 256 << 20  # bytes of shared memory for what goes to and fro, of which far less is ever under way
 
@@ -87,5 +87,5 @@ def _import_ray() -> Any:
         import ray
         import ray.data
     except ImportError:
-        raise UserError("--engine ray: ray is not installed: pip install -c constraints.txt 'cover-video[cluster]'") from None
+        raise UserError(f"--engine ray: ray is not installed: {install('cluster')}") from None
     return ray

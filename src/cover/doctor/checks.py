@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from cover.errors import UserError
+from cover.errors import UserError, install
 from cover.machine import default_workers
 
 State = Literal["ok", "warn", "bad"]
@@ -47,7 +47,7 @@ def versions() -> Iterator[Finding]:
     there = [f"{name} {found}" for name in OPTIONAL if (found := _installed(name))]
     lacking = [extra for name, extra in OPTIONAL.items() if not _installed(name)]
     if lacking:
-        there.append(f"without: {', '.join(lacking)} (pip install -c constraints.txt '{PACKAGE}[{lacking[0]}]')")
+        there.append(f"without: {', '.join(lacking)} ({install(lacking[0])})")
     yield Finding("optional", "ok", ", ".join(there))
 
 

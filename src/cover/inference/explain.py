@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -20,12 +25,14 @@ from cover.inference.predictor import Prediction, Predictor
 from cover.inference.rollout import Rollout, attention_rollout, class_rollout
 from cover.media.clips import Views, view_times
 from cover.media.decode import MediaError
+from cover.media.source import is_url
 from cover.model.timesformer import Head, TimeSformer
 
 Method = Literal["gradient", "rollout"]
 ONE_VIEW = Views(1, 1)
 TOP = 5
 DIGITS = 6
+TOLD = "explanation.json"
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,22 @@ class Explanation:
         return float(self.prediction.scores[self.prediction.classes.index(self.named)])
 
 
+def default_folder(file: str) -> Path:
+    """Where the explanation of a file lies unless another place is named: called as the file is, ending included."""
+    return Path("explained") / Path(urlsplit(file).path if is_url(file) else file).name
+
+
 def explain(checkpoint: str, file: str, question: Question, out: Path, device: str = "auto") -> list[Path]:
     """Write for every head a contact sheet `HEAD.png` and, of a video, `HEAD.mp4` into `out`, with `explanation.json` beside them.
 
-    Returns what was written. Raises `UserError`, also for a file that cannot be read.
+    The pictures of an explanation of the same file that lies there go. Returns what was written. Raises `UserError`, also for a file
+    that cannot be read, and where `out` holds the explanation of another.
     """
+    with _folder(out, file):
+        return _explained(checkpoint, file, question, out, device)
+
+
+def _explained(checkpoint: str, file: str, question: Question, out: Path, device: str) -> list[Path]:
     predictor = Predictor.load(checkpoint, device)
     if not predictor.model.head_list:
         raise UserError(f"{checkpoint}: has no head, so there is no answer to explain; train one with start.checkpoint={checkpoint}")
@@ -81,10 +99,10 @@ def explain(checkpoint: str, file: str, question: Question, out: Path, device: s
     about = {"file": file, "media": part.media, "checkpoint": checkpoint, "step": predictor.about.get("step"), "partial": part.partial,
              "method": question.method}  # fmt: skip
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        return _written(found, question, about, out)
+        _remove_old(out)
+        return _written(found, about, out)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from None
+        raise _unwritable(out, error) from None
 
 
 def explanations(predictor: Predictor, file: str, question: Question) -> tuple[Look, list[Explanation]]:
@@ -107,11 +125,13 @@ def explanations(predictor: Predictor, file: str, question: Question) -> tuple[L
     return part, found
 
 
-def heat_of(model: TimeSformer, frames: np.ndarray, head: Head, named: str, method: Method = "gradient") -> Rollout:
-    """The roll-out of one view, uint8 `(T, 3, size, size)`; its heat is on the CPU."""
+def heat_of(
+    model: TimeSformer, frames: np.ndarray, head: Head, named: str, method: Method = "gradient", check: Callable[[], None] = lambda: None
+) -> Rollout:
+    """The roll-out of one view, uint8 `(T, 3, size, size)`; its heat is on the CPU. What `check` raises before a layer ends it."""
     pixels = model.normalize(torch.from_numpy(np.ascontiguousarray(frames)).to(model.mean.device))
     (place,) = head.places([named])
-    rolled = attention_rollout(model, pixels) if method == "rollout" else class_rollout(model, pixels, head.name, place)
+    rolled = attention_rollout(model, pixels, check) if method == "rollout" else class_rollout(model, pixels, head.name, place, check)
     return replace(rolled, heat=rolled.heat.cpu())
 
 
@@ -140,7 +160,57 @@ def _heads(predictor: Predictor, question: Question) -> list[Head]:
 # --- what is written --------------------------------------------------------------------------------------------------------------
 
 
-def _written(found: Sequence[Explanation], question: Question, about: dict[str, Any], out: Path) -> list[Path]:
+@contextmanager
+def _folder(out: Path, file: str) -> Iterator[None]:
+    """`out` is there, before any work is done for it, and goes again where nothing came of the work."""
+    new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        old = _old(out)
+    except OSError as error:
+        raise _unwritable(out, error) from None
+    if old is not None and os.path.realpath(old["file"]) != os.path.realpath(file):
+        raise UserError(f"--out {out}: holds the explanation of {old['file']}; name another folder with --out, or remove this one")
+    try:
+        yield
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):  # something lies in it
+                out.rmdir()
+        raise
+
+
+def _old(out: Path) -> dict[str, Any] | None:
+    """What `explanation.json` in a folder tells, None where there is none. Raises `UserError` where it is not one of ours."""
+    try:
+        told = json.loads((out / TOLD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        told = None
+    if not _is_ours(told):
+        raise UserError(f"--out {out}: {TOLD} in it was not written by cover explain; name another folder, or remove the file")
+    return told
+
+
+def _is_ours(told: Any) -> bool:
+    heads = told.get("heads") if isinstance(told, dict) and isinstance(told.get("file"), str) else None
+    return isinstance(heads, dict) and all(isinstance(head, dict) and isinstance(head.get("sheet"), str) for head in heads.values())
+
+
+def _remove_old(out: Path) -> None:
+    """The pictures that an explanation in `out` lists, and itself: heads that are not asked for now would look as if they belonged."""
+    for told in (_old(out) or {"heads": {}})["heads"].values():
+        for name in filter(None, (told["sheet"], told.get("clip"))):
+            (out / Path(name).name).unlink(missing_ok=True)  # below `out`, whatever stands there
+    (out / TOLD).unlink(missing_ok=True)
+
+
+def _unwritable(out: Path, error: OSError) -> UserError:
+    return UserError(f"--out {out}: cannot be written: {error.strerror or error}")
+
+
+def _written(found: Sequence[Explanation], about: dict[str, Any], out: Path) -> list[Path]:
     paths, told = [], {}
     for each in found:
         head = each.prediction.head
@@ -151,8 +221,8 @@ def _written(found: Sequence[Explanation], question: Question, about: dict[str, 
             heatmaps.write_clip(clip, _caption(each, about), each.frames, each.heat, each.times)
         paths += [sheet, clip] if clip else [sheet]
         told[head] = {**_told(each), "sheet": sheet.name, "clip": clip.name if clip else None}
-    write_json({**about, "heads": told}, str(out / "explanation.json"))
-    return [*paths, out / "explanation.json"]
+    write_json({**about, "heads": told}, str(out / TOLD))
+    return [*paths, out / TOLD]
 
 
 def _caption(each: Explanation, about: dict[str, Any]) -> heatmaps.Caption:

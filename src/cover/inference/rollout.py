@@ -17,6 +17,7 @@ Letters in shapes: T frames, N tokens of a frame (class token, then n patches), 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,22 +52,33 @@ class _Row(NamedTuple):
     patches: Tensor
 
 
-def attention_rollout(model: TimeSformer, frames: Tensor) -> Rollout:
-    """The roll-out of one clip or image. `model` in evaluation mode; `frames`: float `(T, 3, height, width)` from `model.normalize`."""
-    return _rollout(model, frames, None)
+def _go_on() -> None:
+    """Whoever asks for a roll-out may have it to its end."""
 
 
-def class_rollout(model: TimeSformer, frames: Tensor, head: str, place: int) -> Rollout:
+def attention_rollout(model: TimeSformer, frames: Tensor, check: Callable[[], None] = _go_on) -> Rollout:
+    """The roll-out of one clip or image. `model` in evaluation mode; `frames`: float `(T, 3, height, width)` from `model.normalize`.
+
+    `check` is called before every layer, each of which is computed twice; what it raises ends the roll-out. A caller's `inference_mode` or
+    `no_grad` changes nothing.
+    """
+    return _rollout(model, frames, None, check)
+
+
+def class_rollout(model: TimeSformer, frames: Tensor, head: str, place: int, check: Callable[[], None] = _go_on) -> Rollout:
     """The heat that speaks for class number `place` of `head`, otherwise as `attention_rollout`."""
-    return _rollout(model, frames, (head, place))
+    return _rollout(model, frames, (head, place), check)
 
 
-def _rollout(model: TimeSformer, frames: Tensor, target: tuple[str, int] | None) -> Rollout:
+@torch.inference_mode(False)  # which knows no gradients, whoever switched it on
+def _rollout(model: TimeSformer, frames: Tensor, target: tuple[str, int] | None, check: Callable[[], None]) -> Rollout:
     assert not model.training, "every layer is computed twice, and must give the same"
-    passed, result = _inputs_of_blocks(model, frames)
+    frames = frames.clone() if frames.is_inference() else frames
+    passed, result = _inputs_of_blocks(model, frames, check)
     slope = None if target is None else _slope_of_logit(model, result, *target)
     row = _first_row(model, frames)
     for number in reversed(range(len(passed))):
+        check()
         kept, slopes, slope = _computed_again(model, number, passed[number], slope)
         row = _through_block(row, model, number, kept, slopes)
     sides = (side // model.config.patch for side in frames.shape[2:])
@@ -77,7 +89,7 @@ def _rollout(model: TimeSformer, frames: Tensor, target: tuple[str, int] | None)
 # --- the layers, and what they attended to ----------------------------------------------------------------------------------------
 
 
-def _inputs_of_blocks(model: TimeSformer, frames: Tensor) -> tuple[list[tuple[object, ...]], Tensor]:
+def _inputs_of_blocks(model: TimeSformer, frames: Tensor, check: Callable[[], None]) -> tuple[list[tuple[object, ...]], Tensor]:
     """The arguments of every block, and what the last one gave."""
     calls: list[tuple[tuple[object, ...], Tensor]] = []
 
@@ -85,6 +97,7 @@ def _inputs_of_blocks(model: TimeSformer, frames: Tensor) -> tuple[list[tuple[ob
         calls.append((arguments, result))
 
     hooks = [block.register_forward_hook(note) for block in model.blocks]
+    hooks += [block.register_forward_pre_hook(lambda block, arguments: check()) for block in model.blocks]
     try:
         with torch.no_grad():
             model.forward_features(frames, ((1, len(frames)),))

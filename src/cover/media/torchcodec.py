@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as fn
 
-from cover.errors import UserError
+from cover.errors import UserError, install
 from cover.media.results import Decoded
 from cover.media.source import Source, is_plain, read_source
 from cover.media.stream import Reader, Shape, kinds, open_video
@@ -77,7 +77,7 @@ def _torchcodec() -> Any:
         import torchcodec
         import torchcodec.decoders
     except ImportError:
-        raise UserError("decoder torchcodec is not installed: pip install -c constraints.txt 'cover-video[torchcodec]'") from None
+        raise UserError(f"decoder torchcodec is not installed: {install('torchcodec')}") from None
     except (OSError, RuntimeError) as error:  # it looks for FFmpeg's shared libraries when it is imported
         raise UserError(
             f"decoder torchcodec does not load ({str(error).splitlines()[0]}): it needs FFmpeg's shared libraries on the system "

@@ -438,16 +438,18 @@ class TimeSformer(nn.Module):
     @contextmanager
     def keeping_attention(self) -> Iterator[dict[str, Kept]]:
         """Inside, every attention that is computed is kept: by module, as `blocks.3.attn` and `blocks.3.temporal_attn`, one for each group
-        that was attended to (none in time for images). Changes no number; not for compiled blocks, nor beside another thread's passes."""
+        that was attended to (none in time for images). Nested, the inner one alone keeps, until it is left. Changes no number; not for
+        compiled blocks, nor beside another thread's passes."""
         found = {name: module for name, module in self.named_modules() if isinstance(module, Attention)}
         kept: dict[str, Kept] = {name: [] for name in found}
+        before = {name: module.kept for name, module in found.items()}
         try:
             for name, module in found.items():
                 module.kept = kept[name]
             yield kept
         finally:
-            for module in found.values():
-                module.kept = None
+            for name, module in found.items():
+                module.kept = before[name]
 
     def compile_blocks(self, **options: object) -> None:
         """torch.compile block by block: one graph serves all layers for a given Pack layout. `options` go to torch.compile."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal
 
-from cover.errors import UserError, nearest
+from cover.errors import UserError, install, nearest
 from cover.media.decode import Decoder
 from cover.media.randaugment import RandAugment
 
@@ -162,7 +162,7 @@ class Optimizer:
 class Log:
     """Where the figures of a run go beside log.jsonl. No part of what is computed: a run is resumed with any."""
 
-    tensorboard: bool = option(False, "event files under the run's folder; pip install 'cover-video[logs]'")
+    tensorboard: bool = option(False, f"event files under the run's folder; {install('logs')}")
     wandb: str = option("", "the project at Weights & Biases; pip install wandb; WANDB_MODE=offline sends nothing")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from cover.errors import UserError
+from cover.errors import UserError, install
 from cover.training.recipe import Log
 
 TENSORBOARD, WANDB_ID = "tensorboard", "wandb.id"
@@ -26,7 +26,7 @@ class Sink(Protocol):
 def check_sinks(log: Log) -> None:
     """Raises `UserError` where a package is missing, before anything else is done."""
     if log.tensorboard and not importlib.util.find_spec("tensorboard"):
-        raise UserError("log.tensorboard: needs the package tensorboard: pip install 'cover-video[logs]', or leave log.tensorboard out")
+        raise UserError(f"log.tensorboard: needs the package tensorboard: {install('logs')}, or leave log.tensorboard out")
     if log.wandb and not importlib.util.find_spec("wandb"):
         raise UserError("log.wandb: needs the package wandb: pip install wandb, or leave log.wandb out")
 

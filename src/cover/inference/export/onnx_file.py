@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from cover.errors import UserError
+from cover.errors import UserError, install
 from cover.inference.export.choice import Choice, check_file, choose, data_of, written_beside
 from cover.inference.export.facts import KEY, facts, text_of
 from cover.inference.export.traced import INPUT, Classifier, quiet, trace
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-INSTALL = "pip install -c constraints.txt 'cover-video[export]'"
+COMPARED = (1, 3)  # clips in a batch; a graph may be right for one and wrong for several
+LARGEST_DIFFERENCE = 1e-4  # of a probability
 LARGEST = 1_900_000_000  # bytes of weights in one file; ONNX files end at 2 GiB
 
 
@@ -24,7 +25,7 @@ def export_onnx(checkpoint: str | Path, heads: Sequence[str], out: Path, frames:
 
     `frames`: of a clip (default: as trained; 1 for images). `int8`: the matrices of linear layers as 8-bit integers, activations rounded
     as they come. Weights above 1.9 GB lie beside it as `OUT.data`. Returns the largest difference of a probability from torch, on noise.
-    Raises `UserError`.
+    Raises `UserError`, and writes nothing, also where a probability is not finite or, but for `int8`, differs by more than 1e-4.
     """
     _check_packages()
     check_file(out, ".onnx")
@@ -42,13 +43,19 @@ def export_onnx(checkpoint: str | Path, heads: Sequence[str], out: Path, frames:
             data_of(whole).unlink(missing_ok=True)
         else:
             _save(classifier, told, path)
-        return _difference(classifier, path)
+        apart = _difference(classifier, path, out)
+        if not int8 and apart > LARGEST_DIFFERENCE:
+            raise UserError(
+                f"{out}: not written: on noise its probabilities differ from torch's by {apart:.1g}, more than {LARGEST_DIFFERENCE:g}; "
+                "--format torch needs no such translation"
+            )
+        return apart
 
 
 def _check_packages() -> None:
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
-        raise UserError(f"--format onnx: needs the package {absent[0]}: {INSTALL}")
+        raise UserError(f"--format onnx: needs the package {absent[0]}: {install('export')}")
 
 
 def _check_names(choice: Choice) -> None:
@@ -90,11 +97,19 @@ def _round(whole: Path, path: Path) -> None:
     quantize_dynamic(whole, path, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
 
 
-def _difference(classifier: Classifier, path: Path) -> float:
+def _difference(classifier: Classifier, path: Path, out: Path) -> float:
+    """The largest one of a probability. Raises `UserError`, as of `out`, where one is not finite: no comparison would tell."""
     import onnxruntime
 
-    clips, names = classifier.example(1), [head.name for head in classifier.chosen]
-    found = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(names, {INPUT: clips.numpy()})
-    with torch.inference_mode():
-        wanted = classifier(clips)
-    return max(float((wanted[name] - torch.from_numpy(ours)).abs().max()) for name, ours in zip(names, found, strict=True))
+    session, names = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]), [head.name for head in classifier.chosen]
+    apart = 0.0
+    for count in COMPARED:
+        clips = classifier.example(count)
+        with torch.inference_mode():
+            wanted = classifier(clips)
+        for name, found in zip(names, map(torch.from_numpy, session.run(names, {INPUT: clips.numpy()})), strict=True):
+            for whose, probabilities in (("the checkpoint's", wanted[name]), ("its", found)):
+                if not probabilities.isfinite().all():
+                    raise UserError(f"{out}: not written: on noise {whose} probabilities of {name} are not all finite")
+            apart = max(apart, float((wanted[name] - found).abs().max()))
+    return apart

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cover.errors import UserError
-from cover.inference.export.choice import choose
+from cover.inference.export.choice import choose, written_beside
 from cover.model.foreign import to_transformers
 from cover.model.foreign_config import ATTENTION
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
@@ -28,10 +28,10 @@ def export_transformers(checkpoint: str | Path, head: str | None, out: Path) -> 
         raise UserError(f"{choice.folder}: {obstacle}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; choose a new folder with --out")
-    try:
-        _write(choice.model, choice.heads[0], out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+    # A folder that is there may be a mount or where the user stands: it is filled, not replaced, and its configuration comes last.
+    filled = out.is_dir()
+    with written_beside(out / CONFIG if filled else out) as path:
+        _write(choice.model, choice.heads[0], path.parent if filled else path)
 
 
 def in_the_way(config: ModelConfig) -> str | None:
@@ -53,7 +53,7 @@ def in_the_way(config: ModelConfig) -> str | None:
 def _write(model: TimeSformer, head: Head, out: Path) -> None:
     from safetensors.torch import save_file
 
-    out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(exist_ok=True)
     tensors = to_transformers(model.state_dict(), head.name, model.config.depth)
     save_file({name: value.contiguous() for name, value in tensors.items()}, str(out / WEIGHTS), metadata={"format": "pt"})
     for name, content in ((CONFIG, _config(model.config, head)), ("preprocessor_config.json", _preprocessor(model.config))):

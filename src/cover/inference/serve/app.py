@@ -25,7 +25,7 @@ REASONS = {
     413: "the body is too large",
     415: "neither a form nor a file, or the file is neither a video nor an image",
     422: "a parameter is wrong, or the file cannot be read, is too long, too large or too slow to decode",
-    429: "too many predictions are under way",
+    429: "too many predictions, or explanations, are under way",
     500: "a bug; the server's log has a line on it",
     503: "the server is about to stop, or too busy to answer in time",
 }
@@ -129,8 +129,7 @@ def _add_predict(app: Any, service: Service, key: bool) -> None:
         timeline: Annotated[int, window_rule] = 0,
     ) -> Answer:
         wish = Wish(tuple(dict.fromkeys(head)), top, timeline)
-        service.check(wish)
-        return await _answered(request, service, lambda path: service.predict(path, wish))
+        return await _answered(request, service, wish, lambda path: service.predict(path, wish))
 
 
 def _add_explain(app: Any, service: Service, key: bool) -> None:
@@ -145,16 +144,16 @@ def _add_explain(app: Any, service: Service, key: bool) -> None:
     )  # fmt: skip
     async def explain(request: Request, head: Annotated[str, head_rule], named: Annotated[str | None, class_rule] = None) -> Reasons:
         why = Why(head, named)
-        service.check(why)
-        return await _answered(request, service, lambda path: service.explain(path, why))
+        return await _answered(request, service, why, lambda path: service.explain(path, why))
 
 
-async def _answered(request: Any, service: Service, answer: Callable[[Path], Coroutine[Any, Any, T]]) -> T:
+async def _answered(request: Any, service: Service, wish: Wish | Why, answer: Callable[[Path], Coroutine[Any, Any, T]]) -> T:
     """What becomes of the file in a request: it has a place among those under way, and is gone with its answer."""
     from fastapi.responses import JSONResponse
     from starlette.requests import ClientDisconnect
 
     with service.admitted(), service.spool.file() as path:
+        service.check(wish)
         try:
             await service.receive(request.stream(), request.headers.get("content-type", ""), path)
             return await _unless_gone(request.receive, answer(path))

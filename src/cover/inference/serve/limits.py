@@ -14,7 +14,8 @@ class Limits:
 
     `body`: of any request, whatever its route. `upload_s`: for a body to arrive. `seconds` and `pixels`: of a video, of a picture.
     `decode_s` and `memory`: for decoding one file, beyond which its process is killed or refused more. `deadline_s`: from the last byte of
-    an upload to its answer. `queue`: predictions under way at once. `header_s`: for the head of a request. `connections`: at once.
+    an upload to its answer. `queue`: predictions under way at once. `explanations`: made at once, since each has the model to itself for as
+    long as several predictions. `header_s`: for the head of a request. `connections`: at once.
     """
 
     body: int = 64 * MEGABYTE
@@ -25,6 +26,7 @@ class Limits:
     memory: int = 2048 * MEGABYTE
     deadline_s: float = 30.0
     queue: int = 64
+    explanations: int = 2
     header_s: float = 10.0
     connections: int = 512
 

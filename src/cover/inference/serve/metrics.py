@@ -34,7 +34,7 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def stage(self, name: str, seconds: float) -> None:
-        """How long `upload`, `decode` or `model` took for one prediction, waiting included."""
+        """How long `upload`, `decode` and `model` or `explain` took for one file, waiting included."""
         self._stage.labels(name).observe(seconds)
 
     def forward(self, samples: int, frames: int, seconds: float) -> None:

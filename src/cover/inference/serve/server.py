@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cover.console import say
-from cover.errors import UserError
+from cover.errors import UserError, install
 from cover.inference.serve.limits import Batching, Limits
 from cover.inference.serve.processes import begin_importing
 
 if TYPE_CHECKING:
     from cover.inference.serve.service import Service
 
-INSTALL = "pip install -c constraints.txt 'cover-video[serve]'"
+INSTALL = install("serve")
 KEEP_ALIVE_S = 5
 SHORTEST_KEY = 16
 

@@ -24,7 +24,7 @@ from cover.inference.serve.decoding import Decoders, Job, Pixels
 from cover.inference.serve.limits import Batching, Limits, Refused, busy, late
 from cover.inference.serve.metrics import Metrics
 from cover.inference.serve.uploads import Spool, receive
-from cover.model.timesformer import Head, TimeSformer
+from cover.model.timesformer import Head
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -57,6 +57,24 @@ class _Pending:
     windows: list[list[Future[Scores]]]
 
 
+@dataclass(frozen=True)
+class _Found:
+    """`heat`: float32 `(T, h, w)`, for the class `named`."""
+
+    prediction: Prediction
+    named: str
+    heat: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A file on its way to be explained. `view`: the middle one, uint8 `(T, 3, size, size)`; `pixels` has no others."""
+
+    pixels: Pixels
+    view: np.ndarray
+    found: Future[_Found]
+
+
 class Service:
     """One checkpoint, its decoding processes and its model thread. Its own tasks live on one event loop."""
 
@@ -67,9 +85,11 @@ class Service:
         if not self.heads:
             raise UserError("the checkpoint has no head, so there is nothing to predict; train one with start.checkpoint")
         self.plans = {name: predictor.plan(name) for name in self.heads}
-        self.metrics, self.draining, self.under_way = Metrics(), False, 0
+        self.classes = {name: frozenset(head.classes) for name, head in self.heads.items()}
+        self.metrics, self.draining, self.under_way, self.explaining = Metrics(), False, 0, 0
         self._decoders = Decoders(workers, limits)
         self._threads = ThreadPoolExecutor(workers, "cover-decode")
+        self._painters = ThreadPoolExecutor(1, "cover-pictures")  # or the pictures of one file would wait for the decoding of others
         self._batcher = Batcher(predictor.model, predictor.device, batching, self.metrics.forward)
         self.metrics.watch("cover_predictions_under_way", "Taken in and not answered yet", lambda: self.under_way)
         self.metrics.watch("cover_decoders_replaced", "Decoding processes that were killed or died", lambda: self._decoders.replaced)
@@ -79,6 +99,7 @@ class Service:
         self._decoders.close()
         self._batcher.close()
         self._threads.shutdown(cancel_futures=True)
+        self._painters.shutdown(cancel_futures=True)
         self.spool.close()
 
     @property
@@ -87,12 +108,22 @@ class Service:
         return not self.draining and self._batcher.alive
 
     def check(self, wish: Wish | Why) -> None:
-        """Raises `Refused` for a head that the checkpoint does not have, or a class that the head does not."""
+        """Raises `Refused` for a head that the checkpoint does not have, a class that the head does not, an explanation too many.
+
+        It runs on the event loop, so no near miss is looked for among classes: there may be tens of thousands.
+        """
         for name in (wish.head,) if isinstance(wish, Why) else wish.heads:
             if name not in self.heads:
                 raise Refused(422, f'the checkpoint has no head "{name}"{nearest(name, self.heads)}')
-        if isinstance(wish, Why) and wish.named is not None and wish.named not in (classes := self.heads[wish.head].classes):
-            raise Refused(422, f'the head "{wish.head}" has no class "{wish.named}"{nearest(wish.named, classes)}')
+        if isinstance(wish, Wish):
+            return
+        if wish.named is not None and wish.named not in self.classes[wish.head]:
+            raise Refused(422, f'the head "{wish.head}" has no class "{wish.named}"; GET /v1/model lists them')
+        self._check_room_to_explain()
+
+    def _check_room_to_explain(self) -> None:
+        if self.explaining >= self.limits.explanations:
+            raise busy(f"{self.explaining} explanations are under way already; try again in a moment")
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -121,8 +152,13 @@ class Service:
         return await self._in_time(partial(self._named, path, wish))
 
     async def explain(self, path: Path, wish: Why) -> Reasons:
-        """What a head's answer rests on. Raises `Refused`. Cancelled as `predict` is."""
-        return await self._in_time(partial(self._reasons, path, wish))
+        """What a head's answer rests on. Raises `Refused`. Cancelled as `predict` is, and then ends before the model's next layer."""
+        self._check_room_to_explain()  # once more, since others may have come during the upload; a slow one keeps nobody's place
+        self.explaining += 1
+        try:
+            return await self._in_time(partial(self._reasons, path, wish))
+        finally:
+            self.explaining -= 1
 
     async def _in_time(self, work: Callable[[float, threading.Event], Coroutine[Any, Any, T]]) -> T:
         """`work(deadline, given_up)`, the deadline of `time.monotonic`."""
@@ -133,6 +169,7 @@ class Service:
             raise late() from None
         finally:
             given_up.set()
+            self._batcher.drop_given_up()
 
     async def _named(self, path: Path, wish: Wish, deadline: float, given_up: threading.Event) -> Answer:
         names = wish.heads or tuple(self.heads)
@@ -146,19 +183,15 @@ class Service:
         return Answer(pixels.media, round(pixels.seconds, 3), whole, windows(rest, pixels.seconds), pixels.damage)
 
     async def _reasons(self, path: Path, wish: Why, deadline: float, given_up: threading.Event) -> Reasons:
-        """Named first, by all the head's views, since that says which class is to be explained."""
-        head, plan = self.heads[wish.head], self.plans[wish.head]
+        plan = self.plans[wish.head]
         job = Job(str(path), (plan, replace(plan, views=ONE_VIEW)))
-        pixels = await self._timed("decode", self._in_thread(self._pixels, job, deadline, given_up))
-        own, (view,) = (pixels.clips[place] for place in pixels.place)
-        (scores,) = await self._timed("model", _all([await self._in_thread(self._batcher.put, own, deadline)]))
-        prediction = Prediction(head.name, head.classes, scores[head.name])
-        named = wish.named or prediction.top(1)[0][0]
-        work = partial(_heat, self.predictor.model, head, named)
-        heat = await self._timed("explain", asyncio.wrap_future(await self._in_thread(self._batcher.put_alone, view, work, deadline)))
-        told = await self._in_thread(frames, view, heat, frame_times(plan, len(view), pixels.seconds))
-        probability = float(prediction.scores[head.classes.index(named)])
-        return Reasons(pixels.media, round(pixels.seconds, 3), head.name, named, probability, told, pixels.damage)
+        asked = await self._timed("decode", self._in_thread(self._asked_why, job, wish, deadline, given_up))
+        found = await self._timed("explain", asyncio.wrap_future(asked.found))
+        pixels, view = asked.pixels, asked.view
+        draw = partial(frames, view, found.heat, frame_times(plan, len(view), pixels.seconds))
+        told = await asyncio.get_running_loop().run_in_executor(self._painters, draw)
+        probability = found.prediction.scores[found.prediction.classes.index(found.named)]
+        return Reasons(pixels.media, round(pixels.seconds, 3), wish.head, found.named, float(probability), told, pixels.damage)
 
     async def _in_thread(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *arguments, **named))
@@ -172,25 +205,45 @@ class Service:
     def _decoded(self, job: Job, deadline: float, given_up: threading.Event) -> _Pending:
         """In a thread of its own: it waits for a decoding process, and for room in front of the model."""
         pixels = self._pixels(job, deadline, given_up)
-        clips = [self._batcher.put(views, deadline) for views in pixels.clips]
-        return _Pending(pixels, clips, [[self._batcher.put(views, deadline) for views in window] for window in pixels.windows])
+        put = partial(self._batcher.put, deadline=deadline, given_up=given_up)
+        clips = [put(views) for views in pixels.clips]
+        return _Pending(pixels, clips, [[put(views) for views in window] for window in pixels.windows])
+
+    def _asked_why(self, job: Job, wish: Why, deadline: float, given_up: threading.Event) -> _Asked:
+        """In such a thread as well. Of the pixels, those of the middle view alone outlast the naming."""
+        pixels = self._pixels(job, deadline, given_up)
+        own, (view,) = (pixels.clips[place] for place in pixels.place)
+        pixels.clips.clear()
+        wanted = partial(_check_wanted, deadline, given_up)
+        work = partial(_named_and_explained, self.predictor, self.heads[wish.head], wish.named, [own], view, wanted)
+        return _Asked(pixels, view, self._batcher.put_alone(work, deadline, given_up))
 
     def _pixels(self, job: Job, deadline: float, given_up: threading.Event) -> Pixels:
-        if given_up.is_set():
-            raise late()
+        _check_wanted(deadline, given_up)
         pixels = self._decoders(job, deadline)
-        if given_up.is_set():
-            raise late()
+        _check_wanted(deadline, given_up)
         return pixels
 
     def _predictions(self, names: Sequence[str], pixels: Pixels, scores: Sequence[Scores]) -> list[Prediction]:
         return [Prediction(name, self.heads[name].classes, scores[place][name]) for name, place in zip(names, pixels.place, strict=True)]
 
 
-def _heat(model: TimeSformer, head: Head, named: str, views: np.ndarray) -> np.ndarray:
-    """float32 `(T, h, w)`. `views`: uint8 `(T, 3, size, size)`."""
-    found: np.ndarray = heat_of(model, views, head, named).heat.numpy()
-    return found
+def _check_wanted(deadline: float, given_up: threading.Event) -> None:
+    if given_up.is_set() or time.monotonic() > deadline:
+        raise late()
+
+
+def _named_and_explained(
+    predictor: Predictor, head: Head, named: str | None, clips: list[np.ndarray], view: np.ndarray, check: Callable[[], None]
+) -> _Found:
+    """Named first, by all the head's views `clips`, since that says which class is to be explained; they are taken off their list.
+
+    `view`: uint8 `(T, 3, size, size)`. What `check` raises before a layer ends it.
+    """
+    (seen,) = predictor.run([clips.pop()])
+    prediction = Prediction(head.name, head.classes, seen.scores[head.name])
+    named = named or prediction.top(1)[0][0]
+    return _Found(prediction, named, heat_of(predictor.model, view, head, named, check=check).heat.numpy())
 
 
 async def _all(futures: Sequence[Future[Scores]]) -> list[Scores]:
