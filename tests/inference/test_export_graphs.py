@@ -18,6 +18,7 @@ import cover
 from cover.cli import main
 from cover.errors import UserError
 from cover.inference.export import export_onnx, export_torch, onnx_file
+from cover.inference.export.choice import data_of, written_beside
 from cover.model.presets import model_config
 from cover.model.timesformer import Head, TimeSformer
 from cover.model.weights import save_release
@@ -199,24 +200,13 @@ def test_a_graph_that_is_wrong_for_several_clips(tmp_path: Path, monkeypatch: py
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("links", [True, False])
-@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
-def test_a_file_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, links: bool) -> None:
-    release(tmp_path / "run")
-    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
-    compared = onnx_file._difference
-
-    def slowly(*args: Any) -> float:
-        (tmp_path / name).write_text("mine")
-        return compared(*args)
-
-    monkeypatch.setattr(onnx_file, "_difference", slowly)
-    if not links:
-        monkeypatch.setattr(os, "link", no_links)
-    with pytest.raises(UserError, match=f"{name}: has come meanwhile, and is left as it is"):
-        export_onnx(tmp_path / "run", ["ssv2"], tmp_path / "model.onnx")
-    assert (tmp_path / name).read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [name, "run"]
+def write_two(out: Path, meanwhile: str | None = None) -> None:
+    """A model and its weights, during which somebody else writes a file called `meanwhile`."""
+    with written_beside(out) as path:
+        path.write_text("model")
+        data_of(path).write_text("weights")
+        if meanwhile:
+            (out.parent / meanwhile).write_text("mine")
 
 
 def no_links(*args: object) -> None:
@@ -224,11 +214,19 @@ def no_links(*args: object) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
+def test_a_file_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, links: bool) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(UserError, match=f"{name}: has come meanwhile, and is left as it is"):
+        write_two(tmp_path / "model.onnx", name)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+@pytest.mark.parametrize("links", [True, False])
 def test_a_model_comes_after_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
-    release(tmp_path / "run")
-    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
     placed: list[str] = []
-    link, rename = os.link if links else no_links, Path.rename
+    link, rename, there = os.link if links else no_links, Path.rename, Path.iterdir
 
     def linked(made: Path, out: Path) -> None:
         link(made, out)
@@ -240,11 +238,10 @@ def test_a_model_comes_after_its_weights(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "link", linked)
     monkeypatch.setattr(Path, "rename", renamed)
-    # Listed the other way round: the order of a folder is its file system's affair.
-    there = Path.iterdir
-    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(sorted(there(folder))))
-    export_onnx(tmp_path / "run", ["ssv2"], tmp_path / "model.onnx")
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(sorted(there(folder))))  # as a file system may list them
+    write_two(tmp_path / "model.onnx")
     assert placed == ["model.onnx.data", "model.onnx"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["model", "weights"]
 
 
 @pytest.mark.parametrize(
