@@ -71,8 +71,9 @@ def sample_losses(
     """
     loss_S = torch.zeros(len(targets_SH), device=targets_SH.device)
     hit_S = torch.ones(len(targets_SH), device=targets_SH.device)
+    assert len(logits) >= targets_SH.shape[1], "every column is of a head"
     first = 0
-    for (name, scores), target in zip(logits.items(), targets_SH.unbind(1), strict=False):
+    for (name, scores), target in zip(logits.items(), targets_SH.unbind(1), strict=False):  # kept heads come last
         mine = target >= 0
         if name in sigmoid:
             assert hot_SK is not None, f"{name} is a sigmoid head, and the Pack has no classes for it"
