@@ -16,11 +16,10 @@ from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
 from cover.mixture.loader import Augmentation, Member, SampleReader, packs
 from cover.mixture.mixing import Mixing, cut_box
-from cover.mixture.pack import Pack
+from cover.mixture.pack import Pack, split_pack
 from cover.mixture.schedule import Draw, Schedule, Source, rates_by, split_batch
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.training.step import StepSettings, forward_backward
-from cover.training.train import split_pack
 
 SIZE = 16
 HEADS = {"a": "a", "b": "b", "c": "bc", "d": "bc", "e": "e"}

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from cover.mixture.pack import Pack
+from cover.mixture.pack import Pack, split_pack
 from cover.model.cost import parameters
 from cover.model.lean import Groups
 from cover.model.presets import model_config
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.training.memory import FLOAT32, Memory, Ways, step_memory
 from cover.training.step import StepSettings, train_step
-from cover.training.train import split_pack
 
 MEASURE = Path(__file__).parents[2] / "benchmarks" / "_measure.py"
 CLASSES = 100

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cover.mixture.pack import Pack
+from cover.mixture.pack import Pack, split_pack
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.training.step import StepSettings, Tally, forward_backward, sample_losses, sigmoid_hits, sigmoid_loss
-from cover.training.train import split_pack
 
 ONE, SOUNDS, HOMES = Head("one", ("a", "b", "c")), Head("sounds", ("x", "y"), "sigmoid"), Head("homes", ("p", "q", "r", "s"), "sigmoid")
 HEADS = (SOUNDS, ONE, HOMES)

@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cover.mixture.pack import Pack
+from cover.mixture.pack import Pack, split_pack
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.training.step import StepSettings, Tally, drop_path_factors, forward_backward, sample_losses, train_step
-from cover.training.train import split_pack
 
 HEADS = (Head("a", ("0", "1", "2")), Head("b", ("0", "1", "2", "3", "4")))
 TARGETS = [[2, -1], [0, -1], [-1, 3], [-1, 4], [-1, 0], [1, -1]]

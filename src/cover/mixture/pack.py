@@ -98,3 +98,24 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
         changes=tuple(sample.change for sample in samples) if any(sample.change for sample in samples) else (),
         erase=torch.stack(erase) if erase else None,
     )
+
+
+def split_pack(pack: Pack, parts: int) -> list[Pack]:
+    """A Pack as `parts` micro-batches with equal shares of every group; its `changes` are made before."""
+    assert not pack.changes
+    if parts == 1:
+        return [pack]
+    frames_of, samples_of, frame, sample = [], [], 0, 0
+    for samples, frames in pack.groups:
+        frames_of.append(pack.frames[frame : frame + samples * frames].view(parts, -1, *pack.frames.shape[1:]))
+        samples_of.append(torch.arange(sample, sample + samples, device=pack.dataset.device).view(parts, -1))
+        frame, sample = frame + samples * frames, sample + samples
+    micro = []
+    for part in range(parts):
+        mine = torch.cat([rows[part] for rows in samples_of])
+        per_sample: dict[str, Any] = {
+            name: value[mine] for name, value in vars(pack).items() if isinstance(value, Tensor) and name != "frames"
+        }
+        groups = tuple((samples // parts, frames) for samples, frames in pack.groups)
+        micro.append(Pack(frames=torch.cat([rows[part] for rows in frames_of]), groups=groups, **per_sample))
+    return micro

@@ -5,31 +5,27 @@ cover train recipes/sandbox/cotrain.yaml --optimizer.lr 3e-4
 
 from __future__ import annotations
 
-import hashlib
-import json
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from cover import __version__
 from cover.console import say
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.exclusions import excluded_rows
 from cover.datasets.flips import mirror_pairs
-from cover.datasets.manifest import Manifest, open_manifest
+from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.tasks import find_tasks
 from cover.media.decode import check_decoder
 from cover.mixture.alternation import Alternating, check_alternating
 from cover.mixture.loader import Member, packs
-from cover.mixture.pack import Pack
+from cover.mixture.pack import split_pack
 from cover.mixture.schedule import Schedule, Source, draw_seed, rates_by, split_batch, wanted_rates
 from cover.model.presets import model_config
 from cover.model.timesformer import TimeSformer
@@ -46,6 +42,7 @@ from cover.training.log import RunLog
 from cover.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from cover.training.parameters import freeze_kept, freeze_matched
 from cover.training.recipe import Recipe
+from cover.training.same_rows import check_same_rows, count_exclusions
 from cover.training.sinks import check_sinks
 from cover.training.step import StepSettings, train_step
 from cover.training.unreadable import ReadingCheck
@@ -185,43 +182,6 @@ def find_members(recipe: Recipe, catalog: Catalog) -> list[Member]:
     return members
 
 
-def count_exclusions(run: Path, first: int, recipe: Recipe, members: Sequence[Member]) -> dict[str, Any] | None:
-    """For each data set `rows`, how many usable train rows are left out, and their `digest`; None without a list of exclusions. Said on
-    the terminal. Raises `UserError` where a run that goes on was begun with other rows left out: its draws would not be the same."""
-    listed = all(member.manifest.without is not None for member in members)
-    now = {member.spec.name: _left_out(member.manifest) for member in members} if listed else None
-    if first and _that_bind(_begun_with(run)) != _that_bind(now):
-        raise UserError(f"{run} was begun with other training rows left out (cover overlap); begin another run with --out")
-    if now:
-        counts = ", ".join(f"{name} {left_out['rows']}" for name, left_out in now.items())
-        say(f"training rows left out, being in evaluation splits too: {counts}")
-    if recipe.data.exclusions == "ignore":
-        say("data.exclusions is ignore: training rows may be in evaluation splits too")
-    return now
-
-
-def _left_out(manifest: Manifest) -> dict[str, Any]:
-    rows = np.setdiff1d(open_manifest(manifest.path).usable, manifest.usable)
-    return {"rows": len(rows), "digest": hashlib.sha256(rows.tobytes()).hexdigest()[:12]}
-
-
-def _begun_with(run: Path) -> dict[str, Any] | None:
-    """The exclusions that the log of a run begins with."""
-    return _started_as(run).get("exclusions")
-
-
-def _started_as(run: Path) -> dict[str, Any]:
-    """The line that the log of a run begins with."""
-    with (run / checkpoint.LOG).open(encoding="utf-8") as lines:
-        start: dict[str, Any] = json.loads(next(lines, "{}"))
-    return start
-
-
-def _that_bind(exclusions: dict[str, Any] | None) -> dict[str, Any]:
-    """Without the data sets that nothing is left out of: for them a list that finds nothing is as good as none."""
-    return {name: left_out for name, left_out in (exclusions or {}).items() if left_out["rows"]}
-
-
 def make_schedule(recipe: Recipe, members: Sequence[Member], ranks: int = 1) -> Schedule:
     """The mixture's draws, at rates proportional to size unless the recipe says otherwise. Raises `UserError` where the ranks cannot share
     them evenly."""
@@ -293,14 +253,6 @@ def describe(recipe: Recipe, members: Sequence[Member], model: TimeSformer, orig
     return {"cover": __version__, "frames": recipe.data.frames, "seed": recipe.seed, "steps": recipe.steps, "datasets": sets}
 
 
-def check_same_rows(run: Path, about: dict[str, Any]) -> None:
-    """Raises `UserError` where a run that goes on was begun with other rows in a manifest: its draws would not be the same."""
-    before = _started_as(run).get("datasets", {})
-    for name, now in about["datasets"].items():
-        if before.get(name, {}).get("draws_digest", now["draws_digest"]) != now["draws_digest"]:
-            raise UserError(f"{run} was begun with other rows of {name} (cover index has found others since); begin another run with --out")
-
-
 def make_up(schedule: Schedule) -> dict[str, Any]:
     """What a step holds, said on the terminal and put into the log."""
     groups = [{"frames": group.frames, "samples": group.samples} for group in schedule.groups]
@@ -321,27 +273,6 @@ def due(done: int, every: int, otherwise: bool) -> bool:
 def seed_dropout(seed: int, step: int, rank: int) -> None:
     """Dropout depends on the seed, the step and the rank, and on nothing that went before: there is no state to save."""
     torch.manual_seed(draw_seed(seed, "dropout", step, rank) >> 1)
-
-
-def split_pack(pack: Pack, parts: int) -> list[Pack]:
-    """A Pack as `parts` micro-batches with equal shares of every group; its `changes` are made before."""
-    assert not pack.changes
-    if parts == 1:
-        return [pack]
-    frames_of, samples_of, frame, sample = [], [], 0, 0
-    for samples, frames in pack.groups:
-        frames_of.append(pack.frames[frame : frame + samples * frames].view(parts, -1, *pack.frames.shape[1:]))
-        samples_of.append(torch.arange(sample, sample + samples, device=pack.dataset.device).view(parts, -1))
-        frame, sample = frame + samples * frames, sample + samples
-    micro = []
-    for part in range(parts):
-        mine = torch.cat([rows[part] for rows in samples_of])
-        per_sample: dict[str, Any] = {
-            name: value[mine] for name, value in vars(pack).items() if isinstance(value, Tensor) and name != "frames"
-        }
-        groups = tuple((samples // parts, frames) for samples, frames in pack.groups)
-        micro.append(Pack(frames=torch.cat([rows[part] for rows in frames_of]), groups=groups, **per_sample))
-    return micro
 
 
 def evaluate_dev(model: TimeSformer, catalog: Catalog, recipe: Recipe, among: Team, workers: int) -> dict[str, dict[str, Any]]:
