@@ -128,6 +128,16 @@ def test_what_cannot_be_read_or_written(folder: Path, tmp_path: Path) -> None:
         explain(str(folder / "release"), str(folder / "photo.png"), Question(), tmp_path / "broken.mp4", "cpu")
 
 
+def test_heads_of_like_names_have_pictures_of_their_own(folder: Path, tmp_path: Path) -> None:
+    heads = (Head("a/b", ("x", "y")), Head("a_b", ("x", "y")), Head("A_b", ("x", "y")))
+    model = TimeSformer(ModelConfig(width=32, depth=1, attention_heads=2, patch=8, size=32), heads)
+    save_release(tmp_path / "release", model, {"frames": 4, "datasets": {head.name: SETS["tags"] for head in heads}})
+    paths = explain(str(tmp_path / "release"), str(folder / "photo.png"), Question(), tmp_path / "out", "cpu")
+    assert [path.name for path in paths] == ["a_b.png", "a_b-2.png", "A_b-3.png", "explanation.json"]
+    told = json.loads((tmp_path / "out" / "explanation.json").read_text())["heads"]
+    assert [told[head.name]["sheet"] for head in heads] == [path.name for path in paths[:3]]
+
+
 def test_files_of_like_names_have_folders_of_their_own() -> None:
     names = ("a/clip.mp4", "clip.jpg", "https://host/b/clip.webm?signed=1", "s3://bucket/clip.avi", "odd?.mp4")
     assert [str(default_folder(name)) for name in names] == [

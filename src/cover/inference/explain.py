@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -212,9 +213,8 @@ def _unwritable(out: Path, error: OSError) -> UserError:
 
 def _written(found: Sequence[Explanation], about: dict[str, Any], out: Path) -> list[Path]:
     paths, told = [], {}
-    for each in found:
-        head = each.prediction.head
-        stem = re.sub(r"[^\w.-]", "_", head)
+    heads = [each.prediction.head for each in found]
+    for each, head, stem in zip(found, heads, _stems(heads), strict=True):
         sheet, clip = out / f"{stem}.png", out / f"{stem}.mp4" if len(each.frames) > 1 else None
         heatmaps.contact_sheet(_caption(each, about), each.frames, each.heat, each.times).save(sheet)
         if clip:
@@ -223,6 +223,18 @@ def _written(found: Sequence[Explanation], about: dict[str, Any], out: Path) -> 
         told[head] = {**_told(each), "sheet": sheet.name, "clip": clip.name if clip else None}
     write_json({**about, "heads": told}, str(out / TOLD))
     return [*paths, out / TOLD]
+
+
+def _stems(heads: Sequence[str]) -> list[str]:
+    """A file name for each head, all different, also where upper and lower case are one."""
+    stems: list[str] = []
+    taken: set[str] = set()
+    for head in heads:
+        plain = re.sub(r"[^\w.-]", "_", head)
+        numbered = (f"{plain}-{number}" for number in itertools.count(2))
+        stems.append(next(stem for stem in itertools.chain([plain], numbered) if stem.casefold() not in taken))
+        taken.add(stems[-1].casefold())
+    return stems
 
 
 def _caption(each: Explanation, about: dict[str, Any]) -> heatmaps.Caption:
