@@ -15,7 +15,16 @@ from typing import Any, TypeVar
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -47,17 +56,19 @@ class Meter:
     >>> with Meter("index", total=3) as meter:
     ...     for _ in range(3):
     ...         meter.advance()
+
+    `work`: how much the items that are left take together, where they differ much; the time left then goes by what `advance` says of each.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
+    def __init__(self, label: str, total: int, done: int = 0, work: float | None = None) -> None:
         self.label, self.total, self.done, self.note = label, total, done, ""
-        self._first = done
-        self._began = self._last_line = time.monotonic()
+        self._work, self._worked = total - done if work is None else work, 0.0
+        self._began = self._last_line = self._advanced = time.monotonic()
         self._live: Progress | None = None
         if can_redraw():
             self._live = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-                TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=_terminal(), transient=Board.shown > 0,
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Left(self),
+                TextColumn("{task.fields[note]}"), console=_terminal(), transient=Board.shown > 0,
             )  # fmt: skip
             self._task = self._live.add_task(label, total=total, completed=done, note="")
 
@@ -72,18 +83,37 @@ class Meter:
         elif kind is None and time.monotonic() - self._began > 2:
             say(f"{self.label}: {self.done}/{self.total} in {clock(time.monotonic() - self._began)}")
 
-    def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Count `count` more items done; `note` is free text shown behind the bar."""
+    @property
+    def left(self) -> str:
+        """The time left at the pace so far, as `clock` writes it; empty before the first item."""
+        if not self._worked:
+            return ""
+        pace = (self._advanced - self._began) / self._worked
+        return clock(max(0.0, pace * (self._work - self._worked) - (time.monotonic() - self._advanced)))
+
+    def advance(self, count: int = 1, note: str | None = None, work: float | None = None) -> None:
+        """Count `count` more items done, which took `work`; `note` is free text shown behind the bar."""
         self.done += count
         self.note = self.note if note is None else note
+        self._worked += count if work is None else work
+        self._advanced = time.monotonic()
         if self._live:
             self._live.update(self._task, advance=count, note=escape(self.note))
             return
-        now = time.monotonic()
-        if now - self._last_line >= PLAIN_INTERVAL_S and self.done > self._first:
-            left = (now - self._began) / (self.done - self._first) * (self.total - self.done)
-            say(f"{self.label}: {self.done}/{self.total}, {clock(left)} left  {self.note}".rstrip())
-            self._last_line = now
+        if self._advanced - self._last_line >= PLAIN_INTERVAL_S and self.left:
+            say(f"{self.label}: {self.done}/{self.total}, {self.left} left  {self.note}".rstrip())
+            self._last_line = self._advanced
+
+
+class _Left(ProgressColumn):
+    """A meter's time left. rich's own goes by the last half minute, in which of slow items none is done."""
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self._meter = meter
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{self._meter.left} left" if self._meter.left else "")
 
 
 class Board:

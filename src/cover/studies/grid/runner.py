@@ -69,7 +69,8 @@ def run_missing(jobs: Sequence[Sequence[Job]], deriver: Deriver, out: Path, work
     say(f"study: {total - count} of {total} runs are done" + (f", {count} to go, {workers} at once" if count else ""))
     if not count:
         return 0
-    with Meter("study", total=total, done=total - count) as meter:
+    steps = sum(order.recipe.steps for wave in missing for order in wave)
+    with Meter("study", total=total, done=total - count, work=steps) as meter:
         for wave in missing:
             _run_wave(wave, out, workers, meter)
     return count
@@ -139,21 +140,21 @@ def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) ->
     if workers == 1:
         for order in orders:
             run_order(order, out)
-            meter.advance(note=order.name)
+            meter.advance(note=order.name, work=order.recipe.steps)
         return
     threads = max(1, cores() // workers)  # a wave of fewer runs too: threads that wait for each other are slow beside other work
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (threads,))
     waiting = list(reversed(orders))
-    running: dict[Future[None], str] = {}
+    running: dict[Future[None], Order] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workers:  # no more than can begin: what is handed over cannot be taken back
                 order = waiting.pop()
-                running[pool.submit(_run_in_worker, order, out)] = order.name
+                running[pool.submit(_run_in_worker, order, out)] = order
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name = running.pop(future)
+                order = running.pop(future)
                 future.result()
-                meter.advance(note=name)
+                meter.advance(note=order.name, work=order.recipe.steps)
     except BaseException as error:
         # A run that is under way has its own checkpoints: nothing is lost by ending it here.
         for process in list(pool._processes.values()):
