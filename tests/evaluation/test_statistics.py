@@ -29,17 +29,17 @@ def test_copies_of_a_sample_add_nothing() -> None:
 
 
 def test_intervals_cover_the_truth() -> None:
-    """Of 200 studies of clustered samples, about 95 in 100 intervals hold the true share; those that take clips for sources far fewer."""
+    """Of 100 studies of clustered samples, about 95 in 100 intervals hold the true share; those that take clips for sources far fewer."""
     rng, hits, naive = np.random.default_rng(5), 0, 0
-    for study in range(200):
+    for study in range(100):
         levels = rng.beta(2, 2, size=60)  # a source's own share; 0.5 on average
         right = rng.random((60, 8)) < levels[:, None]
         sources = np.repeat(np.arange(60), 8)
         found, flat = share(right.ravel(), sources, study), share(right.ravel(), np.arange(480), study)
         hits += found.low <= 0.5 <= found.high
         naive += flat.low <= 0.5 <= flat.high
-    assert 180 <= hits <= 198
-    assert naive < 170
+    assert 88 <= hits <= 99
+    assert naive < 85
 
 
 def test_pairs_share_what_is_hard() -> None:
@@ -63,8 +63,8 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
 
 def test_no_difference_is_found_about_as_often_as_the_level_says() -> None:
     rng = np.random.default_rng(1)
-    p_values = [difference(rng.random(300) < 0.5, rng.random(300) < 0.5, np.arange(300), study).p for study in range(200)]
-    assert 2 <= sum(p is not None and p < 0.05 for p in p_values) <= 20
+    p_values = [difference(rng.random(300) < 0.5, rng.random(300) < 0.5, np.arange(300), study).p for study in range(100)]
+    assert 1 <= sum(p is not None and p < 0.05 for p in p_values) <= 11
 
 
 def test_holm_by_hand() -> None:

@@ -80,7 +80,7 @@ def facts_of(path: Path) -> dict[str, Any]:
         ({}, 4),
         ({"time": "additive"}, 4),
         ({"time": "additive", "image_temporal": "skip", "layer_scale": 0.5}, 1),
-        ({"attention": "joint"}, 4),
+        pytest.param({"attention": "joint"}, 4, marks=pytest.mark.full),
         ({"attention": "space"}, 3),
     ],
     ids=str,
@@ -162,7 +162,9 @@ def test_large_weights_lie_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         export_onnx(tmp_path / "run", ["ssv2"], tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize(("head", "int8"), [("ssv2", True), ("imagenet", False)])  # the first and the last that are compared
+@pytest.mark.parametrize(
+    ("head", "int8"), [("ssv2", True), pytest.param("imagenet", False, marks=pytest.mark.full)]
+)  # the first and the last that are compared
 def test_probabilities_that_are_no_numbers(tmp_path: Path, head: str, int8: bool) -> None:
     model = release(tmp_path / "run")
     torch.nn.init.constant_(model.heads[head].bias, float("nan"))

@@ -29,7 +29,7 @@ from cover.training.recipe import Augment, Checkpoints, Data, Distributed, Model
 from cover.training.train import train
 
 Launch = Callable[..., Any]
-STEPS = 20
+STEPS = 10
 SGD, ADAMW = Optimizer("sgd", lr=0.02), Optimizer()
 RTOL = {"sgd": 1e-5, "adamw": 1e-4}
 
@@ -37,7 +37,7 @@ RTOL = {"sgd": 1e-5, "adamw": 1e-4}
 def make_recipe(catalog: Path, out: Path, **changes: Any) -> Recipe:
     data = Data(["ssv2", "imagenet"], str(catalog), frames=4, weights={"ssv2": 1, "imagenet": 1})
     base = Recipe(
-        data, str(out), steps=STEPS, batch=8, workers=0, log_every=1, evaluate_every=-1, save_every=10, checkpoints=Checkpoints(5)
+        data, str(out), steps=STEPS, batch=8, workers=0, log_every=1, evaluate_every=-1, save_every=STEPS // 2, checkpoints=Checkpoints(5)
     )
     return replace(base, **changes)
 

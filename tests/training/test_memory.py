@@ -73,25 +73,29 @@ def planned(config: ModelConfig, groups: Groups, size: int, ways: Ways) -> tuple
     return state, memory.tensors - state
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["all", "checkpointing"])
+PLANS: dict[str, tuple[str, int, Groups, dict[str, Any], dict[str, Any]]] = {
+    "mixed": ("mini", 32, MIXED, {}, {}),
+    "joint": ("mini", 64, VIDEO, {"attention": "joint"}, {}),
+    "micro-batches": ("mini", 48, MIXED, {"time": "additive"}, {"parts": 4}),
+    "bf16": ("mini", 64, MIXED, {}, {"bf16": True}),
+    "dropout": ("mini", 64, MIXED, {"dropout": 0.1}, {"mask": FLOAT32}),
+    "clips": ("Ti/16", 64, VIDEO, {}, {}),
+    "skip": ("Ti/8", 48, ((4, 4), (8, 1)), {"image_temporal": "skip"}, {}),
+    "weights alone": ("S/16", 32, ((1, 4),), {}, {}),
+    "images": ("mini", 32, ((64, 1),), {}, {}),
+}
+CHECKPOINTED = ("mixed", "joint", "micro-batches", "images")  # the others' blocks are computed anew in the full checks only
+
+
 @pytest.mark.parametrize(
-    ("preset", "size", "groups", "changes", "ways"),
+    ("plan", "checkpointing"),
     [
-        ("mini", 32, MIXED, {}, {}),
-        ("mini", 64, VIDEO, {"attention": "joint"}, {}),
-        ("mini", 48, MIXED, {"time": "additive"}, {"parts": 4}),
-        ("mini", 64, MIXED, {}, {"bf16": True}),
-        ("mini", 64, MIXED, {"dropout": 0.1}, {"mask": FLOAT32}),
-        ("Ti/16", 64, VIDEO, {}, {}),
-        ("Ti/8", 48, ((4, 4), (8, 1)), {"image_temporal": "skip"}, {}),
-        ("S/16", 32, ((1, 4),), {}, {}),
-        ("mini", 32, ((64, 1),), {}, {}),
+        *((plan, False) for plan in PLANS),
+        *(pytest.param(plan, True, marks=[] if plan in CHECKPOINTED else pytest.mark.full) for plan in PLANS),
     ],
-    ids=["mixed", "joint", "micro-batches", "bf16", "dropout", "clips", "skip", "weights alone", "images"],
 )
-def test_a_step_takes_what_was_planned(
-    preset: str, size: int, groups: Groups, changes: dict[str, Any], ways: dict[str, Any], checkpointing: bool
-) -> None:
+def test_a_step_takes_what_was_planned(plan: str, checkpointing: bool) -> None:
+    preset, size, groups, changes, ways = PLANS[plan]
     config = model_config(preset, size=size, frames=groups[0][1], **changes)
     how = Ways(checkpointing=checkpointing, **ways)
     (state, step), (state_found, step_found) = planned(config, groups, size, how), measured(config, groups, size, how)

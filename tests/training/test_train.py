@@ -141,7 +141,7 @@ def test_a_file_lost_after_indexing_is_counted_and_named(make_set: MakeSet, tmp_
 
 # --- stopping and going on --------------------------------------------------------------------------------------------------------
 
-STEPS, SAVE_EVERY = 24, 4
+STEPS, SAVE_EVERY = 16, 4
 
 
 def cover(*arguments: str) -> subprocess.Popen[str]:
@@ -180,7 +180,7 @@ def stopped(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     killed.communicate(timeout=60)  # ends only when its workers have let go of the pipes: none of them may outlive it
     at_kill = steps_saved(run)[-1], logged_steps(run)
     with (run / "log.jsonl").open("a", encoding="utf-8") as log:
-        log.write('{"event": "train", "step": 23, "step_loss": 0}\n{"event": "train", "step": 1')  # beyond the checkpoint, and torn
+        log.write('{"event": "train", "step": 15, "step_loss": 0}\n{"event": "train", "step": 1')  # beyond the checkpoint, and torn
     found: dict[str, Any] = {"recipe": recipe, "run": run, "at_kill": at_kill}
 
     terminated = cover(str(file), "--resume", "--workers", "0")
