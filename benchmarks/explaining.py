@@ -1,5 +1,6 @@
 """Does the heat of `cover explain` lie on what counts? How far the probability of a class falls when the hottest places are covered.
 
+    python benchmarks/explaining.py                                                          # of a small model that is trained first
     python benchmarks/explaining.py runs/cotrain --catalog sandbox/catalog.yaml              # 40 files of every data set; a table
     python benchmarks/explaining.py runs/cotrain --catalog sandbox/catalog.yaml --samples 200 --share 0.05 --json explaining.json
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import show, where, write
+from _trained import trained
 
 from cover.datasets.catalog import load_catalog
 from cover.evaluation.tasks import find_tasks
@@ -52,25 +55,36 @@ def falls(predictor: Predictor, file: str, head: str, share: float, rng: np.rand
     return [before - share for share in after]
 
 
+def measured(predictor: Predictor, catalog: Path, args: argparse.Namespace) -> tuple[list[list[str]], dict[str, dict[str, float]]]:
+    """Of every data set: a row of the table, and the points."""
+    rows, found, rng = [], {}, np.random.default_rng(0)
+    for task in find_tasks(load_catalog(catalog), predictor.model, predictor.about["frames"], args.split):
+        files = [str(row.path) for row in task.manifest.rows() if row.state == "ok"]
+        chosen = rng.permutation(len(files))[: args.samples]
+        each = np.array([falls(predictor, files[number], task.head.name, args.share, rng) for number in chosen])
+        means, errors = 100 * each.mean(0), 100 * each.std(0, ddof=1) / len(each) ** 0.5
+        rows.append([task.spec.name, str(len(each)), *(f"{mean:.1f} ± {error:.1f}" for mean, error in zip(means, errors, strict=True))])
+        found[task.spec.name] = dict(zip(ORDERS, means.tolist(), strict=True))
+    return rows, found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint")
-    parser.add_argument("--catalog", required=True, type=Path)
+    parser.add_argument("checkpoint", nargs="?", help="with --catalog; without, a small model is trained first")
+    parser.add_argument("--catalog", type=Path)
+    parser.add_argument("--steps", type=int, default=400, help="of training, without a checkpoint")
     parser.add_argument("--split", default="val")
     parser.add_argument("--samples", type=int, default=40, help="of every data set")
     parser.add_argument("--share", type=float, default=0.125, help="of the patches of a clip")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
-    predictor, rng = Predictor.load(args.checkpoint, args.device), np.random.default_rng(0)
-    rows, found = [], {}
-    for task in find_tasks(load_catalog(args.catalog), predictor.model, predictor.about["frames"], args.split):
-        files = [str(row.path) for row in task.manifest.rows() if row.state == "ok"]
-        chosen = rng.permutation(len(files))[: args.samples]
-        measured = np.array([falls(predictor, files[number], task.head.name, args.share, rng) for number in chosen])
-        means, errors = 100 * measured.mean(0), 100 * measured.std(0, ddof=1) / len(measured) ** 0.5
-        rows.append([task.spec.name, str(len(measured)), *(f"{mean:.1f} ± {error:.1f}" for mean, error in zip(means, errors, strict=True))])
-        found[task.spec.name] = dict(zip(ORDERS, means.tolist(), strict=True))
+    if (args.checkpoint is None) != (args.catalog is None):
+        parser.error("a checkpoint and --catalog belong together")
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint, catalog = (args.checkpoint, args.catalog) if args.checkpoint else trained(Path(name), args.steps)
+        predictor = Predictor.load(checkpoint, args.device)
+        rows, found = measured(predictor, catalog, args)
     show(f"points lost with {args.share:.1%} of the patches covered", ["data set", "files", *ORDERS], rows)
     write({**where(predictor.device), "checkpoint": args.checkpoint, "share": args.share, "points": found}, args.json)
 

@@ -12,7 +12,6 @@ first, on two generated data sets.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -26,9 +25,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import in_turns, ratio, show, where, write
+from _trained import trained
 
 from cover.datasets.catalog import load_catalog
-from cover.datasets.index import index
 from cover.datasets.manifest import open_manifest
 from cover.inference.export import export_onnx, export_torch
 from cover.inference.looking import Gaze, look
@@ -37,14 +36,9 @@ from cover.machine import reuse_memory
 from cover.model.presets import model_config
 from cover.model.timesformer import Head, TimeSformer
 from cover.model.weights import find_release, save_release
-from cover.sandbox.generate import generate
-from cover.sandbox.settings import Settings
-from cover.training.recipe import Data, Optimizer, Recipe
-from cover.training.train import train
 
 CPU = torch.device("cpu")
 TORCH, PROGRAM, ONNX, INT8 = "cover, eager", ".pt2", "onnx", "onnx, int8"
-SETS = ("kinetics", "moments")
 Classify = Callable[[np.ndarray], dict[str, np.ndarray]]  # uint8 (B, T, 3, S, S) -> head -> probabilities
 
 
@@ -103,17 +97,6 @@ def speed(folder: Path, rounds: int, clips: int) -> dict[str, Any]:
 # --- accuracy
 
 
-def trained(folder: Path, steps: int) -> tuple[Path, Path]:
-    """The run and the catalog of a small model."""
-    catalog = generate(folder / "sandbox", Settings(kinetics=(400, 240), moments=(400, 240), ssv2=(2, 2), imagenet=(2, 2)), WORKERS)
-    index(catalog, WORKERS, list(SETS))
-    recipe = Recipe(
-        Data(list(SETS), str(catalog)), str(folder / "run"), steps=steps, batch=24, workers=WORKERS, evaluate_every=-1,
-        optimizer=Optimizer(lr=1e-3),
-    )  # fmt: skip
-    return train(recipe), catalog
-
-
 def accuracy(folder: Path, checkpoint: Path, catalog: Path) -> dict[str, Any]:
     """Top-1 of every contender on what the model has not seen."""
     release = find_release(checkpoint)
@@ -154,9 +137,6 @@ def compared(right: dict[str, int], scores: dict[str, list[np.ndarray]]) -> dict
         for each, all_ in stacked.items()
     }
     return {"clips": clips, "rows": rows}
-
-
-WORKERS = min(2, os.cpu_count() or 1)
 
 
 def main() -> None:
