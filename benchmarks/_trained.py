@@ -17,7 +17,8 @@ WORKERS = min(2, os.cpu_count() or 1)
 
 def trained(folder: Path, steps: int) -> tuple[Path, Path]:
     """The run and the catalog of a `mini`, trained in `folder` on two generated data sets."""
-    catalog = generate(folder / "sandbox", Settings(kinetics=(400, 240), moments=(400, 240), ssv2=(2, 2), imagenet=(2, 2)), WORKERS)
+    easy = Settings(clutter=0.1, shake=0.05, distractors=0, kinetics=(400, 240), moments=(400, 240), ssv2=(2, 2), imagenet=(2, 2))
+    catalog = generate(folder / "sandbox", easy, WORKERS)
     index(catalog, WORKERS, list(SETS))
     recipe = Recipe(
         Data(list(SETS), str(catalog)), str(folder / "run"), steps=steps, batch=24, workers=WORKERS, evaluate_every=-1,
