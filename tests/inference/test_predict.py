@@ -184,6 +184,19 @@ def test_damage_reaches_the_user(typed: Typed, test_data: Path, release: Path) -
     assert Predictor.load(release)(damaged).partial == "a picture is damaged"
 
 
+@pytest.mark.parametrize("options", [[], ["--window", "1"], ["--embed", "f.npy"]], ids=["whole", "windows", "features"])
+def test_nothing_but_unreadable_files(
+    typed: Typed, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, told = typed(files / "b.mp4", tmp_path / "gone.mp4", "--out", "rows.jsonl", *options)
+    assert code == 1
+    assert ["error" in row for row in rows_in(tmp_path / "rows.jsonl")] == [True, True]
+    assert told.count(": unreadable: ") == 2
+    if "--embed" in options:
+        assert np.isnan(np.load("f.npy")).all()
+
+
 def test_every_torture_file_gets_the_row_that_is_expected(typed: Typed, test_data: Path, tmp_path: Path) -> None:
     folder = test_data / "torture"
     with (folder / "manifest.csv").open(encoding="utf-8") as lines:
@@ -366,7 +379,7 @@ def test_features_of_windows_and_of_a_model_without_heads(typed: Typed, files: P
         (["--stride", "1"], "--stride: goes with --window"),
         (["--stride", "0"], "--stride: goes with --window"),
         (["--out", "rows.txt"], "name it .jsonl or .csv"),
-        (["--embed", "f.pt"], "name it .npy or .arrow"),
+        (["--embed", "f.pt", "--out", "rows.csv"], "name it .npy or .arrow"),
         (["--embed", "f.npy", "--engine", "ray"], "--engine pool alone"),
         (["--head", "actt"], 'did you mean "act"'),
         (["--out", "/proc/none/rows.jsonl"], "cannot be written"),
@@ -378,6 +391,7 @@ def test_refused(typed: Typed, files: Path, tmp_path: Path, monkeypatch: pytest.
     code, out, err = typed(files / "a.mp4", *arguments)
     assert (code, out, len(err.splitlines())) == (2, "", 1), err
     assert part in err
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- readers ------------------------------------------------------------------------------------------------------------------------

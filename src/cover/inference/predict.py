@@ -94,6 +94,8 @@ class _Outlet:
         self._print: Write | None = None
         self._out = self._features = None
         self.done: set[str] = set()
+        if targets.embed:
+            self._features = stack.enter_context(FeatureFile(targets.embed, answerer.predictor.model.config.width))
         if targets.out:
             kind = format_of(targets.out, targets.format)
             self._out = stack.enter_context(RowFile(targets.out, kind, csv_rows, answerer.protocol))
@@ -102,8 +104,6 @@ class _Outlet:
             formats: dict[Format, Write] = {"pretty": pretty, "jsonl": json_line, "csv": csv_rows}
             self._print = formats[targets.format or "pretty"]
             self._stdout.write(csv_rows.head_line() if targets.format == "csv" else "")
-        if targets.embed:
-            self._features = stack.enter_context(FeatureFile(targets.embed, answerer.predictor.model.config.width))
 
     def meter(self, total: int, done: int) -> Meter | ExitStack:
         """Shown where rows on the terminal are not progress enough."""

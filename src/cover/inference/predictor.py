@@ -141,7 +141,9 @@ class Predictor:
 
     @torch.inference_mode()
     def run(self, clips: Sequence[np.ndarray]) -> list[Seen]:
-        """One forward pass over any mix of sets of views, each uint8 `(views, T, 3, size, size)`, images with T = 1."""
+        """One forward pass over any mix of sets of views, each uint8 `(views, T, 3, size, size)`, images with T = 1. None over none."""
+        if not clips:  # every file of a batch was unreadable
+            return []
         order = sorted(range(len(clips)), key=lambda number: -clips[number].shape[1])  # images last
         groups = tuple(
             (sum(len(clips[number]) for number in same), frames)
