@@ -129,7 +129,7 @@ def test_loss_weights_count_in_the_step_and_not_in_the_means(sandbox: Path, tmp_
     assert changed["step_loss"] == pytest.approx(3 * plain["seen"]["ssv2"] / 8 * plain["loss"]["ssv2"], rel=1e-5)
 
 
-def test_a_file_lost_after_indexing_is_counted_and_named(make_set: MakeSet, tmp_path: Path) -> None:
+def test_a_file_lost_after_indexing_is_counted_and_named(make_set: MakeSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     catalog = make_set({f"{letter}.mp4": letter for letter in "abcd"})
     (tmp_path / "mine" / "b.mp4").write_bytes(b"lost")
     run = train(make_recipe(catalog, tmp_path / "run", ["mine"], steps=2, batch=4, log_every=2))
@@ -137,6 +137,9 @@ def test_a_file_lost_after_indexing_is_counted_and_named(make_set: MakeSet, tmp_
     assert line["files_damaged"] == 2
     assert all("b.mp4: unreadable" in note for note in line["files"])
     assert line["seen"] == {"mine": 8}
+    told = capfd.readouterr().err.splitlines()
+    assert any(text.endswith(" GB  2 damaged") for text in told)
+    assert told[-1].startswith("2 draws were of damaged or unreadable files; ")
 
 
 # --- stopping and going on --------------------------------------------------------------------------------------------------------

@@ -49,10 +49,11 @@ class LiveView:
 
 
 def pace(line: dict[str, Any]) -> str:
-    """Learning rate, gradient, speed and memory of a train line."""
+    """Learning rate, gradient, speed and memory of a train line, and how many of its draws were of damaged files."""
     peak = "" if line["mfu"] is None else f"  MFU {line['mfu']:.0%}"
     rate, memory = line["samples_per_s"], line["memory_bytes"] / GIGA
-    return f"lr {line['lr']:.2e}  gradient {_figure(line['grad_norm'], '.2f')}  {rate:.4g} samples/s{peak}  {memory:.1f} GB"
+    damaged = f"  {line['files_damaged']} damaged" if "files_damaged" in line else ""
+    return f"lr {line['lr']:.2e}  gradient {_figure(line['grad_norm'], '.2f')}  {rate:.4g} samples/s{peak}  {memory:.1f} GB{damaged}"
 
 
 def _figure(value: float | None, how: str) -> str:

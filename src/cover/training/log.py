@@ -106,6 +106,7 @@ class RunLog:
         self._view = LiveView(f"train {run.name}", recipe.steps, first, self.many)
         self._begun = self._logged = self._done = first
         self._notes: list[str] = []
+        self._damaged = 0  # since this start
         self._ranks = 1.0
         self._clock, self._run_began = Clock(), time.perf_counter()
         self._totals = dict.fromkeys((*PHASES, "compute"), 0.0)
@@ -164,7 +165,7 @@ class RunLog:
             "step_loss": loss, "grad_norm": norm, "lr": lr, **self._drawn(step), **speed,
             **({"files_damaged": damaged, "files": self._notes[:NOTES_KEPT]} if damaged else {}),
         }  # fmt: skip
-        self._logged, self._notes = step, []
+        self._logged, self._notes, self._damaged = step, [], self._damaged + damaged
         self.write("train", step, **line)
         if self.writes:
             self._view.show(_finite({"step": step, **line}), verdict)
@@ -208,6 +209,8 @@ class RunLog:
         speed, verdict = self._speed(self._done - self._begun, seconds)
         self.write("end", self._done, seconds=round(sum(seconds.values()), 3), steps=self._done - self._begun, **speed)
         say(f"{self._done - self._begun} steps in {clock(sum(seconds.values()))}, {speed['samples_per_s']:.4g} samples/s; {verdict.text}")
+        if self._damaged:
+            say(f"{self._damaged} draws were of damaged or unreadable files; {self.path} names the first of each line")
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Append one line, and hand its figures on."""
