@@ -57,6 +57,14 @@ def test_dense_clips_beyond_the_end_repeat_the_last_frame(tmp_path: Path) -> Non
     assert np.array_equal(clips, np.stack([wanted, wanted]))
 
 
+def test_a_stretch_of_a_video_repeats_its_own_last_frame(tmp_path: Path) -> None:
+    frames = write(tmp_path / "a.mkv", 48, 48)
+    plan = ViewPlan(Sampling("dense", 0.3), Views(2, 1), 8, 48)
+    (clips,), _ = read_views(str(tmp_path / "a.mkv"), "video", [plan], 1.0, start=0.5)
+    for clip in clips:
+        np.testing.assert_array_equal(clip.transpose(0, 2, 3, 1), frames[[5, 8, 11, 14, 14, 14, 14, 14]])
+
+
 def test_a_segment_of_a_file(tmp_path: Path) -> None:
     frames = write(tmp_path / "a.mkv", 48, 48)
     plan = ViewPlan(Sampling("segments"), Views(1, 1), 2, 48)

@@ -127,6 +127,14 @@ def test_a_file_lost_after_indexing(make_set: MakeSet, damage: str) -> None:
     assert "\n" not in note
 
 
+def test_a_part_of_a_file_shorter_than_its_clip_repeats_its_own_last_frame(make_set: MakeSet) -> None:
+    catalog = make_set({"a.mp4": "x,0.2,0.6"}, column="label,start,end", sampling="dense@0.1")
+    (member,) = members_of(catalog, {"mine": 7})
+    (row,) = member.manifest.rows()
+    pixels, _ = loader.read_pixels(member, row, np.random.default_rng(0), 64)
+    np.testing.assert_array_equal(pixels, decode_at(row.path, [0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5], size_hint=pixels.shape[1]).frames)
+
+
 def test_missing_and_corrupt_files_are_never_drawn(make_set: MakeSet) -> None:
     catalog = make_set({"a.mp4": "x", "gone.mp4": "x", "bad.mp4": "y", "b.mp4": "y"}, absent=["gone.mp4"], corrupt=["bad.mp4"])
     schedule = schedule_of(members_of(catalog, {"mine": 2}), 4)

@@ -13,6 +13,9 @@ from cover.errors import UserError, nearest
 Kind = Literal["dense", "segments", "whole"]
 KINDS: tuple[Kind, ...] = ("dense", "segments", "whole")
 DENSE_INTERVAL_S = 32 / 30  # TimeSformer reads one frame in 32 of a 30 fps video (8 frames, paper section 4)
+# Seconds before the end that no instant comes after. A decoder takes a frame that starts within 1 ms after an instant: here it is the
+# last frame of the video, or of the stretch of a longer one, and not what follows.
+END = 2e-3
 
 
 @dataclass(frozen=True)
@@ -65,24 +68,29 @@ def train_times(sampling: Sampling, frames: int, duration: float, rng: np.random
     """Random instants of one training clip.
 
     `duration` in seconds. Returns float64 `(frames,)`, seconds from the start of the video. In a video shorter than a dense
-    clip the instants run past its end, where the decoder repeats the last frame.
+    clip the last frame is repeated.
     """
     if sampling.kind == "dense":
-        return rng.uniform(0, _dense_slack(sampling, frames, duration)) + sampling.interval * np.arange(frames)
+        return _inside(rng.uniform(0, _dense_slack(sampling, frames, duration)) + sampling.interval * np.arange(frames), duration)
     shift = rng.uniform(size=frames if sampling.kind == "segments" else 1)
-    return (np.arange(frames) + shift) * (duration / frames)
+    return _inside((np.arange(frames) + shift) * (duration / frames), duration)
 
 
 def view_times(sampling: Sampling, frames: int, duration: float, temporal: int) -> np.ndarray:
     """The fixed instants of every temporal view, float64 `(temporal, frames)`, in seconds.
 
     Dense clips start at `temporal` equal steps over the video (one view: the middle, as in TimeSformer section 4); in the other
-    two kinds every part is read at the same fraction of its length.
+    two kinds every part is read at the same fraction of its length. In a video shorter than a dense clip the last frame is repeated.
     """
     offsets = (np.arange(temporal) + 0.5)[:, None] / temporal
     if sampling.kind == "dense":
-        return offsets * _dense_slack(sampling, frames, duration) + sampling.interval * np.arange(frames)
-    return (np.arange(frames) + offsets) * (duration / frames)
+        return _inside(offsets * _dense_slack(sampling, frames, duration) + sampling.interval * np.arange(frames), duration)
+    return _inside((np.arange(frames) + offsets) * (duration / frames), duration)
+
+
+def _inside(times: np.ndarray, duration: float) -> np.ndarray:
+    """The instants, those past the end at the last frame."""
+    return np.minimum(times, max(0.0, duration - END))
 
 
 def _dense_slack(sampling: Sampling, frames: int, duration: float) -> float:
