@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from cover import CoVeR
 from cover.datasets.catalog import load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import open_manifest
@@ -22,6 +23,7 @@ from cover.evaluation.tasks import find_tasks
 from cover.inference.predictor import Predictor
 from cover.media.clips import Views
 from cover.media.decode import MediaError
+from cover.model.presets import model_config
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import load_release, save_release
 
@@ -125,3 +127,13 @@ def test_files_are_told_apart_by_content_where_their_ending_says_nothing(trained
         source = Path(first_file(sandbox, name))
         (tmp_path / plain).write_bytes(source.read_bytes())
         assert np.array_equal(predictor(tmp_path / plain, [name])[name].scores, predictor(source, [name])[name].scores)
+
+
+def test_a_model_that_was_never_trained_says_what_it_lacks(tmp_path: Path) -> None:
+    CoVeR(model_config("mini", size=16, frames=3), (Head("act", ("a", "b")),)).save_pretrained(tmp_path)
+    predictor = Predictor.load(tmp_path)
+    assert predictor.about["frames"] == 3
+    with pytest.raises(UserError, match=r'about\.datasets, "act": \{"sampling"'):
+        predictor(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match='no head "act2"; did you mean "act"'):
+        predictor.plan("act2")

@@ -150,14 +150,14 @@ def evaluate_release(
     folder = find_release(checkpoint)
     model, about = load_release(folder)
     seen_as = Views.parse(views) if views else None
-    tasks = find_tasks(load_catalog(catalog), model, about["frames"], split, names, seen_as, decoder, other_heads)
+    tasks = find_tasks(load_catalog(catalog), model, about.get("frames", model.config.frames), split, names, seen_as, decoder, other_heads)
     where = pick_device(device)
     model.to(where)
     results = []
     with ScoreFile(scores, among.rank, among.ranks) as kept:
         for task in tasks:
             found = evaluate(model, task, where, workers, _for_media(variants, task), seed, among, kept.keep if scores else None)
-            more = {"class_names": list(task.classes), "checkpoint": str(folder), "step": about["step"], "seed": seed}
+            more = {"class_names": list(task.classes), "checkpoint": str(folder), "step": about.get("step"), "seed": seed}
             results += [{**one, **more} for one in found.values()]
     return results
 

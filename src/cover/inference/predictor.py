@@ -64,12 +64,15 @@ class Seen:
 class Predictor:
     """A model ready for files: each head looks at a video as its own data set, or the first of those, is looked at in evaluation.
 
+    Of a model that was not trained here, clips have the frames of its configuration.
+
     >>> predictor = Predictor.load("runs/cotrain")
     >>> predictor("clip.mp4")["ssv2"].top(3)
     """
 
     def __init__(self, model: TimeSformer, about: dict[str, Any], device: torch.device | str = "cpu") -> None:
-        self.model, self.about, self.device = model.to(device).eval(), about, torch.device(device)
+        self.model, self.device = model.to(device).eval(), torch.device(device)
+        self.about = {"frames": model.config.frames, **about}
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Predictor:
@@ -78,13 +81,19 @@ class Predictor:
         return cls(*load_release(release_folder(path)), device=where)
 
     def plan(self, head: str, views: Views | None = None) -> ViewPlan:
-        """How `head` looks at a video. Raises `UserError` for a head that the model does not have."""
-        sets = self.about["datasets"]
-        known = {each.name: sets[each.datasets[0]] for each in self.model.head_list if each.datasets[0] in sets}
-        if head not in known:
-            raise UserError(f'the checkpoint has no head "{head}"{nearest(head, known)}')
-        sampling, own = known[head]["sampling"], Views.parse(known[head]["views"])
-        return ViewPlan(Sampling.parse(sampling), views or own, self.about["frames"], self.model.config.size)
+        """How `head` looks at a video. Raises `UserError` for a head that the model does not have, or that nothing is known of."""
+        sources = {each.name: each.datasets[0] for each in self.model.head_list}
+        if head not in sources:
+            raise UserError(f'the checkpoint has no head "{head}"{nearest(head, sources)}')
+        try:
+            told = self.about["datasets"][sources[head]]
+            sampling, own = Sampling.parse(told["sampling"]), Views.parse(told["views"])
+        except (KeyError, TypeError):
+            raise UserError(
+                f'the checkpoint does not say how head "{head}" looks at a video: its config.json needs, under about.datasets,'
+                f' "{sources[head]}": {{"sampling": "segments", "views": "1x3"}} or the like'
+            ) from None
+        return ViewPlan(sampling, views or own, self.about["frames"], self.model.config.size)
 
     def plans(self, heads: Sequence[str] | None = None, views: Views | None = None) -> dict[str, ViewPlan]:
         """`plan` of each of `heads`, or of all."""

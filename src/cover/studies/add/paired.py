@@ -56,7 +56,8 @@ class Gauge:
         """All readable samples of a split, each once."""
         path = self.folder / f"{dataset}-{split}-{self._digest}.json"
         spec, manifest = self.catalog.spec(dataset), open_manifest(self.catalog.manifest_path(dataset, split))
-        frames = read_config(self.release)["about"]["frames"]
+        config = read_config(self.release)
+        frames = config["about"].get("frames", config["model"]["frames"])
         stamp = {"manifest": manifest.digest(), "views": str(spec.views), "sampling": str(spec.sampling), "frames": frames}
         found = _read(path)
         if found is None or found["stamp"] != stamp:
@@ -74,7 +75,7 @@ class Gauge:
     @cached_property
     def _loaded(self) -> tuple[TimeSformer, int]:
         model, about = load_release(self.release)
-        return model.to(pick_device(self.device)), about["frames"]
+        return model.to(pick_device(self.device)), about.get("frames", model.config.frames)
 
     def _evaluated(self, dataset: str, split: str) -> dict[str, Any]:
         model, frames = self._loaded
