@@ -214,11 +214,18 @@ def test_a_checkpoint_whose_heads_do_not_match(refused: Callable[..., str], sand
         (["--catalog", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["--seed", "-1"], "seed"),
         (["--device", "gpu"], "device: gpu"),
+        (["--by-names", "ssv2=kinetics", "--by-names", "ssv2=moments"], "ssv2 is given twice"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_evaluate_refuses(trained: Path, sandbox: Path, refused: Callable[..., str], arguments: list[str], part: str) -> None:
     assert part in refused("evaluate", trained, "--catalog", sandbox, *arguments)
+
+
+def test_transfer_refuses(trained: Path, refused: Callable[..., str]) -> None:
+    target = ["--target", "ssv2", "--epochs", "1"]
+    assert '"run": write NAME=CHECKPOINT' in refused("transfer", "--source", "run", *target)
+    assert "a is given twice" in refused("transfer", "--source", f"a={trained}", "--source", f"a={trained}", *target)
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ def _add_add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=float, metavar="N", help="of the new set (default: by its size, 10 to 50)")
     parser.add_argument("--compare", action="store_true", help="also train the same network on the new set without the checkpoint")
     parser.add_argument("--baseline", metavar="CHECKPOINT", type=Path, help="what --compare starts from (default: random weights)")
-    parser.add_argument("--split", choices=["val", "dev", "test"], help="to measure on (default: val, else dev)")
+    parser.add_argument("--split", choices=["val", "dev", "test"], help="to measure on (default: val, else dev, else test)")
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME_HOW); any field of its recipe: --optimizer.lr 1e-3")
     parser.add_argument("--only-recipe", action="store_true", help="write the recipe and stop, to run it with cover train elsewhere")
     parser.add_argument("--seed", type=_from(0), default=0, help="of the training and of the intervals' resamples")
@@ -485,7 +485,7 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
     checkpoints = [args.checkpoint, *args.also]
     if args.scores and args.also:
         raise UserError("--scores: the file is of one checkpoint; leave --also out")
-    heads = dict(_pair("--by-names", text) for text in args.by_names)
+    heads = _pairs("--by-names", args.by_names, "DATASET=HEAD")
     with team(Distributed(), args.device) as among:
         results = [
             result
@@ -505,11 +505,17 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
     return 1 if any(row["n_read"] < row["n_listed"] for row in results) else 0
 
 
-def _pair(option: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise UserError(f'{option} "{text}": write DATASET=HEAD')
-    return name, value
+def _pairs(option: str, texts: Sequence[str], form: str) -> dict[str, str]:
+    """What an option that may be given again says of each name."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UserError(f'{option} "{text}": write {form}')
+        if name in found:
+            raise UserError(f'{option} "{text}": {name} is given twice')
+        found[name] = value
+    return found
 
 
 # --- transfer, study ------------------------------------------------------------------------------------------------------------
@@ -538,7 +544,7 @@ def _transfer(args: argparse.Namespace, rest: list[str]) -> int:
     from cover.studies.grid.study import REPORT, run_study
     from cover.studies.grid.transfer import rows_of, transfer_study
 
-    sources = dict(_pair("--source", text) for text in args.source)
+    sources = _pairs("--source", args.source, "NAME=CHECKPOINT")
     study = transfer_study(
         sources, args.target, args.catalog, args.out, Size(args.epochs, args.part), HOW if args.how == "both" else (args.how,), args.seeds,
         args.lr or (1e-3,), args.batch, args.split, args.margin, args.device,

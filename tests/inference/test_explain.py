@@ -109,6 +109,14 @@ def test_of_an_image(folder: Path, tmp_path: Path) -> None:
     assert (found["clip"], found["frames"], told["media"]) == (None, [{"time": 0, "weight": pytest.approx(1)}], "image")
 
 
+def test_of_a_video_by_one_frame(folder: Path, tmp_path: Path) -> None:
+    model = TimeSformer(ModelConfig(width=32, depth=1, attention_heads=2, patch=8, size=32), (Head("one", ("a", "b")),))
+    save_release(tmp_path / "one", model, {"frames": 1, "datasets": {"one": {"sampling": "whole", "views": "1x1"}}})
+    explain(str(tmp_path / "one"), str(folder / "clip.mp4"), Question(), tmp_path / "out", "cpu")
+    told = json.loads((tmp_path / "out" / "explanation.json").read_text(encoding="utf-8"))
+    assert [frame["time"] for frame in told["heads"]["one"]["frames"]] == [1.0]  # the middle of 2 s
+
+
 def test_a_named_class_is_asked_of_the_heads_that_have_it(folder: Path, predictor: Predictor) -> None:
     clip = str(folder / "clip.mp4")
     assert [each.prediction.head for each in explanations(predictor, clip, Question(named="left"))[1]] == ["ssv2", "tags"]
@@ -119,8 +127,8 @@ def test_a_named_class_is_asked_of_the_heads_that_have_it(folder: Path, predicto
 def test_what_cannot_be_read_or_written(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(500))
     with pytest.raises(UserError, match=r"broken\.mp4: unreadable: "):
-        explain(str(folder / "release"), str(tmp_path / "broken.mp4"), Question(), tmp_path / "out", "cpu")
-    assert not (tmp_path / "out").exists()
+        explain(str(folder / "release"), str(tmp_path / "broken.mp4"), Question(), tmp_path / "new" / "out", "cpu")
+    assert not (tmp_path / "new").exists()
     save_release(tmp_path / "headless", TimeSformer(ModelConfig(width=32, depth=1, attention_heads=2, patch=8, size=32)), {"frames": 4})
     with pytest.raises(UserError, match="headless: has no head, so there is no answer to explain"):
         explain(str(tmp_path / "headless"), str(folder / "photo.png"), Question(), tmp_path / "out", "cpu")
@@ -181,7 +189,7 @@ def test_a_frame_beyond_the_end_is_at_the_end(folder: Path, predictor: Predictor
     about = {**predictor.about, "datasets": {**SETS, "ssv2": {"sampling": "dense@1", "views": "1x1"}}}
     _, (found,) = explanations(Predictor(predictor.model, about), str(folder / "clip.mp4"), Question(("ssv2",)))
     assert isinstance(found, Explanation)
-    assert (found.times, found.plan.sampling) == ((0.0, 1.0, 2.0, 2.0), plan.sampling)
+    assert (found.times, found.plan.sampling) == ((0.0, 1.0, 1.998, 1.998), plan.sampling)
 
 
 # --- how it looks

@@ -281,6 +281,11 @@ def test_wrong_use_is_one_line(refused: Callable[..., str], release: Path, sandb
     assert "--epochs: 0 is no number of epochs" in refused(release, "--data", "ssv2", "--epochs", 0, *here)
     assert 'unknown key "optimizer.rate"' in refused(release, "--data", "ssv2", *here, "--optimizer.rate", "1")
     assert "nowhere: does not exist" in refused(tmp_path / "nowhere", "--data", "ssv2", *here)
+    assert "nowhere: does not exist" in refused(release, "--data", "ssv2", *here, "--baseline", tmp_path / "nowhere")
+    assert "--split test: ssv2 has no split test; it could be measured on val" in refused(
+        release, "--data", "ssv2", *here, "--split", "test"
+    )
+    assert not (tmp_path / "x" / "checkpoints").exists()
     elsewhere = tmp_path / "elsewhere"
     save_release(elsewhere, TimeSformer(ModelConfig(width=128, depth=4, attention_heads=4, patch=8, size=32), (Head("k700", ("a", "b")),)),
                  {"step": 1, "frames": 4, "datasets": {}})  # fmt: skip

@@ -137,9 +137,9 @@ def heat_of(
 
 
 def frame_times(plan: ViewPlan, frames: int, seconds: float) -> tuple[float, ...]:
-    """When the frames of the middle view are shown, in seconds; those past the end show the last picture. An image is at 0."""
-    times = np.zeros(1) if frames == 1 else view_times(plan.sampling, frames, seconds, 1)[0]
-    return tuple(round(min(float(time), seconds), 3) for time in times)
+    """When the frames of the middle view are shown, in seconds; an image is at 0."""
+    times = view_times(plan.sampling, frames, seconds, 1)[0]
+    return tuple(round(float(time), 3) for time in times)
 
 
 def _heads(predictor: Predictor, question: Question) -> list[Head]:
@@ -164,7 +164,7 @@ def _heads(predictor: Predictor, question: Question) -> list[Head]:
 @contextmanager
 def _folder(out: Path, file: str) -> Iterator[None]:
     """`out` is there, before any work is done for it, and goes again where nothing came of the work."""
-    new = not out.exists()
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         old = _old(out)
@@ -175,9 +175,9 @@ def _folder(out: Path, file: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if new:
-            with contextlib.suppress(OSError):  # something lies in it
-                out.rmdir()
+        with contextlib.suppress(OSError):  # something lies in it
+            for folder in new:
+                folder.rmdir()
         raise
 
 

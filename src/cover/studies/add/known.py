@@ -67,13 +67,16 @@ def _same_classes(head: Head, catalog: Catalog) -> bool:
 
 
 def split_of(name: str, catalog: Catalog, wanted: str | None) -> str | None:
-    """The split that a data set is measured on, None where there is none: `wanted` if it has that, else the first of `SPLITS`."""
+    """The split that an old data set is measured on, None where there is none: `wanted` if it has that, else the first of `SPLITS`."""
     order = [wanted, *SPLITS] if wanted else SPLITS
     return next((split for split in order if split and not why_absent(name, catalog, split)), None)
 
 
-def needed(split: str | None, name: str) -> str:
-    """The split. Raises `UserError` where there is none."""
+def split_of_new(name: str, catalog: Catalog, wanted: str | None) -> str:
+    """The split that the new data set is measured on: `wanted`, or the first of `SPLITS` that it has. Raises `UserError`."""
+    split = split_of(name, catalog, wanted)
     if split is None:
         raise UserError(f"{name}: no readable and labelled sample in {', '.join(SPLITS)} to measure it on; does the catalog say dev: 0?")
+    if wanted and split != wanted:
+        raise UserError(f"--split {wanted}: {name} {why_absent(name, catalog, wanted)}; it could be measured on {split}")
     return split

@@ -19,7 +19,7 @@ from cover.datasets.manifest import Manifest, open_manifest
 from cover.errors import UserError
 from cover.machine import default_workers
 from cover.model.weights import find_release, release_heads
-from cover.studies.add.known import Known, needed, split_of, what_is_known
+from cover.studies.add.known import Known, split_of, split_of_new, what_is_known
 from cover.studies.add.measure import accuracy, compare_old, gain_over, measure_old
 from cover.studies.add.paired import Gauge, Measured
 from cover.studies.add.recipe import Wish, add_recipe, baseline_recipe, in_short
@@ -58,8 +58,9 @@ def add(wish: Wish, extras: Extras) -> dict[str, Any] | None:
     _write_recipe(recipe, beside / "recipe.yaml")
     if extras.only_recipe:
         return None
-    splits = {name: split_of(name, catalog, extras.split) for name in [wish.name, *known.owners]}
-    split = needed(splits[wish.name], wish.name)
+    baseline = find_release(extras.baseline) if extras.baseline else None  # what is wrong with it is said before the work
+    split = split_of_new(wish.name, catalog, extras.split)
+    splits = {name: split_of(name, catalog, extras.split) for name in known.owners}
     old = measure_old(_gauge(wish.release, catalog, wish, workers), known, splits)
     run = train_missing(recipe)
     after = _gauge(find_release(run), catalog, wish, workers)
@@ -71,8 +72,9 @@ def add(wish: Wish, extras: Extras) -> dict[str, Any] | None:
         "new": {"dataset": wish.name, **accuracy(found, recipe.seed)},
         "compare": None,
     }  # fmt: skip
-    if extras.compare or extras.baseline:
-        results["compare"] = _compare(wish, recipe, found, catalog, extras.baseline, workers)
+    if extras.compare or baseline:
+        write_json(results, beside / "results.json")  # the baseline takes its time
+        results["compare"] = _compare(wish, recipe, found, catalog, baseline, workers)
     write_json(results, beside / "results.json")
     return results
 
@@ -151,7 +153,7 @@ def train_missing(recipe: Recipe) -> Path:
 def _compare(wish: Wish, recipe: Recipe, ours: Measured, catalog: Catalog, checkpoint: Path | None, workers: int) -> dict[str, Any]:
     """The same network on the new set without the release, and how much better the release makes it."""
     beside = wish.out / BESIDE
-    baseline = baseline_recipe(recipe, wish.name, beside / "baseline", find_release(checkpoint) if checkpoint else None)
+    baseline = baseline_recipe(recipe, wish.name, beside / "baseline", checkpoint)
     _write_recipe(baseline, beside / "baseline.yaml")
     run = train_missing(baseline)
     theirs = _gauge(find_release(run), catalog, wish, workers).measure(wish.name, ours.protocol["split"])
