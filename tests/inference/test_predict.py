@@ -114,6 +114,22 @@ def test_a_name_that_looks_like_a_pattern(tmp_path: Path) -> None:
     assert find_inputs([str(odd)], io.BytesIO()) == [str(odd)]
 
 
+def test_a_file_with_brackets_that_is_missing(typed: Typed, files: Path, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone [id].mp4")
+    assert find_inputs([gone], io.BytesIO()) == find_inputs(["-"], io.BytesIO(gone.encode())) == [gone]
+    assert find_inputs([str(files / "[ab].mp4")], io.BytesIO()) == [str(files / "a.mp4"), str(files / "b.mp4")]
+    with pytest.raises(UserError, match="no file matches"):
+        find_inputs([str(tmp_path / "gone [id]*.mp4")], io.BytesIO())
+    code, out, err = typed(gone, files / "a.mp4", "--format", "jsonl")
+    assert (code, ["error" in json.loads(line) for line in out.splitlines()]) == (1, [True, False]), err
+
+
+def test_a_list_behind_an_option(typed: Typed, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{files / 'e.png'}\n".encode())))
+    code, out, err = typed(files / "a.mp4", "--top", 1, "-", "--format", "jsonl")
+    assert (code, [Path(json.loads(line)["file"]).name for line in out.splitlines()]) == (0, ["a.mp4", "e.png"]), err
+
+
 def test_a_list_of_names_that_are_no_text() -> None:
     (found,) = find_inputs(["-"], io.BytesIO(b"\xff.mp4\n"))
     assert os.fsencode(found) == b"\xff.mp4"
