@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser, doors = _parser()
     known, rest = parser.parse_known_args(arguments)
     if hasattr(known, "names"):  # argparse ends a list of names at the first option; what stands behind it is a name too
-        known.names = [*known.names, *(word for word in rest if not word.startswith("-"))]
-        rest = [word for word in rest if word.startswith("-")]
+        known.names = [*known.names, *(word for word in rest if _is_name(word))]
+        rest = [word for word in rest if not _is_name(word)]
     if rest and known.command not in ("train", "add", "plan", "study"):
         parser.error(f"{known.command}: unknown argument {rest[0]} (see cover {known.command} --help)")
     if known.command in COMPUTING:
@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _is_name(word: str) -> bool:
+    return word == "-" or not word.startswith("-")
 
 
 class _OneLineParser(argparse.ArgumentParser):

@@ -7,10 +7,11 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -190,6 +191,20 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
         for item in items:
             yield item
             meter.advance()
+
+
+@contextmanager
+def writing(stdout: IO[str]) -> Iterator[None]:
+    """What is written to `stdout` inside has left this process at the end. Raises `UserError` where it cannot; a reader that has gone
+    away is still a `BrokenPipeError`."""
+    try:
+        yield
+        stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # what is held back would fail once more at the process's end
+        raise UserError(f"stdout: cannot be written: {error.strerror or error}") from None
 
 
 def clock(seconds: float) -> str:

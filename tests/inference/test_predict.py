@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -112,6 +113,22 @@ def test_a_name_that_looks_like_a_pattern(tmp_path: Path) -> None:
     odd = tmp_path / "a[1].mp4"
     odd.write_bytes(b"x")
     assert find_inputs([str(odd)], io.BytesIO()) == [str(odd)]
+
+
+def test_a_file_with_brackets_that_is_missing(typed: Typed, files: Path, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone [id].mp4")
+    assert find_inputs([gone], io.BytesIO()) == find_inputs(["-"], io.BytesIO(gone.encode())) == [gone]
+    assert find_inputs([str(files / "[ab].mp4")], io.BytesIO()) == [str(files / "a.mp4"), str(files / "b.mp4")]
+    with pytest.raises(UserError, match="no file matches"):
+        find_inputs([str(tmp_path / "gone [id]*.mp4")], io.BytesIO())
+    code, out, err = typed(gone, files / "a.mp4", "--format", "jsonl")
+    assert (code, ["error" in json.loads(line) for line in out.splitlines()]) == (1, [True, False]), err
+
+
+def test_a_list_behind_an_option(typed: Typed, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{files / 'e.png'}\n".encode())))
+    code, out, err = typed(files / "a.mp4", "--top", 1, "-", "--format", "jsonl")
+    assert (code, [Path(json.loads(line)["file"]).name for line in out.splitlines()]) == (0, ["a.mp4", "e.png"]), err
 
 
 def test_a_list_of_names_that_are_no_text() -> None:
@@ -280,6 +297,96 @@ def test_another_file_is_not_overwritten(typed: Typed, files: Path, tmp_path: Pa
         assert (code, (tmp_path / name).read_text()) == (2, "my own text"), err
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "line"),
+    [
+        ("rows.jsonl", lambda rows: [rows[0].replace(b'"protocol": {', b'"protocol": [1], "p": {'), *rows[1:]], 1),
+        ("rows.jsonl", lambda rows: [rows[0].replace(b'"file": "', b'"file": 1, "f": "'), *rows[1:]], 1),
+        ("rows.jsonl", lambda rows: [rows[0].replace(b"a.mp4", b"\xe4.mp4"), *rows[1:]], 1),
+        ("rows.csv", lambda rows: [rows[0], rows[1].replace(b"a.mp4", b"\xe4.mp4"), *rows[2:]], 2),
+        ("rows.csv", lambda rows: [*rows[:2], rows[2].replace(b"{", b"", 1)], 3),
+        ("rows.csv", lambda rows: [*rows[:2], rows[2].replace(b"{", b"[1, {", 1).replace(b"}}", b"}}]"), *rows[3:]], 3),
+        ("rows.csv", lambda rows: [rows[0], rows[1].replace(b",", b"", 1), *rows[2:]], 2),
+        ("rows.csv", lambda rows: [rows[0], b"x" * 200_000 + rows[1], *rows[2:]], 2),
+    ],
+    ids=["protocol", "name", "latin1", "csv-latin1", "csv-json", "csv-protocol", "csv-cells", "csv-long"],
+)  # fmt: skip
+def test_damaged_rows_are_refused(
+    typed: Typed, files: Path, tmp_path: Path, name: str, damage: Callable[[list[bytes]], list[bytes]], line: int
+) -> None:
+    out = tmp_path / name
+    arguments = (files / "a.mp4", files / "e.png", "--out", out)
+    assert typed(*arguments)[0] == 0
+    damaged = b"".join(damage(out.read_bytes().splitlines(keepends=True)))
+    out.write_bytes(damaged)
+    code, printed, err = typed(*arguments)
+    wanted = f"cover predict: --out {out}: line {line} is no row of cover predict; give another --out\n"
+    assert (code, printed, err, out.read_bytes()) == (2, "", wanted, damaged)
+
+
+def test_the_list_of_a_run_that_went_on_has_all_rows(typed: Typed, files: Path, tmp_path: Path) -> None:
+    asked = [files / name for name in ("a.mp4", "b.mp4", "e.png")]
+    typed(*asked, "--json", tmp_path / "wanted.json")
+    rows, found = tmp_path / "rows.jsonl", tmp_path / "rows.json"
+    typed(files / "e.png", files / "b.mp4", files / "c, d.mp4", "--out", rows)
+    for _ in range(2):
+        code, _, err = typed(*asked, "--out", rows, "--json", found)
+        assert (code, json.loads(found.read_text())) == (1, json.loads((tmp_path / "wanted.json").read_text())), err
+    table = tmp_path / "rows.csv"
+    assert typed(files / "a.mp4", "--out", table, "--json", found)[0] == 0
+    code, _, err = typed(files / "a.mp4", files / "e.png", "--out", table, "--json", found)
+    wanted = f"--json: cannot list the rows of an earlier .csv; leave it out, or give another --out than {table}"
+    assert (code, err) == (2, f"cover predict: {wanted}\n")
+
+
+# --- places that are full -----------------------------------------------------------------------------------------------------------
+
+
+def limited(limit: str, release: Path, *arguments: object, stdout: str = "/dev/null") -> tuple[int, str]:
+    """Exit code and stderr of a process under a limit on the size of the files it writes."""
+    words = [sys.executable, "-m", "cover.cli", "predict", str(release), *map(str, arguments)]
+    line = f"{limit}; exec {shlex.join(words)} > {stdout}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_full_disk_ends_rows_in_one_line(release: Path, files: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    arguments = (release, files / "a.mp4", files / "c, d.mp4", files / "e.png", "--out", out)
+    told = f"cover predict: --out {out}: cannot be written: File too large; the same command goes on from here\n"
+    assert limited("ulimit -f 1", *arguments) == (2, told)
+    assert out.stat().st_size == 1024
+    assert limited("true", *arguments)[0] == 0
+
+
+@pytest.mark.parametrize(("name", "window"), [("f.npy", 0.05), ("f.arrow", 0.5)])
+def test_a_full_disk_ends_features_in_one_line(release: Path, files: Path, tmp_path: Path, name: str, window: float) -> None:
+    target = tmp_path / name
+    code, err = limited("ulimit -f 1", release, files / "c, d.mp4", "--embed", target, "--window", window)
+    assert (code, len(err.splitlines())) == (2, 1), err
+    assert err.startswith(f"cover predict: --embed {target}: cannot be written: ")
+    assert "oo large" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [[], ["--format", "csv"], ["--json", "-"], ["--out", "rows.jsonl"]], ids=" ".join)
+def test_stdout_that_is_full(release: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, err = limited("true", release, files / "a.mp4", *options, stdout="/dev/full")
+    assert (code, err) == (2, "cover predict: stdout: cannot be written: No space left on device\n")
+
+
+def test_stdout_that_nobody_reads(release: Path, files: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "cover.cli", "predict", str(release), str(files / "a.mp4")]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 # --- timelines --------------------------------------------------------------------------------------------------------------------
 
 
@@ -368,6 +475,19 @@ def test_features_of_windows_and_of_a_model_without_heads(typed: Typed, files: P
     assert "has no head, so there is nothing to predict" in typed(files / "a.mp4", checkpoint=bare)[2]
 
 
+def test_the_list_of_features_replaces_nothing_else(typed: Typed, files: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.csv"
+    for text in ("label,path\n1,a.mp4\n", ""):
+        mine.write_text(text)
+        code, _, err = typed(files / "e.png", "--embed", tmp_path / "mine.npy")
+        assert (code, len(err.splitlines()), f"{mine} is no list of features" in err) == (2, 1, True), err
+        assert ([path.name for path in tmp_path.iterdir()], mine.read_text()) == (["mine.csv"], text)
+    mine.unlink()
+    for file in ("e.png", "a.mp4"):
+        assert typed(files / file, "--embed", tmp_path / "mine.npy")[0] == 0
+        assert [Path(row["file"]).name for row in csv.DictReader(mine.open(encoding="utf-8"))] == [file]
+
+
 # --- wrong use ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -381,6 +501,10 @@ def test_features_of_windows_and_of_a_model_without_heads(typed: Typed, files: P
         (["--out", "rows.txt"], "name it .jsonl or .csv"),
         (["--embed", "f.pt", "--out", "rows.csv"], "name it .npy or .arrow"),
         (["--embed", "f.npy", "--engine", "ray"], "--engine pool alone"),
+        (["--embed", "f.npy", "--out", "f.csv"], "f.csv: --out writes it too"),
+        (["--embed", "f.npy", "--json", "f.csv"], "f.csv: --json writes it too"),
+        (["--embed", "f.npy", "--json", "./f.npy"], "f.npy: --json writes it too"),
+        (["--out", "s.jsonl", "--json", "./s.jsonl"], "s.jsonl: --out writes it too"),
         (["--head", "actt"], 'did you mean "act"'),
         (["--out", "/proc/none/rows.jsonl"], "cannot be written"),
     ],

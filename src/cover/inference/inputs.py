@@ -16,7 +16,8 @@ def find_inputs(names: Iterable[str], listed: BinaryIO) -> list[str]:
     """Every file that `names` mean, each once, in their order.
 
     A folder means all videos and images below it, in sorted order; a pattern (`*`, `?`, `[...]`, `**`) the files that match, unless a
-    file is called so; `-` the lines of `listed`, read alike. A file that does not exist is kept: it gets its row with the reason.
+    file is called so; `-` the lines of `listed`, read alike. A file that does not exist is kept: it gets its row with the reason, and so
+    does a name with brackets alone that matches nothing, as files are called by what downloads them (`title [id].mp4`).
     Raises `UserError` for a folder without videos and images, and where nothing is meant at all.
     """
     found = list(dict.fromkeys(path for name in _spread(names, listed) for path in _expand(name)))
@@ -43,7 +44,7 @@ def _expand(name: str) -> list[str]:
         return inside
     if glob.has_magic(name):
         matching = sorted(path for path in glob.glob(name, recursive=True) if not os.path.isdir(path))
-        if not matching:
+        if not matching and ("*" in name or "?" in name):
             raise UserError(f"{name}: no file matches")
-        return matching
+        return matching or [name]
     return [name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from cover.console import Meter, say, write_json
+from cover.console import Meter, say, write_json, writing
 from cover.errors import UserError
-from cover.inference.features import FeatureFile
+from cover.inference.features import FeatureFile, list_beside
 from cover.inference.predictor import Predictor
 from cover.inference.readers import Readers
 from cover.inference.rows import Answer, Answerer, Row, Wishes, check_heads
@@ -61,7 +62,7 @@ def predict(checkpoint: str, files: Sequence[str], wishes: Wishes, targets: Targ
             outlet.put(answer)
             if isinstance(meter, Meter):
                 meter.advance()
-    outlet.finish(len(files))
+    outlet.finish(files)
     return outlet.failed
 
 
@@ -70,6 +71,21 @@ def _check(targets: Targets, means: Means) -> None:
         raise UserError("--embed: features are written by --engine pool alone")
     if targets.embed and targets.out and targets.out.exists():
         raise UserError(f"--embed: cannot go on from the rows of an earlier run; give another --out than {targets.out}")
+    if targets.json and targets.out and targets.out.exists() and format_of(targets.out, targets.format) == "csv":
+        raise UserError(f"--json: cannot list the rows of an earlier .csv; leave it out, or give another --out than {targets.out}")
+    _check_apart(targets)
+
+
+def _check_apart(targets: Targets) -> None:
+    """Raises `UserError` where two results go to one file."""
+    named = {"--out": targets.out, "--json": targets.json if targets.json != "-" else None, "--embed": targets.embed}
+    named["--embed's list of names"] = targets.embed and list_beside(targets.embed)
+    taken: dict[str, str] = {}
+    for option, path in named.items():
+        if path:
+            other = taken.setdefault(os.path.realpath(path), option)
+            if other != option:
+                raise UserError(f"{option}, {path}: {other} writes it too; name another file")
 
 
 def _answers(answerer: Answerer, checkpoint: str, files: Sequence[str], means: Means) -> Iterator[Answer]:
@@ -88,7 +104,7 @@ class _Outlet:
     """Everything that is done with an answer."""
 
     def __init__(self, answerer: Answerer, targets: Targets, stack: ExitStack) -> None:
-        self._targets, self._rows, self.failed = targets, list[Row](), 0
+        self._targets, self._rows, self._earlier, self.failed = targets, list[Row](), dict[str, Row](), 0
         self._stdout: IO[str] = sys.stdout  # a live display may take its place
         csv_rows = CsvRows(list(answerer.plans), answerer.wishes.top)
         self._print: Write | None = None
@@ -100,10 +116,13 @@ class _Outlet:
             kind = format_of(targets.out, targets.format)
             self._out = stack.enter_context(RowFile(targets.out, kind, csv_rows, answerer.protocol))
             self.done, self.failed = self._out.done, self._out.failed
+            if targets.json and self.done:
+                self._earlier = self._out.rows()
         elif targets.json != "-":
             formats: dict[Format, Write] = {"pretty": pretty, "jsonl": json_line, "csv": csv_rows}
             self._print = formats[targets.format or "pretty"]
-            self._stdout.write(csv_rows.head_line() if targets.format == "csv" else "")
+            with writing(self._stdout):
+                self._stdout.write(csv_rows.head_line() if targets.format == "csv" else "")
 
     def meter(self, total: int, done: int) -> Meter | ExitStack:
         """Shown where rows on the terminal are not progress enough."""
@@ -118,8 +137,8 @@ class _Outlet:
             say(f"{key_of(row['file'])}: {trouble}")
         self.failed += "error" in row
         if self._print:
-            self._stdout.write(self._print(row))
-            self._stdout.flush()
+            with writing(self._stdout):
+                self._stdout.write(self._print(row))
         if self._out:
             self._out.write(row)
         if self._features:
@@ -127,12 +146,14 @@ class _Outlet:
         if self._targets.json:
             self._rows.append(row)
 
-    def finish(self, count: int) -> None:
-        """The list of all rows, and the files that were made."""
-        if self._targets.json:
-            write_json(self._rows, self._targets.json)
-        for path in (self._targets.out, self._targets.embed):
-            if path and self._targets.json != "-":
-                print(path)
+    def finish(self, files: Sequence[str]) -> None:
+        """The list of the rows of all `files`, and the files that were made."""
+        with writing(self._stdout):
+            if self._targets.json:
+                made = iter(self._rows)  # in the order of those files that had no row yet
+                write_json([self._earlier.get(key_of(file)) or next(made) for file in files], self._targets.json)
+            for path in (self._targets.out, self._targets.embed):
+                if path and self._targets.json != "-":
+                    print(path)
         if self._targets.out and self.failed:
-            say(f"{self.failed} of {count} files cannot be used; each has its row with the reason")
+            say(f"{self.failed} of {len(files)} files cannot be used; each has its row with the reason")

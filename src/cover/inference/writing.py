@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from cover.errors import UserError
 from cover.inference.rows import Row
@@ -98,31 +98,47 @@ class RowFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = self._take_up(path.read_bytes()) if path.exists() else b""
-            self._file: IO[bytes] = path.open("r+b" if path.exists() else "w+b")
+            # Unbuffered, so that closing does not try again what could not be written.
+            self._file: IO[bytes] = path.open("r+b" if path.exists() else "w+b", buffering=0)
             self._file.truncate(len(kept))
             self._file.seek(len(kept))
             if self._csv and not kept:
                 self._append(self._csv.head_line())
         except OSError as error:
-            raise UserError(f"--out {path}: cannot be written: {error.strerror or error}") from None
+            raise self._unwritten(error) from None
 
     def __enter__(self) -> RowFile:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            if kind is None:  # else the first error says more
+                raise self._unwritten(error) from None
+
+    def rows(self) -> dict[str, Row]:
+        """The rows of a file of JSON lines, by the names in `done`."""
+        with self.path.open("rb") as lines:
+            return {key_of(row["file"]): row for row in map(json.loads, lines)}
 
     def write(self, row: Row) -> None:
         """Append a row: in the hands of the system when this returns. Raises `UserError` where it cannot be."""
         try:
             self._append(self._write(row))
         except OSError as error:
-            reason = f"{error.strerror or error}; the same command goes on from here"
-            raise UserError(f"--out {self.path}: cannot be written: {reason}") from None
+            raise self._unwritten(error, "; the same command goes on from here") from None
 
     def _append(self, text: str) -> None:
-        self._file.write(text.encode("utf-8", "backslashreplace"))
-        self._file.flush()
+        data = text.encode("utf-8", "backslashreplace")
+        while data:
+            data = data[self._file.write(data) :]
+
+    def _unwritten(self, error: OSError, then: str = "") -> UserError:
+        return UserError(f"--out {self.path}: cannot be written: {error.strerror or error}{then}")
+
+    def _no_row(self, number: int) -> UserError:
+        return UserError(f"--out {self.path}: line {number} is no row of cover predict; give another --out")
 
     def _take_up(self, data: bytes) -> bytes:
         """The part of an earlier run's file that is whole, its names noted."""
@@ -137,28 +153,43 @@ class RowFile:
         for number, line in enumerate(lines):
             try:
                 row = json.loads(line)
-                told = row["file"], row["protocol"], "error" in row
+                told = _told(row["file"], row["protocol"], "error" in row)
             except (ValueError, KeyError, TypeError):
                 if number and number == len(lines) - 1:
                     return b"".join(lines[:number])
-                raise UserError(f"--out {self.path}: line {number + 1} is no row of cover predict; give another --out") from None
+                raise self._no_row(number + 1) from None
             self._note(*told)
         return b"".join(lines)
 
     def _take_csv(self, lines: list[bytes]) -> bytes:
         """Rows are read line by line as they were written: a cell with a line feed in it joins its lines. Of a file with windows the last
         may lack some, so it is taken again."""
-        assert self._csv
-        reader = csv.reader(line.decode("utf-8") for line in lines)
-        whole: list[tuple[list[str], int]] = []  # cells, and the lines up to and with this row
-        for cells in reader:
-            if len(cells) == len(self._csv.header):
-                whole.append((cells, reader.line_num))
+        whole = self._whole_csv(lines)
         again = whole[-1][0][0] if whole[1:] and whole[-1][0][2] else None  # a window's start
         kept = [one for one in whole[1:] if one[0][0] != again]
-        for cells, _ in kept:
-            self._note(cells[0], json.loads(cells[6]), bool(cells[5]))
-        return b"".join(lines[: kept[-1][1] if kept else min(1, len(lines))])
+        for cells, before, _ in kept:
+            try:
+                told = _told(cells[0], json.loads(cells[6]), bool(cells[5]))
+            except (ValueError, TypeError):
+                raise self._no_row(before + 1) from None
+            self._note(*told)
+        return b"".join(lines[: kept[-1][2] if kept else min(1, len(lines))])
+
+    def _whole_csv(self, lines: list[bytes]) -> list[tuple[list[str], int, int]]:
+        """The cells of each row, the lines before it, and those up to and with it. Only the last may lack cells, and is left out then."""
+        assert self._csv
+        reader = csv.reader(line.decode("utf-8") for line in lines)
+        rows, ended = list[tuple[list[str], int, int]](), 0
+        try:
+            for cells in reader:
+                rows.append((cells, ended, reader.line_num))
+                ended = reader.line_num
+        except (UnicodeDecodeError, csv.Error):
+            raise self._no_row(ended + 1) from None
+        short = [number for number, (cells, *_) in enumerate(rows) if len(cells) != len(self._csv.header)]
+        if short and short[0] < len(rows) - 1:
+            raise self._no_row(rows[short[0]][1] + 1)
+        return rows[:-1] if short else rows
 
     def _note(self, name: str, protocol: Row, failed: bool) -> None:
         for key in sorted(protocol.keys() | self._protocol.keys()):
@@ -167,6 +198,13 @@ class RowFile:
                 raise UserError(f"--out {self.path}: was written with {key} {was}, this run has {now}; give another --out")
         self.failed += failed and key_of(name) not in self.done
         self.done.add(key_of(name))
+
+
+def _told(name: Any, protocol: Any, failed: bool) -> tuple[str, Row, bool]:
+    """What a row says of itself, where it is a row at all: else a TypeError."""
+    if not isinstance(name, str) or not isinstance(protocol, dict):
+        raise TypeError
+    return name, protocol, failed
 
 
 def key_of(name: str) -> str:
