@@ -92,7 +92,7 @@ def _answers(answerer: Answerer, checkpoint: str, files: Sequence[str], means: M
     if means.engine == "ray":
         from cover.inference.ray_engine import answers_by_ray
 
-        yield from answers_by_ray(checkpoint, answerer.wishes, files, means.workers)
+        yield from answers_by_ray(checkpoint, answerer.wishes, files, means.workers, means.device)
         return
     most = default_workers() if means.workers is None else means.workers
     useful = most if answerer.gaze.windows or means.workers is not None else min(most, len(files) // FILES_PER_WORKER)
