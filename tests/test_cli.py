@@ -24,6 +24,7 @@ COMMANDS = (
     "sandbox", "index", "overlap", "prepare", "train", "add", "plan", "describe", "evaluate", "transfer", "study", "predict", "explain",
     "serve", "import-weights", "export", "doctor", "demo",
 )  # fmt: skip
+SERVE_NUMBERS = ("port", "queue", "pack-frames", "max-mb", "max-seconds", "max-megapixels", "upload-seconds", "deadline", "workers")
 
 
 @pytest.fixture
@@ -271,6 +272,21 @@ def test_explain_refuses(trained: Path, refused: Callable[..., str], arguments: 
 )
 def test_describe_refuses(refused: Callable[..., str], arguments: list[str], part: str) -> None:
     assert part in refused("describe", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--decode-seconds", "9999999"], "9999999 is above 86400"),
+        (["--wait-ms", "99999999999999"], "99999999999999 is above 60000"),
+        *((["--" + name, "9" * 20], f"argument --{name}: ") for name in SERVE_NUMBERS),
+        (["--host", ""], "argument --host: expected an address"),
+        (["--host", " "], "argument --host: expected an address"),
+    ],
+    ids=str,
+)
+def test_serve_refuses(refused: Callable[..., str], arguments: list[str], part: str) -> None:
+    assert part in refused("serve", "nowhere", *arguments)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections import namedtuple
 from importlib import metadata
@@ -14,6 +15,8 @@ import torch
 from cover.cli import main
 from cover.doctor import checks, examine
 from cover.doctor.trial import trial
+from cover.model.timesformer import TimeSformer
+from cover.sandbox.encode import VIDEO
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -37,11 +40,67 @@ def test_the_trial_reads_and_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ms a step on cpu" in training.found
 
 
-def test_a_device_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "--device", "gpu", "--json", "-"]) == 1
+@pytest.mark.parametrize("how", [["--quick"], []], ids=str)
+@pytest.mark.parametrize("name", ["gpu", "nonsense", "", "cuda:x"])
+def test_a_device_that_is_none(name: str, how: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--device", name, *how]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1), err
+    assert f'cover doctor: --device "{name}" is no device' in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("how", [["--quick"], []], ids=str)
+def test_a_device_that_is_not_there(how: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--device", "cuda", "--json", "-", *how]) == 1
     last = json.loads(capfd.readouterr().out)[-1]
-    assert (last["topic"], last["state"]) == ("trial", "bad")
-    assert "device: gpu cannot be used" in last["found"]
+    assert (last["topic"], last["state"], last["fix"]) == ("device", "bad", "choose another --device")
+    assert "device: cuda cannot be used" in last["found"]
+
+
+def test_a_full_disk() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))
+    try:
+        (found,) = examine._trial("cpu", 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (found.topic, found.state) == ("writing", "bad")
+    assert "File too large" in found.found
+    assert "TMPDIR" in found.fix
+
+
+def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    (found,) = examine._trial("cpu", 0)
+    assert (found.topic, found.state, "/nowhere" in found.found, "TMPDIR" in found.fix) == ("writing", "bad", True, True)
+
+
+def test_an_encoder_that_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VIDEO, ".mp4", ("no_such_encoder", {}))
+    (found,) = examine._trial("cpu", 0)
+    assert (found.topic, found.state) == ("writing", "bad")
+    assert "no_such_encoder" in found.found
+    assert "pip install" in found.fix
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_clip_that_cannot_be_read(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cover.doctor.trial.encode", lambda path, frames: path.write_bytes(b"none"))
+    (found,) = examine._trial("cpu", workers)
+    assert (found.topic, found.state) == ("reading", "bad")
+    assert "Invalid data" in found.found
+    assert found.fix
+
+
+def test_a_device_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(model: TimeSformer, device: torch.device) -> TimeSformer:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
+
+    monkeypatch.setattr("cover.doctor.trial.SECONDS", 0.1)
+    monkeypatch.setattr(TimeSformer, "to", full)
+    training = examine._trial("cpu", 0)[-1]
+    assert (training.topic, training.state, "out of memory" in training.found) == ("training", "bad", True)
 
 
 def test_old_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from cover.errors import UserError
 from cover.machine import reuse_memory
 
 COMPUTING = ("train", "add", "evaluate", "study", "transfer", "predict", "explain", "serve", "doctor", "demo")
+DAY_S = 86_400  # the longest time that an option takes: what the system can wait for has its bounds too
 Command = Callable[[argparse.Namespace, list[str]], int]
 
 
@@ -119,8 +121,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     return parser, doors
 
 
-def _machine_options(parser: argparse.ArgumentParser, device: bool = True) -> None:
-    parser.add_argument("--workers", type=int, default=-1, metavar="N", help="reading processes (default: one per core)")
+def _machine_options(parser: argparse.ArgumentParser, device: bool = True, workers: Callable[[str], int] = int) -> None:
+    parser.add_argument("--workers", type=workers, default=-1, metavar="N", help="reading processes (default: one per core)")
     if device:
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
 
@@ -374,11 +376,17 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", type=float, default=400, metavar="GBIT/S", help="of each device, between machines (default: 400)")
     parser.add_argument("--cores", type=_from(1), metavar="N", help="CPU cores for each device (default: 12; cpu: what is here)")
     parser.add_argument("--decode-ms", default="", metavar="MS", help="of a core for a clip, or NAME=MS,... (default: measured here)")
-    parser.add_argument("--image-ms", type=float, metavar="MS", help="of a core for an image (default: measured here)")
+    parser.add_argument("--image-ms", type=_milliseconds, metavar="MS", help="of a core for an image (default: measured here)")
     parser.add_argument("--sizes", default="", metavar="NAME=SAMPLES,...", help="of data sets (default: manifests, else published)")
     parser.add_argument("--classes", default="", metavar="NAME=CLASSES,...", help="of data sets (default: the same)")
     parser.add_argument("--file-kb", default="", metavar="NAME=KB,...", help="kB of a file (default: manifests)")
     parser.add_argument("--json", metavar="FILE", help="the figures as JSON, not rounded (- for stdout)")
+
+
+def _milliseconds(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) > 1000 * DAY_S:
+        raise argparse.ArgumentTypeError(f'"{text}" is no time; give milliseconds, as in 8')
+    return float(text)
 
 
 def _plan(args: argparse.Namespace, rest: list[str]) -> int:
@@ -676,21 +684,29 @@ def _explain(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a run, a checkpoint or a release folder")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--host", type=_address, default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=_from(0, 65535), default=8000, help="0 for any that is free (default: 8000)")
     parser.add_argument("--page", action="store_true", help="also a page at / to drop files on")
     parser.add_argument("--key-file", type=Path, metavar="FILE", help="holds the key that clients have to send (default: none needed)")
     parser.add_argument("--spool", type=Path, metavar="DIR", help="where uploads lie until they are decoded (default: the system's)")
-    parser.add_argument("--queue", type=_from(1), default=64, metavar="N", help="predictions under way at once (default: 64)")
-    parser.add_argument("--pack-frames", type=_from(1), default=64, metavar="N", help="of a forward pass, at most (default: 64)")
-    parser.add_argument("--wait-ms", type=_from(0), default=5, metavar="MS", help="that a file waits for others to share one (default: 5)")
-    parser.add_argument("--max-mb", type=_from(1), default=64, metavar="MB", help="size of an upload (default: 64)")
-    parser.add_argument("--max-seconds", type=_from(1), default=600, metavar="S", help="length of a video (default: 600)")
+    parser.add_argument("--queue", type=_from(1, 10_000), default=64, metavar="N", help="predictions under way at once (default: 64)")
+    parser.add_argument("--pack-frames", type=_from(1, 65_536), default=64, metavar="N", help="of a forward pass, at most (default: 64)")
+    parser.add_argument(
+        "--wait-ms", type=_from(0, 60_000), default=5, metavar="MS", help="a file waits for others to share one (default: 5)"
+    )
+    parser.add_argument("--max-mb", type=_from(1, 1_000_000), default=64, metavar="MB", help="size of an upload (default: 64)")
+    parser.add_argument("--max-seconds", type=_from(1, DAY_S), default=600, metavar="S", help="length of a video (default: 600)")
     parser.add_argument("--max-megapixels", type=_from(1, 100), default=64, metavar="MP", help="of a picture (default: 64)")
-    parser.add_argument("--upload-seconds", type=_from(1), default=30, metavar="S", help="for an upload to arrive (default: 30)")
-    parser.add_argument("--decode-seconds", type=_from(1), default=10, metavar="S", help="for a file to be decoded (default: 10)")
-    parser.add_argument("--deadline", type=_from(1), default=30, metavar="S", help="from upload to answer (default: 30)")
-    _machine_options(parser)
+    parser.add_argument("--upload-seconds", type=_from(1, DAY_S), default=30, metavar="S", help="for an upload to arrive (default: 30)")
+    parser.add_argument("--decode-seconds", type=_from(1, DAY_S), default=10, metavar="S", help="for a file to be decoded (default: 10)")
+    parser.add_argument("--deadline", type=_from(1, DAY_S), default=30, metavar="S", help="from upload to answer (default: 30)")
+    _machine_options(parser, workers=_from(-1, 1024))
+
+
+def _address(text: str) -> str:
+    if not text.strip():  # which would be every address of this machine
+        raise argparse.ArgumentTypeError("expected an address, as in 127.0.0.1 or 0.0.0.0")
+    return text
 
 
 def _serve(args: argparse.Namespace, rest: list[str]) -> int:

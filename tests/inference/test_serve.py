@@ -688,6 +688,17 @@ def test_a_file_that_crashes_its_decoder(predictor: Predictor, folder: Path, han
         decoders(Job(str(folder / "0.mp4"), plans), time.monotonic() + 60)
 
 
+def test_a_file_that_is_gone_costs_no_process(predictor: Predictor, folder: Path) -> None:
+    """A client that leaves takes its upload along, maybe between a decoder's being asked and its opening the file."""
+    plans, until = (predictor.plan("ssv2"),), time.monotonic() + 60
+    decoders = Decoders(1, LIMITS)
+    with closing(decoders):
+        with pytest.raises(Refused, match="the file cannot be read: No such file") as caught:
+            decoders(Job(str(folder / "gone"), plans), until)
+        assert (caught.value.status, decoders.replaced) == (422, 0)
+        decoders(Job(str(folder / "0.png"), plans), until)
+
+
 def test_a_decoding_process_has_bounds(predictor: Predictor, folder: Path) -> None:
     """Against a picture that is within the limit of pixels and beyond that of memory."""
     buffer = io.BytesIO()

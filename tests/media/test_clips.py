@@ -92,6 +92,13 @@ def test_views_are_written_as_they_are_read(text: str) -> None:
     assert str(Views.parse(text)) == text
 
 
+@pytest.mark.parametrize("text", ["999999x9999", "1001x1", "1x1001", "32x32", "9" * 5000 + "x1"])
+def test_more_views_than_memory_holds(text: str) -> None:
+    assert str(Views.parse("1000x1")) == "1000x1"
+    with pytest.raises(UserError, match="at most 1000 views in all"):
+        Views.parse(text)
+
+
 @pytest.mark.parametrize("text", ["densse", "", "dense@0", "dense@-1", "dense@x", "dense@.", "segments@2", "whole@1", "dense@nan"])
 def test_samplings_that_are_none(text: str) -> None:
     with pytest.raises(UserError) as caught:

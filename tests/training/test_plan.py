@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,17 @@ def test_the_command(tmp_path: Path, sandbox: Path, capsys: pytest.CaptureFixtur
     assert main(["plan", str(path), "--device", "h100", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["devices"] == 1
     assert main(["plan", str(path), "--steps", "nine"]) == 2
+
+
+@pytest.mark.parametrize("option", ["--decode-ms", "--image-ms"])
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "x"])
+def test_reading_times_that_are_none(tmp_path: Path, sandbox: Path, option: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.dump({"data": {"sets": ["ssv2", "imagenet"], "catalog": str(sandbox)}, "out": "runs/x", "steps": 10, "batch": 16}))
+    with pytest.raises(SystemExit) if option == "--image-ms" else nullcontext():
+        assert main(["plan", str(path), "--device", "h100", option, text]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), option in err) == ("", 1, True), err
 
 
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,7 +112,7 @@ def ffmpeg(decoders: Sequence[str] = DECODERS) -> Iterator[Finding]:
 
     libraries = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
     yield Finding("ffmpeg", "ok", f"in PyAV {av.__version__}: libavcodec {libraries['libavcodec']}, libavformat {libraries['libavformat']}")
-    fix = f"pip install -c constraints.txt --force-reinstall --only-binary av 'av=={av.__version__}': PyAV's own wheel has it"
+    fix = own_wheel()
     lacking = [name for name in decoders if not _has_codec(name, "r")]
     if lacking:
         yield Finding("decoders", "bad", f"without {', '.join(lacking)}", fix)
@@ -123,6 +123,13 @@ def ffmpeg(decoders: Sequence[str] = DECODERS) -> Iterator[Finding]:
         yield Finding("encoder", "ok" if there else state, name if there else f"without {name}", "" if there else fix)  # type: ignore[arg-type]
     if _installed("torchcodec"):
         yield _torchcodec()
+
+
+def own_wheel() -> str:
+    """How to get the codecs that PyAV is released with."""
+    import av
+
+    return f"pip install -c constraints.txt --force-reinstall --only-binary av 'av=={av.__version__}': PyAV's own wheel has it"
 
 
 def _has_codec(name: str, mode: Literal["r", "w"]) -> bool:

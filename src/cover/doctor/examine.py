@@ -12,7 +12,11 @@ from cover.errors import UserError
 
 
 def doctor(device: str, workers: int, quick: bool, json_target: str | None) -> bool:
-    """Look at everything, print it as it is found, and tell whether nothing is bad. `quick`: without the trial. Raises `UserError`."""
+    """Look at everything, print it as it is found, and tell whether nothing is bad. `quick`: without the trial.
+
+    Raises `UserError` where `device` is the name of none; one that is merely not there is a finding.
+    """
+    _check_name(device)
     found: list[dict[str, Any]] = []
     for finding in _findings(device, workers, quick):
         found.append(asdict(finding))
@@ -28,7 +32,7 @@ def doctor(device: str, workers: int, quick: bool, json_target: str | None) -> b
 
 def _findings(device: str, workers: int, quick: bool) -> Iterator[Finding]:
     yield from versions()
-    parts: list[Iterable[Finding]] = [devices(), ffmpeg(), disk(), shared_memory(workers), limits()]
+    parts: list[Iterable[Finding]] = [devices(), ffmpeg(), disk(), shared_memory(workers), limits(), _absence(device)]
     for part in parts:
         try:
             yield from part
@@ -38,6 +42,28 @@ def _findings(device: str, workers: int, quick: bool) -> Iterator[Finding]:
         yield from _trial(device, workers)
 
 
+def _check_name(device: str) -> None:
+    try:
+        import torch
+    except (ImportError, OSError):
+        return  # versions() tells of it
+    try:
+        torch.device("cpu" if device == "auto" else device)
+    except (RuntimeError, ImportError):
+        raise UserError(f'--device "{device}" is no device; write auto, cpu, cuda or cuda:1') from None
+
+
+def _absence(device: str) -> Iterator[Finding]:
+    try:
+        from cover.model.device import pick_device
+    except (ImportError, OSError):
+        return  # devices() has told of it
+    try:
+        pick_device(device)
+    except (UserError, ImportError) as error:  # ImportError: of a device that has a package of its own
+        yield Finding("device", "bad", str(error), "choose another --device")
+
+
 def _trial(device: str, workers: int) -> list[Finding]:
     try:
         from cover.doctor.trial import trial
@@ -45,9 +71,10 @@ def _trial(device: str, workers: int) -> list[Finding]:
     except (ImportError, OSError) as error:
         return [Finding("trial", "bad", str(error).splitlines()[0], "put right what is bad above, then run it again")]
     try:
-        return trial(pick_device(device), workers)
-    except UserError as error:
-        return [Finding("trial", "bad", str(error), "choose another --device")]
+        place = pick_device(device)
+    except (UserError, ImportError):
+        return []  # _absence() has told of it
+    return trial(place, workers)
 
 
 def _line(finding: Finding) -> str:

@@ -10,16 +10,18 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from av.error import FFmpegError
 from torch.utils.data import DataLoader, Dataset
 
-from cover.doctor.checks import Finding
+from cover.doctor.checks import Finding, own_wheel
 from cover.evaluation.protocol import ViewPlan, read_views
 from cover.media.clips import Sampling, Views
+from cover.media.results import MediaError
 from cover.mixture.loader import START_METHOD, one_thread
 from cover.mixture.pack import Pack, Sample, collate
 from cover.model.presets import model_config
 from cover.model.timesformer import Head, TimeSformer
-from cover.sandbox.encode import encode
+from cover.sandbox.encode import VIDEO, encode
 from cover.training.optimizer import build_optimizer
 from cover.training.recipe import Optimizer
 from cover.training.step import StepSettings, train_step
@@ -47,13 +49,32 @@ class _Clips(Dataset[Sample]):
 
 
 def trial(device: torch.device, workers: int) -> list[Finding]:
-    """Two findings: reading in one process (in this one where `workers` is 0) and training on `device`."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "trial.mp4"
-        rng = np.random.default_rng(0)
-        encode(path, rng.integers(0, 256, (24, 15, 20, 3), dtype=np.uint8).repeat(16, axis=1).repeat(16, axis=2))
-        reading, pack = _read(path, min(workers, 1))
+    """Two findings: reading in one process (in this one where `workers` is 0) and training on `device`; fewer where one fails."""
+    try:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "trial.mp4"
+            if lacking := _write(path):
+                return [lacking]
+            reading, pack = _read(path, min(workers, 1))
+    except OSError as error:
+        return [Finding("writing", "bad", f"failed: {_reason(error)}", "make room (df, ulimit -f), or set TMPDIR to another folder")]
     return [reading, _train(pack, device)] if pack else [reading]
+
+
+def _write(path: Path) -> Finding | None:
+    """What is amiss with the encoder. Raises OSError where there is no room."""
+    rng = np.random.default_rng(0)
+    try:
+        encode(path, rng.integers(0, 256, (24, 15, 20, 3), dtype=np.uint8).repeat(16, axis=1).repeat(16, axis=2))
+    except OSError:  # some of FFmpeg's errors are one
+        raise
+    except (FFmpegError, ValueError, RuntimeError) as error:
+        return Finding("writing", "bad", f"failed: {VIDEO['.mp4'][0]}: {_reason(error)}", own_wheel())
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _read(path: Path, workers: int) -> tuple[Finding, Pack | None]:
@@ -68,8 +89,10 @@ def _read(path: Path, workers: int) -> tuple[Finding, Pack | None]:
         while time.perf_counter() - began < SECONDS:
             next(packs)
             count += BATCH
-    except (RuntimeError, OSError) as error:
-        return Finding("reading", "bad", f"failed: {str(error).splitlines()[0]}", fix), None
+    except MediaError as error:  # one of another process ends in the reason
+        return Finding("reading", "bad", f"the clip that was written: {str(error).strip().splitlines()[-1]}", own_wheel()), None
+    except (RuntimeError, OSError, ValueError) as error:
+        return Finding("reading", "bad", f"failed: {_reason(error)}", fix), None
     rate = count / (time.perf_counter() - began)
     return Finding("reading", "ok", f"{rate:.0f} clips of {FRAMES} frames a second in one process (h264, 320 x 240)"), pack
 
@@ -79,22 +102,27 @@ def _pack(samples: list[Sample]) -> Pack:
 
 
 def _train(pack: Pack, device: torch.device) -> Finding:
-    torch.manual_seed(0)
-    model = TimeSformer(model_config(_PRESET, size=SIZE, frames=FRAMES), (Head("trial", ("a", "b")),)).to(device).train()
-    settings = StepSettings(BATCH, torch.ones(1, device=device))
-    optimizer, moved = build_optimizer(model, Optimizer(lr=1e-4)), pack.to(device)
     fix = "try --device cpu; where that works, the GPU's driver and PyTorch's build do not fit each other"
-    losses: list[float] = []
-    began = time.perf_counter()
     try:
-        while time.perf_counter() - began < SECONDS or len(losses) < 4:
-            if len(losses) == 1:
-                began = time.perf_counter()  # the first step warms up
-            losses.append(float(train_step(model, optimizer, [moved], settings).loss))
-    except RuntimeError as error:
-        return Finding("training", "bad", f"failed on {device}: {str(error).splitlines()[0]}", fix)
-    ms = 1000 * (time.perf_counter() - began) / (len(losses) - 1)
+        losses, ms = _steps(pack, device)
+    except (RuntimeError, OSError, ValueError) as error:
+        return Finding("training", "bad", f"failed on {device}: {_reason(error)}", fix)
     if not all(map(math.isfinite, losses)) or losses[-1] >= losses[0]:
         return Finding("training", "bad", f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f} on {device}", fix)
     told = f"{ms:.0f} ms a step on {device} ({_PRESET}, {BATCH} clips of {FRAMES} x {SIZE} px), loss {losses[0]:.2f} to {losses[-1]:.2f}"
     return Finding("training", "ok", told)
+
+
+def _steps(pack: Pack, device: torch.device) -> tuple[list[float], float]:
+    """The loss of every step, and the milliseconds of one."""
+    torch.manual_seed(0)
+    model = TimeSformer(model_config(_PRESET, size=SIZE, frames=FRAMES), (Head("trial", ("a", "b")),)).to(device).train()
+    settings = StepSettings(BATCH, torch.ones(1, device=device))
+    optimizer, moved = build_optimizer(model, Optimizer(lr=1e-4)), pack.to(device)
+    losses: list[float] = []
+    began = time.perf_counter()
+    while time.perf_counter() - began < SECONDS or len(losses) < 4:
+        if len(losses) == 1:
+            began = time.perf_counter()  # the first step warms up
+        losses.append(float(train_step(model, optimizer, [moved], settings).loss))
+    return losses, 1000 * (time.perf_counter() - began) / (len(losses) - 1)

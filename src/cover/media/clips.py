@@ -12,6 +12,7 @@ from cover.errors import UserError, nearest
 
 Kind = Literal["dense", "segments", "whole"]
 KINDS: tuple[Kind, ...] = ("dense", "segments", "whole")
+MOST_VIEWS = 1000  # of a file: all of them are in memory at once
 DENSE_INTERVAL_S = 32 / 30  # TimeSformer reads one frame in 32 of a 30 fps video (8 frames, paper section 4)
 # Seconds before the end that no instant comes after. A decoder takes a frame that starts within 1 ms after an instant: here it is the
 # last frame of the video, or of the stretch of a longer one, and not what follows.
@@ -54,10 +55,12 @@ class Views:
 
     @staticmethod
     def parse(text: str) -> Views:
-        """`1x3` and the like. Raises `UserError`."""
+        """`1x3` and the like, at most `MOST_VIEWS` in all. Raises `UserError`."""
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(text))
         if not match:
             raise UserError(f'views "{text}": write TEMPORALxSPATIAL, as in 1x3')
+        if len(match[0]) > len("1000x1000") or int(match[1]) * int(match[2]) > MOST_VIEWS:
+            raise UserError(f'views "{match[0][:24]}": at most {MOST_VIEWS} views in all')
         return Views(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:

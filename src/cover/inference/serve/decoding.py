@@ -56,8 +56,8 @@ class Pixels:
 
 def decode(job: Job, limits: Limits) -> Pixels:
     """Decode a file under all its plans. Raises `Refused`."""
-    media = media_by_content(job.path)
     try:
+        media = media_by_content(job.path)
         found = probe(job.path, media, max_pixels=limits.pixels)
         seconds = _seconds(found, media, limits)
         plans = [_as_looked_at(plan, media) for plan in job.plans]
@@ -66,6 +66,8 @@ def decode(job: Job, limits: Limits) -> Pixels:
         windows = _windows(job, media, different, seconds)
     except MediaError as error:
         raise Refused(422, f"the file cannot be read: {error}") from None
+    except OSError as error:  # its client may have left, and the file with it
+        raise Refused(422, f"the file cannot be read: {error.strerror or type(error).__name__}") from None
     except MemoryError:
         raise Refused(422, f"decoding needs more than {limits.memory >> 20} MB of memory") from None
     return Pixels(media, seconds, clips, [different.index(plan) for plan in plans], windows, damage)
