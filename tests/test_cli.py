@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cover import __version__
+from cover import CoVeR, __version__
 from cover.cli import main
+from cover.model.presets import model_config
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import save_release
 
@@ -221,6 +222,16 @@ def test_a_checkpoint_whose_heads_do_not_match(refused: Callable[..., str], sand
 )
 def test_evaluate_refuses(trained: Path, sandbox: Path, refused: Callable[..., str], arguments: list[str], part: str) -> None:
     assert part in refused("evaluate", trained, "--catalog", sandbox, *arguments)
+
+
+def test_a_model_that_was_never_trained_is_evaluated(cover: Cover, make_set: MakeSet, tmp_path: Path) -> None:
+    catalog = make_set({"a.mp4": "left", "b.mp4": "right"})
+    CoVeR(model_config("mini", size=16, frames=3), (Head("mine", ("left", "right")),)).save_pretrained(tmp_path / "bare")
+    code, out, err = cover("evaluate", tmp_path / "bare", "--catalog", catalog, "--workers", 0)
+    assert code == 0, err
+    titles, row = (re.split(r"\s{2,}", line.strip()) for line in out.splitlines()[:2])
+    told = dict(zip(titles, row, strict=True))
+    assert (told["frames"], told["step"], told["read"]) == ("3", "-", "2")
 
 
 def test_transfer_refuses(trained: Path, refused: Callable[..., str]) -> None:

@@ -29,9 +29,10 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
 def _cells(row: dict[str, Any], keys: list[str]) -> list[Any]:
     frames = {"plain": "", "shuffled": " shuffled", "reversed": " reversed", "single": ""}[row["variant"]]
     shares = [_with_interval(row) if key == "top1" else _percent(row.get(key)) for key in keys]
+    step = "-" if row["step"] is None else row["step"]  # of a model that was not trained here
     classes = f"{len(row['class_names'])} of {row['classes']}" if row["unmapped"] else str(row["classes"])
     return [
-        row["dataset"], f"{row['frames']}{frames}", *shares, row["n_read"], row["n_listed"], row["views"], row["split"], row["step"],
+        row["dataset"], f"{row['frames']}{frames}", *shares, row["n_read"], row["n_listed"], row["views"], row["split"], step,
         f"{classes} ({row['class_digest']})",
     ]  # fmt: skip
 

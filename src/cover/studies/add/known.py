@@ -67,7 +67,7 @@ def _same_classes(head: Head, catalog: Catalog) -> bool:
 
 
 def split_of(name: str, catalog: Catalog, wanted: str | None) -> str | None:
-    """The split that an old data set is measured on, None where there is none: `wanted` if it has that, else the first of `SPLITS`."""
+    """The split that a data set is measured on, None where there is none: `wanted` if it has that, else the first of `SPLITS`."""
     order = [wanted, *SPLITS] if wanted else SPLITS
     return next((split for split in order if split and not why_absent(name, catalog, split)), None)
 
