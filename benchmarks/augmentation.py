@@ -23,14 +23,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from _measure import Work, in_turns, show, where
 
 from cover.machine import reuse_memory
-from cover.media.randaugment import RandAugment, random_erasing
-from cover.mixture.mixing import Mixing
-from cover.mixture.pack import Pack
-from cover.mixture.schedule import Draw
+from cover.mixture.pack import Pack, augment_uint8
+from cover.mixture.schedule import Draw, Pairing
 from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer, per_frame
-from cover.training.augment import change_pixels, erased, mixed
+from cover.model.timesformer import Head, TimeSformer
 from cover.training.step import StepSettings, train_step
+from cover.transforms.base import Transform
+from cover.transforms.colour import ColourJitter
+from cover.transforms.erasing import RandomErasing
+from cover.transforms.mixup import Mixup
+from cover.transforms.randaugment import RandAugment
 
 CLASSES = 174
 PLAIN = "without"
@@ -42,25 +44,25 @@ def make_packs(clips: int, frames: int, size: int, device: torch.device) -> dict
     plain = Pack(
         frames=torch.randint(0, 256, (clips * frames, 3, size, size), dtype=torch.uint8), groups=((clips, frames),),
         dataset=torch.zeros(clips, dtype=torch.long), targets=torch.randint(0, CLASSES, (clips, 1)), weight=torch.ones(clips),
-        colour=torch.eye(3, 4).expand(clips, 3, 4).contiguous(), seed=torch.arange(clips),
+        seed=torch.arange(clips), drawn={ColourJitter: torch.eye(3, 4).expand(clips, 3, 4).contiguous()},
     )  # fmt: skip
     draws = [Draw("a", number, 0, number) for number in range(clips)]
-    partner, share, cut = Mixing({"a": "a"}, 0.8, 1.0).blend([draws], size)
-    parts = {
-        "RandAugment m7-n4": {"changes": changes("m7-n4", clips, rng)},
-        "RandAugment m7-n4-p1": {"changes": changes("m7-n4-p1", clips, rng)},
-        "erasing 0.25": {"erase": torch.from_numpy(np.stack([random_erasing(rng, 0.25, size) for _ in range(clips)]))},
-        "mixup and cutmix": {"partner": partner, "share": share, "cut": cut},
+    mix = Pairing({"a": "a"}, Mixup(0.8, 1.0)).mix([draws], size)
+
+    def with_drawn(*transforms: Transform) -> Pack:
+        drawn = {type(each): [each.draw(rng, size) for _ in range(clips)] for each in transforms}
+        stacked = {kind: torch.stack(each) if isinstance(each[0], torch.Tensor) else tuple(each) for kind, each in drawn.items()}
+        return replace(plain, drawn={**plain.drawn, **stacked})
+
+    packs = {
+        PLAIN: plain,
+        "RandAugment m7-n4": with_drawn(RandAugment.parse("m7-n4")),
+        "RandAugment m7-n4-p1": with_drawn(RandAugment.parse("m7-n4-p1")),
+        "erasing 0.25": with_drawn(RandomErasing(0.25)),
+        "mixup and cutmix": replace(plain, mix=mix),
+        "all, with m7-n4": replace(with_drawn(RandAugment.parse("m7-n4"), RandomErasing(0.25)), mix=mix),
     }
-    everything = {**parts["RandAugment m7-n4"], **parts["erasing 0.25"], **parts["mixup and cutmix"]}
-    made = {PLAIN: plain, **{name: replace(plain, **part) for name, part in {**parts, "all, with m7-n4": everything}.items()}}  # type: ignore[arg-type]
-    return {name: pack.to(device) for name, pack in made.items()}
-
-
-def changes(spec: str, count: int, rng: np.random.Generator) -> tuple[object, ...]:
-    settings = RandAugment.parse(spec)
-    assert settings is not None
-    return tuple(settings.draw(rng) for _ in range(count))
+    return {name: pack.to(device) for name, pack in packs.items()}
 
 
 def main() -> None:
@@ -78,7 +80,7 @@ def main() -> None:
     settings = StepSettings(args.clips, torch.ones(1, device=device), bf16=device.type == "cuda")
 
     def pixels(pack: Pack) -> Work:
-        return lambda: prepare(model, change_pixels(pack))
+        return lambda: prepare(model, augment_uint8(pack))
 
     packs = make_packs(args.clips, args.frames, args.size, device)
     tasks = {"step": lambda: train_step(model, optimizer, [packs[PLAIN]], settings), **{name: pixels(pack) for name, pack in packs.items()}}
@@ -95,11 +97,9 @@ def main() -> None:
 @torch.no_grad()
 def prepare(model: TimeSformer, pack: Pack) -> None:
     """What a step does to pixels before the model sees them."""
-    frames = model.normalize(pack.frames, pack.colour[per_frame(torch.arange(len(pack.colour), device=pack.colour.device), pack.groups)])
-    if pack.erase is not None:
-        frames = erased(frames, pack.erase, pack.groups)
-    if pack.partner is not None:
-        mixed(frames, pack)
+    frames = pack.pixels(model.normalize)
+    if pack.mix is not None:
+        Mixup.apply(frames, pack.mix, pack.weight, pack.groups)
 
 
 if __name__ == "__main__":

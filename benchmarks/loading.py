@@ -30,11 +30,11 @@ from _measure import ratio, show, where, write
 
 from cover.evaluation.protocol import ViewPlan, read_views
 from cover.machine import reuse_memory
-from cover.media.augment import crop_resize, random_box
 from cover.media.clips import Sampling, Views, train_times
 from cover.media.decode import decode_at, probe
 from cover.media.source import Source, is_plain
 from cover.mixture.loader import one_thread
+from cover.transforms.crop import crop_resize, random_box
 
 FRAMES, SIZE, SCALE = 16, 224, (0.3, 1.0)
 SAMPLINGS = {"dense": Sampling("dense", 4 / 30), "uniform": Sampling("segments")}  # 16 frames of a 30 fps video, one in four

@@ -31,7 +31,7 @@ from _measure import show, where, write
 
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.manifest import ClassList, Row, open_manifest, write_manifest
-from cover.mixture.loader import Augmentation, Member, SampleReader, packs
+from cover.mixture.loader import Member, SampleReader, packs
 from cover.mixture.schedule import Schedule, Source, rates_by, split_batch
 
 SHARES = {"kinetics": 0.097, "ssv2": 0.068, "moments": 0.319, "imagenet": 0.516}  # of the samples (COMPUTED in the article's proportions)
@@ -136,7 +136,7 @@ def _status(pid: int, key: str) -> int:
 def reader_memory(catalog: Catalog, batches: int, workers: int) -> list[dict[str, Any]]:
     """MiB of each reading process, its own and with shared pages, after a tenth of the batches and at nine more times."""
     members = members_of(catalog)
-    schedule, reader = schedule_of(members, BATCH), SampleReader(members, Augmentation(SIZE))
+    schedule, reader = schedule_of(members, BATCH), SampleReader(members, SIZE)
     seen, found = set(_children()), []
     began = time.perf_counter()
     for number, _ in enumerate(packs(schedule, reader, 0, batches, workers), start=1):

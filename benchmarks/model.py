@@ -113,7 +113,6 @@ def make_pack(groups: Groups, size: int, device: torch.device) -> Pack:
         dataset=torch.zeros(samples, dtype=torch.int64),
         targets=torch.randint(0, CLASSES, (samples, 1), generator=made),
         weight=torch.ones(samples),
-        colour=torch.eye(3, 4).expand(samples, -1, -1).contiguous(),
         seed=torch.zeros(samples, dtype=torch.int64),
     )
     return pack.to(device)
@@ -124,7 +123,7 @@ def part_of(pack: Pack, number: int) -> Pack:
     first, frame = (sum(g[0] for g in pack.groups[:number]), sum(g[0] * g[1] for g in pack.groups[:number]))
     count, length = pack.groups[number]
     rows = slice(first, first + count)
-    named = {name: getattr(pack, name)[rows] for name in ("dataset", "targets", "weight", "colour", "seed")}
+    named = {name: getattr(pack, name)[rows] for name in ("dataset", "targets", "weight", "seed")}
     return Pack(frames=pack.frames[frame : frame + count * length], groups=(pack.groups[number],), **named)
 
 

@@ -46,7 +46,7 @@ PIECES: dict[str, tuple[tuple[Any, str], ...]] = {
     "log": ((RunLog, "window"), (RunLog, "note"), (RunLog, "advance")),
     "averaged weights": ((Ema, "update"),),
     "checks": ((FiniteCheck, "after"), (FiniteCheck, "settle"), (ReadingCheck, "note"), (ReadingCheck, "judge")),
-    "augmentation on the device": ((loop, "change_pixels"),),
+    "augmentation on the device": ((loop, "augment_uint8"),),
     "micro-batches": ((loop, "split_pack"),),
     "learning rate": ((loop, "set_learning_rate"), (loop, "seed_dropout")),
 }

@@ -20,10 +20,10 @@ import numpy as np
 from _clips import make_clips
 
 from cover.console import print_table
-from cover.media.augment import crop_resize
 from cover.media.decode import decode_at, probe
 from cover.media.encode import Encoding, encode_video
 from cover.media.stream import open_video
+from cover.transforms.crop import crop_resize
 
 FRAMES, SIZE = 16, 224
 INTERVALS = {"4/30 s": 4 / 30, "32/30 s": 32 / 30}  # between frames: of 2 s clips, and TimeSformer's of the whole of a Kinetics clip

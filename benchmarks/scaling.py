@@ -54,7 +54,7 @@ def make_pack(groups: Groups, size: int, heads: int = 1) -> Pack:
     return Pack(
         frames=torch.randint(0, 256, (sum(s * t for s, t in groups), 3, size, size), dtype=torch.uint8, generator=made),
         groups=groups, dataset=torch.arange(samples) % heads, targets=targets, weight=torch.ones(samples),
-        colour=torch.eye(3, 4).expand(samples, -1, -1).contiguous(), seed=torch.arange(samples),
+        seed=torch.arange(samples),
     )  # fmt: skip
 
 

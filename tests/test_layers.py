@@ -20,6 +20,7 @@ LAYERS = (
     ("console", "config", "machine"),
     ("media",),
     ("datasets",),
+    ("transforms",),
     ("mixture",),
     ("model",),
     ("evaluation",),

@@ -12,7 +12,6 @@ import pytest
 
 from cover.datasets.adapters import list_split, list_splits
 from cover.datasets.catalog import DatasetSpec, load_catalog
-from cover.datasets.flips import mirror_pairs
 from cover.datasets.listing import Listing
 from cover.errors import UserError
 
@@ -168,7 +167,6 @@ def test_ssv2(tmp_path: Path, folder: str, prefix: str) -> None:
     assert [Path(row.path).name for row in listing.rows] == ["100.webm", "101.mp4", "102.webm"]
     assert [Path(row.path).exists() for row in listing.rows] == [True, True, False]
     assert [row.label for row in list_split(spec, "test").rows] == [None]
-    assert mirror_pairs(listing.classes.names).tolist() == [1, 0, 2]
 
 
 def test_ssv2_template_without_label(tmp_path: Path) -> None:
@@ -198,16 +196,6 @@ def test_ssv2_published_templates(test_data: Path, tmp_path: Path) -> None:
     assert (len(listing.classes.names), [row.label for row in listing.rows]) == (174, list(range(174)))
     given = list_split(spec_of(tmp_path, format="ssv2", classes=str(test_data / "annotations/label_map_ssv2.txt")), "train")
     assert given.classes.digest == listing.classes.digest
-
-
-def test_mirror_pairs_of_published_ssv2(test_data: Path) -> None:
-    labels = (test_data / "annotations/label_map_ssv2.txt").read_text().splitlines()
-    mirrored = mirror_pairs(labels)
-    swapped = {a: int(b) for a, b in enumerate(mirrored) if a != b and b >= 0}
-    assert swapped == {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
-    assert [labels[a] for a, b in enumerate(mirrored) if b == -1] == [
-        "Plugging something into something but pulling it right out as you remove your hand"
-    ]
 
 
 def test_moments(tmp_path: Path) -> None:

@@ -12,17 +12,21 @@ import pytest
 import torch
 
 from cover.datasets.catalog import load_catalog
-from cover.datasets.flips import mirror_pairs
 from cover.datasets.manifest import open_manifest
-from cover.media.augment import crop_resize, middle_box
 from cover.media.decode import decode_at, decode_image
 from cover.mixture import loader
-from cover.mixture.loader import Augmentation, Member, SampleReader, packs
+from cover.mixture.loader import Member, SampleReader, packs
 from cover.mixture.pack import Pack
 from cover.mixture.schedule import Draw, Schedule, Source, rates_by, split_batch
+from cover.transforms.colour import ColourJitter
+from cover.transforms.crop import crop_resize, middle_box
+from cover.transforms.erasing import RandomErasing
+from cover.transforms.flip import mirror_pairs
+from cover.transforms.randaugment import RandAugment
 
 MakeSet = Callable[..., Path]
 SIZE = 16
+JITTER = (ColourJitter(0.3),)
 
 
 def members_of(catalog_path: Path, frames: dict[str, int]) -> list[Member]:
@@ -46,13 +50,14 @@ def schedule_of(members: list[Member], batch: int, seed: int = 0) -> Schedule:
 
 def assert_equal_packs(left: Pack, right: Pack) -> None:
     assert (left.groups, left.notes) == (right.groups, right.notes)
-    for name in ("frames", "dataset", "targets", "weight", "colour", "seed"):
+    for name in ("frames", "dataset", "targets", "weight", "seed"):
         assert torch.equal(getattr(left, name), getattr(right, name)), name
+    assert torch.equal(left.drawn[ColourJitter], right.drawn[ColourJitter])
 
 
 def test_packs_do_not_depend_on_who_reads_them(sandbox: Path) -> None:
     members = members_of(sandbox, {"kinetics": 4, "ssv2": 8, "moments": 2, "imagenet": 1})
-    schedule, reader = schedule_of(members, 12), SampleReader(members, Augmentation(SIZE, colour=0.3))
+    schedule, reader = schedule_of(members, 12), SampleReader(members, SIZE, JITTER)
     alone = list(packs(schedule, reader, 0, 3, workers=0))
     for left, right in zip(alone, packs(schedule, reader, 0, 3, workers=2), strict=True):
         assert_equal_packs(left, right)
@@ -61,7 +66,7 @@ def test_packs_do_not_depend_on_who_reads_them(sandbox: Path) -> None:
 
 def test_a_pack_holds_its_draws_clips_first_without_padding(sandbox: Path) -> None:
     members = members_of(sandbox, {"imagenet": 1, "kinetics": 4, "ssv2": 8})
-    schedule, reader = schedule_of(members, 10), SampleReader(members, Augmentation(SIZE, flip=False, colour=0.3))
+    schedule, reader = schedule_of(members, 10), SampleReader(members, SIZE, JITTER, flip=False)
     pack = next(packs(schedule, reader, 0, 1, workers=0))
     draws = [draw for group in schedule.step(0) for draw in group]
     assert [frames for _, frames in pack.groups] == [8, 4, 1]
@@ -76,7 +81,7 @@ def test_a_pack_holds_its_draws_clips_first_without_padding(sandbox: Path) -> No
         assert members[pack.dataset[number]] is member
         label = member.manifest.row(draw.row).label
         assert pack.targets[number].tolist() == [label if head is member else -1 for head in members]
-        assert torch.equal(pack.colour[number], sample.colour)
+        assert torch.equal(pack.drawn[ColourJitter][number], sample.drawn[ColourJitter])
         assert int(pack.seed[number]) == draw.seed % 2**63
         place += member.frames
     assert place == len(pack.frames)
@@ -87,7 +92,7 @@ def test_ranks_read_slices_of_the_same_pack(sandbox: Path) -> None:
     members = members_of(sandbox, {"kinetics": 4, "imagenet": 1})
     rates = rates_by({"kinetics": 1, "imagenet": 1})
     sources = [Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name]) for m in members]
-    schedule, reader = Schedule(0, split_batch(sources, 8, 2)), SampleReader(members, Augmentation(SIZE))
+    schedule, reader = Schedule(0, split_batch(sources, 8, 2)), SampleReader(members, SIZE)
     whole = next(packs(schedule, reader, 1, 2, workers=0))
     parts = [next(packs(schedule, reader, 1, 2, workers=0, rank=rank, ranks=2)) for rank in (0, 1)]
     assert whole.groups == ((4, 4), (4, 1))
@@ -98,19 +103,19 @@ def test_ranks_read_slices_of_the_same_pack(sandbox: Path) -> None:
 
 def test_a_draw_changes_the_crop(make_set: MakeSet) -> None:
     members = members_of(make_set({"a.mp4": "x", "b.mp4": "y"}), {"mine": 4})
-    reader = SampleReader(members, Augmentation(SIZE, colour=0.3))
+    reader = SampleReader(members, SIZE, JITTER)
     first, again, other = (reader.read(Draw("mine", 0, epoch, seed)) for epoch, seed in ((0, 5), (0, 5), (1, 6)))
     assert torch.equal(first.frames, again.frames)
-    assert torch.equal(first.colour, again.colour)
+    assert torch.equal(first.drawn[ColourJitter], again.drawn[ColourJitter])
     assert not torch.equal(first.frames, other.frames)
-    assert not torch.equal(first.colour, other.colour)
+    assert not torch.equal(first.drawn[ColourJitter], other.drawn[ColourJitter])
 
 
 @pytest.mark.parametrize("damage", ["removed", "overwritten"])
 def test_a_file_lost_after_indexing(make_set: MakeSet, damage: str) -> None:
     catalog = make_set({"a.mp4": "x", "b.mp4": "y", "c.mp4": "y"})
     members = members_of(catalog, {"mine": 4})
-    schedule, reader = schedule_of(members, 3), SampleReader(members, Augmentation(SIZE, colour=0.3))
+    schedule, reader = schedule_of(members, 3), SampleReader(members, SIZE, JITTER)
     before = next(packs(schedule, reader, 0, 1, workers=0))
     victim = catalog.parent / "mine" / "b.mp4"
     victim.unlink() if damage == "removed" else victim.write_bytes(b"nothing" * 500)
@@ -120,7 +125,7 @@ def test_a_file_lost_after_indexing(make_set: MakeSet, damage: str) -> None:
     frames, kept = after.frames.view(3, 4, 3, SIZE, SIZE), [number for number in range(3) if number != lost]
     assert not frames[lost].any()
     assert torch.equal(frames[kept], before.frames.view(3, 4, 3, SIZE, SIZE)[kept])
-    assert torch.equal(after.colour[kept], before.colour[kept])
+    assert torch.equal(after.drawn[ColourJitter][kept], before.drawn[ColourJitter][kept])
     assert before.notes == ()
     (note,) = after.notes
     assert note.startswith(f"mine: {victim}: unreadable: ")
@@ -146,14 +151,14 @@ CLASSES = {"a.mp4": "pull left", "b.mp4": "pull right", "c.mp4": "spin left", "d
 
 def flips(members: list[Member], row: int, draws: int = 24) -> set[tuple[bool, int]]:
     """What happens to a row over many draws: whether its frames are mirrored, and the class it then trains."""
-    plain, flipping = (SampleReader(members, Augmentation(SIZE, flip=flip)) for flip in (False, True))
+    plain, flipping = (SampleReader(members, SIZE, JITTER, flip=flip) for flip in (False, True))
     found = set()
     for seed in range(draws):
         draw = Draw("mine", row, 0, seed)
         straight, sample = plain.read(draw), flipping.read(draw)
         mirrored = torch.equal(sample.frames, straight.frames.flip(-1))
         assert mirrored != torch.equal(sample.frames, straight.frames)
-        assert torch.equal(sample.colour, straight.colour)
+        assert torch.equal(sample.drawn[ColourJitter], straight.drawn[ColourJitter])
         found.add((mirrored, int(sample.targets[0])))
     return found
 
@@ -186,7 +191,7 @@ def test_crops_follow_the_data_sets_own_range(make_set: MakeSet) -> None:
     middle = crop_resize(decode_image(member.manifest.row(0).path)[None], middle_box(64, 48), SIZE)
     for scale, distinct in (((1.0, 1.0), 1), ((0.05, 0.3), 10)):  # a whole 64 x 48 picture fits no box of the wanted shapes
         ranged = replace(member, spec=replace(member.spec, crop_scale=scale))
-        reader = SampleReader([ranged], Augmentation(SIZE, flip=False))
+        reader = SampleReader([ranged], SIZE, flip=False)
         crops = [reader.read(Draw("mine", 0, 0, seed)).frames.numpy() for seed in range(10)]
         assert len({crop.tobytes() for crop in crops}) == distinct
         assert np.array_equal(crops[0], middle) == (distinct == 1)
@@ -195,7 +200,7 @@ def test_crops_follow_the_data_sets_own_range(make_set: MakeSet) -> None:
 def test_two_crops_of_a_clip_from_one_decode(sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = members_of(sandbox, {"kinetics": 4})
     source = Source("kinetics", members[0].manifest.usable, 4, Fraction(1), crops=2)
-    reader = SampleReader(members, Augmentation(SIZE, flip=False, colour=0.3))
+    reader = SampleReader(members, SIZE, JITTER, flip=False)
     (draws,) = Schedule(0, split_batch([source], 8, 1)).step(0)
     decoded: list[list[float]] = []
     monkeypatch.setattr(loader, "decode_at", lambda path, times, **how: decoded.append(list(times)) or decode_at(path, times, **how))
@@ -205,11 +210,33 @@ def test_two_crops_of_a_clip_from_one_decode(sandbox: Path, monkeypatch: pytest.
     assert decoded[4:] == [times for times in decoded[:4] for _ in range(2)]  # at the same instants where read alone
     for one, other in zip(together, apart, strict=True):
         assert torch.equal(one.frames, other.frames)
-        assert torch.equal(one.colour, other.colour)
+        assert torch.equal(one.drawn[ColourJitter], other.drawn[ColourJitter])
     for first, second in zip(together[::2], together[1::2], strict=True):
         assert torch.equal(first.targets, second.targets)
         assert not torch.equal(first.frames, second.frames)
-        assert not torch.equal(first.colour, second.colour)
+        assert not torch.equal(first.drawn[ColourJitter], second.drawn[ColourJitter])
+
+
+# --- the transforms of a data set -----------------------------------------------------------------------------------------------------
+
+
+def test_every_data_set_has_its_own_settings(sandbox: Path) -> None:
+    members = members_of(sandbox, {"kinetics": 4, "imagenet": 1})
+    usual = (ColourJitter(0.3), RandAugment.parse("m9-n4-p1"), RandomErasing(0.0))
+    own = {"imagenet": (ColourJitter(0.0), RandAugment.parse(""), RandomErasing(1.0))}
+    schedule = schedule_of(members, 8)
+    pack = next(packs(schedule, SampleReader(members, SIZE, usual, own), 0, 1, workers=0))
+    images = [members[number].spec.name == "imagenet" for number in pack.dataset.tolist()]
+    assert 0 < sum(images) < 8
+    assert [torch.equal(drawn, torch.eye(3, 4)) for drawn in pack.drawn[ColourJitter]] == images
+    assert [drawn is None for drawn in pack.drawn[RandAugment]] == images
+    assert [bool(drawn.any()) for drawn in pack.drawn[RandomErasing]] == images
+
+
+def test_other_transforms_for_one_data_set_are_refused(sandbox: Path) -> None:
+    members = members_of(sandbox, {"kinetics": 4, "imagenet": 1})
+    with pytest.raises(ValueError, match="same transforms"):
+        SampleReader(members, SIZE, JITTER, {"imagenet": ()})
 
 
 # --- any number of classes --------------------------------------------------------------------------------------------------------
@@ -231,7 +258,7 @@ def test_a_pack_says_which_classes_each_sample_has(make_set: MakeSet) -> None:
     members = mixed_members(make_set(HOMES, name="homes", column="labels"))
     schedule = schedule_of(members, 6)
     for step in range(4):
-        pack = next(packs(schedule, SampleReader(members, Augmentation(SIZE)), step, step + 1, workers=0))
+        pack = next(packs(schedule, SampleReader(members, SIZE), step, step + 1, workers=0))
         assert pack.hot is not None
         assert (pack.hot.dtype, tuple(pack.hot.shape)) == (torch.uint8, (6, 5))
         for number, draw in enumerate(schedule.step(step)[0]):
@@ -246,11 +273,11 @@ def test_a_pack_says_which_classes_each_sample_has(make_set: MakeSet) -> None:
 
 def test_a_mixture_without_multi_label_sets_carries_nothing_more(make_set: MakeSet) -> None:
     members = members_of(make_set({"e.png": "x", "f.png": "y"}), {"mine": 1})
-    assert next(packs(schedule_of(members, 2), SampleReader(members, Augmentation(SIZE)), 0, 1, workers=0)).hot is None
+    assert next(packs(schedule_of(members, 2), SampleReader(members, SIZE), 0, 1, workers=0)).hot is None
 
 
 def many_flips(members: list[Member], row: int) -> set[tuple[bool, tuple[int, ...]]]:
-    plain, flipping = (SampleReader(members, Augmentation(SIZE, flip=flip)) for flip in (False, True))
+    plain, flipping = (SampleReader(members, SIZE, JITTER, flip=flip) for flip in (False, True))
     found = set()
     for seed in range(24):
         straight, sample = (reader.read(Draw("homes", row, 0, seed)) for reader in (plain, flipping))

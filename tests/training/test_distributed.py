@@ -230,11 +230,11 @@ from cover.model.timesformer import TimeSformer
 calls, normalize = 0, TimeSformer.normalize
 
 
-def poisoned(self, frames, colour=None):
+def poisoned(self, frames):
     """Frames as they come out of augmentation, with one value of the second sample of rank 1 spoiled at the fourth step."""
     global calls
     calls += 1
-    pixels = normalize(self, frames, colour)
+    pixels = normalize(self, frames)
     if calls == 4 and torch.distributed.get_rank() == 1:
         pixels[4, 0, 5, 5] = torch.nan
     return pixels

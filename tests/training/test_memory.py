@@ -41,7 +41,6 @@ def make_pack(groups: Groups, size: int) -> Pack:
         dataset=torch.zeros(samples, dtype=torch.int64),
         targets=torch.zeros(samples, 1, dtype=torch.int64),
         weight=torch.ones(samples),
-        colour=torch.eye(3, 4).expand(samples, -1, -1).contiguous(),
         seed=torch.arange(samples),
     )
 

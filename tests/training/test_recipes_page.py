@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from cover import config
-from cover.media import randaugment
 from cover.model.presets import model_config
 from cover.model.timesformer import TimeSformer
 from cover.training.parameters import describe_patterns
 from cover.training.recipe import Recipe
 from cover.training.train import train
+from cover.transforms import randaugment
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")

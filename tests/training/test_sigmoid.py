@@ -40,7 +40,6 @@ def make_pack() -> Pack:
         dataset=torch.tensor(DATASET),
         targets=torch.tensor(TARGETS),
         weight=torch.tensor([1.0, 1, 1, 1, 0, 1]),
-        colour=torch.eye(3, 4).expand(6, 3, 4),
         seed=torch.arange(6),
         hot=torch.tensor(HOT, dtype=torch.uint8),
     )

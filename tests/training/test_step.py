@@ -14,6 +14,7 @@ from torch import Tensor
 from cover.mixture.pack import Pack, split_pack
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.training.step import StepSettings, Tally, drop_path_factors, forward_backward, sample_losses, train_step
+from cover.transforms.colour import ColourJitter
 
 HEADS = (Head("a", ("0", "1", "2")), Head("b", ("0", "1", "2", "3", "4")))
 TARGETS = [[2, -1], [0, -1], [-1, 3], [-1, 4], [-1, 0], [1, -1]]
@@ -41,8 +42,8 @@ def make_pack() -> Pack:
         dataset=torch.tensor(DATASET),
         targets=torch.tensor(TARGETS),
         weight=torch.tensor(WEIGHT),
-        colour=torch.eye(3, 4).expand(6, 3, 4) + 0.05 * torch.rand(6, 3, 4, generator=generator),
         seed=torch.arange(6) * 7919,
+        drawn={ColourJitter: torch.eye(3, 4).expand(6, 3, 4) + 0.05 * torch.rand(6, 3, 4, generator=generator)},
     )
 
 
@@ -60,8 +61,8 @@ def logits_by_sample(model: TimeSformer, pack: Pack) -> list[dict[str, Tensor]]:
     lengths = [length for samples, length in pack.groups for _ in range(samples)]
     found = []
     for number, frames in enumerate(pack.frames.split(lengths)):
-        matrix, offset = pack.colour[number, :, :3], pack.colour[number, :, 3]
-        lit = (torch.einsum("ij,fjhw->fihw", matrix, frames / 255) + offset[:, None, None]).clamp(0, 1)
+        matrix, offset = pack.drawn[ColourJitter][number].split([3, 1], 1)
+        lit = (torch.einsum("ij,fjhw->fihw", matrix, frames / 255) + offset[:, :, None]).clamp(0, 1)
         found.append(model((lit - 0.5) / 0.5, ((1, len(frames)),)))
     return found
 

@@ -44,8 +44,7 @@ class _Clips(Dataset[Sample]):
     def __getitem__(self, number: int) -> Sample:
         plan = ViewPlan(Sampling("whole"), Views(1, 1), FRAMES, SIZE)
         (clips,), _ = read_views(self.path, "video", [plan], 2.0)
-        colour = torch.eye(3, 4)
-        return Sample(torch.from_numpy(clips[0]), 0, torch.tensor([0]), 1.0, colour, number)
+        return Sample(torch.from_numpy(clips[0]), 0, torch.tensor([0]), 1.0, number)
 
 
 def trial(device: torch.device, workers: int) -> list[Finding]:

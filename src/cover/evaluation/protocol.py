@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cover.media.augment import view_crops
 from cover.media.clips import Sampling, Views, view_times
 from cover.media.decode import Decoder, decode_at, decode_image
 from cover.media.source import Source
+from cover.transforms.crop import view_crops
 
 if TYPE_CHECKING:
     from cover.datasets.manifest import Media

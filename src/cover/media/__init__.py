@@ -1,1 +1,1 @@
-"""A file as frames: decode, clip sampling, augmentation."""
+"""A file as frames: decode and clip sampling."""

@@ -7,8 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from cover.errors import UserError
-from cover.mixture.mixing import Mixing
-from cover.mixture.schedule import Draw, Group, Quotas, Schedule, Source
+from cover.mixture.schedule import Draw, Group, Pairing, Quotas, Schedule, Source
 
 
 class Alternating(Schedule):
@@ -19,8 +18,8 @@ class Alternating(Schedule):
     [40, 0]
     """
 
-    def __init__(self, seed: int, groups: tuple[Group, ...], mixing: Mixing | None = None) -> None:
-        super().__init__(seed, groups, mixing)
+    def __init__(self, seed: int, groups: tuple[Group, ...], pairing: Pairing | None = None) -> None:
+        super().__init__(seed, groups, pairing)
         batch = sum(group.samples for group in groups)
         self._whole = tuple(Group(group.frames, batch, group.sources) for group in groups)
         self._own = tuple(Quotas(group) for group in self._whole)

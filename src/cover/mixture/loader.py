@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 from cover.datasets.catalog import DatasetSpec
 from cover.datasets.manifest import Manifest, Row
 from cover.machine import end_with_parent, reuse_memory
-from cover.media.augment import crop_resize, random_box, random_colour
 from cover.media.clips import train_times
 from cover.media.decode import Decoder, MediaError, decode_at, decode_image
-from cover.media.randaugment import RandAugment, random_erasing
 from cover.mixture.pack import Pack, Sample, collate
 from cover.mixture.schedule import Draw, Schedule
+from cover.transforms.base import Transform
+from cover.transforms.crop import crop_resize, random_box
+from cover.transforms.flip import apply_flip, draw_flip
 
 START_METHOD = "forkserver"  # a fork of a process that already runs torch threads can hang
 HINT_SLACK = 2  # frames are decoded no larger than this many times what the crop needs
@@ -54,18 +55,6 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """What the pixels go through: crops of `size` pixels, flips, colour factors within 1 ± `colour`, RandAugment, a box erased with
-    the chance `erase` (None: nowhere in the mixture)."""
-
-    size: int
-    flip: bool = True
-    colour: float = 0.0
-    randaugment: RandAugment | None = None
-    erase: float | None = None
-
-
-@dataclass(frozen=True)
 class _Clip:
     """Uncropped frames, uint8 `(T, H, W, 3)`, None where the file could not be read; `rng` has chosen their times."""
 
@@ -77,23 +66,26 @@ class _Clip:
 
 
 class SampleReader:
-    """Turns a draw into a sample. Everything random comes from the draw's seed.
+    """Turns a draw into a sample of `size` x `size` pixels. Everything random comes from the draw's seed.
 
-    `own`: the augmentation of those data sets that have another than `augmentation`, of the same size.
+    `transforms`: the augmentations after crop and flip, in the order of their draws. `own`: those of data sets with other settings; they
+    must be of the same types in the same order, or ValueError is raised. `flip`: whether there are flips at all.
     """
 
     def __init__(
         self,
         members: Sequence[Member],
-        augmentation: Augmentation,
+        size: int,
+        transforms: Sequence[Transform] = (),
+        own: Mapping[str, Sequence[Transform]] | None = None,
+        flip: bool = True,
         decoder: Decoder = "pyav",
-        own: Mapping[str, Augmentation] | None = None,
     ) -> None:
-        self.members = list(members)
-        self.augmentation = augmentation
-        self.own = own or {}
-        self.decoder = decoder
+        self.members, self.size, self.flip, self.decoder = list(members), size, flip, decoder
         self._places = {member.spec.name: place for place, member in enumerate(members)}
+        self._transforms = {name: (own or {}).get(name, transforms) for name in self._places}
+        if len({tuple(map(type, each)) for each in self._transforms.values()}) > 1:
+            raise ValueError("all data sets of a mixture need the same transforms in the same order; only their settings may differ")
 
     def read(self, draw: Draw) -> Sample:
         """The sample of a draw: of weight 0, with a note, where its file cannot be read."""
@@ -116,44 +108,31 @@ class SampleReader:
         row = member.manifest.row(draw.row)
         rng = np.random.default_rng(draw.seed if draw.clip_seed is None else draw.clip_seed)
         try:
-            pixels, partial = read_pixels(member, row, rng, self.augmentation.size, self.decoder)
+            pixels, partial = read_pixels(member, row, rng, self.size, self.decoder)
         except MediaError as error:
             return _Clip(member, row, rng, None, f"{member.spec.name}: {row.path}: unreadable: {error}")
         return _Clip(member, row, rng, pixels, f"{member.spec.name}: {row.path}: partial: {partial}" if partial else None)
 
     def _crop(self, draw: Draw, clip: _Clip) -> Sample:
-        member, size = clip.member, self.augmentation.size
-        mine = self.own.get(draw.dataset, self.augmentation)
+        member, size = clip.member, self.size
         rng = clip.rng if draw.clip_seed is None else np.random.default_rng(draw.seed)
         if clip.pixels is None:
             frames = np.zeros((member.frames, 3, size, size), np.uint8)
         else:
             height, width = clip.pixels.shape[1:3]
             frames = crop_resize(clip.pixels, random_box(rng, width, height, member.spec.crop_scale), size)
-        flip, labels = self._flip(member, labels_of(clip.row), rng)
+        flip, labels = draw_flip(rng, labels_of(clip.row), self.flip and member.spec.flip != "never", member.mirror)
         targets, hot = member.answers(labels)
-        colour = random_colour(rng, mine.colour)
         return Sample(
-            frames=torch.from_numpy(frames[..., ::-1].copy() if flip else frames),
+            frames=torch.from_numpy(apply_flip(frames) if flip else frames),
             dataset=self._places[draw.dataset],
             targets=targets,
             hot=hot,
             weight=0.0 if clip.pixels is None else 1.0,
-            colour=torch.from_numpy(colour),
             seed=draw.seed,
             note=clip.note,
-            change=mine.randaugment.draw(rng) if mine.randaugment else None,
-            erase=None if mine.erase is None else torch.from_numpy(random_erasing(rng, mine.erase, size)),
+            drawn={type(transform): transform.draw(rng, size) for transform in self._transforms[draw.dataset]},
         )
-
-    def _flip(self, member: Member, labels: Sequence[int], rng: np.random.Generator) -> tuple[bool, Sequence[int]]:
-        wanted = bool(rng.random() < 0.5)
-        if not (wanted and self.augmentation.flip) or member.spec.flip == "never":
-            return False, labels
-        if member.mirror is None:
-            return True, labels
-        mirrored = [int(member.mirror[label]) for label in labels]
-        return (False, labels) if any(label < 0 for label in mirrored) else (True, mirrored)
 
 
 def labels_of(row: Row) -> Sequence[int]:
@@ -184,11 +163,8 @@ class _Steps(Dataset[Pack]):
     def __getitem__(self, step: int) -> Pack:
         draws = self.schedule.rank_step(step, self.rank, self.ranks)
         pack = collate([self.reader.read_all(group) for group in draws])
-        mixing = self.schedule.mixing
-        if mixing is None:
-            return pack
-        partner, share, cut = mixing.blend(draws, self.reader.augmentation.size)
-        return replace(pack, partner=partner, share=share, cut=cut)
+        pairing = self.schedule.pairing
+        return replace(pack, mix=pairing.mix(draws, self.reader.size)) if pairing else pack
 
 
 def packs(schedule: Schedule, reader: SampleReader, first: int, last: int, workers: int, rank: int = 0, ranks: int = 1) -> Iterator[Pack]:

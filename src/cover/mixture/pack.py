@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from cover.media.randaugment import Change
+from cover.transforms.base import Transform, apply_stage
+from cover.transforms.mixup import Mix
 
 
 @dataclass(frozen=True)
@@ -18,21 +18,18 @@ class Sample:
     """One clip or image, ready to be packed.
 
     `frames`: uint8 `(T, 3, H, W)`. `targets` and `hot`: its row of the Pack's. `weight`: 1, or 0
-    where the file could not be read (its frames are then black and count for nothing). `colour`: float32 `(3, 4)`, an affine map of
-    RGB in 0..1. `change`: what RandAugment makes of it, None for nothing. `erase`: int64 `(4,)`, a box to erase, None where nothing is
-    ever erased. `note`: what was wrong with the file, None if nothing.
+    where the file could not be read (its frames are then black and count for nothing). `note`: what was wrong with the file, None if
+    nothing. `drawn`: what each transform drew for it, in the order of the draws.
     """
 
     frames: Tensor
     dataset: int
     targets: Tensor
     weight: float
-    colour: Tensor
     seed: int
     note: str | None = None
     hot: Tensor | None = None
-    change: Change | None = None
-    erase: Tensor | None = None
+    drawn: Mapping[type[Transform], Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,14 +38,12 @@ class Pack:
 
     `frames`: uint8 `(F, 3, H, W)`. `groups`: `(samples, frames each)`, in the order of the frames. `dataset`: int64 `(S,)`, the
     place in the mixture's list of data sets. `targets`: int64 `(S, heads)`, the class in a softmax head, 0 in a sigmoid head, -1
-    where a sample does not train a head. `weight`: float32 `(S,)`. `colour`: float32 `(S, 3, 4)`. `seed`: int64 `(S,)`, the low 63
-    bits of each draw's seed. `notes`: one line per file that was damaged or could not be read. `hot`: uint8 `(S, K)`, the classes of
+    where a sample does not train a head. `weight`: float32 `(S,)`. `seed`: int64 `(S,)`, the low 63 bits of each draw's
+    seed. `notes`: one line per file that was damaged or could not be read. `hot`: uint8 `(S, K)`, the classes of
     all sigmoid heads side by side in the heads' order, 1 where a sample has the class; None where no head is one.
 
-    `changes`: per sample what RandAugment makes of it, empty where it is made or there is none; on the host. `erase`: int64 `(S, 4)`,
-    the box (left, top, right, bottom) that is erased, zeros for none; None where nothing is ever erased. For mixup and cutmix, None
-    without them: `partner`, int64 `(S,)`, how many samples away the one lies that a sample is mixed with; `share`, float32 `(S,)`, the
-    partner's share, 0 where it is not mixed; `cut`, int64 `(S, 4)`, the box that is pasted from the partner, zeros for mixup.
+    `drawn`: for each transform that is still to be applied, what it drew for the S samples: a tensor of S rows, or, at the stage
+    `uint8`, a tuple. `mix`: how samples are mixed with each other, None without mixup and cutmix.
     """
 
     frames: Tensor
@@ -56,27 +51,33 @@ class Pack:
     dataset: Tensor
     targets: Tensor
     weight: Tensor
-    colour: Tensor
     seed: Tensor
     notes: tuple[str, ...] = ()
     hot: Tensor | None = None
-    changes: tuple[Change | None, ...] = ()
-    erase: Tensor | None = None
-    partner: Tensor | None = None
-    share: Tensor | None = None
-    cut: Tensor | None = None
+    drawn: Mapping[type[Transform], Any] = field(default_factory=dict)
+    mix: Mix | None = None
 
     def to(self, device: torch.device | str) -> Pack:
         """The same Pack with its tensors on `device`."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Pack:
         """The same Pack in page-locked memory (the DataLoader calls this)."""
-        return self._each(Tensor.pin_memory)
+        return self._map(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Pack:
-        fields: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **fields)
+    def pixels(self, normalize: Callable[[Tensor], Tensor]) -> Tensor:
+        """Normalised frames `(F, 3, H, W)` after all transforms; mixing comes after that. `normalize`: the model's."""
+        frames = apply_stage("uint8", self.frames, self.drawn, self.groups)
+        frames = normalize(apply_stage("float", frames.float() / 255, self.drawn, self.groups))
+        return apply_stage("normalized", frames, self.drawn, self.groups)
+
+    def _map(self, change: Callable[[Tensor], Tensor], **fields: Any) -> Pack:
+        """The Pack with `change` made to every tensor that is not replaced by `fields`."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and name not in fields:
+                fields[name] = change(value)
+        drawn = {transform: change(value) if isinstance(value, Tensor) else value for transform, value in self.drawn.items()}
+        return replace(self, drawn=drawn, mix=self.mix and Mix(*map(change, self.mix)), **fields)
 
 
 def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
@@ -84,25 +85,32 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
     groups = [group for group in groups if group]
     samples = [sample for group in groups for sample in group]
     hot = [sample.hot for sample in samples if sample.hot is not None]
-    erase = [sample.erase for sample in samples if sample.erase is not None]
     return Pack(
         frames=torch.cat([sample.frames for sample in samples]),
         groups=tuple((len(group), len(group[0].frames)) for group in groups),
         dataset=torch.tensor([sample.dataset for sample in samples]),
         targets=torch.stack([sample.targets for sample in samples]),
         weight=torch.tensor([sample.weight for sample in samples]),
-        colour=torch.stack([sample.colour for sample in samples]),
         seed=torch.tensor([sample.seed & (2**63 - 1) for sample in samples]),
         notes=tuple(sample.note for sample in samples if sample.note),
         hot=torch.stack(hot) if hot else None,
-        changes=tuple(sample.change for sample in samples) if any(sample.change for sample in samples) else (),
-        erase=torch.stack(erase) if erase else None,
+        drawn={transform: _stacked([sample.drawn[transform] for sample in samples]) for transform in samples[0].drawn},
     )
 
 
+def _stacked(values: Sequence[Any]) -> Any:
+    return torch.stack(list(values)) if isinstance(values[0], Tensor) else tuple(values)
+
+
+def augment_uint8(pack: Pack) -> Pack:
+    """The Pack after its transforms of the stage `uint8`. What these drew may lie on the host, and cannot be split into micro-batches."""
+    left = {transform: drawn for transform, drawn in pack.drawn.items() if transform.stage != "uint8"}
+    return replace(pack, frames=apply_stage("uint8", pack.frames, pack.drawn, pack.groups), drawn=left)
+
+
 def split_pack(pack: Pack, parts: int) -> list[Pack]:
-    """A Pack as `parts` micro-batches with equal shares of every group; its `changes` are made before."""
-    assert not pack.changes
+    """A Pack as `parts` micro-batches with equal parts of every group, after `augment_uint8`."""
+    assert all(transform.stage != "uint8" for transform in pack.drawn)
     if parts == 1:
         return [pack]
     frames_of, samples_of, frame, sample = [], [], 0, 0
@@ -112,10 +120,7 @@ def split_pack(pack: Pack, parts: int) -> list[Pack]:
         frame, sample = frame + samples * frames, sample + samples
     micro = []
     for part in range(parts):
-        mine = torch.cat([rows[part] for rows in samples_of])
-        per_sample: dict[str, Any] = {
-            name: value[mine] for name, value in vars(pack).items() if isinstance(value, Tensor) and name != "frames"
-        }
+        mine, own = torch.cat([rows[part] for rows in samples_of]), torch.cat([rows[part] for rows in frames_of])
         groups = tuple((samples // parts, frames) for samples, frames in pack.groups)
-        micro.append(Pack(frames=torch.cat([rows[part] for rows in frames_of]), groups=groups, **per_sample))
+        micro.append(pack._map(lambda tensor, mine=mine: tensor[mine], frames=own, groups=groups, notes=()))  # type: ignore[misc]
     return micro

@@ -11,14 +11,18 @@ import hashlib
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain, zip_longest
+from typing import TypeVar
 
 import numpy as np
+import torch
 
 from cover.errors import UserError
-from cover.mixture.mixing import Mixing
+from cover.transforms.mixup import NO_BOX, Box, Mix, Mixup
 
+T = TypeVar("T")
 _STRIDE = 1024
 RATE_DENOMINATOR = 10**9  # rates are held as exact fractions, so that a quota is the same on every machine
 
@@ -131,9 +135,9 @@ class Schedule:
     >>> schedule.step(1000)  # any step first; one tuple of draws per group
     """
 
-    def __init__(self, seed: int, groups: tuple[Group, ...], mixing: Mixing | None = None) -> None:
-        """`mixing`: which samples are mixed, so that those of a pair come one after the other."""
-        self.seed, self.groups, self.mixing = seed, groups, mixing
+    def __init__(self, seed: int, groups: tuple[Group, ...], pairing: Pairing | None = None) -> None:
+        """`pairing`: which samples are mixed, so that those of a pair come one after the other."""
+        self.seed, self.groups, self.pairing = seed, groups, pairing
         self._counters = tuple(Quotas(group) for group in groups)
         self._orders: dict[str, dict[int, np.ndarray]] = {}  # of a data set's rows, by epoch
 
@@ -163,7 +167,7 @@ class Schedule:
         ]
         order = np.random.default_rng([self.seed, step, group.frames]).permutation(len(clips))
         shuffled = [clips[place] for place in order]
-        return self.mixing.order(shuffled) if self.mixing else tuple(draw for clip in shuffled for draw in clip)
+        return self.pairing.order(shuffled) if self.pairing else tuple(draw for clip in shuffled for draw in clip)
 
     def _draw(self, source: Source, number: int) -> Draw:
         """The `number`-th sample ever taken from a data set: it walks shuffled epochs of its own."""
@@ -191,6 +195,56 @@ def _by_clip(first: int, last: int, crops: int) -> Iterator[range]:
     """The numbers `first` to `last` - 1 parted where another clip begins."""
     for clip in range(first // crops, -(-last // crops)):
         yield range(max(first, clip * crops), min(last, (clip + 1) * crops))
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The pairs of samples that mixup and cutmix mix: a pure function of a step's draws.
+
+    Partners are neighbours, samples 2i and 2i + 1 of a group in the order of the whole step, so that neither ranks nor micro-batches
+    separate them as long as each gets an even number of every group.
+
+    `heads`: data set -> the head that it trains; both samples of a pair are of one head. `chance`: data set -> the probability that a
+    pair of its samples is mixed, 1 where not given; for a pair of two data sets the smaller one counts.
+    """
+
+    heads: Mapping[str, str]
+    mixup: Mixup
+    chance: Mapping[str, float] = field(default_factory=dict)
+
+    def order(self, clips: Sequence[Sequence[Draw]]) -> tuple[Draw, ...]:
+        """The draws of a group, given clip by clip, as pairs of one head and two clips where possible; the others come last."""
+        place = {draw: number for number, draw in enumerate(chain.from_iterable(clips))}
+        pairs: list[Sequence[Draw]] = []
+        single: list[Sequence[Draw]] = []
+        for head in dict.fromkeys(self.heads[clip[0].dataset] for clip in clips):
+            for pair in _two_by_two(_alternate([clip for clip in clips if self.heads[clip[0].dataset] == head])):
+                (pairs if len(pair) == 2 else single).append(pair)
+        pairs.sort(key=lambda pair: place[pair[0]])  # as shuffled as before
+        return tuple(chain(*pairs, *single))
+
+    def mix(self, groups: Sequence[Sequence[Draw]], size: int) -> Mix:
+        """How the samples of a Pack of `size` x `size` pixels are mixed, from the draws of its groups."""
+        rows = [row for draws in groups for pair in _two_by_two(draws) for row in self._rows(pair, size)]
+        partners, lams, boxes = zip(*rows, strict=True)
+        return Mix(torch.tensor(partners), torch.tensor(lams, dtype=torch.float32), torch.tensor(boxes))
+
+    def _rows(self, pair: Sequence[Draw], size: int) -> list[tuple[int, float, Box]]:
+        """`partner`, `lam` and `box` of each sample of a pair, or of a single one."""
+        drawn = None
+        if len({self.heads[draw.dataset] for draw in pair}) == 1 and len({draw.clip for draw in pair}) == 2:
+            chance = min(self.chance.get(draw.dataset, 1.0) for draw in pair)
+            drawn = self.mixup.draw(np.random.default_rng([draw.seed for draw in pair]), size, chance)
+        return [(1, *drawn), (-1, *drawn)] if drawn else [(0, 0.0, NO_BOX)] * len(pair)
+
+
+def _alternate(clips: Sequence[Sequence[Draw]]) -> list[Draw]:
+    """The draws of clips, the crops of every two clips in turn: a clip is not mixed with itself."""
+    return [draw for pair in _two_by_two(clips) for turn in zip_longest(*pair) for draw in turn if draw]
+
+
+def _two_by_two(items: Sequence[T]) -> list[Sequence[T]]:
+    return [items[first : first + 2] for first in range(0, len(items), 2)]
 
 
 class Quotas:

@@ -321,12 +321,10 @@ class TimeSformer(nn.Module):
 
     # --- the function -------------------------------------------------------------------------------------------------------------
 
-    def normalize(self, frames: Tensor, colour: Tensor | None = None) -> Tensor:
-        """uint8 `(F, 3, H, W)` as the floats that `forward` takes; `colour` float `(F, 3, 4)` is an affine map of RGB in 0..1."""
-        x = frames.to(self.mean.dtype) / 255
-        if colour is not None:
-            x = (colour[:, :, :3] @ x.flatten(2) + colour[:, :, 3:]).view_as(x).clamp(0, 1)
-        return (x - self.mean) / self.std
+    def normalize(self, frames: Tensor) -> Tensor:
+        """RGB `(F, 3, H, W)`, uint8 or float in 0 to 1, as the floats that `forward` takes."""
+        x = frames.to(self.mean.dtype)
+        return ((x if frames.is_floating_point() else x / 255) - self.mean) / self.std
 
     def forward(self, frames: Tensor, groups: Groups, keep: Tensor | None = None) -> dict[str, Tensor]:
         """Logits of every head for every sample of a Pack.

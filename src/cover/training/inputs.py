@@ -1,16 +1,15 @@
-"""What does a recipe make of its data sets: for how many steps, with which augmentation of each, and what is mixed with what?"""
+"""The mixture of a recipe: its steps, the reader of its samples, and the pairs that are mixed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cover.media.randaugment import RandAugment
-from cover.mixture.loader import Augmentation, Member, SampleReader
-from cover.mixture.mixing import Mixing
-from cover.mixture.schedule import rates_by, steps_for
+from cover.mixture.loader import Member, SampleReader
+from cover.mixture.schedule import Pairing, rates_by, steps_for
 from cover.training.heads import make_heads
 from cover.training.recipe import Recipe
+from cover.transforms.mixup import Mixup
 
 
 def with_steps(recipe: Recipe, members: Sequence[Member]) -> Recipe:
@@ -23,23 +22,16 @@ def with_steps(recipe: Recipe, members: Sequence[Member]) -> Recipe:
 
 
 def make_reader(recipe: Recipe, members: Sequence[Member]) -> SampleReader:
-    """What reads the samples, each data set's with its own augmentation."""
-    of = {member.spec.name: recipe.augment.of(member.spec.name) for member in members}
-    erasing = any(each.erase for each in of.values())
-    own = {
-        name: Augmentation(
-            recipe.model.size, each.flip, each.colour, RandAugment.parse(each.randaugment), each.erase if erasing else None
-        )
-        for name, each in of.items()
-    }  # fmt: skip
-    return SampleReader(members, Augmentation(recipe.model.size), recipe.data.decoder, own)
+    """The reader of the samples, each data set's with its own augmentation."""
+    own = recipe.augment.transforms([member.spec.name for member in members])
+    return SampleReader(members, recipe.model.size, own=own, decoder=recipe.data.decoder)
 
 
-def make_mixing(recipe: Recipe, members: Sequence[Member]) -> Mixing | None:
-    """Which samples are mixed with which: those of one head."""
+def make_pairing(recipe: Recipe, members: Sequence[Member]) -> Pairing | None:
+    """The pairs that are mixed, samples of one head; None without mixup and cutmix."""
     if not (recipe.augment.mixup or recipe.augment.cutmix):
         return None
     heads = make_heads({member.spec.name: member.manifest.classes for member in members}, recipe.data.heads)
     head_of = {name: head.name for head in heads for name in head.datasets}
     chance = {name: recipe.augment.of(name).mix for name in head_of}
-    return Mixing(head_of, recipe.augment.mixup, recipe.augment.cutmix, chance)
+    return Pairing(head_of, Mixup(recipe.augment.mixup, recipe.augment.cutmix), chance)

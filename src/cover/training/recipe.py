@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cover.errors import UserError, install, nearest
 from cover.media.decode import Decoder
-from cover.media.randaugment import RandAugment
+
+if TYPE_CHECKING:
+    from cover.transforms.base import Transform
 
 # What a number may be, both ends included.
 RANGES: dict[str, tuple[float, float]] = {
@@ -99,7 +102,7 @@ class Augment:
     colour: float = option(0.2, "brightness, contrast and saturation factors within 1 +- this")
     randaugment: str = option("", "mM-nN: N operations of magnitude M of 10, as in m7-n4; empty for none")
     erase: float = option(0.0, "chance of a box of each sample being erased to the mean colour")
-    mixup: float = option(0.0, "parameter of the Beta distribution of mixup's shares; 0 for none")
+    mixup: float = option(0.0, "parameter of the Beta distribution of mixup's lambda; 0 for none")
     cutmix: float = option(0.0, "the same of cutmix; with both, each pair takes one of them")
     mix: float = option(1.0, "chance of a pair being mixed, where mixup or cutmix is on")
     sets: dict[str, SetAugment] = option({}, "data set -> what is another thing for it")
@@ -108,6 +111,20 @@ class Augment:
         """What holds for the data set `name`."""
         own = {key: value for key, value in vars(self.sets.get(name, SetAugment())).items() if value is not None}
         return replace(self, **own)
+
+    def transforms(self, names: Sequence[str]) -> dict[str, tuple[Transform, ...]]:
+        """The transforms of each data set, without those that change nothing in any of them."""
+        every = {name: self.of(name)._transforms() for name in names}
+        used = [not all(each.is_identity for each in column) for column in zip(*every.values(), strict=True)]
+        return {name: tuple(each for each, use in zip(own, used, strict=True) if use) for name, own in every.items()}
+
+    def _transforms(self) -> tuple[Transform, ...]:
+        """All transforms of single samples, in the order of their draws: a new one comes last (cover/transforms)."""
+        from cover.transforms.colour import ColourJitter  # torch comes with them
+        from cover.transforms.erasing import RandomErasing
+        from cover.transforms.randaugment import RandAugment
+
+        return ColourJitter(self.colour), RandAugment.parse(self.randaugment), RandomErasing(self.erase)
 
     def check(self, names: list[str]) -> None:
         """Raises `UserError` where `sets` names others than `names`, or a value is none."""
@@ -118,10 +135,13 @@ class Augment:
                 if not 0 <= (getattr(own, key) or 0) <= 1:
                     raise UserError(f"augment.sets.{name}.{key}: {getattr(own, key)} is not in [0, 1]")
         for key, text in (("", self.randaugment), *((f"sets.{name}.", own.randaugment) for name, own in self.sets.items())):
-            try:
-                RandAugment.parse(text or "")
-            except UserError as error:
-                raise UserError(f"augment.{key}randaugment: {error}") from None
+            if text:
+                from cover.transforms.randaugment import RandAugment
+
+                try:
+                    RandAugment.parse(text)
+                except UserError as error:
+                    raise UserError(f"augment.{key}randaugment: {error}") from None
 
 
 @dataclass(frozen=True)

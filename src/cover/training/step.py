@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
-from cover.model.timesformer import per_frame
-from cover.training.augment import erased, mixed
+from cover.transforms.mixup import Mixup
 
 if TYPE_CHECKING:
     from cover.mixture.pack import Pack
@@ -169,20 +168,17 @@ def forward_backward(
     seen: Seen | None = None,
 ) -> Tensor:
     """Add the gradients of one Pack to the model; its share of the step's loss, a scalar on the device. `seen` gets its samples' losses."""
-    samples = torch.arange(len(pack.colour), device=pack.colour.device)
-    frames = model.normalize(pack.frames, pack.colour[per_frame(samples, pack.groups)])
-    if pack.erase is not None:
-        frames = erased(frames, pack.erase, pack.groups)
-    if pack.partner is not None:
-        frames, partner_S, share_S = mixed(frames, pack)
+    frames = pack.pixels(model.normalize)
+    if pack.mix is not None:
+        frames, partner_S, lam_S = Mixup.apply(frames, pack.mix, pack.weight, pack.groups)
     keep = drop_path_factors(pack.seed, model.config.depth, settings.drop_path)
     with torch.autocast(pack.frames.device.type, torch.bfloat16, enabled=settings.bf16):
         logits = (engine or model)(frames, pack.groups, keep)
     loss_S, hit_S = sample_losses(logits, pack.targets, settings.label_smoothing, pack.hot, settings.sigmoid)
-    if pack.partner is not None:  # every loss is linear in its targets: that of mixed targets is the losses mixed
+    if pack.mix is not None:  # every loss is linear in its targets: that of mixed targets is the losses mixed
         hot = None if pack.hot is None else pack.hot[partner_S]
         other_S, _ = sample_losses(logits, pack.targets[partner_S], settings.label_smoothing, hot, settings.sigmoid)
-        loss_S = torch.lerp(loss_S, other_S, share_S)
+        loss_S = torch.lerp(loss_S, other_S, lam_S)
     loss = (loss_S * pack.weight * settings.loss_weights[pack.dataset]).sum() / settings.batch
     loss.backward()
     if tally is not None:

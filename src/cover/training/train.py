@@ -17,7 +17,6 @@ from cover import __version__
 from cover.console import say
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.exclusions import excluded_rows
-from cover.datasets.flips import mirror_pairs
 from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate
@@ -25,19 +24,18 @@ from cover.evaluation.tasks import find_tasks
 from cover.media.decode import check_decoder
 from cover.mixture.alternation import Alternating, check_alternating
 from cover.mixture.loader import Member, packs
-from cover.mixture.pack import split_pack
+from cover.mixture.pack import augment_uint8, split_pack
 from cover.mixture.schedule import Schedule, Source, draw_seed, rates_by, split_batch, wanted_rates
 from cover.model.presets import model_config
 from cover.model.timesformer import TimeSformer
 from cover.model.weights import find_release, inherited_settings, read_config, release_heads, start_from
 from cover.training import checkpoint
-from cover.training.augment import change_pixels
 from cover.training.distributed import Engine, Team, restarted, started_by_torchrun, team, workers_of_a_rank
 from cover.training.ema import Ema, averaged
 from cover.training.finite import FiniteCheck
 from cover.training.folder import first_step, is_begun, prepare_folder
 from cover.training.heads import hot_places, hot_width, kept_facts, make_heads, targets_of, with_kept
-from cover.training.inputs import make_mixing, make_reader, with_steps
+from cover.training.inputs import make_pairing, make_reader, with_steps
 from cover.training.log import RunLog
 from cover.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from cover.training.parameters import freeze_kept, freeze_matched
@@ -46,6 +44,7 @@ from cover.training.same_rows import check_same_rows, count_exclusions
 from cover.training.sinks import check_sinks
 from cover.training.step import StepSettings, train_step
 from cover.training.unreadable import ReadingCheck
+from cover.transforms.flip import mirror_pairs
 
 
 def train(recipe: Recipe, resume: bool = False) -> Path:
@@ -119,7 +118,7 @@ def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR
             log.note(pack)
             reading.note(pack)
             seed_dropout(recipe.seed, step, among.rank)
-            parts = split_pack(change_pixels(pack.to(among.device)), recipe.accumulation)
+            parts = split_pack(augment_uint8(pack.to(among.device)), recipe.accumulation)
             outcome = train_step(model, optimizer, parts, settings, log.tally, engine, stop.received is not None)
             if ema:
                 ema.update(step)
@@ -186,16 +185,16 @@ def make_schedule(recipe: Recipe, members: Sequence[Member], ranks: int = 1) -> 
     """The mixture's draws, at rates proportional to size unless the recipe says otherwise. Raises `UserError` where the ranks cannot share
     them evenly."""
     sizes = {member.spec.name: len(member.manifest.usable) for member in members}
-    mixing = make_mixing(recipe, members)
+    pairing = make_pairing(recipe, members)
     rates = rates_by(sizes, recipe.data.alpha, recipe.data.weights, recipe.data.epochs)
     sources = [
         Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name], recipe.data.crops if m.frames > 1 else 1) for m in members
     ]
     parts = ranks * recipe.accumulation
     if recipe.data.batches == "alternating":
-        check_alternating(ranks, recipe.batch, parts, mixing is not None)
-        return Alternating(recipe.seed, split_batch(sources, recipe.batch, 1, mixing is not None), mixing)
-    return Schedule(recipe.seed, split_batch(sources, recipe.batch, parts, mixing is not None), mixing)
+        check_alternating(ranks, recipe.batch, parts, pairing is not None)
+        return Alternating(recipe.seed, split_batch(sources, recipe.batch, 1, pairing is not None), pairing)
+    return Schedule(recipe.seed, split_batch(sources, recipe.batch, parts, pairing is not None), pairing)
 
 
 def build_model(recipe: Recipe, members: Sequence[Member], origin: Path | None) -> TimeSformer:

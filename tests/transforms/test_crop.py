@@ -1,4 +1,4 @@
-"""Crops lie inside the picture and are Pillow's; colour changes are what they claim to be."""
+"""Crops lie inside the picture and are Pillow's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cover.media.augment import crop_resize, middle_box, random_box, random_colour, view_crops
+from cover.transforms.crop import crop_resize, middle_box, random_box, view_crops
 
 SIDES, SEEDS = st.integers(2, 4000), st.integers(0, 2**63)
 
@@ -50,8 +50,8 @@ def test_views_of_frames_of_the_wanted_size_are_cuts(width: int, height: int, cr
     frames = noise(0, 2, height, width)
     found = view_crops(frames, 48, crops)
     assert [view.shape for view in found] == [(2, 3, 48, 48)] * crops
-    for view, share in zip(found, {1: [0.5], 2: [0, 1], 3: [0, 0.5, 1]}[crops], strict=True):
-        left, top = int((width - 48) * share), int((height - 48) * share)
+    for view, fraction in zip(found, {1: [0.5], 2: [0, 1], 3: [0, 0.5, 1]}[crops], strict=True):
+        left, top = int((width - 48) * fraction), int((height - 48) * fraction)
         assert np.array_equal(view, frames[:, top : top + 48, left : left + 48].transpose(0, 3, 1, 2))
 
 
@@ -89,24 +89,3 @@ def test_all_frames_of_a_clip_are_cut_alike() -> None:
     assert (found == found[0]).all()
     assert found.dtype == np.uint8
     assert found.shape == (4, 3, 12, 12)
-
-
-def test_no_colour_change_at_strength_0() -> None:
-    identity = np.concatenate([np.eye(3), np.zeros((3, 1))], axis=1)
-    assert random_colour(np.random.default_rng(0), 0.0) == pytest.approx(identity, abs=1e-7)
-
-
-@given(SEEDS, st.floats(0.01, 0.5))
-def test_colour_is_saturation_then_brightness_then_contrast(seed: int, strength: float) -> None:
-    change = random_colour(np.random.default_rng(seed), strength).astype(np.float64)
-    assert change.shape == (3, 4)
-    contrast = 1 - 2 * change[0, 3]
-    brightness = change[0, :3].sum() / contrast
-    saturation = (change[0, 0] - change[1, 0]) / (contrast * brightness)
-    for factor in (contrast, brightness, saturation):
-        assert 1 - strength - 1e-4 <= factor <= 1 + strength + 1e-4
-    pixels = np.random.default_rng(seed).random((5, 3))
-    grey = pixels @ [0.299, 0.587, 0.114]
-    saturated = grey[:, None] + saturation * (pixels - grey[:, None])
-    wanted = (saturated * brightness - 0.5) * contrast + 0.5
-    assert pixels @ change[:, :3].T + change[:, 3] == pytest.approx(wanted, abs=1e-5)

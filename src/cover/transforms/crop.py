@@ -1,4 +1,4 @@
-"""What is done to the pixels of a sample, every parameter of it taken from the sample's own draw."""
+"""Crops: the random-resized crop of training, and the fixed crops of evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RATIO = (3 / 4, 4 / 3)
 
 
 def random_box(rng: np.random.Generator, width: int, height: int, scale: tuple[float, float]) -> Box:
-    """The box of a random-resized crop (Inception): a share of the area in `scale`, an aspect ratio in 3/4 to 4/3, in whole pixels."""
+    """The box of a random-resized crop (Inception): a fraction of the area in `scale`, an aspect ratio in `RATIO`."""
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
         ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
@@ -42,36 +42,22 @@ def crop_resize(frames: np.ndarray, box: Box, size: int) -> np.ndarray:
 
 
 def view_crops(frames: np.ndarray, size: int, crops: int) -> list[np.ndarray]:
-    """Evaluation's views: the frames scaled to a short side of `size`, then `crops` squares equally spaced along the long side.
+    """The views of evaluation: frames scaled to a short side of `size`, then `crops` squares along the long side.
 
     `frames`: uint8 `(T, H, W, 3)`. Returns `crops` uint8 views `(T, 3, size, size)` of the scaled frames.
     """
     height, width = frames.shape[1:3]
     short = min(width, height)
     scaled = _scaled(frames, round(height * size / short), round(width * size / short))
-    shares = [crop / (crops - 1) for crop in range(crops)] if crops > 1 else [0.5]
-    corners = [(int((scaled.shape[2] - size) * share), int((scaled.shape[3] - size) * share)) for share in shares]
+    fractions = [crop / (crops - 1) for crop in range(crops)] if crops > 1 else [0.5]
+    spare_y, spare_x = scaled.shape[2] - size, scaled.shape[3] - size  # one of them is 0
+    corners = [(int(spare_y * fraction), int(spare_x * fraction)) for fraction in fractions]
     return [scaled[:, :, top : top + size, left : left + size] for top, left in corners]
 
 
 def _scaled(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 `(T, H, W, 3)` to `(T, 3, height, width)`. In torch, whose 8-bit path gives Pillow's pixels in a third of its time."""
+    """uint8 `(T, H, W, 3)` to `(T, 3, height, width)`. Torch's 8-bit path gives Pillow's pixels in less time."""
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     if pixels.shape[2:] != (height, width):
         pixels = fn.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
     return pixels.contiguous().numpy()
-
-
-LUMA = np.array([0.299, 0.587, 0.114])
-
-
-def random_colour(rng: np.random.Generator, strength: float) -> np.ndarray:
-    """A light colour change as an affine map of RGB in 0..1: brightness, contrast about mid-grey, saturation.
-
-    Each factor is uniform in 1 ± `strength`. Returns float32 `(3, 4)`: a matrix and, in the last column, an offset; the
-    identity for strength 0. It is applied on the device, the same for all frames of a clip.
-    """
-    brightness, contrast, saturation = 1 + strength * rng.uniform(-1, 1, size=3)
-    matrix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * LUMA[None, :])
-    offset = np.full((3, 1), 0.5 * (1 - contrast))
-    return np.concatenate([matrix, offset], axis=1).astype(np.float32)
