@@ -14,6 +14,7 @@ import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,18 +50,19 @@ def make_packs(clips: int, frames: int, size: int, device: torch.device) -> dict
     draws = [Draw("a", number, 0, number) for number in range(clips)]
     mix = Pairing({"a": "a"}, Mixup(0.8, 1.0)).mix([draws], size)
 
-    def with_drawn(*transforms: Transform) -> Pack:
-        drawn = {type(each): [each.draw(rng, size) for _ in range(clips)] for each in transforms}
-        stacked = {kind: torch.stack(each) if isinstance(each[0], torch.Tensor) else tuple(each) for kind, each in drawn.items()}
-        return replace(plain, drawn={**plain.drawn, **stacked})
+    def drawn(transform: Transform) -> dict[type[Transform], Any]:
+        return {type(transform): [transform.draw(rng, size) for _ in range(clips)]}
 
+    some, every = (drawn(RandAugment.parse(spec)) for spec in ("m7-n4", "m7-n4-p1"))
+    erasing = drawn(RandomErasing(0.25))
+    erasing[RandomErasing] = torch.stack(erasing[RandomErasing])
     packs = {
         PLAIN: plain,
-        "RandAugment m7-n4": with_drawn(RandAugment.parse("m7-n4")),
-        "RandAugment m7-n4-p1": with_drawn(RandAugment.parse("m7-n4-p1")),
-        "erasing 0.25": with_drawn(RandomErasing(0.25)),
+        "RandAugment m7-n4": replace(plain, drawn={**plain.drawn, **some}),
+        "RandAugment m7-n4-p1": replace(plain, drawn={**plain.drawn, **every}),
+        "erasing 0.25": replace(plain, drawn={**plain.drawn, **erasing}),
         "mixup and cutmix": replace(plain, mix=mix),
-        "all, with m7-n4": replace(with_drawn(RandAugment.parse("m7-n4"), RandomErasing(0.25)), mix=mix),
+        "all, with m7-n4": replace(plain, drawn={**plain.drawn, **some, **erasing}, mix=mix),
     }
     return {name: pack.to(device) for name, pack in packs.items()}
 

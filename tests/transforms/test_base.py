@@ -79,7 +79,8 @@ def read(sandbox: Path) -> Callable[..., Pack]:
     catalog, members = load_catalog(sandbox), []
     for name, frames in {"kinetics": 4, "imagenet": 1}.items():
         manifest = open_manifest(catalog.manifest_path(name, "train"))
-        members.append(Member(catalog.spec(name), manifest, frames, np.zeros((len(manifest.classes.names), 1), np.int64)))
+        targets = np.zeros((len(manifest.classes.names), 1), np.int64)
+        members.append(Member(catalog.spec(name), manifest, frames, targets))
     rates = rates_by({"kinetics": 1, "imagenet": 1})
     sources = [Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name]) for m in members]
     schedule = Schedule(0, split_batch(sources, 8, 2))

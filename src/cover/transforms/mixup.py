@@ -34,7 +34,7 @@ class Mix(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixup:
-    """`mixup` and `cutmix`: the parameter of each one's Beta distribution, 0 for never; with both, a pair gets either."""
+    """`mixup` and `cutmix`: the parameter of each one's Beta distribution, 0 for never. With both, a pair gets one."""
 
     mixup: float = 0.0
     cutmix: float = 0.0
