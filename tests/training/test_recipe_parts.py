@@ -69,9 +69,9 @@ def test_micro_batches_and_workers_make_the_same_run(whole: Path, sandbox: Path,
     assert losses_of(train(recipe)) == pytest.approx(losses_of(whole), rel=1e-4)
 
 
-@pytest.mark.parametrize("off", ["randaugment", "erase", "mixup"])
+@pytest.mark.parametrize("off", ["flip", "randaugment", "erase", "mixup"])
 def test_every_augmentation_changes_the_run(whole: Path, sandbox: Path, tmp_path: Path, off: str) -> None:
-    without = {"randaugment": "", "erase": 0.0, "mixup": 0.0}
+    without = {"flip": False, "randaugment": "", "erase": 0.0, "mixup": 0.0}
     sets = {} if off == "erase" else EVERYTHING.sets
     augment = replace(EVERYTHING, **{off: without[off]}, sets=sets)  # type: ignore[arg-type]
     run = train(make_recipe(sandbox, tmp_path / "run", augment=augment, optimizer=LAYERED, steps=3))

@@ -24,7 +24,7 @@ def with_steps(recipe: Recipe, members: Sequence[Member]) -> Recipe:
 def make_reader(recipe: Recipe, members: Sequence[Member]) -> SampleReader:
     """The reader of the samples, each data set's with its own augmentation."""
     own = recipe.augment.transforms([member.spec.name for member in members])
-    return SampleReader(members, recipe.model.size, own=own, decoder=recipe.data.decoder)
+    return SampleReader(members, recipe.model.size, own=own, flip=recipe.augment.flip, decoder=recipe.data.decoder)
 
 
 def make_pairing(recipe: Recipe, members: Sequence[Member]) -> Pairing | None:
