@@ -1,9 +1,10 @@
 """Parameters, multiply-adds and step memory of any network, from running it on tensors that have shapes but no numbers.
 
-Multiply-adds come from torch's flop counter on the meta device. Memory comes from a whole forward and backward pass on fake CPU tensors: every
-storage is followed from its creation to its end, so the figures follow the code. Nothing here needs weights, data or the device.
+Multiply-adds come from torch's flop counter on the meta device. Memory comes from a whole forward and backward pass on
+fake CPU tensors: every storage is followed from its creation to its end, so the figures follow the code. Nothing here
+needs weights, data or the device that will train.
 
-A network is called as `model(frames, groups)` with the frames from `model.normalize`, and returns head name -> logits.
+A network is called as `model(frames, groups)` with frames from `model.normalize`, and returns head name -> logits.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def pack_of(clips: int, frames: int, images: int) -> Groups:
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many numbers a network has. `temporal` is the part of `body` that an image ViT does not have, `trained` the part of all
-    that requires a gradient."""
+    """How many numbers a network has. `temporal`: the part of `body` that exists for time alone. `trained`: the part of
+    all that requires a gradient."""
 
     body: int
     heads: int
@@ -119,9 +120,10 @@ class ForwardCost(NamedTuple):
 def forward_cost(model: nn.Module, groups: Groups, size: int) -> ForwardCost:
     """Cost of a forward pass of a network on the meta device (`on_meta`), frames of `size` pixels.
 
-    Multiply-adds are those of matrix products and convolutions, the attention's two among them (what papers print as FLOPs). A forward and
-    a backward pass are three times as many: each product has two gradients of its own size. Counted is the published function, product by
-    product: blocks that may multiply two matrices into one beforehand (`merging`) are counted without that.
+    Multiply-adds are those of matrix products and convolutions, the attention's two among them (what papers print as
+    FLOPs). A forward and a backward pass are three times as many: each product has two gradients of its own size. The
+    published function is counted, product by product: a module that may multiply two matrices into one beforehand
+    (`merging`) is counted without that.
     """
     network = _copy_without_numbers(model, "meta").eval()
     for module in network.modules():
@@ -144,8 +146,8 @@ def forward_cost(model: nn.Module, groups: Groups, size: int) -> ForwardCost:
 class Moment(NamedTuple):
     """Bytes at one moment of a step, parameters and the Pack's uint8 frames left out.
 
-    `stage`: the stage at work, counted from 0; one more than the last while the loss is computed. `activations`: what the forward pass made.
-    `working`: what the backward pass made and has not yet added to `gradients`.
+    `stage`: the stage at work, from 0; behind the last one, the number of stages. `activations`: what the forward pass
+    made. `working`: what the backward pass made and has not yet added to `gradients`.
     """
 
     stage: int
@@ -158,8 +160,8 @@ class Moment(NamedTuple):
 class StepTrace:
     """What one forward and backward pass holds in memory, moment by moment, when no stage is checkpointed.
 
-    `forward`: bytes of activations where the forward pass ends. `recomputed`: bytes of each stage that checkpointing does not keep, which is
-    all but its output. `moments`: one for each operation that takes memory.
+    `forward`: bytes of activations where the forward pass ends. `recomputed`: for each stage, the bytes that
+    checkpointing does not keep: all but its output. `moments`: one for each operation that takes memory.
     """
 
     forward: int
@@ -167,13 +169,13 @@ class StepTrace:
     moments: tuple[Moment, ...]
 
     def activation_bytes(self, checkpointing: bool = False) -> int:
-        """What the forward pass leaves for the backward pass; with `checkpointing` while the largest stage is computed again."""
+        """What the forward pass leaves for the backward pass; with `checkpointing`, one stage computed again included."""
         if not checkpointing:
             return self.forward
         return self.forward - sum(self.recomputed) + max(self.recomputed, default=0)
 
     def with_checkpointing(self) -> tuple[Moment, ...]:
-        """The moments of the same pass when every stage is checkpointed: of the stages before the one at work, outputs alone are kept."""
+        """The moments when every stage is checkpointed: stages before the one at work keep their outputs alone."""
         dropped = [0, *accumulate(self.recomputed)]
         return tuple(moment._replace(activations=moment.activations - dropped[moment.stage]) for moment in self.moments)
 
@@ -184,9 +186,9 @@ def trace_step(
 ) -> StepTrace:
     """Follow a training step's forward and backward pass through memory.
 
-    `model`: on the meta device (`on_meta`); what requires no gradient gets none. `groups`: of one micro-batch, frames of `size` pixels. `bf16`:
-    under autocast. `byte_masks`: dropout masks take one byte for each value, as on a GPU, where a CPU keeps the factors themselves.
-    `backward=False` stops after the forward pass: half the time, and no moments of the backward pass.
+    `model`: on the meta device (`on_meta`); what requires no gradient gets none. `groups`: of one micro-batch, frames of
+    `size` pixels. `bf16`: under autocast. `byte_masks`: dropout masks take one byte for each value, as on a GPU; a CPU
+    keeps the factors themselves. `backward=False` stops after the forward pass, in less than half the time.
     """
     count = sum(samples * length for samples, length in groups)
     with FakeTensorMode():
@@ -196,12 +198,11 @@ def trace_step(
             frames = network.normalize(pixels, colour)  # type: ignore[operator]
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 logits = network(frames, groups)
-            forward = tracker.activations
+            tracker.end_forward()
             if backward and any(scores.requires_grad for scores in logits.values()):
-                loss = torch.stack([scores.float().sum() for scores in logits.values()]).sum()
-                tracker.in_backward = True
-                loss.backward()
-    return StepTrace(forward, tuple(tracker.recomputed), tuple(tracker.moments))
+                torch.stack([scores.float().sum() for scores in logits.values()]).sum().backward()
+                tracker.note_moment()
+    return StepTrace(tracker.forward, tuple(tracker.recomputed), tuple(tracker.moments))
 
 
 class _Tracker(TorchDispatchMode):
@@ -209,13 +210,16 @@ class _Tracker(TorchDispatchMode):
 
     def __init__(self, network: nn.Module, byte_masks: bool) -> None:
         super().__init__()
-        self.activations = self.working = self.gradients = self.stage = 0
-        self.in_backward, self.byte_masks = False, byte_masks
+        self.activations = self.working = self.gradients = self.forward = 0
+        self.stage, self.in_backward, self.byte_masks = 0, False, byte_masks
         self.moments: list[Moment] = []
         self.recomputed: list[int] = []
-        self._kinds: dict[int, str] = {}  # storage -> the counter that it is in
+        # For each storage: the counter that it is in, its size, its end, and the stage that made it and does not hand it on.
+        self._kinds: dict[int, str] = {}
         self._bytes: dict[int, int] = {}
         self._ends: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._inside: dict[int, int] = {}
+        self._stage_count, self._in_stage = len(_stages(network)), False
         self._ignored = {_key(tensor) for tensor in (*network.parameters(), *network.buffers())}
         for parameter in network.parameters():
             if parameter.requires_grad:
@@ -233,8 +237,18 @@ class _Tracker(TorchDispatchMode):
         if self.byte_masks and func is torch.ops.aten.bernoulli_.float:
             self._resize(_key(output), output.numel())
         if len(self._bytes) > before:
-            self.moments.append(Moment(self.stage, self.gradients, self.activations, self.working))
+            self.note_moment()
         return output
+
+    def note_moment(self) -> None:
+        self.moments.append(Moment(self.stage, self.gradients, self.activations, self.working))
+
+    def end_forward(self) -> None:
+        """What is alive here stays for the backward pass; copies of weights that autocast kept are gone."""
+        self.in_backward, self.forward = True, self.activations
+        self.recomputed = [0] * self._stage_count
+        for key, stage in self._inside.items():
+            self.recomputed[stage] += self._bytes[key]
 
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -242,6 +256,8 @@ class _Tracker(TorchDispatchMode):
         if key in self._bytes or key in self._ignored:
             return
         self._kinds[key], self._bytes[key] = "working" if self.in_backward else "activations", 0
+        if self._in_stage:
+            self._inside[key] = self.stage
         self._resize(key, storage.nbytes())
         self._ends[key] = weakref.ref(storage, lambda _: self._remove(key))
 
@@ -253,6 +269,7 @@ class _Tracker(TorchDispatchMode):
     def _remove(self, key: int) -> None:
         self._resize(key, 0)
         del self._kinds[key], self._bytes[key], self._ends[key]
+        self._inside.pop(key, None)
 
     def _note_gradient(self, parameter: Tensor) -> None:
         """What the backward pass has made for a parameter stays from here on."""
@@ -264,19 +281,15 @@ class _Tracker(TorchDispatchMode):
         self._resize(key, count)
 
     def _watch(self, stage: nn.Module, number: int) -> None:
-        """Learn when a stage begins its forward and its backward pass, and what it leaves in memory."""
-        before = 0
+        """Learn when a stage begins its forward and its backward pass, and what it hands on."""
 
         def begin(_module: nn.Module, _arguments: Any) -> None:
-            nonlocal before
-            self.stage, before = number, self.activations
+            self.stage, self._in_stage = number, True
 
         def end(_module: nn.Module, _arguments: Any, output: Any) -> None:
-            outputs = _tensors(output)
-            kept = sum(self._bytes.get(key, 0) for key in {_key(tensor) for tensor in outputs})
-            self.recomputed.append(max(0, self.activations - before - kept))
-            self.stage = number + 1
-            for tensor in outputs:
+            self.stage, self._in_stage = number + 1, False
+            for tensor in _tensors(output):
+                self._inside.pop(_key(tensor), None)
                 if tensor.requires_grad:
                     tensor.register_hook(begin_backward)
 
