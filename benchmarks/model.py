@@ -31,8 +31,8 @@ from _peers import HEAD, PlainTimeSformer, Repeating, TransformersTimeSformer
 
 from cover.machine import reuse_memory
 from cover.mixture.pack import Pack
-from cover.model.cost import multiply_adds
 from cover.model.presets import model_config
+from cover.model.profile import forward_cost, on_meta
 from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
 from cover.training.step import StepSettings, train_step
 
@@ -186,7 +186,7 @@ def measure(name: str, device: torch.device, dtype: str, rounds: int, compiled: 
     torch._dynamo.config.recompile_limit = 64  # many networks and layouts in one process: none of them may fall back to eager
     rows = contenders(work, device, dtype == "bf16", compiled)
     apart = check_same(rows, dtype == "bf16")
-    operations = 2 * multiply_adds(work.config(), work.groups[device.type], work.size)
+    operations = 2 * forward_cost(on_meta(work.config(), {}), work.groups[device.type], work.size).multiply_adds
     peak, peak_operations = matmul(device, torch.bfloat16 if dtype == "bf16" else torch.float32)
     found: dict[str, Any] = {"workload": name, "title": work.title, "dtype": dtype, "groups": work.groups[device.type], "apart": apart}
     for stage, factor in (("forward", 1), ("training step", 3)):

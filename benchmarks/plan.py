@@ -1,4 +1,4 @@
-"""How near is `cover plan` to what a training step takes? Memory and time, planned and measured, on the device that is here.
+"""Memory and time of a training step as `cover plan` says and as measured, on the device that is here.
 
     python benchmarks/plan.py                       # table; JSON with --json FILE
     python benchmarks/plan.py --device cuda --mfu 0.4
@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import in_turns, matmul, peak_bytes, show, where, write
 
+from cover.hardware import CPU_MFU, GPU_MFU
 from cover.machine import reuse_memory
-from cover.model.cost import multiply_adds, parameters
 from cover.model.presets import model_config
+from cover.model.profile import count_parameters, forward_cost, on_meta
 from cover.model.timesformer import Groups, Head, TimeSformer
-from cover.training.memory import Ways, step_memory
-from cover.training.plan import CPU_SHARE, GPU_SHARE
+from cover.planning.memory import StepOptions, step_memory
 from cover.training.step import StepSettings, train_step
 from model import CLASSES, HEAD, make_pack
 
@@ -81,16 +81,17 @@ def measure(case: Case, device: torch.device, bf16: bool, share: float, rounds: 
     network.zero_grad(set_to_none=True)
     state = sum(3 * parameter.nbytes for parameter in network.parameters())  # weights and AdamW's two means
     found = state + pack.frames.nbytes + peak_bytes(step, device)
-    memory = step_memory(config, {HEAD: CLASSES}, case.groups, case.size, Ways(case.checkpointing, bf16))
+    model = on_meta(config, {HEAD: CLASSES})
+    memory = step_memory(model, case.groups, case.size, StepOptions(case.checkpointing, bf16))
     passes = 4 if case.checkpointing else 3
     rate = operations / statistics.median(seconds["matmul"])
     return {
         "case": case.title,
-        "parameters": parameters(config, {HEAD: CLASSES}).total,
+        "parameters": count_parameters(model).total,
         "bytes": found,
         "bytes_planned": memory.tensors,
         "seconds": statistics.median(seconds["step"]),
-        "seconds_planned": 2 * passes * multiply_adds(config, case.groups, case.size, CLASSES) / rate / share,
+        "seconds_planned": 2 * passes * forward_cost(model, case.groups, case.size).multiply_adds / rate / share,
     }
 
 
@@ -123,7 +124,7 @@ def main() -> None:
     reuse_memory()
     device = torch.device(args.device)
     on_gpu = device.type == "cuda"
-    share = args.mfu or (GPU_SHARE if on_gpu else CPU_SHARE)
+    share = args.mfu or (GPU_MFU if on_gpu else CPU_MFU)
     rows = []
     for case in CASES[device.type][: args.first]:
         rows.append(measure(case, device, on_gpu, share, args.rounds))

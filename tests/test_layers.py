@@ -18,6 +18,7 @@ MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py") if pa
 LAYERS = (
     ("errors",),
     ("console", "config", "machine"),
+    ("hardware",),
     ("media",),
     ("datasets",),
     ("transforms",),
@@ -25,6 +26,7 @@ LAYERS = (
     ("model",),
     ("evaluation",),
     ("training",),
+    ("planning",),
     ("inference",),
     ("sandbox",),
     ("studies",),

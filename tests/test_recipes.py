@@ -10,8 +10,8 @@ import pytest
 from cover import config
 from cover.datasets.catalog import load_catalog
 from cover.mixture.schedule import Source, rates_by, split_batch, steps_for
-from cover.model.cost import parameters
 from cover.model.presets import model_config
+from cover.model.profile import count_parameters, on_meta
 from cover.studies import demo
 from cover.studies.grid.file import Study
 from cover.training.recipe import Recipe
@@ -94,7 +94,7 @@ def test_the_networks_are_as_large_as_published(name: str, millions: float) -> N
     shape = model_config(
         recipe.model.preset, size=recipe.model.size, frames=recipe.data.frames, attention=recipe.model.attention, time=recipe.model.time
     )
-    found = parameters(shape, {name: SIZES[name][1] for name in recipe.data.sets})
+    found = count_parameters(on_meta(shape, {name: SIZES[name][1] for name in recipe.data.sets}))
     assert found.total / 1e6 == pytest.approx(millions, rel=5e-3)
 
 

@@ -392,11 +392,11 @@ def _milliseconds(text: str) -> float:
 def _plan(args: argparse.Namespace, rest: list[str]) -> int:
     from cover import config
     from cover.console import write_json
-    from cover.training.devices import find_device
+    from cover.hardware import find_device, make_cluster
+    from cover.planning.estimate import plan
+    from cover.planning.reading import read_ms, reading_costs
+    from cover.planning.table import print_plan
     from cover.training.holdings import find_holdings, read_numbers
-    from cover.training.plan import make_cluster, plan
-    from cover.training.plan_table import print_plan
-    from cover.training.reading_cost import read_ms, reading_costs
     from cover.training.recipe import Recipe
 
     recipe = config.load(Recipe, args.recipe, rest)

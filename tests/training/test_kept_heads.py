@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from cover import config
 from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate_release
+from cover.hardware import find_device, make_cluster
 from cover.inference.predictor import Predictor
 from cover.model.timesformer import Head
 from cover.model.weights import find_release, read_config
-from cover.training.devices import find_device
+from cover.planning.estimate import plan
+from cover.planning.reading import reading_costs
 from cover.training.heads import kept_facts, kept_heads, with_kept
 from cover.training.holdings import find_holdings
-from cover.training.plan import make_cluster, plan
-from cover.training.reading_cost import reading_costs
 from cover.training.recipe import Checkpoints, Data, Distributed, Optimizer, Pattern, Recipe, Start
 from cover.training.train import train
 

@@ -1,4 +1,4 @@
-"""What does `cover describe` say of a network? Sizes and costs in figures, before anything is downloaded, read or trained."""
+"""The figures of `cover describe`: sizes and costs of a network, before anything is downloaded, read or trained."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cover.errors import UserError
-from cover.model.cost import activation_bytes, multiply_adds, pack_of, parameters, tokens
-from cover.model.timesformer import ModelConfig
-
-FLOAT32 = 4  # bytes
+from cover.model.profile import FLOAT32, count_parameters, forward_cost, on_meta, pack_of, trace_step
+from cover.model.timesformer import ModelConfig, TimeSformer
 
 
 def read_heads(text: str) -> dict[str, int]:
@@ -31,21 +29,22 @@ def describe(config: ModelConfig, heads: Mapping[str, int], views: tuple[int, in
 
     The step has one Pack of `batch` clips and `images` images, fp32 parameters and AdamW. Raises `UserError`.
     """
-    clip, image = pack_of(1, config.frames, 0), pack_of(0, config.frames, 1)
+    model = on_meta(config, heads)
+    clip, image = (forward_cost(model, pack_of(*pack), config.size) for pack in ((1, config.frames, 0), (0, config.frames, 1)))
     return {
-        **_of_weights(config, heads),
+        **_of_weights(model, config, heads),
         "views": f"{views[0]}x{views[1]}",
-        "tokens_per_clip": tokens(config, clip, config.size),
-        "tokens_per_image": tokens(config, image, config.size),
-        "multiply_adds_per_view": multiply_adds(config, clip, config.size, sum(heads.values())),
-        "multiply_adds_per_protocol": views[0] * views[1] * multiply_adds(config, clip, config.size, sum(heads.values())),
-        "multiply_adds_per_image": multiply_adds(config, image, config.size, sum(heads.values())),
-        **_of_step(config, heads, batch, images),
+        "tokens_per_clip": clip.tokens,
+        "tokens_per_image": image.tokens,
+        "multiply_adds_per_view": clip.multiply_adds,
+        "multiply_adds_per_protocol": views[0] * views[1] * clip.multiply_adds,
+        "multiply_adds_per_image": image.multiply_adds,
+        **_of_step(model, config, batch, images),
     }
 
 
-def _of_weights(config: ModelConfig, heads: Mapping[str, int]) -> dict[str, Any]:
-    count = parameters(config, heads)
+def _of_weights(model: TimeSformer, config: ModelConfig, heads: Mapping[str, int]) -> dict[str, Any]:
+    count = count_parameters(model)
     return {
         "frames": config.frames,
         "size": config.size,
@@ -63,16 +62,16 @@ def _of_weights(config: ModelConfig, heads: Mapping[str, int]) -> dict[str, Any]
     }
 
 
-def _of_step(config: ModelConfig, heads: Mapping[str, int], batch: int, images: int) -> dict[str, Any]:
+def _of_step(model: TimeSformer, config: ModelConfig, batch: int, images: int) -> dict[str, Any]:
     groups = pack_of(batch, config.frames, images)
-    activations = {
-        f"activation_bytes{'_bf16' * bf16}{'_checkpointed' * checkpointing}": activation_bytes(
-            config, groups, config.size, checkpointing, bf16
-        )
-        for bf16 in (False, True)
-        for checkpointing in (False, True)
-    }
-    adds = multiply_adds(config, groups, config.size, sum(heads.values()))
+    trained = model if model.heads else on_meta(config, {"any": 1})  # without a head nothing would be kept for training
+    activations = {}
+    for bf16 in (False, True):
+        trace = trace_step(trained, groups, config.size, bf16, backward=False)
+        for checkpointing in (False, True):
+            name = f"activation_bytes{'_bf16' * bf16}{'_checkpointed' * checkpointing}"
+            activations[name] = trace.activation_bytes(checkpointing)
+    adds = forward_cost(model, groups, config.size).multiply_adds
     return {"batch": batch, "images": images, "multiply_adds_per_step": 3 * adds, **activations}
 
 

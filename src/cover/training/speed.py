@@ -1,4 +1,4 @@
-"""How much work is a step, how much of it could the device do in a second, and what memory does it take?"""
+"""The work of a training step, what the device could do in a second, and the memory that is taken."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from functools import cache
 import torch
 
 from cover.errors import UserError
+from cover.hardware import MATMUL_SIDE, find_device, matmul_rate
 from cover.mixture.schedule import Schedule
-from cover.model.cost import multiply_adds, tokens
+from cover.model.profile import forward_cost, on_meta
 from cover.model.timesformer import TimeSformer
-from cover.training.devices import MATMUL_SIDE, find_device, matmul_rate
 
 PASSES = 3  # forward, and the backward pass's two products for each of its own
 
@@ -22,7 +22,7 @@ PASSES = 3  # forward, and the backward pass's two products for each of its own
 class Work:
     """What the scheduled global batch of one step holds: `samples`, `tokens` of one layer, and `flops`, two for each multiply-add.
 
-    The multiply-adds are those of the published function, forward and backward (`model.cost`); what checkpointing computes again and
+    The multiply-adds are those of the published function, forward and backward (`model.profile`); what checkpointing computes again and
     what frozen layers save is left out, as everybody leaves it out of an MFU.
     """
 
@@ -34,9 +34,9 @@ class Work:
 def work_of(model: TimeSformer, schedule: Schedule, size: int) -> Work:
     """The work of a step of `schedule` with frames of `size` pixels."""
     groups = tuple((group.samples, group.frames) for group in schedule.groups)
-    classes = sum(len(head.classes) for head in model.head_list)
-    flops = 2 * PASSES * multiply_adds(model.config, groups, size, classes)
-    return Work(sum(samples for samples, _ in groups), tokens(model.config, groups, size), flops)
+    without_numbers = on_meta(model.config, {head.name: len(head.classes) for head in model.head_list})
+    cost = forward_cost(without_numbers, groups, size)
+    return Work(sum(samples for samples, _ in groups), cost.tokens, 2 * PASSES * cost.multiply_adds)
 
 
 def peak_flops(device: torch.device, bf16: bool) -> tuple[float | None, str]:

@@ -11,8 +11,8 @@ import pytest
 from cover import config
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
-from cover.model.cost import multiply_adds
 from cover.model.presets import model_config
+from cover.model.profile import forward_cost, on_meta
 from cover.studies.grid.cells import Grid, Job
 from cover.studies.grid.derive import Deriver, Part
 from cover.studies.grid.file import ARMS, Origin, Size, Study, Transfer
@@ -79,7 +79,7 @@ def test_at_equal_compute_the_multiply_adds_are_equal(make_grid: MakeGrid) -> No
             recipe.batch * sum(w for n, w in recipe.data.weights.items() if members[n] == 1) / sum(recipe.data.weights.values() or [1])
         )
         groups = ((recipe.batch - images, 4), (images, 1)) if images else ((recipe.batch, 4),)
-        return recipe.steps * multiply_adds(shape, groups, 32)
+        return recipe.steps * forward_cost(on_meta(shape, {}), groups, 32).multiply_adds
 
     costs = [work(grid.jobs[cell.job].recipe) for cell in grid.cells if cell.kind == "arm"]
     assert max(costs) / min(costs) < 1.03

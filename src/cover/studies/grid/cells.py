@@ -16,8 +16,8 @@ from typing import Any
 
 from cover import config
 from cover.mixture.schedule import Schedule, Source, rates_by, split_batch
-from cover.model.cost import multiply_adds
 from cover.model.presets import model_config
+from cover.model.profile import forward_cost, on_meta
 from cover.studies.grid.derive import Deriver, Part
 from cover.studies.grid.file import Origin, Size, Study, Transfer
 from cover.training.recipe import Checkpoints, Data, Pattern, Recipe, Start
@@ -328,4 +328,5 @@ class Mix:
         """Multiply-adds of a step."""
         model = self.study.model
         shape = model_config(model.preset, size=model.size, frames=self.study.frames, attention=model.attention, time=model.time)
-        return multiply_adds(shape, tuple((group.samples, group.frames) for group in schedule.groups), model.size, 0)
+        groups = tuple((group.samples, group.frames) for group in schedule.groups)
+        return forward_cost(on_meta(shape, {}), groups, model.size).multiply_adds

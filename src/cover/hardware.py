@@ -1,4 +1,4 @@
-"""What can a device do? Speeds, memory and links of common accelerators, from their makers' sheets, and this machine's own, measured.
+"""Accelerators and clusters of them: speeds, memory and links from their makers' sheets, and this machine's own, measured.
 
 NVIDIA's data sheets: "H100 Tensor Core GPU" (SXM5, PCIe), "H200 Tensor Core GPU" (SXM), "A100 Tensor Core GPU" (40 and 80 GB SXM), "L40S";
 for the RTX 4090 the "Ada GPU architecture" white paper, appendix A. Speeds are those of dense matrices (the sheets print twice that, with
@@ -16,9 +16,12 @@ from dataclasses import dataclass
 import torch
 
 from cover.errors import UserError, nearest
+from cover.machine import cores as cores_here
 
 USABLE = 0.94  # of the memory on the sheet: driver, context, error correction (a sheet's 80 GB H100 offers about 79 GiB, an L40S 45 of 48)
 MATMUL_SIDE, MATMUL_ROUNDS = 1536, 5
+GPU_MFU, CPU_MFU = 0.40, 0.50  # of the peak that training reaches: assumed; and about what was measured (docs/planning.md)
+GPU_CORES = 12  # for each GPU: those of common machines of eight (assumed)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,28 @@ class Device:
         return self.bf16 if bf16 else self.fp32
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """What a run is planned on: `devices` of one kind, `beside` each other in a machine, `cores` of a CPU for each.
+
+    `share`: of the peak arithmetic that training reaches. `network`: bytes/s of each device to other machines. `assumed`: whether the
+    share was not given.
+    """
+
+    device: Device
+    devices: int
+    beside: int
+    cores: int
+    share: float
+    network: float
+    assumed: bool = False
+
+    @property
+    def link(self) -> float:
+        """Bytes/s of the slowest stretch of a ring through all devices."""
+        return self.device.link if self.devices <= self.beside else min(self.device.link, self.network)
+
+
 def _gpu(name: str, title: str, bf16: float, fp32: float, gib: int, link: float) -> Device:
     return Device(name, title, bf16 * 1e12, fp32 * 1e12, USABLE * gib * 2**30, link * 1e9)
 
@@ -58,7 +83,7 @@ DEVICES = {
         _gpu("rtx4090", "NVIDIA GeForce RTX 4090", 165.2, 82.6, 24, 32),
     )
 }
-# What CUDA calls them, the more telling first.
+# The names that CUDA gives them, the more specific first.
 _CUDA_NAMES = (
     (r"H200", "h200"), (r"H100.*PCIe", "h100-pcie"), (r"H100", "h100"), (r"A100.*80", "a100-80"), (r"A100", "a100-40"),
     (r"L40S", "l40s"), (r"RTX 4090", "rtx4090"),
@@ -102,3 +127,18 @@ def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
     began = time.perf_counter()
     torch.mm(a, b)
     return time.perf_counter() - began
+
+
+def make_cluster(
+    device: Device, devices: int, cores: int | None, share: float | None, network_gbit: float, beside: int | None = None
+) -> Cluster:
+    """A cluster, with defaults for what is None: cores, `share` and `beside`. Raises `UserError`."""
+    if device.shared and devices > 1:
+        raise UserError(f"--gpus: {devices} of this CPU cannot be planned; name a device, as in --device h200")
+    if share is not None and not 0 < share <= 1:
+        raise UserError(f"--mfu: {share:g} is no share of the peak; give one above 0 and at most 1, as in 0.4")
+    if not network_gbit > 0:
+        raise UserError(f"--network: {network_gbit:g} is no speed; give Gbit/s for each device, as in 400")
+    default_cores, default_share = (cores_here(), CPU_MFU) if device.shared else (GPU_CORES, GPU_MFU)
+    network = network_gbit * 1e9 / 8
+    return Cluster(device, devices, beside or device.beside, cores or default_cores, share or default_share, network, share is None)

@@ -1,4 +1,4 @@
-"""What will a run take, before it is begun? Memory, arithmetic, reading and talk between devices, and which of them it will wait for.
+"""The cost of a run before it begins: memory, arithmetic, reading, communication, and which of them it will wait for.
 
 cover plan recipes/sandbox/cotrain.yaml --gpus 8 --device h200
 """
@@ -6,66 +6,44 @@ cover plan recipes/sandbox/cotrain.yaml --gpus 8 --device h200
 from __future__ import annotations
 
 import math
-import os
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cover.errors import UserError
+from cover.hardware import Cluster
 from cover.machine import default_workers
 from cover.mixture.schedule import Group
-from cover.model.cost import multiply_adds, on_meta, parameters, tokens
 from cover.model.lean import Groups
 from cover.model.presets import model_config
-from cover.model.timesformer import ModelConfig
-from cover.training.devices import Device
+from cover.model.profile import FLOAT32, ForwardCost, count_parameters, forward_cost, on_meta, temporal_parameters
+from cover.model.timesformer import TimeSformer
+from cover.planning.memory import StepMemory, StepOptions, step_memory
+from cover.planning.reading import ReadingCost
 from cover.training.holdings import Holding, classes_kept, classes_of_heads, drawn_by_the_end, step_groups, steps_of
-from cover.training.memory import FLOAT32, Memory, Ways, step_memory
 from cover.training.parameters import matches
-from cover.training.reading_cost import ReadingCost
 from cover.training.recipe import Recipe
 
-LINK_SHARE = 0.7  # of a link's speed that a ring of devices reaches (assumed)
-GPU_SHARE, CPU_SHARE = 0.40, 0.50  # of the peak that training reaches: assumed; and about what was measured (docs/planning.md)
-GPU_CORES = 12  # for each GPU: those of common machines of eight (assumed)
+LINK_FRACTION = 0.7  # of a link's speed that a ring of devices reaches (assumed)
 MOST_WORKERS = 16  # of one device, where a recipe does not say how many (cover.machine.default_workers)
-MOST_PARTS = 64  # micro-batches that are tried
+MOST_MICRO_BATCHES = 64  # that are tried
 SOME = 0.05  # of a step that is worth a word
 PREPARING_MS = 50.0  # a prepared clip takes less (docs/preparing.md)
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """What a run is planned on: `devices` of one kind, `beside` each other in a machine, `cores` of a CPU for each.
-
-    `share`: of the peak arithmetic that training reaches. `network`: bytes/s of each device to other machines. `assumed`: whether the
-    share was not given.
-    """
-
-    device: Device
-    devices: int
-    beside: int
-    cores: int
-    share: float
-    network: float
-    assumed: bool = False
-
-    @property
-    def link(self) -> float:
-        """Bytes/s of the slowest stretch of a ring through all devices."""
-        return self.device.link if self.devices <= self.beside else min(self.device.link, self.network)
-
-
-@dataclass(frozen=True)
 class Step:
-    """One step of a recipe on a cluster: the network, its heads, and what each device takes of the samples, all micro-batches together."""
+    """One step of a recipe on a cluster.
+
+    `model`: on the meta device; what is not trained requires no gradient. `heads`: name -> classes. `groups`: what each
+    device takes of the samples, all micro-batches together.
+    """
 
     recipe: Recipe
     cluster: Cluster
-    config: ModelConfig
+    model: TimeSformer
     heads: Mapping[str, int]
     groups: Groups
-    untrained: int
 
     @property
     def size(self) -> int:
@@ -74,6 +52,11 @@ class Step:
     @property
     def bf16(self) -> bool:
         return self.recipe.precision == "bf16"
+
+    @property
+    def cost(self) -> ForwardCost:
+        """Cost of the forward pass of one device; all devices take the same."""
+        return forward_cost(self.model, self.groups, self.size)
 
 
 def plan(recipe: Recipe, cluster: Cluster, holdings: Sequence[Holding], costs: Mapping[str, ReadingCost]) -> dict[str, Any]:
@@ -123,16 +106,19 @@ def make_step(recipe: Recipe, cluster: Cluster, holdings: Sequence[Holding], gro
     kept = classes_kept(recipe, trained)
     heads = {**trained, **kept}
     mine = tuple((group.samples // cluster.devices, group.frames) for group in groups)
-    return Step(recipe, cluster, config, heads, mine, _untrained(recipe, config, heads, groups, kept))
+    model = on_meta(config, heads)
+    _freeze(model, recipe, images_only=all(group.frames == 1 for group in groups), kept=kept)
+    return Step(recipe, cluster, model, heads, mine)
 
 
-def _untrained(recipe: Recipe, config: ModelConfig, heads: Mapping[str, int], groups: Sequence[Group], kept: Iterable[str]) -> int:
-    """Parameters that stay as they are: what a pattern freezes, heads that are `kept`, and the temporal branch where there is no clip."""
-    model, images_only = on_meta(config, heads), all(group.frames == 1 for group in groups)
-    found = matches(model, recipe.optimizer.patterns)
-    frozen = {name for pattern, names in found.items() for name in names if recipe.optimizer.patterns[pattern].freeze}
+def _freeze(model: TimeSformer, recipe: Recipe, images_only: bool, kept: Iterable[str]) -> None:
+    """Take the gradient from what a pattern freezes, the heads of `kept` and, without clips, the temporal branch."""
+    patterns = recipe.optimizer.patterns
+    frozen = {name for pattern, names in matches(model, patterns).items() if patterns[pattern].freeze for name in names}
     frozen |= {name for name, _ in model.named_parameters() for head in kept if name.startswith(f"heads.{head}.")}
-    return sum(p.numel() for name, p in model.named_parameters() if name in frozen or (images_only and model.is_temporal(name)))
+    frozen |= temporal_parameters(model) if images_only else frozenset()
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
 
 
 def _sets(groups: Sequence[Group], holdings: Sequence[Holding], costs: Mapping[str, ReadingCost], steps: int) -> list[dict[str, Any]]:
@@ -154,17 +140,17 @@ def _sets(groups: Sequence[Group], holdings: Sequence[Holding], costs: Mapping[s
 def _make_up(step: Step, groups: Sequence[Group]) -> dict[str, Any]:
     """A whole step, over all devices."""
     whole = tuple((group.samples, group.frames) for group in groups)
-    count = parameters(step.config, step.heads)
-    adds = 3 * multiply_adds(step.config, whole, step.size, sum(step.heads.values()))
+    count = count_parameters(step.model)
+    adds = 3 * step.cost.multiply_adds * step.cluster.devices
     return {
         "groups": [{"samples": samples, "frames": frames} for samples, frames in whole],
-        "tokens": tokens(step.config, whole, step.size),
+        "tokens": step.cost.tokens * step.cluster.devices,
         "multiply_adds": adds,
         "flop": 2 * adds,
         "parameters": count.total,
         "parameters_body": count.body,
         "parameters_heads": count.heads,
-        "parameters_trained": count.total - step.untrained,
+        "parameters_trained": count.trained,
         "heads": dict(step.heads),
     }
 
@@ -172,23 +158,22 @@ def _make_up(step: Step, groups: Sequence[Group]) -> dict[str, Any]:
 # --- memory ---------------------------------------------------------------------------------------------------------------------
 
 
-def memory_of(step: Step) -> Memory:
+def memory_of(step: Step) -> StepMemory:
     """Of one device, as the recipe says."""
     recipe, devices = step.recipe, step.cluster.devices
     sharded = recipe.distributed.strategy == "fsdp" and devices > 1
     adam = recipe.optimizer.name == "adamw"
-    ways = Ways(
+    options = StepOptions(
         checkpointing=recipe.model.checkpointing,
         bf16=step.bf16,
-        parts=recipe.accumulation,
-        means=2 if adam else int(recipe.optimizer.momentum > 0),
-        average=recipe.ema > 0,
-        untrained=step.untrained,
+        micro_batches=recipe.accumulation,
+        optimizer_states=2 if adam else int(recipe.optimizer.momentum > 0),
+        ema=recipe.ema > 0,
         shards=devices if sharded else 1,
-        buckets=devices > 1 and not sharded,
-        mask=FLOAT32 if step.cluster.device.shared else 1,
+        ddp=devices > 1 and not sharded,
+        byte_masks=not step.cluster.device.shared,
     )
-    return step_memory(step.config, step.heads, step.groups, step.size, ways)
+    return step_memory(step.model, step.groups, step.size, options)
 
 
 def variants(step: Step) -> Iterator[Step]:
@@ -225,25 +210,34 @@ def _way(step: Step) -> dict[str, Any]:
 def what_fits(step: Step) -> str:
     """The smallest change of the recipe that fits a step into the memory of its devices."""
     several = step.cluster.devices > 1
-    tries = [
-        *((f"accumulation: {parts}", changed(step, accumulation=parts)) for parts in _finer(step)),
-        ("model.checkpointing: true", changed(step, checkpointing=True)),
-        *((f"accumulation: {parts} and model.checkpointing: true", changed(step, None, True, parts)) for parts in _finer(step)),
-        *([("distributed.strategy: fsdp", changed(step, "fsdp"))] if several else []),
-        *([("distributed.strategy: fsdp and model.checkpointing: true", changed(step, "fsdp", True))] if several else []),
-    ]
-    fitting = (text for text, variant in tries if memory_of(variant).total <= step.cluster.device.memory)
-    return next(fitting, "more or larger devices, or a smaller batch, model.size or data.frames")
+    if parts := _fewest_micro_batches(step):
+        return f"accumulation: {parts}"
+    if _fits(changed(step, checkpointing=True)):
+        return "model.checkpointing: true"
+    if parts := _fewest_micro_batches(changed(step, checkpointing=True)):
+        return f"accumulation: {parts} and model.checkpointing: true"
+    if several and _fits(changed(step, "fsdp")):
+        return "distributed.strategy: fsdp"
+    if several and _fits(changed(step, "fsdp", True)):
+        return "distributed.strategy: fsdp and model.checkpointing: true"
+    return "more or larger devices, or a smaller batch, model.size or data.frames"
 
 
-def _finer(step: Step) -> list[int]:
-    """More micro-batches that share out what a device takes, mixed pairs undivided."""
+def _fits(step: Step) -> bool:
+    return memory_of(step).total <= step.cluster.device.memory
+
+
+def _fewest_micro_batches(step: Step) -> int | None:
+    """The fewest micro-batches, above the recipe's, that fit; None where none do. Mixed pairs stay together."""
     pair = 2 if step.recipe.augment.mixup or step.recipe.augment.cutmix else 1
-    return [
+    finer = [
         parts
-        for parts in range(step.recipe.accumulation + 1, MOST_PARTS + 1)
+        for parts in range(step.recipe.accumulation + 1, MOST_MICRO_BATCHES + 1)
         if all(samples % (parts * pair) == 0 for samples, _ in step.groups)
     ]
+    if not finer or not _fits(changed(step, accumulation=finer[-1])):
+        return None
+    return finer[bisect_left(finer, True, key=lambda parts: _fits(changed(step, accumulation=parts)))]
 
 
 # --- time -----------------------------------------------------------------------------------------------------------------------
@@ -283,8 +277,7 @@ def _together(step: Step, busy: float, core_seconds: float) -> float:
 def compute_seconds(step: Step) -> float:
     """Forward and backward pass of one device; with checkpointing the forward pass twice."""
     passes = 4 if step.recipe.model.checkpointing else 3
-    adds = multiply_adds(step.config, step.groups, step.size, sum(step.heads.values()))
-    return 2 * passes * adds / (step.cluster.device.peak(step.bf16) * step.cluster.share)
+    return 2 * passes * step.cost.multiply_adds / (step.cluster.device.peak(step.bf16) * step.cluster.share)
 
 
 def talk_seconds(step: Step, compute: float) -> tuple[float, float]:
@@ -296,10 +289,10 @@ def talk_seconds(step: Step, compute: float) -> tuple[float, float]:
     cluster, parts = step.cluster, step.recipe.accumulation
     if cluster.devices == 1:
         return 0.0, 0.0
-    count = parameters(step.config, step.heads).total
+    count = count_parameters(step.model)
     sharded = step.recipe.distributed.strategy == "fsdp"
-    numbers = 2 * parts * count + count - step.untrained if sharded else 2 * (count - step.untrained)
-    seconds = FLOAT32 * numbers * (cluster.devices - 1) / cluster.devices / (LINK_SHARE * cluster.link)
+    numbers = 2 * parts * count.total + count.trained if sharded else 2 * count.trained
+    seconds = FLOAT32 * numbers * (cluster.devices - 1) / cluster.devices / (LINK_FRACTION * cluster.link)
     backward = 3 / 4 if step.recipe.model.checkpointing else 2 / 3
     return seconds, compute if sharded else compute * backward / parts
 
@@ -406,17 +399,3 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
     if facts["compile"]:
         found.append("memory is that of plain blocks; compiled ones keep up to a quarter more activations")
     return found
-
-
-def make_cluster(
-    device: Device, devices: int, cores: int | None, share: float | None, network_gbit: float, beside: int | None = None
-) -> Cluster:
-    """With what goes without saying. Raises `UserError`."""
-    if device.shared and devices > 1:
-        raise UserError(f"--gpus: {devices} of this CPU cannot be planned; name a device, as in --device h200")
-    if share is not None and not 0 < share <= 1:
-        raise UserError(f"--mfu: {share:g} is no share of the peak; give one above 0 and at most 1, as in 0.4")
-    if not network_gbit > 0:
-        raise UserError(f"--network: {network_gbit:g} is no speed; give Gbit/s for each device, as in 400")
-    usual = (len(os.sched_getaffinity(0)), CPU_SHARE) if device.shared else (GPU_CORES, GPU_SHARE)
-    return Cluster(device, devices, beside or device.beside, cores or usual[0], share or usual[1], network_gbit * 1e9 / 8, share is None)

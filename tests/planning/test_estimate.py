@@ -18,10 +18,10 @@ from cover import config
 from cover.cli import main
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
-from cover.training.devices import DEVICES, find_device
+from cover.hardware import DEVICES, find_device, make_cluster
+from cover.planning.estimate import plan
+from cover.planning.reading import reading_costs
 from cover.training.holdings import classes_of_heads, drawn_by_the_end, find_holdings, read_numbers, step_groups, steps_of
-from cover.training.plan import make_cluster, plan
-from cover.training.reading_cost import reading_costs
 from cover.training.recipe import Data, Distributed, Model, Recipe
 from cover.training.train import build_model, find_members, make_schedule, with_steps
 

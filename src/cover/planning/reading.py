@@ -1,4 +1,4 @@
-"""How long does one core take to read a sample of each data set? Measured here, as told, or as measured elsewhere."""
+"""The time that one core takes to read a sample of each data set: measured here, given, or assumed."""
 
 from __future__ import annotations
 

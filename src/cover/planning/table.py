@@ -1,4 +1,4 @@
-"""How is a plan shown? Tables on stdout, then one line that names the bottleneck."""
+"""A plan on the terminal: tables on stdout, then one line that names the bottleneck."""
 
 from __future__ import annotations
 

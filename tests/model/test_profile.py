@@ -1,0 +1,328 @@
+"""What the profile of a network says against formulas written out here, published figures, and what really runs.
+
+Multiply-adds: the products of a divided block, written out for every layout. Memory: the storages that autograd holds
+after a forward pass in training, parameters left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from cover.errors import UserError
+from cover.model.presets import model_config
+from cover.model.profile import (
+    count_parameters,
+    forward_cost,
+    largest_stage,
+    on_meta,
+    pack_of,
+    temporal_parameters,
+    trace_step,
+)
+from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
+
+SHAPE: dict[str, Any] = {"width": 32, "depth": 2, "attention_heads": 4, "patch": 8, "size": 24, "frames": 4}
+HEADS = {"motion": 3, "things": 5}
+COTRAINED = {"k400": 400, "ssv2": 174, "mit": 339, "imagenet": 1000}
+LAYOUTS: list[Groups] = [((2, 4),), ((3, 1),), ((2, 4), (3, 1)), ((1, 8), (2, 4), (1, 2), (2, 1)), ((1, 8), (2, 3))]
+KINDS = pytest.mark.parametrize(
+    "kind",
+    [{"attention": a, "time": t} for a in ("divided", "joint", "space") for t in ("rotary", "additive")]
+    + [{"image_temporal": "skip", "time": t} for t in ("rotary", "additive")],
+    ids=lambda kind: "-".join(kind.values()),
+)
+LAYOUT = pytest.mark.parametrize("groups", LAYOUTS, ids=str)
+
+
+def build(config: ModelConfig, heads: dict[str, int] = HEADS) -> TimeSformer:
+    return TimeSformer(config, tuple(Head(name, tuple(map(str, range(classes)))) for name, classes in heads.items()))
+
+
+def products(config: ModelConfig, groups: Groups, size: int, classes: int) -> int:
+    """Multiply-adds of the published function, product by product: each as rows x columns x inner length."""
+    width, hidden, patches = config.width, int(config.width * config.mlp_ratio), (size // config.patch) ** 2
+    total = sum(samples for samples, _ in groups) * width * classes
+    for samples, frames in groups:
+        rows, divided = samples * frames * (1 + patches), config.attention == "divided"
+        embedding = samples * frames * patches * 3 * config.patch**2 * width
+        spatial = rows * 4 * width * width + rows * 2 * width * hidden
+        if config.attention == "joint":
+            spatial += 2 * samples * (1 + frames * patches) ** 2 * width
+        else:
+            spatial += 2 * rows * (1 + patches) * width
+        temporal = rows * (4 + 1) * width * width + 2 * rows * frames * width
+        if frames == 1:  # value and output projections, and temporal_fc
+            temporal = rows * 3 * width * width if config.image_temporal == "attend" else 0
+        total += embedding + config.depth * (spatial + temporal * divided)
+    return total
+
+
+# --- multiply-adds ----------------------------------------------------------------------------------------------------------------
+
+
+@KINDS
+@LAYOUT
+def test_every_product_is_counted(kind: dict[str, Any], groups: Groups) -> None:
+    """Attention's two products and those of the blocks that are written by hand among them."""
+    config = ModelConfig(**SHAPE, **kind)
+    for size in (24, 40):
+        assert forward_cost(on_meta(config, HEADS), groups, size).multiply_adds == products(config, groups, size, 8)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mlp_ratio": 2.7}, {"patch": 4}, {"layer_scale": 0.1}, {"width": 20, "attention_heads": 2}], ids=str
+)
+def test_multiply_adds_of_other_shapes(changes: dict[str, Any]) -> None:
+    config = ModelConfig(**{**SHAPE, **changes})
+    assert forward_cost(on_meta(config, {}), LAYOUTS[2], 24).multiply_adds == products(config, LAYOUTS[2], 24, 0)
+
+
+def test_what_a_small_cpu_runs_is_what_is_counted() -> None:
+    """The counter does not know the fused attention of a CPU, but the products of the plain one."""
+    config, groups = ModelConfig(**SHAPE), LAYOUTS[3]
+    model = build(config)
+    model.set_merging(False)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(20, 3, 24, 24), groups)
+    assert counter.get_total_flops() == 2 * forward_cost(on_meta(config, HEADS), groups, 24).multiply_adds
+
+
+@pytest.mark.parametrize("groups", LAYOUTS[:2], ids=str)
+def test_a_training_step_is_three_forward_passes(groups: Groups) -> None:
+    config = ModelConfig(**SHAPE)
+    model = on_meta(config, HEADS)
+    model.set_merging(False)
+    frames = torch.empty(sum(s * t for s, t in groups), 3, 24, 24, device="meta", requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        torch.stack([scores.sum() for scores in model(frames, groups).values()]).sum().backward()
+    assert counter.get_total_flops() == 2 * 3 * forward_cost(model, groups, 24).multiply_adds
+
+
+def test_a_count_changes_nothing_of_the_network() -> None:
+    model = on_meta(ModelConfig(**SHAPE), HEADS)
+    forward_cost(model, LAYOUTS[2], 24)
+    assert model.training
+    assert all(block.merging for block in model.blocks)
+    assert all(parameter.is_meta and parameter.requires_grad for parameter in model.parameters())
+
+
+# --- the published figures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preset", "frames", "size", "heads", "millions", "tera"),
+    [
+        ("B/16", 8, 224, {"k400": 400}, 121.4, 0.59),
+        ("B/16", 16, 448, {"k400": 400}, 121.4 + (28**2 - 14**2) * 768e-6, 5.11),  # plus a larger position embedding
+        ("B/16", 96, 224, {"k400": 400}, 121.4, 7.14),
+        ("L/16", 16, 448, COTRAINED, 431, 17.6),
+    ],
+    ids=["TimeSformer", "TimeSformer-HR", "TimeSformer-L", "CoVeR"],
+)
+@pytest.mark.parametrize("time", ["rotary", "additive"])
+def test_published_sizes(preset: str, frames: int, size: int, heads: dict[str, int], millions: float, tera: float, time: str) -> None:
+    """TimeSformer, table 2 and section 4; CoVeR's as UniFormerV2 prints them (tables 6 to 11), three views each."""
+    config = model_config(preset, frames=frames, size=size, time=time)
+    model = on_meta(config, heads)
+    assert count_parameters(model).total / 1e6 == pytest.approx(millions, rel=5e-3)
+    assert 3 * forward_cost(model, ((1, frames),), size).multiply_adds / 1e12 == pytest.approx(tera, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("attention", "frames", "giga"),
+    [("divided", 8, 195.83), ("joint", 8, 180.16), ("space", 8, 140.50), ("divided", 1, 17.56 + 4.18), ("space", 1, 17.56)],
+)
+def test_multiply_adds_of_the_attention_kinds(attention: Any, frames: int, giga: float) -> None:
+    """As counted on transformers' models, whose temporal branch leaves the class token out where ours computes and drops
+    it (0.35 %). An image passes three more products in each divided block than in a ViT (`space`)."""
+    model = on_meta(model_config("B/16", attention=attention, time="additive"), {"k400": 400} if frames > 1 else {})
+    assert forward_cost(model, ((1, frames),), 224).multiply_adds / 1e9 == pytest.approx(giga, rel=4e-3)
+
+
+def test_merged_matrices_save_what_is_known_of_them() -> None:
+    model = on_meta(model_config("B/16"), {"k400": 400}).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(8, 3, 224, 224, device="meta"), ((1, 8),))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(190.80, abs=0.01)
+
+
+@pytest.mark.parametrize(("attention", "millions"), [("space", 85.9), ("joint", 85.9), ("divided", 121.4)])
+def test_parameters_of_the_attention_kinds(attention: str, millions: float) -> None:
+    """TimeSformer, table 1."""
+    assert count_parameters(on_meta(model_config("B/16", attention=attention), {"k400": 400})).total / 1e6 == pytest.approx(millions, rel=5e-3)
+
+
+# --- parameters and tokens --------------------------------------------------------------------------------------------------------
+
+
+@KINDS
+def test_parameters_in_their_parts(kind: dict[str, Any]) -> None:
+    config = ModelConfig(**SHAPE, **kind)
+    found, model = count_parameters(on_meta(config, HEADS)), build(config)
+    assert found == count_parameters(model)
+    assert found.total == found.trained == sum(p.numel() for p in model.parameters())
+    assert found.heads == 8 * 32 + 8
+    assert found.temporal == sum(p.numel() for name, p in model.named_parameters() if model.is_temporal(name))
+    assert count_parameters(on_meta(config, {})).total == found.body
+    assert largest_stage(model) == sum(p.numel() for p in model.blocks[0].parameters())
+
+
+def test_a_head_is_no_temporal_parameter_whatever_its_name() -> None:
+    config = ModelConfig(**SHAPE)
+    plain, named = on_meta(config, {"a": 2}), on_meta(config, {"temporal": 2})
+    assert count_parameters(named) == count_parameters(plain)
+    assert temporal_parameters(named) == temporal_parameters(plain)
+
+
+def test_tokens_and_packs() -> None:
+    assert forward_cost(on_meta(ModelConfig(), {}), pack_of(1, 8, 0), 224).tokens == 8 * 197
+    assert pack_of(2, 8, 3) == ((2, 8), (3, 1))
+    assert pack_of(2, 1, 3) == ((5, 1),)
+    assert pack_of(0, 8, 3) == ((3, 1),)
+    with pytest.raises(UserError, match="no clips and no images"):
+        pack_of(0, 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "part"), [("a", 0, "a=0"), ("a", 10**7, "1 to 1,000,000"), ("keys", 2, "keys"), ("a.b", 2, "a.b")]
+)
+def test_heads_that_cannot_be(name: str, classes: int, part: str) -> None:
+    with pytest.raises(UserError, match=r"^heads: ") as error:
+        on_meta(ModelConfig(**SHAPE), {name: classes})
+    assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------------------
+
+
+class Kept:
+    """The distinct storages that autograd holds, parameters left out."""
+
+    def __init__(self, model: TimeSformer) -> None:
+        self.parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self.storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+
+    def note(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.parameters:
+            self.storages[storage.data_ptr()] = storage
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self.storages.values())
+
+
+def kept(config: ModelConfig, groups: Groups, size: int, checkpointing: bool = False, bf16: bool = False) -> int:
+    """Bytes held after a forward pass; with `checkpointing` while the last block has been computed again."""
+    model = build(config).train()
+    model.set_checkpointing(checkpointing)
+    held, inputs = Kept(model), []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
+    frames = torch.randn(sum(s * t for s, t in groups), 3, size, size)
+    held.note(frames)  # as floats they stay, also where bf16 has its own
+    with (
+        torch.autograd.graph.saved_tensors_hooks(held.note, lambda x: x),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        _ = model(frames, groups)
+        if checkpointing:  # what a checkpoint holds is hidden from the hooks
+            _ = model.blocks[-1].forward(*inputs[-1])
+            for arguments in inputs:
+                held.note(arguments[0])
+    return held.bytes
+
+
+WIDER: dict[str, Any] = {"width": 96, "depth": 3, "attention_heads": 4, "patch": 8, "frames": 4}
+CHECKPOINTING = pytest.mark.parametrize("checkpointing", [False, True], ids=["all", "checkpointing"])
+
+
+@CHECKPOINTING
+@KINDS
+@LAYOUT
+def test_activation_memory(kind: dict[str, Any], groups: Groups, checkpointing: bool) -> None:
+    config = ModelConfig(**WIDER, **kind)
+    trace = trace_step(on_meta(config, HEADS), groups, 32, backward=False)
+    assert trace.activation_bytes(checkpointing) == pytest.approx(kept(config, groups, 32, checkpointing), rel=0.01)
+
+
+@CHECKPOINTING
+@pytest.mark.parametrize("groups", LAYOUTS[1:4], ids=str)
+@pytest.mark.parametrize("kind", [{}, {"attention": "joint"}, {"image_temporal": "skip"}, {"layer_scale": 0.1}], ids=str)
+def test_activation_memory_under_autocast(kind: dict[str, Any], groups: Groups, checkpointing: bool) -> None:
+    config = ModelConfig(**WIDER, **kind)
+    trace = trace_step(on_meta(config, HEADS), groups, 32, bf16=True, backward=False)
+    found = kept(config, groups, 32, checkpointing, bf16=True)
+    assert trace.activation_bytes(checkpointing) == pytest.approx(found, rel=0.05)
+
+
+def test_dropout_masks_are_those_of_the_device() -> None:
+    config = ModelConfig(**WIDER, dropout=0.1)
+    none, gpu, cpu = (
+        trace_step(on_meta(each, HEADS), ((2, 4),), 32, byte_masks=masks, backward=False).forward
+        for each, masks in ((ModelConfig(**WIDER), True), (config, True), (config, False))
+    )
+    width, tokens = config.width, 2 * 4 * 17
+    masks = tokens * width * (1 + config.depth * (1 + 1 + 1 + 4))  # embedding; time, space, MLP's output and inside
+    assert cpu - gpu == 3 * masks
+    assert gpu > none + masks
+
+
+def test_nothing_is_traced_of_what_is_not_trained() -> None:
+    """A frozen prefix keeps nothing and gets no gradients."""
+    config, groups = ModelConfig(**WIDER), ((2, 4),)
+    whole, part, none = on_meta(config, HEADS), on_meta(config, HEADS), on_meta(config, HEADS).requires_grad_(False)
+    for name, parameter in part.named_parameters():
+        parameter.requires_grad_(name.startswith(("blocks.2", "norm", "heads")))
+    traces = [trace_step(model, groups, 32) for model in (whole, part, none)]
+    for model, trace in zip((whole, part, none), traces, strict=True):
+        assert trace.moments[-1].gradients == 4 * count_parameters(model).trained
+    assert traces[0].recomputed[0] == traces[0].recomputed[2] == traces[1].recomputed[2]
+    assert traces[1].recomputed[:2] == (0, 0)
+    assert traces[1].forward < 0.5 * traces[0].forward
+    assert traces[2].activation_bytes() == traces[2].activation_bytes(checkpointing=True)
+
+
+class Plain(nn.Module):
+    """Another family than TimeSformer: what the profile asks of a network and nothing more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = ModelConfig(width=6)
+        self.blocks = nn.ModuleList([nn.Conv3d(3, 4, 3, padding=1), nn.Conv3d(4, 6, 3, padding=1)])
+        self.heads = nn.ModuleDict({"a": nn.Linear(6, 5)})
+
+    def is_temporal(self, name: str) -> bool:
+        return False
+
+    def normalize(self, frames: Tensor, colour: Tensor) -> Tensor:
+        return frames.float() / 255
+
+    def forward(self, frames: Tensor, groups: Groups) -> dict[str, Tensor]:
+        ((samples, length),) = groups
+        x = frames.unflatten(0, (samples, length)).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        return {"a": self.heads["a"](x.mean((2, 3, 4)))}
+
+
+def test_any_network_has_a_profile() -> None:
+    with torch.device("meta"):
+        model = Plain()
+    places = 2 * 4 * 8 * 8
+    cost = forward_cost(model, ((2, 4),), 8)
+    assert cost.tokens == places
+    assert cost.multiply_adds == places * 27 * (3 * 4 + 4 * 6) + 2 * 6 * 5
+    trace = trace_step(model, ((2, 4),), 8)
+    frames, first, last = places * 3 * 4, places * 4 * 4, places * 6 * 4
+    assert trace.forward == pytest.approx(frames + first, abs=200)  # features and logits are few, the last map is not kept
+    assert max(sum(moment[1:]) for moment in trace.moments) >= frames + first + last
+    assert trace.moments[-1].gradients == 4 * count_parameters(model).total
