@@ -11,10 +11,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cover.errors import UserError
-from cover.model.lean import Groups
-from cover.model.timesformer import MERGE_TOKENS, ConvStem, Head, ModelConfig, TimeSformer
+from cover.model.backbone import BackboneConfig, Groups
+from cover.model.backbones.timesformer import MERGE_TOKENS, TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head, head_of
+from cover.model.layers import ConvStem
 
 MOST_CLASSES = 10**6  # of one head; more is a typing error
 FLOAT32, BFLOAT16 = 4, 2  # bytes
@@ -33,23 +37,23 @@ class Parameters:
         return self.body + self.heads
 
 
-def parameters(config: ModelConfig, heads: Mapping[str, int] | None = None) -> Parameters:
+def parameters(config: BackboneConfig, heads: Mapping[str, int] | None = None) -> Parameters:
     """The parameters of a network with `heads`, name -> classes. Raises `UserError` on a head that cannot be."""
     model = on_meta(config, heads or {})
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    of_heads = sum(size for name, size in sizes.items() if name.startswith("heads."))
-    temporal = sum(size for name, size in sizes.items() if model.is_temporal(name) and not name.startswith("heads."))
+    of_heads = sum(size for name, size in sizes.items() if head_of(name))
+    temporal = sum(sizes[name] for name in model.temporal_parameters())
     return Parameters(sum(sizes.values()) - of_heads, of_heads, temporal)
 
 
-def on_meta(config: ModelConfig, heads: Mapping[str, int]) -> TimeSformer:
+def on_meta(config: BackboneConfig, heads: Mapping[str, int]) -> CoVeR:
     """The network without any weights, for its shapes and names. Raises `UserError` on a head that cannot be."""
     for name, classes in heads.items():
         if not 1 <= classes <= MOST_CLASSES:
             raise UserError(f"heads: {name}={classes}, but a head has 1 to {MOST_CLASSES:,} classes")
     try:
         with torch.device("meta"):
-            return TimeSformer(config, tuple(Head(name, ("",) * classes) for name, classes in heads.items()))
+            return CoVeR(config, tuple(Head(name, ("",) * classes) for name, classes in heads.items()))
     except KeyError as error:  # what torch says of a name that it cannot give to a module
         raise UserError(f"heads: no head can have this name: {error.args[0]}") from None
 
@@ -63,23 +67,38 @@ def pack_of(clips: int, frames: int, images: int) -> Groups:
     return tuple(group for group in ((clips, frames), (images, 1)) if group[0])
 
 
-def tokens(config: ModelConfig, groups: Groups, size: int) -> int:
+def tokens(config: BackboneConfig, groups: Groups, size: int) -> int:
     """Tokens that every layer works on, frames of `size` pixels: each frame has its patches and a class token."""
+    if not isinstance(config, TimeSformerConfig):
+        return _counted(config, groups, size)[1]
     return _frames(groups) * (1 + _patches(config, size))
 
 
-def multiply_adds(config: ModelConfig, groups: Groups, size: int, classes: int = 0) -> int:
+def multiply_adds(config: BackboneConfig, groups: Groups, size: int, classes: int = 0) -> int:
     """Multiply-adds of one forward pass over a Pack of `groups`, frames of `size` pixels, heads of `classes` in all.
 
     A forward and a backward pass are three times as many: each product has two gradients of its own size. Counted is the published
     function, product by product; where the temporal output projection and `temporal_fc` are merged, about 6 % fewer are computed.
     """
+    samples = sum(count for count, _ in groups)
+    if not isinstance(config, TimeSformerConfig):
+        return _counted(config, groups, size)[0] + samples * on_meta(config, {}).backbone.width * classes
     embedding = _frames(groups) * _patch_embedding(config, size)
     block = _projections(config, groups, size) + _mixing(config, groups, size)
-    return embedding + config.depth * block + sum(samples for samples, _ in groups) * config.width * classes
+    return embedding + config.depth * block + samples * config.width * classes
 
 
-def _patch_embedding(config: ModelConfig, size: int) -> int:
+def _counted(config: BackboneConfig, groups: Groups, size: int) -> tuple[int, int]:
+    """Multiply-adds of a backbone of any family by torch's counter, and the places of all frames that its last stage works on."""
+    backbone = on_meta(config, {}).backbone.eval()
+    places: list[int] = []
+    backbone.stages()[-1].register_forward_hook(lambda _module, _arguments, output: places.append(output.numel() // backbone.width))
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        backbone(torch.empty(_frames(groups), 3, size, size), groups)
+    return counter.get_total_flops() // 2, sum(places)
+
+
+def _patch_embedding(config: TimeSformerConfig, size: int) -> int:
     """The convolutions that turn one frame into patch tokens, each as (weights) x (places of its output)."""
     if config.patch_embed == "linear":
         return _patches(config, size) * 3 * config.patch**2 * config.width
@@ -87,12 +106,12 @@ def _patch_embedding(config: ModelConfig, size: int) -> int:
     return sum(layer.weight.numel() * max(side, size // config.patch) ** 2 for layer, side in sides)
 
 
-def _stem(config: ModelConfig) -> list[nn.Conv2d]:
+def _stem(config: TimeSformerConfig) -> list[nn.Conv2d]:
     with torch.device("meta"):
         return [layer for layer in ConvStem(config.width, config.patch) if isinstance(layer, nn.Conv2d)]
 
 
-def _projections(config: ModelConfig, groups: Groups, size: int) -> int:
+def _projections(config: TimeSformerConfig, groups: Groups, size: int) -> int:
     """Linear layers of a block: so many width x width matrices for each token."""
     clips, images = (tokens(config, part, size) for part in _clips_and_images(groups))
     square, hidden = config.width**2, int(config.width * config.mlp_ratio)
@@ -104,7 +123,7 @@ def _projections(config: ModelConfig, groups: Groups, size: int) -> int:
     return spatial_and_mlp + (5 * clips + of_images) * square
 
 
-def _mixing(config: ModelConfig, groups: Groups, size: int) -> int:
+def _mixing(config: TimeSformerConfig, groups: Groups, size: int) -> int:
     """The two products of each attention of a block: queries with keys, weights with values."""
     patches, pairs = _patches(config, size), 0
     for samples, frames in groups:
@@ -117,12 +136,14 @@ def _mixing(config: ModelConfig, groups: Groups, size: int) -> int:
     return 2 * pairs * config.width
 
 
-def activation_bytes(config: ModelConfig, groups: Groups, size: int, checkpointing: bool = False, bf16: bool = False) -> int:
+def activation_bytes(config: BackboneConfig, groups: Groups, size: int, checkpointing: bool = False, bf16: bool = False) -> int:
     """Bytes that the forward pass of a training step leaves for its backward pass, parameters left out, no dropout.
 
     `bf16`: under autocast, where the copies of the weights count too. `checkpointing`: the inputs of all blocks, and one block at the
     moment when it is computed again. What a backward pass itself needs is not in it.
     """
+    if not isinstance(config, TimeSformerConfig):
+        raise UserError(f"model.backbone: the memory of a {config.family} is not estimated")
     product = BFLOAT16 if bf16 else FLOAT32
     frames, samples = _frames(groups), sum(samples for samples, _ in groups)
     ends = frames * 3 * size**2 * product + samples * config.width * (FLOAT32 + product)  # pixels; the last norm and the heads
@@ -138,13 +159,13 @@ def activation_bytes(config: ModelConfig, groups: Groups, size: int, checkpointi
     return ends + (config.depth - 1) * stream + block
 
 
-def _kept_by_stem(config: ModelConfig, frames: int, size: int, product: int) -> int:
+def _kept_by_stem(config: TimeSformerConfig, frames: int, size: int, product: int) -> int:
     """Three tensors of each convolution but the last: what enters its GroupNorm, what enters GELU, and what leaves it."""
     places = (layer.out_channels * (size // 2 ** (step + 1)) ** 2 for step, layer in enumerate(_stem(config)[:-1]))
     return 3 * product * frames * sum(places)
 
 
-def _kept_by_block(config: ModelConfig, groups: Groups, size: int, product: int) -> int:
+def _kept_by_block(config: TimeSformerConfig, groups: Groups, size: int, product: int) -> int:
     """What each branch of a block keeps. LayerNorm: its input and statistics in float32, its output as the next layer's input."""
     width, every = config.width, tokens(config, groups, size)
     norm = width * (FLOAT32 + product) + 2 * FLOAT32
@@ -163,7 +184,7 @@ def _kept_by_block(config: ModelConfig, groups: Groups, size: int, product: int)
     return temporal + _kept_by_temporal_mixing(config, groups, size, product) + spatial + mlp
 
 
-def _kept_by_spatial_mixing(config: ModelConfig, groups: Groups, size: int, product: int) -> int:
+def _kept_by_spatial_mixing(config: TimeSformerConfig, groups: Groups, size: int, product: int) -> int:
     """Query, key, value and the fused kernel's output, which enters the output projection, and the logarithms of the softmax's sums."""
     if config.attention != "joint":
         return tokens(config, groups, size) * (4 * config.width * product + config.attention_heads * FLOAT32)
@@ -173,7 +194,7 @@ def _kept_by_spatial_mixing(config: ModelConfig, groups: Groups, size: int, prod
     return spread + once * (4 * config.width * product + config.attention_heads * FLOAT32)
 
 
-def _kept_by_temporal_mixing(config: ModelConfig, groups: Groups, size: int, product: int) -> int:
+def _kept_by_temporal_mixing(config: TimeSformerConfig, groups: Groups, size: int, product: int) -> int:
     """Values for every token; for clips query, key, output and sums; a copy where groups are joined; what enters `temporal_fc`.
 
     Where the output projection and `temporal_fc` are merged, their product is kept in place of what passes between them.
@@ -186,7 +207,7 @@ def _kept_by_temporal_mixing(config: ModelConfig, groups: Groups, size: int, pro
     return every * width + between + clips * (3 * width + config.attention_heads * FLOAT32) + joined
 
 
-def _copied_weights(config: ModelConfig, groups: Groups) -> int:
+def _copied_weights(config: TimeSformerConfig, groups: Groups) -> int:
     """The bf16 copies of a block's matrices that autocast makes for a step."""
     square, hidden = config.width**2, int(config.width * config.mlp_ratio)
     mlp = config.width * hidden * (2 if config.dropout else 1)  # the second layer keeps its own weights where GELU is made again
@@ -204,5 +225,5 @@ def _frames(groups: Groups) -> int:
     return sum(samples * frames for samples, frames in groups)
 
 
-def _patches(config: ModelConfig, size: int) -> int:
+def _patches(config: TimeSformerConfig, size: int) -> int:
     return (size // config.patch) ** 2

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cover.errors import UserError
+from cover.model.backbone import BackboneConfig
 from cover.model.cost import activation_bytes, multiply_adds, pack_of, parameters, tokens
-from cover.model.timesformer import ModelConfig
 
 FLOAT32 = 4  # bytes
+SETTINGS = {"image_temporal": "images in the temporal branch"}  # as they stand in the table
 
 
 def read_heads(text: str) -> dict[str, int]:
@@ -26,7 +27,7 @@ def read_heads(text: str) -> dict[str, int]:
     return heads
 
 
-def describe(config: ModelConfig, heads: Mapping[str, int], views: tuple[int, int], batch: int, images: int) -> dict[str, Any]:
+def describe(config: BackboneConfig, heads: Mapping[str, int], views: tuple[int, int], batch: int, images: int) -> dict[str, Any]:
     """All figures of a network: of one clip of `config.frames` frames, one image, a protocol of `views` and a training step.
 
     The step has one Pack of `batch` clips and `images` images, fp32 parameters and AdamW. Raises `UserError`.
@@ -44,14 +45,13 @@ def describe(config: ModelConfig, heads: Mapping[str, int], views: tuple[int, in
     }
 
 
-def _of_weights(config: ModelConfig, heads: Mapping[str, int]) -> dict[str, Any]:
+def _of_weights(config: BackboneConfig, heads: Mapping[str, int]) -> dict[str, Any]:
     count = parameters(config, heads)
     return {
         "frames": config.frames,
         "size": config.size,
-        "attention": config.attention,
-        "time": config.time,
-        "image_temporal": config.image_temporal,
+        "settings": list(config.summary()),
+        **config.summary(),
         "heads": dict(heads),
         "parameters": count.total,
         "parameters_body": count.body,
@@ -63,7 +63,7 @@ def _of_weights(config: ModelConfig, heads: Mapping[str, int]) -> dict[str, Any]
     }
 
 
-def _of_step(config: ModelConfig, heads: Mapping[str, int], batch: int, images: int) -> dict[str, Any]:
+def _of_step(config: BackboneConfig, heads: Mapping[str, int], batch: int, images: int) -> dict[str, Any]:
     groups = pack_of(batch, config.frames, images)
     activations = {
         f"activation_bytes{'_bf16' * bf16}{'_checkpointed' * checkpointing}": activation_bytes(
@@ -86,9 +86,7 @@ def print_description(preset: str, facts: Mapping[str, Any]) -> None:
 def _network_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     heads = " ".join(f"{name} {classes}" for name, classes in facts["heads"].items()) or "none; --heads names them"
     return [
-        ("attention", facts["attention"]),
-        ("time", facts["time"]),
-        ("images in the temporal branch", facts["image_temporal"]),
+        *((SETTINGS.get(name, name), facts[name]) for name in facts["settings"]),
         ("parameters", short(facts["parameters"])),
         ("  body", short(facts["parameters_body"])),
         ("    its temporal branch", short(facts["parameters_temporal"])),

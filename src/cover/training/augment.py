@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
-from cover.model.timesformer import per_frame
+from cover.model.backbone import per_frame
 
 if TYPE_CHECKING:
     from cover.media.randaugment import Change

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from cover.errors import UserError
+from cover.model.backbone import BackboneConfig, Groups
+from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cost import BFLOAT16, FLOAT32, activation_bytes, parameters, tokens
-from cover.model.lean import Groups
-from cover.model.timesformer import ModelConfig
 
 FRAGMENTS = 0.05  # of everything: what the allocator of a GPU holds and cannot hand out (assumed)
 GATHERED = 4  # blocks under FSDP: the one at work and the next one's weights, a whole gradient and what is sent of it
@@ -61,8 +62,10 @@ class Memory:
         return round(self.tensors * (1 + FRAGMENTS))
 
 
-def step_memory(config: ModelConfig, heads: Mapping[str, int], groups: Groups, size: int, ways: Ways) -> Memory:
+def step_memory(config: BackboneConfig, heads: Mapping[str, int], groups: Groups, size: int, ways: Ways) -> Memory:
     """Of one device that takes `groups` (samples, frames each) in a step, all micro-batches together, frames of `size` pixels."""
+    if not isinstance(config, TimeSformerConfig):
+        raise UserError(f"model.backbone: the memory of a {config.family} is not estimated")
     count = parameters(config, heads)
     trained = FLOAT32 * (count.total - ways.untrained)
     weights = FLOAT32 * count.total // ways.shards
@@ -80,7 +83,7 @@ def step_memory(config: ModelConfig, heads: Mapping[str, int], groups: Groups, s
     )
 
 
-def _moments(config: ModelConfig, groups: Groups, size: int, ways: Ways, trained: int) -> list[tuple[int, int, int]]:
+def _moments(config: TimeSformerConfig, groups: Groups, size: int, ways: Ways, trained: int) -> list[tuple[int, int, int]]:
     """(gradients, activations, working) where the backward pass begins, where it reaches the first block, and at the update."""
     micro = tuple((samples // ways.parts, frames) for samples, frames in groups)
     beside = sum(samples * frames for samples, frames in micro) * 3 * size**2 * FLOAT32 if ways.bf16 else 0  # what was cast
@@ -99,7 +102,7 @@ def _moments(config: ModelConfig, groups: Groups, size: int, ways: Ways, trained
     ]
 
 
-def backward_bytes(config: ModelConfig, groups: Groups, size: int, bf16: bool = False) -> int:
+def backward_bytes(config: TimeSformerConfig, groups: Groups, size: int, bf16: bool = False) -> int:
     """What the backward pass holds at its fullest, in an MLP: GELU's output and its gradient, the stream's gradient, a weight's."""
     product = BFLOAT16 if bf16 else FLOAT32
     hidden = int(config.width * config.mlp_ratio)
@@ -107,13 +110,13 @@ def backward_bytes(config: ModelConfig, groups: Groups, size: int, bf16: bool = 
     return tokens(config, groups, size) * per_token + hidden * config.width * FLOAT32
 
 
-def mask_bytes(config: ModelConfig, groups: Groups, size: int, each: int) -> int:
+def mask_bytes(config: TimeSformerConfig, groups: Groups, size: int, each: int) -> int:
     """Where one block drops out: after every branch and inside the MLP."""
     places = config.width * ((3 if config.attention == "divided" else 2) + config.mlp_ratio)
     return round(tokens(config, groups, size) * places) * each if config.dropout else 0
 
 
-def block_bytes(config: ModelConfig) -> int:
+def block_bytes(config: TimeSformerConfig) -> int:
     """The weights of one block in float32."""
     two, one = (parameters(replace(config, depth=depth)).body for depth in (2, 1))
     return FLOAT32 * (two - one)

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cover.errors import UserError
 from cover.machine import default_workers
 from cover.mixture.schedule import Group
+from cover.model.backbone import BackboneConfig, Groups
+from cover.model.backbones import backbone_config
 from cover.model.cost import multiply_adds, on_meta, parameters, tokens
-from cover.model.lean import Groups
-from cover.model.presets import model_config
-from cover.model.timesformer import ModelConfig
+from cover.model.heads import head_of
 from cover.training.devices import Device
 from cover.training.holdings import Holding, classes_kept, classes_of_heads, drawn_by_the_end, step_groups, steps_of
 from cover.training.memory import FLOAT32, Memory, Ways, step_memory
@@ -62,7 +62,7 @@ class Step:
 
     recipe: Recipe
     cluster: Cluster
-    config: ModelConfig
+    config: BackboneConfig
     heads: Mapping[str, int]
     groups: Groups
     untrained: int
@@ -114,11 +114,7 @@ def _setting(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
 
 def make_step(recipe: Recipe, cluster: Cluster, holdings: Sequence[Holding], groups: Sequence[Group]) -> Step:
     """A device's part of a step. Raises `UserError`."""
-    wanted = recipe.model
-    config = model_config(
-        wanted.preset, size=wanted.size, frames=recipe.data.frames, attention=wanted.attention, time=wanted.time,
-        image_temporal=wanted.image_temporal, dropout=wanted.dropout, layer_scale=wanted.layer_scale, **wanted.patch_embedding({}),
-    )  # fmt: skip
+    config = backbone_config(recipe.model, recipe.data.frames)
     trained = classes_of_heads(recipe, holdings)
     kept = classes_kept(recipe, trained)
     heads = {**trained, **kept}
@@ -126,13 +122,14 @@ def make_step(recipe: Recipe, cluster: Cluster, holdings: Sequence[Holding], gro
     return Step(recipe, cluster, config, heads, mine, _untrained(recipe, config, heads, groups, kept))
 
 
-def _untrained(recipe: Recipe, config: ModelConfig, heads: Mapping[str, int], groups: Sequence[Group], kept: Iterable[str]) -> int:
+def _untrained(recipe: Recipe, config: BackboneConfig, heads: Mapping[str, int], groups: Sequence[Group], kept: Container[str]) -> int:
     """Parameters that stay as they are: what a pattern freezes, heads that are `kept`, and the temporal branch where there is no clip."""
     model, images_only = on_meta(config, heads), all(group.frames == 1 for group in groups)
     found = matches(model, recipe.optimizer.patterns)
     frozen = {name for pattern, names in found.items() for name in names if recipe.optimizer.patterns[pattern].freeze}
-    frozen |= {name for name, _ in model.named_parameters() for head in kept if name.startswith(f"heads.{head}.")}
-    return sum(p.numel() for name, p in model.named_parameters() if name in frozen or (images_only and model.is_temporal(name)))
+    frozen |= {name for name, _ in model.named_parameters() if head_of(name) in kept}
+    frozen |= model.temporal_parameters() if images_only else frozenset()
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name in frozen)
 
 
 def _sets(groups: Sequence[Group], holdings: Sequence[Holding], costs: Mapping[str, ReadingCost], steps: int) -> list[dict[str, Any]]:

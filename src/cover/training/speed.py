@@ -12,7 +12,7 @@ import torch
 from cover.errors import UserError
 from cover.mixture.schedule import Schedule
 from cover.model.cost import multiply_adds, tokens
-from cover.model.timesformer import TimeSformer
+from cover.model.cover import CoVeR
 from cover.training.devices import MATMUL_SIDE, find_device, matmul_rate
 
 PASSES = 3  # forward, and the backward pass's two products for each of its own
@@ -31,7 +31,7 @@ class Work:
     flops: int
 
 
-def work_of(model: TimeSformer, schedule: Schedule, size: int) -> Work:
+def work_of(model: CoVeR, schedule: Schedule, size: int) -> Work:
     """The work of a step of `schedule` with frames of `size` pixels."""
     groups = tuple((group.samples, group.frames) for group in schedule.groups)
     classes = sum(len(head.classes) for head in model.head_list)
