@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cover.inference.predictor import Predictor
-    from cover.model.release import CoVeR
+    from cover.model.cover import CoVeR
 
 __version__ = "0.1.0"
 __all__ = ["CoVeR", "Predictor", "__version__"]
@@ -14,7 +14,7 @@ __all__ = ["CoVeR", "Predictor", "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name == "CoVeR":  # imported when it is asked for: the command line starts without torch
-        from cover.model.release import CoVeR
+        from cover.model.cover import CoVeR
 
         return CoVeR
     if name == "Predictor":

@@ -434,11 +434,9 @@ def _add_describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=_from(1, 4096), default=8, metavar="T", help="frames of a clip (default: 8)")
     parser.add_argument("--size", type=_from(1, 16384), metavar="S", help="image side in pixels (default: 224; mini: 32)")
     parser.add_argument("--heads", default="", metavar="NAME=CLASSES,...", help="one classifier for each data set (default: none)")
-    parser.add_argument("--attention", default="divided", choices=["divided", "joint", "space"], help="default: divided")
-    parser.add_argument("--time", default="rotary", choices=["rotary", "additive"], help="how frames are told apart (default: rotary)")
-    parser.add_argument(
-        "--image-temporal", default="attend", choices=["attend", "skip"], help="whether images pass the temporal branch (default: attend)"
-    )
+    parser.add_argument("--attention", choices=["divided", "joint", "space"], help="default: divided")
+    parser.add_argument("--time", choices=["rotary", "additive"], help="how frames are told apart (default: rotary)")
+    parser.add_argument("--image-temporal", choices=["attend", "skip"], help="whether images pass the temporal branch (default: attend)")
     parser.add_argument("--views", default="1x3", help="of the protocol, TEMPORALxSPATIAL (default: 1x3)")
     parser.add_argument("--batch", type=_from(0), default=8, metavar="CLIPS", help="clips of a training step (default: 8)")
     parser.add_argument("--images", type=_from(0), default=0, metavar="N", help="images of a training step (default: 0)")
@@ -448,12 +446,12 @@ def _add_describe(parser: argparse.ArgumentParser) -> None:
 def _describe(args: argparse.Namespace, rest: list[str]) -> int:
     from cover.console import write_json
     from cover.media.clips import Views
+    from cover.model.backbones import named_config
     from cover.model.describe import describe, print_description, read_heads
-    from cover.model.presets import model_config
 
     views, heads = Views.parse(args.views), read_heads(args.heads)
     changes = {name: getattr(args, name) for name in ("frames", "size", "attention", "time", "image_temporal")}
-    config = model_config(args.preset, **{name: value for name, value in changes.items() if value is not None})
+    config = named_config(args.preset, **{name: value for name, value in changes.items() if value is not None})
     facts = describe(config, heads, (views.temporal, views.spatial), args.batch, args.images)
     if args.json:
         write_json({"preset": args.preset, **facts}, args.json)
@@ -743,12 +741,12 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 def _import_weights(args: argparse.Namespace, rest: list[str]) -> int:
     from cover.console import write_json
-    from cover.model.foreign_config import Wishes
-    from cover.model.importing import import_weights, print_report
+    from cover.model.starts.importing import import_weights, print_report
+    from cover.model.starts.settings import ImportOptions
 
     names = ("size", "frames", "attention", "attention_heads", "time", "resize", "head", "classes", "sampling")
-    wishes = Wishes(**{name: getattr(args, name) for name in names}, unused=tuple(args.unused))
-    report = import_weights(args.source, args.out, wishes)
+    options = ImportOptions(**{name: getattr(args, name) for name in names}, unused=tuple(args.unused))
+    report = import_weights(args.source, args.out, options)
     if args.json:
         write_json(report, args.json)
     if args.json != "-":

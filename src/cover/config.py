@@ -3,7 +3,8 @@
     recipe = load(Recipe, Path("recipes/mine.yaml"), ["--optimizer.lr", "3e-4", "--rates={ssv2: 2}"])
 
 A schema is a dataclass whose fields are plain values, lists and tuples of them, further dataclasses, and dictionaries from a
-name to any of these. This module walks the sections, so that it can name the key of every mistake; jsonargparse reads and
+name to any of these. A field may be a union of dataclasses whose first field has the same name, a Literal of one value in each: its
+value chooses one. This module walks the sections, so that it can name the key of every mistake; jsonargparse reads and
 checks each value.
 """
 
@@ -59,7 +60,9 @@ def changed(value: Any) -> Any:
     if not is_dataclass(value) or isinstance(value, type):
         return _plain(value)
     own = {name: (getattr(value, name), _default(field)) for name, (field, _) in _fields(type(value)).items()}
-    return {name: changed(given) for name, (given, default) in own.items() if given != default}
+    # One section of a union in place of another is shown in full: which one it is would not be seen otherwise.
+    different = {name: (given, default) for name, (given, default) in own.items() if given != default}
+    return {name: changed(given) if type(given) is type(default) else _plain(given) for name, (given, default) in different.items()}
 
 
 def keys(schema: type) -> list[str]:
@@ -97,14 +100,14 @@ class _Node(NamedTuple):
             return _Node(get_args(inner)[1], key, self.default.get(name, MISSING) if isinstance(self.default, dict) else MISSING)
         if name not in self.names():
             return None
+        inner = next(section for section in _sections(inner) if name in _fields(section))
         field, kind = _fields(inner)[name]
         # A default section may differ from its class's defaults: its own values count.
         default = getattr(self.default, name) if isinstance(self.default, inner) else _default(field)
         return _Node(kind, key, default, field.metadata.get("help", ""))
 
     def names(self) -> list[str]:
-        inner = _bare(self.kind)
-        return list(_fields(inner)) if _is_section(inner) else []
+        return list(dict.fromkeys(name for section in _sections(self.kind) for name in _fields(section)))
 
     def leaves(self) -> Iterator[_Node]:
         inner = _bare(self.kind)
@@ -134,6 +137,11 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 def _is_section(kind: Any) -> bool:
     return is_dataclass(kind)
+
+
+def _sections(kind: Any) -> list[Any]:
+    """The dataclasses of a type: one, several in a union, or none."""
+    return [member for member in _members(kind) if _is_section(member)]
 
 
 def _optional(kind: Any) -> bool:
@@ -169,11 +177,25 @@ def _build(node: _Node, value: Any) -> Any:
     inner = _bare(node.kind)
     if _optional(node.kind) and (value is None or (isinstance(value, _Text) and value == "null")):
         return None
-    if _is_section(inner):
-        return _section(node, _mapping(value, node))
+    if _sections(inner):
+        given = _mapping(value, node)
+        return _section(_chosen(node, given), given)
     if get_origin(inner) is dict:
         return {name: _build(_known(node, name), item) for name, item in _mapping(value, node).items()}
     return _leaf(node, value)
+
+
+def _chosen(node: _Node, given: Mapping[str, Any]) -> _Node:
+    """The place with the one section of a union that the first field names; where that is not given, the default's."""
+    sections = _sections(node.kind)
+    if len(sections) == 1:
+        return node
+    name = next(iter(_fields(sections[0])))
+    values = {get_args(_fields(section)[name][1])[0]: section for section in sections}
+    wanted = str(given.get(name, getattr(node.default, name, MISSING)))
+    if wanted not in values:
+        raise _Wrong(f"{_dotted(node, name)}: expected {_name(Literal[tuple(values)])}, got {_show(given.get(name))}")
+    return node._replace(kind=values[wanted])
 
 
 def _section(node: _Node, given: Mapping[str, Any]) -> Any:
@@ -191,7 +213,7 @@ def _field_value(node: _Node, given: Mapping[str, Any], name: str) -> Any:
         return _build(node, given[name])
     if node.default is not MISSING:
         return node.default
-    if _is_section(node.kind):
+    if _sections(node.kind):
         return _build(node, {})  # complains about the keys in it, if it must
     raise _Wrong(f'"{node.key}" is missing: it needs {_name(node.kind)}')
 

@@ -19,8 +19,9 @@ from cover.media.clips import Sampling, Views
 from cover.media.results import MediaError
 from cover.mixture.loader import START_METHOD, one_thread
 from cover.mixture.pack import Pack, Sample, collate
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.sandbox.encode import VIDEO, encode
 from cover.training.optimizer import build_optimizer
 from cover.training.recipe import Optimizer
@@ -115,7 +116,7 @@ def _train(pack: Pack, device: torch.device) -> Finding:
 def _steps(pack: Pack, device: torch.device) -> tuple[list[float], float]:
     """The loss of every step, and the milliseconds of one."""
     torch.manual_seed(0)
-    model = TimeSformer(model_config(_PRESET, size=SIZE, frames=FRAMES), (Head("trial", ("a", "b")),)).to(device).train()
+    model = CoVeR(named_config(_PRESET, size=SIZE, frames=FRAMES), (Head("trial", ("a", "b")),)).to(device).train()
     settings = StepSettings(BATCH, torch.ones(1, device=device))
     optimizer, moved = build_optimizer(model, Optimizer(lr=1e-4)), pack.to(device)
     losses: list[float] = []

@@ -21,9 +21,9 @@ from cover.evaluation.scorefile import ScoreFile
 from cover.evaluation.tasks import Task, find_tasks
 from cover.media.clips import Views
 from cover.media.decode import Decoder, check_decoder
+from cover.model.cover import CoVeR
 from cover.model.device import pick_device
-from cover.model.timesformer import TimeSformer
-from cover.model.weights import find_release, load_release
+from cover.model.release import find_release, load_release
 
 SHOWN_NOTES = 20
 T = TypeVar("T")
@@ -51,7 +51,7 @@ ALONE: Among = _Alone()
 
 
 def evaluate(
-    model: TimeSformer,
+    model: CoVeR,
     task: Task,
     device: torch.device | str,
     workers: int,
@@ -69,7 +69,7 @@ def evaluate(
     """
     listed = int(task.those(np.flatnonzero(task.manifest.labelled)).size)
     rows = task.those(task.manifest.usable)[among.rank :: among.ranks]
-    plan = ViewPlan(task.spec.sampling, task.views, task.frames, model.config.size)
+    plan = ViewPlan(task.spec.sampling, task.views, task.frames, model.backbone.pixels.size)
     seen = {variant: _Seen.of(task, listed) for variant in variants}
     notes: list[str] = []
     with Meter(f"evaluate {task.spec.name} {task.manifest.split}", len(rows)) as meter:
@@ -129,7 +129,7 @@ def _protocol(task: Task, variant: Variant, notes: list[str]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _scores(model: TimeSformer, clips: np.ndarray, task: Task, device: torch.device | str) -> Tensor:
+def _scores(model: CoVeR, clips: np.ndarray, task: Task, device: torch.device | str) -> Tensor:
     """Softmax or sigmoid of the task's classes for every view, float `(B, V, classes)`, on the CPU."""
     samples, views, frames = clips.shape[:3]
     pixels = torch.from_numpy(clips).to(device).flatten(0, 2)
@@ -148,16 +148,16 @@ def evaluate_release(
     """
     check_decoder(decoder)
     folder = find_release(checkpoint)
-    model, about = load_release(folder)
+    model = load_release(folder)
     seen_as = Views.parse(views) if views else None
-    tasks = find_tasks(load_catalog(catalog), model, about.get("frames", model.config.frames), split, names, seen_as, decoder, other_heads)
+    tasks = find_tasks(load_catalog(catalog), model, model.frames, split, names, seen_as, decoder, other_heads)
     where = pick_device(device)
     model.to(where)
     results = []
     with ScoreFile(scores, among.rank, among.ranks) as kept:
         for task in tasks:
             found = evaluate(model, task, where, workers, _for_media(variants, task), seed, among, kept.keep if scores else None)
-            more = {"class_names": list(task.classes), "checkpoint": str(folder), "step": about.get("step"), "seed": seed}
+            more = {"class_names": list(task.classes), "checkpoint": str(folder), "step": model.metadata.get("step"), "seed": seed}
             results += [{**one, **more} for one in found.values()]
     return results
 

@@ -14,7 +14,8 @@ from cover.datasets.manifest import ClassList, Manifest, open_manifest
 from cover.errors import UserError, nearest
 from cover.media.clips import Views
 from cover.media.decode import Decoder
-from cover.model.timesformer import Head, TimeSformer
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Task:
 
 def find_tasks(
     catalog: Catalog,
-    model: TimeSformer,
+    model: CoVeR,
     frames: int,
     split: str,
     names: Sequence[str] = (),

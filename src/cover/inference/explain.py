@@ -23,11 +23,12 @@ from cover.evaluation.protocol import ViewPlan
 from cover.inference import heatmaps
 from cover.inference.looking import Gaze, Look, look
 from cover.inference.predictor import Prediction, Predictor
-from cover.inference.rollout import Rollout, attention_rollout, class_rollout
 from cover.media.clips import Views, view_times
 from cover.media.decode import MediaError
 from cover.media.source import is_url
-from cover.model.timesformer import Head, TimeSformer
+from cover.model.backbone import Heat
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 
 Method = Literal["gradient", "rollout"]
 ONE_VIEW = Views(1, 1)
@@ -51,7 +52,7 @@ class Explanation:
     """What a head said of a file and what it rests on.
 
     `prediction`: of the head's own views, as `cover predict` has it. `frames`: uint8 `(T, 3, size, size)`, the middle view, whose heat is
-    in `heat`, float32 `(T, h, w)`, 1 in all, for the class `named`. `times`: of the frames, seconds from the first.
+    in `heat`, float32 `(T, h, w)`, 1 in all, for the class `named`, computed by `method`. `times`: of the frames, seconds from the first.
     """
 
     prediction: Prediction
@@ -59,6 +60,7 @@ class Explanation:
     frames: np.ndarray
     times: tuple[float, ...]
     heat: np.ndarray
+    method: str
     plan: ViewPlan
 
     @property
@@ -97,11 +99,11 @@ def _explained(checkpoint: str, file: str, question: Question, out: Path, device
         raise UserError(f"{file}: unreadable: {error}") from None
     if part.partial:
         say(f"{file}: partial: {part.partial}")
-    about = {"file": file, "media": part.media, "checkpoint": checkpoint, "step": predictor.about.get("step"), "partial": part.partial,
+    facts = {"file": file, "media": part.media, "checkpoint": checkpoint, "step": predictor.metadata.get("step"), "partial": part.partial,
              "method": question.method}  # fmt: skip
     try:
         _remove_old(out)
-        return _written(found, about, out)
+        return _written(found, facts, out)
     except OSError as error:
         raise _unwritable(out, error) from None
 
@@ -120,20 +122,20 @@ def explanations(predictor: Predictor, file: str, question: Question) -> tuple[L
         (seen,) = predictor.run([clips[plans[head.name]]])
         prediction = Prediction(head.name, head.classes, seen.scores[head.name])
         named, (frames,) = question.named or prediction.top(1)[0][0], clips[single[head.name]]
-        rolled = heat_of(predictor.model, frames, head, named, question.method)
+        heat = heat_of(predictor.model, frames, head, named, question.method)
         times = frame_times(plans[head.name], len(frames), seconds)
-        found.append(Explanation(prediction, named, frames, times, rolled.heat.numpy(), plans[head.name]))
+        found.append(Explanation(prediction, named, frames, times, heat.heat.numpy(), heat.method, plans[head.name]))
     return part, found
 
 
 def heat_of(
-    model: TimeSformer, frames: np.ndarray, head: Head, named: str, method: Method = "gradient", check: Callable[[], None] = lambda: None
-) -> Rollout:
-    """The roll-out of one view, uint8 `(T, 3, size, size)`; its heat is on the CPU. What `check` raises before a layer ends it."""
+    model: CoVeR, frames: np.ndarray, head: Head, named: str, method: Method = "gradient", check: Callable[[], None] = lambda: None
+) -> Heat:
+    """The heat of one view, uint8 `(T, 3, size, size)`, on the CPU. What `check` raises before a layer ends the work."""
     pixels = model.normalize(torch.from_numpy(np.ascontiguousarray(frames)).to(model.mean.device))
     (place,) = head.places([named])
-    rolled = attention_rollout(model, pixels, check) if method == "rollout" else class_rollout(model, pixels, head.name, place, check)
-    return replace(rolled, heat=rolled.heat.cpu())
+    found = model.heat(pixels, None if method == "rollout" else head.name, place, check)
+    return replace(found, heat=found.heat.cpu())
 
 
 def frame_times(plan: ViewPlan, frames: int, seconds: float) -> tuple[float, ...]:
@@ -211,17 +213,17 @@ def _unwritable(out: Path, error: OSError) -> UserError:
     return UserError(f"--out {out}: cannot be written: {error.strerror or error}")
 
 
-def _written(found: Sequence[Explanation], about: dict[str, Any], out: Path) -> list[Path]:
+def _written(found: Sequence[Explanation], facts: dict[str, Any], out: Path) -> list[Path]:
     paths, told = [], {}
     heads = [each.prediction.head for each in found]
     for each, head, stem in zip(found, heads, _stems(heads), strict=True):
         sheet, clip = out / f"{stem}.png", out / f"{stem}.mp4" if len(each.frames) > 1 else None
-        heatmaps.contact_sheet(_caption(each, about), each.frames, each.heat, each.times).save(sheet)
+        heatmaps.contact_sheet(_caption(each, facts), each.frames, each.heat, each.times).save(sheet)
         if clip:
-            heatmaps.write_clip(clip, _caption(each, about), each.frames, each.heat, each.times)
+            heatmaps.write_clip(clip, _caption(each, facts), each.frames, each.heat, each.times)
         paths += [sheet, clip] if clip else [sheet]
         told[head] = {**_told(each), "sheet": sheet.name, "clip": clip.name if clip else None}
-    write_json({**about, "heads": told}, str(out / TOLD))
+    write_json({**facts, "heads": told}, str(out / TOLD))
     return [*paths, out / TOLD]
 
 
@@ -237,11 +239,11 @@ def _stems(heads: Sequence[str]) -> list[str]:
     return stems
 
 
-def _caption(each: Explanation, about: dict[str, Any]) -> heatmaps.Caption:
-    method = "attention x gradient: what speaks for the class" if about["method"] == "gradient" else "attention roll-out, of any class"
+def _caption(each: Explanation, facts: dict[str, Any]) -> heatmaps.Caption:
+    method = f"{each.method}: what speaks for the class" if facts["method"] == "gradient" else f"{each.method}, of any class"
     views = f"scores: mean of {each.plan.views} views; heat: the middle one" if str(each.plan.views) != "1x1" else "one view"
     return heatmaps.Caption(
-        Path(about["file"]).name, each.prediction.head, each.named, each.probability, tuple(each.prediction.top(TOP)), f"{method}. {views}."
+        Path(facts["file"]).name, each.prediction.head, each.named, each.probability, tuple(each.prediction.top(TOP)), f"{method}. {views}."
     )
 
 

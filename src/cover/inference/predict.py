@@ -111,7 +111,7 @@ class _Outlet:
         self._out = self._features = None
         self.done: set[str] = set()
         if targets.embed:
-            self._features = stack.enter_context(FeatureFile(targets.embed, answerer.predictor.model.config.width))
+            self._features = stack.enter_context(FeatureFile(targets.embed, answerer.predictor.model.backbone.width))
         if targets.out:
             kind = format_of(targets.out, targets.format)
             self._out = stack.enter_context(RowFile(targets.out, kind, csv_rows, answerer.protocol))

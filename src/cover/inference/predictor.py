@@ -17,10 +17,9 @@ from cover.inference.looking import Gaze, Look, Windows, kind_of, look, looks
 from cover.inference.readers import Readers
 from cover.media.clips import Sampling, Views
 from cover.media.decode import MediaError
+from cover.model.cover import CoVeR
 from cover.model.device import pick_device
-from cover.model.release import release_folder
-from cover.model.timesformer import TimeSformer
-from cover.model.weights import load_release
+from cover.model.release import load_release, release_folder
 
 __all__ = ["Prediction", "Predictions", "Predictor", "Seen", "kind_of"]
 
@@ -70,15 +69,15 @@ class Predictor:
     >>> predictor("clip.mp4")["ssv2"].top(3)
     """
 
-    def __init__(self, model: TimeSformer, about: dict[str, Any], device: torch.device | str = "cpu") -> None:
+    def __init__(self, model: CoVeR, device: torch.device | str = "cpu") -> None:
         self.model, self.device = model.to(device).eval(), torch.device(device)
-        self.about = {"frames": model.config.frames, **about}
+        self.metadata: dict[str, Any] = {"frames": model.frames, **model.metadata}
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Predictor:
         """From a run, a checkpoint, a release folder or a Hub id (`owner/name`); `device` may be `auto`. Raises `UserError`."""
         where = pick_device(device) if isinstance(device, str) else device
-        return cls(*load_release(release_folder(path)), device=where)
+        return cls(load_release(release_folder(path)), device=where)
 
     def plan(self, head: str, views: Views | None = None) -> ViewPlan:
         """How `head` looks at a video. Raises `UserError` for a head that the model does not have, or that nothing is known of."""
@@ -86,14 +85,14 @@ class Predictor:
         if head not in sources:
             raise UserError(f'the checkpoint has no head "{head}"{nearest(head, sources)}')
         try:
-            told = self.about["datasets"][sources[head]]
+            told = self.metadata["datasets"][sources[head]]
             sampling, own = Sampling.parse(told["sampling"]), Views.parse(told["views"])
         except (KeyError, TypeError):
             raise UserError(
-                f'the checkpoint does not say how head "{head}" looks at a video: its config.json needs, under about.datasets,'
+                f'the checkpoint does not say how head "{head}" looks at a video: its config.json needs, under metadata.datasets,'
                 f' "{sources[head]}": {{"sampling": "segments", "views": "1x3"}} or the like'
             ) from None
-        return ViewPlan(sampling, views or own, self.about["frames"], self.model.config.size)
+        return ViewPlan(sampling, views or own, self.metadata["frames"], self.model.backbone.pixels.size)
 
     def plans(self, heads: Sequence[str] | None = None, views: Views | None = None) -> dict[str, ViewPlan]:
         """`plan` of each of `heads`, or of all."""
@@ -101,7 +100,7 @@ class Predictor:
 
     def whole(self, views: Views | None = None) -> ViewPlan:
         """How a model without heads looks at a video: evenly over all of it."""
-        return ViewPlan(Sampling("whole"), views or Views(1, 1), self.about["frames"], self.model.config.size)
+        return ViewPlan(Sampling("whole"), views or Views(1, 1), self.metadata["frames"], self.model.backbone.pixels.size)
 
     def __call__(self, path: str | Path, heads: list[str] | None = None, views: Views | None = None) -> Predictions:
         """The predictions of all heads, or of `heads`, for a video or an image. Raises `MediaError` where it cannot be read."""

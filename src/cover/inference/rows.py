@@ -54,8 +54,8 @@ class Answerer:
         self.gaze = Gaze(different, wishes.decoder, wishes.windows)
         windows = wishes.windows
         self.protocol: Row = {
-            "checkpoint": source, "step": predictor.about.get("step"), "decoder": check_decoder(wishes.decoder),
-            "frames": predictor.about["frames"], "views": {head: str(plan.views) for head, plan in self.plans.items()},
+            "checkpoint": source, "step": predictor.metadata.get("step"), "decoder": check_decoder(wishes.decoder),
+            "frames": predictor.metadata["frames"], "views": {head: str(plan.views) for head, plan in self.plans.items()},
             "sampling": {head: str(plan.sampling) for head, plan in self.plans.items()}, "top": wishes.top,
             **({"window": windows.seconds, "stride": windows.stride} if windows else {}),
         }  # fmt: skip

@@ -1,1 +1,1 @@
-"""A Pack as logits per data set: TimeSformer, heads, presets, weights."""
+"""A Pack as logits per data set: backbones, heads, releases."""

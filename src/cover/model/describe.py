@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cover.errors import UserError
+from cover.model.backbone import BackboneConfig
+from cover.model.cover import CoVeR
 from cover.model.profile import FLOAT32, count_parameters, forward_cost, on_meta, pack_of, trace_step
-from cover.model.timesformer import ModelConfig, TimeSformer
+
+SETTINGS = {"image_temporal": "images in the temporal branch"}  # as they stand in the table
 
 
 def read_heads(text: str) -> dict[str, int]:
@@ -24,7 +27,7 @@ def read_heads(text: str) -> dict[str, int]:
     return heads
 
 
-def describe(config: ModelConfig, heads: Mapping[str, int], views: tuple[int, int], batch: int, images: int) -> dict[str, Any]:
+def describe(config: BackboneConfig, heads: Mapping[str, int], views: tuple[int, int], batch: int, images: int) -> dict[str, Any]:
     """All figures of a network: of one clip of `config.frames` frames, one image, a protocol of `views` and a training step.
 
     The step has one Pack of `batch` clips and `images` images, fp32 parameters and AdamW. Raises `UserError`.
@@ -43,14 +46,13 @@ def describe(config: ModelConfig, heads: Mapping[str, int], views: tuple[int, in
     }
 
 
-def _of_weights(model: TimeSformer, config: ModelConfig, heads: Mapping[str, int]) -> dict[str, Any]:
+def _of_weights(model: CoVeR, config: BackboneConfig, heads: Mapping[str, int]) -> dict[str, Any]:
     count = count_parameters(model)
     return {
         "frames": config.frames,
         "size": config.size,
-        "attention": config.attention,
-        "time": config.time,
-        "image_temporal": config.image_temporal,
+        "settings": list(config.summary()),
+        **config.summary(),
         "heads": dict(heads),
         "parameters": count.total,
         "parameters_body": count.body,
@@ -62,7 +64,7 @@ def _of_weights(model: TimeSformer, config: ModelConfig, heads: Mapping[str, int
     }
 
 
-def _of_step(model: TimeSformer, config: ModelConfig, batch: int, images: int) -> dict[str, Any]:
+def _of_step(model: CoVeR, config: BackboneConfig, batch: int, images: int) -> dict[str, Any]:
     groups = pack_of(batch, config.frames, images)
     trained = model if model.heads else on_meta(config, {"any": 1})  # without a head nothing would be kept for training
     activations = {}
@@ -85,9 +87,7 @@ def print_description(preset: str, facts: Mapping[str, Any]) -> None:
 def _network_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     heads = " ".join(f"{name} {classes}" for name, classes in facts["heads"].items()) or "none; --heads names them"
     return [
-        ("attention", facts["attention"]),
-        ("time", facts["time"]),
-        ("images in the temporal branch", facts["image_temporal"]),
+        *((SETTINGS.get(name, name), facts[name]) for name in facts["settings"]),
         ("parameters", short(facts["parameters"])),
         ("  body", short(facts["parameters_body"])),
         ("    its temporal branch", short(facts["parameters_temporal"])),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -25,8 +25,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cover.errors import UserError
-from cover.model.lean import Groups
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.backbone import BackboneConfig, Groups
+from cover.model.cover import CoVeR
+from cover.model.heads import Head, head_of
 
 MOST_CLASSES = 10**6  # of one head; more is a typing error
 FLOAT32 = 4  # bytes
@@ -34,14 +35,14 @@ FLOP_PER_MULTIPLY_ADD = 2
 CPU = torch.device("cpu")
 
 
-def on_meta(config: ModelConfig, heads: Mapping[str, int]) -> TimeSformer:
+def on_meta(config: BackboneConfig, heads: Mapping[str, int]) -> CoVeR:
     """The network on the meta device: shapes and names without numbers. Raises `UserError` on a head that cannot be."""
     for name, classes in heads.items():
         if not 1 <= classes <= MOST_CLASSES:
             raise UserError(f"heads: {name}={classes}, but a head has 1 to {MOST_CLASSES:,} classes")
     try:
         with torch.device("meta"):
-            return TimeSformer(config, tuple(Head(name, ("",) * classes) for name, classes in heads.items()))
+            return CoVeR(config, tuple(Head(name, ("",) * classes) for name, classes in heads.items()))
     except KeyError as error:  # what torch says of a name that it cannot give to a module
         raise UserError(f"heads: no head can have this name: {error.args[0]}") from None
 
@@ -73,51 +74,32 @@ class Parameters:
         return self.body + self.heads
 
 
-def count_parameters(model: nn.Module) -> Parameters:
+def count_parameters(model: CoVeR) -> Parameters:
     """Counted on the module itself, on any device."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    heads = sum(size for name, size in sizes.items() if is_of_head(name))
-    temporal = sum(sizes[name] for name in temporal_parameters(model))
+    heads = sum(size for name, size in sizes.items() if head_of(name) is not None)
+    temporal = sum(sizes[name] for name in model.temporal_parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Parameters(sum(sizes.values()) - heads, heads, temporal, trained)
 
 
-def largest_stage(model: nn.Module) -> int:
+def largest_stage(model: CoVeR) -> int:
     """Parameters of the largest stage: the unit that FSDP gathers."""
-    return max((sum(parameter.numel() for parameter in stage.parameters()) for stage in _stages(model)), default=0)
-
-
-def is_of_head(parameter: str) -> bool:
-    """Whether a parameter, by its name, belongs to a classifier."""
-    return parameter.startswith("heads.")
-
-
-def temporal_parameters(model: nn.Module) -> frozenset[str]:
-    """The names of the parameters that exist for time alone."""
-    return frozenset(name for name, _ in model.named_parameters() if not is_of_head(name) and model.is_temporal(name))  # type: ignore[operator]
-
-
-def _stages(model: nn.Module) -> Sequence[nn.Module]:
-    """The units of checkpointing and FSDP, in the order of the forward pass."""
-    return tuple(model.blocks)  # type: ignore[arg-type]
-
-
-def _width(model: nn.Module) -> int:
-    return int(model.config.width)  # type: ignore[union-attr,arg-type]
+    return max((sum(parameter.numel() for parameter in stage.parameters()) for stage in model.backbone.stages()), default=0)
 
 
 # --- multiply-adds --------------------------------------------------------------------------------------------------------------
 
 
 class ForwardCost(NamedTuple):
-    """One forward pass over a Pack: multiply-adds, and the tokens that the last stage gives, `width` channels each."""
+    """One forward pass over a Pack: multiply-adds, and the tokens (or places of the feature map) that the last stage gives."""
 
     multiply_adds: int
     tokens: int
 
 
 @lru_cache(maxsize=64)
-def forward_cost(model: nn.Module, groups: Groups, size: int) -> ForwardCost:
+def forward_cost(model: CoVeR, groups: Groups, size: int) -> ForwardCost:
     """Cost of a forward pass of a network on the meta device (`on_meta`), frames of `size` pixels.
 
     Multiply-adds are those of matrix products and convolutions, the attention's two among them (what papers print as
@@ -128,15 +110,16 @@ def forward_cost(model: nn.Module, groups: Groups, size: int) -> ForwardCost:
     network = _copy_without_numbers(model, "meta").eval()
     for module in network.modules():
         if hasattr(module, "merging"):
-            module.merging = False
+            module.merging = False  # type: ignore[assignment]
     outputs: list[Tensor] = []
-    for stage in _stages(network)[-1:]:
+    for stage in network.backbone.stages()[-1:]:
         stage.register_forward_hook(lambda _module, _arguments, output: outputs.extend(_tensors(output)))
     frames = torch.empty(sum(samples * length for samples, length in groups), 3, size, size, device="meta")
     # On the meta device scaled_dot_product_attention becomes two plain products, which the counter knows.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(frames, groups)
-    tokens = sum(output.numel() for output in outputs) // _width(network)
+    # (F, N, D) of a transformer or (F, C, h, w) of a convolutional stage
+    tokens = sum(output.numel() // output.shape[1 if output.ndim == 4 else -1] for output in outputs)
     return ForwardCost(counter.get_total_flops() // FLOP_PER_MULTIPLY_ADD, tokens)
 
 
@@ -181,9 +164,7 @@ class StepTrace:
 
 
 @lru_cache(maxsize=64)
-def trace_step(
-    model: nn.Module, groups: Groups, size: int, bf16: bool = False, byte_masks: bool = True, backward: bool = True
-) -> StepTrace:
+def trace_step(model: CoVeR, groups: Groups, size: int, bf16: bool = False, byte_masks: bool = True, backward: bool = True) -> StepTrace:
     """Follow a training step's forward and backward pass through memory.
 
     `model`: on the meta device (`on_meta`); what requires no gradient gets none. `groups`: of one micro-batch, frames of
@@ -193,9 +174,9 @@ def trace_step(
     count = sum(samples * length for samples, length in groups)
     with FakeTensorMode():
         network = _copy_without_numbers(model, "cpu").train()
-        pixels, colour = torch.empty(count, 3, size, size, dtype=torch.uint8), torch.empty(count, 3, 4)
+        pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)
         with _Tracker(network, byte_masks) as tracker:
-            frames = network.normalize(pixels, colour)  # type: ignore[operator]
+            frames = network.normalize(pixels)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 logits = network(frames, groups)
             tracker.end_forward()
@@ -208,7 +189,7 @@ def trace_step(
 class _Tracker(TorchDispatchMode):
     """Follows every storage that is created inside, from the operation that makes it to its end."""
 
-    def __init__(self, network: nn.Module, byte_masks: bool) -> None:
+    def __init__(self, network: CoVeR, byte_masks: bool) -> None:
         super().__init__()
         self.activations = self.working = self.gradients = self.forward = 0
         self.stage, self.in_backward, self.byte_masks = 0, False, byte_masks
@@ -219,12 +200,12 @@ class _Tracker(TorchDispatchMode):
         self._bytes: dict[int, int] = {}
         self._ends: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._inside: dict[int, int] = {}
-        self._stage_count, self._in_stage = len(_stages(network)), False
+        self._stage_count, self._in_stage = len(network.backbone.stages()), False
         self._ignored = {_key(tensor) for tensor in (*network.parameters(), *network.buffers())}
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._note_gradient)
-        for number, stage in enumerate(_stages(network)):
+        for number, stage in enumerate(network.backbone.stages()):
             self._watch(stage, number)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -300,7 +281,7 @@ class _Tracker(TorchDispatchMode):
         stage.register_forward_hook(end)
 
 
-def _copy_without_numbers(model: nn.Module, device: str) -> nn.Module:
+def _copy_without_numbers(model: CoVeR, device: str) -> CoVeR:
     """The same module with empty tensors on `device`; no number of the original is copied."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():

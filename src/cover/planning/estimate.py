@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cover.hardware import Cluster
 from cover.machine import default_workers
 from cover.mixture.schedule import Group
-from cover.model.lean import Groups
-from cover.model.presets import model_config
-from cover.model.profile import FLOAT32, ForwardCost, count_parameters, forward_cost, on_meta, temporal_parameters
-from cover.model.timesformer import TimeSformer
+from cover.model.backbone import Groups
+from cover.model.backbones import backbone_config
+from cover.model.cover import CoVeR
+from cover.model.heads import head_of
+from cover.model.profile import FLOAT32, ForwardCost, count_parameters, forward_cost, on_meta
 from cover.planning.memory import StepMemory, StepOptions, step_memory
 from cover.planning.reading import ReadingCost
 from cover.training.holdings import Holding, classes_kept, classes_of_heads, drawn_by_the_end, step_groups, steps_of
@@ -41,7 +42,7 @@ class Step:
 
     recipe: Recipe
     cluster: Cluster
-    model: TimeSformer
+    model: CoVeR
     heads: Mapping[str, int]
     groups: Groups
 
@@ -97,11 +98,7 @@ def _setting(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
 
 def make_step(recipe: Recipe, cluster: Cluster, holdings: Sequence[Holding], groups: Sequence[Group]) -> Step:
     """A device's part of a step. Raises `UserError`."""
-    wanted = recipe.model
-    config = model_config(
-        wanted.preset, size=wanted.size, frames=recipe.data.frames, attention=wanted.attention, time=wanted.time,
-        image_temporal=wanted.image_temporal, dropout=wanted.dropout, layer_scale=wanted.layer_scale, **wanted.patch_embedding({}),
-    )  # fmt: skip
+    config = backbone_config(recipe.model, recipe.data.frames)
     trained = classes_of_heads(recipe, holdings)
     kept = classes_kept(recipe, trained)
     heads = {**trained, **kept}
@@ -111,12 +108,12 @@ def make_step(recipe: Recipe, cluster: Cluster, holdings: Sequence[Holding], gro
     return Step(recipe, cluster, model, heads, mine)
 
 
-def _freeze(model: TimeSformer, recipe: Recipe, images_only: bool, kept: Iterable[str]) -> None:
+def _freeze(model: CoVeR, recipe: Recipe, images_only: bool, kept: Container[str]) -> None:
     """Take the gradient from what a pattern freezes, the heads of `kept` and, without clips, the temporal branch."""
     patterns = recipe.optimizer.patterns
     frozen = {name for pattern, names in matches(model, patterns).items() if patterns[pattern].freeze for name in names}
-    frozen |= {name for name, _ in model.named_parameters() for head in kept if name.startswith(f"heads.{head}.")}
-    frozen |= temporal_parameters(model) if images_only else frozenset()
+    frozen |= {name for name, _ in model.named_parameters() if head_of(name) in kept}
+    frozen |= model.temporal_parameters() if images_only else frozenset()
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
-
-from cover.model.lean import Groups
+from cover.model.backbone import Groups
+from cover.model.cover import CoVeR
 from cover.model.profile import FLOAT32, Moment, count_parameters, largest_stage, trace_step
 
 FRAGMENTS = 0.05  # of everything: what the allocator of a GPU holds and cannot hand out (assumed)
@@ -64,7 +63,7 @@ class StepMemory:
         return round(self.tensors * (1 + FRAGMENTS))
 
 
-def step_memory(model: nn.Module, groups: Groups, size: int, options: StepOptions) -> StepMemory:
+def step_memory(model: CoVeR, groups: Groups, size: int, options: StepOptions) -> StepMemory:
     """Memory of one device that takes `groups` (samples, frames each) in a step, all micro-batches together.
 
     `model`: on the meta device; what it does not train requires no gradient. `size`: side of the frames in pixels.
@@ -85,7 +84,7 @@ def step_memory(model: nn.Module, groups: Groups, size: int, options: StepOption
     )
 
 
-def _moments(model: nn.Module, groups: Groups, size: int, options: StepOptions) -> Iterator[Moment]:
+def _moments(model: CoVeR, groups: Groups, size: int, options: StepOptions) -> Iterator[Moment]:
     """The moments of the last micro-batch, with the gradients that are held at each, and the update."""
     micro_batch = tuple((samples // options.micro_batches, frames) for samples, frames in groups)
     trace = trace_step(model, micro_batch, size, options.bf16, options.byte_masks)

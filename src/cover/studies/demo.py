@@ -27,12 +27,13 @@ from cover.evaluation.protocol import read_views
 from cover.evaluation.reading import Variant
 from cover.evaluation.tasks import find_tasks
 from cover.inference.predictor import Predictor
+from cover.model.backbones import DEFAULT_OPTIONS
 from cover.model.device import pick_device
-from cover.model.weights import find_release, load_release
+from cover.model.release import find_release, load_release
 from cover.sandbox.generate import generate
 from cover.sandbox.settings import Settings
 from cover.studies.report import Story, Strip, markdown_table, write_report
-from cover.training.recipe import Data, Model, Optimizer, Recipe, Start
+from cover.training.recipe import Data, Optimizer, Recipe, Start
 from cover.training.train import find_members, make_schedule, train
 
 SETS = ["kinetics", "ssv2", "moments", "imagenet"]
@@ -105,7 +106,7 @@ def recipes(out: Path, catalog: Path, scale: float, seed: int, device: str, work
     base = Recipe(Data(SETS, str(catalog)), "", 1, seed=seed, device=device, workers=workers)
     pretrain = replace(
         base, data=replace(base.data, sets=["imagenet"]), out=str(out / "runs/pretrain"), steps=_scaled(PRETRAIN_STEPS, scale),
-        batch=PRETRAIN_BATCH, model=Model(image_temporal="skip"), optimizer=Optimizer(lr=PRETRAIN_LR),
+        batch=PRETRAIN_BATCH, model=DEFAULT_OPTIONS.for_images(), optimizer=Optimizer(lr=PRETRAIN_LR),
     )  # fmt: skip
     start = Start(pretrain.out, "fresh")
     cotrain = replace(
@@ -168,13 +169,13 @@ def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, worke
 def _top1(
     run: Path, names: list[str], catalog: Catalog, device: torch.device, workers: int, variants: tuple[Variant, ...]
 ) -> dict[str, dict[Variant, dict[str, Any]]]:
-    model, about = load_release(find_release(run))
+    model = load_release(find_release(run))
     model.to(device)
     found = {}
-    for task in find_tasks(catalog, model, about["frames"], "val", names):
+    for task in find_tasks(catalog, model, model.frames, "val", names):
         wanted = variants if task.manifest.media == "video" else ("plain",)
         results = evaluate(model, task, device, workers, wanted)
-        found[task.spec.name] = {variant: {**result, "step": about["step"]} for variant, result in results.items()}
+        found[task.spec.name] = {variant: {**result, "step": model.metadata["step"]} for variant, result in results.items()}
     return found
 
 

@@ -27,8 +27,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from cover.console import say
 from cover.errors import UserError
-from cover.model.timesformer import TimeSformer
-from cover.model.weights import CHECKPOINTS, save_release, steps_saved
+from cover.model.cover import CoVeR
+from cover.model.release import CHECKPOINTS, save_release, steps_saved
 from cover.training.distributed import Team
 from cover.training.ema import Ema
 from cover.training.keeping import best_step, dev_scores, drop_others, mark_best
@@ -44,7 +44,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 class Trained:
     """What training moves."""
 
-    model: TimeSformer
+    model: CoVeR
     optimizer: torch.optim.Optimizer
     ema: Ema | None = None
 
@@ -81,10 +81,10 @@ class Job:
     """A checkpoint to be written: copies of all that goes into it, and the steps whose checkpoints may stay beside it."""
 
     step: int
-    model: TimeSformer  # for its shape and heads alone
+    model: CoVeR  # for its shape and heads alone
     weights: dict[str, Tensor]
     state: dict[str, Any]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     facts: dict[str, Any]
     keep: int
     best: int | None
@@ -101,14 +101,14 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._problem: str | None = None
 
-    def save(self, step: int, trained: Trained, about: dict[str, Any], facts: dict[str, Any]) -> None:
+    def save(self, step: int, trained: Trained, metadata: dict[str, Any], facts: dict[str, Any]) -> None:
         """Take a copy of `step` (steps done) and hand it to the background. `facts`: plain JSON that a resume reads. Raises `UserError`
         where this one or the one before could not be written. Every rank has to call it."""
         self.wait()
         weights = trained.whole_weights()
         if self.sharded or self.team.leads:
             job = Job(
-                step, trained.model, weights, apart(trained.state()), {**about, "step": step}, {**facts, "step": step},
+                step, trained.model, weights, apart(trained.state()), {**metadata, "step": step}, {**facts, "step": step},
                 self.settings.keep, best_step(dev_scores(self.run / LOG), [*steps_saved(self.run), step], self.settings.best),
             )  # fmt: skip
             self._thread = threading.Thread(target=self._run_job, args=(job,), name=f"checkpoint-{step}")
@@ -168,7 +168,7 @@ def _make_empty(folder: Path) -> None:
 
 def _finish(job: Job, beside: Path, final: Path, run: Path) -> None:
     """The release, the digests, the rename; then what is no longer kept goes."""
-    save_release(beside, job.model, job.about, job.weights)
+    save_release(beside, job.model, job.metadata, job.weights)
     files = {str(path.relative_to(beside)): _print_of(path) for path in sorted(beside.rglob("*")) if path.is_file()}
     _write_synced(beside / COMPLETE, json.dumps({**job.facts, "files": files}, indent=1) + "\n")
     shutil.rmtree(final, ignore_errors=True)

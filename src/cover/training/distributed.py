@@ -28,8 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 from cover.console import be_silent
 from cover.errors import UserError
 from cover.machine import cores, default_workers, end_with_launcher
+from cover.model.cover import CoVeR
 from cover.model.device import pick_device
-from cover.model.timesformer import TimeSformer
 from cover.training.recipe import Distributed
 from cover.training.step import Alone
 
@@ -157,23 +157,23 @@ def workers_of_a_rank(wanted: int) -> int:
 class _Replica(nn.Module):
     """The network as DDP calls it. Without frames: a zero made of every trained parameter, in their order."""
 
-    def __init__(self, network: TimeSformer) -> None:
+    def __init__(self, network: CoVeR) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, frames: Tensor | None = None, groups: Any = (), keep: Tensor | None = None) -> Any:
+    def forward(self, frames: Tensor | None = None, groups: Any = (), drop: Tensor | None = None) -> Any:
         if frames is None:
             return torch.stack([p.flatten()[0] * 0 for p in self.network.parameters() if p.requires_grad]).sum()
-        return self.network(frames, groups, keep)
+        return self.network(frames, groups, drop)
 
 
 class Engine(Alone):
     """The network as a step of several ranks calls it, whose last backward pass adds up the gradients of all of them.
 
-    `ddp`: a whole copy on every rank. `fsdp`: FSDP2, a part of every parameter on each, whole only while its block computes.
+    `ddp`: a whole copy on every rank. `fsdp`: FSDP2, a part of every parameter on each, whole only while its stage computes.
     """
 
-    def __init__(self, model: TimeSformer, among: Team, settings: Distributed) -> None:
+    def __init__(self, model: CoVeR, among: Team, settings: Distributed) -> None:
         super().__init__(model)
         self.among = among
         self.ddp: DistributedDataParallel | None = None
@@ -183,19 +183,19 @@ class Engine(Alone):
         elif among.ranks > 1:
             self.ddp = replicate(model)
 
-    def __call__(self, frames: Tensor, groups: Any, keep: Tensor | None) -> dict[str, Tensor]:
-        logits: dict[str, Tensor] = (self.ddp or self.model)(frames, groups, keep)
+    def __call__(self, frames: Tensor, groups: Any, drop: Tensor | None) -> dict[str, Tensor]:
+        logits: dict[str, Tensor] = (self.ddp or self.model)(frames, groups, drop)
         return logits
 
     def total(self, value: Tensor) -> Tensor:
         return self.among.total(value)
 
-    def whole(self) -> TimeSformer:
+    def whole(self) -> CoVeR:
         """The network as one process can use it: itself, or a copy put together of its shards. Every rank has to call it."""
         if not self.sharded:
             return self.model
         weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
-        copy = TimeSformer(self.model.config, self.model.head_list).to(next(self.model.parameters()).device)
+        copy = CoVeR(self.model.config, self.model.head_list).to(next(self.model.parameters()).device)
         copy.load_state_dict(weights)
         return copy
 
@@ -211,7 +211,7 @@ class Engine(Alone):
             yield
 
 
-def replicate(model: TimeSformer) -> DistributedDataParallel:
+def replicate(model: CoVeR) -> DistributedDataParallel:
     """`model` in DDP, which sums instead of averaging. Every parameter takes part in every step, so none is looked for."""
     devices = [p.device for p in model.parameters()][:1] if next(model.parameters()).device.type == "cuda" else None
     with warnings.catch_warnings():
@@ -231,10 +231,10 @@ def _sum(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]
     return work.get_future().then(lambda done: done.value()[0])
 
 
-def shard(model: TimeSformer) -> None:
-    """FSDP2, block by block, in place; gradients are summed."""
-    for block in model.blocks:
-        fully_shard(block)
+def shard(model: CoVeR) -> None:
+    """FSDP2, stage by stage, in place; gradients are summed."""
+    for stage in model.backbone.stages():
+        fully_shard(stage)
     fully_shard(model)
     for module in model.modules():
         if isinstance(module, FSDPModule):

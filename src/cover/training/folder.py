@@ -10,7 +10,7 @@ from typing import Any
 
 from cover import config
 from cover.errors import UserError
-from cover.model.weights import CHECKPOINTS, steps_saved
+from cover.model.release import CHECKPOINTS, steps_saved
 from cover.training import checkpoint
 from cover.training.finite import FILE as NONFINITE
 from cover.training.recipe import Recipe

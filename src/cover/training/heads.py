@@ -10,7 +10,7 @@ import numpy as np
 
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError
-from cover.model.timesformer import Head
+from cover.model.heads import Head
 
 
 def make_heads(classes: Mapping[str, ClassList], shared: Mapping[str, Sequence[str]]) -> tuple[Head, ...]:

@@ -20,7 +20,7 @@ from cover.datasets.manifest import Manifest, Media, open_manifest
 from cover.errors import UserError
 from cover.mixture.loader import Member
 from cover.mixture.schedule import Group, Source, rates_by, split_batch, steps_for
-from cover.model.weights import find_release, release_heads
+from cover.model.release import find_release, read_config
 from cover.training.recipe import Recipe
 from cover.training.train import find_members
 
@@ -204,7 +204,7 @@ def classes_kept(recipe: Recipe, trained: Mapping[str, int]) -> dict[str, int]:
     if recipe.start.heads == "drop":
         return {}
     try:
-        theirs = release_heads(find_release(recipe.start.checkpoint))
+        theirs = read_config(find_release(recipe.start.checkpoint)).heads
     except UserError:
         return {}
     return {head.name: len(head.classes) for head in theirs if head.name not in trained}

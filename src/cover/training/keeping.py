@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cover.model.weights import CHECKPOINTS, steps_saved
+from cover.model.release import CHECKPOINTS, steps_saved
 
 BEST = "best"  # a link to the best checkpoint, beside them
 MEASURES = ("top1", "map")  # of a data set's results on dev, whichever it has

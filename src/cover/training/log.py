@@ -35,7 +35,7 @@ from cover.console import clock, say
 from cover.mixture.loader import Member
 from cover.mixture.pack import Pack
 from cover.mixture.schedule import Schedule, wanted_rates
-from cover.model.timesformer import TimeSformer
+from cover.model.cover import CoVeR
 from cover.training import checkpoint
 from cover.training.live import LiveView
 from cover.training.recipe import Recipe
@@ -88,7 +88,7 @@ class RunLog:
     """
 
     def __init__(
-        self, run: Path, recipe: Recipe, members: Sequence[Member], schedule: Schedule, model: TimeSformer, first: int,
+        self, run: Path, recipe: Recipe, members: Sequence[Member], schedule: Schedule, model: CoVeR, first: int,
         reduce: Sum = lambda tensor: tensor, writes: bool = True,
     ) -> None:  # fmt: skip
         self.path, self.recipe, self.schedule, self.reduce, self.writes = run / checkpoint.LOG, recipe, schedule, reduce, writes

@@ -6,14 +6,14 @@ import math
 
 import torch
 
-from cover.model.timesformer import TimeSformer
+from cover.model.cover import CoVeR
 from cover.training.parameters import parameter_groups
 from cover.training.recipe import Optimizer
 
 STEP_DOWN = 0.1  # the factor at each milestone of the schedule `steps`
 
 
-def build_optimizer(model: TimeSformer, settings: Optimizer) -> torch.optim.Optimizer:
+def build_optimizer(model: CoVeR, settings: Optimizer) -> torch.optim.Optimizer:
     """AdamW or SGD over the parameters that are trained, without decay on biases, norms and embeddings unless a pattern says so.
 
     Fused AdamW updates all parameters in one pass; against the plain one only the last bits differ, from the order of its products.

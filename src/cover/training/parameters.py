@@ -14,14 +14,15 @@ from torch import nn
 
 from cover.console import say
 from cover.errors import UserError, nearest
-from cover.model.timesformer import TimeSformer
+from cover.model.cover import CoVeR
+from cover.model.heads import head_of
 from cover.training.heads import kept_heads
 from cover.training.recipe import Optimizer, Pattern
 
 NAMES_SHOWN = 3
 
 
-def matches(model: TimeSformer, patterns: Mapping[str, Pattern]) -> dict[str, list[str]]:
+def matches(model: CoVeR, patterns: Mapping[str, Pattern]) -> dict[str, list[str]]:
     """Pattern -> the names of the parameters that it decides about.
 
     Raises `UserError` for a pattern that is no regular expression, finds nothing, or finds only what earlier ones decide.
@@ -48,7 +49,7 @@ def _search(pattern: str, name: str) -> bool:
         raise UserError(f'optimizer.patterns: "{pattern}" is no regular expression: {error}') from None
 
 
-def describe_patterns(model: TimeSformer, patterns: Mapping[str, Pattern]) -> list[str]:
+def describe_patterns(model: CoVeR, patterns: Mapping[str, Pattern]) -> list[str]:
     """One line for each pattern: what it does, and to how many parameters."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     lines = []
@@ -59,7 +60,7 @@ def describe_patterns(model: TimeSformer, patterns: Mapping[str, Pattern]) -> li
     return lines
 
 
-def freeze_kept(model: TimeSformer, trained: Container[str]) -> None:
+def freeze_kept(model: CoVeR, trained: Container[str]) -> None:
     """Stop the gradients of the heads that none of the data sets `trained` trains, and name them."""
     kept = [head.name for head in kept_heads(model.head_list, trained)]
     for name in kept:
@@ -68,7 +69,7 @@ def freeze_kept(model: TimeSformer, trained: Container[str]) -> None:
         say(f"heads kept as they are: {', '.join(kept)}")
 
 
-def freeze_matched(model: TimeSformer, patterns: Mapping[str, Pattern]) -> None:
+def freeze_matched(model: CoVeR, patterns: Mapping[str, Pattern]) -> None:
     """Stop the gradients of what a pattern freezes, and say of every pattern what it finds.
 
     Raises `UserError` where nothing is left to train.
@@ -82,24 +83,28 @@ def freeze_matched(model: TimeSformer, patterns: Mapping[str, Pattern]) -> None:
         raise UserError("optimizer.patterns: they freeze every parameter; nothing is left to train")
 
 
-def parameter_groups(model: TimeSformer, settings: Optimizer) -> list[dict[str, Any]]:
+def parameter_groups(model: CoVeR, settings: Optimizer) -> list[dict[str, Any]]:
     """The trained parameters for an optimizer: those of one decay and one factor on the rate (`lr_scale`) together, largest first."""
     patterns = {name: settings.patterns[pattern] for pattern, names in matches(model, settings.patterns).items() for name in names}
+    undecayed, places = model.no_decay_parameters(), place_factors(model, settings)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             mine = patterns.get(name, Pattern())
-            decay = mine.decay if mine.decay is not None else 0.0 if model.no_weight_decay(name) else settings.weight_decay
-            groups.setdefault((decay, mine.lr * place_factor(model, name, settings)), []).append(parameter)
+            decay = mine.decay if mine.decay is not None else 0.0 if name in undecayed else settings.weight_decay
+            groups.setdefault((decay, mine.lr * places[name]), []).append(parameter)
     return [
         {"params": groups[decay, scale], "weight_decay": decay, "lr_scale": scale} for decay, scale in sorted(groups, reverse=True)
     ]  # fmt: skip
 
 
-def place_factor(model: TimeSformer, name: str, settings: Optimizer) -> float:
-    """The factor on a parameter's rate from where it stands: heads x `head_lr`, the temporal branch 1, the rest by its layer."""
-    if name.startswith("heads."):
-        return settings.head_lr
-    if model.is_temporal(name):
-        return 1.0
-    return float(settings.layer_decay ** (model.config.depth + 1 - model.layer_of(name)))
+def place_factors(model: CoVeR, settings: Optimizer) -> dict[str, float]:
+    """Parameter -> the factor on its rate from its place: heads x `head_lr`, the temporal branch 1, the rest by its layer."""
+    temporal = model.temporal_parameters()
+
+    def factor(name: str) -> float:
+        if head_of(name):
+            return settings.head_lr
+        return 1.0 if name in temporal else float(settings.layer_decay ** model.layers_below(name))
+
+    return {name: factor(name) for name, _ in model.named_parameters()}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal
 
 from cover.errors import UserError, install, nearest
 from cover.media.decode import Decoder
+from cover.model.backbones import DEFAULT_OPTIONS, Options
 
 if TYPE_CHECKING:
     from cover.transforms.base import Transform
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 # What a number may be, both ends included.
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (0, math.inf), "batch": (1, math.inf), "accumulation": (1, math.inf), "seed": (0, 2**63 - 1), "label_smoothing": (0, 1),
-    "data.frames": (1, math.inf), "data.crops": (1, math.inf), "data.alpha": (0, 4), "model.size": (1, math.inf),
-    "model.layer_scale": (0, math.inf), "augment.colour": (0, 1), "augment.erase": (0, 1), "augment.mix": (0, 1),
+    "data.frames": (1, math.inf), "data.crops": (1, math.inf), "data.alpha": (0, 4),
+    "augment.colour": (0, 1), "augment.erase": (0, 1), "augment.mix": (0, 1),
     "augment.mixup": (0, 100), "augment.cutmix": (0, 100), "optimizer.layer_decay": (0, 1), "optimizer.head_lr": (0, 10**6),
     "optimizer.lr": (0, 10**6), "optimizer.weight_decay": (0, 10**6), "optimizer.momentum": (0, 1), "optimizer.warmup": (0, 1),
     "optimizer.clip": (0, math.inf),
@@ -54,33 +55,6 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Model:
-    """The network."""
-
-    preset: str = option("mini", "mini, or a ViT size with its patch, as in B/16")
-    size: int = option(32, "image side in pixels")
-    attention: Literal["divided", "joint", "space"] = option("divided", "temporal then spatial, all tokens at once, or frames apart")
-    time: Literal["rotary", "additive"] = option("rotary", "how frames are told apart")
-    image_temporal: Literal["attend", "skip"] = option("attend", "whether images pass the temporal branch")
-    drop_path: float = option(0.0, "rate of dropped branches at the last layer, growing linearly from 0")
-    dropout: float = option(0.0, "after the embedding and in every branch")
-    head_dropout: float = option(0.0, "before the classifiers")
-    layer_scale: float = option(0.0, "first value of a factor per channel on every branch; 0 for none")
-    patch_embed: Literal["auto", "linear", "conv"] = option(
-        "auto",
-        "linear: one map of each patch, as in published checkpoints; conv: a stem of stride-2 convolutions, which learns more from few "
-        "samples; auto: as the starting checkpoint, else conv for mini and linear for the ViT sizes",
-    )
-    checkpointing: bool = option(False, "keep each block's input alone and compute the rest again: less memory, more time")
-
-    def patch_embedding(self, inherited: Mapping[str, Any]) -> dict[str, Any]:
-        """What `model_config` is told of the patch embedding, with the settings `inherited` from a starting checkpoint: nothing where the
-        preset decides."""
-        told = inherited.get("patch_embed") if self.patch_embed == "auto" else self.patch_embed
-        return {"patch_embed": told} if told else {}
-
-
-@dataclass(frozen=True)
 class Start:
     """Where the weights come from."""
 
@@ -88,7 +62,7 @@ class Start:
     temporal: Literal["fresh", "copied", "keep"] = option(
         "keep",
         "copied: the temporal branch made anew from the spatial one, temporal_fc zero, as published; "
-        "fresh: the same, and under rotary time its heads begin by looking at the frames around",
+        "fresh: the same, and under rotary time its heads begin as differences between the frames around",
     )
     heads: Literal["drop", "keep"] = option(
         "drop", "the checkpoint's heads that this run does not train: left out, or kept, bit for bit, in all that it writes"
@@ -230,7 +204,7 @@ class Recipe:
     out: str = field(metadata={"help": "the run's folder"})
     steps: int = field(metadata={"help": "optimizer steps; 0: as many as data.epochs needs"})
     batch: int = option(64, "samples per optimizer step, over all ranks")
-    model: Model = option(Model(), "the network")
+    model: Options = option(DEFAULT_OPTIONS, "the network; model.backbone names its family")
     start: Start = option(Start(), "where the weights come from")
     augment: Augment = option(Augment(), "training pixels")
     optimizer: Optimizer = option(Optimizer(), "how the weights move")
@@ -238,7 +212,7 @@ class Recipe:
     label_smoothing: float = option(0.0, "share of the target spread over all classes")
     accumulation: int = option(1, "micro-batches per step")
     precision: Literal["fp32", "bf16"] = option("fp32", "of the forward pass")
-    compile: bool = option(False, "torch.compile, block by block")
+    compile: bool = option(False, "torch.compile, stage by stage")
     seed: int = option(0, "of everything random")
     device: str = option("auto", "auto, cpu, cuda, cuda:1")
     workers: int = option(-1, "reading processes; -1 for one per core, 0 for none")
@@ -269,9 +243,7 @@ class Recipe:
         self._check_heads()
         self._check_optimizer()
         self.augment.check(self.data.sets)
-        for key in ("drop_path", "dropout", "head_dropout"):
-            if not 0 <= getattr(self.model, key) < 1:
-                raise UserError(f"model.{key}: {getattr(self.model, key)} is not in [0, 1)")
+        self.model.check()
 
     def _check_rates(self) -> None:
         for name, factor in self.data.loss_weights.items():

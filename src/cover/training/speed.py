@@ -12,8 +12,8 @@ import torch
 from cover.errors import UserError
 from cover.hardware import MATMUL_SIDE, find_device, matmul_rate
 from cover.mixture.schedule import Schedule
+from cover.model.cover import CoVeR
 from cover.model.profile import forward_cost, on_meta
-from cover.model.timesformer import TimeSformer
 
 PASSES = 3  # forward, and the backward pass's two products for each of its own
 
@@ -31,7 +31,7 @@ class Work:
     flops: int
 
 
-def work_of(model: TimeSformer, schedule: Schedule, size: int) -> Work:
+def work_of(model: CoVeR, schedule: Schedule, size: int) -> Work:
     """The work of a step of `schedule` with frames of `size` pixels."""
     groups = tuple((group.samples, group.frames) for group in schedule.groups)
     without_numbers = on_meta(model.config, {head.name: len(head.classes) for head in model.head_list})

@@ -1,4 +1,4 @@
-"""Which settings of a recipe does a released network ask for?"""
+"""The settings of a recipe that a release asks for."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import hashlib
 from pathlib import Path
 
 from cover.errors import UserError
-from cover.model.presets import PRESETS
-from cover.model.weights import WEIGHTS, find_release, read_config
-from cover.training.recipe import Model
+from cover.model.backbones import Options
+from cover.model.release import WEIGHTS, find_release, read_config
 
 
-def model_like(checkpoint: str | Path) -> tuple[Model, int]:
-    """The model settings under which a run can start from a checkpoint, and the frames of its clips.
+def model_like(checkpoint: str | Path) -> tuple[Options, int]:
+    """The model options under which a run can start from a checkpoint, and the frames of its clips.
 
-    Raises `UserError` where there is none, or its network has the size of no preset.
+    Raises `UserError` where there is none, or no options ask for its network.
     """
     folder = find_release(checkpoint)
-    config = read_config(folder)
-    told = config["model"]
-    shape = told["width"], told["depth"], told["attention_heads"]
-    name = next((name for name, sizes in PRESETS.items() if sizes == shape), None)
-    if name is None:
-        raise UserError(f"{folder}: width, depth and heads {shape} are those of no preset, so no recipe can ask for them")
-    preset = f"{name}/{told['patch']}"
-    kept = {key: told[key] for key in ("size", "attention", "time", "image_temporal", "layer_scale") if key in told}
-    return Model(preset=preset, **kept), int(config["about"].get("frames", told["frames"]))
+    release = read_config(folder)
+    try:
+        return release.backbone.options(), release.frames
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
 
 
 def weights_digest(checkpoint: str | Path) -> str:
@@ -36,4 +31,4 @@ def weights_digest(checkpoint: str | Path) -> str:
 
 def trained_on(checkpoint: str | Path) -> list[str]:
     """The data sets whose training a checkpoint remembers."""
-    return list(read_config(find_release(checkpoint))["about"].get("datasets", {}))
+    return list(read_config(find_release(checkpoint)).datasets)

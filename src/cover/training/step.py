@@ -15,7 +15,7 @@ from cover.transforms.mixup import Mixup
 
 if TYPE_CHECKING:
     from cover.mixture.pack import Pack
-    from cover.model.timesformer import TimeSformer
+    from cover.model.cover import CoVeR
 
 Seen = list[tuple[Tensor, Tensor]]
 
@@ -91,7 +91,7 @@ def sigmoid_loss(scores_SC: Tensor, hot_SC: Tensor, label_smoothing: float) -> T
 
     The sum, not the mean: the gradient on the logits is then p - y, as it is of a softmax's cross-entropy, so that a sample moves the
     shared layers as much whichever kind of head it trains. A mean over 400 classes would make it 400 times less. The two gradients are
-    the same at the start for a sample of one class (`TimeSformer`: both heads begin with p = 1 / C).
+    the same at the start for a sample of one class (`CoVeR`: both heads begin with p = 1 / C).
     Label smoothing likewise as in a softmax: a share e of the target is spread over all C classes, y becomes (1 - e) y + e / C.
     """
     wanted = hot_SC.to(scores_SC.dtype) * (1 - label_smoothing) + label_smoothing / scores_SC.shape[1]
@@ -104,28 +104,32 @@ def sigmoid_hits(scores_SC: Tensor, hot_SC: Tensor) -> Tensor:
     return torch.where((hot_SC > 0).any(1), hot_SC.gather(1, place_S[:, None])[:, 0] > 0, best_S < 0)
 
 
-def drop_path_factors(seeds_S: Tensor, depth: int, rate: float) -> Tensor | None:
-    """Factors `(depth, 3, S)` of the branches, 0 or 1 / (1 - rate of the layer), from (draw, layer, branch) and nothing else."""
+def drop_path_factors(seeds_S: Tensor, shape: tuple[int, int], rate: float) -> Tensor | None:
+    """Factors `(layers, branches, S)`, 0 or 1 / (1 - rate of the layer), from (draw, layer, branch) and nothing else.
+
+    `shape`: (layers, branches) of the network, `Backbone.drop_shape`. The rate grows linearly from 0 to `rate` at the last layer.
+    """
     if rate == 0:
         return None
-    lanes = torch.arange(depth * 3, device=seeds_S.device).view(depth, 3, 1) + 1
+    layers, branches = shape
+    lanes = torch.arange(layers * branches, device=seeds_S.device).view(layers, branches, 1) + 1
     x = seeds_S.view(1, 1, -1) + lanes * -7046029254386353131  # golden-ratio counter, then the splitmix64 finaliser
     x = (x ^ (x >> 30)) * -4658895280553007687
     x = (x ^ (x >> 27)) * -7723592293110705685
     uniform = ((x ^ (x >> 31)) & 0xFFFFFF).double() / 2**24
-    rates = torch.linspace(0, rate, depth, device=seeds_S.device).view(depth, 1, 1)
+    rates = torch.linspace(0, rate, layers, device=seeds_S.device).view(layers, 1, 1)
     return ((uniform >= rates) / (1 - rates)).float()
 
 
 class Alone:
     """How one process calls the network and adds up a step. With several ranks, `distributed.Engine` stands in its place."""
 
-    def __init__(self, model: TimeSformer) -> None:
+    def __init__(self, model: CoVeR) -> None:
         self.model = model
 
-    def __call__(self, frames: Tensor, groups: Any, keep: Tensor | None) -> dict[str, Tensor]:
-        """The logits of every head, as `TimeSformer.forward`."""
-        logits: dict[str, Tensor] = self.model(frames, groups, keep)
+    def __call__(self, frames: Tensor, groups: Any, drop: Tensor | None) -> dict[str, Tensor]:
+        """The logits of every head, as `CoVeR.forward`."""
+        logits: dict[str, Tensor] = self.model(frames, groups, drop)
         return logits
 
     def part(self, last: bool) -> AbstractContextManager[None]:
@@ -160,7 +164,7 @@ class Outcome:
 
 
 def forward_backward(
-    model: TimeSformer,
+    model: CoVeR,
     pack: Pack,
     settings: StepSettings,
     tally: Tally | None = None,
@@ -171,9 +175,9 @@ def forward_backward(
     frames = pack.pixels(model.normalize)
     if pack.mix is not None:
         frames, partner_S, lam_S = Mixup.apply(frames, pack.mix, pack.weight, pack.groups)
-    keep = drop_path_factors(pack.seed, model.config.depth, settings.drop_path)
+    drop = drop_path_factors(pack.seed, model.backbone.drop_shape(), settings.drop_path)
     with torch.autocast(pack.frames.device.type, torch.bfloat16, enabled=settings.bf16):
-        logits = (engine or model)(frames, pack.groups, keep)
+        logits = (engine or model)(frames, pack.groups, drop)
     loss_S, hit_S = sample_losses(logits, pack.targets, settings.label_smoothing, pack.hot, settings.sigmoid)
     if pack.mix is not None:  # every loss is linear in its targets: that of mixed targets is the losses mixed
         hot = None if pack.hot is None else pack.hot[partner_S]
@@ -189,7 +193,7 @@ def forward_backward(
 
 
 def train_step(
-    model: TimeSformer,
+    model: CoVeR,
     optimizer: torch.optim.Optimizer,
     packs: Sequence[Pack],
     settings: StepSettings,
@@ -214,7 +218,7 @@ def train_step(
     return Outcome(torch.stack([loss, norm, votes]), seen)
 
 
-def clip_gradients(model: TimeSformer, largest: float) -> Tensor:
+def clip_gradients(model: CoVeR, largest: float) -> Tensor:
     """Shorten the whole gradient to a norm of `largest` (0: leave it); returns the norm that it had, over all shards."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

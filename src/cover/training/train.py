@@ -26,9 +26,9 @@ from cover.mixture.alternation import Alternating, check_alternating
 from cover.mixture.loader import Member, packs
 from cover.mixture.pack import augment_uint8, split_pack
 from cover.mixture.schedule import Schedule, Source, draw_seed, rates_by, split_batch, wanted_rates
-from cover.model.presets import model_config
-from cover.model.timesformer import TimeSformer
-from cover.model.weights import find_release, inherited_settings, read_config, release_heads, start_from
+from cover.model.backbones import backbone_config
+from cover.model.cover import CoVeR
+from cover.model.release import find_release, read_config, start_from
 from cover.training import checkpoint
 from cover.training.distributed import Engine, Team, restarted, started_by_torchrun, team, workers_of_a_rank
 from cover.training.ema import Ema, averaged
@@ -80,7 +80,7 @@ def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR
     model = build_model(recipe, members, origin)
     among.once(lambda: prepare_folder(run, recipe, first, resume))
     exclusions = count_exclusions(run, first, recipe, members)
-    about = describe(recipe, members, model, origin)
+    metadata = describe(recipe, members, model, origin)
     if origin and not first:
         for line in start_from(model, origin, recipe.start.temporal):
             say(line)
@@ -95,14 +95,14 @@ def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR
     facts = checkpoint.restore(run, first, trained, among) if first else {}
     model.set_checkpointing(recipe.model.checkpointing)
     if recipe.compile:
-        model.compile_blocks()
+        model.compile_stages()
     settings = step_settings(recipe, model, among.device)
     if first:
-        check_same_rows(run, about)
+        check_same_rows(run, metadata)
 
     # --- what watches over it -------------------------------------------------------------------------------------------------
     log = RunLog(run, recipe, members, schedule, model, first, among.total, among.leads)
-    log.write("start", first, **about, **make_up(schedule), exclusions=exclusions, ranks=among.ranks, **log.about())
+    log.write("start", first, **metadata, **make_up(schedule), exclusions=exclusions, ranks=among.ranks, **log.about())
     finite = FiniteCheck(run, recipe.nonfinite, among, schedule, {m.spec.name: m.manifest for m in members}, facts.get("skipped", 0))
     reading = ReadingCheck(recipe.data.sets, recipe.data.unreadable, among)
     saver = checkpoint.Saver(run, among, engine.sharded, recipe.checkpoints)
@@ -138,7 +138,7 @@ def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR
             if due(done, recipe.save_every, last):
                 finite.settle()
                 with log.spending("checkpoint"):
-                    saver.save(done, trained, about, {"skipped": finite.skipped, "ranks": among.ranks})
+                    saver.save(done, trained, metadata, {"skipped": finite.skipped, "ranks": among.ranks})
             if leaving:
                 break
         with log.spending("checkpoint"):
@@ -197,36 +197,31 @@ def make_schedule(recipe: Recipe, members: Sequence[Member], ranks: int = 1) -> 
     return Schedule(recipe.seed, split_batch(sources, recipe.batch, parts, pairing is not None), pairing)
 
 
-def build_model(recipe: Recipe, members: Sequence[Member], origin: Path | None) -> TimeSformer:
+def build_model(recipe: Recipe, members: Sequence[Member], origin: Path | None) -> CoVeR:
     """The recipe's network with the heads of its data sets, randomly initialised under the recipe's seed.
 
     How pixels are normalised, and what else belongs to weights rather than to a run, comes from `origin`, the release that it starts from,
     as do the heads that are kept.
     """
-    wanted = recipe.model
-    inherited = inherited_settings(origin) if origin else {}
+    release = read_config(origin) if origin else None
     heads = make_heads({member.spec.name: member.manifest.classes for member in members}, recipe.data.heads)
     for head in heads:
         if hasattr(torch.nn.ModuleDict, head.name):  # it could not be told from a method
             raise UserError(f'data.sets: "{head.name}" cannot name a head; rename it in the catalog, or in data.heads')
-    if origin and recipe.start.heads == "keep":
-        heads = with_kept(heads, release_heads(origin))
-    shape = model_config(
-        wanted.preset, size=wanted.size, frames=recipe.data.frames, attention=wanted.attention, time=wanted.time,
-        image_temporal=wanted.image_temporal, dropout=wanted.dropout, head_dropout=wanted.head_dropout, layer_scale=wanted.layer_scale,
-        **{**inherited, **wanted.patch_embedding(inherited)},
-    )  # fmt: skip
-    return TimeSformer(shape, heads)
+    if release and recipe.start.heads == "keep":
+        heads = with_kept(heads, release.heads)
+    config = backbone_config(recipe.model, recipe.data.frames, release.backbone if release else None)
+    return CoVeR(config, heads, recipe.model.head_dropout)
 
 
-def freeze_unused(model: TimeSformer, schedule: Schedule) -> None:
+def freeze_unused(model: CoVeR, schedule: Schedule) -> None:
     """Image pre-training is of the non-temporal weights: without a clip in the mixture the temporal branch stays as it is."""
     if all(group.frames == 1 for group in schedule.groups):
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not model.is_temporal(name))
+        for name in model.temporal_parameters():
+            model.get_parameter(name).requires_grad_(False)
 
 
-def step_settings(recipe: Recipe, model: TimeSformer, device: torch.device) -> StepSettings:
+def step_settings(recipe: Recipe, model: CoVeR, device: torch.device) -> StepSettings:
     factors = [recipe.data.loss_weights.get(name, 1.0) for name in recipe.data.sets]
     return StepSettings(
         batch=recipe.batch, loss_weights=torch.tensor(factors, device=device), label_smoothing=recipe.label_smoothing,
@@ -235,7 +230,7 @@ def step_settings(recipe: Recipe, model: TimeSformer, device: torch.device) -> S
     )  # fmt: skip
 
 
-def describe(recipe: Recipe, members: Sequence[Member], model: TimeSformer, origin: Path | None) -> dict[str, Any]:
+def describe(recipe: Recipe, members: Sequence[Member], model: CoVeR, origin: Path | None) -> dict[str, Any]:
     """What travels with the weights: how each data set's clips are to be taken, and what the run was. Of the data sets of heads that are
     kept it is what `origin`, the release that they come from, says."""
     sets = {
@@ -247,8 +242,8 @@ def describe(recipe: Recipe, members: Sequence[Member], model: TimeSformer, orig
         }
         for m in members
     }  # fmt: skip
-    told = read_config(origin)["about"].get("datasets", {}) if origin else {}
-    sets |= kept_facts(model.head_list, recipe.data.sets, told)
+    known = read_config(origin).datasets if origin else {}
+    sets |= kept_facts(model.head_list, recipe.data.sets, known)
     return {"cover": __version__, "frames": recipe.data.frames, "seed": recipe.seed, "steps": recipe.steps, "datasets": sets}
 
 
@@ -274,7 +269,7 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(draw_seed(seed, "dropout", step, rank) >> 1)
 
 
-def evaluate_dev(model: TimeSformer, catalog: Catalog, recipe: Recipe, among: Team, workers: int) -> dict[str, dict[str, Any]]:
+def evaluate_dev(model: CoVeR, catalog: Catalog, recipe: Recipe, among: Team, workers: int) -> dict[str, dict[str, Any]]:
     """Every data set that has a `dev` split, under its own protocol; each rank takes its share of the rows."""
     named = [name for name in recipe.data.sets if "dev" in catalog.spec(name).splits and catalog.manifest_path(name, "dev").is_file()]
     model.eval()

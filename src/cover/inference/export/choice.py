@@ -8,35 +8,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cover.errors import UserError, nearest
-from cover.model.release import release_folder
-from cover.model.timesformer import Head, TimeSformer
-from cover.model.weights import load_release
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import load_release, release_folder
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A model in evaluation mode, what its `folder` tells about it, and those of its heads that are wanted."""
+    """A model in evaluation mode, the folder that it came from, and those of its heads that are wanted."""
 
     folder: Path
-    model: TimeSformer
-    about: dict[str, Any]
+    model: CoVeR
     heads: tuple[Head, ...]
 
 
 def choose(checkpoint: str | Path, names: Sequence[str]) -> Choice:
     """The heads called `names`, or all, of a run, a checkpoint, a release folder or a Hub id. Raises `UserError`."""
     folder = release_folder(checkpoint)
-    model, about = load_release(folder)
+    model = load_release(folder)
     known = {each.name: each for each in model.head_list}
     if not known:
         raise UserError(f"{folder}: has no head, and what is exported is a classifier")
     for name in names:
         if name not in known:
             raise UserError(f'{folder}: has no head "{name}"{nearest(name, known)}')
-    return Choice(folder, model, about, tuple(known[name] for name in dict.fromkeys(names or known)))
+    return Choice(folder, model, tuple(known[name] for name in dict.fromkeys(names or known)))
 
 
 def check_file(out: Path, ending: str) -> None:

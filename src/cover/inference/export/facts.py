@@ -12,8 +12,8 @@ from cover.datasets.manifest import class_digest
 from cover.inference.export.choice import Choice
 from cover.inference.export.traced import INPUT
 from cover.inference.predictor import Predictor
-from cover.model.timesformer import Head
-from cover.model.weights import WEIGHTS
+from cover.model.heads import Head
+from cover.model.release import WEIGHTS
 
 KEY = "cover"  # of the metadata of an ONNX model
 
@@ -23,13 +23,17 @@ def facts(choice: Choice, frames: int, precision: str) -> dict[str, Any]:
 
     `precision`: of the weights of the matrix products, `float32` or `int8`.
     """
-    config = choice.model.config
+    pixels, predictor = choice.model.backbone.pixels, Predictor(choice.model)
     return {
-        "cover": __version__, "step": choice.about.get("step"), "weights_sha256": _digest(choice.folder / WEIGHTS), "precision": precision,
-        "input": INPUT, "frames": frames, "size": config.size, "colour": "RGB",
-        "resize": {"short_side": config.size, "filter": "bilinear, antialiased", "crop": "squares along the long side, of one the middle"},
-        "normalisation": {"where": "inside the graph", "mean": list(config.mean), "std": list(config.std)},
-        "heads": {head.name: _head(head, Predictor(choice.model, choice.about)) for head in choice.heads},
+        "cover": __version__, "step": choice.model.metadata.get("step"), "weights_sha256": _digest(choice.folder / WEIGHTS),
+        "precision": precision,
+        "input": INPUT, "frames": frames, "size": pixels.size, "colour": "RGB",
+        "resize": {
+            "short_side": pixels.size, "filter": f"{pixels.interpolation}, antialiased",
+            "crop": "squares along the long side, of one the middle",
+        },
+        "normalisation": {"where": "inside the graph", "mean": list(pixels.mean), "std": list(pixels.std)},
+        "heads": {head.name: _head(head, predictor) for head in choice.heads},
     }  # fmt: skip
 
 

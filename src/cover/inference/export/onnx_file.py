@@ -31,7 +31,7 @@ def export_onnx(checkpoint: str | Path, heads: Sequence[str], out: Path, frames:
     check_file(out, ".onnx")
     choice = choose(checkpoint, heads)
     _check_names(choice)
-    length = frames or choice.about["frames"]
+    length = frames or choice.model.frames
     told = text_of(facts(choice, length, "int8" if int8 else "float32"))
     classifier = Classifier(choice.model, choice.heads, length)
     with quiet(), written_beside(out) as path:

@@ -21,7 +21,7 @@ def export_torch(checkpoint: str | Path, heads: Sequence[str], out: Path, frames
     """
     check_file(out, ".pt2")
     choice = choose(checkpoint, heads)
-    length = frames or choice.about["frames"]
+    length = frames or choice.model.frames
     told = text_of(facts(choice, length, "float32"))
     with quiet(), written_beside(out) as path:
         torch.export.save(trace(Classifier(choice.model, choice.heads, length)), path, extra_files={FACTS: told})

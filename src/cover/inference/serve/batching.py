@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cover.console import say
 from cover.inference.serve.limits import Batching, Refused, late
-from cover.model.timesformer import TimeSformer
+from cover.model.cover import CoVeR
 
 T = TypeVar("T")
 Scores = dict[str, np.ndarray]  # head -> float32 (classes,)
@@ -70,7 +70,7 @@ class Batcher:
 
     HELD_PACKS = 4
 
-    def __init__(self, model: TimeSformer, device: torch.device | str, batching: Batching, observe: Observe) -> None:
+    def __init__(self, model: CoVeR, device: torch.device | str, batching: Batching, observe: Observe) -> None:
         self._model, self._device, self._batching, self._observe = model.to(device).eval(), device, batching, observe
         self._waiting: deque[_Part] = deque()
         self._alone: deque[_Alone] = deque()

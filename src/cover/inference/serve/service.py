@@ -24,7 +24,7 @@ from cover.inference.serve.decoding import Decoders, Job, Pixels
 from cover.inference.serve.limits import Batching, Limits, Refused, busy, late
 from cover.inference.serve.metrics import Metrics
 from cover.inference.serve.uploads import Spool, receive
-from cover.model.timesformer import Head
+from cover.model.heads import Head
 
 T = TypeVar("T")
 P = ParamSpec("P")

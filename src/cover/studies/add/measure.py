@@ -12,13 +12,14 @@ import torch
 
 from cover.errors import UserError
 from cover.evaluation.statistics import Estimate, difference, holm, share, verdict
-from cover.model.weights import read_config, read_weights
+from cover.model.heads import head_of
+from cover.model.release import read_config, read_weights
 from cover.studies.add.known import SPLITS, Known
 from cover.studies.add.paired import Gauge, Measured
 from cover.training.recipe import Recipe
 
 MARGIN = 0.02  # a loss of top-1 below which a head counts as not worse
-IDLE = ("dropout", "head_dropout")  # settings that an evaluated network does not use
+IDLE = ("dropout",)  # settings that an evaluated network does not use
 BACKBONE = ""
 
 
@@ -83,15 +84,16 @@ def unchanged(before: Path, after: Path) -> set[str]:
     theirs, ours = read_weights(before), read_weights(after)
     parts = {BACKBONE: _function(before) == _function(after)}
     for name, value in theirs.items():
-        part = name.split(".")[1] if name.startswith("heads.") else BACKBONE
+        part = head_of(name) or BACKBONE
         parts[part] = parts.get(part, True) and name in ours and torch.equal(ours[name], value)
     return {part for part, same in parts.items() if same}
 
 
-def _function(release: Path) -> tuple[dict[str, Any], Any]:
+def _function(release: Path) -> tuple[dict[str, Any], int]:
     """The settings beside the tensors that decide what a release computes of a clip, and how many frames that has."""
     config = read_config(release)
-    return {key: value for key, value in config["model"].items() if key not in IDLE}, config["about"].get("frames")
+    settings = {"family": config.backbone.family, **asdict(config.backbone)}
+    return {name: value for name, value in settings.items() if name not in IDLE}, config.frames
 
 
 def accuracy(measured: Measured, seed: int) -> dict[str, Any]:

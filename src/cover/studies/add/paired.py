@@ -22,9 +22,9 @@ from cover.evaluation.evaluate import evaluate
 from cover.evaluation.reading import truth
 from cover.evaluation.tasks import Task, find_tasks
 from cover.mixture.loader import labels_of
+from cover.model.cover import CoVeR
 from cover.model.device import pick_device
-from cover.model.timesformer import TimeSformer
-from cover.model.weights import load_release, read_config
+from cover.model.release import load_release, read_config
 from cover.training.starting import weights_digest
 
 KEPT = ("split", "media", "views", "frames", "sampling", "classes", "class_digest", "head", "multi_label", "n_read", "n_listed", "map")
@@ -56,8 +56,7 @@ class Gauge:
         """All readable samples of a split, each once."""
         path = self.folder / f"{dataset}-{split}-{self._digest}.json"
         spec, manifest = self.catalog.spec(dataset), open_manifest(self.catalog.manifest_path(dataset, split))
-        config = read_config(self.release)
-        frames = config["about"].get("frames", config["model"]["frames"])
+        frames = read_config(self.release).frames
         stamp = {"manifest": manifest.digest(), "views": str(spec.views), "sampling": str(spec.sampling), "frames": frames}
         found = _read(path)
         if found is None or found["stamp"] != stamp:
@@ -73,13 +72,12 @@ class Gauge:
         return weights_digest(self.release)
 
     @cached_property
-    def _loaded(self) -> tuple[TimeSformer, int]:
-        model, about = load_release(self.release)
-        return model.to(pick_device(self.device)), about.get("frames", model.config.frames)
+    def _model(self) -> CoVeR:
+        return load_release(self.release).to(pick_device(self.device))
 
     def _evaluated(self, dataset: str, split: str) -> dict[str, Any]:
-        model, frames = self._loaded
-        (task,) = find_tasks(self.catalog, model, frames, split, [dataset])
+        model = self._model
+        (task,) = find_tasks(self.catalog, model, model.frames, split, [dataset])
         seen: dict[int, bool] = {}
 
         def keep(task: Task, variant: str, numbers: Sequence[int], scores: torch.Tensor) -> None:

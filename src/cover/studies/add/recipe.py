@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cover import config
 from cover.datasets.catalog import load_catalog
-from cover.model.weights import read_weights
+from cover.model.release import starts_untrained_in_time
 from cover.training.inputs import with_steps
 from cover.training.recipe import Checkpoints, Data, Optimizer, Pattern, Recipe, Start
 from cover.training.starting import model_like
@@ -103,8 +103,7 @@ def replay_epochs(new_samples: float, sizes: Mapping[str, int]) -> dict[str, flo
 def start_temporal(release: Path) -> Literal["fresh", "keep"]:
     """`fresh` of a release that has learned from images alone: its temporal branch is still what it was at random weights. Without the last
     matrix of the branch, which is zero there, it has no part in what the network computes, so nothing is lost."""
-    last = [value for name, value in read_weights(release).items() if name.endswith("temporal_fc.weight")]
-    return "fresh" if last and not any(value.any() for value in last) else "keep"
+    return "fresh" if starts_untrained_in_time(release) else "keep"
 
 
 def baseline_recipe(recipe: Recipe, name: str, out: Path, checkpoint: Path | None) -> Recipe:
@@ -132,7 +131,7 @@ def _differing(section: Any, default: Any = None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in fields(section):
         own, usual = getattr(section, field.name), getattr(default, field.name) if default is not None else _default(field)
-        if is_dataclass(own) and usual is not MISSING:
+        if type(own) is type(usual) and is_dataclass(own):
             own = _differing(own, usual)
             if own:
                 found[field.name] = own

@@ -18,7 +18,7 @@ from cover.datasets.index import index
 from cover.datasets.manifest import Manifest, open_manifest
 from cover.errors import UserError
 from cover.machine import default_workers
-from cover.model.weights import find_release, release_heads
+from cover.model.release import find_release, read_config
 from cover.studies.add.known import Known, split_of, split_of_new, what_is_known
 from cover.studies.add.measure import accuracy, compare_old, gain_over, measure_old
 from cover.studies.add.paired import Gauge, Measured
@@ -53,7 +53,7 @@ def add(wish: Wish, extras: Extras) -> dict[str, Any] | None:
     catalog, workers = load_catalog(wish.catalog), default_workers() if wish.workers < 0 else wish.workers
     wish, beside = replace(wish, release=find_release(wish.release)), wish.out / BESIDE
     rows = len(_new_set(wish, catalog, workers).usable)
-    known = what_is_known(release_heads(wish.release), catalog)
+    known = what_is_known(read_config(wish.release).heads, catalog)
     recipe = make_recipe(wish, rows, known, catalog, extras.overrides)
     _write_recipe(recipe, beside / "recipe.yaml")
     if extras.only_recipe:
@@ -92,7 +92,7 @@ def _epochs(run: Path) -> dict[str, float]:
 def _new_set(wish: Wish, catalog: Catalog, workers: int) -> Manifest:
     """The training rows of the new set, indexed where that has not been done. Raises `UserError`."""
     path = catalog.manifest_path(wish.name, "train")
-    for head in release_heads(wish.release):
+    for head in read_config(wish.release).heads:
         if wish.name in (head.name, *head.datasets):
             raise UserError(
                 f'{wish.release}: its head "{head.name}" is for {wish.name} already; train that further with cover train'

@@ -16,7 +16,7 @@ from typing import Any
 
 from cover import config
 from cover.mixture.schedule import Schedule, Source, rates_by, split_batch
-from cover.model.presets import model_config
+from cover.model.backbones import backbone_config
 from cover.model.profile import forward_cost, on_meta
 from cover.studies.grid.derive import Deriver, Part
 from cover.studies.grid.file import Origin, Size, Study, Transfer
@@ -120,7 +120,7 @@ class Grid:
         parts = {each: Part(each) for each in origin.sets}
         recipe = replace(
             self._base(seed, origin.lr), data=Data(list(parts)), steps=origin.steps, batch=origin.batch,
-            model=replace(self.study.model, image_temporal="skip"),
+            model=self.study.model.for_images(),
         )  # fmt: skip
         job = self._job(["origin", name], recipe, parts, None, Origin(), seed, origin.lr)
         job.measured |= set(parts)
@@ -326,7 +326,6 @@ class Mix:
 
     def _work(self, schedule: Schedule) -> int:
         """Multiply-adds of a step."""
-        model = self.study.model
-        shape = model_config(model.preset, size=model.size, frames=self.study.frames, attention=model.attention, time=model.time)
+        config = backbone_config(self.study.model, self.study.frames)
         groups = tuple((group.samples, group.frames) for group in schedule.groups)
-        return forward_cost(on_meta(shape, {}), groups, model.size).multiply_adds
+        return forward_cost(on_meta(config, {}), groups, config.size).multiply_adds

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cover.errors import UserError, nearest
-from cover.training.recipe import Augment, Model, Optimizer, option
+from cover.model.backbones import DEFAULT_OPTIONS, Options
+from cover.training.recipe import Augment, Optimizer, option
 
 # What a model of a target is trained on besides it. The first two without the images, the last two are controls.
 ARMS = {
@@ -92,7 +93,7 @@ class Study:
     heads: dict[str, list[str]] = option({}, "as data.heads of a recipe")
     lrs: list[float] = option([1e-3], "peak learning rates tried in every arm; dev chooses")
     evaluations: int = option(4, "on dev, evenly over a run; the best is the one that is measured")
-    model: Model = option(Model(), "as of a recipe")
+    model: Options = option(DEFAULT_OPTIONS, "as of a recipe")
     optimizer: Optimizer = option(Optimizer(), "as of a recipe; its lr is one of lrs")
     augment: Augment = option(Augment(), "as of a recipe")
     label_smoothing: float = option(0.0, "as of a recipe")

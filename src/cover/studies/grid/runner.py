@@ -30,7 +30,7 @@ from cover.evaluation.outcomes import Outcomes
 from cover.evaluation.tasks import Task, find_tasks
 from cover.machine import cores, end_with_parent
 from cover.model.device import pick_device
-from cover.model.weights import find_release, load_release, steps_saved
+from cover.model.release import find_release, load_release, steps_saved
 from cover.studies.grid.cells import Job
 from cover.studies.grid.derive import MEASURED, Deriver
 from cover.studies.runlog import read_log
@@ -223,21 +223,21 @@ def best_of(run: Path, by: str) -> Path:
 
 def _measure(order: Order, run: Path, out: Path) -> None:
     folder = best_of(run, order.recipe.checkpoints.best)
-    model, about = load_release(folder)
+    model = load_release(folder)
     device = pick_device(order.recipe.device)
     model.to(device)
     catalog = load_catalog(out / "catalogs" / f"{order.name}.yaml")
     measured = {}
-    for task in find_tasks(catalog, model, about["frames"], MEASURED, list(order.measured)):
+    for task in find_tasks(catalog, model, model.frames, MEASURED, list(order.measured)):
         keeper = _Keeper()
         found = evaluate(model, task, device, 0, keep=keeper.keep)["plain"]
         measured[task.spec.name] = {**found, **keeper.items(task)}
     log = read_log(run / "log.jsonl")
     seen = log.last().get("seen", {})
     result = {
-        "name": order.name, "digest": order.digest, "step": about["step"], "steps": order.recipe.steps, "seed": order.recipe.seed,
+        "name": order.name, "digest": order.digest, "step": model.metadata["step"], "steps": order.recipe.steps, "seed": order.recipe.seed,
         "lr": order.recipe.optimizer.lr, "sets": order.recipe.data.sets, "batch": order.recipe.batch, "seen": seen,
-        "rate_realised": log.last().get("rate_realised"), "seconds": log.last().get("seconds"), "dev": _dev(run, about["step"]),
+        "rate_realised": log.last().get("rate_realised"), "seconds": log.last().get("seconds"), "dev": _dev(run, model.metadata["step"]),
         "curves": {name: _curve(log, name) for name in order.recipe.data.sets}, "measured": measured,
     }  # fmt: skip
     path = result_path(out, order.name)

@@ -1,4 +1,4 @@
-"""How does another library's checkpoint become a release of ours? Every tensor of either side is accounted for, once.
+"""Importing: a checkpoint of another library becomes a release. Every tensor of either side is accounted for, once.
 
 cover import-weights facebook/timesformer-base-finetuned-k400 --out k400
 """
@@ -15,21 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from cover.errors import UserError
-from cover.model.foreign import HEAD, TRANSFORMERS_TIMESFORMER, Format, Translation, recognise, translate
-from cover.model.foreign_config import Wishes, classes_of, network_of, pixels_of, seconds_between_frames
-from cover.model.source import Source, read_source
-from cover.model.timesformer import Head, ModelConfig, TimeSformer, resized_positions, resized_time
-from cover.model.weights import save_release
+from cover.model.backbones.timesformer import TimeSformerConfig, resized_positions, resized_time
+from cover.model.cover import BACKBONE, CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
+from cover.model.starts.formats import HEAD, TRANSFORMERS_TIMESFORMER, Format, Translation, recognise, translate
+from cover.model.starts.settings import ImportOptions, classes_of, network_of, pixels_of, seconds_between_frames
+from cover.model.starts.source import Source, read_source
 
 LOADED, COPIED, RESIZED, NEW, UNUSED = "loaded", "copied to the temporal branch", "resized", "left new", "unused"
 FATES = (LOADED, COPIED, RESIZED, NEW, UNUSED)
 NO_HEAD = "none"
 MODEL_TYPES = ("timesformer", "vit")  # of transformers
-AS_IT_IS = Wishes()
+AS_IT_IS = ImportOptions()
 SHOWING_SIZES = ("patch_embed.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
 
 
-def import_weights(source: str, out: Path, wishes: Wishes = AS_IT_IS) -> dict[str, Any]:
+def import_weights(source: str, out: Path, options: ImportOptions = AS_IT_IS) -> dict[str, Any]:
     """Write the release `out` from a foreign checkpoint: a file, a folder or a Hub id. Returns the report, plain JSON.
 
     A TimeSformer computes what it computed before. An image ViT gets a temporal branch that is a copy of its spatial one, with
@@ -40,31 +42,31 @@ def import_weights(source: str, out: Path, wishes: Wishes = AS_IT_IS) -> dict[st
         raise UserError(f"{out}: is there already; choose a new folder with --out")
     found = read_source(source)
     try:
-        model, report = _convert(found, wishes)
+        model, report = _convert(found, options)
     except UserError as error:
         raise UserError(f"{found.path}: {error}") from None
     try:
-        save_release(out, model, report.pop("about"))
+        save_release(out, model, report.pop("metadata"))
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
     return {"source": source, "out": str(out), **report}
 
 
-def _convert(found: Source, wishes: Wishes) -> tuple[TimeSformer, dict[str, Any]]:
-    form, held, left_out = _translated(found, wishes)
+def _convert(found: Source, options: ImportOptions) -> tuple[CoVeR, dict[str, Any]]:
+    form, held, left_out = _translated(found, options)
     pixels = pixels_of(found, form)
-    origin = dataclasses.replace(network_of(found, form, held, wishes), mean=pixels.mean, std=pixels.std)
-    head, named_by = _head_of(found, form, held, wishes)
+    origin = dataclasses.replace(network_of(found, form, held, options), mean=pixels.mean, std=pixels.std)
+    head, named_by = _head_of(found, form, held, options)
     if head is None:
         held, left_out = _without_head(held, left_out)
     _check_whole(form, held, origin, head)
-    model, rows = _fill(held, origin, _wanted(origin, wishes), head)
+    model, rows = _fill(held, origin, _wanted(origin, options), head)
     rows += [_row(None, (name,), UNUSED, found.tensors[name], why) for name, why in left_out.items()]
-    told_head = {"name": head.name, "classes": len(head.classes), "named_by": named_by} if head else None
+    head_facts = {"name": head.name, "classes": len(head.classes), "named_by": named_by} if head else None
     report = {
-        "format": form.title, "model": dataclasses.asdict(model.config), "pixels": dataclasses.asdict(pixels), "head": told_head,
-        "notes": _notes(found, form, model.config), "counts": _counts(rows), "tensors": rows,
-        "about": _about(found, form, origin, model, named_by, wishes, pixels.origin),
+        "format": form.title, "model": dataclasses.asdict(model.config), "pixels": dataclasses.asdict(pixels), "head": head_facts,
+        "notes": _notes(found, form, origin), "counts": _counts(rows), "tensors": rows,
+        "metadata": _metadata(found, form, origin, model, named_by, options, pixels.origin),
     }  # fmt: skip
     return model, report
 
@@ -72,17 +74,17 @@ def _convert(found: Source, wishes: Wishes) -> tuple[TimeSformer, dict[str, Any]
 # --- what is in the file --------------------------------------------------------------------------------------------------------
 
 
-def _translated(found: Source, wishes: Wishes) -> tuple[Format, Translation, dict[str, str]]:
+def _translated(found: Source, options: ImportOptions) -> tuple[Format, Translation, dict[str, str]]:
     """The checkpoint under our names, and the tensors left out on purpose with the reason."""
-    if {"format", "model", "heads"} <= found.config.keys():
+    if {"format", "heads"} <= found.config.keys():
         raise UserError("is a release of this package already; give it to the other commands as it is")
     kind = found.config.get("model_type")
     if kind not in (None, *MODEL_TYPES):
         raise UserError(f"config.json: model_type {kind}: known are {' and '.join(MODEL_TYPES)}")
-    for beginning in wishes.unused:
+    for beginning in options.unused:
         if not any(name.startswith(beginning) for name in found.tensors):
             raise UserError(f"--unused {beginning}: no tensor is called so")
-    left_out = {name: "named with --unused" for name in found.tensors if name.startswith(wishes.unused)}
+    left_out = {name: "named with --unused" for name in found.tensors if name.startswith(options.unused)}
     state = {name: value for name, value in found.tensors.items() if name not in left_out}
     form = recognise(state, found.wrapping == "model_state")
     if form.title.startswith("transformers") and kind is None:
@@ -98,13 +100,13 @@ def _translated(found: Source, wishes: Wishes) -> tuple[Format, Translation, dic
     return form, held, left_out
 
 
-def _head_of(found: Source, form: Format, held: Translation, wishes: Wishes) -> tuple[Head | None, str]:
-    if wishes.head == NO_HEAD or f"{HEAD}.weight" not in held.tensors:
+def _head_of(found: Source, form: Format, held: Translation, options: ImportOptions) -> tuple[Head | None, str]:
+    if options.head == NO_HEAD or f"{HEAD}.weight" not in held.tensors:
         return None, ""
-    name = wishes.head or _valid_name(found.name.rsplit("/", 1)[-1])
+    name = options.head or _valid_name(found.name.rsplit("/", 1)[-1])
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII) or hasattr(nn.ModuleDict, name):
         raise UserError(f'--head: "{name}" cannot name a head: use letters, digits, _ and -')
-    classes, origin = classes_of(found, form, held, wishes)
+    classes, origin = classes_of(found, form, held, options)
     return Head(name, classes), origin
 
 
@@ -121,10 +123,11 @@ def _without_head(held: Translation, left_out: dict[str, str]) -> tuple[Translat
     return dataclasses.replace(held, tensors=kept), {**left_out, **why}
 
 
-def _check_whole(form: Format, held: Translation, origin: ModelConfig, head: Head | None) -> None:
+def _check_whole(form: Format, held: Translation, origin: TimeSformerConfig, head: Head | None) -> None:
     """Refuse a checkpoint that lacks a tensor of its network, or has one of another shape."""
     with torch.device("meta"):
-        wanted = TimeSformer(origin, (head,) if head else ()).state_dict()
+        model = CoVeR(origin, (head,) if head else ())
+    wanted, temporal = model.state_dict(), model.temporal_parameters()
     names = form.names(held.depth)
     for name, value in wanted.items():
         ours = _foreign_name(name)
@@ -134,49 +137,47 @@ def _check_whole(form: Format, held: Translation, origin: ModelConfig, head: Hea
                 raise UserError(f"{' + '.join(held.sources[ours])} is {shape}, and should be {tuple(value.shape)}")
             if not held.tensors[ours].is_floating_point():
                 raise UserError(f"{held.source(ours)} holds {held.tensors[ours].dtype}, no floating-point numbers")
-        elif form.video or not _is_temporal(name):
+        elif form.video or name not in temporal:
             raise UserError(f"the tensor {names[ours][0] if ours in names else ours} is missing")
     for ours in held.tensors.keys() - {_foreign_name(name) for name in wanted}:
         raise UserError(f"unexpected tensor {held.source(ours)}: no part of a network of {origin.attention} attention")
 
 
 def _foreign_name(name: str) -> str:
-    """A parameter of ours as it is called in a translation, where the one head has no name."""
-    return re.sub(r"^heads\.[^.]+\.", f"{HEAD}.", name)
-
-
-def _is_temporal(name: str) -> bool:
-    return "temporal" in name or name == "time_embed"
+    """The name of one of our parameters in a translation, where the backbone has no prefix and the one head no name."""
+    if name.startswith(BACKBONE):
+        return name.removeprefix(BACKBONE)
+    return f"{HEAD}.{name.rpartition('.')[2]}"
 
 
 # --- what becomes of it ---------------------------------------------------------------------------------------------------------
 
 
-def _wanted(origin: ModelConfig, wishes: Wishes) -> ModelConfig:
-    size = wishes.size or origin.size
+def _wanted(origin: TimeSformerConfig, options: ImportOptions) -> TimeSformerConfig:
+    size = options.size or origin.size
     if size % origin.patch:
         raise UserError(f"--size {size} is not a multiple of the patch, {origin.patch} px")
-    return dataclasses.replace(origin, size=size, frames=wishes.frames or origin.frames)
+    return dataclasses.replace(origin, size=size, frames=options.frames or origin.frames)
 
 
-def _fill(held: Translation, origin: ModelConfig, config: ModelConfig, head: Head | None) -> tuple[TimeSformer, list[dict[str, Any]]]:
+def _fill(held: Translation, origin: TimeSformerConfig, config: TimeSformerConfig, head: Head | None) -> tuple[CoVeR, list[dict[str, Any]]]:
     """The model with the checkpoint in it, and what became of every tensor."""
-    model = TimeSformer(config, (head,) if head else ()).eval()
+    model = CoVeR(config, (head,) if head else ()).eval()
     state, rows = model.state_dict(), []
     for name in state:
         ours = _foreign_name(name)
         if ours not in held.tensors:
             continue
         value = held.tensors[ours].float()
-        fitted = _fitted(name, value, config)
-        change = "" if fitted is value else f"from {tuple(value.shape)}, {'nearest' if name == 'time_embed' else config.resize}"
+        fitted = _fitted(ours, value, config)
+        change = "" if fitted is value else f"from {tuple(value.shape)}, {'nearest' if ours == 'time_embed' else config.resize}"
         state[name] = fitted
         rows.append(_row(name, held.sources[ours], RESIZED if change else LOADED, fitted, change))
     model.load_state_dict(state)
     return model, rows + _make_rest(model, {row["tensor"] for row in rows})
 
 
-def _fitted(name: str, value: Tensor, config: ModelConfig) -> Tensor:
+def _fitted(name: str, value: Tensor, config: TimeSformerConfig) -> Tensor:
     """An embedding at the size and length of `config`; any other tensor as it is."""
     if name == "pos_embed":
         side = config.size // config.patch
@@ -185,13 +186,12 @@ def _fitted(name: str, value: Tensor, config: ModelConfig) -> Tensor:
 
 
 @torch.no_grad()
-def _make_rest(model: TimeSformer, given: set[str]) -> list[dict[str, Any]]:
+def _make_rest(model: CoVeR, given: set[str]) -> list[dict[str, Any]]:
     """The temporal branch of an image ViT, from the spatial weights that are in the model by now."""
     missing = [name for name in model.state_dict() if name not in given]
     if not missing:
         return []
-    rotary = model.config.time == "rotary"
-    model.fresh_temporal_branch(looking=rotary)
+    model.backbone.reset_temporal("fresh")
     parameters = dict(model.named_parameters())
     rows = []
     for name in missing:
@@ -199,10 +199,8 @@ def _make_rest(model: TimeSformer, given: set[str]) -> list[dict[str, Any]]:
         if origin == name or "temporal_fc" in name:
             rows.append(_row(name, (), NEW, parameters[name], "zero: the model begins as its image ViT"))
             continue
-        if name.endswith("temporal_scale"):
-            parameters[name].copy_(parameters[origin])
-        looks = rotary and not torch.equal(parameters[name], parameters[origin])
-        why = f"of {origin}" + (", set to look at the frames before and after" if looks else "")
+        changed = not torch.equal(parameters[name], parameters[origin])
+        why = f"of {origin}" + (", set to the differences between the frames before and after" if changed else "")
         rows.append(_row(name, (), COPIED, parameters[name], why))
     return rows
 
@@ -221,7 +219,7 @@ def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
     }
 
 
-def _notes(found: Source, form: Format, config: ModelConfig) -> list[str]:
+def _notes(found: Source, form: Format, config: TimeSformerConfig) -> list[str]:
     notes = []
     if kinds := {str(value.dtype).removeprefix("torch.") for value in found.tensors.values() if value.dtype != torch.float32}:
         notes.append(f"{' and '.join(sorted(kinds))} became float32")
@@ -230,8 +228,8 @@ def _notes(found: Source, form: Format, config: ModelConfig) -> list[str]:
     return notes
 
 
-def _about(
-    found: Source, form: Format, origin: ModelConfig, model: TimeSformer, classes_source: str, wishes: Wishes, pixels: str
+def _metadata(
+    found: Source, form: Format, origin: TimeSformerConfig, model: CoVeR, classes_source: str, options: ImportOptions, pixels: str
 ) -> dict[str, Any]:
     """What the other commands have to know: how long a clip is, and how each head's videos are looked at."""
     from cover import __version__
@@ -240,7 +238,7 @@ def _about(
 
     dense = Sampling("dense", seconds_between_frames(found, origin.frames, model.config.frames))
     # An image head has no clips of its own; parts of equal length cover a video of any length.
-    sampling = Sampling.parse(wishes.sampling) if wishes.sampling else dense if form.video else Sampling("segments")
+    sampling = Sampling.parse(options.sampling) if options.sampling else dense if form.video else Sampling("segments")
     media, views = ("video", "1x3") if form.video else ("image", "1x1")
     sets = {
         head.name: {

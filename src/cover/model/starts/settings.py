@@ -1,6 +1,6 @@
-"""Which network, which pixels and which classes does a foreign checkpoint stand for?
+"""The settings of a foreign checkpoint: its network, its pixels and its classes.
 
-Sizes come from the tensors' own shapes; a configuration beside them adds what shapes do not show, and must not contradict them.
+Sizes come from the shapes of the tensors. A configuration beside them adds what shapes do not show, and must not contradict them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cover.errors import UserError
-from cover.model.foreign import HEAD, OFFICIAL, TIMM, TRANSFORMERS_TIMESFORMER, Format, Translation
-from cover.model.source import Source
-from cover.model.timesformer import ModelConfig
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.starts.formats import HEAD, OFFICIAL, TIMM, TRANSFORMERS_TIMESFORMER, Format, Translation
+from cover.model.starts.source import Source
 
 HEAD_WIDTH = 64  # of an attention head in every ViT size
 FRAME_STEPS = {8: 32, 16: 16, 96: 4}  # frames of a 30 fps video from one of the clip's to the next (TimeSformer, section 4)
@@ -32,8 +32,8 @@ Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What whoever imports a checkpoint may decide; None (empty) leaves it to the checkpoint and its format's conventions.
+class ImportOptions:
+    """What can be chosen of an import; None (empty) leaves it to the checkpoint and the conventions of its format.
 
     `size` (pixels) and `frames` resize the embeddings. `attention` and `time` are open for image ViTs alone. `head` names the
     classifier, `none` leaves it out. `classes`: a file of one class name per line. `sampling` as in a catalog. `unused`: tensors left
@@ -53,8 +53,8 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """What is taken from a pixel in 0..1, and what the rest is divided by; `origin` says who says so."""
+class PixelStatistics:
+    """Mean and standard deviation of pixels in 0..1, and the place that they come from."""
 
     mean: Triple
     std: Triple
@@ -64,20 +64,20 @@ class Pixels:
 # --- the network ----------------------------------------------------------------------------------------------------------------
 
 
-def network_of(source: Source, form: Format, held: Translation, wishes: Wishes) -> ModelConfig:
+def network_of(source: Source, form: Format, held: Translation, options: ImportOptions) -> TimeSformerConfig:
     """The network whose tensors `held` are, at the size and length that they have. Raises `UserError`."""
     width, patch = _patches(held)
-    attention = _attention(form, held, wishes)
+    attention = _attention(form, held, options)
     time_embed = held.tensors.get("time_embed")
-    frames = _told_frames(source, wishes) if time_embed is None else _sides(held, "time_embed", 3)[1]
-    config = ModelConfig(
-        width=width, depth=held.depth, attention_heads=_heads(source, width, wishes), patch=patch, size=patch * _grid(held),
-        mlp_ratio=_mlp_ratio(held, width), frames=frames, attention=attention, time=_time(form, wishes),
-        image_time="first" if form.video else "none", resize=wishes.resize or ("nearest" if form.video else "bicubic"),
+    frames = _given_frames(source, options) if time_embed is None else _sides(held, "time_embed", 3)[1]
+    config = TimeSformerConfig(
+        width=width, depth=held.depth, attention_heads=_heads(source, width, options), patch=patch, size=patch * _grid(held),
+        mlp_ratio=_mlp_ratio(held, width), frames=frames, attention=attention, time=_time(form, options),
+        image_time="first" if form.video else "none", resize=options.resize or ("nearest" if form.video else "bicubic"),
         layer_scale=1.0 if "blocks.0.scale1" in held.tensors else 0.0,
-        norm_eps=_told_number(source.config, "layer_norm_eps", form.norm_eps),
+        norm_eps=_given_number(source.config, "layer_norm_eps", form.norm_eps),
     )  # fmt: skip
-    _check_told(source, form, config)
+    _check_given(source, form, config)
     if width % config.attention_heads or (config.time == "rotary" and width // config.attention_heads % 2):
         raise UserError(f"--attention-heads: a width of {width} does not divide into {config.attention_heads} heads")
     return config
@@ -107,29 +107,29 @@ def _grid(held: Translation) -> int:
     return side
 
 
-def _attention(form: Format, held: Translation, wishes: Wishes) -> Literal["divided", "joint", "space"]:
+def _attention(form: Format, held: Translation, options: ImportOptions) -> Literal["divided", "joint", "space"]:
     if not form.video:
-        return wishes.attention or "divided"
-    temporal = any("temporal" in name for name in held.tensors)
+        return options.attention or "divided"
+    temporal = "blocks.0.temporal_fc.weight" in held.tensors
     found: Literal["divided", "joint", "space"] = "divided" if temporal else "joint" if "time_embed" in held.tensors else "space"
-    if wishes.attention not in (None, found):
-        raise UserError(f"--attention {wishes.attention}: by its tensors this is a network of {found} attention")
+    if options.attention not in (None, found):
+        raise UserError(f"--attention {options.attention}: by its tensors this is a network of {found} attention")
     return found
 
 
-def _time(form: Format, wishes: Wishes) -> Literal["additive", "rotary"]:
-    if form.video and wishes.time == "rotary":
+def _time(form: Format, options: ImportOptions) -> Literal["additive", "rotary"]:
+    if form.video and options.time == "rotary":
         raise UserError("--time rotary: a TimeSformer tells frames apart by the embedding it was trained with; rotary is for image ViTs")
-    return "additive" if form.video else wishes.time or "rotary"
+    return "additive" if form.video else options.time or "rotary"
 
 
-def _heads(source: Source, width: int, wishes: Wishes) -> int:
+def _heads(source: Source, width: int, options: ImportOptions) -> int:
     arguments = source.config.get("model_args")
-    timm = _told_number(arguments, "num_heads", 0) if isinstance(arguments, dict) else 0
-    told = int(_told_number(source.config, "num_attention_heads", timm))
-    if wishes.attention_heads and told not in (0, wishes.attention_heads):
-        raise UserError(f"--attention-heads {wishes.attention_heads}: config.json says {told}")
-    if heads := wishes.attention_heads or told:
+    timm = _given_number(arguments, "num_heads", 0) if isinstance(arguments, dict) else 0
+    told = int(_given_number(source.config, "num_attention_heads", timm))
+    if options.attention_heads and told not in (0, options.attention_heads):
+        raise UserError(f"--attention-heads {options.attention_heads}: config.json says {told}")
+    if heads := options.attention_heads or told:
         return heads
     if width % HEAD_WIDTH:
         raise UserError(f"how many attention heads? a width of {width} is no multiple of {HEAD_WIDTH}; give --attention-heads")
@@ -142,19 +142,19 @@ def _mlp_ratio(held: Translation, width: int) -> float:
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width  # the ratio is rounded down again when it is used
 
 
-def _told_frames(source: Source, wishes: Wishes) -> int:
+def _given_frames(source: Source, options: ImportOptions) -> int:
     """The length of a clip where no tensor shows it."""
-    return wishes.frames or int(_told_number(source.config, "num_frames", ModelConfig.frames))
+    return options.frames or int(_given_number(source.config, "num_frames", TimeSformerConfig.frames))
 
 
-def _told_number(told: Mapping[str, Any], key: str, otherwise: float) -> float:
+def _given_number(told: Mapping[str, Any], key: str, otherwise: float) -> float:
     value = told.get(key, otherwise)
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         raise UserError(f"config.json: {key}: expected a number, got {value!r}")
     return value
 
 
-def _check_told(source: Source, form: Format, config: ModelConfig) -> None:
+def _check_given(source: Source, form: Format, config: TimeSformerConfig) -> None:
     """Refuse a configuration that says something else than the tensors, or that means another function."""
     told = source.config
     for key, value in (*told.items(), *source.preprocessing.items()):
@@ -177,12 +177,12 @@ def _check_told(source: Source, form: Format, config: ModelConfig) -> None:
 # --- the pixels and the clips ---------------------------------------------------------------------------------------------------
 
 
-def pixels_of(source: Source, form: Format) -> Pixels:
+def pixels_of(source: Source, form: Format) -> PixelStatistics:
     """Mean and deviation from the files beside the weights, else by the format's convention. Raises `UserError`."""
     told = source.preprocessing
     if told:
         if told.get("do_normalize") is False:
-            return Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "do_normalize is false")
+            return PixelStatistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "do_normalize is false")
         return _pixels(told, "image_mean", "image_std", "the folder's preprocessing: ")
     timm = source.config.get("pretrained_cfg")
     if form is TIMM and isinstance(timm, dict) and {"mean", "std"} <= timm.keys():
@@ -192,11 +192,11 @@ def pixels_of(source: Source, form: Format) -> Pixels:
         return _pixels(recipe, "MEAN", "STD", "the checkpoint's cfg: DATA.")
     value = (0.45, 0.225) if form.video else (0.5, 0.5)
     whose = "TimeSformer's released settings" if form.video else "the convention of ViT checkpoints"
-    return Pixels((value[0],) * 3, (value[1],) * 3, f"no file says it; {whose}")
+    return PixelStatistics((value[0],) * 3, (value[1],) * 3, f"no file says it; {whose}")
 
 
-def _pixels(told: Mapping[str, Any], mean: str, std: str, place: str) -> Pixels:
-    return Pixels(_triple(told.get(mean), place + mean), _triple(told.get(std), place + std), place.rstrip(":. "))
+def _pixels(told: Mapping[str, Any], mean: str, std: str, place: str) -> PixelStatistics:
+    return PixelStatistics(_triple(told.get(mean), place + mean), _triple(told.get(std), place + std), place.rstrip(":. "))
 
 
 def seconds_between_frames(source: Source, frames: int, wanted: int) -> float:
@@ -228,10 +228,10 @@ def _triple(value: Any, where: str) -> Triple:
 # --- the classes ----------------------------------------------------------------------------------------------------------------
 
 
-def classes_of(source: Source, form: Format, held: Translation, wishes: Wishes) -> tuple[tuple[str, ...], str]:
+def classes_of(source: Source, form: Format, held: Translation, options: ImportOptions) -> tuple[tuple[str, ...], str]:
     """The class names of the checkpoint's classifier in the order of its outputs, and where they come from. Raises `UserError`."""
     count = _sides(held, f"{HEAD}.weight", 2)[0]
-    names, origin = _told_classes(source, form, wishes)
+    names, origin = _given_classes(source, form, options)
     if not names:
         names, origin = [f"class {number}" for number in range(count)], "numbered: the checkpoint names no classes"
     if len(names) != count:
@@ -239,12 +239,12 @@ def classes_of(source: Source, form: Format, held: Translation, wishes: Wishes) 
     return _distinct(names), origin
 
 
-def _told_classes(source: Source, form: Format, wishes: Wishes) -> tuple[list[str], str]:
-    if wishes.classes:
+def _given_classes(source: Source, form: Format, options: ImportOptions) -> tuple[list[str], str]:
+    if options.classes:
         try:
-            return wishes.classes.read_text(encoding="utf-8").splitlines(), wishes.classes.name
+            return options.classes.read_text(encoding="utf-8").splitlines(), options.classes.name
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{wishes.classes}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+            raise UserError(f"{options.classes}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if form is TIMM:
         timm = source.config.get("pretrained_cfg")
         places = [source.config, timm if isinstance(timm, dict) else {}]

@@ -1,4 +1,4 @@
-"""What does a foreign checkpoint consist of on disk? Its tensors, and what the files beside them say of its network and its pixels.
+"""A foreign checkpoint on disk: its tensors, and the files beside them that describe its network and its pixels.
 
 Pickle files are read by PyTorch's restricted unpickler, which makes tensors and plain containers and refuses everything else.
 """

@@ -1,6 +1,7 @@
-"""Which tensor of another library's checkpoint is which of ours? One table of names per format, read in both directions.
+"""The names of tensors in the checkpoints of other libraries: one table for each format, read in both directions.
 
-Nothing is dropped on the way: what has no place in a table is handed back by name, for the caller to refuse or to leave out on purpose.
+Our names are those of a TimeSformer backbone. Nothing is dropped on the way: a tensor that has no place in a table is returned by name, for
+the caller to refuse or to leave out on purpose.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ FORMATS = (TRANSFORMERS_TIMESFORMER, TRANSFORMERS_VIT, TRANSFORMERS_VIT_5, OFFIC
 
 @dataclass(frozen=True)
 class Translation:
-    """A checkpoint under our names: the tensors, which of theirs each was made of, and the names that have no place."""
+    """A checkpoint under our names: the tensors, the names in the file that each was made of, and the names that have no place."""
 
     tensors: dict[str, Tensor]
     sources: dict[str, Names]
@@ -166,14 +167,6 @@ def translate(form: Format, state: Mapping[str, Tensor]) -> Translation:
         tensors[ours] = _joined([state[name] for name in sources[ours]], sources[ours])
     used = {name for names in sources.values() for name in names}
     return Translation(tensors, sources, depth, tuple(name for name in state if name not in used))
-
-
-def to_transformers(state: Mapping[str, Tensor], head: str, depth: int) -> dict[str, Tensor]:
-    """Our tensors, with `head` for classifier and without the other heads, under the names of `TimesformerForVideoClassification`."""
-    own = {name.replace(f"heads.{head}.", f"{HEAD}."): value for name, value in state.items()}
-    names = TRANSFORMERS_TIMESFORMER.names(depth)
-    theirs = {names[name][0]: value for name, value in own.items() if not name.startswith("heads.")}
-    return {name if name.startswith("classifier.") else f"timesformer.{name}": value for name, value in theirs.items()}
 
 
 def _bare(name: str, form: Format) -> str:

@@ -1,4 +1,4 @@
-"""Where did a model look for its answer? The attention of all layers, followed back from the class token to the patches of every frame.
+"""Attention roll-out of a TimeSformer: the attention of all layers, followed back from the class token to the patches of every frame.
 
 Attention roll-out (Abnar & Zuidema, 2020) multiplies the layers' attention matrices, averaged over the attention heads and mixed half and
 half with the identity, which stands for the residual stream. It is one for all classifiers. The heat of a class (after Chefer, Gur & Wolf,
@@ -18,30 +18,14 @@ Letters in shapes: T frames, N tokens of a frame (class token, then n patches), 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cover.model.attention import Attended, Kept
-from cover.model.timesformer import TimeSformer
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """`heat`: float32 `(T, h, w)` over the patches of every frame, 1 in all; all zero where no patch speaks for the class.
-
-    `own`: before that, the part of the class token's row that stays on the class token.
-    """
-
-    heat: Tensor
-    own: float
-
-    @property
-    def frame_weights(self) -> Tensor:
-        """The heat of each frame, float32 `(T,)`."""
-        return self.heat.sum((1, 2))
+from cover.model.backbone import Heat
+from cover.model.backbones.timesformer import TimeSformer
+from cover.model.layers import Attended, AttentionMaps
 
 
 class _Row(NamedTuple):
@@ -52,103 +36,86 @@ class _Row(NamedTuple):
     patches: Tensor
 
 
-def _go_on() -> None:
-    """Whoever asks for a roll-out may have it to its end."""
-
-
-def attention_rollout(model: TimeSformer, frames: Tensor, check: Callable[[], None] = _go_on) -> Rollout:
-    """The roll-out of one clip or image. `model` in evaluation mode; `frames`: float `(T, 3, height, width)` from `model.normalize`.
-
-    `check` is called before every layer, each of which is computed twice; what it raises ends the roll-out. A caller's `inference_mode` or
-    `no_grad` changes nothing.
-    """
-    return _rollout(model, frames, None, check)
-
-
-def class_rollout(model: TimeSformer, frames: Tensor, head: str, place: int, check: Callable[[], None] = _go_on) -> Rollout:
-    """The heat that speaks for class number `place` of `head`, otherwise as `attention_rollout`."""
-    return _rollout(model, frames, (head, place), check)
-
-
-@torch.inference_mode(False)  # which knows no gradients, whoever switched it on
-def _rollout(model: TimeSformer, frames: Tensor, target: tuple[str, int] | None, check: Callable[[], None]) -> Rollout:
-    assert not model.training, "every layer is computed twice, and must give the same"
+@torch.inference_mode(False)  # inside it there are no gradients
+def rollout(network: TimeSformer, frames: Tensor, score: Callable[[Tensor], Tensor] | None, check: Callable[[], None]) -> Heat:
+    """The heat of one clip or image over its patches, as `Backbone.heat`. `network` is in evaluation mode."""
+    assert not network.training, "every layer is computed twice, with the same result"
     frames = frames.clone() if frames.is_inference() else frames
-    passed, result = _inputs_of_blocks(model, frames, check)
-    slope = None if target is None else _slope_of_logit(model, result, *target)
-    row = _first_row(model, frames)
+    passed, result = _inputs_of_blocks(network, frames, check)
+    slope = None if score is None else _slope_of_score(network, result, score)
+    row = _first_row(network, frames)
     for number in reversed(range(len(passed))):
         check()
-        kept, slopes, slope = _computed_again(model, number, passed[number], slope)
-        row = _through_block(row, model, number, kept, slopes)
-    sides = (side // model.config.patch for side in frames.shape[2:])
-    heat = row.patches.float()
-    return Rollout((heat / heat.sum().clamp_min(torch.finfo(heat.dtype).tiny)).unflatten(1, tuple(sides)), float(row.own.sum()))
+        maps, slopes, slope = _computed_again(network, number, passed[number], slope)
+        row = _through_block(row, network, number, maps, slopes)
+    sides = (side // network.config.patch for side in frames.shape[2:])
+    method = "attention roll-out" if score is None else "attention x gradient"
+    return Heat.of(row.patches.unflatten(1, tuple(sides)), method, float(row.own.sum()))
 
 
-# --- the layers, and what they attended to ----------------------------------------------------------------------------------------
+# --- the layers and their attention ----------------------------------------------------------------------------------------------
 
 
-def _inputs_of_blocks(model: TimeSformer, frames: Tensor, check: Callable[[], None]) -> tuple[list[tuple[object, ...]], Tensor]:
-    """The arguments of every block, and what the last one gave."""
+def _inputs_of_blocks(network: TimeSformer, frames: Tensor, check: Callable[[], None]) -> tuple[list[tuple[object, ...]], Tensor]:
+    """The arguments of every block, and the output of the last one."""
     calls: list[tuple[tuple[object, ...], Tensor]] = []
 
     def note(block: nn.Module, arguments: tuple[object, ...], result: Tensor) -> None:
         calls.append((arguments, result))
 
-    hooks = [block.register_forward_hook(note) for block in model.blocks]
-    hooks += [block.register_forward_pre_hook(lambda block, arguments: check()) for block in model.blocks]
+    hooks = [block.register_forward_hook(note) for block in network.blocks]
+    hooks += [block.register_forward_pre_hook(lambda block, arguments: check()) for block in network.blocks]
     try:
         with torch.no_grad():
-            model.forward_features(frames, ((1, len(frames)),))
+            network(frames, ((1, len(frames)),))
     finally:
         for hook in hooks:
             hook.remove()
     return [arguments for arguments, _ in calls], calls[-1][1]
 
 
-def _slope_of_logit(model: TimeSformer, result: Tensor, head: str, place: int) -> Tensor:
-    """The gradient of a logit with respect to what the last block gave."""
+def _slope_of_score(network: TimeSformer, result: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient of a score with respect to the output of the last block."""
     result = result.detach().requires_grad_()
     with torch.enable_grad():
-        logit = model.forward_head(model.pooled(result, ((1, len(result)),)))[head][0, place]
-    return torch.autograd.grad(logit, result)[0]
+        value = score(network.pooled(result, ((1, len(result)),)))
+    return torch.autograd.grad(value, result)[0]
 
 
 def _computed_again(
-    model: TimeSformer, number: int, arguments: tuple[object, ...], slope: Tensor | None
-) -> tuple[dict[str, Kept], dict[str, Tensor], Tensor | None]:
-    """A block's attentions, the gradients of what came out of them, and that of the block's input; none of these without `slope`."""
-    block, (entered, *rest) = model.blocks[number], arguments
+    network: TimeSformer, number: int, arguments: tuple[object, ...], slope: Tensor | None
+) -> tuple[dict[str, AttentionMaps], dict[str, Tensor], Tensor | None]:
+    """The attentions of a block, the gradients of their outcomes, and that of the input of the block; no gradients without `slope`."""
+    block, (entered, *rest) = network.blocks[number], arguments
     assert isinstance(entered, Tensor)
     entered = entered.detach().requires_grad_(slope is not None)
-    with model.keeping_attention() as kept, torch.set_grad_enabled(slope is not None):
+    with network.attention_maps() as maps, torch.set_grad_enabled(slope is not None):
         result = block(entered, *rest)
     if slope is None:
-        return kept, {}, None
-    outs = {name: attention[0].out for name, attention in kept.items() if attention}
+        return maps, {}, None
+    outs = {name: attention[0].out for name, attention in maps.items() if attention}
     slope, *slopes = torch.autograd.grad(result, [entered, *outs.values()], slope)
-    return kept, dict(zip(outs, slopes, strict=True)), slope
+    return maps, dict(zip(outs, slopes, strict=True)), slope
 
 
 # --- a row times the matrices -----------------------------------------------------------------------------------------------------
 
 
-def _first_row(model: TimeSformer, frames: Tensor) -> _Row:
-    """What is classified is the class token, or where frames are kept apart the mean of theirs."""
-    count, patches = len(frames), frames.shape[2] * frames.shape[3] // model.config.patch**2
-    own = frames.new_full((count,), 1 / count) if model.config.attention == "space" else frames.new_ones(())
+def _first_row(network: TimeSformer, frames: Tensor) -> _Row:
+    """The class token is classified, or the mean of the class tokens where frames are kept apart."""
+    count, patches = len(frames), frames.shape[2] * frames.shape[3] // network.config.patch**2
+    own = frames.new_full((count,), 1 / count) if network.config.attention == "space" else frames.new_ones(())
     return _Row(own, frames.new_zeros(count, patches))
 
 
-def _through_block(row: _Row, model: TimeSformer, number: int, kept: dict[str, Kept], slopes: dict[str, Tensor]) -> _Row:
+def _through_block(row: _Row, network: TimeSformer, number: int, maps: dict[str, AttentionMaps], slopes: dict[str, Tensor]) -> _Row:
     """The row times the matrix of a block: the steps in the reverse of the order in which they were computed."""
-    heads, kind = model.config.attention_heads, model.config.attention
+    heads, kind = network.config.attention_heads, network.config.attention
     spatial, temporal = f"blocks.{number}.attn", f"blocks.{number}.temporal_attn"
     step = _through_clip if kind == "joint" else _through_frames
-    row = _mixed(row, step(row, kept[spatial][0], slopes.get(spatial), heads), spatial in slopes)
-    if kept.get(temporal):  # a single frame attends to itself alone, which is the identity
-        row = _mixed(row, _through_time(row, kept[temporal][0], slopes.get(temporal), heads), temporal in slopes)
+    row = _mixed(row, step(row, maps[spatial][0], slopes.get(spatial), heads), spatial in slopes)
+    if maps.get(temporal):  # a single frame attends to itself alone, which is the identity
+        row = _mixed(row, _through_time(row, maps[temporal][0], slopes.get(temporal), heads), temporal in slopes)
     return row
 
 

@@ -1,0 +1,170 @@
+"""CoVeR: a backbone with one classifier per head. It owns how pixels are normalised and how a model is saved and loaded."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cover.model.backbone import BackboneConfig, Groups, Heat, Intermediates, no_check
+from cover.model.heads import Head
+from cover.model.layers import initialise_by_width
+
+HEAD_STD = 0.02  # of the weights of a new classifier on a backbone with random weights
+BACKBONE = "backbone."  # before the names of its parameters
+
+
+class CoVeR(nn.Module):
+    """The network of `config`, a linear classifier for each of `heads`, and `metadata` (frames, data sets, views, step; plain JSON).
+
+    Matrices and kernels start at a scale that follows the width of what enters them. The biases of a sigmoid head of C classes start at
+    -log(C - 1), so that it too begins with a probability of about 1 / C for every class, as a softmax does. Heads start small, not at
+    zero: through zeros a random backbone gets no gradient at first. On a pretrained backbone they start at zero (`zero_head`).
+
+    >>> model = CoVeR.from_pretrained("runs/cotrain")
+    >>> logits = model(model.normalize(frames), ((1, 8),))["ssv2"]
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, config: BackboneConfig, heads: tuple[Head, ...] = (), head_dropout: float = 0.0, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.head_list, self.metadata = heads, dict(metadata or {})
+        self.backbone = config.build()
+        self.head_drop = nn.Dropout(head_dropout)
+        self.heads = nn.ModuleDict({head.name: nn.Linear(self.backbone.width, len(head.classes)) for head in heads})
+        self.set_pixel_statistics()
+        if next(self.parameters()).device.type != "meta":  # where there is nothing to fill
+            self._initialise()
+
+    @property
+    def config(self) -> BackboneConfig:
+        """The configuration of the backbone."""
+        return self.backbone.config
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip: those of the metadata, else of the configuration."""
+        return int(self.metadata.get("frames", self.config.frames))
+
+    def set_pixel_statistics(self) -> None:
+        """Mean and deviation of colours as buffers that are not saved: they are part of the configuration."""
+        pixels = self.backbone.pixels
+        self.register_buffer("mean", torch.tensor(pixels.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(pixels.std).view(3, 1, 1), persistent=False)
+
+    def _initialise(self) -> None:
+        initialise_by_width(self)
+        self.backbone.initialise()
+        for head, linear in zip(self.head_list, self.heads.values(), strict=True):
+            nn.init.normal_(linear.weight, std=HEAD_STD)  # type: ignore[arg-type]
+            if head.loss == "sigmoid":
+                nn.init.constant_(linear.bias, -math.log(max(1, len(head.classes) - 1)))  # type: ignore[arg-type]
+
+    def zero_head(self, name: str) -> None:
+        """Set the weights of a classifier to zero, where a new one starts on a pretrained backbone; its bias stays."""
+        nn.init.zeros_(self.heads[name].weight)  # type: ignore[arg-type]
+
+    # --- the function -------------------------------------------------------------------------------------------------------------
+
+    def normalize(self, frames: Tensor) -> Tensor:
+        """RGB `(F, 3, H, W)`, uint8 or float in 0 to 1, as the floats that `forward` takes."""
+        x = frames.to(self.mean.dtype)
+        return ((x if frames.is_floating_point() else x / 255) - self.mean) / self.std
+
+    def forward(self, frames: Tensor, groups: Groups, drop: Tensor | None = None) -> dict[str, Tensor]:
+        """Logits of every head for every sample of a Pack.
+
+        `frames`: float `(F, 3, H, W)` from `normalize`, clips first. `groups`: `(samples, frames each)`, one-frame groups last, at most one
+        of them. `drop`: drop-path factors `(layers, branches, S)` (`Backbone.drop_shape`), None in evaluation.
+        Returns head name -> float `(S, classes)`. Raises ValueError where shapes do not fit.
+        """
+        return self.forward_head(self.forward_features(frames, groups, drop))
+
+    def forward_features(
+        self, frames: Tensor, groups: Groups, drop: Tensor | None = None, intermediates: Intermediates | None = None
+    ) -> Tensor:
+        """The feature of every sample, float `(S, D)`. `intermediates`, where given, is filled with what is computed on the way."""
+        features: Tensor = self.backbone(frames, groups, drop, intermediates)
+        return features
+
+    def forward_head(self, features: Tensor) -> dict[str, Tensor]:
+        """Features `(S, D)` through every head."""
+        features = self.head_drop(features)
+        return {name: head(features) for name, head in self.heads.items()}
+
+    def heat(self, frames: Tensor, head: str | None = None, place: int = 0, check: Callable[[], None] = no_check) -> Heat:
+        """The places and frames of one clip or image that class number `place` of a head rests on.
+
+        `frames`: float `(T, 3, H, W)` from `normalize`. Without a head: where attention goes, whatever the class. `check` is called between
+        layers; what it raises ends the work. Raises `UserError` where the backbone has no such map (`Backbone.heat`).
+        """
+
+        def score(features: Tensor) -> Tensor:
+            return self.forward_head(features)[str(head)][0, place]
+
+        return self.backbone.heat(frames, score if head else None, check)
+
+    # --- parameters, by their names in this module --------------------------------------------------------------------------------
+
+    def temporal_parameters(self) -> frozenset[str]:
+        """The names of the parameters that image pre-training does not have. No head is among them."""
+        return frozenset(f"{BACKBONE}{name}" for name in self.backbone.temporal_parameters())
+
+    def no_decay_parameters(self) -> frozenset[str]:
+        """The names of the parameters without weight decay: biases, norms, scales and embeddings."""
+        biases = {f"heads.{head}.{name}" for head, linear in self.heads.items() for name, p in linear.named_parameters() if p.ndim < 2}
+        return frozenset(f"{BACKBONE}{name}" for name in self.backbone.no_decay_parameters()) | biases
+
+    def layers_below(self, parameter: str) -> int:
+        """How many layer groups lie between a parameter and the top, for layer-wise rates: 0 for the heads and the last norm."""
+        if not parameter.startswith(BACKBONE):
+            return 0
+        return len(self.backbone.stages()) + 1 - self.backbone.layer_of(parameter.removeprefix(BACKBONE))
+
+    # --- how it runs --------------------------------------------------------------------------------------------------------------
+
+    def set_checkpointing(self, on: bool = True) -> None:
+        """As `Backbone.set_checkpointing`."""
+        self.backbone.set_checkpointing(on)
+
+    def compile_stages(self, **options: object) -> None:
+        """As `Backbone.compile_stages`."""
+        self.backbone.compile_stages(**options)
+
+    # --- folders and the Hub ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> CoVeR:
+        """From a run, checkpoint or release folder, or a Hub id (`revision`: a branch, tag or commit), in evaluation mode on the CPU.
+
+        Nothing is unpickled. Raises `UserError` where there is no release, or where the Hub cannot be reached and it is not cached.
+        """
+        from cover.model.release import load_release, release_folder
+
+        return load_release(release_folder(source, revision))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a release: weights, configuration and a model card (one that is there already stays)."""
+        from cover.model.release import save_release
+
+        save_release(Path(folder), self, self.metadata)
+
+    def push_to_hub(self, repo_id: str, private: bool = False, commit_message: str = "Upload a CoVeR release") -> str:
+        """Upload a release to the Hub, into a repository that is made where it is new; returns its address.
+
+        The model card says nothing of a licence: state it there. A card that the repository has already stays. Raises `UserError`.
+        """
+        from cover.model.hub import upload
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repo_id, private, commit_message)

@@ -1,0 +1,328 @@
+"""Layers that networks are made of: attention along tokens and over time, the MLP, a convolutional stem.
+
+The attention kernels take queries, keys and values in the layout of tokens and return the result in it, without a copy. PyTorch's fused
+kernel takes any strides in four dimensions, so it reads the output of the projections itself: spatial attention as (frames, heads, tokens,
+d), temporal attention as (clips, places x heads, frames, d), where places and heads count as one axis because they lie side by side in
+memory. In five dimensions it would fall back to separate products (docs/performance.md has both, measured).
+
+Some steps are computed by hand, to keep less for the backward pass and to move less memory. Under torch.compile and torch.export the plain
+formulas run instead: the compiler fuses them itself.
+
+Letters in shapes: B batch, L length, S samples, F frames of all samples together, T frames of one clip, N tokens of one frame (class token,
+then patches), D width, H heads, d = D / H.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as fn
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from cover.model.backbone import Groups
+
+ROTARY_BASE = 100.0  # periods from 2 pi to 200 pi frames: clips have 4 to 96 frames, not thousands
+STEM_GROUPS = 8  # of a GroupNorm of the convolutional stem
+DIFFERENCE_OFFSETS = (1, 2, 4)  # frames ahead and back that the pairs of heads of a temporal-difference branch compare, in turn
+DIFFERENCE_CONTENT = 0.1  # factor on the weights of its queries and keys, or content would outweigh the distance in time
+DIFFERENCE_BIAS = 4.0  # makes about nine tenths of the attention of such a head fall on one frame
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, float32 (T, 1, d / 2)
+
+
+# --- attention kernels ---------------------------------------------------------------------------------------------------------
+
+
+class Attended(NamedTuple):
+    """One attention as it was computed: queries, keys, values and the outcome, each `(B, H, L, d)`.
+
+    Temporal attention has the N places of a frame in front of the heads, on the same axis: `(S, N H, T, d)`. The fused kernel returns no
+    weights: compute them from queries and keys.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+
+
+AttentionMaps = list[Attended]
+
+
+def attend_along(qkv_BL3D: Tensor, heads: int, maps: AttentionMaps | None = None) -> Tensor:
+    """Attention among the L tokens of each row, `(B, L, 3 D)` to `(B, L, D)`. It is added to `maps`, where given."""
+    q, k, v = qkv_BL3D.unflatten(-1, (3, heads, -1)).transpose(1, 3).unbind(2)  # BHLd
+    return _attend(q, k, v, maps).transpose(1, 2).flatten(2)
+
+
+def attend_over_time(
+    q_STND: Tensor, k_STND: Tensor, v_STND: Tensor, heads: int, rotation: Rotation | None = None, maps: AttentionMaps | None = None
+) -> Tensor:
+    """Attention of every token to the same place in the T frames of its clip: three `(S, T, N, D)` to one. It is added to `maps`."""
+    q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q_STND, k_STND, v_STND))
+    if rotation is not None:
+        q, k = rotate(q, rotation), rotate(k, rotation)
+    q, k, v = (x.flatten(2, 3).transpose(1, 2) for x in (q, k, v))  # S, N H, T, d
+    return _attend(q, k, v, maps).transpose(1, 2).reshape(v_STND.shape)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, maps: AttentionMaps | None) -> Tensor:
+    out = fn.scaled_dot_product_attention(q, k, v)
+    if maps is not None:
+        maps.append(Attended(q, k, v, out))
+    return out
+
+
+def rotation_of(frames: int, channels: int, device: torch.device) -> Rotation:
+    """The angles of rotary positions by frame index for heads of `channels` (RoFormer, section 3.2)."""
+    rates = ROTARY_BASE ** (-torch.arange(channels // 2, device=device, dtype=torch.float32) / (channels // 2))
+    angle = torch.arange(frames, device=device, dtype=torch.float32)[:, None, None] * rates
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_STNHd: Tensor, rotation: Rotation) -> Tensor:
+    """Pairs of channels, one from each half, turned by an angle that grows with the frame index."""
+    cos, sin = (part.to(x_STNHd.dtype)[:, None] for part in rotation)
+    return turn_pairs(x_STNHd, cos, sin)
+
+
+# --- modules -------------------------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Query, key, value and output projections. Each method lets other tokens attend to each other."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.drop = nn.Dropout(dropout)
+        self.maps: AttentionMaps | None = None  # where it is a list, every attention is added to it
+
+    def within_frames(self, x_FND: Tensor, groups: Groups, shared: bool) -> Tensor:
+        """Every token of a frame attends to every token of that frame (spatial attention); `shared`: a clip has one class token."""
+        x_FND = self.drop(self.proj(attend_along(self.qkv(x_FND), self.heads, self.maps)))
+        return share_class_token(x_FND, groups) if shared else x_FND
+
+    def across_frames(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
+        """Every token attends to the same place in the other frames of its clip (temporal attention), up to the output projection.
+
+        An image has one frame, so one key, whose softmax is 1: its branch is the value projection, and no query or key is made.
+        """
+        clip_frames, image_frames = clip_and_image_frames(groups)
+        x_FND = _in_autocast_type(x_FND)  # once, not for each projection
+        (w_q, w_k, w_v), (b_q, b_k, b_v) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        v_FND = fn.linear(x_FND, w_v, b_v)
+        if not clip_frames:
+            return v_FND
+        q_clips, k_clips = fn.linear(x_FND[:clip_frames], w_q, b_q), fn.linear(x_FND[:clip_frames], w_k, b_k)
+        v_clips, v_images = v_FND.split((clip_frames, image_frames))
+        qkv = zip(_clips_of(q_clips, groups), _clips_of(k_clips, groups), _clips_of(v_clips, groups), rotations, strict=True)
+        mixed = [attend_over_time(q, k, v, self.heads, rotation, self.maps).flatten(0, 1) for q, k, v, rotation in qkv]
+        mixed += [v_images] if image_frames else []
+        return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
+
+    def within_clips(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
+        """Every token of a clip attends to all tokens of that clip, its one class token among them (joint attention)."""
+        clips = _clips_of(self.qkv(x_FND), groups, images=True)
+        mixed = [self._joint(part, rotation) for part, rotation in zip(clips, [*rotations, None])]
+        return self.drop(self.proj(torch.cat(mixed)))
+
+    def init_temporal_differences(self) -> None:
+        """Make each pair of heads compute the difference between the frame some way ahead and the frame as far behind (our choice).
+
+        Copied spatial weights know nothing of time. Under rotary positions the product of a query bias and a key bias depends on the
+        distance in time alone, so biases make one head of a pair attend to a frame ahead and the other to a frame behind. Equal values and
+        opposite output columns subtract the two. A branch that starts like this soon learns the direction of motion, a plain copy slowly
+        (docs/performance.md).
+        """
+        width, channels = self.qkv.in_features, self.qkv.in_features // self.heads
+        rates = ROTARY_BASE ** (-torch.arange(channels // 2) / (channels // 2))
+        query, key, value = (self.qkv.bias[part * width : (part + 1) * width].view(self.heads, channels) for part in range(3))
+        value_weight = self.qkv.weight[2 * width :].view(self.heads, channels, width)
+        output_weight = self.proj.weight.view(width, self.heads, channels)
+        self.qkv.weight[: 2 * width] *= DIFFERENCE_CONTENT
+        for pair in range(self.heads // 2):
+            ahead, back = 2 * pair, 2 * pair + 1
+            turn = DIFFERENCE_OFFSETS[pair % len(DIFFERENCE_OFFSETS)] * rates
+            query[[ahead, back]] = torch.cat([torch.ones_like(rates), torch.zeros_like(rates)]) * DIFFERENCE_BIAS
+            key[ahead] = torch.cat([turn.cos(), -turn.sin()]) * DIFFERENCE_BIAS
+            key[back] = torch.cat([turn.cos(), turn.sin()]) * DIFFERENCE_BIAS
+            value[back], value_weight[back] = value[ahead], value_weight[ahead]
+            output_weight[:, back] = -output_weight[:, ahead]
+        nn.init.zeros_(self.proj.bias)
+
+    def _joint(self, qkv_STN3D: Tensor, rotation: Rotation | None) -> Tensor:
+        _, frames, tokens, _ = qkv_STN3D.shape
+        if rotation is not None:
+            q, k, v = qkv_STN3D.unflatten(-1, (3, self.heads, -1)).unbind(3)
+            turned = [torch.cat([x[:, :, :1], rotate(x[:, :, 1:], rotation)], 2).flatten(3) for x in (q, k)]  # class token: no time
+            qkv_STN3D = torch.cat([*turned, v.flatten(3)], -1)
+        once = torch.cat([qkv_STN3D[:, 0, :1], qkv_STN3D[:, :, 1:].flatten(1, 2)], 1)
+        token, patches = attend_along(once, self.heads, self.maps).split([1, frames * (tokens - 1)], 1)
+        spread = patches.unflatten(1, (frames, -1))
+        return torch.cat([token[:, None].expand(-1, frames, -1, -1), spread], 2).flatten(0, 1)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(gelu_linear(self.fc1(x), self.fc2.weight, self.fc2.bias, self.drop))
+
+
+class ConvStem(nn.Sequential):
+    """Stride-2 3x3 convolutions, as many as it takes to reach one place per patch, then 1x1 (Xiao et al., 2021, section 4).
+
+    Frames `(F, 3, H, W)` to `(F, D, H / patch, W / patch)`, in place of one convolution as large as the patch. Channels double up to D.
+    GroupNorm, unlike the paper's BatchNorm, gives a sample the same output whatever else is in the Pack. Raises ValueError where the
+    patch is not a power of two.
+    """
+
+    def __init__(self, width: int, patch: int) -> None:
+        steps = patch.bit_length() - 1
+        if patch != 2**steps or steps < 1:
+            raise ValueError(f"a patch of {patch} px is no power of two, which the convolutional stem needs")
+        channels = [3, *(max(STEM_GROUPS, width >> (steps - 1 - step)) for step in range(steps))]
+        layers: dict[str, nn.Module] = {}
+        for step, (before, after) in enumerate(pairwise(channels)):
+            layers[f"conv{step}"] = nn.Conv2d(before, after, 3, stride=2, padding=1)
+            layers[f"norm{step}"] = nn.GroupNorm(math.gcd(STEM_GROUPS, after), after)
+            layers[f"gelu{step}"] = nn.GELU()
+        layers["proj"] = nn.Conv2d(channels[-1], width, 1)
+        super().__init__(OrderedDict(layers))
+
+
+def _in_autocast_type(x: Tensor) -> Tensor:
+    """In the type that autocast gives the input of a linear layer."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if kind != "meta" and torch.is_autocast_enabled(kind) else x
+
+
+def clip_and_image_frames(groups: Groups) -> tuple[int, int]:
+    """How many frames belong to clips, and how many are images."""
+    images = groups[-1][0] if groups[-1][1] == 1 else 0
+    return sum(s * t for s, t in groups) - images, images
+
+
+def _clips_of(x_FNC: Tensor, groups: Groups, images: bool = False) -> list[Tensor]:
+    """Each group as `(S, T, N, C)`; one-frame groups only with `images`."""
+    wanted = [group for group in groups if images or group[1] > 1]
+    parts = x_FNC.split([s * t for s, t in wanted]) if wanted else ()
+    return [part.unflatten(0, group) for part, group in zip(parts, wanted, strict=True)]
+
+
+def initialise_by_width(network: nn.Module) -> None:
+    """Random weights for every matrix and kernel, at a scale that follows the number of values that enter it; biases at zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+
+# --- steps computed by hand ----------------------------------------------------------------------------------------------------
+
+
+def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor, drop: nn.Dropout) -> Tensor:
+    """GELU, dropout and a linear layer. The output of GELU, the largest tensor of a block, is computed again in the backward pass."""
+    if torch.compiler.is_compiling() or (drop.p and drop.training) or not torch.is_grad_enabled():
+        return fn.linear(drop(fn.gelu(hidden)), weight, bias)
+    return _GeluLinear.apply(hidden, weight, bias)
+
+
+def share_class_token(x_FND: Tensor, groups: Groups) -> Tensor:
+    """Token 0 of every frame replaced by its mean over the frames of the clip; `x_FND` is used up."""
+    if all(frames == 1 for _, frames in groups):
+        return x_FND
+    if not torch.compiler.is_compiling():
+        return _ShareClassToken.apply(x_FND, groups)
+    parts = x_FND[:, 0].split([samples * frames for samples, frames in groups])
+    shared = [
+        part.unflatten(0, group).mean(1, keepdim=True).expand(-1, group[1], -1).flatten(0, 1)
+        for part, group in zip(parts, groups, strict=True)
+    ]
+    return x_FND.select_scatter(torch.cat(shared), 1, 0)
+
+
+def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Channel i of the first half of the last axis and channel i of the second, as a point in the plane, turned by an angle."""
+    if torch.compiler.is_compiling():
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return _TurnPairs.apply(x, cos, sin)
+
+
+class _TurnPairs(torch.autograd.Function):
+    """Half the passes over memory of the plain formula, and the gradient is the turn back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, -sin), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    (a, b), (first, second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(a, cos, out=first).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=second).addcmul_(a, sin)
+    return out
+
+
+class _GeluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return fn.linear(fn.gelu(hidden), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        of_hidden = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_hidden = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(hidden.dtype), hidden)
+        if ctx.needs_input_grad[1]:  # not where the layer is frozen
+            of_weight = (rows.T @ fn.gelu(hidden).flatten(0, -2)).to(weight.dtype)
+        return of_hidden, of_weight, rows.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
+
+
+class _ShareClassToken(torch.autograd.Function):
+    """In place: the plain formula costs five passes over the tensor and its gradient, this one copies the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x_FND: Tensor, groups: Groups) -> Tensor:
+        ctx.groups = groups
+        ctx.mark_dirty(x_FND)
+        return _average_first_tokens(x_FND, groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _average_first_tokens(grad.clone(), ctx.groups), None
+
+
+def _average_first_tokens(x_FND: Tensor, groups: Groups) -> Tensor:
+    for part, group in zip(x_FND[:, 0].split([samples * frames for samples, frames in groups]), groups, strict=True):
+        token_STD = part.unflatten(0, group)
+        token_STD.copy_(token_STD.mean(1, keepdim=True).expand_as(token_STD))
+    return x_FND

@@ -1,0 +1,1 @@
+"""Weights that others made: a converter for each foreign format."""

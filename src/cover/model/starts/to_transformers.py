@@ -1,0 +1,75 @@
+"""A TimeSformer with one head as a model of transformers: the tensors and the files of `TimesformerForVideoClassification`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from cover.errors import UserError
+from cover.model.backbone import BackboneConfig
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.starts.formats import HEAD, TRANSFORMERS_TIMESFORMER
+from cover.model.starts.settings import ATTENTION
+
+BILINEAR = 2  # the number that transformers writes for this filter, from Pillow
+
+
+def to_transformers(model: CoVeR, head: str) -> dict[str, Tensor]:
+    """The tensors of the backbone and of one head under the names that transformers has. Raises `UserError` as `check_transformers`."""
+    config = _timesformer(model.config)
+    own = {**model.backbone.state_dict(), **{f"{HEAD}.{name}": value for name, value in model.heads[head].state_dict().items()}}
+    names = TRANSFORMERS_TIMESFORMER.names(config.depth)
+    theirs = {names[name][0]: value for name, value in own.items()}
+    return {name if name.startswith("classifier.") else f"timesformer.{name}": value for name, value in theirs.items()}
+
+
+def check_transformers(config: BackboneConfig) -> None:
+    """Raises `UserError` for a network, or one setting of it, for which transformers' TimeSformer does not compute the same."""
+    config = _timesformer(config)
+    if config.attention == "space":
+        raise UserError("attention space: transformers gives logits for each frame, not for the clip")
+    if config.time != "additive":
+        raise UserError(f"time {config.time}: transformers has the learned time embedding (additive) alone")
+    if config.patch_embed != "linear":
+        raise UserError(f"patch_embed {config.patch_embed}: transformers' TimeSformer embeds patches by one linear map")
+    if config.layer_scale:
+        raise UserError(f"layer_scale {config.layer_scale}: transformers' TimeSformer has no LayerScale")
+    if config.image_temporal != "attend":
+        raise UserError(f"image_temporal {config.image_temporal}: in transformers an image passes the temporal branch")
+    # Divided attention is bound to its own number of frames there; joint attention takes single frames too.
+    if config.image_time != "first" and (config.frames == 1 or config.attention == "joint"):
+        raise UserError(f"image_time {config.image_time}: transformers adds the first time embedding to a single frame")
+
+
+def transformers_config(config: BackboneConfig, head: Head) -> dict[str, Any]:
+    """The `config.json` of transformers."""
+    config = _timesformer(config)
+    words = {ours: theirs for theirs, ours in ATTENTION.items()}
+    return {
+        "architectures": ["TimesformerForVideoClassification"], "model_type": "timesformer", "attention_type": words[config.attention],
+        "image_size": config.size, "patch_size": config.patch, "num_channels": 3, "num_frames": config.frames,
+        "hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.attention_heads,
+        "intermediate_size": int(config.width * config.mlp_ratio), "hidden_act": "gelu", "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": 0.0, "drop_path_rate": 0, "layer_norm_eps": config.norm_eps, "qkv_bias": True,
+        "id2label": {str(number): name for number, name in enumerate(head.classes)},
+        "label2id": {name: number for number, name in enumerate(head.classes)},
+        **({"problem_type": "multi_label_classification"} if head.loss == "sigmoid" else {}),
+    }  # fmt: skip
+
+
+def transformers_preprocessor(config: BackboneConfig) -> dict[str, Any]:
+    """The `preprocessor_config.json` of transformers; TimeSformer checkpoints on the Hub name the VideoMAE processor too."""
+    return {
+        "image_processor_type": "VideoMAEImageProcessor", "do_resize": True, "size": {"shortest_edge": config.size}, "resample": BILINEAR,
+        "do_center_crop": True, "crop_size": {"height": config.size, "width": config.size}, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": list(config.mean), "image_std": list(config.std),
+    }  # fmt: skip
+
+
+def _timesformer(config: BackboneConfig) -> TimeSformerConfig:
+    if not isinstance(config, TimeSformerConfig):
+        raise UserError(f"a {config.family} backbone: transformers has no such network; use --format onnx or torch")
+    return config
