@@ -152,8 +152,8 @@ def test_heads_of_a_start_that_do_not_match(refused: Callable[..., str], recipe:
         ("a: {format: csv, root: .}", ["a.annotations", "train.csv"]),
         ("a: {format: csv, root: ., media: video, annotations: {train: absent.csv}}", ["absent.csv: cannot be read"]),
         ("a b: {format: csv, root: .}", ["'a b' cannot name a data set"]),
-        ("- a", ["no data set in it"]),
-        ("a: {format: [", ["line 1: not YAML"]),
+        ("- a", ["line 1: expected keys"]),
+        ("a: {format: [", ["line 1, column 13: not YAML"]),
     ],
 )
 def test_a_catalog_that_is_wrong(tmp_path: Path, refused: Callable[..., str], text: str, parts: list[str]) -> None:
