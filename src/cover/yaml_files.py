@@ -109,8 +109,8 @@ class Dumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> yaml.Node:
         # PyYAML itself quotes what YAML 1.1 takes for something else, as in 010. Only double quotes keep every kind of line break.
-        bare = text.isprintable() and isinstance(_resolve_word(text), str)
-        return self.represent_scalar(f"{_TAG}str", text, style=None if bare else '"')
+        quotes = None if isinstance(_resolve_word(text), str) else "'"
+        return self.represent_scalar(f"{_TAG}str", text, style=quotes if text.isprintable() else '"')
 
 
 Dumper.add_representer(Plain, Dumper.represent_word)
