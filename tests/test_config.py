@@ -110,10 +110,10 @@ def test_null_is_nothing_but_where_it_is_quoted(recipe: Any) -> None:
     assert recipe("steps: 1", "--title", "null").title == "null"
 
 
-@pytest.mark.parametrize("word", ["yes", "no", "on", "1"])
+@pytest.mark.parametrize("word", ["yes", "no", "on"])
 def test_true_and_false_alone_are_truth_values(recipe: Any, word: str) -> None:
     assert recipe("steps: 1\nbf16: True").bf16 is True
-    assert f'bf16: expected bool, got {word if word == "1" else f"{word!r}".replace(chr(39), chr(34))}' in complaint(recipe, f"steps: 1\nbf16: {word}")
+    assert f'bf16: expected bool, got "{word}"' in complaint(recipe, f"steps: 1\nbf16: {word}")
 
 
 @pytest.mark.parametrize(

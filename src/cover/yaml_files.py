@@ -132,8 +132,6 @@ def _resolve_word(word: str) -> Any:
 class _Reader(yaml.SafeLoader):
     """PyYAML's parser, with a construction of its own that resolves no word and builds no object."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
-
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._nodes = 0
@@ -149,7 +147,7 @@ class _Reader(yaml.SafeLoader):
             return [self.tree(item, depth + 1) for item in node.value]
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, depth)
-        return str(node.value) if node.style else Plain(node.value)
+        return str(node.value) if isinstance(node, yaml.ScalarNode) and node.style else Plain(node.value)
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
         own: dict[str, Any] = {}
@@ -175,6 +173,9 @@ class _Reader(yaml.SafeLoader):
                 _refuse(node, "<< takes a mapping, or a list of them")
             found |= tree
         return found
+
+
+_Reader.yaml_implicit_resolvers = {}
 
 
 def _refuse(node: yaml.Node, problem: str) -> NoReturn:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.conventions import CONVENTIONS
 from cover.datasets.manifest import Manifest, Media, open_manifest
