@@ -35,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release and an image."""
     folder = tmp_path_factory.mktemp("serve")
     model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),))
+    model.zero_head("mine")
     save_release(folder / "release", model, {"step": 1, "frames": 2, "datasets": {"mine": {"sampling": "whole", "views": "1x1"}}})
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(folder / "photo.png")
     (folder / "spool").mkdir()

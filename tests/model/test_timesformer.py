@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from cover.errors import UserError
 from cover.model.attention import attend_along, attend_over_time, rotate, rotation_of
 from cover.model.presets import model_config
-from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer, per_frame
+from cover.model.timesformer import ConvStem, Groups, Head, ModelConfig, TimeSformer, per_frame
 
 SHAPE: dict[str, Any] = {"width": 32, "depth": 3, "attention_heads": 4, "patch": 8, "size": 24, "frames": 4}
 HEADS = (Head("motion", ("up", "down", "left")), Head("things", ("cat", "dog", "cow", "owl", "bee")))
@@ -335,6 +336,37 @@ def test_a_fresh_temporal_branch_is_the_image_vit(time: str, image_temporal: str
             assert torch.equal(block.temporal_attn.qkv.weight, block.attn.qkv.weight)
 
 
+@pytest.mark.parametrize("width", [64, 256])
+def test_a_new_trunk_passes_gradients_of_the_same_order_at_any_width(width: int) -> None:
+    """Initial scales follow a layer's width: every layer's output and gradient stay within an order of magnitude."""
+    torch.manual_seed(0)
+    model = TimeSformer(ModelConfig(width=width, depth=4, attention_heads=4, patch=8, size=32, patch_embed="conv"), HEADS)
+    seen: dict[str, torch.Tensor] = {}
+    features = model.forward_features(torch.randn(6, 3, 32, 32), ((1, 4), (2, 1)), seen=seen)
+    branches = [value.std().item() for name, value in seen.items() if name.endswith(("spatial", "mlp"))]
+    assert all(0.05 < spread < 5 for spread in branches), branches
+    model.forward_head(features)[HEADS[0].name][:, 0].sum().backward()
+    first = model.patch_embed.conv0.weight.grad
+    assert first is not None
+    assert first.abs().mean() > 1e-6
+
+
+def test_a_convolutional_stem_is_its_convolutions_one_after_another() -> None:
+    """Against the same layers written out: stride-2 3x3 convolution, GroupNorm, GELU for each halving, then 1x1."""
+    torch.manual_seed(0)
+    stem, x = ConvStem(64, 8), torch.randn(3, 3, 32, 48)
+    state, wanted = stem.state_dict(), x
+    for step in range(3):
+        wanted = fn.conv2d(wanted, state[f"conv{step}.weight"], state[f"conv{step}.bias"], stride=2, padding=1)
+        wanted = fn.gelu(fn.group_norm(wanted, 8, state[f"norm{step}.weight"], state[f"norm{step}.bias"]))
+    wanted = fn.conv2d(wanted, state["proj.weight"], state["proj.bias"])
+    assert tuple(wanted.shape) == (3, 64, 4, 6)
+    torch.testing.assert_close(stem(x), wanted)
+    torch.testing.assert_close(stem(x[1:2]), wanted[1:2])  # one sample's output does not hang on the others
+    with pytest.raises(ValueError, match="14"):
+        ConvStem(64, 14)
+
+
 def test_a_looking_branch_sees_what_changes_between_frames() -> None:
     """Before temporal_fc: nothing in a still clip, the opposite for the clip read backwards, something where things move."""
     torch.manual_seed(0)
@@ -350,11 +382,14 @@ def test_a_looking_branch_sees_what_changes_between_frames() -> None:
     assert (moving[middle] + backwards.flip(0)[middle]).abs().max() < 0.25 * moving[middle].abs().max()
 
 
-def test_a_new_model_starts_as_an_image_vit_with_zero_heads() -> None:
+@pytest.mark.parametrize("patch_embed", ["linear", "conv"])
+def test_a_new_model_starts_as_an_image_vit_with_small_heads(patch_embed: Literal["linear", "conv"]) -> None:
     torch.manual_seed(0)
-    model = TimeSformer(ModelConfig(**SHAPE), HEADS)
+    model = TimeSformer(ModelConfig(**SHAPE, patch_embed=patch_embed), HEADS)
     frames = pixels(5)
-    assert all(not logits.any() for logits in model(frames, ((1, 4), (1, 1))).values())
+    assert all(0.01 < logits.std() < 0.5 for logits in model(frames, ((1, 4), (1, 1))).values())
+    model.zero_head(HEADS[0].name)
+    assert not model(frames, ((1, 4), (1, 1)))[HEADS[0].name].any()
     forward, backward = model.forward_features(torch.cat([frames[:4], frames[:4].flip(0)]), ((2, 4),))
     close(forward, backward)
 

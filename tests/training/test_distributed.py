@@ -122,7 +122,7 @@ def test_two_ranks_train_as_one(
     assert counts[0] == counts[1]
     assert sum(counts[0].values()) > 0
     for name, value in weights_of(one).items():
-        torch.testing.assert_close(weights_of(two)[name], value, rtol=0, atol=2e-3 * float(value.abs().max()) + 1e-5)
+        torch.testing.assert_close(weights_of(two)[name], value, rtol=0, atol=2e-3 * float(value.abs().max()) + 1e-4)
 
 
 @pytest.mark.full

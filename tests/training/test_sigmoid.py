@@ -119,6 +119,8 @@ def test_the_gradient_on_the_logits_is_that_of_a_softmax_at_the_start() -> None:
         model = TimeSformer(
             ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("a", names), Head("b", names, "sigmoid"))
         )
+        for name in ("a", "b"):
+            model.zero_head(name)
         start = model.forward_head(torch.randn(4, 16))
         assert torch.equal(start["b"], torch.full((4, classes), -math.log(classes - 1)) if classes > 2 else torch.zeros(4, 2))
         logits = {name: scores.detach().requires_grad_() for name, scores in start.items()}
@@ -136,6 +138,7 @@ def test_the_gradient_on_the_logits_is_that_of_a_softmax_at_the_start() -> None:
 
 def test_a_head_of_one_class() -> None:
     model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("a", ("x",), "sigmoid"),))
+    model.zero_head("a")
     assert model.head_list[0].probabilities(model.forward_head(torch.randn(2, 16))["a"]).tolist() == [[0.5], [0.5]]
 
 

@@ -93,7 +93,7 @@ def test_the_log_says_what_was_drawn(sandbox: Path, tmp_path: Path) -> None:
         assert set(line["loss"]) == set(line["top1"]) <= set(ALL)
         assert line["samples_per_s"] > 0
         assert 0 <= line["wait_share"] <= 1
-    assert lines[0]["loss"]["imagenet"] == pytest.approx(math.log(12), rel=1e-5), "heads start at zero"
+    assert lines[0]["loss"]["imagenet"] == pytest.approx(math.log(12), rel=0.03), "heads start near chance"
     about = read_config(find_release(run))["about"]
     assert (about["step"], about["frames"], set(about["datasets"])) == (5, 4, set(ALL))
 

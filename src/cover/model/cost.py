@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from cover.errors import UserError
 from cover.model.lean import Groups
-from cover.model.timesformer import MERGE_TOKENS, Head, ModelConfig, TimeSformer
+from cover.model.timesformer import MERGE_TOKENS, ConvStem, Head, ModelConfig, TimeSformer
 
 MOST_CLASSES = 10**6  # of one head; more is a typing error
 FLOAT32, BFLOAT16 = 4, 2  # bytes
@@ -73,9 +74,22 @@ def multiply_adds(config: ModelConfig, groups: Groups, size: int, classes: int =
     A forward and a backward pass are three times as many: each product has two gradients of its own size. Counted is the published
     function, product by product; where the temporal output projection and `temporal_fc` are merged, about 6 % fewer are computed.
     """
-    embedding = _frames(groups) * _patches(config, size) * 3 * config.patch**2 * config.width
+    embedding = _frames(groups) * _patch_embedding(config, size)
     block = _projections(config, groups, size) + _mixing(config, groups, size)
     return embedding + config.depth * block + sum(samples for samples, _ in groups) * config.width * classes
+
+
+def _patch_embedding(config: ModelConfig, size: int) -> int:
+    """The convolutions that turn one frame into patch tokens, each as (weights) x (places of its output)."""
+    if config.patch_embed == "linear":
+        return _patches(config, size) * 3 * config.patch**2 * config.width
+    sides = ((layer, size // 2 ** (step + 1)) for step, layer in enumerate(_stem(config)))
+    return sum(layer.weight.numel() * max(side, size // config.patch) ** 2 for layer, side in sides)
+
+
+def _stem(config: ModelConfig) -> list[nn.Conv2d]:
+    with torch.device("meta"):
+        return [layer for layer in ConvStem(config.width, config.patch) if isinstance(layer, nn.Conv2d)]
 
 
 def _projections(config: ModelConfig, groups: Groups, size: int) -> int:
@@ -112,6 +126,8 @@ def activation_bytes(config: ModelConfig, groups: Groups, size: int, checkpointi
     product = BFLOAT16 if bf16 else FLOAT32
     frames, samples = _frames(groups), sum(samples for samples, _ in groups)
     ends = frames * 3 * size**2 * product + samples * config.width * (FLOAT32 + product)  # pixels; the last norm and the heads
+    if config.patch_embed == "conv":
+        ends += _kept_by_stem(config, frames, size, product)
     block = _kept_by_block(config, groups, size, product)
     if bf16:
         ends += 3 * config.patch**2 * config.width * BFLOAT16
@@ -120,6 +136,12 @@ def activation_bytes(config: ModelConfig, groups: Groups, size: int, checkpointi
         return ends + config.depth * block
     stream = tokens(config, groups, size) * config.width * FLOAT32  # a block's input, which the block counts as its own
     return ends + (config.depth - 1) * stream + block
+
+
+def _kept_by_stem(config: ModelConfig, frames: int, size: int, product: int) -> int:
+    """Three tensors of each convolution but the last: what enters its GroupNorm, what enters GELU, and what leaves it."""
+    places = (layer.out_channels * (size // 2 ** (step + 1)) ** 2 for step, layer in enumerate(_stem(config)[:-1]))
+    return 3 * product * frames * sum(places)
 
 
 def _kept_by_block(config: ModelConfig, groups: Groups, size: int, product: int) -> int:

@@ -25,7 +25,11 @@ def model_config(preset: str, **changes: Any) -> ModelConfig:
     width, depth, heads = PRESETS[name]
     default_patch, default_size = (8, 32) if name == "mini" else (16, 224)
     fields: dict[str, Any] = {"width": width, "depth": depth, "attention_heads": heads, "patch": int(patch or default_patch)}
-    config = ModelConfig(**{**fields, "size": default_size, **changes})
+    # `mini` is trained from random weights; the others mostly start from published ones, whose patches are embedded by one linear map.
+    embed = "conv" if name == "mini" else "linear"
+    config = ModelConfig(**{**fields, "size": default_size, "patch_embed": embed, **changes})
     if config.size % config.patch:
         raise UserError(f"image size {config.size} is not a multiple of the patch {config.patch}")
+    if config.patch_embed == "conv" and config.patch.bit_count() != 1:
+        raise UserError(f"model.patch_embed: conv needs a patch that is a power of two, and {preset} has {config.patch} px; use linear")
     return config

@@ -10,9 +10,11 @@ The class token of a clip is kept once per frame, equal in all of them: token 0 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -26,6 +28,9 @@ from cover.model.lean import Groups, gelu_linear, share_class_token
 Seen = dict[str, Tensor]  # name -> what the network computed there
 LOOKS = (1, 2, 4)  # frames ahead and back that the pairs of heads of a fresh rotary branch look, in turn
 MERGE_TOKENS = 2  # tokens per channel from which merging two square matrices is cheaper than one more product
+STEM_GROUPS = 8  # of a GroupNorm of the convolutional stem
+HEAD_STD = 0.02  # of the weights of a classifier on a trunk that begins with random weights
+LOOK_CONTENT = 0.1  # of the weights of queries and keys that such heads keep, or content would outweigh the distance in time
 LOOK_BIAS = 4.0  # makes about nine tenths of a fresh head's attention fall on the frame it looks at
 
 
@@ -68,7 +73,8 @@ class ModelConfig:
     `attention`: `divided` (temporal, then spatial), `joint` (all tokens of a clip at once) or `space` (frames apart, their class tokens
     averaged): the paper's section 3.3 and table 1. `image_time`: the additive time embedding of an image, none or the first entry (as the
     released code has it at T = 1). `resize`: how position embeddings meet another size than `size`; the released code uses `nearest`.
-    `layer_scale`: the first value of a factor per channel on every branch (CaiT), 0 for none.
+    `layer_scale`: the first value of a factor per channel on every branch (CaiT), 0 for none. `patch_embed`: one linear map of each patch,
+    as published checkpoints have it, or a stem of stride-2 convolutions (`ConvStem`), which learns far more from few samples.
     """
 
     width: int = 768
@@ -86,6 +92,7 @@ class ModelConfig:
     dropout: float = 0.0
     head_dropout: float = 0.0
     layer_scale: float = 0.0
+    patch_embed: Literal["linear", "conv"] = "linear"
     norm_eps: float = 1e-6
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -148,6 +155,7 @@ class Attention(nn.Module):
         query, key, value = (self.qkv.bias[part * width : (part + 1) * width].view(self.heads, channels) for part in range(3))
         value_weight = self.qkv.weight[2 * width :].view(self.heads, channels, width)
         output_weight = self.proj.weight.view(width, self.heads, channels)
+        self.qkv.weight[: 2 * width] *= LOOK_CONTENT
         for pair in range(self.heads // 2):
             ahead, back = 2 * pair, 2 * pair + 1
             turn = LOOKS[pair % len(LOOKS)] * rates
@@ -168,6 +176,28 @@ class Attention(nn.Module):
         token, patches = attend_along(once, self.heads, self.kept).split([1, frames * (tokens - 1)], 1)
         spread = patches.unflatten(1, (frames, -1))
         return torch.cat([token[:, None].expand(-1, frames, -1, -1), spread], 2).flatten(0, 1)
+
+
+class ConvStem(nn.Sequential):
+    """Stride-2 3x3 convolutions, as many as it takes to reach one place per patch, then 1x1 (Xiao et al., 2021, section 4).
+
+    Frames `(F, 3, H, W)` to `(F, D, H / patch, W / patch)`, in place of one convolution as large as the patch. Channels double up to D.
+    GroupNorm, unlike the paper's BatchNorm, gives a sample the same output whatever else is in the Pack. Raises ValueError where the
+    patch is not a power of two.
+    """
+
+    def __init__(self, width: int, patch: int) -> None:
+        steps = patch.bit_length() - 1
+        if patch != 2**steps or steps < 1:
+            raise ValueError(f"a patch of {patch} px is no power of two, which the convolutional stem needs")
+        channels = [3, *(max(STEM_GROUPS, width >> (steps - 1 - step)) for step in range(steps))]
+        layers: dict[str, nn.Module] = {}
+        for step, (before, after) in enumerate(pairwise(channels)):
+            layers[f"conv{step}"] = nn.Conv2d(before, after, 3, stride=2, padding=1)
+            layers[f"norm{step}"] = nn.GroupNorm(math.gcd(STEM_GROUPS, after), after)
+            layers[f"gelu{step}"] = nn.GELU()
+        layers["proj"] = nn.Conv2d(channels[-1], width, 1)
+        super().__init__(OrderedDict(layers))
 
 
 class Mlp(nn.Module):
@@ -265,9 +295,11 @@ class Block(nn.Module):
 class TimeSformer(nn.Module):
     """The network of `config` with one linear classifier for each of `heads`.
 
-    All clips of a Pack share the spatial attention and the MLP with the images; temporal attention runs group by group. New
-    heads, `temporal_fc` and the additive time embedding start at zero, so the fresh model is an image ViT. The biases of a sigmoid
-    head of C classes start at -log(C - 1), so that it too begins by saying 1 / C to every class, as a softmax at zero does.
+    All clips of a Pack share the spatial attention and the MLP with the images; temporal attention runs group by group.
+    `temporal_fc` and the additive time embedding start at zero, so the fresh model is an image ViT. Other weights start at a scale that
+    follows the width of what enters them. The biases of a sigmoid head of C classes start at -log(C - 1), so that it too begins by
+    saying about 1 / C to every class, as a softmax does. Heads start small, not at zero: through zeros a random trunk gets no gradient
+    at first. On a pretrained trunk they start at zero (`zero_head`).
     """
 
     mean: Tensor
@@ -276,7 +308,8 @@ class TimeSformer(nn.Module):
     def __init__(self, config: ModelConfig, heads: tuple[Head, ...] = ()) -> None:
         super().__init__()
         self.config, self.head_list, self.checkpointing = config, heads, False
-        self.patch_embed = nn.Conv2d(3, config.width, config.patch, config.patch)
+        conv = config.patch_embed == "conv"
+        self.patch_embed = ConvStem(config.width, config.patch) if conv else nn.Conv2d(3, config.width, config.patch, config.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))
         if self.has_time_embedding:
@@ -298,15 +331,23 @@ class TimeSformer(nn.Module):
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        if isinstance(self.patch_embed, ConvStem):
+            for module in self.patch_embed.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.fresh_temporal_branch()
         for head, linear in zip(self.head_list, self.heads.values(), strict=True):
-            nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+            nn.init.normal_(linear.weight, std=HEAD_STD)  # type: ignore[arg-type]
             if head.loss == "sigmoid":
                 nn.init.constant_(linear.bias, -math.log(max(1, len(head.classes) - 1)))  # type: ignore[arg-type]
+
+    def zero_head(self, name: str) -> None:
+        """Set the weights of a classifier to zero, where a new one starts on a pretrained trunk; its bias stays."""
+        nn.init.zeros_(self.heads[name].weight)  # type: ignore[arg-type]
 
     def fresh_temporal_branch(self, looking: bool = True) -> None:
         """Temporal attention as a copy of the spatial one with `temporal_fc` zero: the model is its image ViT (released code).

@@ -19,7 +19,7 @@ from cover.model.timesformer import Head, ModelConfig, TimeSformer, resized_posi
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 CHECKPOINTS = "checkpoints"  # of a run folder
-INHERITED = frozenset(["mean", "std", "norm_eps", "resize", "image_time"])
+INHERITED = frozenset(["mean", "std", "norm_eps", "resize", "image_time", "patch_embed"])
 
 Temporal = Literal["fresh", "copied", "keep"]
 
@@ -130,6 +130,8 @@ def start_from(model: TimeSformer, folder: Path, temporal: Temporal) -> list[str
     usable = {name: value for name, value in found.items() if _head_of(name) not in dropped and not (anew and model.is_temporal(name))}
     _check_same(usable, {name: ours[name] for name in wanted}, folder)
     model.load_state_dict({**ours, **usable})
+    for name in new:
+        model.zero_head(name)
     if anew:
         model.fresh_temporal_branch(looking=temporal == "fresh")
     notes = [f"{len(usable)} tensors loaded from {folder}"]
@@ -163,12 +165,11 @@ def _check_function(model: TimeSformer, folder: Path, temporal: Temporal) -> Non
         raise UserError(
             f"{folder}: its network has {theirs['attention_heads']} attention heads, this run's has {heads}; choose another model.preset"
         )
-    for name in ("attention", "time") if temporal == "keep" else ():
+    for name in ("patch_embed", *(("attention", "time") if temporal == "keep" else ())):
         ours = getattr(model.config, name)
         if theirs.get(name, ours) != ours:
-            raise UserError(
-                f"{folder}: its model.{name} is {theirs[name]}, this run's {ours}: set model.{name}, or start.temporal to fresh"
-            )
+            or_fresh = "" if name == "patch_embed" else ", or start.temporal to fresh"
+            raise UserError(f"{folder}: its model.{name} is {theirs[name]}, this run's {ours}: set model.{name}{or_fresh}")
 
 
 def _check_head(head: Head, theirs: dict[str, Any] | None, folder: Path) -> None:

@@ -117,7 +117,7 @@ def make_step(recipe: Recipe, cluster: Cluster, holdings: Sequence[Holding], gro
     wanted = recipe.model
     config = model_config(
         wanted.preset, size=wanted.size, frames=recipe.data.frames, attention=wanted.attention, time=wanted.time,
-        image_temporal=wanted.image_temporal, dropout=wanted.dropout, layer_scale=wanted.layer_scale,
+        image_temporal=wanted.image_temporal, dropout=wanted.dropout, layer_scale=wanted.layer_scale, **wanted.patch_embedding({}),
     )  # fmt: skip
     trained = classes_of_heads(recipe, holdings)
     kept = classes_kept(recipe, trained)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal
@@ -63,7 +64,18 @@ class Model:
     dropout: float = option(0.0, "after the embedding and in every branch")
     head_dropout: float = option(0.0, "before the classifiers")
     layer_scale: float = option(0.0, "first value of a factor per channel on every branch; 0 for none")
+    patch_embed: Literal["auto", "linear", "conv"] = option(
+        "auto",
+        "linear: one map of each patch, as in published checkpoints; conv: a stem of stride-2 convolutions, which learns more from few "
+        "samples; auto: as the starting checkpoint, else conv for mini and linear for the ViT sizes",
+    )
     checkpointing: bool = option(False, "keep each block's input alone and compute the rest again: less memory, more time")
+
+    def patch_embedding(self, inherited: Mapping[str, Any]) -> dict[str, Any]:
+        """What `model_config` is told of the patch embedding, with the settings `inherited` from a starting checkpoint: nothing where the
+        preset decides."""
+        told = inherited.get("patch_embed") if self.patch_embed == "auto" else self.patch_embed
+        return {"patch_embed": told} if told else {}
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ def build_model(recipe: Recipe, members: Sequence[Member], origin: Path | None) 
     shape = model_config(
         wanted.preset, size=wanted.size, frames=recipe.data.frames, attention=wanted.attention, time=wanted.time,
         image_temporal=wanted.image_temporal, dropout=wanted.dropout, head_dropout=wanted.head_dropout, layer_scale=wanted.layer_scale,
-        **inherited,
+        **{**inherited, **wanted.patch_embedding(inherited)},
     )  # fmt: skip
     return TimeSformer(shape, heads)
 

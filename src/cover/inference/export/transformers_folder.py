@@ -40,6 +40,8 @@ def in_the_way(config: ModelConfig) -> str | None:
         return "attention space: transformers gives logits for each frame, not for the clip"
     if config.time != "additive":
         return f"time {config.time}: transformers has the learned time embedding (additive) alone"
+    if config.patch_embed != "linear":
+        return f"patch_embed {config.patch_embed}: transformers' TimeSformer embeds patches by one linear map"
     if config.layer_scale:
         return f"layer_scale {config.layer_scale}: transformers' TimeSformer has no LayerScale"
     if config.image_temporal != "attend":
