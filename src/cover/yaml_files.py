@@ -76,7 +76,7 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "line ?"
         reason = ", ".join(part for part in (error.context, error.problem) if part).replace("\n", " ")
-        raise UserError(f"{where}: {place}: not YAML: {reason}") from None
+        raise UserError(f"{where}: {place}: {'' if isinstance(error, _Refused) else 'not YAML: '}{reason}") from None
     except RecursionError:
         raise UserError(f"{where}: line {reader.line + 1}: nested too deeply") from None
 
@@ -178,5 +178,9 @@ class _Reader(yaml.SafeLoader):
 _Reader.yaml_implicit_resolvers = {}
 
 
+class _Refused(yaml.MarkedYAMLError):
+    """What is YAML and is not read."""
+
+
 def _refuse(node: yaml.Node, problem: str) -> NoReturn:
-    raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    raise _Refused(problem=problem, problem_mark=node.start_mark)

@@ -65,7 +65,7 @@ def test_everything_given(tmp_path: Path) -> None:
         (f"k4: {{{GOOD}, crop_scale: [1, 0.3]}}", "k4.crop_scale: expected [low, high]"),
         (f"k4: {{{GOOD}, dev: 1.5}}", "k4.dev: expected a fraction"),
         (f"k4: {{{GOOD}, dev: yes}}", 'k4.dev: expected a number, got "yes"'),
-        (f"k4: {{{GOOD}}}\nss: {{{GOOD}}}\nk4: {{{GOOD}}}", 'catalog.yaml: line 3, column 1: not YAML: "k4" is given twice, first on line 1'),
+        (f"k4: {{{GOOD}}}\nss: {{{GOOD}}}\nk4: {{{GOOD}}}", 'catalog.yaml: line 3, column 1: "k4" is given twice, first on line 1'),
         ("k4: {format: csv, root: x, root: y}", '"root" is given twice'),
         ("k4: [", "catalog.yaml: line 1, column 6: not YAML"),
         ("", "catalog.yaml: no data set"),

@@ -132,7 +132,7 @@ def prepare(args: Namespace) -> int:
     computes=True,
 )  # fmt: skip
 def doctor(args: Namespace) -> int:
-    from cover.doctor.examine import doctor
+    from cover.doctor.checks import doctor
 
     if not doctor(args.device, count_workers(args), args.quick, args.json):
         return 1
