@@ -78,7 +78,7 @@ def make_files(folder: Path, count: int) -> dict[str, list[bytes]]:
 
 @contextmanager
 def started(release: Path, folder: Path, options: list[str]) -> Iterator[Server]:
-    command = [sys.executable, "-m", "cover.cli", "serve", str(release), "--port", "0", "--device", "cpu", "--spool", str(folder), *options]
+    command = [sys.executable, "-m", "cover", "serve", str(release), "--port", "0", "--device", "cpu", "--spool", str(folder), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout

@@ -94,11 +94,26 @@ def test_every_way_to_write_a_float_gives_a_float(recipe: Any, number: str) -> N
     assert recipe("steps: 1", "--optimizer.lr", number).optimizer.lr == 0.001
 
 
-def test_text_that_looks_like_something_else_stays_text(recipe: Any) -> None:
-    assert recipe("steps: 1\ntitle: 2024-01-02").title == "2024-01-02"
-    assert recipe("steps: 1\ntitle: 007").title == "007"
+@pytest.mark.parametrize("word", ["2024-01-02", "007", "010", "1e3", "3", "1.5", "yes", "no", "on", "true", "1:30", ".inf"])
+def test_text_that_looks_like_something_else_stays_text(recipe: Any, word: str) -> None:
+    loaded = recipe(f"steps: 1\ntitle: {word}\nnote: {word}\ntags: [{word}, null]\nrates: {{{word}: 1}}")
+    assert (loaded.title, loaded.note, loaded.tags, loaded.rates) == (word, word, [word, "null"], {word: 1.0})
+    loaded = recipe("steps: 1", "--title", word, "--note", word, "--tags", f"[{word}, null]", "--rates", f"{{{word}: 2}}")
+    assert (loaded.title, loaded.note, loaded.tags, loaded.rates) == (word, word, [word, "null"], {word: 2.0})
+
+
+def test_null_is_nothing_but_where_it_is_quoted(recipe: Any) -> None:
+    assert recipe("steps: 1\nnote: null").note is None
+    assert recipe("steps: 1\nnote:").note is None
     assert recipe("steps: 1\nnote: 'null'").note == "null"
-    assert recipe("steps: 1", "--title", "1e-3").title == "1e-3"
+    assert recipe("steps: 1", "--note=").note == ""
+    assert recipe("steps: 1", "--title", "null").title == "null"
+
+
+@pytest.mark.parametrize("word", ["yes", "no", "on"])
+def test_true_and_false_alone_are_truth_values(recipe: Any, word: str) -> None:
+    assert recipe("steps: 1\nbf16: True").bf16 is True
+    assert f'bf16: expected bool, got "{word}"' in complaint(recipe, f"steps: 1\nbf16: {word}")
 
 
 @pytest.mark.parametrize(
@@ -142,10 +157,13 @@ def test_override_forms(recipe: Any, override: list[str], expected: dict[str, An
         ("steps: 1\noptimizer: {lr: true}", [], "x.yaml: optimizer.lr: expected float, got true"),
         ("steps: 1\noptimizer: {lr: }", [], "x.yaml: optimizer.lr: expected float, got null"),
         ("steps: 1.5", [], "x.yaml: steps: expected int, got 1.5"),
-        ("steps: 1\ntitle: 3", [], "x.yaml: title: expected str, got 3"),
+        ("steps: 1\ntitle: [3]", [], "x.yaml: title: expected str, got [3]"),
+        ("steps: 1\ntitle: null", [], "x.yaml: title: expected str, got null"),
+        ("steps: 1\ntitle:", [], "x.yaml: title: expected str, got null"),
         ("steps: 1\nbf16: 1", [], "x.yaml: bf16: expected bool, got 1"),
         ("steps: 1\noptimizer: {betas: [1]}", [], "x.yaml: optimizer.betas: expected tuple[float, float], got [1]"),
-        ("steps: 1\ntags: [a, 2]", [], 'x.yaml: tags: expected list[str], got ["a", 2]'),
+        ("steps: 1\ntags: [a, [2]]", [], 'x.yaml: tags: expected list[str], got ["a", [2]]'),
+        ("steps: 1\ntags: a", [], 'x.yaml: tags: expected list[str], got "a"'),
         ("steps: 1\nrates: {a: b}", [], 'x.yaml: rates.a: expected float, got "b"'),
         ("steps: 1\nrates: [1]", [], "x.yaml: rates: expected keys with values, got [1]"),
         ("steps: 1\noptimizer: fast", [], 'x.yaml: optimizer: expected keys with values, got "fast"'),
@@ -156,19 +174,10 @@ def test_override_forms(recipe: Any, override: list[str], expected: dict[str, An
             [],
             'x.yaml: optimizer.name: expected "adamw" or "sgd", got "adam"; did you mean "adamw"?',
         ),
-        ("- 1", [], "x.yaml: the file: expected keys with values, got [1]"),
         ("title: x", [], 'x.yaml: "steps" is missing: it needs int'),
         ("", [], 'x.yaml: "steps" is missing: it needs int'),
         ("steps: -1", [], "x.yaml: steps must not be negative"),
-        ("steps: 1\nsteps: 2", [], 'x.yaml: line 2, column 1: key "steps" is given twice'),
-        ("steps: 1\nrates: {a: 1, a: 2}", [], 'x.yaml: line 2, column 15: key "a" is given twice'),
-        ("steps: 1\nrates: {1: 1}", [], "x.yaml: line 2, column 9: a key that is not text: put it in quotes"),
-        ("steps: [1", [], "x.yaml: line 1, column 10: "),
-        ("steps: 1\n\tx: 2", [], "x.yaml: line 2, column 1: "),
-        ("steps: 1\nx: \x01", [], "x.yaml: line 2, column 4: "),
-        ("steps: 1\nx: !!python/name:os.system", [], "x.yaml: line 2, column 4: "),
-        ("steps: !!int fast", [], "x.yaml: invalid literal for int() with base 10: 'fast'"),
-        ("steps: 1", ["--optimizer", "{lr: "], "x.yaml: optimizer: line 1, column 6: "),
+        ("steps: 1", ["--optimizer", "{lr: "], "x.yaml: optimizer: line 1, column 6: not YAML: "),
         ("steps: 1", ["--title"], "x.yaml: --title needs a value: write --title value or --title=value"),
         ("steps: 1", ["--title", "--bf16", "true"], "x.yaml: --title needs a value: "),
         ("steps: 1", ["title"], 'x.yaml: "title" on the command line belongs to no key: write --key value or --key=value'),
@@ -198,11 +207,6 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_section_named_like_a_file_is_not_read_as_one(recipe: Any, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("lr: 7")
     assert "expected keys with values" in complaint(recipe, "steps: 1", "--optimizer", str(tmp_path / "other.yaml"))
-
-
-def test_aliases_and_merges_are_no_duplicates(recipe: Any) -> None:
-    text = "steps: 1\nsources:\n  a: &a {weight: 2, epochs: 1}\n  b: &b {<<: *a, epochs: 3}\n  c: {<<: *b, weight: 4}\n"
-    assert recipe(text).sources == {"a": Source(2.0, 1), "b": Source(2.0, 3), "c": Source(4.0, 3)}
 
 
 def test_an_override_of_an_aliased_section_leaves_the_other_alone(recipe: Any) -> None:

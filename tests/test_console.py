@@ -50,7 +50,7 @@ def test_the_time_left_of_equal_items(clock: Clock, capsys: pytest.CaptureFixtur
 
 
 def test_a_terminal_shows_the_same(clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(console, "can_redraw", lambda: True)
+    monkeypatch.setattr(console, "_can_redraw", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     console._terminal.cache_clear()
     try:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cover.cli import main
-from cover.doctor import checks, examine
+from cover.doctor import checks
 from cover.doctor.trial import trial
 from cover.model.timesformer import TimeSformer
 from cover.sandbox.encode import VIDEO
@@ -62,7 +62,7 @@ def test_a_full_disk() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))
     try:
-        (found,) = examine._trial("cpu", 0)
+        (found,) = checks._trial("cpu", 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (found.topic, found.state) == ("writing", "bad")
@@ -72,13 +72,13 @@ def test_a_full_disk() -> None:
 
 def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
-    (found,) = examine._trial("cpu", 0)
+    (found,) = checks._trial("cpu", 0)
     assert (found.topic, found.state, "/nowhere" in found.found, "TMPDIR" in found.fix) == ("writing", "bad", True, True)
 
 
 def test_an_encoder_that_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VIDEO, ".mp4", ("no_such_encoder", {}))
-    (found,) = examine._trial("cpu", 0)
+    (found,) = checks._trial("cpu", 0)
     assert (found.topic, found.state) == ("writing", "bad")
     assert "no_such_encoder" in found.found
     assert "pip install" in found.fix
@@ -87,7 +87,7 @@ def test_an_encoder_that_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_clip_that_cannot_be_read(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cover.doctor.trial.encode", lambda path, frames: path.write_bytes(b"none"))
-    (found,) = examine._trial("cpu", workers)
+    (found,) = checks._trial("cpu", workers)
     assert (found.topic, found.state) == ("reading", "bad")
     assert "Invalid data" in found.found
     assert found.fix
@@ -99,7 +99,7 @@ def test_a_device_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("cover.doctor.trial.SECONDS", 0.1)
     monkeypatch.setattr(TimeSformer, "to", full)
-    training = examine._trial("cpu", 0)[-1]
+    training = checks._trial("cpu", 0)[-1]
     assert (training.topic, training.state, "out of memory" in training.found) == ("training", "bad", True)
 
 
@@ -156,7 +156,7 @@ def test_a_codec_that_is_lacking() -> None:
 
 def test_remedies_stand_below_what_is_amiss(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: ["torch>=99.1"])
-    assert examine.doctor("cpu", 0, True, None) is False
+    assert checks.doctor("cpu", 0, True, None) is False
     out, err = capfd.readouterr()
     place = out.splitlines().index(next(line for line in out.splitlines() if line.startswith("bad   torch")))
     assert out.splitlines()[place + 1].strip() == "-> pip install -c constraints.txt 'torch>=99.1'"

@@ -17,6 +17,7 @@ MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py") if pa
 # Lowest first; rooms of one line stand side by side.
 LAYERS = (
     ("errors",),
+    ("yaml_files",),
     ("console", "config", "machine"),
     ("hardware",),
     ("media",),

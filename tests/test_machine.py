@@ -16,7 +16,7 @@ def test_there_is_at_least_one_worker() -> None:
 
 
 def test_a_killed_command_leaves_no_worker_behind(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cover.cli", "sandbox", str(tmp_path / "box"), "--size", "0.3", "--workers", "2"]
+    command = [sys.executable, "-m", "cover", "sandbox", str(tmp_path / "box"), "--size", "0.3", "--workers", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     while not any((tmp_path / "box").rglob("*.mp4")):

@@ -1,11 +1,14 @@
-"""What did the user ask for: a YAML file and dotted overrides, turned into a typed tree of dataclasses.
+"""Typed configuration: a YAML file and dotted overrides, read into a tree of dataclasses.
 
     recipe = load(Recipe, Path("recipes/mine.yaml"), ["--optimizer.lr", "3e-4", "--rates={ssv2: 2}"])
 
-A schema is a dataclass whose fields are plain values, lists and tuples of them, further dataclasses, and dictionaries from a
-name to any of these. A field may be a union of dataclasses whose first field has the same name, a Literal of one value in each: its
-value chooses one. This module walks the sections, so that it can name the key of every mistake; jsonargparse reads and
-checks each value.
+A schema is a dataclass whose fields are plain values, lists and tuples of them, further dataclasses ("sections"), and dictionaries from
+a name to any of these. A field may be a union of dataclasses whose first field has the same name, a Literal of one value in each: its
+value chooses one.
+
+The walk over the schema is our own. jsonargparse knows dataclass trees and dotted overrides too, but it takes `lr: null` for "not given",
+opens a text in place of a section as a file, resolves words such as `010` before it knows that a text is expected, and names neither the
+full key of a mistake inside a dictionary (`sources.a.wight`) nor the nearest key. With those mended it would be more code than this.
 """
 
 from __future__ import annotations
@@ -13,39 +16,37 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
-import re
 import types
-from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from cover.errors import UserError, nearest
+from cover.yaml_files import Dumper, is_null, parse_yaml, read_yaml, resolve, show
 
 T = TypeVar("T")
 
 
 def load(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
-    """The resolved tree: `schema`'s defaults, over them the file, over that `--a.b value` or `--a.b=value` in their order.
+    """The resolved tree: the defaults of `schema`, over them the file, over that `--a.b value` or `--a.b=value` in their order.
 
-    An override's value is the text itself for a text field, YAML or JSON for every other. For a section or a dictionary it
-    stands in place of all that the file says there. Raises UserError, one line naming the file and the key, for a file that
-    cannot be read and for a key that is unknown, missing, given twice or of another type. A ValueError from a schema's
-    `__post_init__` becomes such a line too.
+    The value of an override is the text itself for a text field (`null` is nothing where the field may be null), and YAML or JSON for
+    every other. For a section or a dictionary it replaces all that the file says there.
+
+    Raises `UserError`, one line that names the file and the key, for a file that cannot be read and for a key that is unknown, missing,
+    given twice or of another type. A ValueError from `__post_init__` of a schema becomes such a line too.
     """
     root = _Node(schema)
+    tree = read_yaml(path)
     try:
-        tree = _mapping(_read(path), root)
         for key, text in _pairs(overrides):
-            _place(root, tree, key, text)
+            _override(root, tree, key, text)
         return cast(T, _build(root, tree))
-    except _Wrong as wrong:
-        raise UserError(f"{path}: {wrong}") from None
+    except _Mistake as mistake:
+        raise UserError(f"{path}: {mistake}") from None
 
 
 def dump(value: Any) -> str:
@@ -54,15 +55,15 @@ def dump(value: Any) -> str:
 
 
 def changed(value: Any) -> Any:
-    """What of a tree is not its default, as plain values: a key that a later version of a schema adds does not show."""
+    """Those fields of a tree that differ from their defaults, as plain values: a key that a later version of a schema adds is left out."""
     if isinstance(value, dict):
-        return {name: changed(own) for name, own in value.items()}
+        return {name: changed(item) for name, item in value.items()}
     if not is_dataclass(value) or isinstance(value, type):
         return _plain(value)
-    own = {name: (getattr(value, name), _default(field)) for name, (field, _) in _fields(type(value)).items()}
-    # One section of a union in place of another is shown in full: which one it is would not be seen otherwise.
-    different = {name: (given, default) for name, (given, default) in own.items() if given != default}
-    return {name: changed(given) if type(given) is type(default) else _plain(given) for name, (given, default) in different.items()}
+    given = {name: (getattr(value, name), _default(field)) for name, (field, _) in _fields(type(value)).items()}
+    different = {name: both for name, both in given.items() if both[0] != both[1]}
+    # One section of a union in place of another is given in full: nothing else would tell which one it is.
+    return {name: changed(item) if type(item) is type(default) else _plain(item) for name, (item, default) in different.items()}
 
 
 def keys(schema: type) -> list[str]:
@@ -72,21 +73,15 @@ def keys(schema: type) -> list[str]:
     return [f"{head:<{width}}  {text}".rstrip() for head, text in lines]
 
 
-class _Wrong(Exception):
-    """A mistake in one line, without the file's name."""
-
-
-class _Text(str):
-    """A value from the command line: unlike a string from the file, still to be read as YAML."""
-
-    __slots__ = ()
+class _Mistake(Exception):
+    """A mistake in one line, without the name of the file."""
 
 
 # --- the schema --------------------------------------------------------------------------------------------------------------
 
 
 class _Node(NamedTuple):
-    """One place in the schema: its type, its dotted key and its default (MISSING where a value is required)."""
+    """A key of the schema: its type, its dotted name and its default (MISSING where a value is required)."""
 
     kind: Any
     key: str = ""
@@ -94,7 +89,7 @@ class _Node(NamedTuple):
     help: str = ""
 
     def child(self, name: str) -> _Node | None:
-        """The place `name` below this one; None where there is no such key."""
+        """The key `name` below this one; None where there is none."""
         inner, key = _bare(self.kind), f"{self.key}.{name}" if self.key else name
         if get_origin(inner) is dict and name:
             return _Node(get_args(inner)[1], key, self.default.get(name, MISSING) if isinstance(self.default, dict) else MISSING)
@@ -159,7 +154,7 @@ def _name(kind: Any) -> str:
     if len(_members(kind)) > 1:
         return " or ".join(_name(member) for member in _members(kind))
     if get_origin(kind) is Literal:
-        return " or ".join(_show(choice) for choice in get_args(kind))
+        return " or ".join(show(choice) for choice in get_args(kind))
     if get_args(kind):
         inside = ", ".join("..." if item is Ellipsis else _name(item) for item in get_args(kind))
         return f"{get_origin(kind).__name__}[{inside}]"
@@ -167,22 +162,22 @@ def _name(kind: Any) -> str:
 
 
 def _default_text(leaf: _Node) -> str:
-    return " (required)" if leaf.default is MISSING else f" = {_show(_plain(leaf.default))}"
+    return " (required)" if leaf.default is MISSING else f" = {show(_plain(leaf.default))}"
 
 
 # --- a plain tree into a typed one -------------------------------------------------------------------------------------------
 
 
-def _build(node: _Node, value: Any) -> Any:
+def _build(node: _Node, given: Any) -> Any:
     inner = _bare(node.kind)
-    if _optional(node.kind) and (value is None or (isinstance(value, _Text) and value == "null")):
+    if _optional(node.kind) and is_null(given):
         return None
     if _sections(inner):
-        given = _mapping(value, node)
-        return _section(_chosen(node, given), given)
+        section = _mapping(given, node)
+        return _section(_chosen(node, section), section)
     if get_origin(inner) is dict:
-        return {name: _build(_known(node, name), item) for name, item in _mapping(value, node).items()}
-    return _leaf(node, value)
+        return {name: _build(_known(node, name), item) for name, item in _mapping(given, node).items()}
+    return _leaf(node, given)
 
 
 def _chosen(node: _Node, given: Mapping[str, Any]) -> _Node:
@@ -194,7 +189,7 @@ def _chosen(node: _Node, given: Mapping[str, Any]) -> _Node:
     values = {get_args(_fields(section)[name][1])[0]: section for section in sections}
     wanted = str(given.get(name, getattr(node.default, name, MISSING)))
     if wanted not in values:
-        raise _Wrong(f"{_dotted(node, name)}: expected {_name(Literal[tuple(values)])}, got {_show(given.get(name))}")
+        raise _Mistake(f"{_dotted(node, name)}: expected {_name(Literal[tuple(values)])}, got {show(given.get(name))}")
     return node._replace(kind=values[wanted])
 
 
@@ -205,7 +200,7 @@ def _section(node: _Node, given: Mapping[str, Any]) -> Any:
     try:
         return _bare(node.kind)(**values)
     except ValueError as error:
-        raise _Wrong(f"{node.key}: {error}" if node.key else str(error)) from None
+        raise _Mistake(f"{node.key}: {error}" if node.key else str(error)) from None
 
 
 def _field_value(node: _Node, given: Mapping[str, Any], name: str) -> Any:
@@ -214,47 +209,52 @@ def _field_value(node: _Node, given: Mapping[str, Any], name: str) -> Any:
     if node.default is not MISSING:
         return node.default
     if _sections(node.kind):
-        return _build(node, {})  # complains about the keys in it, if it must
-    raise _Wrong(f'"{node.key}" is missing: it needs {_name(node.kind)}')
+        return _build(node, {})  # raises for a required key in it
+    raise _Mistake(f'"{node.key}" is missing: it needs {_name(node.kind)}')
 
 
-def _leaf(node: _Node, value: Any) -> Any:
-    if isinstance(value, str) and not isinstance(value, _Text) and str in _members(node.kind):
-        return value  # jsonargparse would read the text "null" as nothing
+def _leaf(node: _Node, given: Any) -> Any:
     try:
-        if value is None and not _optional(node.kind):
-            raise ValueError  # jsonargparse takes this for "not given"
-        return _parser(node.kind).parse_object({"value": str(value) if isinstance(value, _Text) else value}).value
-    except (ArgumentError, ValueError, OverflowError):
+        if is_null(given):
+            raise ValueError  # although `null` in a list of texts is a text
+        return _read(_bare(node.kind), given)
+    except ValueError:
         choices = [str(choice) for member in _members(node.kind) if get_origin(member) is Literal for choice in get_args(member)]
-        close = difflib.get_close_matches(str(value), choices, n=1)
+        close = difflib.get_close_matches(str(given), choices, n=1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
-        raise _Wrong(f"{node.key}: expected {_name(node.kind)}, got {_show(value)}{hint}") from None
+        raise _Mistake(f"{node.key}: expected {_name(node.kind)}, got {show(given)}{hint}") from None
 
 
-@functools.cache
-def _parser(kind: Any) -> ArgumentParser:
-    assert not any(_is_section(item) for item in get_args(kind)), f"a schema holds {kind}; sections go in fields or dictionaries"
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=kind)
-    return parser
-
-
-def _mapping(value: Any, node: _Node) -> dict[str, Any]:
-    """`value` as a section; an empty one (all of its lines commented out, say) is the same as none."""
-    if isinstance(value, _Text):
-        value = _parse(value, node.key)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise _Wrong(f"{node.key or 'the file'}: expected keys with values, got {_show(value)}")
+def _read(kind: Any, given: Any) -> Any:
+    """A text, a `Plain` word or a list as a `kind`: a text, number or truth value, one of the texts of a Literal, a list or a tuple.
+    Raises ValueError where it is none."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (list, tuple) and isinstance(given, list):
+        kinds = inside * len(given) if origin is list else inside
+        return origin(_read(item_kind, item) for item_kind, item in zip(kinds, given, strict=True))
+    if isinstance(given, str) and (kind is str or (origin is Literal and given in inside)):
+        return str(given)
+    value = resolve(given)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError
     return value
+
+
+def _mapping(given: Any, node: _Node) -> dict[str, Any]:
+    """`given` as a section. An empty one, all of whose lines are commented out, is the same as none."""
+    if is_null(given):
+        return {}
+    if not isinstance(given, dict):
+        raise _Mistake(f"{node.key}: expected keys with values, got {show(given)}")
+    return given
 
 
 def _known(node: _Node, name: str) -> _Node:
     child = node.child(name)
     if child is None:
-        raise _Wrong(f'unknown key "{_dotted(node, name)}"{_hint(node, name)}')
+        raise _Mistake(f'unknown key "{_dotted(node, name)}"{_hint(node, name)}')
     return child
 
 
@@ -269,11 +269,6 @@ def _hint(node: _Node, name: str) -> str:
     return f'; did you mean "{(close + deeper)[0]}"?' if close or deeper else nearest(name, node.names())
 
 
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 # --- the command line --------------------------------------------------------------------------------------------------------
 
 
@@ -281,107 +276,50 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     rest = iter(overrides)
     for token in rest:
         if not token.startswith("--"):
-            raise _Wrong(f'"{token}" on the command line belongs to no key: write --key value or --key=value')
+            raise _Mistake(f'"{token}" on the command line belongs to no key: write --key value or --key=value')
         key, equals, text = token[2:].partition("=")
         if not equals:
             text = next(rest, "--")
             if text.startswith("--"):
-                raise _Wrong(f"--{key} needs a value: write --{key} value or --{key}=value")
+                raise _Mistake(f"--{key} needs a value: write --{key} value or --{key}=value")
         yield key, text
 
 
-def _place(node: _Node, tree: dict[str, Any], key: str, text: str) -> None:
-    """Put an override where the file would have had it."""
-    functools.reduce(_known, key.split("."), node)
+def _override(node: _Node, tree: dict[str, Any], key: str, text: str) -> None:
+    """Put the value of `--key text` into the tree of the file."""
+    leaf = functools.reduce(_known, key.split("."), node)
     *parents, last = key.split(".")
     for name in parents:
         node = _known(node, name)
-        # One more entry for a dictionary leaves its default ones in place. A copy, for a YAML alias shares its sections.
+        # One more entry leaves the default entries of a dictionary in place. A copy, for the file's YAML aliases may share a section.
         tree[name] = dict(_mapping(tree.get(name, _plain(node.default) if isinstance(node.default, dict) else None), node))
         tree = tree[name]
-    tree[last] = _Text(text)
+    tree[last] = _override_value(leaf, text)
 
 
-# --- YAML --------------------------------------------------------------------------------------------------------------------
+def _override_value(leaf: _Node, text: str) -> Any:
+    if str in _members(leaf.kind):
+        return None if text == "null" and _optional(leaf.kind) else text
+    try:
+        return parse_yaml(text, leaf.key)
+    except UserError as error:
+        raise _Mistake(str(error)) from None
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with 1e-3 as a float and dates as text; keys are text, each given once."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
-                raise yaml.MarkedYAMLError(problem="a key that is not text: put it in quotes", problem_mark=key.start_mark)
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f'key "{key.value}" is given twice', problem_mark=key.start_mark)
-            seen.add(key.value)
-        return node
+# --- the way back ------------------------------------------------------------------------------------------------------------
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(Dumper):
     """YAML with sections as blocks, lists on one line and no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_row(self, items: list[Any]) -> yaml.Node:
-        return self.represent_sequence(f"{_TAG}seq", items, flow_style=True)
-
-    def represent_text(self, text: str) -> yaml.Node:
-        # Only double quotes keep every kind of line break.
-        return self.represent_scalar(f"{_TAG}str", text, style=None if text.isprintable() else '"')
+        return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 
 
-_TAG = "tag:yaml.org,2002:"
-# Numbers as in YAML 1.2: 1e-3 is one, while 010 and 1:30 are text. PyYAML follows YAML 1.1 and has it the other way round.
-_FLOAT = re.compile(
-    r"(?:[-+]?(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", re.ASCII
-)
-_INT = re.compile(r"(?:[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+)$")
-_Rules = dict[str, list[tuple[str, re.Pattern[str]]]]
-
-
-def _resolvers(without: Sequence[str]) -> _Rules:
-    theirs: _Rules = yaml.SafeLoader.yaml_implicit_resolvers
-    table = {first: [rule for rule in rules if rule[0].removeprefix(_TAG) not in without] for first, rules in theirs.items()}
-    for first in "-+.0123456789":
-        table[first] = [*table.get(first, []), (f"{_TAG}float", _FLOAT), (f"{_TAG}int", _INT)]
-    return table
-
-
-_Loader.yaml_implicit_resolvers = _resolvers(without=["float", "int", "timestamp"])
-# The dumper quotes text that looks like a number or a date to either rule book.
-_Dumper.yaml_implicit_resolvers = _resolvers(without=[])
 _Dumper.add_representer(list, _Dumper.represent_row)
-_Dumper.add_representer(str, _Dumper.represent_text)
-
-
-def _read(path: Path) -> Any:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise _Wrong(f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise _Wrong("is not UTF-8 text") from None
-    return _parse(text, "")
-
-
-def _parse(text: str, key: str) -> Any:
-    """Raises _Wrong with the line and column, both counted from 1."""
-    where = f"{key}: " if key else ""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        reason = ", ".join(part for part in (error.context, error.problem) if part).replace("\n", " ")
-        raise _Wrong(f"{where}line {mark.line + 1}, column {mark.column + 1}: {reason}" if mark else f"{where}{reason}") from None
-    except ValueError as error:  # an explicit tag on something else, as in `!!int fast`
-        raise _Wrong(f"{where}{error}") from None
-    except yaml.reader.ReaderError as error:
-        line, column = text.count("\n", 0, error.position) + 1, error.position - text.rfind("\n", 0, error.position)
-        raise _Wrong(f"{where}line {line}, column {column}: the character {error.character!r} is not allowed in YAML") from None
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How every command talks: results on stdout, progress and logs on stderr, plain lines when not a terminal."""
+"""Output of the commands: results on stdout, progress and logs on stderr, plain lines where stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -33,22 +33,19 @@ from cover.errors import UserError
 
 T = TypeVar("T")
 PLAIN_INTERVAL_S = 15.0
-
-
 _silent = False
 
 
 def be_silent() -> None:
-    """From now on this process narrates nothing and shows no progress: one of several that do the same speaks for all."""
+    """From now on this process logs nothing and shows no progress, because another process that does the same work does."""
     global _silent  # noqa: PLW0603
     _silent = True
 
 
 def say(text: str) -> None:
-    """One line of narration on stderr."""
-    if _silent:
-        return
-    print(text, file=sys.stderr, flush=True)
+    """Log one line on stderr."""
+    if not _silent:
+        print(text, file=sys.stderr, flush=True)
 
 
 class Meter:
@@ -58,7 +55,8 @@ class Meter:
     ...     for _ in range(3):
     ...         meter.advance()
 
-    `work`: how much the items that are left take together, where they differ much; the time left then goes by what `advance` says of each.
+    `work`: the total work of the remaining items, in any unit, where it differs much between them. The time left is then estimated from
+    the `work` given to `advance` instead of the number of items.
     """
 
     def __init__(self, label: str, total: int, done: int = 0, work: float | None = None) -> None:
@@ -66,10 +64,10 @@ class Meter:
         self._work, self._worked = total - done if work is None else work, 0.0
         self._began = self._last_line = self._advanced = time.monotonic()
         self._live: Progress | None = None
-        if can_redraw():
+        if _can_redraw():
             self._live = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Left(self),
-                TextColumn("{task.fields[note]}"), console=_terminal(), transient=Board.shown > 0,
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _TimeLeft(self),
+                TextColumn("{task.fields[note]}"), console=_terminal(), transient=LiveTable.shown > 0,
             )  # fmt: skip
             self._task = self._live.add_task(label, total=total, completed=done, note="")
 
@@ -93,7 +91,7 @@ class Meter:
         return clock(max(0.0, pace * (self._work - self._worked) - (time.monotonic() - self._advanced)))
 
     def advance(self, count: int = 1, note: str | None = None, work: float | None = None) -> None:
-        """Count `count` more items done, which took `work`; `note` is free text shown behind the bar."""
+        """Count `count` more items as done, of so much `work`; `note` is shown behind the bar."""
         self.done += count
         self.note = self.note if note is None else note
         self._worked += count if work is None else work
@@ -106,8 +104,8 @@ class Meter:
             self._last_line = self._advanced
 
 
-class _Left(ProgressColumn):
-    """A meter's time left. rich's own goes by the last half minute, in which of slow items none is done."""
+class _TimeLeft(ProgressColumn):
+    """The time left of a meter. rich's own column looks at the last 30 seconds, in which no slow item ends."""
 
     def __init__(self, meter: Meter) -> None:
         super().__init__()
@@ -117,22 +115,22 @@ class _Left(ProgressColumn):
         return Text(f"{self._meter.left} left" if self._meter.left else "")
 
 
-class Board:
-    """A bar with a table and some lines below it, redrawn in place twice a second on a terminal; elsewhere plain lines, as they come.
+class LiveTable:
+    """A progress bar with a table and some lines below it, redrawn in place twice a second on a terminal, else plain lines.
 
-    >>> with Board("train", total=3) as board:
-    ...     board.show(["", "loss"], [["ssv2", "1.20"]], ["lr 1e-3"], plain="step 1/3  ssv2 1.20")
-    ...     board.advance()
+    >>> with LiveTable("train", total=3) as table:
+    ...     table.show(["", "loss"], [["ssv2", "1.20"]], ["lr 1e-3"], plain="step 1/3  ssv2 1.20")
+    ...     table.advance()
 
     A `Meter` inside leaves nothing behind on the terminal.
     """
 
-    shown = 0  # boards that are being redrawn
+    shown = 0  # tables that are being redrawn
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.total, self._first, self._began = total, done, time.monotonic()
         self._live: Live | None = None
-        if can_redraw():
+        if _can_redraw():
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(),
                 TextColumn("left"),
@@ -140,16 +138,16 @@ class Board:
             self._task = self._bar.add_task(label, total=total, completed=done)
             self._live = Live(self._bar, console=_terminal(), refresh_per_second=2)
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> LiveTable:
         if self._live:
-            Board.shown += 1
+            LiveTable.shown += 1
             self._live.start()
             self._live.console.show_cursor(True)  # a process that is killed could not bring it back
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._live:
-            Board.shown -= 1
+            LiveTable.shown -= 1
             self._live.stop()
 
     @property
@@ -167,7 +165,7 @@ class Board:
         return clock((time.monotonic() - self._began) / max(done - self._first, 1) * (self.total - done))
 
     def show(self, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], plain: str) -> None:
-        """What stands below the bar from now on; `plain` is what is said of it where nothing is redrawn."""
+        """Show a table and lines of text below the bar; where nothing is redrawn, log the line `plain` instead."""
         if self._live:
             self._live.update(Group(self._bar, _table(columns, rows), *(Text(note) for note in notes)))
         else:
@@ -176,17 +174,17 @@ class Board:
 
 @cache
 def _terminal() -> Console:
-    """One for the process: displays of one console stand below each other, those of two would overwrite each other."""
+    """One console for the process: the displays of one console are drawn below each other, those of two overwrite each other."""
     return Console(stderr=True)
 
 
-def can_redraw() -> bool:
-    """Whether stderr is a terminal that can move its cursor."""
+def _can_redraw() -> bool:
+    """Whether stderr is a terminal with a movable cursor."""
     return not _silent and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    """`items`, each counted on a `Meter` after its consumer is done with it."""
+    """`items`, each counted on a `Meter` when the next one is asked for."""
     with Meter(label, total) as meter:
         for item in items:
             yield item
@@ -194,16 +192,16 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
 
 
 @contextmanager
-def writing(stdout: IO[str]) -> Iterator[None]:
-    """What is written to `stdout` inside has left this process at the end. Raises `UserError` where it cannot; a reader that has gone
-    away is still a `BrokenPipeError`."""
+def flushed(stdout: IO[str]) -> Iterator[None]:
+    """Flush `stdout` at the end of the block. Raises `UserError` where it cannot be written, as on a full disk, but `BrokenPipeError`
+    where its reader is gone."""
     try:
         yield
         stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # what is held back would fail once more at the process's end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # else the flush at the end of the process would fail again
         raise UserError(f"stdout: cannot be written: {error.strerror or error}") from None
 
 
@@ -215,7 +213,7 @@ def clock(seconds: float) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    """A table on stdout. The first column is text, the others are figures, aligned right."""
+    """A table on stdout. The first column is aligned left, the others right."""
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(_table(columns, rows, title))
 
 

@@ -26,7 +26,6 @@ NOT_THERE = {
     "PIL",
     "pyarrow",
     "yaml",
-    "jsonargparse",
     "rich",
     "safetensors",
     "transformers",

@@ -72,7 +72,7 @@ def total(results: list[dict[str, Any]], key: str) -> int:
 
 def kill_in_the_middle(catalog: Path, *options: str) -> int:
     """Starts `cover index`, kills it when its first findings are on disk, and returns how many it left."""
-    command = [sys.executable, "-m", "cover.cli", "index", str(catalog), "--workers", "2", *options]
+    command = [sys.executable, "-m", "cover", "index", str(catalog), "--workers", "2", *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder, deadline = catalog.parent / "manifests", time.monotonic() + 60
     while not any(file.stat().st_size for file in folder.glob(".mine.found.*")):
@@ -130,7 +130,7 @@ def test_forced_share_begins_anew_once_it_is_through(tmp_path: Path) -> None:
 
 def test_share_that_is_still_running_keeps_its_journal(tmp_path: Path) -> None:
     catalog = write_images(tmp_path)
-    command = [sys.executable, "-m", "cover.cli", "index", str(catalog), "--workers", "1", "--shard", "1/1"]
+    command = [sys.executable, "-m", "cover", "index", str(catalog), "--workers", "1", "--shard", "1/1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder, deadline = catalog.parent / "manifests", time.monotonic() + 60
     while not any(file.stat().st_size for file in folder.glob(".mine.found.*")):
@@ -182,7 +182,7 @@ def test_jobs_side_by_side(tmp_path: Path) -> None:
     index(catalog, 0)
     whole = bytes_of(catalog)
     start_anew(catalog)
-    command = [sys.executable, "-m", "cover.cli", "index", str(catalog), "--workers", "0", "--shard"]
+    command = [sys.executable, "-m", "cover", "index", str(catalog), "--workers", "0", "--shard"]
     jobs = [subprocess.Popen([*command, f"{number}/2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for number in (1, 2)]
     said = [job.communicate() for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0]
@@ -324,7 +324,7 @@ def test_archives_that_were_not_unpacked_are_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on files")
 def test_full_disk(tmp_path: Path) -> None:
     catalog = write_images(tmp_path, 60)
-    command = f"ulimit -f 1; exec {shlex.join([sys.executable, '-m', 'cover.cli', 'index', str(catalog), '--workers', '0'])}"
+    command = f"ulimit -f 1; exec {shlex.join([sys.executable, '-m', 'cover', 'index', str(catalog), '--workers', '0'])}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

@@ -311,7 +311,7 @@ def test_any_number_of_workers_gives_the_same(clips: Path, tmp_path: Path, shard
 def test_killed_and_run_again(make_set: MakeSet, tmp_path: Path, shards: bool) -> None:
     catalog = make_set({f"{number}.mp4": "ab"[number % 2] for number in range(40)})
     options = ["--shards", "--shard-size", SHARD / 1e6] if shards else []
-    command = [*map(str, [sys.executable, "-m", "cover.cli", "prepare", catalog, "--workers", 2, *options, "--out"])]
+    command = [*map(str, [sys.executable, "-m", "cover", "prepare", catalog, "--workers", 2, *options, "--out"])]
     subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
     for enough in (3, 25, 60):
         running = subprocess.Popen([*command, tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -517,7 +517,7 @@ def test_no_two_runs_in_one_folder(clips: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace makes the system call fail")
 def test_file_system_without_locks(clips: Path, tmp_path: Path) -> None:
     without = ["strace", "-f", "--seccomp-bpf", "-o", str(tmp_path / "trace"), "-e", "trace=flock", "-e", "inject=flock:error=ENOSYS"]
-    typed = [sys.executable, "-m", "cover.cli", "prepare", str(clips), "--out", str(tmp_path / "fast"), "--workers", "0"]
+    typed = [sys.executable, "-m", "cover", "prepare", str(clips), "--out", str(tmp_path / "fast"), "--workers", "0"]
     ended = subprocess.run([*without, *typed], capture_output=True, text=True, check=False)
     if "ENOSYS" not in (tmp_path / "trace").read_text():
         pytest.skip(f"strace may not trace here: {ended.stderr}")

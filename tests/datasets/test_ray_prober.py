@@ -35,7 +35,7 @@ def test_same_manifests(tmp_path: Path) -> None:
         file.unlink()
     home = tmp_path / "home"
     home.mkdir()
-    command = [sys.executable, "-m", "cover.cli", "index", str(catalog), "--workers", "2", "--engine", "ray", "--deep", "--json", "-"]
+    command = [sys.executable, "-m", "cover", "index", str(catalog), "--workers", "2", "--engine", "ray", "--deep", "--json", "-"]
     # A home of its own shows that nothing is written to it.
     done = subprocess.run(command, env={**os.environ, "HOME": str(home)}, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 1, done.stderr
@@ -48,7 +48,7 @@ def test_same_manifests(tmp_path: Path) -> None:
 def test_without_ray(tmp_path: Path) -> None:
     catalog = write_images(tmp_path)
     (tmp_path / "ray.py").write_text("raise ImportError\n")
-    command = [sys.executable, "-m", "cover.cli", "index", str(catalog), "--engine", "ray"]
+    command = [sys.executable, "-m", "cover", "index", str(catalog), "--engine", "ray"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (

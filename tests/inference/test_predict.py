@@ -344,7 +344,7 @@ def test_the_list_of_a_run_that_went_on_has_all_rows(typed: Typed, files: Path, 
 
 def limited(limit: str, release: Path, *arguments: object, stdout: str = "/dev/null") -> tuple[int, str]:
     """Exit code and stderr of a process under a limit on the size of the files it writes."""
-    words = [sys.executable, "-m", "cover.cli", "predict", str(release), *map(str, arguments)]
+    words = [sys.executable, "-m", "cover", "predict", str(release), *map(str, arguments)]
     line = f"{limit}; exec {shlex.join(words)} > {stdout}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=False)
@@ -381,7 +381,7 @@ def test_stdout_that_is_full(release: Path, files: Path, tmp_path: Path, monkeyp
 def test_stdout_that_nobody_reads(release: Path, files: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "cover.cli", "predict", str(release), str(files / "a.mp4")]
+    command = [sys.executable, "-m", "cover", "predict", str(release), str(files / "a.mp4")]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")

@@ -146,7 +146,7 @@ def write_clip(folder: Path) -> None:
 
 @contextmanager
 def served(folder: Path, *options: str) -> Iterator[str]:
-    command = [sys.executable, "-m", "cover.cli", "serve", str(folder / "release"), "--port", "0", "--page", "--workers", "1"]
+    command = [sys.executable, "-m", "cover", "serve", str(folder / "release"), "--port", "0", "--page", "--workers", "1"]
     command += ["--spool", str(folder), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout

@@ -92,7 +92,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     torch.nn.init.normal_(model.heads["mine"].weight)
     save_release(folder / "release", model, {"step": 1, "frames": 2, "datasets": {"mine": {"sampling": "whole", "views": "1x1"}}})
     (folder / "spool").mkdir()
-    command = [sys.executable, "-m", "cover.cli", "serve", str(folder / "release"), "--port", "0", "--page", "--workers", "2"]
+    command = [sys.executable, "-m", "cover", "serve", str(folder / "release"), "--port", "0", "--page", "--workers", "2"]
     command += ["--spool", str(folder / "spool"), "--max-mb", "1", "--upload-seconds", "2", "--decode-seconds", "2"]
     with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
         assert process.stdout

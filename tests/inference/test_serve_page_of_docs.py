@@ -54,7 +54,7 @@ def test_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = PAGE.read_text(encoding="utf-8").replace("8000", port)
     (start,), (clip, photo, timeline), (make_key,) = (block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    command = [sys.executable, "-m", *shlex.split(start.replace("cover", "cover.cli", 1)), "--spool", str(folder), "--workers", "1"]
+    command = [sys.executable, "-m", *shlex.split(start), "--spool", str(folder), "--workers", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) as server:
         try:

@@ -26,7 +26,7 @@ from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import save_release
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
-COVER = [sys.executable, "-m", "cover.cli"]
+COVER = [sys.executable, "-m", "cover"]
 Start = Callable[..., tuple[subprocess.Popen[str], int]]
 
 

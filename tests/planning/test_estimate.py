@@ -114,7 +114,7 @@ def test_a_set_is_known_by_the_format_that_the_catalog_gives_it(tmp_path: Path) 
         ("mine: {format: folder, root: /no}", ["mine"], {}, "mine: it has no manifest .* give --sizes mine=SAMPLES"),
         ("mine: {format: folder, root: /no}", ["mine"], {"mine": 9}, "give --classes mine=CLASSES"),
         ("imagenet12k: {format: imagenet, root: /no}", ["imagenet12k"], {}, "imagenet12k: it has no manifest"),
-        ("[1]", ["ssv2"], {}, "no catalog of data sets"),
+        ("[1]", ["ssv2"], {}, "line 1: expected keys"),
         ("ssv2: {format: ssv2, root: /no}", ["ssv2"], {"svs2": 9}, '--sizes: "svs2" is not one of'),
     ],
 )

@@ -26,7 +26,7 @@ class Told:
 
 
 def cover(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command, environment = [sys.executable, "-m", "cover.cli", *arguments], {**os.environ, "OMP_NUM_THREADS": "1"}
+    command, environment = [sys.executable, "-m", "cover", *arguments], {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 

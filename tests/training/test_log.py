@@ -357,7 +357,7 @@ def test_wandb_offline(sandbox: Path, tmp_path: Path) -> None:
     recipe, run = make_recipe(sandbox, tmp_path / "run", log=Log(wandb="cover-tests")), tmp_path / "run"
     (tmp_path / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
     for more in ([], ["--resume"]):
-        command = [sys.executable, "-m", "cover.cli", "train", str(tmp_path / "recipe.yaml"), *more]
+        command = [sys.executable, "-m", "cover", "train", str(tmp_path / "recipe.yaml"), *more]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "WANDB_MODE": "offline"})
         assert (done.returncode, done.stdout.strip()) == (0, str(run)), done.stderr
         assert "wandb:" not in done.stderr

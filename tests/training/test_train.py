@@ -149,7 +149,7 @@ STEPS, SAVE_EVERY = 16, 4
 
 def cover(*arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "cover.cli", "train", *arguments]
+    command = [sys.executable, "-m", "cover", "train", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 

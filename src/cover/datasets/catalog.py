@@ -1,22 +1,21 @@
-"""Which data sets does this machine have, where, and how is each to be read? A YAML file, checked key by key."""
+"""The catalog: the data sets of this machine, where they lie and how each is read. A YAML file, checked key by key."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, cast
-
-import yaml
 
 from cover.datasets.conventions import CONVENTIONS, Convention, convention_of, find_annotations, guess_media
 from cover.datasets.files import unpack_hint
 from cover.datasets.manifest import SPLITS, Media
 from cover.errors import UserError, nearest
 from cover.media.clips import Sampling, Views
+from cover.yaml_files import is_null, read_yaml, resolve, show
 
 Flip = Literal["allow", "never", "swap"]
 _PUBLISHED = ("kinetics", "ssv2", "moments", "imagenet")  # formats whose ids mean the same in every copy
@@ -90,42 +89,17 @@ class Catalog:
 def load_catalog(path: str | Path) -> Catalog:
     """Read and check a catalog. Raises UserError naming the file, the key and the nearest valid one."""
     path = Path(path).absolute()
-    tree = _read_yaml(path)
-    if not isinstance(tree, dict) or not tree:
+    tree = read_yaml(path)
+    if not tree:
         raise UserError(f"{path.name}: no data set in it; write one as `name: {{format: folder, root: /data/mine}}`")
-    return Catalog(path, {str(name): _within_reach(path, name, keys) for name, keys in tree.items()})
+    return Catalog(path, {name: _within_reach(path, name, keys) for name, keys in tree.items()})
 
 
-def _within_reach(path: Path, name: Any, given: Any) -> DatasetSpec:
+def _within_reach(path: Path, name: str, given: Any) -> DatasetSpec:
     try:
         return _read_spec(path, name, given)
     except PermissionError as error:
         raise UserError(f"{path.name}: {name}: {error.filename} cannot be read: {error.strerror}; is its folder readable?") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML silently overrides."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
-                raise UserError(f'line {line}: "{key}" is given twice, first on line {seen[key]}; names and keys must differ')
-            seen[key] = line
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except UserError as error:
-        raise UserError(f"{path.name}: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{path.name}: line {line}: not YAML: {error.problem}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 class _Keys:
@@ -151,15 +125,15 @@ class _Keys:
 _KNOWN = ("format", "root", "annotations", "media", "classes", "flip", "sampling", "views", "crop_scale", "dev", "source", "separator")
 
 
-def _read_spec(path: Path, name: Any, given: Any) -> DatasetSpec:
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII):
+def _read_spec(path: Path, name: str, given: Any) -> DatasetSpec:
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII):
         raise UserError(f"{path.name}: {name!r} cannot name a data set: use letters, digits, _ and -")
     if not isinstance(given, dict):
-        raise UserError(f"{path.name}: {name}: expected keys such as format and root, got {given!r}")
+        raise UserError(f"{path.name}: {name}: expected keys such as format and root, got {show(given)}")
     keys = _Keys(f"{path.name}: {name}", given)
     for key in given:
         if key not in _KNOWN:
-            raise keys.wrong(str(key), f"unknown key{nearest(str(key), _KNOWN)}")
+            raise keys.wrong(key, f"unknown key{nearest(key, _KNOWN)}")
     form = keys.take("format", _format_in(path.parent))
     convention = convention_of(form)
     root = path.parent / keys.take("root", _text)
@@ -189,7 +163,7 @@ def _annotations(keys: _Keys, form: str, root: Path) -> dict[str, str]:
         hint = unpack_hint(root)
         problem = f"not given, and {root} has none of {places}" if places else "missing; this format needs them"
         raise keys.wrong("annotations", problem + (hint and f"; {hint}"))
-    if "dev" in found and keys.keys.get("dev", 0):
+    if "dev" in found and keys.take("dev", _fraction, 0.0):
         raise keys.wrong("dev", "annotations give a dev split already; drop one of the two")
     return found
 
@@ -213,16 +187,16 @@ def _views(convention: Convention, media: Media) -> Views:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise UserError(f"expected text, got {value!r}")
-    return value
+    if not isinstance(value, str) or not value or is_null(value):
+        raise UserError(f"expected text, got {show(value)}")
+    return str(value)
 
 
 def _one_of(known: Any) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if not isinstance(value, str) or value not in known:
-            raise UserError(f'unknown value "{value}"{nearest(str(value), known)}')
-        return value
+            raise UserError(f"unknown value {show(value)}{nearest(str(value), known)}")
+        return str(value)
 
     return read
 
@@ -243,28 +217,36 @@ def _format_in(folder: Path) -> Callable[[Any], str]:
 
 def _paths(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not value:
-        raise UserError(f"expected a path for each split, as {{train: train.csv, val: val.csv}}, got {value!r}")
-    for split, file in value.items():
+        raise UserError(f"expected a path for each split, as {{train: train.csv, val: val.csv}}, got {show(value)}")
+    for split in value:
         if split not in SPLITS:
-            raise UserError(f'unknown split "{split}"{nearest(str(split), SPLITS)}')
-        if not isinstance(file, str) or not file:
-            raise UserError(f"{split}: expected a path, got {file!r}")
-    return value
+            raise UserError(f'unknown split "{split}"{nearest(split, SPLITS)}')
+    return {split: _path(split, file) for split, file in value.items()}
+
+
+def _path(split: str, value: Any) -> str:
+    try:
+        return _text(value)
+    except UserError as error:
+        raise UserError(f"{split}: {error}") from None
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"expected a number, got {value!r}")
-    return float(value)
+    number = resolve(value)
+    if type(number) not in (int, float):
+        raise UserError(f"expected a number, got {show(value)}")
+    return float(number)
 
 
 def _fraction(value: Any) -> float:
-    if not 0 <= _number(value) < 1:
-        raise UserError(f"expected a fraction of train from 0 to below 1, got {value!r}")
-    return float(value)
+    number = _number(value)
+    if not 0 <= number < 1:
+        raise UserError(f"expected a fraction of train from 0 to below 1, got {show(value)}")
+    return number
 
 
 def _range(value: Any) -> tuple[float, float]:
-    if not isinstance(value, list) or len(value) != 2 or not 0 < _number(value[0]) <= _number(value[1]) <= 1:
-        raise UserError(f"expected [low, high] with 0 < low <= high <= 1, got {value!r}")
-    return float(value[0]), float(value[1])
+    low, high = map(_number, value) if isinstance(value, list) and len(value) == 2 else (0.0, 0.0)
+    if not 0 < low <= high <= 1:
+        raise UserError(f"expected [low, high] with 0 < low <= high <= 1, got {show(value)}")
+    return low, high

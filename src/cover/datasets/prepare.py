@@ -29,6 +29,7 @@ from cover.errors import UserError
 from cover.media.clips import Sampling
 from cover.media.encode import Encoding
 from cover.media.source import is_url
+from cover.yaml_files import Dumper, read_yaml
 
 _NAMED = 20  # failures named in a result; the manifest and the list of what was made have them all
 LOCK = "prepare.lock"  # in the output folder; it stays, empty
@@ -240,12 +241,13 @@ def _result(job: Job) -> dict[str, Any]:
 def _write_catalog(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[Job]) -> None:
     """Add the data sets to the folder's catalog, which keeps those of earlier runs."""
     path = out / "catalog.yaml"
-    entries = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    entries = read_yaml(path) if path.exists() else {}
     for spec in specs:
         manifests = {job.split: str(job.manifest_path.relative_to(out)) for job in jobs if job.name == spec.name}
         entries[spec.name] = prepared_entry(spec, manifests)
     beside = path.with_name(".catalog.yaml")
-    beside.write_text(yaml.safe_dump(entries, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000), encoding="utf-8")
+    text = yaml.dump(entries, Dumper=Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000)
+    beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 
 

@@ -1,1 +1,1 @@
-"""Is this machine ready? What is installed, what it can do, and a small trial of it."""
+"""`cover doctor`: whether this machine is ready for work."""

@@ -1,4 +1,4 @@
-"""What is installed here, how much room is there, and what should be put right? One function for each thing that is looked at."""
+"""The checks of `cover doctor`: installed versions, devices, codecs, room on disk and in memory, each with its remedy."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from cover.console import say, write_json
 from cover.errors import UserError, install
 from cover.machine import default_workers
 
@@ -29,7 +30,7 @@ _TORCH_LINE = "the selector on pytorch.org gives the line"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `warn`: it works, but not as well as it could; `bad`: something will fail. `fix`: what to do."""
+    """The result of one check. `warn`: it works, but not as well as it could; `bad`: something will fail. `fix`: what to do."""
 
     topic: str
     state: State
@@ -37,8 +38,79 @@ class Finding:
     fix: str = ""
 
 
+def doctor(device: str, workers: int, quick: bool, json_target: str | None) -> bool:
+    """Run every check, print each finding at once, and return whether none is bad. `quick`: without the trial.
+
+    Raises `UserError` where `device` is no name of a device; a device that this machine lacks is a finding.
+    """
+    _check_name(device)
+    findings: list[dict[str, Any]] = []
+    for finding in _findings(device, workers, quick):
+        findings.append(asdict(finding))
+        if json_target != "-":
+            print(_line(finding), flush=True)
+    if json_target:
+        write_json(findings, json_target)
+    counts = {state: sum(one["state"] == state for one in findings) for state in ("bad", "warn")}
+    if any(counts.values()):
+        say(f"{counts['bad']} will fail, {counts['warn']} could be better")
+    return not counts["bad"]
+
+
+def _findings(device: str, workers: int, quick: bool) -> Iterator[Finding]:
+    yield from versions()
+    parts: list[Iterable[Finding]] = [devices(), ffmpeg(), disk(), shared_memory(workers), limits(), _missing_device(device)]
+    for part in parts:
+        try:
+            yield from part
+        except (ImportError, OSError) as error:  # of a package that versions() reports, or of a broken one
+            yield Finding("import", "bad", str(error).splitlines()[0], "pip install -c constraints.txt -e . again")
+    if not quick:
+        yield from _trial(device, workers)
+
+
+def _check_name(device: str) -> None:
+    try:
+        import torch
+    except (ImportError, OSError):
+        return  # versions() reports it
+    try:
+        torch.device("cpu" if device == "auto" else device)
+    except (RuntimeError, ImportError):
+        raise UserError(f'--device "{device}" is no device; write auto, cpu, cuda or cuda:1') from None
+
+
+def _missing_device(device: str) -> Iterator[Finding]:
+    try:
+        from cover.model.device import pick_device
+    except (ImportError, OSError):
+        return  # devices() reports it
+    try:
+        pick_device(device)
+    except (UserError, ImportError) as error:  # ImportError: some devices need a package of their own
+        yield Finding("device", "bad", str(error), "choose another --device")
+
+
+def _trial(device: str, workers: int) -> list[Finding]:
+    try:
+        from cover.doctor.trial import trial
+        from cover.model.device import pick_device
+    except (ImportError, OSError) as error:
+        return [Finding("trial", "bad", str(error).splitlines()[0], "put right what is bad above, then run it again")]
+    try:
+        place = pick_device(device)
+    except (UserError, ImportError):
+        return []  # _missing_device() reports it
+    return trial(place, workers)
+
+
+def _line(finding: Finding) -> str:
+    remedy = f"\n{'':22}-> {finding.fix}" if finding.fix else ""
+    return f"{finding.state:<5} {finding.topic:<15} {finding.found}{remedy}"
+
+
 def versions() -> Iterator[Finding]:
-    """Python and every package that is needed, against the versions asked for; of the optional ones those that are there."""
+    """Python and every required package, with the versions they need, and the optional packages that are installed."""
     yield Finding("python", "ok", f"{sys.version.split()[0]} on {sys.platform}")
     for text in metadata.requires(PACKAGE) or []:
         match = re.match(r"([\w.-]+)(?:\[.*?\])?>=([\d.]+)", text)
@@ -73,7 +145,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def devices(drivers: Path = Path("/proc/driver/nvidia/version")) -> Iterator[Finding]:
-    """The processor, the memory, and every GPU that PyTorch can use. `drivers`: where a driver of NVIDIA says that it is there."""
+    """The processor and every GPU that PyTorch can use. `drivers`: the file by which NVIDIA's driver shows that it is installed."""
     import torch
 
     yield Finding("processor", "ok", f"{default_workers()} cores, {torch.backends.cpu.get_cpu_capability()}")
@@ -98,7 +170,7 @@ def _no_gpu(cuda: str | None, drivers: Path) -> Finding:
 
 
 def allowed_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
-    """How many cores a container may keep busy, None where nothing says so."""
+    """How many cores a container may keep busy; None without a limit."""
     try:
         quota, period = limit.read_text().split()
         return int(quota) / int(period)
@@ -107,7 +179,7 @@ def allowed_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
 
 
 def ffmpeg(decoders: Sequence[str] = DECODERS) -> Iterator[Finding]:
-    """The FFmpeg inside PyAV, what it can read and write, and torchcodec where it is installed."""
+    """The FFmpeg inside PyAV, its decoders and encoders, and torchcodec where it is installed."""
     import av
 
     libraries = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
@@ -126,7 +198,7 @@ def ffmpeg(decoders: Sequence[str] = DECODERS) -> Iterator[Finding]:
 
 
 def own_wheel() -> str:
-    """How to get the codecs that PyAV is released with."""
+    """The command that installs PyAV's own wheel, which brings all codecs."""
     import av
 
     return f"pip install -c constraints.txt --force-reinstall --only-binary av 'av=={av.__version__}': PyAV's own wheel has it"
@@ -153,7 +225,7 @@ def _torchcodec() -> Finding:
 
 
 def disk(folder: Path = Path(), scarce: int = SCARCE_DISK) -> Iterator[Finding]:
-    """Room where the command runs, and where temporary files go. `scarce`: bytes below which it is worth a word."""
+    """Free space in the current folder and where temporary files go. `scarce`: bytes below which it is a warning."""
     for topic, place in (("disk", folder.resolve()), ("temporary", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(place).free
         few = free < scarce
@@ -164,7 +236,7 @@ def disk(folder: Path = Path(), scarce: int = SCARCE_DISK) -> Iterator[Finding]:
 
 
 def shared_memory(workers: int, place: Path = Path("/dev/shm")) -> Iterator[Finding]:
-    """Room for what reading processes hand over. `workers`: how many."""
+    """Shared memory for what the reading processes hand over. `workers`: how many there are."""
     if not place.is_dir():
         return
     free, wanted = shutil.disk_usage(place).free, workers * SHARED_PER_WORKER
@@ -178,7 +250,7 @@ def shared_memory(workers: int, place: Path = Path("/dev/shm")) -> Iterator[Find
 
 
 def limits(least: int = OPEN_FILES) -> Iterator[Finding]:
-    """How many files a process may hold open."""
+    """The number of files that a process may hold open."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""Does it work? A clip is written, read by a process of its own as training reads it, and trained on, for some seconds."""
+"""The trial of `cover doctor`: a clip is written, read by a worker process as in training, and trained on, for some seconds."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def trial(device: torch.device, workers: int) -> list[Finding]:
 
 
 def _write(path: Path) -> Finding | None:
-    """What is amiss with the encoder. Raises OSError where there is no room."""
+    """A finding where the encoder fails. Raises OSError where there is no room."""
     rng = np.random.default_rng(0)
     try:
         encode(path, rng.integers(0, 256, (24, 15, 20, 3), dtype=np.uint8).repeat(16, axis=1).repeat(16, axis=2))

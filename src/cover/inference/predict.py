@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from cover.console import Meter, say, write_json, writing
+from cover.console import Meter, flushed, say, write_json
 from cover.errors import UserError
 from cover.inference.features import FeatureFile, list_beside
 from cover.inference.predictor import Predictor
@@ -121,7 +121,7 @@ class _Outlet:
         elif targets.json != "-":
             formats: dict[Format, Write] = {"pretty": pretty, "jsonl": json_line, "csv": csv_rows}
             self._print = formats[targets.format or "pretty"]
-            with writing(self._stdout):
+            with flushed(self._stdout):
                 self._stdout.write(csv_rows.head_line() if targets.format == "csv" else "")
 
     def meter(self, total: int, done: int) -> Meter | ExitStack:
@@ -137,7 +137,7 @@ class _Outlet:
             say(f"{key_of(row['file'])}: {trouble}")
         self.failed += "error" in row
         if self._print:
-            with writing(self._stdout):
+            with flushed(self._stdout):
                 self._stdout.write(self._print(row))
         if self._out:
             self._out.write(row)
@@ -148,7 +148,7 @@ class _Outlet:
 
     def finish(self, files: Sequence[str]) -> None:
         """The list of the rows of all `files`, and the files that were made."""
-        with writing(self._stdout):
+        with flushed(self._stdout):
             if self._targets.json:
                 made = iter(self._rows)  # in the order of those files that had no row yet
                 write_json([self._earlier.get(key_of(file)) or next(made) for file in files], self._targets.json)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.conventions import CONVENTIONS
@@ -23,6 +22,7 @@ from cover.mixture.schedule import Group, Source, rates_by, split_batch, steps_f
 from cover.model.release import find_release, read_config
 from cover.training.recipe import Recipe
 from cover.training.train import find_members
+from cover.yaml_files import read_yaml
 
 ANY_FORM = ("prepared", "folder", "csv", "list")  # in which a published data set may lie too
 SIZES_READ = 1000  # rows of a manifest that its mean file size is taken from
@@ -124,13 +124,7 @@ def _entries(path: Path) -> dict[str, Any]:
     """What the catalog says of each data set, nothing of it checked. Raises `UserError` where it is there and is no catalog."""
     if not path.is_file():
         return {}
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError):
-        tree = None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: no catalog of data sets; write one as `name: {{format: folder, root: /data/mine}}`")
-    return {str(name): entry for name, entry in tree.items() if isinstance(entry, dict)}
+    return {name: entry for name, entry in read_yaml(path).items() if isinstance(entry, dict)}
 
 
 def _manifest(catalog: Catalog | None, path: Path, name: str) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from cover.console import Board, say
+from cover.console import LiveTable, say
 from cover.training.verdict import Verdict
 
 COLUMNS = ("", "loss", "top-1", "epochs")
@@ -16,7 +16,7 @@ class LiveView:
     """Shows lines of the log. `names`: the data sets; one that a window held no sample of keeps the figures it had."""
 
     def __init__(self, label: str, steps: int, first: int, names: Iterable[str]) -> None:
-        self._board, self._steps = Board(label, steps, first), steps
+        self._board, self._steps = LiveTable(label, steps, first), steps
         self._loss: dict[str, str] = dict.fromkeys(names, "-")
         self._hits = dict(self._loss)
         self._limit = ""

@@ -114,7 +114,7 @@ def test_a_dry_run_says_what_could_be_found_and_runs_nothing(sandbox: Path, tmp_
 
 def test_a_killed_study_goes_on_to_the_same_results(told: Path, sandbox: Path, tmp_path: Path) -> None:
     file = write(tmp_path, sandbox)
-    command = [sys.executable, "-m", "cover.cli", "study", str(file), "--jobs", "2"]
+    command = [sys.executable, "-m", "cover", "study", str(file), "--jobs", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True)
     until = time.monotonic() + 120
