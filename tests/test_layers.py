@@ -26,7 +26,7 @@ LAYERS = (
     ("training",),
     ("inference",),
     ("sandbox",),
-    ("studies",),
+    ("experiments",),
     ("doctor",),
     ("cli",),
     ("__main__",),

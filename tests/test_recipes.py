@@ -12,8 +12,8 @@ from cover.datasets.catalog import load_catalog
 from cover.mixture.schedule import Source, rates_by, split_batch, steps_for
 from cover.model.cost import parameters
 from cover.model.presets import model_config
-from cover.studies import demo
-from cover.studies.grid.file import Study
+from cover.experiments import demo
+from cover.experiments.study.config import Study
 from cover.training.recipe import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -340,9 +340,9 @@ def _add_add(parser: argparse.ArgumentParser) -> None:
 
 def _add(args: argparse.Namespace, rest: list[str]) -> int:
     from cover.console import write_json
-    from cover.studies.add.recipe import Wish
-    from cover.studies.add.run import BESIDE, Extras, add
-    from cover.studies.add.table import print_added
+    from cover.experiments.add.recipe import Wish
+    from cover.experiments.add.run import BESIDE, Extras, add
+    from cover.experiments.add.table import print_added
 
     if args.epochs is not None and not 0 < args.epochs < 10**6:
         raise UserError(f"--epochs: {args.epochs:g} is no number of epochs; give one above 0, as in 30")
@@ -552,9 +552,9 @@ def _add_transfer(parser: argparse.ArgumentParser) -> None:
 
 def _transfer(args: argparse.Namespace, rest: list[str]) -> int:
     from cover.console import print_table, write_json
-    from cover.studies.grid.file import HOW, Size
-    from cover.studies.grid.study import REPORT, run_study
-    from cover.studies.grid.transfer import rows_of, transfer_study
+    from cover.experiments.study.config import HOW, Size
+    from cover.experiments.study.study import REPORT, run_study
+    from cover.experiments.transfer import rows_of, transfer_study
 
     sources = _pairs("--source", args.source, "NAME=CHECKPOINT")
     study = transfer_study(
@@ -582,8 +582,8 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 def _study(args: argparse.Namespace, rest: list[str]) -> int:
     from cover import config
     from cover.console import write_json
-    from cover.studies.grid.file import Study
-    from cover.studies.grid.study import REPORT, run_study
+    from cover.experiments.study.config import Study
+    from cover.experiments.study.study import REPORT, run_study
 
     if args.keys:
         print("\n".join(config.keys(Study)))
@@ -830,7 +830,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(args: argparse.Namespace, rest: list[str]) -> int:
-    from cover.studies.demo import demo
+    from cover.experiments.demo import demo
 
     demo(args.out, args.scale, args.seed, args.device, _workers(args))
     return 0

@@ -17,7 +17,7 @@ from cover.datasets.exclusions import Exclusion, exclusions_path, write_exclusio
 from cover.datasets.manifest import Row, open_manifest
 from cover.errors import UserError
 from cover.media.decode import decode_at
-from cover.studies.grid.derive import MEASURED, Deriver, Part, deal, folded, permuted, subset
+from cover.experiments.study.subsets import MEASURED, Deriver, Part, deal, folded, permuted, subset
 
 
 def row(number: int, source: str, label: int) -> Row:

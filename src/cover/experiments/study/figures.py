@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from cover.studies.charts import Line, bar, line_chart
-from cover.studies.differences import MARKS, Difference, forest, signed_bar, span_of
-from cover.studies.grid import protocol
-from cover.studies.grid.claims import lead
-from cover.studies.grid.tables import most_moved
-from cover.studies.grid.words import (
+from cover.experiments.charts import Line, bar, line_chart
+from cover.experiments.differences import MARKS, Difference, forest, signed_bar, span_of
+from cover.experiments.study import protocol
+from cover.experiments.study.claims import lead
+from cover.experiments.study.tables import most_moved
+from cover.experiments.study.words import (
     ARM_TONES,
     ARM_WORDS,
     HOW_WORDS,

@@ -31,9 +31,9 @@ from cover.evaluation.tasks import Task, find_tasks
 from cover.machine import cores, end_with_parent
 from cover.model.device import pick_device
 from cover.model.weights import find_release, load_release, steps_saved
-from cover.studies.grid.cells import Job
-from cover.studies.grid.derive import MEASURED, Deriver
-from cover.studies.runlog import read_log
+from cover.experiments.study.arms import Job
+from cover.experiments.study.subsets import MEASURED, Deriver
+from cover.experiments.run_log import read_log
 from cover.training import checkpoint
 from cover.training.folder import is_begun
 from cover.training.keeping import best_step, dev_scores

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cover.errors import UserError
-from cover.studies.grid.file import Size, Study, Transfer
+from cover.experiments.study.config import Size, Study, Transfer
 from cover.training.recipe import Optimizer
 from cover.training.starting import model_like
 

@@ -19,11 +19,11 @@ from cover.datasets.manifest import Manifest, open_manifest
 from cover.errors import UserError
 from cover.machine import default_workers
 from cover.model.weights import find_release, release_heads
-from cover.studies.add.known import Known, split_of, split_of_new, what_is_known
-from cover.studies.add.measure import accuracy, compare_old, gain_over, measure_old
-from cover.studies.add.paired import Gauge, Measured
-from cover.studies.add.recipe import Wish, add_recipe, baseline_recipe, in_short
-from cover.studies.runlog import read_log
+from cover.experiments.add.known import Known, split_of, split_of_new, what_is_known
+from cover.experiments.add.measure import accuracy, compare_old, gain_over, measure_old
+from cover.experiments.add.paired import Gauge, Measured
+from cover.experiments.add.recipe import Wish, add_recipe, baseline_recipe, in_short
+from cover.experiments.run_log import read_log
 from cover.training.checkpoint import LOG
 from cover.training.distributed import started_by_torchrun
 from cover.training.folder import is_begun

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cover.studies.grid.claims import qualifier
-from cover.studies.grid.layout import Cell, Table
-from cover.studies.grid.words import (
+from cover.experiments.study.claims import qualifier
+from cover.experiments.study.layout import Cell, Table
+from cover.experiments.study.words import (
     ARM_WORDS,
     HOW_WORDS,
     Row,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cover.studies.grid.comparisons import Answers, Key, compare, questions
-from cover.studies.grid.file import Size, Study, Transfer
+from cover.experiments.study.comparisons import Answers, Key, compare, questions
+from cover.experiments.study.config import Size, Study, Transfer
 
 ITEMS, SEEDS = 300, 5
 

@@ -15,13 +15,13 @@ from cover.console import print_table, say, write_json
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
 from cover.evaluation.statistics import detectable
-from cover.studies.grid.cells import Grid, measured_parts
-from cover.studies.grid.comparisons import questions
-from cover.studies.grid.derive import Deriver, Part
-from cover.studies.grid.file import Study
-from cover.studies.grid.report import markdown, write_study_report
-from cover.studies.grid.runner import run_missing
-from cover.studies.grid.summary import summarise
+from cover.experiments.study.arms import Grid, measured_parts
+from cover.experiments.study.comparisons import questions
+from cover.experiments.study.subsets import Deriver, Part
+from cover.experiments.study.config import Study
+from cover.experiments.study.report import markdown, write_study_report
+from cover.experiments.study.runner import run_missing
+from cover.experiments.study.summary import summarise
 from cover.training.starting import trained_on
 
 RESULTS, REPORT, WORDS = "results.json", "report.html", "report.md"

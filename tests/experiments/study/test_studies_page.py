@@ -10,7 +10,7 @@ import pytest
 
 from cover import config
 from cover.cli import main
-from cover.studies.grid.file import ARMS, Study
+from cover.experiments.study.config import ARMS, Study
 
 PAGE = (Path(__file__).parents[3] / "docs/studies.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)

@@ -18,8 +18,8 @@ from cover import config
 from cover.mixture.schedule import Schedule, Source, rates_by, split_batch
 from cover.model.cost import multiply_adds
 from cover.model.presets import model_config
-from cover.studies.grid.derive import Deriver, Part
-from cover.studies.grid.file import Origin, Size, Study, Transfer
+from cover.experiments.study.subsets import Deriver, Part
+from cover.experiments.study.config import Origin, Size, Study, Transfer
 from cover.training.recipe import Checkpoints, Data, Pattern, Recipe, Start
 from cover.training.starting import weights_digest
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cover.studies.finding import caution, compared, headline, interval, notes
-from cover.studies.report import Story, Strip, markdown_table, write_report
-from cover.studies.runlog import read_log
+from cover.experiments.finding import caution, compared, headline, interval, notes
+from cover.experiments.report import Story, Strip, markdown_table, write_report
+from cover.experiments.run_log import read_log
 
 HOSTILE = '<img src="http://evil" onerror=alert(1)> & \'quoted\' "ü" 跳'
 

@@ -31,7 +31,7 @@ from cover.model.device import pick_device
 from cover.model.weights import find_release, load_release
 from cover.sandbox.generate import generate
 from cover.sandbox.settings import Settings
-from cover.studies.report import Story, Strip, markdown_table, write_report
+from cover.experiments.report import Story, Strip, markdown_table, write_report
 from cover.training.recipe import Data, Model, Optimizer, Recipe, Start
 from cover.training.train import find_members, make_schedule, train
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cover.studies.finding import listed, number
-from cover.studies.grid.words import ARM_WORDS, HOW_WORDS, Row, by, gap, p_value, points, setting, source_of, unique
+from cover.experiments.finding import listed, number
+from cover.experiments.study.words import ARM_WORDS, HOW_WORDS, Row, by, gap, p_value, points, setting, source_of, unique
 
 SHOWN, NOT_SHOWN, OPPOSITE = "shown", "not shown", "the opposite shown"
 WORDS = (SHOWN, "shown in part", NOT_SHOWN, "not shown, in part the opposite", OPPOSITE, "not asked")

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from cover.console import clock
-from cover.studies import finding
-from cover.studies.charts import Line, bar, line_chart
-from cover.studies.finding import percent
-from cover.studies.page import cell, film_strip, gone, page, row_head, section, table
-from cover.studies.runlog import RunLog, read_log
+from cover.experiments import finding
+from cover.experiments.charts import Line, bar, line_chart
+from cover.experiments.finding import percent
+from cover.experiments.page import cell, film_strip, gone, page, row_head, section, table
+from cover.experiments.run_log import RunLog, read_log
 
 # What was measured, by its key in the results: its words, its colour.
 MEASURED = {

@@ -13,9 +13,9 @@ from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
 from cover.model.cost import multiply_adds
 from cover.model.presets import model_config
-from cover.studies.grid.cells import Grid, Job
-from cover.studies.grid.derive import Deriver, Part
-from cover.studies.grid.file import ARMS, Origin, Size, Study, Transfer
+from cover.experiments.study.arms import Grid, Job
+from cover.experiments.study.subsets import Deriver, Part
+from cover.experiments.study.config import ARMS, Origin, Size, Study, Transfer
 from cover.training.recipe import Recipe
 from cover.training.train import find_members, make_schedule
 
@@ -180,7 +180,7 @@ def test_a_mixture_of_several_targets_is_one_run_whatever_the_counts_round_to(ma
 
 def test_a_run_of_one_target_is_chosen_on_it_and_one_of_several_on_all(make_grid: MakeGrid, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {job.recipe.checkpoints.best for job in make_grid().jobs.values() if job.measured & set(SETS)} == {""}, "there is no dev here"
-    monkeypatch.setattr("cover.studies.grid.cells.measured_parts", lambda study: [])
+    monkeypatch.setattr("cover.experiments.study.arms.measured_parts", lambda study: [])
     for job in make_grid(sizes={"whole": Size(6), "half": Size(6, 0.5)}).jobs.values():
         if targets := job.measured & set(SETS):
             assert job.recipe.checkpoints.best == ("mean_rank" if len(targets) > 1 else next(iter(targets)))

@@ -10,12 +10,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from cover.studies.finding import number
-from cover.studies.grid import figures, protocol, tables
-from cover.studies.grid.claims import CLAIMS, SHOWN, Standing, asides, caution, expected, overall, standing
-from cover.studies.grid.layout import Block, Commands, Figure, Folded, Group, Heading, Items, Part, Table, Words, absent, plain
-from cover.studies.grid.words import ARM_WORDS, Row, unique
-from cover.studies.page import page
+from cover.experiments.finding import number
+from cover.experiments.study import figures, protocol, tables
+from cover.experiments.study.claims import CLAIMS, SHOWN, Standing, asides, caution, expected, overall, standing
+from cover.experiments.study.layout import Block, Commands, Figure, Folded, Group, Heading, Items, Part, Table, Words, absent, plain
+from cover.experiments.study.words import ARM_WORDS, Row, unique
+from cover.experiments.page import page
 
 CLAIM_TITLES = {
     "a": "(a) One model for all, against a model of each set alone", "a, equal compute": "(a) at equal compute",

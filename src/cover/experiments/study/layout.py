@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Protocol
 
-from cover.studies import page
+from cover.experiments import page
 
 MARKS = str.maketrans({**{mark: f"\\{mark}" for mark in "\\|*`["}, "<": "&lt;", "\u00a0": " "})
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from cover.evaluation.statistics import LEVEL, detectable, difference, holm, share, verdict
-from cover.studies.grid.cells import Cell
-from cover.studies.grid.file import Study
+from cover.experiments.study.arms import Cell
+from cover.experiments.study.config import Study
 from cover.training.starting import trained_on
 
 Key = tuple[str, str, str, str]  # arm, target, size, origin

@@ -13,8 +13,8 @@ import torch
 from cover.errors import UserError
 from cover.evaluation.statistics import Estimate, difference, holm, share, verdict
 from cover.model.weights import read_config, read_weights
-from cover.studies.add.known import SPLITS, Known
-from cover.studies.add.paired import Gauge, Measured
+from cover.experiments.add.known import SPLITS, Known
+from cover.experiments.add.paired import Gauge, Measured
 from cover.training.recipe import Recipe
 
 MARGIN = 0.02  # a loss of top-1 below which a head counts as not worse

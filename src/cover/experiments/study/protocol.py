@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cover.evaluation.statistics import LEVEL, RESAMPLES
-from cover.studies.grid.layout import Cell, Items, Table
-from cover.studies.grid.words import ARM_WORDS, HOW_WORDS, Row, by, count, few, percent, setting, source_of, spread
+from cover.experiments.study.layout import Cell, Items, Table
+from cover.experiments.study.words import ARM_WORDS, HOW_WORDS, Row, by, count, few, percent, setting, source_of, spread
 
 COLUMNS = ("number", "data set", "top-1 %", "by seed", "reported on", "views", "classes", "checkpoint step", "samples seen", "decoder")
 SEEDS_SHOWN = 5

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from cover.evaluation.statistics import Estimate, holm, verdict
-from cover.studies.differences import Difference, forest, signed_ticks, span_of
-from cover.studies.grid.claims import CLAIMS, standing
-from cover.studies.grid.comparisons import Question, questions
-from cover.studies.grid.file import ARMS, Origin, Size, Study, Transfer
-from cover.studies.grid.layout import Cell, Table, plain
-from cover.studies.grid.report import markdown, write_study_report
-from cover.studies.grid.words import few, points
+from cover.experiments.differences import Difference, forest, signed_ticks, span_of
+from cover.experiments.study.claims import CLAIMS, standing
+from cover.experiments.study.comparisons import Question, questions
+from cover.experiments.study.config import ARMS, Origin, Size, Study, Transfer
+from cover.experiments.study.layout import Cell, Table, plain
+from cover.experiments.study.report import markdown, write_study_report
+from cover.experiments.study.words import few, points
 
 HOSTILE = '<img src="http://evil" onerror=alert(1)> & \'quoted\' | "ü" 跳'
 CHANCE = {"kinetics": 8, "ssv2": 12, "moments": 10, "imagenet": 20, "places": 16}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cover.studies.finding import listed
+from cover.experiments.finding import listed
 
 ARM_WORDS = {
     "alone": "alone", "alone_long": "alone, equal compute", "videos": "co-trained on videos",

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from cover.studies.style import STYLE
+from cover.experiments.style import STYLE
 
 FRAMES_SHOWN = 8
 TALLEST_FRAME = 128

@@ -12,10 +12,10 @@ import numpy as np
 
 from cover import __version__
 from cover.sandbox.generate import RECORD
-from cover.studies.grid.cells import Cell, Grid
-from cover.studies.grid.comparisons import Answers, Key, answers, compare
-from cover.studies.grid.file import ARMS, Study
-from cover.studies.grid.runner import read_result
+from cover.experiments.study.arms import Cell, Grid
+from cover.experiments.study.comparisons import Answers, Key, answers, compare
+from cover.experiments.study.config import ARMS, Study
+from cover.experiments.study.runner import read_result
 
 PROTOCOL = ("split", "views", "frames", "sampling", "classes", "class_digest", "n_read", "n_listed", "decoder", "media")
 RUN = ("name", "step", "steps", "seed", "lr", "sets", "seconds", "digest")

@@ -21,9 +21,9 @@ from cover.evaluation.metrics import MeanAveragePrecision, TopK
 from cover.evaluation.statistics import difference
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import find_release, save_release
-from cover.studies.add.known import what_is_known
-from cover.studies.add.paired import right_answers
-from cover.studies.add.recipe import REPLAY, Wish, add_recipe, batch_for, epochs_for, in_short, replay_epochs
+from cover.experiments.add.known import what_is_known
+from cover.experiments.add.paired import right_answers
+from cover.experiments.add.recipe import REPLAY, Wish, add_recipe, batch_for, epochs_for, in_short, replay_epochs
 from cover.training.inputs import with_steps
 from cover.training.recipe import Augment, Data, Model, Optimizer, Pattern, Recipe, SetAugment
 from cover.training.train import find_members, train
