@@ -340,15 +340,14 @@ def _add_add(parser: argparse.ArgumentParser) -> None:
 
 def _add(args: argparse.Namespace, rest: list[str]) -> int:
     from cover.console import write_json
-    from cover.experiments.add.recipe import Wish
-    from cover.experiments.add.run import BESIDE, Extras, add
-    from cover.experiments.add.table import print_added
+    from cover.experiments.add.recipe import AddRequest
+    from cover.experiments.add.run import BESIDE, AddOptions, add, print_added
 
     if args.epochs is not None and not 0 < args.epochs < 10**6:
         raise UserError(f"--epochs: {args.epochs:g} is no number of epochs; give one above 0, as in 30")
     out = args.out or Path("runs") / f"{args.data}_{args.how}"
-    wish = Wish(args.checkpoint, args.data, args.catalog, args.how, out, args.epochs, args.seed, args.device, args.workers)
-    results = add(wish, Extras(args.compare, args.baseline, args.split, args.only_recipe, rest))
+    request = AddRequest(args.checkpoint, args.data, args.catalog, args.how, out, args.epochs, args.seed, args.device, args.workers)
+    results = add(request, AddOptions(args.compare, args.baseline, args.split, args.only_recipe, rest))
     if results is None:
         print(out / BESIDE / "recipe.yaml")
         _next("train", out / BESIDE / "recipe.yaml")

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cover.evaluation.statistics import Estimate, detectable, difference, holm, share, verdict
+from cover.evaluation.statistics import Estimate, detectable, difference, holm, proportion, verdict
 
 
 def test_the_interval_of_independent_samples_is_the_binomials() -> None:
     right = np.random.default_rng(0).random(2000) < 0.7
-    found = share(right, np.arange(2000), seed=1)
+    found = proportion(right, np.arange(2000), seed=1)
     error = 1.96 * (0.7 * 0.3 / 2000) ** 0.5
     assert found.value == right.mean()
     assert found.high - found.low == pytest.approx(2 * error, rel=0.08)
@@ -21,10 +21,10 @@ def test_the_interval_of_independent_samples_is_the_binomials() -> None:
 
 def test_copies_of_a_sample_add_nothing() -> None:
     right = np.random.default_rng(0).random(200) < 0.6
-    alone = share(right, np.arange(200), seed=0)
-    copied = share(np.repeat(right, 10), np.repeat(np.arange(200), 10), seed=0)
+    alone = proportion(right, np.arange(200), seed=0)
+    copied = proportion(np.repeat(right, 10), np.repeat(np.arange(200), 10), seed=0)
     assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
-    ignoring = share(np.repeat(right, 10), np.arange(2000), seed=0)
+    ignoring = proportion(np.repeat(right, 10), np.arange(2000), seed=0)
     assert ignoring.high - ignoring.low < 0.5 * (copied.high - copied.low)
 
 
@@ -35,7 +35,7 @@ def test_intervals_cover_the_truth() -> None:
         levels = rng.beta(2, 2, size=60)  # a source's own share; 0.5 on average
         right = rng.random((60, 8)) < levels[:, None]
         sources = np.repeat(np.arange(60), 8)
-        found, flat = share(right.ravel(), sources, study), share(right.ravel(), np.arange(480), study)
+        found, flat = proportion(right.ravel(), sources, study), proportion(right.ravel(), np.arange(480), study)
         hits += found.low <= 0.5 <= found.high
         naive += flat.low <= 0.5 <= flat.high
     assert 88 <= hits <= 99

@@ -21,9 +21,8 @@ from cover.evaluation.metrics import MeanAveragePrecision, TopK
 from cover.evaluation.statistics import difference
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import find_release, save_release
-from cover.experiments.add.known import what_is_known
-from cover.experiments.add.paired import right_answers
-from cover.experiments.add.recipe import REPLAY, Wish, add_recipe, batch_for, epochs_for, in_short, replay_epochs
+from cover.experiments.add.measure import old_sets, right_answers
+from cover.experiments.add.recipe import REPLAY, AddRequest, add_recipe, batch_for, epochs_for, in_short, replay_epochs
 from cover.training.inputs import with_steps
 from cover.training.recipe import Augment, Data, Model, Optimizer, Pattern, Recipe, SetAugment
 from cover.training.train import find_members, train
@@ -158,11 +157,11 @@ def test_a_head_that_several_sets_share_is_replayed_as_one(add: Add, sandbox: Pa
         ("kinetics", "actions"), ("moments", "actions"), ("imagenet", "imagenet"),
     ]  # fmt: skip
     heads = (Head("actions", ("x",), serves=("kinetics", "elsewhere")),)
-    known = what_is_known(heads, load_catalog(sandbox))
+    known = old_sets(heads, load_catalog(sandbox))
     assert known.absent == {"elsewhere": "not in catalog.yaml", "kinetics": 'it shares the head "actions" with one that is absent'}
-    known = what_is_known((Head("kinetics", ("x",)),), load_catalog(sandbox))
+    known = old_sets((Head("kinetics", ("x",)),), load_catalog(sandbox))
     assert known.absent == {"kinetics": 'its classes are not those of the head "kinetics"'}
-    assert known.replayed == []
+    assert known.replayable == []
 
 
 def test_an_old_head_of_any_number_of_classes(sandbox: Path, make_set: MakeSet, add: Add, tmp_path: Path) -> None:
@@ -237,15 +236,15 @@ def test_a_release_of_images_begins_to_look_in_time_unless_only_its_features_are
     images = train(Recipe(Data(["imagenet"], str(sandbox), frames=4), str(tmp_path / "i"), steps=1, batch=8, workers=0, evaluate_every=-1))
     starts = {}
     for how in ("probe", "alone"):
-        wish = Wish(find_release(images), "ssv2", sandbox, how, tmp_path / how)  # type: ignore[arg-type]
-        starts[how] = add_recipe(wish, 100, {}, {}).start
+        request = AddRequest(find_release(images), "ssv2", sandbox, how, tmp_path / how)  # type: ignore[arg-type]
+        starts[how] = add_recipe(request, 100, {}, {}).start
     assert {how: (start.temporal, start.heads) for how, start in starts.items()} == {"probe": ("keep", "keep"), "alone": ("fresh", "keep")}
 
 
 def test_the_network_is_the_release_s(sandbox: Path, tmp_path: Path) -> None:
     shape = ModelConfig(width=192, depth=12, attention_heads=3, patch=16, size=64, frames=2, time="additive", image_temporal="skip")
     save_release(tmp_path / "release", TimeSformer(shape, (Head("old", ("a", "b")),)), {"step": 1, "frames": 2, "datasets": {}})
-    recipe = add_recipe(Wish(tmp_path / "release", "ssv2", sandbox, "probe", tmp_path / "run", 2.5), 100, {}, {})
+    recipe = add_recipe(AddRequest(tmp_path / "release", "ssv2", sandbox, "probe", tmp_path / "run", 2.5), 100, {}, {})
     assert (recipe.model, recipe.data.frames) == (Model("Ti/16", 64, time="additive", image_temporal="skip"), 2)
     assert recipe.data.epochs == {"ssv2": 2.5}
 

@@ -1,107 +1,276 @@
-"""What did the new head cost the old ones, and what did it gain from the release? Differences on the same samples, with intervals."""
+"""Measurements of `cover add`: the old and the new heads before and after training, on the same samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from cover.datasets.catalog import Catalog
+from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
-from cover.evaluation.statistics import Estimate, difference, holm, share, verdict
-from cover.model.weights import read_config, read_weights
-from cover.experiments.add.known import SPLITS, Known
-from cover.experiments.add.paired import Gauge, Measured
+from cover.evaluation.evaluate import evaluate
+from cover.evaluation.reading import truth
+from cover.evaluation.statistics import Estimate, difference, in_common, judge, proportion
+from cover.evaluation.tasks import Task, find_tasks
+from cover.experiments.run_files import read_result, write_result
+from cover.mixture.loader import labels_of
+from cover.model.device import pick_device
+from cover.model.timesformer import Head, TimeSformer
+from cover.model.weights import load_release, read_config, read_weights
+from cover.training.heads import make_heads
 from cover.training.recipe import Recipe
+from cover.training.starting import weights_digest
 
+SPLITS = ("val", "dev", "test")  # that are measured, in order of preference
 MARGIN = 0.02  # a loss of top-1 below which a head counts as not worse
-IDLE = ("dropout", "head_dropout")  # settings that an evaluated network does not use
-BACKBONE = ""
+TRAINING_ONLY = ("dropout", "head_dropout")  # settings without effect in evaluation
+BACKBONE = ""  # the name of all of a network but its heads
+PROTOCOL = (
+    "split", "media", "views", "frames", "sampling", "classes", "class_digest", "head", "multi_label", "n_read", "n_listed", "map",
+)  # fmt: skip
 
 
-def measure_old(before: Gauge, known: Known, splits: Mapping[str, str | None]) -> dict[str, Measured | str]:
-    """Old data set -> what its head gets right of it, or why that cannot be told."""
-    found: dict[str, Measured | str] = {}
-    for name in known.owners:
+# --- the data sets of a release -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OldSets:
+    """The data sets of a release. `heads`: data set -> its head. `absent`: data set -> why it cannot be replayed here."""
+
+    heads: dict[str, Head]
+    absent: dict[str, str]
+
+    @property
+    def replayable(self) -> list[str]:
+        """The data sets that can be trained further here."""
+        return [name for name in self.heads if name not in self.absent]
+
+    @property
+    def shared(self) -> dict[str, list[str]]:
+        """`data.heads` of a recipe for the replayable sets: the heads that do not have the name of their one data set."""
+        heads = (self.heads[name] for name in self.replayable)
+        return {head.name: list(head.datasets) for head in heads if head.serves}
+
+
+def old_sets(heads: Sequence[Head], catalog: Catalog) -> OldSets:
+    """The data sets of `heads`, and which of them have their training rows on this machine.
+
+    A head of several sets is replayed only with all of them, since its class list is made of theirs.
+    """
+    absent: dict[str, str] = {}
+    for head in heads:
+        reasons = {name: why for name in head.datasets if (why := why_absent(name, catalog))}
+        if not reasons and not _same_classes(head, catalog):
+            reasons = dict.fromkeys(head.datasets, f'its classes are not those of the head "{head.name}"')
+        if reasons:
+            absent |= dict.fromkeys(head.datasets, f'it shares the head "{head.name}" with one that is absent')
+            absent |= reasons
+    return OldSets({name: head for head in heads for name in head.datasets}, absent)
+
+
+def why_absent(name: str, catalog: Catalog, split: str = "train") -> str:
+    """Why no row of a split can be read; empty where some can."""
+    if name not in catalog.specs:
+        return f"not in {catalog.path.name}"
+    if split not in catalog.specs[name].splits:
+        return f"has no split {split}"
+    path = catalog.manifest_path(name, split)
+    if not path.is_file():
+        return f"not indexed (cover index {catalog.path.name} {name})"
+    return "" if len(open_manifest(path).usable) else "none of its files is here and readable"
+
+
+def _same_classes(head: Head, catalog: Catalog) -> bool:
+    classes = {name: open_manifest(catalog.manifest_path(name, "train")).classes for name in head.datasets}
+    if len({each.many for each in classes.values()}) > 1:
+        return False
+    (ours,) = make_heads(classes, {head.name: head.datasets})
+    return (ours.classes, ours.loss) == (head.classes, head.loss)
+
+
+def split_of(name: str, catalog: Catalog, preferred: str | None) -> str | None:
+    """The split that a data set is measured on: `preferred` or else the first of `SPLITS` that it has; None without any."""
+    order = [preferred, *SPLITS] if preferred else SPLITS
+    return next((split for split in order if split and not why_absent(name, catalog, split)), None)
+
+
+def split_of_new(name: str, catalog: Catalog, wanted: str | None) -> str:
+    """The split that the new data set is measured on: `wanted`, or the first of `SPLITS` that it has. Raises `UserError`."""
+    split = split_of(name, catalog, wanted)
+    if split is None:
+        raise UserError(
+            f"{name}: no readable and labelled sample in {', '.join(SPLITS)} to measure it on; does the catalog say dev: 0?"
+        )
+    if wanted and split != wanted:
+        raise UserError(f"--split {wanted}: {name} {why_absent(name, catalog, wanted)}; it could be measured on {split}")
+    return split
+
+
+# --- one checkpoint on one split ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleResults:
+    """Right and wrong answers on a split, with its protocol.
+
+    `rows`: int64 `(N,)`, the manifest rows that were read, ascending. `right`: bool `(N,)`: the best class, alone in first
+    place, is the sample's, or in a multi-label set one of the sample's. `sources`: int64 `(N,)`.
+    """
+
+    protocol: dict[str, Any]
+    rows: npt.NDArray[np.int64]
+    right: npt.NDArray[np.bool_]
+    sources: npt.NDArray[np.int64]
+
+    @property
+    def measure(self) -> str:
+        """The name of the accuracy that is the mean of `right`."""
+        return "hit1" if self.protocol["multi_label"] else "top1"
+
+
+class Evaluator:
+    """Evaluates one checkpoint sample by sample. Results are kept under `folder` and used again. Raises `UserError`."""
+
+    def __init__(self, release: Path, catalog: Catalog, folder: Path, device: str, workers: int) -> None:
+        self.release, self.catalog, self.folder, self.device, self.workers = release, catalog, folder, device, workers
+
+    def measure(self, dataset: str, split: str) -> SampleResults:
+        """The results on all readable samples of a split."""
+        path = self.folder / f"{dataset}-{split}-{self._digest}.json"
+        spec, manifest = self.catalog.spec(dataset), open_manifest(self.catalog.manifest_path(dataset, split))
+        config = read_config(self.release)
+        frames = config["about"].get("frames", config["model"]["frames"])
+        stamp = {
+            "manifest": manifest.digest(), "views": str(spec.views), "sampling": str(spec.sampling), "frames": frames,
+        }  # fmt: skip
+        result = read_result(path)
+        if result is None or result["stamp"] != stamp:
+            result = {"stamp": stamp, **self._evaluate(dataset, split)}
+            write_result(result, path)
+        rows = np.asarray(result["rows"], np.int64)
+        return SampleResults(result["protocol"], rows, np.asarray(result["right"], bool), manifest.sources(rows))
+
+    @cached_property
+    def _digest(self) -> str:
+        return weights_digest(self.release)
+
+    @cached_property
+    def _loaded(self) -> tuple[TimeSformer, int]:
+        model, about = load_release(self.release)
+        return model.to(pick_device(self.device)), about.get("frames", model.config.frames)
+
+    def _evaluate(self, dataset: str, split: str) -> dict[str, Any]:
+        model, frames = self._loaded
+        (task,) = find_tasks(self.catalog, model, frames, split, [dataset])
+        right: dict[int, bool] = {}
+
+        def keep(task: Task, variant: str, numbers: Sequence[int], scores: torch.Tensor) -> None:
+            labels = [[int(task.relabel[label]) for label in labels_of(task.manifest.row(number))] for number in numbers]
+            right.update(zip(numbers, right_answers(scores.mean(1), truth(labels, task)).tolist(), strict=True))
+
+        result = evaluate(model, task, pick_device(self.device), self.workers, keep=keep)["plain"]
+        rows = sorted(right)
+        protocol = {key: result[key] for key in PROTOCOL if key in result}
+        return {"protocol": protocol, "rows": rows, "right": [int(right[row]) for row in rows]}
+
+
+def right_answers(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """bool `(N,)` of probabilities `(N, classes)`: the samples that `metrics.TopK` counts as top-1.
+
+    `labels`: int64 `(N,)`; or of a multi-label set `(N, classes)`, then what `metrics.MeanAveragePrecision` counts as `hit1`.
+    """
+    hot = labels > 0 if labels.ndim == 2 else torch.nn.functional.one_hot(labels, scores.shape[1]) > 0
+    own, others = (torch.where(mask, scores, -torch.inf).max(1).values for mask in (hot, ~hot))
+    return torch.where(hot.any(1), own > others, others < 0.5)
+
+
+# --- before and after ---------------------------------------------------------------------------------------------------
+
+
+def measure_old(before: Evaluator, old: OldSets, splits: Mapping[str, str | None]) -> dict[str, SampleResults | str]:
+    """Old data set -> the results of its head on its split, or why there are none."""
+    results: dict[str, SampleResults | str] = {}
+    for name in old.heads:
         split = splits.get(name)
         if split is None:
-            missing = f"not in {before.catalog.path.name}" if name not in before.catalog.specs else f"no sample in {', '.join(SPLITS)}"
-            found[name] = missing
+            known = name in before.catalog.specs
+            results[name] = f"no sample in {', '.join(SPLITS)}" if known else f"not in {before.catalog.path.name}"
             continue
         try:
-            found[name] = before.measure(name, split)
+            results[name] = before.measure(name, split)
         except UserError as error:  # another class list than the head's, which is no reason not to train
-            found[name] = str(error)
-    return found
+            results[name] = str(error)
+    return results
 
 
-def compare_old(old: Mapping[str, Measured | str], release: Path, after: Gauge, known: Known, recipe: Recipe) -> list[dict[str, Any]]:
-    """For every old data set what its head had before, what it has after, and the difference on the same samples. A head that is the same
-    to the bit, on a backbone that is, is not measured again."""
+def compare_old(
+    results: Mapping[str, SampleResults | str], release: Path, after: Evaluator, old: OldSets, recipe: Recipe
+) -> list[dict[str, Any]]:
+    """One row for each old data set: its accuracy before and after, and the difference on the same samples.
+
+    A head and backbone with the same bits as before are not measured again.
+    """
     same = unchanged(release, after.release)
     rows: list[dict[str, Any]] = []
-    for name, measured in old.items():
-        head = known.owners[name].name
-        row = {"dataset": name, "head": head, "trained": name in recipe.data.sets, "unchanged": {head, BACKBONE} <= same}
-        if isinstance(measured, str):
-            rows.append({**row, "why_not": measured})
+    for name, before in results.items():
+        head = old.heads[name].name
+        row = {
+            "dataset": name, "head": head, "trained": name in recipe.data.sets, "unchanged": {head, BACKBONE} <= same,
+        }  # fmt: skip
+        if isinstance(before, str):
+            rows.append({**row, "why_not": before})
             continue
-        now = measured if row["unchanged"] else after.measure(name, measured.protocol["split"])
-        rows.append({**row, **_paired(measured, now, recipe.seed)})
-    _judge(rows)
+        now = before if row["unchanged"] else after.measure(name, before.protocol["split"])
+        ours, theirs, sources = _paired(now, before)
+        rows.append({
+            **row, **now.protocol, "measure": now.measure, "before": asdict(proportion(theirs, sources, recipe.seed)),
+            "after": asdict(proportion(ours, sources, recipe.seed)),
+            "difference": asdict(difference(ours, theirs, sources, recipe.seed)),
+        })  # fmt: skip
+    measured = {row["dataset"]: row for row in rows if "difference" in row}
+    verdicts = judge({name: Estimate(**row["difference"]) for name, row in measured.items()}, MARGIN)
+    for name, (_, word) in verdicts.items():
+        measured[name]["verdict"] = word
     return rows
 
 
-def _paired(before: Measured, after: Measured, seed: int) -> dict[str, Any]:
-    theirs, ours, sources = _on_both(before, after)
-    return {
-        **after.protocol, "measure": after.measure, "before": asdict(share(theirs, sources, seed)),
-        "after": asdict(share(ours, sources, seed)), "difference": asdict(difference(ours, theirs, sources, seed)),
-    }  # fmt: skip
-
-
-def _on_both(first: Measured, second: Measured) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What each gets right of the samples that both have read, and where these come from."""
-    both = np.intersect1d(first.rows, second.rows)
-    mine, theirs = (np.isin(each.rows, both) for each in (first, second))
-    return first.right[mine], second.right[theirs], first.sources[mine]
-
-
-def _judge(rows: list[dict[str, Any]]) -> None:
-    """A verdict for each difference, corrected for their number."""
-    measured = {row["dataset"]: row for row in rows if "difference" in row}
-    for name, p in holm({name: row["difference"]["p"] for name, row in measured.items()}).items():
-        measured[name]["verdict"] = verdict(Estimate(**measured[name]["difference"]), p, MARGIN)
+def _paired(ours: SampleResults, theirs: SampleResults) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """The right answers of each on the samples that both have read, and the sources of these."""
+    mine, others = in_common(ours.rows, theirs.rows)
+    return ours.right[mine], theirs.right[others], ours.sources[mine]
 
 
 def unchanged(before: Path, after: Path) -> set[str]:
-    """The heads whose tensors are the same in both releases, to the bit; `BACKBONE` among them where all the rest of the network is, and
-    where it is used in the same way."""
+    """The heads whose tensors have the same bits in both releases, and `BACKBONE` where all other tensors and settings have."""
     theirs, ours = read_weights(before), read_weights(after)
-    parts = {BACKBONE: _function(before) == _function(after)}
+    parts = {BACKBONE: _settings(before) == _settings(after)}
     for name, value in theirs.items():
         part = name.split(".")[1] if name.startswith("heads.") else BACKBONE
         parts[part] = parts.get(part, True) and name in ours and torch.equal(ours[name], value)
     return {part for part, same in parts.items() if same}
 
 
-def _function(release: Path) -> tuple[dict[str, Any], Any]:
-    """The settings beside the tensors that decide what a release computes of a clip, and how many frames that has."""
+def _settings(release: Path) -> tuple[dict[str, Any], Any]:
+    """The settings, beside the tensors, that decide what a release computes of a clip, and the frames of a clip."""
     config = read_config(release)
-    return {key: value for key, value in config["model"].items() if key not in IDLE}, config["about"].get("frames")
+    return {key: value for key, value in config["model"].items() if key not in TRAINING_ONLY}, config["about"].get("frames")
 
 
-def accuracy(measured: Measured, seed: int) -> dict[str, Any]:
-    """A measurement with its interval, under its protocol."""
-    return {**measured.protocol, "measure": measured.measure, **asdict(share(measured.right, measured.sources, seed))}
+def accuracy(results: SampleResults, seed: int) -> dict[str, Any]:
+    """The accuracy with its interval and protocol."""
+    return {**results.protocol, "measure": results.measure, **asdict(proportion(results.right, results.sources, seed))}
 
 
-def gain_over(ours: Measured, theirs: Measured, seed: int) -> dict[str, Any]:
-    """`alone`: their accuracy; `difference`: ours minus theirs; `verdict`."""
-    mine, alone, sources = _on_both(ours, theirs)
-    gain = difference(mine, alone, sources, seed)
-    assert gain.p is not None
-    return {"alone": asdict(share(alone, sources, seed)), "difference": asdict(gain), "verdict": verdict(gain, gain.p, MARGIN)}
+def gain_over(ours: SampleResults, theirs: SampleResults, seed: int) -> dict[str, Any]:
+    """`alone`: the accuracy of `theirs`; `difference`: ours minus theirs; `verdict`."""
+    mine, others, sources = _paired(ours, theirs)
+    gain = difference(mine, others, sources, seed)
+    ((_, word),) = judge({"": gain}, MARGIN).values()
+    return {"alone": asdict(proportion(others, sources, seed)), "difference": asdict(gain), "verdict": word}

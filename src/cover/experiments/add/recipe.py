@@ -1,15 +1,16 @@
-"""With which recipe does a released model learn one more data set? The settings of `cover add`, and why they are these."""
+"""Recipes of `cover add`, which train one more head of a released model, with the reasons for their settings."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cover import config
 from cover.datasets.catalog import load_catalog
+from cover.mixture.schedule import Schedule
 from cover.model.weights import read_weights
 from cover.training.inputs import with_steps
 from cover.training.recipe import Checkpoints, Data, Optimizer, Pattern, Recipe, Start
@@ -18,31 +19,32 @@ from cover.training.train import find_members, make_schedule
 
 How = Literal["probe", "replay", "alone"]
 
-# A small set wants many epochs, since a head that begins at zero needs some hundred updates whatever the size; a large one has them in few.
-# So the wish is a number of updates, and epochs are what it comes to: at most 50, beyond which a set of hundreds is learned by heart
-# (HMDB51 and UCF101 are usually fine-tuned for 50 to 100), and at least 10, below which a cosine of a large set is over too soon. A probe
-# is a convex problem at a high rate, and is done sooner.
+# A head that begins at zero needs some hundred updates whatever the size of its set, so the goal is a number of updates.
+# At most 50 epochs: beyond that a set of hundreds is learned by heart (HMDB51 and UCF101 are usually fine-tuned for 50
+# to 100). At least 10: with fewer, the cosine of a large set ends too soon. A probe is a convex problem at a high rate
+# and needs fewer.
 UPDATES, LEAST_EPOCHS = 1000, 10
 MOST_EPOCHS: dict[How, int] = {"probe": 30, "replay": 50, "alone": 50}
-# Of the new set in a step. Of a set so small that a step would be an eighth of it or more, fewer: updates count for more than their noise.
+# Samples of the new set in a step. Where a step would be an eighth of the set or more, it holds fewer: for so small a
+# set more updates are worth more than less noise.
 BATCH, LEAST_BATCH, STEPS_IN_AN_EPOCH = 32, 8, 8
-# Old samples for each new one under replay: a third of a step. Rehearsal keeps most of what was known with far less than equal shares, and
-# every old sample costs as much as a new one. Among the old sets rates follow the square root of the size, so that none is forgotten.
+# Old samples for each new one under replay, so a third of a step. Rehearsal needs far less than equal amounts, and every
+# old sample costs as much as a new one. Rates of the old sets follow the square root of their size: small ones count.
 REPLAY, REPLAY_ALPHA = 0.5, 0.5
-SAVES = 10  # checkpoints of a run: what an interruption costs is at most a tenth of it
+SAVES = 10  # checkpoints of a run: an interruption costs at most a tenth of it
 
-# A probe is a convex problem over features that stay: it bears a high rate, and a decay only makes it slower.
+# A probe is a convex problem over fixed features: it allows a high rate, and weight decay only makes it slower.
 PROBE = Optimizer(lr=1e-2, weight_decay=0.0, warmup=0.05)
-# Fine-tuning: what is known moves slowly, the more so the nearer to the pixels (BEiT's and MAE's decay by layers), and the head, which
-# begins at zero, fast. A longer warm-up than usual: a tenth of few steps is what Adam's second moments need before they can be trusted.
+# Fine-tuning: pretrained weights move slowly, the lower layers most slowly (layer-wise decay as in BEiT and MAE), and
+# the head, which begins at zero, moves fast. The warm-up is long, since Adam's second moments need some tens of steps.
 FINE = Optimizer(lr=5e-4, layer_decay=0.75, head_lr=4.0, warmup=0.1)
 SCRATCH = Optimizer(lr=1e-3, warmup=0.1)  # from random weights: every layer at the same rate
-SMOOTHING = 0.1  # of some hundred samples a network is soon sure of each; the usual value of fine-tuning
+SMOOTHING = 0.1  # the usual value of fine-tuning; a network soon fits some hundred samples with certainty
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is asked of `cover add`. `epochs` of the new set, None for `epochs_for`."""
+class AddRequest:
+    """The head that `cover add` is to train: for data set `name`, on top of `release`. `epochs` of the new set; None: `epochs_for`."""
 
     release: Path
     name: str
@@ -61,7 +63,7 @@ def batch_for(rows: int) -> int:
 
 
 def epochs_for(rows: int, how: How) -> int:
-    """How often a set of `rows` samples is seen: what `UPDATES` come to, from `LEAST_EPOCHS` to `MOST_EPOCHS`.
+    """Epochs of a set of `rows` samples: as many as make `UPDATES` steps, from `LEAST_EPOCHS` to `MOST_EPOCHS`.
 
     >>> epochs_for(500, "replay"), epochs_for(1500, "replay"), epochs_for(100_000, "replay")
     (50, 21, 10)
@@ -69,26 +71,26 @@ def epochs_for(rows: int, how: How) -> int:
     return max(LEAST_EPOCHS, min(MOST_EPOCHS[how], round(UPDATES * batch_for(rows) / rows)))
 
 
-def add_recipe(wish: Wish, rows: int, replayed: Mapping[str, int], shared: Mapping[str, list[str]]) -> Recipe:
-    """The run that adds a head for `rows` training samples.
+def add_recipe(request: AddRequest, rows: int, replayed: Mapping[str, int], shared: Mapping[str, list[str]]) -> Recipe:
+    """The recipe that adds a head for `rows` training samples.
 
-    `replayed`: old data set -> its training samples, for `replay`. `shared`: of their heads those that several sets share.
+    `replayed`: old data set -> its number of training samples, for `replay`. `shared`: as `data.heads`, their heads of several sets.
     """
-    batch, epochs = batch_for(rows), wish.epochs or epochs_for(rows, wish.how)
-    model, frames = model_like(wish.release)
-    data = Data([wish.name], str(wish.catalog), frames, epochs={wish.name: epochs})
-    old = replay_epochs(rows * epochs, replayed) if wish.how == "replay" else {}
+    batch, epochs = batch_for(rows), request.epochs or epochs_for(rows, request.how)
+    model, frames = model_like(request.release)
+    data = Data([request.name], str(request.catalog), frames, epochs={request.name: epochs})
+    old = replay_epochs(rows * epochs, replayed) if request.how == "replay" else {}
     if old:
         data = replace(
-            data, sets=[wish.name, *old], epochs={wish.name: epochs, **old}, heads={head: list(sets) for head, sets in shared.items()}
+            data, sets=[request.name, *old], epochs={request.name: epochs, **old}, heads={head: list(sets) for head, sets in shared.items()}
         )
         batch = round(batch * (1 + REPLAY))
-    optimizer, temporal = FINE, start_temporal(wish.release)
-    if wish.how == "probe":
-        optimizer, temporal = replace(PROBE, patterns={rf"^(?!heads\.{wish.name}\.)": Pattern(freeze=True)}), "keep"
+    optimizer, temporal = FINE, start_temporal(request.release)
+    if request.how == "probe":
+        optimizer, temporal = replace(PROBE, patterns={rf"^(?!heads\.{request.name}\.)": Pattern(freeze=True)}), "keep"
     recipe = Recipe(
-        data, str(wish.out), 0, batch, model, Start(str(wish.release), temporal, "keep"), optimizer=optimizer, label_smoothing=SMOOTHING,
-        seed=wish.seed, device=wish.device, workers=wish.workers, evaluate_every=-1, checkpoints=Checkpoints(keep=1),
+        data, str(request.out), 0, batch, model, Start(str(request.release), temporal, "keep"), optimizer=optimizer, label_smoothing=SMOOTHING,
+        seed=request.seed, device=request.device, workers=request.workers, evaluate_every=-1, checkpoints=Checkpoints(keep=1),
     )  # fmt: skip
     steps = math.ceil(sum(size * epochs for size, epochs in [(rows, epochs), *((replayed[name], old[name]) for name in old)]) / batch)
     return replace(recipe, save_every=max(20, math.ceil(steps / SAVES)))
@@ -101,18 +103,18 @@ def replay_epochs(new_samples: float, sizes: Mapping[str, int]) -> dict[str, flo
 
 
 def start_temporal(release: Path) -> Literal["fresh", "keep"]:
-    """`fresh` of a release that has learned from images alone: its temporal branch is still what it was at random weights. Without the last
-    matrix of the branch, which is zero there, it has no part in what the network computes, so nothing is lost."""
+    """`fresh` for a release trained on images alone, whose temporal branch still has its random weights, else `keep`.
+
+    The last matrix of such a branch is zero, so the branch adds nothing to what the network computes, and nothing is lost."""
     last = [value for name, value in read_weights(release).items() if name.endswith("temporal_fc.weight")]
     return "fresh" if last and not any(value.any() for value in last) else "keep"
 
 
 def baseline_recipe(recipe: Recipe, name: str, out: Path, checkpoint: Path | None) -> Recipe:
     """The same network on the new set alone, from `checkpoint` or from random weights: as many steps with as many of its samples."""
-    members = find_members(recipe, load_catalog(recipe.data.catalog))
-    whole = with_steps(recipe, members)
-    drawn = make_schedule(whole, members).drawn(whole.steps)[name]
-    batch = max(1, round(drawn / whole.steps))
+    steps, schedule = schedule_of(recipe)
+    drawn = schedule.drawn(steps)[name]
+    batch = max(1, round(drawn / steps))
     start = Start(str(checkpoint), start_temporal(checkpoint), "drop") if checkpoint else Start()
     optimizer = FINE if checkpoint else SCRATCH
     data = replace(recipe.data, sets=[name], epochs={}, heads={}, loss_weights={})
@@ -122,26 +124,13 @@ def baseline_recipe(recipe: Recipe, name: str, out: Path, checkpoint: Path | Non
     )
 
 
+def schedule_of(recipe: Recipe) -> tuple[int, Schedule]:
+    """The steps of a run on one process and its schedule. Raises `UserError` where a data set cannot be trained on."""
+    members = find_members(recipe, load_catalog(recipe.data.catalog))
+    whole = with_steps(recipe, members)
+    return whole.steps, make_schedule(whole, members)
+
+
 def in_short(recipe: Recipe) -> str:
-    """A recipe as YAML, without what is as it is by default."""
-    return config.dump(_differing(recipe))
-
-
-def _differing(section: Any, default: Any = None) -> dict[str, Any]:
-    """The fields of a section that differ from `default`, or from those of its class."""
-    found: dict[str, Any] = {}
-    for field in fields(section):
-        own, usual = getattr(section, field.name), getattr(default, field.name) if default is not None else _default(field)
-        if is_dataclass(own) and usual is not MISSING:
-            own = _differing(own, usual)
-            if own:
-                found[field.name] = own
-        elif is_dataclass(own):
-            found[field.name] = _differing(own)
-        elif own != usual:
-            found[field.name] = own
-    return found
-
-
-def _default(field: Field[Any]) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default
+    """A recipe as YAML, with the fields that differ from their default."""
+    return config.dump(config.changed(recipe))

@@ -1,18 +1,22 @@
-"""What did a training run log? Reads `log.jsonl` as far as it can be read."""
+"""Files of a run: its log, read as far as it can be read, and the results that are kept of it."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cover.console import write_json
+from cover.errors import UserError
+
 
 @dataclass(frozen=True)
-class RunLog:
-    """The train and dev lines of one run, in file order. `problem` says why some or all of it could not be read, else empty."""
+class RunHistory:
+    """The train and dev lines of a run's log, in file order. `problem`: why some or all could not be read, else empty."""
 
     train: list[dict[str, Any]] = field(default_factory=list)
     dev: list[dict[str, Any]] = field(default_factory=list)
@@ -27,12 +31,12 @@ class RunLog:
         return self.train[-1] if self.train else {}
 
     def losses(self, name: str) -> list[tuple[float, float]]:
-        """(samples of this data set seen, loss) at every logged step that held some of it."""
+        """(samples of this data set seen, loss) of every logged step with samples of it."""
         points = ((_part(line, "seen").get(name), _part(line, "loss").get(name)) for line in self.train)
         return list(_finite(points))
 
     def dev_top1(self, name: str) -> list[tuple[float, float]]:
-        """(samples of this data set seen, top-1 on `dev` as a share) at every evaluation during training."""
+        """(samples of this data set seen, top-1 on `dev`, 0 to 1) of every evaluation during training."""
         seen = {line.get("step"): _part(line, "seen").get(name) for line in self.train}
         points = ((seen.get(line.get("step")), _part(_part(line, "datasets"), name).get("top1")) for line in self.dev)
         return list(_finite(points))
@@ -49,12 +53,12 @@ class RunLog:
         return values[len(values) // 2] if values else None
 
 
-def read_log(path: Path) -> RunLog:
-    """Read a log. A line torn by a killed process is left out; a missing file gives an empty log; both say so in `problem`."""
+def read_log(path: Path) -> RunHistory:
+    """Read a log. Lines that are not JSON, as a killed process leaves one, are left out; a missing file gives an empty log."""
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        return RunLog(problem=f"{Path(path).name}: {error.strerror or 'not readable'}")
+        return RunHistory(problem=f"{Path(path).name}: {error.strerror or 'not readable'}")
     events: dict[str, list[dict[str, Any]]] = {"train": [], "dev": []}
     torn = 0
     for line in filter(str.strip, text.split("\n")):
@@ -62,7 +66,25 @@ def read_log(path: Path) -> RunLog:
         torn += entry is None
         if entry and entry.get("event") in events:
             events[entry["event"]].append(entry)
-    return RunLog(events["train"], events["dev"], f"{torn} unreadable line{'s' * (torn > 1)} left out" if torn else "")
+    return RunHistory(events["train"], events["dev"], f"{torn} unreadable line{'s' * (torn > 1)} left out" if torn else "")
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """The JSON object of a result file; None where there is none. Raises `UserError` where it is damaged."""
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it, and it is made again") from None
+    return result
+
+
+def write_result(value: dict[str, Any], path: Path) -> None:
+    """Write a result file beside its place, then rename it: a file with its name is whole. Raises `UserError`."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    write_json(value, beside)
+    beside.replace(path)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
