@@ -9,11 +9,11 @@ import pytest
 
 from cover import config
 from cover.datasets.catalog import load_catalog
+from cover.experiments import demo
+from cover.experiments.study.config import Study
 from cover.mixture.schedule import Source, rates_by, split_batch, steps_for
 from cover.model.cost import parameters
 from cover.model.presets import model_config
-from cover.experiments import demo
-from cover.experiments.study.config import Study
 from cover.training.recipe import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -19,10 +19,10 @@ from cover.datasets.manifest import open_manifest
 from cover.evaluation.evaluate import evaluate_release
 from cover.evaluation.metrics import MeanAveragePrecision, TopK
 from cover.evaluation.statistics import difference
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import find_release, save_release
 from cover.experiments.add.measure import old_sets, right_answers
 from cover.experiments.add.recipe import REPLAY, AddRequest, add_recipe, batch_for, epochs_for, in_short, replay_epochs
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import find_release, save_release
 from cover.training.inputs import with_steps
 from cover.training.recipe import Augment, Data, Model, Optimizer, Pattern, Recipe, SetAugment
 from cover.training.train import find_members, train

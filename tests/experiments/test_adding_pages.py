@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cover.cli import main
-from cover.model.weights import find_release, read_config
 from cover.experiments.add import recipe as settings
+from cover.model.weights import find_release, read_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 ADDING, OWN = ((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("adding_a_head", "own_data"))

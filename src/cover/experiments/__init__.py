@@ -1,1 +1,1 @@
-"""Whole stories told with the commands below: the demo and its report."""
+"""Whole experiments: the demo, a new head, transfers, and studies with their reports."""

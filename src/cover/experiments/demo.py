@@ -1,4 +1,4 @@
-"""Does co-training work? The whole story on generated data, in minutes: generate, index, train, compare, report.
+"""`cover demo`: generated data, training, comparison and report in minutes, on a laptop.
 
 cover demo --out demo
 """
@@ -26,14 +26,15 @@ from cover.evaluation.evaluate import evaluate
 from cover.evaluation.protocol import read_views
 from cover.evaluation.reading import Variant
 from cover.evaluation.tasks import find_tasks
+from cover.experiments.add.recipe import schedule_of
+from cover.experiments.report import DemoResults, PredictedClip, numbers_markdown, write_demo_report
 from cover.inference.predictor import Predictor
 from cover.model.device import pick_device
 from cover.model.weights import find_release, load_release
 from cover.sandbox.generate import generate
 from cover.sandbox.settings import Settings
-from cover.experiments.report import Story, Strip, markdown_table, write_report
 from cover.training.recipe import Data, Model, Optimizer, Recipe, Start
-from cover.training.train import find_members, make_schedule, train
+from cover.training.train import train
 
 SETS = ["kinetics", "ssv2", "moments", "imagenet"]
 ALONE = ("ssv2", "kinetics")  # the motion-led and the appearance-led set
@@ -41,18 +42,19 @@ COTRAINING = "co-training on all four"
 PRETRAIN_STEPS, PRETRAIN_BATCH, PRETRAIN_LR = 1200, 64, 1e-3
 COTRAIN_STEPS, COTRAIN_BATCH, COTRAIN_LR = 1000, 40, 1e-3
 SCALED_LEAST_STEPS = 6
-STRIPS_EACH = 3
+CLIPS_EACH = 3
 REPORTED = ("top5", "mean_class", "n_read", "n_listed", "classes", "views", "split", "class_digest", "media", "step")
 
 
 @dataclass
-class Diary:
-    """How long each stage took."""
+class StageTimer:
+    """The stages of the demo, with their seconds."""
 
     stages: list[tuple[str, float]] = field(default_factory=list)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
+        """Announce a stage and time it."""
         say(f"== {title}")
         began = time.perf_counter()
         yield
@@ -62,34 +64,34 @@ class Diary:
 def demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path:
     """Everything from generated files to `out/report.html` and `out/results.json`; returns the report's path.
 
-    `scale` below 1 shrinks the data sets and the number of steps. Raises `UserError` where `out` holds something else.
+    `scale` below 1 shrinks the data sets and the number of steps. Raises `UserError` where `out` has other files in it.
     """
-    began, diary = time.perf_counter(), Diary()
-    with diary.stage("generate four data sets"):
+    began, timer = time.perf_counter(), StageTimer()
+    with timer.stage("generate four data sets"):
         catalog_path = generate(out / "sandbox", Settings(seed=seed, size=scale), workers)
-    with diary.stage("index every file"):
+    with timer.stage("index every file"):
         index(catalog_path, workers)
     catalog = load_catalog(catalog_path)
-    titles = {}
+    runs = {}
     for title, recipe in recipes(out, catalog_path, scale, seed, device, workers).items():
-        with diary.stage(title):
-            titles[title] = run_or_reuse(recipe)
-    with diary.stage("evaluate on val"):
-        datasets = measure(titles, catalog, pick_device(device), workers)
-    with diary.stage("predict some clips"):
-        strips = predicted_strips(titles[COTRAINING], catalog)
+        with timer.stage(title):
+            runs[title] = run_or_reuse(recipe)
+    with timer.stage("evaluate on val"):
+        datasets = measure(runs, catalog, pick_device(device), workers)
+    with timer.stage("predict some clips"):
+        clips = predicted_clips(runs[COTRAINING], catalog)
     wall = round(time.perf_counter() - began, 1)
     results = {"wall_seconds": wall, "seed": seed, "scale": scale, "datasets": datasets}
     write_json(results, out / "results.json")
-    story = Story(
-        results=results, stages=diary.stages, runs={title: run / "log.jsonl" for title, run in titles.items()}, strips=strips,
-        commands=next_commands(titles[COTRAINING], catalog, strips), environment=environment(out, scale, seed),
-    )  # fmt: skip
-    report = write_report(out, story)
-    print(markdown_table(results))
+    commands = next_commands(runs[COTRAINING], catalog, clips)
+    report = write_demo_report(out, DemoResults(
+        results=results, stages=timer.stages, runs={title: run / "log.jsonl" for title, run in runs.items()}, clips=clips,
+        commands=commands, environment=environment(out, scale, seed),
+    ))  # fmt: skip
+    print(numbers_markdown(results))
     say(f"done in {clock(wall)}")
     print(f"report: {report}")
-    print("next:   " + story.commands[0])
+    print("next:   " + commands[0])
     return report
 
 
@@ -123,9 +125,9 @@ def recipes(out: Path, catalog: Path, scale: float, seed: int, device: str, work
 
 
 def cotrain_draws(recipe: Recipe) -> tuple[dict[str, int], int]:
-    """How many samples of each data set a run holds, and how many clips one of its steps."""
-    schedule = make_schedule(recipe, find_members(recipe, load_catalog(recipe.data.catalog)))
-    return schedule.drawn(recipe.steps), sum(group.samples for group in schedule.groups if group.frames > 1)
+    """The samples of each data set in a run, and the clips of one of its steps."""
+    steps, schedule = schedule_of(recipe)
+    return schedule.drawn(steps), sum(group.samples for group in schedule.groups if group.frames > 1)
 
 
 def _single(name: str) -> str:
@@ -137,7 +139,7 @@ def _scaled(steps: int, scale: float) -> int:
 
 
 def run_or_reuse(recipe: Recipe) -> Path:
-    """Train, or go on with, or keep, the run of `recipe`; its recipe lies beside the runs, ready to be run by hand."""
+    """Train the run of `recipe`, or resume it; a finished one is left as it is. Its recipe is written beside the runs."""
     run = Path(recipe.out)
     written = run.parent.parent / "recipes" / f"{run.name}.yaml"
     written.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +151,7 @@ def run_or_reuse(recipe: Recipe) -> Path:
 
 
 def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, workers: int) -> dict[str, dict[str, Any]]:
-    """One row per data set: chance, the model trained on it alone, the co-trained one, and what the order of frames is worth."""
+    """One row per data set: chance, and top-1 of the model trained on it alone and of the co-trained one, also on shuffled frames."""
     cotrained = _top1(runs[COTRAINING], SETS, catalog, device, workers, ("plain", "shuffled", "single"))
     rows: dict[str, dict[str, Any]] = {}
     for name in SETS:
@@ -178,27 +180,27 @@ def _top1(
     return found
 
 
-def predicted_strips(run: Path, catalog: Catalog) -> list[Strip]:
-    """A few clips of every validation split with what the co-trained model says of them, chosen by their place in the list."""
+def predicted_clips(run: Path, catalog: Catalog) -> list[PredictedClip]:
+    """Predictions on a few clips of every validation split, evenly spaced over its list."""
     predictor = Predictor.load(run)
-    strips = []
+    clips = []
     for name in SETS:
         manifest = open_manifest(catalog.manifest_path(name, "val"))
-        for row_number in manifest.usable[np.linspace(0, len(manifest.usable) - 1, STRIPS_EACH).astype(int)]:
+        for row_number in manifest.usable[np.linspace(0, len(manifest.usable) - 1, CLIPS_EACH).astype(int)]:
             row = manifest.row(int(row_number))
             assert row.label is not None
             frames = read_views(row.path, manifest.media, [predictor.plan(name)], row.seconds, row.start or 0.0)[0][0]
             pixels = frames[len(frames) // 2].transpose(0, 2, 3, 1)
             top = predictor(row.path, [name])[name].top(3)
-            strips.append(Strip(name, row.path, pixels, manifest.classes.names[row.label], top))
-    return strips
+            clips.append(PredictedClip(name, row.path, pixels, manifest.classes.names[row.label], top))
+    return clips
 
 
-def next_commands(run: Path, catalog: Catalog, strips: list[Strip]) -> list[str]:
-    """What can be typed after the demo."""
+def next_commands(run: Path, catalog: Catalog, clips: list[PredictedClip]) -> list[str]:
+    """Commands to go on with."""
     recipe = run.parent.parent / "recipes" / "cotrain.yaml"
     commands: list[list[Any]] = [
-        ["predict", run, strips[0].path],
+        ["predict", run, clips[0].path],
         ["evaluate", run, "--catalog", catalog.path, "--shuffle-frames"],
         ["train", recipe, "--out", run.parent / "mine", "--optimizer.lr", "5e-4"],
     ]
@@ -206,7 +208,7 @@ def next_commands(run: Path, catalog: Catalog, strips: list[Strip]) -> list[str]
 
 
 def environment(out: Path, scale: float, seed: int) -> dict[str, str]:
-    """What the numbers were made with."""
+    """The software, machine and command behind the numbers."""
     return {
         "command": f"cover demo --out {shlex.quote(str(out))} --scale {scale:g} --seed {seed}", "seed": str(seed), "cover": __version__,
         "torch": torch.__version__, "python": platform.python_version(),

@@ -1,25 +1,122 @@
-"""How is a study shown to people? One self-contained `report.html`, and its main table as Markdown."""
+"""Reports of experiments: pages and Markdown files written from `templates/`, and the report of the demo and its runs.
+
+A report is one file that needs nothing else. Its texts and captions are in the templates; this module and `study.report` make the tables
+and charts that they show.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
+from PIL import Image
 
 from cover.console import clock
-from cover.experiments import finding
-from cover.experiments.charts import Line, bar, line_chart
-from cover.experiments.finding import percent
-from cover.experiments.page import cell, film_strip, gone, page, row_head, section, table
-from cover.experiments.run_log import RunLog, read_log
+from cover.evaluation.statistics import compare_fractions, wilson
+from cover.experiments.charts import MARKS, Bar, Line, Panel, bar, line_chart
+from cover.experiments.run_files import RunHistory, read_log
 
-# What was measured, by its key in the results: its words, its colour.
+FRAMES_SHOWN = 8
+TALLEST_FRAME = 128
+GAP = 3  # pixels between two frames
+MARKDOWN_SIGNS = str.maketrans({**{sign: f"\\{sign}" for sign in "\\|*`["}, "<": "&lt;", "\u00a0": " "})
+
+
+# --- tables, texts and templates ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as text, a small note beneath it, and its CSS classes. `text` None: not run, shown as a dash.
+
+    `narrow`: of a row's first cell, what replaces its columns of class `text` on narrow screens.
+    """
+
+    text: str | None
+    note: str = ""
+    tone: str = ""
+    narrow: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with as many cells as there are columns; the first cell of a row is its name. Without columns: a list of facts."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
+    kind: str = ""
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line.
+
+    >>> plain("a|b <i>")
+    'a\\\\|b &lt;i>'
+    """
+    return " ".join(str(text).split()).translate(MARKDOWN_SIGNS)
+
+
+@cache
+def _environment(html: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cover.experiments"), autoescape=html, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False,
+    )  # fmt: skip
+    environment.filters["plain"] = plain
+    kind = "html" if html else "md"
+    environment.globals.update(html=html, layout=f"page.{kind}", blocks=f"blocks.{kind}", marks=MARKS)
+    return environment
+
+
+def render_page(template: str, **data: Any) -> str:
+    """A template as a whole HTML page; every value is escaped."""
+    return _environment(html=True).get_template(template).render(data)
+
+
+def render_markdown(template: str, **data: Any) -> str:
+    """A template as Markdown, with one empty line between its parts."""
+    lines = [line.rstrip() for line in _environment(html=False).get_template(template).render(data).split("\n")]
+    spaced = [line for place, line in enumerate(lines) if line or (place and lines[place - 1])]
+    return "\n".join(spaced).strip("\n") + "\n"
+
+
+def write_text(text: str, path: Path) -> Path:
+    """Write a file beside its place, then rename it; returns its path. A name that is no valid text does not lose the report."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(beside, path)
+    return path
+
+
+def percent(fraction: float | None, digits: int = 1) -> str | None:
+    """A fraction in per cent; None stays None.
+
+    >>> percent(0.6321)
+    '63.2'
+    """
+    return None if fraction is None else f"{100 * fraction:.{digits}f}"
+
+
+def points(difference: float) -> str:
+    """A difference of fractions in points, always signed, but for zero."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in ("-0.0", "+0.0") else text
+
+
+# --- the report of the demo and its runs --------------------------------------------------------------------------------
+
+# Key in the results -> column, and colour of its bars.
 MEASURED = {
     "chance": ("chance", ""),
     "single": ("trained alone", "single"),
@@ -27,12 +124,12 @@ MEASURED = {
     "cotrained_shuffled": ("… frames shuffled", "shuffled"),
     "cotrained_single_frame": ("… one frame", "oneframe"),
 }
-COLUMNS = ["data set", *(words for words, _ in MEASURED.values()), "classes", "read of listed", "views"]
+RUN_TONES = {"co-train": "cotrained", "pre-train": "pretrained", "single": "single"}  # by a word of the run's title
 
 
 @dataclass(frozen=True)
-class Strip:
-    """One predicted clip or image: `frames` uint8 `(T, H, W, 3)` as the model saw them, `top` (class name, probability) best first."""
+class PredictedClip:
+    """A clip or image with its prediction: `frames` uint8 `(T, H, W, 3)` as the model saw them; `top`: (class, probability), best first."""
 
     dataset: str
     path: str
@@ -42,248 +139,199 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Story:
-    """What a report tells.
+class DemoResults:
+    """Everything that the report of a demo shows.
 
     `results`: `{wall_seconds, datasets: {name: {chance, single, cotrained, cotrained_shuffled, cotrained_single_frame, top5,
-    mean_class, n_read, n_listed, classes, views, split, step, class_digest, media}}}`, shares between 0 and 1, null or absent
-    where not run. `stages`: (title, seconds). `runs`: title -> its `log.jsonl`; a title that holds "co-train", "pre-train" or
-    "single" is drawn in that colour. `generated`: whether the data sets come from the sandbox.
+    mean_class, n_read, n_listed, classes, views, split, step, class_digest, media}}}`, accuracies between 0 and 1, null or absent
+    where not run. `stages`: (title, seconds). `runs`: title -> its `log.jsonl`; a title with "co-train", "pre-train" or "single"
+    is drawn in that colour. `generated`: whether the data sets come from the sandbox.
     """
 
     results: dict[str, Any]
     stages: list[tuple[str, float]] = field(default_factory=list)
     runs: dict[str, Path] = field(default_factory=dict)
-    strips: list[Strip] = field(default_factory=list)
+    clips: list[PredictedClip] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     generated: bool = True
 
     @property
     def datasets(self) -> dict[str, dict[str, Any]]:
-        """The rows of the results."""
+        """The results by data set."""
         return dict(self.results.get("datasets") or {})
 
 
-def write_report(folder: Path, story: Story) -> Path:
-    """Write `folder/report.html` (beside, then renamed) and return its path. Whatever is missing is said where it would stand."""
-    logs = {title: read_log(path) for title, path in story.runs.items()}
-    count = len(story.datasets)
-    title = f"One video model, {finding.number(count)} data set{'s' * (count != 1)}"
-    body = "\n".join([
-        _opening(title, story), _main_table(story), _bars(story), _losses(story, logs), _dev(story, logs), _mixture(logs),
-        _strips(story), _time(story, logs), _protocol(story), _next(story),
-    ])  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "report.html"
-    beside = folder / ".report.html.part"
-    # A file name that is no valid text must not lose the report.
-    beside.write_text(page(title, body), encoding="utf-8", errors="backslashreplace")
-    os.replace(beside, path)
-    return path
+def write_demo_report(folder: Path, demo: DemoResults) -> Path:
+    """Write `folder/report.html` and return its path. Where something is missing, the page says so in its place."""
+    logs = {title: read_log(path) for title, path in demo.runs.items()}
+    read = sorted({row["n_read"] for row in demo.datasets.values() if row.get("n_read")})
+    page = render_page(
+        "demo.html", title=f"One video model, {len(demo.datasets)} data sets", generated=demo.generated,
+        samples=" to ".join(f"{count:,}" for count in dict.fromkeys([*read[:1], *read[-1:]])),
+        numbers=numbers_table(demo.results) if demo.datasets else None,
+        bars=[_accuracy_panel(name, row) for name, row in demo.datasets.items()],
+        losses=_loss_panels(demo, logs), dev=_dev_panels(demo, logs),
+        problems=[f"{title}: {log.problem or 'no train line in its log'}." for title, log in logs.items() if log.problem or not log.train],
+        mixtures=[_mixture(title, log) for title, log in logs.items() if len(log.sets()) > 1], clips=_clips(demo.clips),
+        wall=clock(demo.results["wall_seconds"]) if demo.results.get("wall_seconds") is not None else "",
+        stages=_stage_bars(demo), speeds=_speeds(logs), protocol=_protocol(demo), commands=demo.commands,
+        environment=Table([], [[Cell(key), Cell(value)] for key, value in demo.environment.items()], kind="small facts"),
+    )  # fmt: skip
+    return write_text(page, folder / "report.html")
 
 
-def markdown_table(results: Mapping[str, Any]) -> str:
-    """The main table as Markdown, top-1 in per cent; class counts and n read of n listed with it."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-    for name, row in (results.get("datasets") or {}).items():
-        figures = [percent(row.get(key)) for key in MEASURED]
-        plain = [name, *figures, _text(row.get("classes")) or "–", _read_of_listed(row) or "–", _text(row.get("views")) or "–"]
-        lines.append("| " + " | ".join(" ".join(value.replace("|", "\\|").split()) for value in plain) + " |")
-    return "\n".join(lines) + "\n"
+def numbers_markdown(results: Mapping[str, Any]) -> str:
+    """The main table as Markdown: top-1 in per cent, with class counts and n read of n listed."""
+    return render_markdown("table.md", table=numbers_table(results))
 
 
-def _opening(title: str, story: Story) -> str:
-    sets = story.datasets
-    said = " ".join(finding.notes(sets))
-    extra = f"<p>{escape(said)}</p>" if said else ""
-    return (
-        f'<header><h1>{escape(title)}</h1><p class="lede">{escape(finding.headline(sets))}</p>{extra}'
-        f'<p class="caution">{escape(finding.caution(sets, story.generated))}</p></header>'
-    )
-
-
-def _main_table(story: Story) -> str:
-    if not story.datasets:
-        return section("The numbers", "", gone("No data set was evaluated."))
+def numbers_table(results: Mapping[str, Any]) -> Table:
+    """The main table: a row for each data set."""
+    columns = ["data set", *(title for title, _ in MEASURED.values()), "classes", "read of listed", "views"]
     rows = []
-    for name, row in story.datasets.items():
-        figures = [cell(_figure(row.get(key)), "lead" if key == "cotrained" else "") for key in MEASURED]
-        rows.append([row_head(name, _text(row.get("media")) or ""), *figures, *map(cell, _sizes(row))])
-    caption = (
-        "Top-1 accuracy in per cent. The co-trained columns are one and the same model, shown the clips as they are, "
-        "with their frames shuffled, and as one single frame. A model trained alone saw only its own data set, as many samples of it."
-    )
-    return section("The numbers", caption, table(COLUMNS, rows))
+    for name, row in (results.get("datasets") or {}).items():
+        notes = {"chance": _chance_note(row), "cotrained": _against(row, "cotrained", "single")}
+        notes["cotrained_shuffled"] = _against(row, "cotrained_shuffled", "cotrained")
+        tones = {"cotrained": "lead said", "cotrained_shuffled": "said"}
+        figures = [Cell(percent(row.get(key)), notes.get(key, ""), tones.get(key, "")) for key in MEASURED]
+        sizes = [_text(row.get("classes")), _read_of_listed(row), _text(row.get("views"))]
+        rows.append([Cell(name, _text(row.get("media")) or ""), *figures, *map(Cell, sizes)])
+    return Table(columns, rows)
 
 
-def _sizes(row: Mapping[str, Any]) -> list[str | None]:
-    return [_text(row.get("classes")), _read_of_listed(row), _text(row.get("views"))]
-
-
-def _bars(story: Story) -> str:
-    if not story.datasets:
+def _against(row: Mapping[str, Any], ours: str, theirs: str) -> str:
+    """The difference of two accuracies of one data set and its verdict; empty where one was not measured."""
+    first, second, samples = row.get(ours), row.get(theirs), row.get("n_read")
+    if first is None or second is None or not samples:
         return ""
-    groups = "".join(_bar_group(name, row) for name, row in story.datasets.items())
-    caption = (
-        "The same numbers as a picture, 0 to 100 %. The upright tick is chance; the thin line spans two standard errors of the samples "
-        "read. A gap between co-trained and frames shuffled is what the order of the frames is worth; one frame shows what a still "
-        "picture gives away."
-    )
-    return section("At a glance", caption, f'<div class="grid">{groups}</div>')
+    return f"{points(first - second)} points: {compare_fractions(first, second, samples)}"
 
 
-def _bar_group(name: str, row: Mapping[str, Any]) -> str:
+def _chance_note(row: Mapping[str, Any]) -> str:
+    accuracy, chance, samples = row.get("cotrained"), row.get("chance"), row.get("n_read")
+    if accuracy is None or chance is None or not samples:
+        return ""
+    return "" if wilson(accuracy, samples)[0] > chance else "not exceeded"
+
+
+def _accuracy_panel(name: str, row: Mapping[str, Any]) -> Panel:
     bars = []
-    for key, (words, tone) in MEASURED.items():
-        share = row.get(key)
-        if tone and share is not None:
-            around = finding.interval(share, row["n_read"]) if row.get("n_read") else None
-            bars.append(bar(words, share, f"{percent(share)} %", tone, row.get("chance"), around))
-    return f'<div class="panel"><h3>{escape(name)}</h3>{"".join(bars) or gone("Not evaluated.")}</div>'
+    for key, (title, tone) in MEASURED.items():
+        accuracy = row.get(key)
+        if tone and accuracy is not None:
+            interval = wilson(accuracy, row["n_read"]) if row.get("n_read") else None
+            bars.append(bar(title, accuracy, f"{percent(accuracy)} %", tone, row.get("chance"), interval))
+    return Panel(name, bars=bars)
 
 
-def _losses(story: Story, logs: Mapping[str, RunLog]) -> str:
-    caption = (
-        "Training loss against the samples of that data set seen in the run, so that equal positions mean equal experience of the set. "
-        "Faint: as logged; bold: running mean. Dashed: guessing evenly among the classes. Lower is better."
-    )
+def _loss_panels(demo: DemoResults, logs: Mapping[str, RunHistory]) -> list[Panel]:
     panels = []
-    for name in _sets(story, logs):
-        lines = [Line(title, _tone(title), log.losses(name)) for title, log in logs.items()]
-        classes = story.datasets.get(name, {}).get("classes")
+    for name in _trained_sets(demo, logs):
+        classes = demo.datasets.get(name, {}).get("classes")
         guess = (math.log(classes), "guessing") if classes and classes > 1 else None
-        panels.append(_chart(name, lines, guess, share=False))
-    troubled = {title: log.problem or "no train line in its log" for title, log in logs.items() if log.problem or not log.train}
-    missing = "".join(gone(f"{title}: {problem}.") for title, problem in troubled.items())
-    body = f'<div class="grid">{"".join(panels)}</div>' if any(panels) else gone("No training log to draw.")
-    return section("How it learned", caption if any(panels) else "", body + missing)
+        panels += _curves(name, [Line(title, _tone(title), log.losses(name)) for title, log in logs.items()], guess, percent=False)
+    return panels
 
 
-def _dev(story: Story, logs: Mapping[str, RunLog]) -> str:
+def _dev_panels(demo: DemoResults, logs: Mapping[str, RunHistory]) -> list[Panel]:
     panels = []
-    for name in _sets(story, logs):
-        lines = [Line(title, _tone(title), log.dev_top1(name), raw=False) for title, log in logs.items()]
-        chance = story.datasets.get(name, {}).get("chance")
-        panels.append(_chart(name, lines, None if chance is None else (chance, "chance"), share=True))
-    if not any(panels):
-        return ""
-    caption = (
-        "Top-1 accuracy during training on the dev split, which is carved out of the training files: "
-        "nothing is chosen on the split reported above."
-    )
-    return section("Accuracy on the way", caption, f'<div class="grid">{"".join(panels)}</div>')
+    for name in _trained_sets(demo, logs):
+        chance = demo.datasets.get(name, {}).get("chance")
+        lines = [Line(title, _tone(title), log.dev_top1(name), smooth=False) for title, log in logs.items()]
+        panels += _curves(name, lines, None if chance is None else (chance, "chance"), percent=True)
+    return panels
 
 
-def _chart(name: str, lines: list[Line], reference: tuple[float, str] | None, share: bool) -> str:
+def _curves(name: str, lines: Sequence[Line], reference: tuple[float, str] | None, percent: bool) -> list[Panel]:
+    """The panel of a data set's curves, none where no run has points."""
     drawn = [line for line in lines if line.points]
     if not drawn:
-        return ""
-    swatches = "".join(f'<span><i class="{line.tone}"></i>{escape(line.label)}</span>' for line in drawn)
-    svg = line_chart(name, drawn, f"samples of {name} seen", reference, share)
-    return f'<figure class="panel"><h3>{escape(name)}</h3><div class="key">{swatches}</div>{svg}</figure>'
+        return []
+    drawing = line_chart(name, drawn, f"samples of {name} seen", reference, percent)
+    return [Panel(name, drawing=drawing, key=[(line.tone, line.label) for line in drawn])]
 
 
-def _mixture(logs: Mapping[str, RunLog]) -> str:
-    parts = [_mixture_of(title, log) for title, log in logs.items() if len(log.sets()) > 1]
-    caption = (
-        "The share of each data set in the samples drawn, wanted by the recipe and realised, and how often its files were gone through."
-    )
-    return section("The mixture", caption if parts else "", "".join(parts) or gone("No log of a run on several data sets."))
-
-
-def _mixture_of(title: str, log: RunLog) -> str:
-    last = log.last()
-    wanted, realised, epochs, seen = (last.get(key) or {} for key in ("rate_wanted", "rate_realised", "epochs", "seen"))
-    rows = []
-    for name in log.sets():
-        count = seen.get(name)
-        figures = [_figure(wanted.get(name), 2), _figure(realised.get(name), 2), _number(epochs.get(name)), _text(count)]
-        rows.append([row_head(name), *map(cell, figures)])
-    gap = log.largest_rate_gap()
-    below = "" if gap is None else f'<p class="caption">Largest gap between wanted and realised at the end: {100 * gap:.3f} points.</p>'
-    columns = ["data set", "wanted %", "realised %", "epochs seen", "samples seen"]
-    return f"<h3>{escape(title)} <small>after step {last.get('step', '?')}</small></h3>{table(columns, rows)}{below}"
-
-
-def _strips(story: Story) -> str:
-    groups: dict[str, list[Strip]] = {}
-    for strip in story.strips:
-        groups.setdefault(strip.dataset, []).append(strip)
-    body = ""
-    for name, strips in groups.items():
-        kind = "clips stills" if all(len(strip.frames) == 1 for strip in strips) else "clips"
-        body += f'<h3>{escape(name)}</h3><div class="{kind}">{"".join(map(_clip, strips))}</div>'
-    caption = (
-        "Clips of the reported split, left to right in time, with the co-trained model's first three answers. Green is the true class."
-    )
-    return section("What it says", caption if groups else "", body or gone("No predicted clips were kept."))
-
-
-def _clip(strip: Strip) -> str:
-    top = "".join(bar(name, prob, f"{100 * prob:.0f} %", "truth" if name == strip.truth else "other") for name, prob in strip.top)
-    picture = film_strip(strip.frames, f"frames of {strip.path}") if len(strip.frames) else gone("No frame could be read.")
-    said = top or gone("No prediction.")
-    if len(strip.frames) == 1:
-        return f'<div class="clip still"><div>{picture}</div><div class="said">{_verdict(strip)}{said}</div></div>'
-    return f'<div class="clip"><div>{picture}{_verdict(strip)}</div><div class="said">{said}</div></div>'
-
-
-def _verdict(strip: Strip) -> str:
-    right = bool(strip.top) and strip.top[0][0] == strip.truth
-    mark = '<b class="yes">✓ right</b>' if right else '<b class="no">✗ wrong</b>'
-    return f'<p class="verdict">{mark} · truth: <b>{escape(strip.truth)}</b> <span class="path">{escape(Path(strip.path).name)}</span></p>'
-
-
-def _time(story: Story, logs: Mapping[str, RunLog]) -> str:
-    whole = story.results.get("wall_seconds")
-    total = whole or sum(seconds for _, seconds in story.stages) or 1.0
-    bars = "".join(bar(title, seconds / total, clock(seconds), _tone(title, "plain")) for title, seconds in story.stages)
-    caption = f"{clock(whole)} from start to end, minutes and seconds by stage." if whole is not None else ""
-    rows = [[row_head(title), *map(cell, _speed(log))] for title, log in logs.items() if log.train]
-    columns = ["training run", "steps", "samples/s", "waiting for data %"]
-    speeds = f'<div class="small aside">{table(columns, rows)}</div>' if rows else ""
-    return section("Where the time went", caption, (f'<div class="stages">{bars}</div>' if bars else gone("No stage was timed.")) + speeds)
-
-
-def _speed(log: RunLog) -> list[str | None]:
-    return [_text(log.last().get("step")), _number(log.median("samples_per_s")), _figure(log.median("wait_share"))]
-
-
-def _protocol(story: Story) -> str:
-    rows = []
-    for name, row in story.datasets.items():
-        shares = [_figure(row.get(key)) for key in ("cotrained", "top5", "mean_class")]
-        plain = [_text(row.get(key)) for key in ("split", "views", "step", "class_digest")]
-        rows.append([row_head(name), *map(cell, shares), cell(_read_of_listed(row)), *map(cell, plain)])
-    columns = ["data set", "top-1", "top-5", "mean over classes", "read of listed", "split", "views", "checkpoint step", "class list"]
-    numbers = table(columns, rows, "small") if rows else ""
-    facts = table([], [[row_head(key), cell(value)] for key, value in story.environment.items()], "small facts")
-    caption = (
-        "Co-trained model, in per cent; accuracies over the samples read, from integer counts, a tie counts as wrong. Nothing is dropped "
-        "or padded. Views are clips in time x crops in space, softmax averaged. The class list is named by the start of its SHA-256."
-    )
-    return section("Protocol and environment", caption, numbers + (f'<div class="aside">{facts}</div>' if story.environment else ""))
-
-
-def _next(story: Story) -> str:
-    if not story.commands:
-        return ""
-    return section("How to go on", "", f"<pre>{escape(chr(10).join(story.commands))}</pre>")
-
-
-def _sets(story: Story, logs: Mapping[str, RunLog]) -> list[str]:
+def _trained_sets(demo: DemoResults, logs: Mapping[str, RunHistory]) -> list[str]:
     trained = [name for log in logs.values() for name in log.sets()]
-    return [name for name in dict.fromkeys([*story.datasets, *trained]) if name in trained]
+    return [name for name in dict.fromkeys([*demo.datasets, *trained]) if name in trained]
 
 
 def _tone(title: str, other: str = "extra") -> str:
-    tones = {"co-train": "cotrained", "pre-train": "pretrained", "single": "single"}
-    return next((tone for word, tone in tones.items() if word in title.lower()), other)
+    return next((tone for word, tone in RUN_TONES.items() if word in title.lower()), other)
 
 
-def _figure(share: float | None, digits: int = 1) -> str | None:
-    return None if share is None else f"{100 * share:.{digits}f}"
+def _mixture(title: str, log: RunHistory) -> dict[str, Any]:
+    """A run's rates, wanted and realised, after its last logged step."""
+    last = log.last()
+    wanted, realised, epochs, seen = (last.get(key) or {} for key in ("rate_wanted", "rate_realised", "epochs", "seen"))
+    rows = [
+        [Cell(name), Cell(percent(wanted.get(name), 2)), Cell(percent(realised.get(name), 2)), Cell(_number(epochs.get(name))),
+         Cell(_text(seen.get(name)))]
+        for name in log.sets()
+    ]  # fmt: skip
+    table = Table(["data set", "wanted %", "realised %", "epochs seen", "samples seen"], rows)
+    return {"title": title, "step": last.get("step", "?"), "table": table, "gap": percent(log.largest_rate_gap(), 3)}
+
+
+def _clips(clips: Sequence[PredictedClip]) -> dict[str, list[dict[str, Any]]]:
+    """Data set -> its predicted clips as the template shows them."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for clip in clips:
+        tops = [bar(name, p, f"{100 * p:.0f} %", "truth" if name == clip.truth else "other") for name, p in clip.top]
+        groups.setdefault(clip.dataset, []).append({
+            "still": len(clip.frames) == 1, "strip": film_strip(clip.frames) if len(clip.frames) else None, "path": clip.path,
+            "name": Path(clip.path).name, "truth": clip.truth, "right": bool(clip.top) and clip.top[0][0] == clip.truth, "top": tops,
+        })  # fmt: skip
+    return groups
+
+
+def film_strip(frames: np.ndarray) -> dict[str, Any]:
+    """Up to eight evenly spaced frames side by side as a PNG in a data URI. `frames`: uint8 `(T, H, W, 3)`, T at least 1."""
+    picked = frames[np.linspace(0, len(frames) - 1, min(FRAMES_SHOWN, len(frames))).round().astype(int)]
+    small = [_fitted(frame) for frame in picked]
+    width, height = small[0].size
+    sheet = Image.new("RGBA", (len(small) * (width + GAP) - GAP, height))
+    for number, frame in enumerate(small):
+        sheet.paste(frame, (number * (width + GAP), 0))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    # A short clip keeps the frame size of its neighbours; a lone image fills its place.
+    fraction = 1.0 if len(small) == 1 else len(small) / FRAMES_SHOWN
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"uri": f"data:image/png;base64,{data}", "width": sheet.width, "height": height, "fill": f"{100 * fraction:g}%"}
+
+
+def _fitted(frame: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(np.ascontiguousarray(frame))
+    scale = TALLEST_FRAME / picture.height
+    if scale >= 1:
+        return picture
+    return picture.resize((max(1, round(picture.width * scale)), TALLEST_FRAME), Image.Resampling.LANCZOS)
+
+
+def _stage_bars(demo: DemoResults) -> list[Bar]:
+    total = demo.results.get("wall_seconds") or sum(seconds for _, seconds in demo.stages) or 1.0
+    return [bar(title, seconds / total, clock(seconds), _tone(title, "plain")) for title, seconds in demo.stages]
+
+
+def _speeds(logs: Mapping[str, RunHistory]) -> Table:
+    rows = [
+        [Cell(title), Cell(_text(log.last().get("step"))), Cell(_number(log.median("samples_per_s"))),
+         Cell(percent(log.median("wait_share")))]
+        for title, log in logs.items() if log.train
+    ]  # fmt: skip
+    return Table(["training run", "steps", "samples/s", "waiting for data %"], rows, kind="small")
+
+
+def _protocol(demo: DemoResults) -> Table:
+    rows = []
+    for name, row in demo.datasets.items():
+        figures = [percent(row.get(key)) for key in ("cotrained", "top5", "mean_class")]
+        texts = [_text(row.get(key)) for key in ("split", "views", "step", "class_digest")]
+        rows.append([Cell(name), *map(Cell, [*figures, _read_of_listed(row), *texts])])
+    columns = ["data set", "top-1", "top-5", "mean over classes", "read of listed", "split", "views", "checkpoint step", "class list"]
+    return Table(columns, rows, kind="small")
 
 
 def _number(value: float | None) -> str | None:

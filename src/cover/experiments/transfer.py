@@ -1,4 +1,4 @@
-"""What does a checkpoint know that helps with other data? A to B: a fresh head for every target, the same training for every source.
+"""`cover transfer`: several checkpoints, each with a fresh head, trained in the same way on every target.
 
 cover transfer --source cover=runs/cotrain --source ssv2=runs/single_ssv2 --target mine --catalog catalog.yaml --epochs 10
 """
@@ -20,7 +20,7 @@ def transfer_study(
     sources: Mapping[str, str], targets: Sequence[str], catalog: Path, out: Path, size: Size, how: Sequence[str], seeds: int,
     lrs: Sequence[float], batch: int, split: str, margin: float, device: str,
 ) -> Study:  # fmt: skip
-    """The study that consists of transfers between checkpoints alone. Raises `UserError` where the sources are not of one network."""
+    """A study of transfers from checkpoints alone. Raises `UserError` where the sources are not of one network."""
     shapes = {name: model_like(path) for name, path in sources.items()}
     (first, (model, frames)), *others = shapes.items()
     for name, shape in others:
@@ -34,7 +34,7 @@ def transfer_study(
 
 
 def rows_of(summary: Mapping[str, Any]) -> list[list[str]]:
-    """The matrix as lines of a table: source, target, top-1 and its interval, clips read of those listed."""
+    """Rows of a table: source, how, target, top-1 and its interval in per cent, clips read of those listed."""
     return [
         [
             *row["arm"].split(":"), row["dataset"], f"{100 * row['top1']:.1f}", f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",

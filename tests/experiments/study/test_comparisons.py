@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cover.experiments.study.comparisons import Answers, Key, compare, questions
+from cover.experiments.study.comparisons import ArmResults, Key, compare, comparisons_of
 from cover.experiments.study.config import Size, Study, Transfer
 
 ITEMS, SEEDS = 300, 5
@@ -19,7 +19,7 @@ def make_study(**changes: object) -> Study:
     return Study(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def answered(rates: dict[Key, float], spread: float = 0.0, seed: int = 0) -> dict[Key, Answers]:
+def answered(rates: dict[Key, float], spread: float = 0.0, seed: int = 0) -> dict[Key, ArmResults]:
     """Arms that are right with the given chances; how hard a clip is, is the same for all arms of a target."""
     rng = np.random.default_rng(seed)
     hard = {target: rng.uniform(size=ITEMS) for target in {key[1] for key in rates}}
@@ -28,7 +28,7 @@ def answered(rates: dict[Key, float], spread: float = 0.0, seed: int = 0) -> dic
     for key, rate in rates.items():
         by_seed = np.clip(rate + spread * rng.normal(size=(SEEDS, 1)), 0, 1)
         luck = rng.uniform(-0.15, 0.15, (SEEDS, ITEMS))
-        found[key] = Answers(hard[key[1]] + luck < by_seed, ids, [f"film{number // 2}" for number in range(ITEMS)], [])
+        found[key] = ArmResults(hard[key[1]] + luck < by_seed, ids, [f"film{number // 2}" for number in range(ITEMS)], [])
     return found
 
 
@@ -88,20 +88,24 @@ def test_the_transfers_of_the_co_trained_source_are_compared_with_each_other_sou
 
 def test_a_source_that_knows_the_target_is_asked_about_by_no_question() -> None:
     sources = {"hills": ["hills"], "rivers": ["rivers"], "cover": ["hills", "rivers", "photos"]}
-    asked = [each for each in questions(make_study(transfer=Transfer(sources, {}, ["hills", "rivers"], ["probe"]))) if each.claim == "c"]
+    asked = [
+        each for each in comparisons_of(make_study(transfer=Transfer(sources, {}, ["hills", "rivers"], ["probe"]))) if each.claim == "c"
+    ]
     assert {(each.target, each.ours, each.theirs) for each in asked} == {
         ("hills", "cover:probe", "rivers:probe"), ("rivers", "cover:probe", "hills:probe"),
     }  # fmt: skip
 
 
 def test_the_smaller_size_is_the_one_with_the_smaller_part_wherever_it_stands() -> None:
-    asked = [each for each in questions(make_study(sizes={"tenth": Size(5, 0.1), "whole": Size(5), "again": Size(9)})) if each.claim == "d"]
+    asked = [
+        each for each in comparisons_of(make_study(sizes={"tenth": Size(5, 0.1), "whole": Size(5), "again": Size(9)})) if each.claim == "d"
+    ]
     assert {(each.ours, each.theirs) for each in asked} == {("tenth", "whole")}
 
 
 def test_few_sources_show_nothing() -> None:
     planted = answered(arms(0.3, {"hills": 0.9, "rivers": 0.9, "woods": 0.9}))
-    few = {key: Answers(each.right, each.ids, ["film"] * ITEMS, []) for key, each in planted.items()}
+    few = {key: ArmResults(each.right, each.ids, ["film"] * ITEMS, []) for key, each in planted.items()}
     assert {row["verdict"] for row in compare(make_study(), few, {}) if row["claim"] == "a"} <= {"not worse", "no difference shown"}
 
 
@@ -110,7 +114,7 @@ def test_clips_that_one_arm_could_not_read_are_left_out_of_both() -> None:
     whole = next(row for row in compare(make_study(), planted, {}) if row["target"] == "hills")
     key = ("alone", "hills", "whole", "scratch")
     given = planted[key]
-    planted[key] = Answers(given.right[:, 1:], given.ids[1:], given.sources[1:], [])
+    planted[key] = ArmResults(given.right[:, 1:], given.ids[1:], given.sources[1:], [])
     row = next(row for row in compare(make_study(sizes={"whole": Size(5)}), planted, {}) if row["target"] == "hills")
     assert row["items"] == whole["items"] - 1
     assert row["difference"] == pytest.approx(whole["difference"], abs=0.01)
@@ -124,7 +128,7 @@ def test_corrected_p_values_are_those_of_the_family() -> None:
 
 
 def test_every_question_is_known_before_anything_is_run() -> None:
-    asked = questions(make_study(arms=["alone", "alone_long", "videos", "videos_images", "stills", "permuted"], images=["photos"]))
+    asked = comparisons_of(make_study(arms=["alone", "alone_long", "videos", "videos_images", "stills", "permuted"], images=["photos"]))
     pairs = {(each.ours, each.theirs) for each in asked if each.claim != "d"}
     assert ("videos_images", "alone") in pairs
     assert ("videos_images", "videos") in pairs

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 
 from cover.evaluation.statistics import Estimate, holm, verdict
-from cover.experiments.differences import Difference, forest, signed_ticks, span_of
-from cover.experiments.study.claims import CLAIMS, standing
-from cover.experiments.study.comparisons import Question, questions
+from cover.experiments.charts import Interval, forest, signed_ticks, span_of
+from cover.experiments.report import points, render_markdown
+from cover.experiments.study.comparisons import Comparison, comparisons_of
 from cover.experiments.study.config import ARMS, Origin, Size, Study, Transfer
-from cover.experiments.study.layout import Cell, Table, plain
-from cover.experiments.study.report import markdown, write_study_report
-from cover.experiments.study.words import few, points
+from cover.experiments.study.report import claims_table, few, report_data, write_study_report
 
+STUDIES = Path(__file__).parents[3] / "studies"
 HOSTILE = '<img src="http://evil" onerror=alert(1)> & \'quoted\' | "ü" 跳'
 CHANCE = {"kinetics": 8, "ssv2": 12, "moments": 10, "imagenet": 20, "places": 16}
 GAIN = {"alone": 0.0, "alone_long": 0.012, "videos": 0.021, "videos_images": 0.043, "stills": 0.018, "permuted": -0.06}
@@ -99,23 +98,23 @@ class Maker:
 
     def comparisons(self) -> list[dict[str, Any]]:
         found = []
-        asked = questions(self.study)
-        for family in dict.fromkeys(question.family for question in asked):
-            own = [question for question in asked if question.family == family]
-            drawn = {question.name: self.estimate(question) for question in own}
+        asked = comparisons_of(self.study)
+        for family in dict.fromkeys(comparison.family for comparison in asked):
+            own = [comparison for comparison in asked if comparison.family == family]
+            drawn = {comparison.name: self.estimate(comparison) for comparison in own}
             corrected = holm({name: estimate.p or 0.0 for name, estimate in drawn.items()})
-            found += [self.comparison(question, drawn[question.name], corrected[question.name]) for question in own]
+            found += [self.comparison(comparison, drawn[comparison.name], corrected[comparison.name]) for comparison in own]
         return found
 
-    def estimate(self, question: Question) -> Estimate:
-        true = GAIN.get(question.ours, 0.03) - GAIN.get(question.theirs, 0.0)
+    def estimate(self, comparison: Comparison) -> Estimate:
+        true = GAIN.get(comparison.ours, 0.03) - GAIN.get(comparison.theirs, 0.0)
         value, half = float(true + self.rng.normal(0, 0.012)), float(self.rng.uniform(0.01, 0.035))
         return Estimate(value, value - half, value + half, float(max(0.0009995, min(1.0, 2 * np.exp(-2.2 * (abs(value) / half) ** 2)))))
 
-    def comparison(self, question: Question, found: Estimate, p: float) -> dict[str, Any]:
+    def comparison(self, comparison: Comparison, found: Estimate, p: float) -> dict[str, Any]:
         many = len(self.study.seeds) > 1
         return {
-            **asdict(question), "difference": found.value, "low": found.low, "high": found.high, "level": 0.95, "p": found.p, "p_holm": p,
+            **asdict(comparison), "difference": found.value, "low": found.low, "high": found.high, "level": 0.95, "p": found.p, "p_holm": p,
             "margin": self.study.margin, "verdict": verdict(found, p, self.study.margin), "seeds": len(self.study.seeds), "items": 398,
             "sources": 391, "detectable": (found.high - found.low) * 0.7 if many else None,
         }  # fmt: skip
@@ -188,41 +187,13 @@ def small() -> Study:
     )
 
 
-class Page(HTMLParser):
-    """The text of a page; what is opened must be closed."""
-
-    VOID = frozenset({"meta", "link", "img", "line", "path", "circle"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.words = ""
-        self.feed(text)
-        self.close()
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}]
-        assert not any(name.startswith("on") for name, _ in attrs)
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in {"style", "title"}:
-            self.words += data + "\n"
+def page_of(summary: dict[str, Any], folder: Path, parse: Any) -> Any:
+    write_study_report(summary, folder / "new" / "report.html", folder / "new" / "report.md")
+    return parse((folder / "new" / "report.html").read_text(encoding="utf-8"))
 
 
-def page_of(summary: dict[str, Any], folder: Path) -> Page:
-    return Page(write_study_report(summary, folder / "new" / "report.html").read_text(encoding="utf-8"))
+def markdown(summary: dict[str, Any]) -> str:
+    return render_markdown("study.jinja", **report_data(summary))
 
 
 def tables_of(text: str) -> list[list[str]]:
@@ -250,8 +221,8 @@ def test_every_accuracy_has_its_protocol_in_a_row_of_its_own(summary: dict[str, 
         assert ("1x3 (8 frames, dense@0.25)" in line) == (row["media"] == "video")
 
 
-def test_every_figure_is_on_the_page(summary: dict[str, Any], tmp_path: Path) -> None:
-    page = page_of(summary, tmp_path)
+def test_every_figure_is_on_the_page(summary: dict[str, Any], tmp_path: Path, parse: Any) -> None:
+    page = page_of(summary, tmp_path, parse)
     expected = []
     for kind in ("arms", "transfers", "origins", "probes"):
         expected += [f"{100 * row['top1']:.1f}" for row in summary[kind]]
@@ -264,10 +235,9 @@ def test_every_figure_is_on_the_page(summary: dict[str, Any], tmp_path: Path) ->
     expected += ["9f31c2ab0008", "398 of 1,400 read", "pyav 18.1.0", "checkpoint at step", "29,990 seen", "28 classes between them"]
     expected += ["cover study 'studies/made up/study.yaml' --dry-run", "1.5 hours", "1.2.3", "5.1", "0.0005, 0.001; dev chooses"]
     assert [words for words in expected if words not in page.words] == []
-    assert "expected to find was 5.1\u00a0points on kinetics, 5.1\u00a0points on ssv2 and 5.1\u00a0points on moments." in page.words
     families = {row["family"] for row in summary["comparisons"]}
     assert page.tags.count("svg") == len(families) + 4 + 2 * len({(row["target"], row["size"], row["origin"]) for row in summary["curves"]})
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["report.html", "report.md"]
 
 
 def test_every_table_of_numbers_is_followed_by_how_they_were_measured(summary: dict[str, Any]) -> None:
@@ -280,9 +250,9 @@ def test_every_table_of_numbers_is_followed_by_how_they_were_measured(summary: d
             )
 
 
-def test_nothing_is_fetched_from_outside(summary: dict[str, Any], tmp_path: Path) -> None:
-    text = write_study_report(summary, tmp_path / "report.html").read_text(encoding="utf-8")
-    page = Page(text)
+def test_nothing_is_fetched_from_outside(summary: dict[str, Any], tmp_path: Path, parse: Any) -> None:
+    page = page_of(summary, tmp_path, parse)
+    text = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
     assert all(link.startswith("data:") for link in page.links)
     assert re.findall(r"https?:|url\(|@import|<script", text) == []
 
@@ -296,9 +266,9 @@ def renamed(value: Any, old: str, new: str) -> Any:
     return value.replace(old, new) if isinstance(value, str) else value
 
 
-def test_hostile_names_stay_text(summary: dict[str, Any], tmp_path: Path) -> None:
+def test_hostile_names_stay_text(summary: dict[str, Any], tmp_path: Path, parse: Any) -> None:
     hostile = renamed(summary, "ssv2", HOSTILE)
-    page = page_of(hostile, tmp_path)
+    page = page_of(hostile, tmp_path, parse)
     assert "img" not in page.tags
     assert HOSTILE in page.words
     text = markdown(hostile)
@@ -316,19 +286,13 @@ def test_markdown_tables_are_well_formed(summary: dict[str, Any]) -> None:
         assert {len(cells_of(line)) for line in (head, rule, *body)} == {len(cells_of(head))}
 
 
-def test_the_word_of_a_claim_and_its_place_are_parted(summary: dict[str, Any]) -> None:
-    claims = [line for line in markdown(summary).splitlines() if line.startswith("**(")]
-    assert len(claims) == 4
-    assert all(re.search(r" – [a-z, ]+( on |: )", line) for line in claims), claims
-
-
-def test_what_a_study_lacks_is_said(small: Study, tmp_path: Path) -> None:
+def test_what_a_study_lacks_is_said(small: Study, tmp_path: Path, parse: Any) -> None:
     summary = summary_of(small)
-    page = page_of(summary, tmp_path)
+    page = page_of(summary, tmp_path, parse)
     for said in (
         "No transfer was asked for", "No image set was probed", "There is one seed: the intervals are over sources alone",
-        "Of one seed the spread between runs is not known", "this study lacks the arms videos and videos_images",
-        "this study lacks a transfer with a source of several data sets", "this study lacks a second size",
+        "Of one seed the spread between runs is not known", "needs the arms videos and videos_images",
+        "needs a transfer with a source of several data sets", "needs a second size",
     ):  # fmt: skip
         assert said in page.words
     assert "None" not in page.words
@@ -336,23 +300,24 @@ def test_what_a_study_lacks_is_said(small: Study, tmp_path: Path) -> None:
     assert "None" not in markdown(summary)
 
 
-def test_a_study_of_transfers_alone(tmp_path: Path) -> None:
+def test_a_study_of_transfers_alone(tmp_path: Path, parse: Any) -> None:
     study = study_of(arms=[], targets=["ssv2"], videos=[], images=[], probes=[])
     summary = {**summary_of(study), "arms": [], "curves": [], "rates": [], "per_class": [], "planned": []}
-    page = page_of(summary, tmp_path)
-    for said in ("What transfers? One data set", "No arms were trained", "No learning curve was kept.", "Every run was of one data set.",
-                 "No mixture stands beside", "Nothing was worked out before running.", "No run has both"):  # fmt: skip
+    page = page_of(summary, tmp_path, parse)
+    for said in ("What transfers? 1 data set, 3 seeds", "No arms were trained", "No learning curve was kept.",
+                 "Every run was of one data set.",
+                 "No mixture stands beside", "Nothing was computed before running.", "No run has both"):  # fmt: skip
         assert said in page.words
     assert "cotrained → ssv2" in page.words
 
 
-def test_a_study_without_a_single_comparison(small: Study, tmp_path: Path) -> None:
+def test_a_study_without_a_single_comparison(small: Study, tmp_path: Path, parse: Any) -> None:
     summary = {**summary_of(small), "comparisons": []}
-    assert "Nothing was compared" in page_of(summary, tmp_path).words
-    assert "Not asked: as good as alone (a), images help (b), better transfer (c) and larger gain on smaller data (d)." in markdown(summary)
+    assert "Nothing was compared" in page_of(summary, tmp_path, parse).words
+    assert [row[1].text for row in claims_table(summary).rows] == 4 * ["not asked"]
 
 
-def test_missing_gaps_curves_and_rates_are_dashes(summary: dict[str, Any], tmp_path: Path) -> None:
+def test_missing_gaps_curves_and_rates_are_dashes(summary: dict[str, Any], tmp_path: Path, parse: Any) -> None:
     bare = copy.deepcopy(summary)
     for row in bare["arms"]:
         row.update(gap=None, seen=None)
@@ -360,7 +325,7 @@ def test_missing_gaps_curves_and_rates_are_dashes(summary: dict[str, Any], tmp_p
         row.update(dev=[], loss=[], train=[])
     for row in bare["rates"]:
         row.update(rates=None)
-    page = page_of(bare, tmp_path)
+    page = page_of(bare, tmp_path, parse)
     assert "No run has both accuracy in training and on dev." in page.words
     assert "No learning curve was kept." in page.words
     assert "None" not in page.words
@@ -374,57 +339,49 @@ def comparison(target: str, judged: str, claim: str = "a", **given: Any) -> dict
     }  # fmt: skip
 
 
-def stands(claim: str, *rows: dict[str, Any]) -> tuple[str, str, list[str]]:
-    study = asdict(study_of(sizes={"whole": Size(30)}, origins={"scratch": Origin()}))
-    found = standing(next(each for each in CLAIMS if each.key == claim), {"study": study, "comparisons": list(rows)})
-    return found.word, found.where, found.sentences
+def outcomes(claim: str, *rows: dict[str, Any]) -> list[str]:
+    """The cells of a claim's row: its outcome, and that on each target."""
+    table = claims_table({"study": asdict(study_of()), "comparisons": list(rows)})
+    own = next(row for row in table.rows if str(row[0].text).startswith(f"({claim})"))
+    assert table.columns == ["claim", "outcome", *dict.fromkeys(row["target"] for row in rows)]
+    return [str(cell.text) for cell in own[1:]]
 
 
 def test_at_least_as_good_is_shown_by_better_and_by_not_worse() -> None:
-    word, where, (said,) = stands("a", comparison("x", "better"), comparison("y", "not worse", difference=0.001, low=-0.012, p_holm=0.71))
-    assert (word, where) == ("shown", "on x and y")
-    assert said == (
-        "Co-trained on videos and images, against alone: better on x (+3.2\u00a0points, +1.1 to +5.3, p\u00a00.004); "
-        "not worse on y (+0.1\u00a0points, -1.2 to +5.3, p\u00a00.710; 4.1 could have been found)."
-    )
+    assert outcomes("a", comparison("x", "better"), comparison("y", "not worse")) == ["shown", "shown", "shown"]
+    assert outcomes("a", comparison("x", "no difference shown")) == ["not shown", "not shown"]
 
 
-def test_no_difference_shown_is_said_plainly_and_shows_nothing() -> None:
-    word, where, (said,) = stands("a", comparison("x", "no difference shown", low=-0.05))
-    assert (word, where) == ("not shown", "on x")
-    assert "no difference shown on x" in said
+def test_of_the_first_claim_the_full_mixture_decides() -> None:
+    assert outcomes("a", comparison("x", "better"), comparison("x", "worse", ours="videos")) == ["shown", "shown"]
+    assert outcomes("a", comparison("x", "worse", ours="videos")) == 2 * ["the opposite shown"]
 
 
 def test_a_gain_is_shown_by_better_alone() -> None:
     rows = [comparison("x", "better", "b"), comparison("y", "not worse", "b"), comparison("z", "worse", "b")]
-    word, where, (said,) = stands("b", *rows)
-    assert (word, where) == ("shown in part", "shown on x, not shown on y, the opposite shown on z")
-    assert "no gain shown, and not worse, on y" in said
-    assert stands("b", *rows[2:])[:2] == ("the opposite shown", "on z")
-    assert stands("b", *rows[1:])[0] == "not shown, in part the opposite"
+    assert outcomes("b", *rows) == ["shown in part", "shown", "not shown", "the opposite shown"]
+    assert outcomes("b", *rows[2:]) == 2 * ["the opposite shown"]
+    assert outcomes("b", *rows[1:])[0] == "not shown, in part the opposite"
 
 
 def test_a_set_in_several_settings_is_counted() -> None:
     rows = [comparison("x", "better", "b", family=str(number)) for number in range(3)] + [comparison("x", "worse", "b", family="last")]
-    word, where, said = stands("b", *rows)
-    assert (word, where) == ("shown in part", "shown on x in 3 of 4 settings, the opposite shown on x in 1 of 4 settings")
-    assert len(said) == 4
+    assert outcomes("b", *rows) == ["shown in part", "shown in 3 of 4, the opposite shown in 1 of 4"]
 
 
-def test_the_gain_of_a_smaller_target_is_larger_or_smaller() -> None:
-    given = {"ours": "tenth", "theirs": "whole", "size": "videos_images"}
-    word, _, (said,) = stands("d", comparison("x", "better", "d", **given), comparison("y", "worse", "d", **given))
-    assert word == "shown in part"
-    assert said.startswith("Gain of co-trained on videos and images over alone, tenth against whole: larger on x (+3.2")
-    assert "; smaller on y (" in said
-
-
-def test_transfers_name_the_source_that_they_are_compared_with() -> None:
-    given = {"ours": "both:probe", "origin": ""}
-    rows = [comparison("x", "better", "c", theirs="p:probe", **given), comparison("x", "worse", "c", theirs="q:probe", **given)]
-    word, where, (said,) = stands("c", *rows)
-    assert (word, where) == ("shown in part", "shown on x in 1 of 2 settings, the opposite shown on x in 1 of 2 settings")
-    assert said.startswith("both as source, head alone trained, against each other source: better on x against p (")
+def test_verdicts_and_figures_stand_in_the_table_of_comparisons(summary: dict[str, Any]) -> None:
+    given = [
+        comparison("x", "better"), comparison("x", "worse", "d", ours="tenth", theirs="whole", size="videos_images"),
+        comparison("x", "not worse", "c", ours="both:probe", theirs="p:probe", origin="", low=-0.012, p_holm=0.71),
+    ]  # fmt: skip
+    text = markdown({**summary, "comparisons": given})
+    for line in (
+        "| x (co-trained on videos and images against alone, whole, from scratch) "
+        "| +3.2 (+1.1 to +5.3) | 0.004 (uncorrected 0.002) | better |",
+        "| x (gain of co-trained on videos and images: tenth against whole, from scratch) | +3.2 (+1.1 to +5.3) |",
+        "| x (both against p, head alone trained) | +3.2 (-1.2 to +5.3) | 0.710 (uncorrected 0.002) | not worse | – | 4.1 |",
+    ):
+        assert line in text
 
 
 def test_generated_sets_are_said_to_prove_the_instrument_only(summary: dict[str, Any]) -> None:
@@ -451,20 +408,23 @@ def test_folds_and_the_reported_split_are_named(small: Study) -> None:
     assert "- ssv2: 5 folds over all clips, 1x3 views" in text
 
 
-def test_a_forest_plot_says_what_it_shows() -> None:
-    rows = [Difference("x", 3.0, 1.0, 5.0, "+3.0 (+1.0 to +5.0)", "better"), Difference("y" * 99, -9.0, -20.0, 2.0, "-9.0", "worse")]
+def test_a_forest_plot_shows_its_intervals() -> None:
+    rows = [Interval("x", 3.0, 1.0, 5.0, "+3.0 (+1.0 to +5.0)", "better"), Interval("y" * 99, -9.0, -20.0, 2.0, "-9.0", "worse")]
     span = span_of(rows, 2.0)
     assert span.low < -20.0
     assert span.high > 5.0
     assert span.x(-20.0) < span.x(-2.0) < span.x(0.0) < span.x(5.0)
-    text = forest("name", rows, span, 2.0, "points")
-    page = Page(text)
-    assert 'aria-label="name: x: +3.0 (+1.0 to +5.0), better; ' in text
-    assert "margin -2" in page.words
-    assert "…" in page.words
-    whiskers = [tuple(map(float, ends)) for ends in re.findall(r'whisker [^>]*d="M([\d.]+) \d+H([\d.]+)"', text)]
-    assert whiskers == [(round(span.x(row.low), 1), round(span.x(row.high), 1)) for row in rows]
-    assert "margin" not in Page(forest("name", rows, span, 0.0, "points")).words
+    drawing = forest("name", rows, span, 2.0, "points")
+    assert drawing.label.startswith("name: x: +3.0 (+1.0 to +5.0), better; ")
+    texts = [shape.text for shape in drawing.shapes]
+    assert "margin -2" in texts
+    assert any(text.endswith("…") for text in texts)
+    whiskers = [re.fullmatch(r"M([\d.]+) \d+H([\d.]+)", str(shape.attributes["d"])) for shape in drawing.shapes
+                if "whisker" in str(shape.attributes.get("class"))]  # fmt: skip
+    assert [tuple(map(float, found.groups())) for found in whiskers if found] == [
+        (round(span.x(row.low), 1), round(span.x(row.high), 1)) for row in rows
+    ]
+    assert not any("margin" in shape.text for shape in forest("name", rows, span, 0.0, "points").shapes)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-2.5, 7.0), (-0.003, 0.001), (-44.0, -3.0), (0.1, 99.0)])
@@ -481,5 +441,9 @@ def test_small_words() -> None:
     assert points(0.0321) == "+3.2"
     assert few([3, 1, 1, 2]) == "1, 2, 3"
     assert few([1000, 2000, 3000, 4000]) == "1,000 to 4,000"
-    assert plain("a|b\n<i> *c*") == "a\\|b &lt;i> \\*c\\*"
-    assert Table(["x", "y"], [[Cell("a"), Cell(None)]]).markdown() == "| x | y |\n|---|---:|\n| a | – |"
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in STUDIES.glob("*/results.json")), ids=lambda folder: folder.name)
+def test_a_kept_study_gives_the_figures_of_its_kept_report(folder: Path) -> None:
+    text = markdown(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    assert tables_of(text) == tables_of((folder / "report.md").read_text(encoding="utf-8"))

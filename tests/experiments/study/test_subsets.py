@@ -16,8 +16,8 @@ from cover.datasets.catalog import load_catalog
 from cover.datasets.exclusions import Exclusion, exclusions_path, write_exclusions
 from cover.datasets.manifest import Row, open_manifest
 from cover.errors import UserError
+from cover.experiments.study.subsets import MEASURED, Subset, SubsetBuilder, deal, folded, part_of, permuted
 from cover.media.decode import decode_at
-from cover.experiments.study.subsets import MEASURED, Deriver, Part, deal, folded, permuted, subset
 
 
 def row(number: int, source: str, label: int) -> Row:
@@ -60,19 +60,19 @@ def test_folds_are_even_in_size_and_in_classes() -> None:
 
 @given(clips, st.floats(0.05, 0.9), st.integers(0, 5))
 def test_a_part_has_its_share_of_every_class_in_whole_sources(rows: list[Row], part: float, seed: int) -> None:
-    kept = subset(rows, part, seed)
+    kept = part_of(rows, part, seed)
     taken = {each.source_id for each in kept}
     assert kept == [each for each in rows if each.source_id in taken]
     for label, count in Counter(each.label for each in rows).items():
         assert sum(each.label == label for each in kept) >= max(1, round(part * count))
-    assert kept == subset(rows, part, seed)
+    assert kept == part_of(rows, part, seed)
 
 
 def test_where_every_clip_is_a_source_a_part_is_exact_and_seeds_differ() -> None:
     rows = [row(number, f"film{number}", number % 4) for number in range(400)]
-    kept = subset(rows, 0.1, 0)
+    kept = part_of(rows, 0.1, 0)
     assert Counter(each.label for each in kept) == dict.fromkeys(range(4), 10)
-    assert kept != subset(rows, 0.1, 1)
+    assert kept != part_of(rows, 0.1, 1)
 
 
 def test_permuting_moves_labels_and_nothing_else() -> None:
@@ -85,16 +85,16 @@ def test_permuting_moves_labels_and_nothing_else() -> None:
 
 
 @pytest.fixture
-def deriver(sandbox: Path, tmp_path: Path) -> Deriver:
-    return Deriver(load_catalog(sandbox), tmp_path / "data", "val", 0.1)
+def builder(sandbox: Path, tmp_path: Path) -> SubsetBuilder:
+    return SubsetBuilder(load_catalog(sandbox), tmp_path / "data", "val", 0.1)
 
 
 def rows_of(entry: dict[str, dict[str, str]], split: str) -> list[Row]:
     return list(open_manifest(Path(entry["annotations"][split])).rows())
 
 
-def test_a_whole_data_set_is_its_own_splits(deriver: Deriver) -> None:
-    entry, catalog = deriver.entry(Part("kinetics")), deriver.catalog
+def test_a_whole_data_set_is_its_own_splits(builder: SubsetBuilder) -> None:
+    entry, catalog = builder.entry(Subset("kinetics")), builder.catalog
     for split in ("train", "val"):
         original = list(open_manifest(catalog.manifest_path("kinetics", split)).rows())
         assert rows_of(entry, split) == original
@@ -102,16 +102,16 @@ def test_a_whole_data_set_is_its_own_splits(deriver: Deriver) -> None:
     assert (entry["flip"], entry["views"], entry["sampling"]) == (spec.flip, str(spec.views), str(spec.sampling))
 
 
-def test_folds_of_a_data_set_are_over_all_its_labelled_clips(deriver: Deriver) -> None:
-    own = [open_manifest(deriver.catalog.manifest_path("moments", split)) for split in ("train", "val")]
+def test_folds_of_a_data_set_are_over_all_its_labelled_clips(builder: SubsetBuilder) -> None:
+    own = [open_manifest(builder.catalog.manifest_path("moments", split)) for split in ("train", "val")]
     everything = [each.sample_id for manifest in own for each in manifest.rows()]
-    measured = [each.sample_id for fold in range(3) for each in rows_of(deriver.entry(Part("moments", folds=3, fold=fold)), MEASURED)]
+    measured = [each.sample_id for fold in range(3) for each in rows_of(builder.entry(Subset("moments", folds=3, fold=fold)), MEASURED)]
     assert sorted(measured) == sorted(everything)
 
 
-def test_stills_are_the_clip_s_own_frames(deriver: Deriver) -> None:
-    entry = deriver.entry(Part("kinetics", stills=2))
-    stills, train = rows_of(entry, "train"), rows_of(deriver.entry(Part("kinetics")), "train")
+def test_stills_are_the_clip_s_own_frames(builder: SubsetBuilder) -> None:
+    entry = builder.entry(Subset("kinetics", stills=2))
+    stills, train = rows_of(entry, "train"), rows_of(builder.entry(Subset("kinetics")), "train")
     assert set(entry["annotations"]) == {"train"}
     assert entry["media"] == "image"
     assert len(stills) == 2 * len(train)
@@ -127,12 +127,18 @@ def test_what_overlap_excludes_is_trained_on_by_no_arm(make_set, tmp_path: Path)
     gone = Exclusion("mine", 2, manifest.row(2).sample_id, "source", "mine", "val", "x")
     digests = {f"mine-{split}.arrow": open_manifest(catalog.manifest_path("mine", split)).digest() for split in ("train", "val")}
     write_exclusions(exclusions_path(catalog), [gone], digests, ["source"])
-    deriver = Deriver(catalog, tmp_path / "data", "val", 0.1)
-    assert deriver.count(Part("mine")) == 5
-    assert gone.sample_id not in {each.sample_id for each in rows_of(deriver.entry(Part("mine")), "train")}
+    builder = SubsetBuilder(catalog, tmp_path / "data", "val", 0.1)
+    assert builder.count(Subset("mine")) == 5
+    assert gone.sample_id not in {each.sample_id for each in rows_of(builder.entry(Subset("mine")), "train")}
 
 
-def test_the_digest_tells_one_part_from_another(deriver: Deriver) -> None:
-    parts = [Part("kinetics"), Part("ssv2"), Part("ssv2", part=0.5, seed=0), Part("ssv2", part=0.5, seed=1), Part("ssv2", permuted=True)]
-    assert len({deriver.digest(part) for part in parts}) == len(parts)
-    assert deriver.digest(parts[2]) == deriver.digest(replace(parts[2]))
+def test_the_digest_tells_one_part_from_another(builder: SubsetBuilder) -> None:
+    parts = [
+        Subset("kinetics"),
+        Subset("ssv2"),
+        Subset("ssv2", part=0.5, seed=0),
+        Subset("ssv2", part=0.5, seed=1),
+        Subset("ssv2", permuted=True),
+    ]
+    assert len({builder.digest(part) for part in parts}) == len(parts)
+    assert builder.digest(parts[2]) == builder.digest(replace(parts[2]))

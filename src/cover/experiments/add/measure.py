@@ -105,9 +105,7 @@ def split_of_new(name: str, catalog: Catalog, wanted: str | None) -> str:
     """The split that the new data set is measured on: `wanted`, or the first of `SPLITS` that it has. Raises `UserError`."""
     split = split_of(name, catalog, wanted)
     if split is None:
-        raise UserError(
-            f"{name}: no readable and labelled sample in {', '.join(SPLITS)} to measure it on; does the catalog say dev: 0?"
-        )
+        raise UserError(f"{name}: no readable and labelled sample in {', '.join(SPLITS)} to measure it on; does the catalog say dev: 0?")
     if wanted and split != wanted:
         raise UserError(f"--split {wanted}: {name} {why_absent(name, catalog, wanted)}; it could be measured on {split}")
     return split

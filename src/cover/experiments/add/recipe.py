@@ -89,8 +89,9 @@ def add_recipe(request: AddRequest, rows: int, replayed: Mapping[str, int], shar
     if request.how == "probe":
         optimizer, temporal = replace(PROBE, patterns={rf"^(?!heads\.{request.name}\.)": Pattern(freeze=True)}), "keep"
     recipe = Recipe(
-        data, str(request.out), 0, batch, model, Start(str(request.release), temporal, "keep"), optimizer=optimizer, label_smoothing=SMOOTHING,
-        seed=request.seed, device=request.device, workers=request.workers, evaluate_every=-1, checkpoints=Checkpoints(keep=1),
+        data, str(request.out), 0, batch, model, Start(str(request.release), temporal, "keep"), optimizer=optimizer,
+        label_smoothing=SMOOTHING, seed=request.seed, device=request.device, workers=request.workers, evaluate_every=-1,
+        checkpoints=Checkpoints(keep=1),
     )  # fmt: skip
     steps = math.ceil(sum(size * epochs for size, epochs in [(rows, epochs), *((replayed[name], old[name]) for name in old)]) / batch)
     return replace(recipe, save_every=max(20, math.ceil(steps / SAVES)))

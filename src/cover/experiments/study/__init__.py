@@ -1,1 +1,1 @@
-"""Many runs that are compared: what they are, what is missing of them, and what they show."""
+"""Studies: grids of runs, compared and reported."""

@@ -1,4 +1,4 @@
-"""What is a study: the typed tree behind a STUDY.yaml."""
+"""Configuration of a study: the typed tree of a STUDY.yaml."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from cover.errors import UserError, nearest
 from cover.training.recipe import Augment, Model, Optimizer, option
 
-# What a model of a target is trained on besides it. The first two without the images, the last two are controls.
+# What a target's model is trained on. The last two are controls.
 ARMS = {
     "alone": "the target alone, as many of its clips as every other arm sees",
     "alone_long": "the target alone, at the compute of the full mixture",
@@ -26,14 +26,14 @@ class Size:
     """How much of the target is trained on, how often, and at which rate in mixtures."""
 
     epochs: float = field(metadata={"help": "how often every arm sees the target's training clips"})
-    part: float = option(1.0, "share of the target's training clips, drawn anew with each seed")
-    rate: float = option(0.0, "share of the clips of a mixture that are the target's; 0: in proportion to size")
+    part: float = option(1.0, "fraction of the target's training clips, drawn anew with each seed")
+    rate: float = option(0.0, "fraction of a mixture's clips that are the target's; 0: in proportion to size")
     arms: list[str] = option([], "only these of the study's arms; empty for all")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the weights of every arm come from: a checkpoint, or image pre-training made for each seed, or nothing."""
+    """Starting weights of every arm: a checkpoint, image pre-training made for each seed, or random weights."""
 
     checkpoint: str = option("", "a run, checkpoint or release folder")
     sets: list[str] = option([], "image sets to pre-train all non-temporal weights on")
@@ -45,7 +45,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A to B: models of the sources, each then given a fresh head for every target."""
+    """Transfers: models of the sources, each given a fresh head and trained on every target."""
 
     sources: dict[str, list[str]] = option({}, "name -> its data sets; a source of several leaves the target out")
     checkpoints: dict[str, str] = option({}, "name -> a run, checkpoint or release folder: a source that is there already")
@@ -56,13 +56,13 @@ class Transfer:
 
     @property
     def wanted(self) -> bool:
-        """Whether there is anything to transfer."""
+        """Whether the study has transfers."""
         return bool(self.sources or self.checkpoints)
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the detectable difference is worked out from, before anything is run."""
+    """Expected spreads, from which the detectable difference is computed before anything is run."""
 
     between_runs: float = option(0.03, "standard deviation between seeds of a difference of two arms")
     between_sources: float = option(0.5, "standard deviation over sources of their mean difference")
@@ -70,20 +70,20 @@ class Expected:
 
 @dataclass(frozen=True)
 class Study:
-    """Arms x targets x sizes x origins x seeds, and what is compared with what."""
+    """A study: arms x targets x sizes x origins x seeds."""
 
     catalog: str = field(metadata={"help": "the catalog file, relative to the current folder; indexed"})
     out: str = field(metadata={"help": "the study's folder"})
     targets: list[str] = field(metadata={"help": "video sets that are measured"})
     sizes: dict[str, Size] = field(metadata={"help": "name -> how much of the target, and how often"})
     seeds: list[int] = field(metadata={"help": "of runs; the intervals are over them and over sources"})
-    margin: float = field(metadata={"help": "the loss of top-1 (a share) that still counts as not worse, stated before running"})
+    margin: float = field(metadata={"help": "the loss of top-1 (0 to 1) that still counts as not worse, stated before running"})
     videos: list[str] = option([], "video sets that a target is mixed with (itself left out)")
     images: list[str] = option([], "image sets of the mixture")
     arms: list[str] = option(["alone", "videos", "videos_images"], ", ".join(ARMS))
     origins: dict[str, Origin] = option({"scratch": Origin()}, "name -> where the weights come from")
     folds: dict[str, int] = option({}, "target -> that many folds over all its clips, by source")
-    fold_dev: float = option(0.1, "share of a fold's training sources that the checkpoint is chosen on")
+    fold_dev: float = option(0.1, "fraction of a fold's training sources that the checkpoint is chosen on")
     split: str = option("val", "that is reported where there are no folds")
     frames: int = option(8, "frames of a clip")
     batch: int = option(40, "samples of a step of the full mixture")
@@ -152,7 +152,7 @@ class Study:
         if self.frames < 2:
             raise UserError("frames: a clip has 2 or more; one frame is an image")
         if not 0 <= self.margin < 1:
-            raise UserError(f"margin: {self.margin} is not a share in [0, 1)")
+            raise UserError(f"margin: {self.margin} is not in [0, 1)")
         if self.evaluations < 1 or self.stills < 1 or min(self.seeds) < 0:
             raise UserError("evaluations and stills are 1 or more, seeds 0 or more")
 
@@ -171,10 +171,10 @@ class Study:
             raise UserError("transfer.targets: give at least one")
 
     def arms_at(self, size: str) -> list[str]:
-        """The arms that are run at a size."""
+        """The arms of a size."""
         return [arm for arm in self.arms if arm in (self.sizes[size].arms or self.arms)]
 
     @property
     def mixture(self) -> list[str]:
-        """The video sets of a mixture, those that are targets among them, in their order."""
+        """The video sets of a mixture, targets included, in their order."""
         return list(dict.fromkeys([*self.videos, *self.targets])) if self.videos else []

@@ -1,268 +1,554 @@
-"""How is a study shown? One self-contained page, and the same as Markdown."""
+"""Report of a study: one self-contained page, and the same in Markdown, from the summary that `results.json` holds."""
 
 from __future__ import annotations
 
-import os
+import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cover.experiments.finding import number
-from cover.experiments.study import figures, protocol, tables
-from cover.experiments.study.claims import CLAIMS, SHOWN, Standing, asides, caution, expected, overall, standing
-from cover.experiments.study.layout import Block, Commands, Figure, Folded, Group, Heading, Items, Part, Table, Words, absent, plain
-from cover.experiments.study.words import ARM_WORDS, Row, unique
-from cover.experiments.page import page
+from cover.evaluation.statistics import LEVEL, RESAMPLES
+from cover.experiments.charts import Bar, Interval, Line, Panel, bar, forest, line_chart, signed_bar, span_of
+from cover.experiments.report import Cell, Table, percent, points, render_markdown, render_page, write_text
 
-CLAIM_TITLES = {
-    "a": "(a) One model for all, against a model of each set alone", "a, equal compute": "(a) at equal compute",
-    "b": "(b) Images beside the videos",
-    "c": "(c) Transfer", "d": "(d) As the target shrinks", "control": "Controls",
+Row = Mapping[str, Any]
+
+ARM_NAMES = {
+    "alone": "alone", "alone_long": "alone, equal compute", "videos": "co-trained on videos",
+    "videos_images": "co-trained on videos and images", "stills": "co-trained, stills for images",
+    "permuted": "co-trained, other labels permuted", "origin": "before: pre-trained on images",
 }  # fmt: skip
-SIGNS = {
-    SHOWN: "✓",
-    "shown in part": "◐",
-    "not shown": "–",
-    "not shown, in part the opposite": "✗",
-    "the opposite shown": "✗",
-    "not asked": "·",
-}
+# A colour each, and a dash for arms of one kind, so that they differ without colour too.
+ARM_TONES = {
+    "alone": "single", "alone_long": "single dashed", "videos": "pretrained", "videos_images": "cotrained",
+    "stills": "extra dotted", "permuted": "plain dashed", "origin": "plain",
+}  # fmt: skip
+HOW_NAMES = {"finetune": "fine-tuned", "probe": "head alone trained"}
+# The article's claims: key -> its text, the verdicts that show it, and what a study that does not ask it lacks.
+CLAIMS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "a": ("One co-trained model is at least as good on each data set as a model of that set alone", ("better", "not worse"),
+          "needs the arm alone and a mixture"),
+    "b": ("Images beside the videos help", ("better",), "needs the arms videos and videos_images"),
+    "c": ("A co-trained model transfers better to another data set", ("better",), "needs a transfer with a source of several data sets"),
+    "d": ("The gain grows as the target shrinks", ("better",), "needs a second size, the arm alone and a mixture"),
+}  # fmt: skip
+SHOWN, NOT_SHOWN, OPPOSITE = "shown", "not shown", "the opposite shown"
+AGAINST_ALONE = {"better": (" ▲", "lead"), "worse": (" ▼", "behind")}
+CLASSES_SHOWN, SEEDS_SHOWN = 6, 5
 
 
-def write_study_report(summary: Mapping[str, Any], path: Path) -> Path:
-    """Write the page of a study's `summary` (`summary.summarise`; beside, then renamed) and return its path."""
-    body = _opening(summary) + "\n".join(part.html() for part in parts(summary))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    # A name that is no valid text must not lose the report.
-    beside.write_text(page(title(summary), body), encoding="utf-8", errors="backslashreplace")
-    os.replace(beside, path)
-    return path
+def write_study_report(summary: Row, page: Path, markdown: Path) -> None:
+    """Write the report of a study's `summary` (`summary.summarise`) as an HTML page and as Markdown."""
+    data = report_data(summary)
+    write_text(render_page("study.jinja", **data), page)
+    write_text(render_markdown("study.jinja", **data), markdown)
 
 
-def markdown(summary: Mapping[str, Any]) -> str:
-    """A study in words and tables, the same as the page but for what can only be drawn."""
-    found = _standings(summary)
-    above = [f"# {plain(title(summary))}", plain(overall(found)), f"> {plain(caution(summary))}"]
-    return "\n\n".join([*above, *(part.markdown() for part in parts(summary))]) + "\n"
+def report_data(summary: Row) -> dict[str, Any]:
+    """The tables, panels and figures of a study's report by their names in `templates/study.jinja`."""
+    study = summary["study"]
+    first, others = _split_curves(summary["curves"], study)
+    shown, folded = _split_classes(summary["per_class"], study)
+    return {
+        "summary": summary, "study": study, "title": title(summary), "claims": claims_table(summary),
+        "accuracies": accuracy_tables(summary), "protocol": protocol_lines(summary["arms"], study),
+        "arm_meanings": [f"{ARM_NAMES[arm]}: {summary['arms_mean'][arm]}" for arm in unique(row["arm"] for row in summary["arms"])],
+        "longer": any(row["arm"] == "alone_long" for row in summary["arms"]), "comparisons": comparison_groups(summary),
+        "transfers": transfer_table(summary), "transfer_panels": transfer_panels(summary),
+        "transfer_protocol": protocol_lines(summary["transfers"], study),
+        "curve_key": [(ARM_TONES[arm], ARM_NAMES[arm]) for arm in unique(row["arm"] for row in summary["curves"])],
+        "curves": first, "other_curves": others, "gaps": gap_table(summary), "probes": probe_groups(summary),
+        "rates": rate_table(summary), "classes": [class_table(row) for row in shown],
+        "class_panels": [class_panel(row, study) for row in shown], "other_classes": [class_panel(row, study) for row in folded],
+        "planned": planned_table(summary), "facts": fact_table(summary), "numbers": number_table(summary),
+        "command": f"cover study {shlex.quote(str(Path(study['out']) / 'study.yaml'))}",
+    }  # fmt: skip
 
 
 def title(summary: Row) -> str:
-    """What the study is about."""
+    """The question of the study, and its size."""
     targets = unique(row["dataset"] for row in [*summary["arms"], *summary["transfers"]])
-    seeds = len(summary["study"]["seeds"])
-    counted = f"{number(len(targets))} data set{'s' * (len(targets) != 1)}, {number(seeds)} seed{'s' * (seeds != 1)}"
-    return f"{'Does co-training help?' if summary['arms'] else 'What transfers?'} {counted[0].upper()}{counted[1:]}"
+    question = "Does co-training help?" if summary["arms"] else "What transfers?"
+    return f"{question} {_plural(len(targets), 'data set')}, {_plural(len(summary['study']['seeds']), 'seed')}"
 
 
-def parts(summary: Row) -> list[Part]:
-    """All of the report below its opening."""
-    return [
-        _shown(summary), _accuracy(summary), _comparisons(summary), _transfers(summary), _curves(summary), _gaps(summary), _images(summary),
-        _rates(summary), _classes(summary), _planned(summary), _protocol(summary), _again(summary),
-    ]  # fmt: skip
+# --- claims and comparisons ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Card:
-    """A claim and how it stands."""
-
-    standing: Standing
-
-    def html(self) -> str:
-        """As a card: its sign and word say what its colour says."""
-        own = self.standing
-        sentences = Items(own.sentences).html() if own.sentences else ""
-        kind = own.word.replace(",", "").replace(" ", "-")
-        return (
-            f'<article class="claim {kind}"><h3>({own.claim.key}) {escape(own.claim.words)}</h3>'
-            f'<p class="stands"><b>{SIGNS[own.word]} {escape(own.word)}</b>{escape(_joint(own))}.</p>{sentences}</article>'
-        )
-
-    def markdown(self) -> str:
-        """As a paragraph and its list."""
-        own = self.standing
-        head = f"**({own.claim.key}) {plain(own.claim.words)}** – {plain(own.word + _joint(own))}."
-        return "\n\n".join([head, Items(own.sentences).markdown()]) if own.sentences else head
+def claims_table(summary: Row) -> Table:
+    """A row for each claim: its outcome, and that on every target, from the comparisons that were made for it."""
+    targets = unique(row["target"] for row in summary["comparisons"] if row["claim"] in CLAIMS)
+    rows = []
+    for key, (text, _, needs) in CLAIMS.items():
+        asked = _asked(summary, key)
+        outcomes = [_outcome(key, row) for row in asked]
+        by_target = {target: [_outcome(key, row) for row in asked if row["target"] == target] for target in targets}
+        cells = [_target_cell(by_target[target]) for target in targets]
+        rows.append([Cell(f"({key}) {text}"), _outcome_cell(_overall(outcomes), "" if asked else needs), *cells])
+    return Table(["claim", "outcome", *targets], rows)
 
 
-def _joint(own: Standing) -> str:
-    return f" {own.where}" if own.where.startswith("on ") else f": {own.where}"
+def _asked(summary: Row, claim: str) -> list[Row]:
+    """The comparisons that decide a claim: of (a) those of the full mixture, where there is one."""
+    asked = [row for row in summary["comparisons"] if row["claim"] == claim]
+    full = [row for row in asked if row["ours"] == "videos_images"]
+    return full if claim == "a" and full else asked
 
 
-def _standings(summary: Row) -> list[Standing]:
-    return [standing(claim, summary) for claim in CLAIMS]
+def _outcome(claim: str, row: Row) -> str:
+    return SHOWN if row["verdict"] in CLAIMS[claim][1] else OPPOSITE if row["verdict"] == "worse" else NOT_SHOWN
 
 
-def _opening(summary: Row) -> str:
-    said = overall(_standings(summary))
-    return (
-        f'<header><h1>{escape(title(summary))}</h1><p class="lede">{escape(said)}</p>'
-        f'<p class="caution">{escape(caution(summary))}</p></header>\n'
-    )
+def _overall(outcomes: Sequence[str]) -> str:
+    found = set(outcomes)
+    if len(found) < 2:
+        return outcomes[0] if outcomes else "not asked"
+    return "shown in part" if SHOWN in found else "not shown, in part the opposite"
 
 
-def _shown(summary: Row) -> Part:
-    blocks: list[Block] = [Words(expected(summary))] if summary["planned"] else []
-    blocks += [Card(each) for each in _standings(summary)]
-    for name, words, sentences in asides(summary):
-        blocks += [Heading(name), Words(f"{words[0].upper()}{words[1:]}.", "caption"), Items(sentences)]
-    margin = 100 * summary["study"]["margin"]
-    caption = (
-        "Differences are in points of top-1, with their 95 % interval over seeds and sources, and p corrected by Holm's rule. Better and "
-        f"worse: p is below 0.05. Not worse: the whole interval lies above a loss of {margin:.1f} points. No difference shown: neither. "
-        "What could have been found is the smallest true difference that a study of this spread finds four times in five."
-    )
-    return Part("What it shows", caption, blocks)
+def _outcome_cell(outcome: str, note: str = "") -> Cell:
+    tone = {SHOWN: "lead", OPPOSITE: "behind"}.get(outcome, "")
+    return Cell(outcome, note, f"{tone} said".strip())
 
 
-def _accuracy(summary: Row) -> Part:
-    if not summary["arms"]:
-        return Part("The numbers", "", [absent("No arms were trained: this study is of transfers alone.")])
-    caption = (
-        "Top-1 accuracy in per cent and its 95 % interval. ▲ better than the target alone, ▼ worse, Holm-corrected. All models of a table "
-        "see a target's training clips equally often"
-    )
-    longer = any(row["arm"] == "alone_long" for row in summary["arms"])
-    caption += "; the one at equal compute sees them longer." if longer else "."
-    means = [f"{ARM_WORDS[arm]}: {summary['arms_mean'][arm]}" for arm in unique(row["arm"] for row in summary["arms"])]
-    blocks: list[Block] = []
-    for table in tables.accuracies(summary):
-        blocks.append(table)
-    blocks += [protocol.lines(summary["arms"], summary["study"]), Items(means, "protocol")]
-    return Part("The numbers", caption, blocks)
+def _target_cell(outcomes: Sequence[str]) -> Cell:
+    """The outcome on one target; where its settings differ, how many have which."""
+    if not outcomes:
+        return Cell(None)
+    if len(set(outcomes)) == 1:
+        return _outcome_cell(outcomes[0])
+    counts = {each: outcomes.count(each) for each in (SHOWN, NOT_SHOWN, OPPOSITE)}
+    text = ", ".join(f"{each} in {count} of {len(outcomes)}" for each, count in counts.items() if count)
+    return Cell(text, "settings", "said")
 
 
-def _comparisons(summary: Row) -> Part:
-    if not summary["comparisons"]:
-        return Part("Every comparison", "", [absent("Nothing was compared: there is no pair of arms or sources that a claim asks about.")])
-    caption = (
-        "Paired by clip and seed. Beside the 0 line, dashed, the loss that still counts as not worse. Plots of one claim share a scale. "
-        "What could be found is in points: as planned from the expected spread, and from the spread that was seen."
-    )
-    blocks: list[Block] = [Figure(figures.forest_key())]
-    for claim, words in CLAIM_TITLES.items():
-        rows = [row for row in summary["comparisons"] if row["claim"] == claim]
-        if rows:
-            blocks += [Heading(words, "group"), Figure(figures.forests(rows, summary["study"]))]
-            blocks.append(Folded(f"The same as a table, with {number(len(rows))} rows", [tables.comparisons(rows, summary)]))
-    if len(summary["study"]["seeds"]) == 1:
-        blocks.append(absent("Of one seed the spread between runs is not known, so what could be found from the spread seen is left out."))
-    return Part("Every comparison", caption, blocks)
+def comparison_groups(summary: Row) -> list[dict[str, Any]]:
+    """Claim or control -> its forest plots, on one scale, and the same as a table."""
+    study, margin = summary["study"], 100 * summary["study"]["margin"]
+    groups = []
+    for (claim,), rows in by(summary["comparisons"], "claim").items():
+        intervals = {family: [_interval(row) for row in own] for (family,), own in by(rows, "family").items()}
+        span = span_of([each for own in intervals.values() for each in own], margin)
+        panels = []
+        for (family,), own in by(rows, "family").items():
+            name = family_name(own[0], study)
+            panels.append(Panel(name, drawing=forest(name, intervals[family], span, margin, "points of top-1")))
+        groups.append({"claim": claim, "panels": panels, "table": comparison_table(rows, summary)})
+    order = ["a", "a, equal compute", "b", "c", "d", "control"]
+    return sorted(groups, key=lambda group: order.index(group["claim"]))
 
 
-def _transfers(summary: Row) -> Part:
-    if not summary["transfers"]:
-        return Part("Transfer", "", [absent("No transfer was asked for (transfer.sources or transfer.checkpoints of the study).")])
-    caption = (
-        "Each model of a source, given a new head and trained on the target, all sources alike. Blue: sources of several data sets; green: "
-        "of the target itself. The upright tick is chance, the thin line the 95 % interval."
-    )
-    return Part("Transfer", caption, [
-        Figure(figures.transfers(summary), Group([tables.transfers(summary), protocol.lines(summary["transfers"], summary["study"])])),
-    ])  # fmt: skip
+def family_name(row: Row, study: Row) -> str:
+    """The comparison that all of a family make."""
+    if row["claim"] == "c":
+        source, how = source_of(row["ours"])
+        return f"{source} as source, {HOW_NAMES[how]}, against each other source"
+    if row["claim"] == "d":
+        return f"Gain of {ARM_NAMES[row['size']]} over alone, {_sizes_compared(row, study)}"
+    name, beside = f"{ARM_NAMES[row['ours']]}, against {ARM_NAMES[row['theirs']]}", setting(study, row["size"], row["origin"])
+    return f"{name[0].upper()}{name[1:]}" + (f" ({beside})" if beside else "")
 
 
-def _curves(summary: Row) -> Part:
-    rows, study = summary["curves"], summary["study"]
-    if not any(row["dev"] or row["loss"] for row in rows):
-        return Part("Learning curves", "", [absent("No learning curve was kept.")])
-    caption = "One run of each, of the first seed (and fold, and learning rate). Equal positions mean equal experience of the target."
-    first, others = _first(rows, lambda row: (row["size"], row["origin"]) == (rows[0]["size"], rows[0]["origin"]))
-    blocks: list[Block] = [Figure(figures.curve_key(rows)), Figure(figures.curves(first, study), Words("Drawn in the HTML report."))]
-    if others:
-        blocks.append(Folded("The other sizes and starting weights", [Figure(figures.curves(others, study))]))
-    return Part("Learning curves", caption, blocks)
+def _sizes_compared(row: Row, study: Row) -> str:
+    origin = f", from {row['origin']}" if len(study["origins"]) > 1 else ""
+    return f"{row['ours']} against {row['theirs']}{origin}"
 
 
-def _first(rows: Sequence[Row], wanted: Callable[[Row], bool]) -> tuple[list[Row], list[Row]]:
-    """What is shown at once, and what is folded away."""
-    return [row for row in rows if wanted(row)], [row for row in rows if not wanted(row)]
+def _interval(row: Row) -> Interval:
+    label = f"{row['target']} (against {source_of(row['theirs'])[0]})" if row["claim"] == "c" else row["target"]
+    text = f"{points(row['difference'])} ({_points_between(row)})"
+    return Interval(label, 100 * row["difference"], 100 * row["low"], 100 * row["high"], text, row["verdict"])
 
 
-def _gaps(summary: Row) -> Part:
-    if not any(row["gap"] for row in summary["arms"]):
-        return Part("Training against dev", "", [absent("No run has both accuracy in training and on dev.")])
-    caption = (
-        "Points by which top-1 in training lies above that on dev; means over seeds and folds. In training: augmented clips, at the end of "
-        "the run; on dev: at the checkpoint that was measured. A small gap with a low dev figure is underfitting."
-    )
-    return Part("Training against dev", caption, [tables.gaps(summary)])
-
-
-def _images(summary: Row) -> Part:
-    if not summary["probes"]:
-        return Part("Images, before and after", "", [absent("No image set was probed (probes of the study).")])
-    caption = (
-        "How well a new classifier of images does on a model's frozen features: before video training, after it without images, and after "
-        "it with images in the mixture. No differences are tested here; intervals are at 95 %."
-    )
-    groups = figures.probed(summary)
+def comparison_table(rows: Sequence[Row], summary: Row) -> Table:
+    """Comparisons with interval, p-values, verdict, and the differences that could have been found."""
     study = summary["study"]
-    blocks: list[Block] = [
-        Figure(figures.probes(note, rows, study), Group([_noted(tables.probes(rows, summary), note), protocol.lines(rows, study)]))
-        for note, rows in groups
+    planned = {row["target"]: row["detectable"] for row in summary["planned"]}
+    body = [
+        [
+            Cell(row["target"], _pair(row, study)), Cell(points(row["difference"]), _points_between(row)),
+            Cell(_p_value(row["p_holm"]), f"uncorrected {_p_value(row['p'])}"), Cell(row["verdict"], "", "said"),
+            Cell(percent(planned.get(row["target"]) if row["claim"] != "d" else None)), Cell(percent(row["detectable"])),
+            Cell(f"{row['seeds']} × {row['sources']:,}", f"{row['items']:,} clips"),
+        ]
+        for row in rows
     ]  # fmt: skip
-    if not summary["origins"]:
-        blocks.append(absent("No starting weights were pre-trained in this study, so there is no figure from before."))
-    return Part("Images, before and after", caption, blocks)
+    columns = ["data set", "points", "p, Holm", "verdict", "could be found: planned", "from the spread seen", "seeds × sources"]
+    return Table(columns, body, kind="small")
 
 
-def _noted(table: Table, note: str) -> Table:
-    return Table(table.columns, table.rows, f"{table.title}, {note}" if note else table.title, table.kind)
+def _pair(row: Row, study: Row) -> str:
+    if row["claim"] == "c":
+        source, how = source_of(row["ours"])
+        return f"{source} against {source_of(row['theirs'])[0]}, {HOW_NAMES[how]}"
+    if row["claim"] == "d":
+        return f"gain of {ARM_NAMES[row['size']]}: {_sizes_compared(row, study)}"
+    return _joined(f"{ARM_NAMES[row['ours']]} against {ARM_NAMES[row['theirs']]}", setting(study, row["size"], row["origin"]))
 
 
-def _rates(summary: Row) -> Part:
-    if not summary["rates"]:
-        return Part("The mixtures", "", [absent("Every run was of one data set.")])
-    caption = "Share of the samples drawn, in per cent, and their number; first seed. An image counts as one sample, as a clip does."
-    return Part("The mixtures", caption, [tables.rates(summary)])
+# --- accuracies ---------------------------------------------------------------------------------------------------------
 
 
-def _classes(summary: Row) -> Part:
-    if not summary["per_class"]:
-        return Part("Class by class", "", [absent("No mixture stands beside a model of its target alone.")])
-    caption = (
-        "Gain of a mixture over the target alone, in points of each class's accuracy, mean over seeds. Single classes have few clips and "
-        "are not tested: what stands at the ends of such a list is in part luck. All of them are in results.json."
-    )
-    last, study = summary["per_class"][-1], summary["study"]
-    first, others = _first(summary["per_class"], lambda row: row["arm"] == last["arm"] and row["size"] == next(iter(study["sizes"])))
-    blocks: list[Block] = [_drawn_classes(first, study)] if first else []
-    if others:
-        blocks.append(Folded("The other mixtures and sizes", [Figure(figures.classes(others, study))]))
-    return Part("Class by class", caption, blocks)
+def accuracy_tables(summary: Row) -> list[Table]:
+    """One table for each size: a row for each arm and starting weights, a column for each target, like the article's."""
+    study = summary["study"]
+    verdicts = {
+        (row["ours"], row["target"], row["size"], row["origin"]): row["verdict"]
+        for row in summary["comparisons"] if row["theirs"] == "alone"
+    }  # fmt: skip
+    tables = []
+    for (size,), rows in by(summary["arms"], "size").items():
+        targets = unique(row["dataset"] for row in rows)
+        body = []
+        for (origin, arm), own in by(rows, "origin", "arm").items():
+            of = {row["dataset"]: row for row in own}
+            figures = [_figure(of.get(name), verdicts.get((arm, name, size, origin), "")) for name in targets]
+            body.append([*_arm_cells(study, arm, origin, own, len(targets)), *figures])
+        columns = ["model", "pre-train", "fine-tune", *targets]
+        tables.append(Table(columns, body, _size_name(study, size), "article"))
+    return tables
 
 
-def _drawn_classes(rows: Sequence[Row], study: Row) -> Block:
-    return Figure(figures.classes(rows, study), Group([tables.classes(row) for row in rows]))
+def _arm_cells(study: Row, arm: str, origin: str, rows: Sequence[Row], targets: int) -> list[Cell]:
+    """An arm's name, starting weights and training sets."""
+    sets, remark = _training_sets(study, arm)
+    shared = len(rows) > 1 and len({tuple(row["runs"]) for row in rows}) == 1
+    model = "one model for all" if shared else "one model for each" if targets > 1 else ""
+    return [
+        Cell(ARM_NAMES[arm], model, narrow=f"from {origin}; {sets}"), Cell(origin, _origin_name(study, origin), "text"),
+        Cell(sets, remark, "text"),
+    ]  # fmt: skip
 
 
-def _planned(summary: Row) -> Part:
-    if not summary["planned"]:
-        return Part("What could be found", "", [absent("Nothing was worked out before running.")])
-    expected = summary["study"]["expected"]
-    caption = (
-        f"The smallest true difference of two arms found four times in five, worked out before anything was run, from an expected "
-        f"standard deviation of {100 * expected['between_runs']:g} points between seeds and {100 * expected['between_sources']:g} points "
-        "between sources."
-    )
-    return Part("What could be found", caption, [tables.planned(summary)])
+def _training_sets(study: Row, arm: str) -> tuple[str, str]:
+    """The data sets of an arm, and a remark."""
+    videos = unique([*study["videos"], *study["targets"]]) if study["videos"] else ["that set"]
+    if arm in ("alone", "alone_long"):
+        return "that set alone", "longer" if arm == "alone_long" else ""
+    if arm == "videos":
+        return " + ".join(videos), ""
+    if arm == "stills":
+        return " + ".join([*videos, "its stills"]), f"{study['stills']} stills of each training clip"
+    return " + ".join([*videos, *study["images"]]), "labels of all but that set permuted" if arm == "permuted" else ""
 
 
-def _protocol(summary: Row) -> Part:
-    caption = (
-        "One row for every number. Accuracy is over the samples read, from integer counts; a tie counts as wrong. Nothing is dropped or "
-        "padded. Views are clips in time x crops in space, softmax averaged. A class list is named by the start of its SHA-256."
-    )
-    every = protocol.every_number(summary)
-    return Part("Protocol", caption, [protocol.of_the_study(summary), Folded(f"Every number: {number(len(every.rows))} rows", [every])])
+def _origin_name(study: Row, name: str) -> str:
+    origin = study["origins"][name]
+    if origin["sets"]:
+        return f"{', '.join(origin['sets'])}, {origin['steps']:,} steps"
+    return origin["checkpoint"] or "random weights"
 
 
-def _again(summary: Row) -> Part:
-    file = shlex.quote(str(Path(summary["study"]["out"]) / "study.yaml"))
-    caption = "In the folder that it was run in. What is done and unchanged is kept; without results and runs all of it is made anew."
-    return Part("To run it again", caption, [Commands([f"cover study {file} --dry-run", f"cover study {file}"])])
+def _size_name(study: Row, name: str) -> str:
+    size = study["sizes"][name]
+    rate = f", {percent(size['rate'])} % of the clips of a mixture" if size["rate"] else ""
+    return f"{name}: {100 * size['part']:g} % of the training clips, {size['epochs']:g} epochs of them{rate}"
+
+
+def _figure(row: Row | None, verdict: str) -> Cell:
+    if row is None:
+        return Cell(None)
+    sign, tone = AGAINST_ALONE.get(verdict, ("", ""))
+    return Cell(f"{percent(row['top1'])}{sign}", _between(row), tone)
+
+
+def transfer_table(summary: Row) -> Table:
+    """Source, target, how, accuracy: the same as the bars."""
+    rows = []
+    for row in summary["transfers"]:
+        source, how = source_of(row["arm"])
+        rows.append([Cell(source), Cell(row["dataset"]), Cell(HOW_NAMES[how]), Cell(percent(row["top1"]), _between(row)),
+                     Cell(_read(row))])  # fmt: skip
+    return Table(["model of", "fine-tune", "how", "top-1 %", "read of listed"], rows)
+
+
+def transfer_panels(summary: Row) -> list[Panel]:
+    """A panel of bars for every target and way of transfer."""
+    study = summary["study"]
+    mixed = {source_of(row["ours"])[0] for row in summary["comparisons"] if row["claim"] == "c"}
+    rows = [{**row, "source": source_of(row["arm"])[0], "how": source_of(row["arm"])[1]} for row in summary["transfers"]]
+    panels = []
+    for (target, how), own in by(rows, "dataset", "how").items():
+        bars = []
+        for row in own:
+            itself = study["transfer"]["sources"].get(row["source"]) == [target]
+            tone = "cotrained" if row["source"] in mixed else "pretrained" if itself else "single"
+            bars.append(_bar(f"{row['source']} → {target}", row, tone))
+        panels.append(Panel(target, HOW_NAMES[how], bars, protocol=protocol_lines(own, study)))
+    return panels
+
+
+def _bar(label: str, row: Row, tone: str) -> Bar:
+    return bar(label, row["top1"], f"{percent(row['top1'])} ({_between(row)})", tone, row["chance"], (row["low"], row["high"]))
+
+
+def probe_groups(summary: Row) -> list[dict[str, Any]]:
+    """Accuracies of image classifiers on frozen features, before and after, for each starting weights, size and image set."""
+    study, groups = summary["study"], []
+    for (origin, size, dataset), rows in by(summary["probes"], "origin", "size", "dataset").items():
+        note = setting(study, size, origin)
+        before = [row for row in summary["origins"] if (row["origin"], row["dataset"]) == (origin, dataset)]
+        labelled = [(ARM_NAMES["origin"], "origin", row) for row in before] + _probed(rows)
+        bars = [_bar(label, row, ARM_TONES[arm]) for label, arm, row in labelled]
+        lines = protocol_lines([row for *_, row in labelled], study)
+        body = []
+        for label, arm, row in labelled:
+            moved = points(row["top1"] - before[0]["top1"]) if before and arm != "origin" else None
+            body.append([Cell(label), Cell(percent(row["top1"]), _between(row)), Cell(moved)])
+        table = Table(["model", "top-1 %", "against before, points"], body, _joined(dataset, note))
+        groups.append({"panel": Panel(dataset, note, bars, protocol=lines), "table": table, "protocol": lines})
+    return groups
+
+
+def _probed(rows: Sequence[Row]) -> list[tuple[str, str, Row]]:
+    """Label, arm and row of each probed model. A model that serves several targets was probed once and is listed once."""
+    split = [{**row, "of": row["arm"].partition(":")[0], "models": tuple(row["runs"])} for row in rows]
+    found = []
+    for (arm, _), same in by(split, "of", "models").items():
+        target = "" if len(same) > 1 else f", {same[0]['arm'].partition(':')[2]}"
+        found.append((f"after {ARM_NAMES[arm]}{target}", arm, same[0]))
+    return found
+
+
+# --- how the runs went --------------------------------------------------------------------------------------------------
+
+
+def _split_curves(rows: Sequence[Row], study: Row) -> tuple[list[Panel], list[Panel]]:
+    """The curves of the first size and starting weights, and those of the others."""
+    if not any(row["dev"] or row["loss"] for row in rows):
+        return [], []
+    place = rows[0]["size"], rows[0]["origin"]
+    first = [row for row in rows if (row["size"], row["origin"]) == place]
+    return curve_panels(first, study), curve_panels([row for row in rows if row not in first], study)
+
+
+def curve_panels(rows: Sequence[Row], study: Row) -> list[Panel]:
+    """For every target and setting: accuracy on dev, and loss in training, over the samples of the target seen."""
+    highest = max((y for row in rows for _, y in row["dev"]), default=1.0)
+    most = max(1, math.ceil(5 * highest - 1e-9)) / 5  # the next fifth, whose quarters are round
+    panels = []
+    for (target, size, origin), own in by(rows, "target", "size", "origin").items():
+        for name, kind in (("top-1 on dev", "dev"), ("training loss", "loss")):
+            note = _joined(name, setting(study, size, origin))
+            lines = [Line(ARM_NAMES[row["arm"]], ARM_TONES[row["arm"]], row[kind], smooth=False) for row in own if row[kind]]
+            if lines:
+                label = f"samples of {target} seen"
+                drawing = line_chart(f"{target}, {note}", lines, label, percent=kind == "dev", most=most)
+                panels.append(Panel(target, note, drawing=drawing))
+    return panels
+
+
+def gap_table(summary: Row) -> Table | None:
+    """The accuracy in training minus that on dev; None where no run has both."""
+    if not any(row["gap"] for row in summary["arms"]):
+        return None
+    targets = unique(row["dataset"] for row in summary["arms"])
+    body = []
+    for (size, origin, arm), rows in by(summary["arms"], "size", "origin", "arm").items():
+        own = {row["dataset"]: row["gap"] for row in rows}
+        cells = [_gap(own.get(name)) for name in targets]
+        body.append([Cell(ARM_NAMES[arm], setting(summary["study"], size, origin)), *cells])
+    return Table(["model", *targets], body, kind="small")
+
+
+def _gap(gap: Row | None) -> Cell:
+    if gap is None:
+        return Cell(None)
+    return Cell(points(gap["train"] - gap["dev"]), f"{percent(gap['train'])} train, {percent(gap['dev'])} dev")
+
+
+def rate_table(summary: Row) -> Table:
+    """What each mixture is made of, in per cent of the samples and in samples. It does not depend on the starting weights."""
+    names = unique(name for row in summary["rates"] for name in row["seen"])
+    body = []
+    for row, *_ in by(summary["rates"], "arm", "target", "size").values():
+        rates = row["rates"] or {}
+        figures = [
+            Cell(percent(rates[name]), f"{row['seen'][name]:,} seen") if name in row["seen"] and name in rates else Cell(None)
+            for name in names
+        ]  # fmt: skip
+        body.append([Cell(ARM_NAMES[row["arm"]], row["run"]), Cell(f"{row['steps']:,}", f"of {row['batch']:,} samples"), *figures])
+    return Table(["mixture", "steps", *names], body, kind="small")
+
+
+def _split_classes(rows: Sequence[Row], study: Row) -> tuple[list[Row], list[Row]]:
+    """The gains of the last arm at the first size, and the others."""
+    if not rows:
+        return [], []
+    place = rows[-1]["arm"], next(iter(study["sizes"]))
+    first = [row for row in rows if (row["arm"], row["size"]) == place]
+    return first, [row for row in rows if row not in first]
+
+
+def _most_moved(row: Row) -> tuple[list[tuple[str, Row]], int]:
+    """Classes from the largest gain down, without those in the middle where there are many, and the number of these."""
+    ordered = sorted(row["classes"].items(), key=lambda item: (-item[1]["gain"], item[0]))
+    left = len(ordered) - 2 * CLASSES_SHOWN
+    return (ordered, 0) if left <= 0 else ([*ordered[:CLASSES_SHOWN], *ordered[-CLASSES_SHOWN:]], left)
+
+
+def class_table(row: Row) -> Table:
+    """The classes of one mixture that gain and lose most."""
+    shown, left = _most_moved(row)
+    body = [[Cell(name), Cell(points(own["gain"])), Cell(f"{own['items']:,}")] for name, own in shown]
+    more = f", {left} classes between them left out" if left else ""
+    name = f"{ARM_NAMES[row['arm']]} against alone, {row['target']}, {row['size']}, from {row['origin']}{more}"
+    return Table(["class", "gain, points", "clips"], body, name)
+
+
+def class_panel(row: Row, study: Row) -> Panel:
+    """The same as bars."""
+    shown, left = _most_moved(row)
+    most = max(abs(own["gain"]) for _, own in shown) or 1.0
+    bars = [signed_bar(name, f"{own['items']} clips", own["gain"], most, points(own["gain"])) for name, own in shown]
+    return Panel(row["target"], _joined(ARM_NAMES[row["arm"]], setting(study, row["size"], row["origin"])), bars, left_out=left)
+
+
+# --- protocol -----------------------------------------------------------------------------------------------------------
+
+
+def planned_table(summary: Row) -> Table:
+    """The detectable differences, computed before anything was run."""
+    body = [
+        [Cell(row["target"]), Cell(f"{row['items']:,}"), Cell(f"{row['sources']:,}"), Cell(str(row["seeds"])),
+         Cell(percent(row["detectable"]))]
+        for row in summary["planned"]
+    ]  # fmt: skip
+    return Table(["data set", "clips", "sources", "seeds", "detectable, points"], body, kind="small")
+
+
+def protocol_lines(rows: Sequence[Row], study: Row) -> list[str]:
+    """One line for each data set: how its numbers in `rows` were measured. Where they differ, a range is given."""
+    lines = []
+    for (dataset,), own in by(rows, "dataset").items():
+        views = few(f"{row['views']} views" + (f" of {row['frames']} frames" if row["media"] == "video" else "") for row in own)
+        facts = [
+            _split_name(study, own[0]), views, few(f"{_read(row)} read" for row in own),
+            few(f"{row['classes']} classes (list {row['class_digest']})" for row in own), f"chance {percent(own[0]['chance'])} %",
+            f"{few(len(row['by_seed']) for row in own)} seed{'s' * (max(len(row['by_seed']) for row in own) > 1)}",
+            f"checkpoint at step {few(step for row in own for step in row['checkpoint_steps'])} of {few(row['steps'] for row in own)}",
+            f"learning rate {few(lr for row in own for lr in row['lrs'])}", few(row["decoder"] or "" for row in own),
+        ]  # fmt: skip
+        lines.append(f"{dataset}: {', '.join(filter(None, facts))}")
+    return lines
+
+
+def _split_name(study: Row, row: Row) -> str:
+    """Folds of an arm's data set that has them, else the study's split. The row's own split is an internal name."""
+    folds = study["folds"].get(row["dataset"]) if row["arm"] in study["arms"] else None
+    return f"{folds} folds over all clips" if folds else f"split {study['split']}"
+
+
+def number_table(summary: Row) -> Table:
+    """One row for each accuracy of the study, with its protocol."""
+    study = summary["study"]
+    named = [(row, ARM_NAMES[row["arm"]]) for row in summary["arms"]]
+    for row in summary["transfers"]:
+        source, how = source_of(row["arm"])
+        named.append((row, f"from {source}, {HOW_NAMES[how]}"))
+    named += [(row, ARM_NAMES[row["arm"]]) for row in summary["origins"]]
+    for row in summary["probes"]:
+        arm, _, target = row["arm"].partition(":")
+        named.append((row, f"probe after {ARM_NAMES[arm]}, for {target}"))
+    columns = (
+        "number", "data set", "top-1 %", "by seed", "reported on", "views", "classes", "checkpoint step", "samples seen", "decoder",
+    )  # fmt: skip
+    return Table(columns, [_number(row, name, study) for row, name in named], kind="small")
+
+
+def _number(row: Row, name: str, study: Row) -> list[Cell]:
+    by_seed, seen = row["by_seed"], row["seen"]
+    ends = {"low": min(by_seed), "high": max(by_seed)}
+    views = f"{row['frames']} frames, {row['sampling']}" if row["media"] == "video" else ""
+    return [
+        Cell(name, setting(study, row["size"], row["origin"])), Cell(row["dataset"]), Cell(percent(row["top1"]), _between(row)),
+        Cell(", ".join(f"{100 * top1:.1f}" for top1 in by_seed) if len(by_seed) <= SEEDS_SHOWN else _between(ends)),
+        Cell(_split_name(study, row), f"{_read(row)} read"), Cell(row["views"], views), Cell(str(row["classes"]), row["class_digest"]),
+        Cell(few(row["checkpoint_steps"]), f"of {row['steps']:,}"),
+        Cell(None if seen is None else f"{seen:,}", f"rate {few(row['lrs'])}"), Cell(row["decoder"]),
+    ]  # fmt: skip
+
+
+def fact_table(summary: Row) -> Table:
+    """What holds for all numbers of the study."""
+    study, model, runs = summary["study"], summary["study"]["model"], summary["runs"]
+    steps, seconds = (sum(run[key] or 0 for run in runs) for key in ("steps", "seconds"))
+    chosen = "; dev chooses, run by run" if len(study["lrs"]) > 1 else ""
+    facts = {
+        "seeds": ", ".join(map(str, study["seeds"])),
+        "model": f"{model['preset']}, {model['size']} pixels, {study['frames']} frames, {model['attention']} attention",
+        "samples of a step": f"{study['batch']} in the full mixture; the target alone as many clips as that holds of all videos",
+        "learning rates tried": f"{', '.join(f'{lr:g}' for lr in study['lrs'])}{chosen}",
+        "checkpoint": f"best on dev of {study['evaluations']} evenly over a run; by mean rank over its data sets",
+        "margin": f"{percent(study['margin'])} points of top-1, stated before running",
+        "intervals": f"{100 * LEVEL:g} %, percentiles of {RESAMPLES:,} resamples of seeds and sources, the same for both of a pair",
+        "p-values": "two-sided, from the same resamples, corrected by Holm's rule within each family",
+        "runs": f"{len(runs)}, {steps:,} steps, {seconds / 3600:.1f} hours in all",
+        "cover": summary["cover"],
+    }
+    return Table([], [[Cell(key), Cell(value)] for key, value in facts.items()], kind="small facts")
+
+
+# --- names and figures --------------------------------------------------------------------------------------------------
+
+
+def setting(study: Row, size: str, origin: str) -> str:
+    """Size and starting weights, where the study has several of them."""
+    words = [size] if len(study["sizes"]) > 1 and size else []
+    words += [f"from {origin}"] if len(study["origins"]) > 1 and origin else []
+    return ", ".join(words)
+
+
+def source_of(arm: str) -> tuple[str, str]:
+    """The source of a transfer, and how it was trained."""
+    source, _, how = arm.rpartition(":")
+    return source, how
+
+
+def few(values: Iterable[Any], most: int = 3) -> str:
+    """The different values; of more than `most` numbers, the smallest to the largest.
+
+    >>> few([1, 2, 1]), few(range(9))
+    ('1, 2', '0 to 8')
+    """
+    own = sorted(set(values))
+    texts = [f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value) for value in own]
+    return ", ".join(texts) if len(texts) <= most or isinstance(own[0], str) else f"{texts[0]} to {texts[-1]}"
+
+
+def unique(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in their order."""
+    return list(dict.fromkeys(values))
+
+
+def by(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows grouped by their values of `keys`, in their order."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _between(row: Row) -> str:
+    return f"{percent(row['low'])} to {percent(row['high'])}"
+
+
+def _points_between(row: Row) -> str:
+    return f"{points(row['low'])} to {points(row['high'])}"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _read(row: Row) -> str:
+    return f"{row['n_read']:,} of {row['n_listed']:,}"

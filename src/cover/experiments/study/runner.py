@@ -1,12 +1,11 @@
-"""How does a study get run? What is missing of it, in processes side by side; what is done is kept.
+"""Running a study: its missing runs, in processes side by side.
 
-A run's folder holds its recipe, its catalog and its log, and `results/NAME.json` what was measured on it. A result counts as done where
-it is of the same recipe, the same manifests and the same starting weights.
+`runs/NAME` is the folder of a run, `results/NAME.json` has what was measured on it. A result counts as done if it is of the same recipe,
+the same manifests and the same starting weights.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Sequence
@@ -21,19 +20,19 @@ import numpy as np
 import torch
 import yaml
 
-from cover.console import Meter, be_silent, say, write_json
+from cover.console import Meter, be_silent, say
 from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.outcomes import Outcomes
 from cover.evaluation.tasks import Task, find_tasks
+from cover.experiments.run_files import RunHistory, read_log, read_result, write_result
+from cover.experiments.study.arms import Job
+from cover.experiments.study.subsets import MEASURED, SubsetBuilder
 from cover.machine import cores, end_with_parent
 from cover.model.device import pick_device
 from cover.model.weights import find_release, load_release, steps_saved
-from cover.experiments.study.arms import Job
-from cover.experiments.study.subsets import MEASURED, Deriver
-from cover.experiments.run_log import read_log
 from cover.training import checkpoint
 from cover.training.folder import is_begun
 from cover.training.keeping import best_step, dev_scores
@@ -45,8 +44,10 @@ CURVE_POINTS = 24
 
 @dataclass(frozen=True)
 class Order:
-    """A job as it is sent to a process: everything by value. `entries`: the catalog of its data sets; `start`: the run it starts from, at
-    the checkpoint that is best by `start_best`."""
+    """A job as it is sent to a process, by value.
+
+    `entries`: the catalog of its data sets. `start`: the folder of the run that it starts from, at the checkpoint best by `start_best`.
+    """
 
     name: str
     digest: str
@@ -57,13 +58,13 @@ class Order:
     start_best: str = ""
 
 
-def run_missing(jobs: Sequence[Sequence[Job]], deriver: Deriver, out: Path, workers: int) -> int:
-    """Run what is not done of `jobs`, list after list, `workers` processes side by side; returns how many were run.
+def run_missing(jobs: Sequence[Sequence[Job]], builder: SubsetBuilder, out: Path, workers: int) -> int:
+    """Run those of `jobs` that are not done, list after list, in `workers` processes; returns how many were run.
 
-    Raises `UserError` of a run that cannot go on, naming it.
+    Raises `UserError` that names the run where one cannot go on.
     """
     out = out.absolute()
-    orders = [[order_of(job, deriver, out) for job in wave] for wave in jobs]
+    orders = [[order_of(job, builder, out) for job in wave] for wave in jobs]
     missing = find_missing(orders, out)
     total, count = sum(map(len, orders)), sum(map(len, missing))
     say(f"study: {total - count} of {total} runs are done" + (f", {count} to go, {workers} at once" if count else ""))
@@ -77,8 +78,10 @@ def run_missing(jobs: Sequence[Sequence[Job]], deriver: Deriver, out: Path, work
 
 
 def find_missing(orders: Sequence[Sequence[Order]], out: Path) -> list[list[Order]]:
-    """Of lists of runs, each list starting from the ones before, those to be run: without a result, or needed by one that is to be run
-    while its weights are not there."""
+    """The runs to be run: those without a result, and those without weights from which one of these starts.
+
+    The runs of a list start from those of the lists before it.
+    """
     needed: set[str] = set()
     missing: list[list[Order]] = []
     for wave in reversed(orders):
@@ -89,20 +92,20 @@ def find_missing(orders: Sequence[Sequence[Order]], out: Path) -> list[list[Orde
 
 
 def is_trained(order: Order, out: Path) -> bool:
-    """Whether the folder of a run holds this very run, to its end."""
+    """Whether the folder of a run holds this very run, finished."""
     run = run_of(out, order.name)
     stamp = stamp_of(run)
     return stamp.exists() and stamp.read_text() == order.digest and max(steps_saved(run), default=0) >= order.recipe.steps
 
 
 def stamp_of(run: Path) -> Path:
-    """Where the digest of what a run's folder was begun as stands."""
+    """The file with the digest under which a run's folder was begun."""
     return run.parent / f".{run.name}.digest"
 
 
-def order_of(job: Job, deriver: Deriver, out: Path) -> Order:
-    """What a process needs of a job."""
-    entries = {name: deriver.entry(part) for name, part in job.parts.items()}
+def order_of(job: Job, builder: SubsetBuilder, out: Path) -> Order:
+    """The order of a job."""
+    entries = {name: builder.entry(subset) for name, subset in job.subsets.items()}
     start = run_of(out, job.start.name) if job.start is not None else None
     start_best = job.start.recipe.checkpoints.best if job.start is not None else ""
     return Order(job.name, job.digest, job.recipe, entries, tuple(sorted(job.measured)), start, start_best)
@@ -114,26 +117,14 @@ def run_of(out: Path, name: str) -> Path:
 
 
 def result_path(out: Path, name: str) -> Path:
-    """Where the result of a run is."""
+    """The result file of a run."""
     return out / "results" / f"{name}.json"
 
 
 def is_done(order: Order, out: Path) -> bool:
-    """Whether a result is there, of this very job and on all the data sets that are asked for."""
-    found = read_result(out, order.name)
-    return found is not None and found["digest"] == order.digest and set(order.measured) <= set(found["measured"])
-
-
-def read_result(out: Path, name: str) -> dict[str, Any] | None:
-    """The result of a run as it was written; None where there is none."""
-    path = result_path(out, name)
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it, and it is made again") from None
-    return found
+    """Whether there is a result of this very job on all its measured data sets."""
+    result = read_result(result_path(out, order.name))
+    return result is not None and result["digest"] == order.digest and set(order.measured) <= set(result["measured"])
 
 
 def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) -> None:
@@ -142,13 +133,13 @@ def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) ->
             run_order(order, out)
             meter.advance(note=order.name, work=order.recipe.steps)
         return
-    threads = max(1, cores() // workers)  # a wave of fewer runs too: threads that wait for each other are slow beside other work
+    threads = max(1, cores() // workers)  # also of a list of fewer runs: more threads than cores are slow
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (threads,))
     waiting = list(reversed(orders))
     running: dict[Future[None], Order] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < workers:  # no more than can begin: what is handed over cannot be taken back
+            while waiting and len(running) < workers:  # no more than can begin: submitted work cannot be taken back
                 order = waiting.pop()
                 running[pool.submit(_run_in_worker, order, out)] = order
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -156,7 +147,7 @@ def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) ->
                 future.result()
                 meter.advance(note=order.name, work=order.recipe.steps)
     except BaseException as error:
-        # A run that is under way has its own checkpoints: nothing is lost by ending it here.
+        # A run under way has its own checkpoints, so it can be ended here.
         for process in list(pool._processes.values()):
             process.kill()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -181,7 +172,7 @@ def _run_in_worker(order: Order, out: Path) -> None:
 
 
 def run_order(order: Order, out: Path) -> None:
-    """Train, or go on with, one run, and write what is measured on it. Raises `UserError` that names the run."""
+    """Train one run or resume it, and write what is measured on it. Raises `UserError` that names the run."""
     try:
         run = _train(order, out)
         _measure(order, run, out)
@@ -201,7 +192,7 @@ def _train(order: Order, out: Path) -> Path:
 
 
 def _drop_another(run: Path, order: Order) -> None:
-    """A folder that was begun as another run, before the study or its data were changed, is put aside."""
+    """Put aside a folder that was begun as another run, before the study or its data were changed."""
     stamp = stamp_of(run)
     if run.exists() and (not stamp.exists() or stamp.read_text() != order.digest):
         aside = run.with_name(f"{run.name}.old")
@@ -216,7 +207,7 @@ def _drop_another(run: Path, order: Order) -> None:
 
 
 def best_of(run: Path, by: str) -> Path:
-    """The checkpoint that is best on `dev` (`by` as `checkpoints.best`); the last one where there was nothing to choose on."""
+    """The checkpoint that is best on `dev` (`by` as `checkpoints.best`); without `dev` the last one."""
     step = best_step(dev_scores(run / "log.jsonl"), steps_saved(run), by)
     return find_release(run) if step is None else checkpoint.folder_of(run, step)
 
@@ -229,9 +220,9 @@ def _measure(order: Order, run: Path, out: Path) -> None:
     catalog = load_catalog(out / "catalogs" / f"{order.name}.yaml")
     measured = {}
     for task in find_tasks(catalog, model, about["frames"], MEASURED, list(order.measured)):
-        keeper = _Keeper()
-        found = evaluate(model, task, device, 0, keep=keeper.keep)["plain"]
-        measured[task.spec.name] = {**found, **keeper.items(task)}
+        predictions = _Predictions()
+        result = evaluate(model, task, device, 0, keep=predictions.add)["plain"]
+        measured[task.spec.name] = {**result, **predictions.items(task)}
     log = read_log(run / "log.jsonl")
     seen = log.last().get("seen", {})
     result = {
@@ -240,19 +231,16 @@ def _measure(order: Order, run: Path, out: Path) -> None:
         "rate_realised": log.last().get("rate_realised"), "seconds": log.last().get("seconds"), "dev": _dev(run, about["step"]),
         "curves": {name: _curve(log, name) for name in order.recipe.data.sets}, "measured": measured,
     }  # fmt: skip
-    path = result_path(out, order.name)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    write_json(result, beside)
-    beside.replace(path)
+    write_result(result, result_path(out, order.name))
 
 
-class _Keeper:
-    """What was predicted of every sample."""
+class _Predictions:
+    """The prediction on every sample of a data set."""
 
     def __init__(self) -> None:
         self._outcomes = Outcomes()
 
-    def keep(self, task: Task, variant: str, numbers: list[int], scores: torch.Tensor) -> None:
+    def add(self, task: Task, variant: str, numbers: list[int], scores: torch.Tensor) -> None:
         labels = task.relabel[task.manifest.labels[numbers]]
         self._outcomes.update(numbers, scores.mean(1), torch.from_numpy(np.asarray(labels, np.int64)))
 
@@ -268,15 +256,15 @@ class _Keeper:
 
 
 def _dev(run: Path, step: int) -> dict[str, float]:
-    """top-1 on `dev` of every data set at the checkpoint that was measured."""
+    """Data set -> top-1 on `dev` at the checkpoint that was measured."""
     for line in read_log(run / "log.jsonl").dev:
         if line.get("step") == step:
             return {name: found["top1"] for name, found in line["datasets"].items() if found.get("top1") is not None}
     return {}
 
 
-def _curve(log: Any, name: str) -> dict[str, list[list[float]]]:
-    """Of one data set, by samples of it seen: loss and accuracy in training, accuracy on `dev`."""
+def _curve(log: RunHistory, name: str) -> dict[str, list[list[float]]]:
+    """Loss and accuracy in training and accuracy on `dev`, over the samples of the data set seen."""
     train = [(line.get("seen", {}).get(name), line.get("top1", {}).get(name)) for line in log.train]
     known = [(x, y) for x, y in train if x is not None and y is not None]
     return {"loss": _thinned(log.losses(name)), "train": _thinned(known), "dev": _thinned(log.dev_top1(name))}

@@ -1,7 +1,7 @@
-"""Which rows does an arm train on, and which is it measured on? Manifests made of a data set's own, beside it in the study's folder.
+"""Subsets of data sets for the arms of a study, as manifests of their own in the study's folder.
 
-A part of a training set, a fold over all clips, labels permuted, stills of clips: each is a data set like any other once it is a
-manifest, so that training and evaluation know nothing of studies.
+A part of a training set, a fold over all clips, permuted labels, stills of clips: once it is a manifest, each is a data set like any
+other, so training and evaluation need to know nothing of studies.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ MEASURED = "val"  # what a derived data set calls the split that is reported
 
 
 @dataclass(frozen=True)
-class Part:
-    """Of a data set: `part` of its training clips as `seed` draws them, or with `folds` all clips but those of `fold`; `permuted`: with
-    the training labels permuted by `seed`; `stills`: that many images of every training clip in place of it."""
+class Subset:
+    """What is taken of a data set.
+
+    `part`: the fraction of its training clips, drawn by `seed`. `folds`, `fold`: train on all clips but those of one fold, and measure on
+    that. `permuted`: the training labels permuted by `seed`. `stills`: that many images in place of every training clip.
+    """
 
     dataset: str
     part: float = 1.0
@@ -47,7 +50,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """A file name that says what it is; the seed only where something depends on it."""
+        """A file name; it has the seed only where the subset depends on it."""
         words = [self.dataset]
         words += [f"part{self.part:g}"] if self.part < 1 else []
         words += [f"fold{self.fold + 1}of{self.folds}"] if self.folds else []
@@ -56,75 +59,75 @@ class Part:
         return "-".join(words + ([f"s{self.seed}"] if self.part < 1 or self.permuted else []))
 
 
-class Deriver:
-    """Makes the data sets of a study from those of `catalog`, once each, into `folder`. `split`: the one that is reported; `dev`: the
-    share of a fold's training sources to choose on.
+class SubsetBuilder:
+    """Makes the subsets of a study from the data sets of `catalog`, once each, into `folder`.
 
-    >>> Deriver(catalog, Path("study/data"), "val", 0.1).entry(Part("kinetics", part=0.1, seed=3))
+    `split`: the one that is reported. `dev`: the fraction of a fold's training sources that the checkpoint is chosen on.
+
+    >>> SubsetBuilder(catalog, Path("study/data"), "val", 0.1).entry(Subset("kinetics", part=0.1, seed=3))
     """
 
     def __init__(self, catalog: Catalog, folder: Path, split: str, dev: float) -> None:
         self.catalog, self.folder, self.split, self.dev = catalog, folder, split, dev
         self._excluded: dict[str, Any] = {}
-        self._made: dict[Part, dict[str, Any]] = {}
+        self._made: dict[Subset, dict[str, Any]] = {}
 
-    def entry(self, part: Part) -> dict[str, Any]:
-        """The catalog entry of a data set, its manifests written. Raises UserError where the catalog lacks what it is made of."""
-        if part not in self._made:
-            self._made[part] = self._make(part)
-        return self._made[part]
+    def entry(self, subset: Subset) -> dict[str, Any]:
+        """The catalog entry of a subset, whose manifests are written. Raises `UserError` where the catalog lacks the data set."""
+        if subset not in self._made:
+            self._made[subset] = self._make(subset)
+        return self._made[subset]
 
-    def count(self, part: Part) -> int:
-        """How many clips or images may be trained on."""
-        paths = self.entry(part)["annotations"]
+    def count(self, subset: Subset) -> int:
+        """The number of clips or images to train on."""
+        paths = self.entry(subset)["annotations"]
         return len(open_manifest(Path(paths["train"])).usable) if "train" in paths else 0
 
-    def lacks(self, part: Part) -> bool:
-        """Whether it has nothing to be measured on."""
-        return MEASURED not in self.entry(part)["annotations"]
+    def lacks(self, subset: Subset) -> bool:
+        """Whether it has no split to be measured on."""
+        return MEASURED not in self.entry(subset)["annotations"]
 
-    def digest(self, part: Part) -> str:
-        """Over all that training and measuring rest on: how the set is read, and of every split the classes and what is known of its rows,
-        but for where they lie."""
-        entry = self.entry(part)
-        told: list[Any] = [{key: entry[key] for key in READ_BY}]
+    def digest(self, subset: Subset) -> str:
+        """12 hex digits over how the set is read, and the classes and rows of every split, without the files' places."""
+        entry = self.entry(subset)
+        content: list[Any] = [{key: entry[key] for key in READ_BY}]
         for split, path in entry["annotations"].items():
             manifest = open_manifest(Path(path))
-            told += [split, manifest.classes.digest, [[getattr(row, key) for key in KNOWN_BY] for row in manifest.rows()]]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+            content += [split, manifest.classes.digest, [[getattr(row, key) for key in KNOWN_BY] for row in manifest.rows()]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
-    def measured(self, part: Part) -> Manifest:
+    def measured(self, subset: Subset) -> Manifest:
         """The manifest that is reported on."""
-        return open_manifest(Path(self.entry(part)["annotations"][MEASURED]))
+        return open_manifest(Path(self.entry(subset)["annotations"][MEASURED]))
 
-    def _make(self, part: Part) -> dict[str, Any]:
-        spec, splits = self.catalog.spec(part.dataset), self._splits(part)
+    def _make(self, subset: Subset) -> dict[str, Any]:
+        spec, splits = self.catalog.spec(subset.dataset), self._splits(subset)
         paths = {}
         for split, rows in splits.items():
-            beside = self.folder / f".{part.name}-{split}.{os.getpid()}"
-            classes = self._open(part.dataset, "train").classes
-            write_manifest(beside, part.dataset, split, "image" if part.stills else spec.media, classes, rows)
-            # Named by what is in it: another call, with other settings, does not change what a running study reads.
-            path = self.folder / f"{part.name}-{split}-{open_manifest(beside).digest()}.arrow"
+            beside = self.folder / f".{subset.name}-{split}.{os.getpid()}"
+            classes = self._open(subset.dataset, "train").classes
+            write_manifest(beside, subset.dataset, split, "image" if subset.stills else spec.media, classes, rows)
+            # Named by its content: a call with other settings does not change the files of a running study.
+            path = self.folder / f"{subset.name}-{split}-{open_manifest(beside).digest()}.arrow"
             beside.replace(path)
             paths[split] = str(path.absolute())
         entry = prepared_entry(spec, paths)
-        return {**entry, "media": "image", "views": "1x1"} if part.stills else entry
+        return {**entry, "media": "image", "views": "1x1"} if subset.stills else entry
 
-    def _splits(self, part: Part) -> dict[str, list[Row]]:
-        spec = self.catalog.spec(part.dataset)
-        splits = folded(self._all(spec), part.folds, part.fold, self.dev) if part.folds else self._own(spec)
-        if part.part < 1:
-            splits["train"] = subset(splits["train"], part.part, part.seed)
-        if part.permuted:
+    def _splits(self, subset: Subset) -> dict[str, list[Row]]:
+        spec = self.catalog.spec(subset.dataset)
+        splits = folded(self._all(spec), subset.folds, subset.fold, self.dev) if subset.folds else self._own(spec)
+        if subset.part < 1:
+            splits["train"] = part_of(splits["train"], subset.part, subset.seed)
+        if subset.permuted:
             for split in TRAINING:
-                splits[split] = permuted(splits.get(split, []), part.seed)
-        if part.stills:
-            splits = {"train": self._stills(splits["train"], part)}
+                splits[split] = permuted(splits.get(split, []), subset.seed)
+        if subset.stills:
+            splits = {"train": self._stills(splits["train"], subset)}
         return {split: rows for split, rows in splits.items() if rows}
 
     def _own(self, spec: DatasetSpec) -> dict[str, list[Row]]:
-        """The data set's own splits; the reported one under the name `MEASURED`, where it has it."""
+        """The data set's own splits; the reported one, where there is one, is called `MEASURED`."""
         found = {split: self._rows(spec.name, split) for split in TRAINING if self._has(spec, split)}
         if self.split in spec.splits:
             found[MEASURED] = list(self._open(spec.name, self.split).rows())
@@ -136,16 +139,16 @@ class Deriver:
         return [row for row in rows if row.label is not None]
 
     def _has(self, spec: DatasetSpec, split: str) -> bool:
-        """Whether a split is there: of few sources none may have been carved out as `dev`."""
+        """Whether a split is there. Sets of few sources may have no `dev`."""
         return split in spec.splits and (split != "dev" or self.catalog.manifest_path(spec.name, split).is_file())
 
     def _rows(self, name: str, split: str) -> list[Row]:
-        """Of a training split what `cover overlap` does not exclude."""
+        """The rows of a split, without those of `train` that `cover overlap` excludes."""
         rows, manifest = enumerate(self._open(name, split).rows()), self._open(name, split)
         if manifest.classes.many:
             raise UserError(f"{manifest.path.name}: a study is of sets of one class a sample")
-        gone = set(self._excluded_of(name).tolist()) if split == "train" else set()
-        return [row for number, row in rows if number not in gone]
+        excluded = set(self._excluded_of(name).tolist()) if split == "train" else set()
+        return [row for number, row in rows if number not in excluded]
 
     def _excluded_of(self, name: str) -> Any:
         if name not in self._excluded:
@@ -155,21 +158,21 @@ class Deriver:
     def _open(self, name: str, split: str) -> Manifest:
         return open_manifest(self.catalog.manifest_path(name, split))
 
-    def _stills(self, rows: Sequence[Row], part: Part) -> list[Row]:
-        """JPEG files of evenly spaced instants of every clip, written once."""
+    def _stills(self, rows: Sequence[Row], subset: Subset) -> list[Row]:
+        """JPEG files of evenly spaced moments of every clip, written once."""
         ids = hashlib.sha256("\n".join(row.sample_id for row in rows).encode()).hexdigest()[:12]
-        folder = self.folder / f"{part.name}-images-{ids}"
+        folder = self.folder / f"{subset.name}-images-{ids}"
         done = folder / "done"
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         usable = [row for row in rows if row.state == "ok"]
-        found = [still for row in track(usable, f"stills of {part.dataset}", len(usable)) for still in stills(row, part.stills, folder)]
+        found = [still for row in track(usable, f"stills of {subset.dataset}", len(usable)) for still in stills(row, subset.stills, folder)]
         done.touch()
         return found
 
 
-def subset(rows: Sequence[Row], part: float, seed: int) -> list[Row]:
+def part_of(rows: Sequence[Row], part: float, seed: int) -> list[Row]:
     """Whole sources in random order until every class has `part` of its clips, at least one; in the order of `rows`."""
     wanted: dict[int | None, float] = {}
     for row in rows:
@@ -188,14 +191,14 @@ def subset(rows: Sequence[Row], part: float, seed: int) -> list[Row]:
 
 
 def folded(rows: Sequence[Row], folds: int, fold: int, dev: float) -> dict[str, list[Row]]:
-    """Fold `fold` as what is measured; of the other sources a share `dev` to choose on and the rest to train on.
+    """The splits of a fold: `MEASURED` is the fold itself; `dev` and `train` are of the other sources.
 
-    Raises UserError where there are fewer sources than folds.
+    `dev`: as of `SubsetBuilder`. Raises `UserError` where there are fewer sources than folds.
     """
     place = deal(rows, folds)
     others = [row for row in rows if place[row.source_id] != fold]
     sources = len({row.source_id for row in others})
-    # Of few sources the share to choose on is one of them; of one source there is nothing to choose on.
+    # Of few sources dev is one source; of one source there is no dev.
     parts = min(sources, max(2, round(1 / dev))) if dev > 0 else 1
     chosen = deal(others, parts) if parts > 1 else dict.fromkeys((row.source_id for row in others), 1)
     return {
@@ -206,30 +209,30 @@ def folded(rows: Sequence[Row], folds: int, fold: int, dev: float) -> dict[str, 
 
 
 def deal(rows: Sequence[Row], folds: int) -> dict[str, int]:
-    """Source -> its fold: the largest sources first, each to the fold that has least of its classes. Raises UserError."""
+    """Source -> its fold: the largest sources first, each to the fold with the fewest clips of its classes. Raises `UserError`."""
     by_source = _by_source(rows)
     if len(by_source) < folds:
         raise UserError(f"{len(by_source)} sources cannot make {folds} folds")
     names = sorted(by_source)
     order = np.random.default_rng(0).permutation(len(names))
-    held = np.zeros((folds, 1 + max(row.label or 0 for row in rows)))
+    counts = np.zeros((folds, 1 + max(row.label or 0 for row in rows)))
     place = {}
     for number in sorted(order, key=lambda number: -len(by_source[names[number]])):
         labels = np.array([row.label or 0 for row in by_source[names[number]]])
-        fold = min(range(folds), key=lambda fold: (held[fold, labels].sum(), held[fold].sum(), fold))
-        np.add.at(held[fold], labels, 1)
+        fold = min(range(folds), key=lambda fold: (counts[fold, labels].sum(), counts[fold].sum(), fold))
+        np.add.at(counts[fold], labels, 1)
         place[names[number]] = fold
     return place
 
 
 def permuted(rows: Sequence[Row], seed: int) -> list[Row]:
-    """The same rows, their labels dealt out anew: every class keeps its number of clips."""
+    """The same rows with permuted labels: every class keeps its number of clips."""
     order = np.random.default_rng([seed, 2]).permutation(len(rows))
     return [replace(row, label=rows[other].label) for row, other in zip(rows, order)]
 
 
 def stills(row: Row, count: int, folder: Path) -> Iterable[Row]:
-    """`count` images of a clip at evenly spaced instants, as rows; none of one that cannot be read. Files that are there are kept."""
+    """`count` images of a clip at evenly spaced moments, as rows; none of a clip that cannot be read. Existing files are used."""
     times = (row.start or 0.0) + (np.arange(count) + 0.5) / count * row.seconds
     stem = row.sample_id.replace("/", "__")
     paths = [folder / f"{stem}-{number}.jpg" for number in range(count)]

@@ -1,4 +1,4 @@
-"""What is kept of a study? One JSON value with every figure and its protocol, from which its report is written."""
+"""Summary of a study: one JSON object with every figure and its protocol, from which the report is written."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from cover import __version__
-from cover.sandbox.generate import RECORD
-from cover.experiments.study.arms import Cell, Grid
-from cover.experiments.study.comparisons import Answers, Key, answers, compare
+from cover.experiments.run_files import read_result
+from cover.experiments.study.arms import Grid, Measurement
+from cover.experiments.study.comparisons import ArmResults, Key, RunResults, compare, results_by_arm
 from cover.experiments.study.config import ARMS, Study
-from cover.experiments.study.runner import read_result
+from cover.experiments.study.runner import result_path
+from cover.sandbox.generate import RECORD
 
 PROTOCOL = ("split", "views", "frames", "sampling", "classes", "class_digest", "n_read", "n_listed", "decoder", "media")
 RUN = ("name", "step", "steps", "seed", "lr", "sets", "seconds", "digest")
-Results = Mapping[str, Mapping[str, Any]]
 
 
 def summarise(study: Study, grid: Grid, out: Path, planned: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -27,23 +27,23 @@ def summarise(study: Study, grid: Grid, out: Path, planned: Sequence[Mapping[str
 
     `generated`: whether the catalog is a sandbox's. `arms`, `transfers`, `probes` and `origins`: one row for each accuracy, with its
     interval over seeds and sources and its protocol. `comparisons`: as of `comparisons.compare`. `curves`: one seed's learning curves.
-    `per_class`: gains class by class. `planned`: what was expected to be detectable, before anything was run.
+    `per_class`: gains class by class. `planned`: the differences expected to be detectable, computed before anything was run.
     """
-    found = {name: read_result(out, name) for name in grid.jobs}
-    results: dict[str, dict[str, Any]] = {name: result for name, result in found.items() if result is not None}
+    results = {name: result for name in grid.jobs if (result := read_result(result_path(out, name))) is not None}
     assert len(results) == len(grid.jobs), "a study is summed up when all of it has been run"
-    by_kind = {kind: answers(grid.cells, results, kind) for kind in ("arm", "transfer", "probe", "origin")}
+    measurements = grid.measurements
+    by_kind = {kind: results_by_arm(measurements, results, kind) for kind in ("arm", "transfer", "probe", "origin")}
     return {
         "cover": __version__, "study": asdict(study), "arms_mean": ARMS, "generated": (Path(study.catalog).parent / RECORD).is_file(),
         "arms": _rows(study, by_kind["arm"], results), "transfers": _rows(study, by_kind["transfer"], results),
         "probes": _rows(study, by_kind["probe"], results), "origins": _rows(study, by_kind["origin"], results),
         "comparisons": compare(study, by_kind["arm"], by_kind["transfer"]), "planned": list(planned),
-        "per_class": _per_class(by_kind["arm"], results), "curves": _curves(grid.cells, results), "rates": _rates(grid.cells, results),
+        "per_class": _per_class(by_kind["arm"], results), "curves": _curves(measurements, results), "rates": _rates(measurements, results),
         "runs": [{key: result[key] for key in RUN} for result in results.values()],
     }  # fmt: skip
 
 
-def _rows(study: Study, found: Mapping[Key, Answers], results: Results) -> list[dict[str, Any]]:
+def _rows(study: Study, found: Mapping[Key, ArmResults], results: RunResults) -> list[dict[str, Any]]:
     rows = []
     for (arm, dataset, size, origin), given in found.items():
         of = [results[job] for job in given.jobs]
@@ -60,18 +60,18 @@ def _rows(study: Study, found: Mapping[Key, Answers], results: Results) -> list[
 
 
 def _split(study: Study, dataset: str, origin: str) -> str:
-    """What is measured. Transfers, which have no origin of their own, know no folds."""
+    """The split that is measured. Transfers have no origin and no folds."""
     return f"{study.folds[dataset]} folds" if dataset in study.folds and origin else study.split
 
 
 def _counted(of: Sequence[Mapping[str, Any]], dataset: str, key: str) -> int:
-    """Over the folds of one seed."""
+    """The sum over the folds of one seed."""
     seed = of[0]["seed"]
     return sum(each["measured"][dataset][key] for each in of if each["seed"] == seed)
 
 
 def _gap(of: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float] | None:
-    """In-training accuracy (augmented clips, last part of the run) and that on `dev`, means over runs."""
+    """Accuracy in training (augmented clips, last part of the run) and on `dev`, means over runs."""
     pairs = [
         (each["curves"][dataset]["train"][-1][1], each["dev"][dataset])
         for each in of if each["curves"].get(dataset, {}).get("train") and dataset in each["dev"]
@@ -79,8 +79,8 @@ def _gap(of: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float] | No
     return {"train": fmean(train for train, _ in pairs), "dev": fmean(dev for _, dev in pairs)} if pairs else None
 
 
-def _per_class(arms: Mapping[Key, Answers], results: Results) -> list[dict[str, Any]]:
-    """For every mixture against the target alone: the difference of each class's accuracy, mean over seeds."""
+def _per_class(arms: Mapping[Key, ArmResults], results: RunResults) -> list[dict[str, Any]]:
+    """For every mixture: the gain of each class's accuracy over the target alone, mean over seeds."""
     rows = []
     for (arm, target, size, origin), ours in arms.items():
         theirs = arms.get(("alone", target, size, origin))
@@ -101,27 +101,27 @@ def _per_class(arms: Mapping[Key, Answers], results: Results) -> list[dict[str, 
     return rows
 
 
-def _curves(cells: Sequence[Cell], results: Results) -> list[dict[str, Any]]:
-    """Of the first seed, fold and learning rate."""
-    first = min(cell.seed for cell in cells)
+def _curves(measurements: Sequence[Measurement], results: RunResults) -> list[dict[str, Any]]:
+    """The learning curves of the first seed, fold and learning rate."""
+    first = min(each.seed for each in measurements)
     return [
-        {"arm": cell.arm, "target": cell.target, "size": cell.size, "origin": cell.origin, **results[cell.job]["curves"][cell.dataset]}
-        for cell in cells
-        if cell.kind == "arm" and cell.seed == first and not cell.fold and cell.lr == cells[0].lr
-        and cell.dataset in results[cell.job]["curves"]
+        {"arm": each.arm, "target": each.target, "size": each.size, "origin": each.origin, **results[each.job]["curves"][each.dataset]}
+        for each in measurements
+        if each.kind == "arm" and each.seed == first and not each.fold and each.lr == measurements[0].lr
+        and each.dataset in results[each.job]["curves"]
     ]  # fmt: skip
 
 
-def _rates(cells: Sequence[Cell], results: Results) -> list[dict[str, Any]]:
-    """What every mixture of the first seed held."""
-    first, seen, rows = min(cell.seed for cell in cells), set(), []
-    for cell in cells:
-        result = results[cell.job]
-        wanted = cell.kind == "arm" and cell.seed == first and not cell.fold and cell.lr == cells[0].lr
-        if wanted and len(result["sets"]) > 1 and cell.job not in seen:
-            seen.add(cell.job)
+def _rates(measurements: Sequence[Measurement], results: RunResults) -> list[dict[str, Any]]:
+    """Samples and rates of every mixture of the first seed."""
+    first, seen, rows = min(each.seed for each in measurements), set(), []
+    for each in measurements:
+        result = results[each.job]
+        wanted = each.kind == "arm" and each.seed == first and not each.fold and each.lr == measurements[0].lr
+        if wanted and len(result["sets"]) > 1 and each.job not in seen:
+            seen.add(each.job)
             rows.append({
-                "arm": cell.arm, "target": cell.target, "size": cell.size, "origin": cell.origin, "run": cell.job,
+                "arm": each.arm, "target": each.target, "size": each.size, "origin": each.origin, "run": each.job,
                 "steps": result["steps"], "batch": result["batch"], "seen": result["seen"], "rates": result["rate_realised"],
             })  # fmt: skip
     return rows
