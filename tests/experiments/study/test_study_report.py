@@ -17,7 +17,8 @@ from cover.experiments.charts import Interval, forest, signed_ticks, span_of
 from cover.experiments.report import points, render_markdown
 from cover.experiments.study.comparisons import Comparison, comparisons_of
 from cover.experiments.study.config import ARMS, Origin, Size, Study, Transfer
-from cover.experiments.study.report import claims_table, few, report_data, write_study_report
+from cover.experiments.study.numbers import few
+from cover.experiments.study.report import claims_table, report_data, write_study_report
 
 STUDIES = Path(__file__).parents[3] / "studies"
 HOSTILE = '<img src="http://evil" onerror=alert(1)> & \'quoted\' | "ü" 跳'

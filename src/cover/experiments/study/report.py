@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cover.evaluation.statistics import LEVEL, RESAMPLES
 from cover.experiments.charts import Bar, Interval, Line, Panel, bar, forest, line_chart, signed_bar, span_of
 from cover.experiments.report import Cell, Table, percent, points, render_markdown, render_page, write_text
+from cover.experiments.study.numbers import (
+    ARM_NAMES,
+    HOW_NAMES,
+    Row,
+    between,
+    by,
+    fact_table,
+    joined,
+    number_table,
+    p_value,
+    planned_table,
+    plural,
+    points_between,
+    protocol_lines,
+    read_of_listed,
+    setting,
+    source_of,
+    unique,
+)  # fmt: skip
 
-Row = Mapping[str, Any]
-
-ARM_NAMES = {
-    "alone": "alone", "alone_long": "alone, equal compute", "videos": "co-trained on videos",
-    "videos_images": "co-trained on videos and images", "stills": "co-trained, stills for images",
-    "permuted": "co-trained, other labels permuted", "origin": "before: pre-trained on images",
-}  # fmt: skip
 # A colour each, and a dash for arms of one kind, so that they differ without colour too.
 ARM_TONES = {
     "alone": "single", "alone_long": "single dashed", "videos": "pretrained", "videos_images": "cotrained",
     "stills": "extra dotted", "permuted": "plain dashed", "origin": "plain",
 }  # fmt: skip
-HOW_NAMES = {"finetune": "fine-tuned", "probe": "head alone trained"}
 # The article's claims: key -> its text, the verdicts that show it, and what a study that does not ask it lacks.
 CLAIMS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "a": ("One co-trained model is at least as good on each data set as a model of that set alone", ("better", "not worse"),
@@ -35,7 +45,7 @@ CLAIMS: dict[str, tuple[str, tuple[str, ...], str]] = {
 }  # fmt: skip
 SHOWN, NOT_SHOWN, OPPOSITE = "shown", "not shown", "the opposite shown"
 AGAINST_ALONE = {"better": (" ▲", "lead"), "worse": (" ▼", "behind")}
-CLASSES_SHOWN, SEEDS_SHOWN = 6, 5
+CLASSES_SHOWN = 6
 
 
 def write_study_report(summary: Row, page: Path, markdown: Path) -> None:
@@ -70,7 +80,7 @@ def title(summary: Row) -> str:
     """The question of the study, and its size."""
     targets = unique(row["dataset"] for row in [*summary["arms"], *summary["transfers"]])
     question = "Does co-training help?" if summary["arms"] else "What transfers?"
-    return f"{question} {_plural(len(targets), 'data set')}, {_plural(len(summary['study']['seeds']), 'seed')}"
+    return f"{question} {plural(len(targets), 'data set')}, {plural(len(summary['study']['seeds']), 'seed')}"
 
 
 # --- claims and comparisons ---------------------------------------------------------------------------------------------
@@ -157,7 +167,7 @@ def _sizes_compared(row: Row, study: Row) -> str:
 
 def _interval(row: Row) -> Interval:
     label = f"{row['target']} (against {source_of(row['theirs'])[0]})" if row["claim"] == "c" else row["target"]
-    text = f"{points(row['difference'])} ({_points_between(row)})"
+    text = f"{points(row['difference'])} ({points_between(row)})"
     return Interval(label, 100 * row["difference"], 100 * row["low"], 100 * row["high"], text, row["verdict"])
 
 
@@ -167,8 +177,8 @@ def comparison_table(rows: Sequence[Row], summary: Row) -> Table:
     planned = {row["target"]: row["detectable"] for row in summary["planned"]}
     body = [
         [
-            Cell(row["target"], _pair(row, study)), Cell(points(row["difference"]), _points_between(row)),
-            Cell(_p_value(row["p_holm"]), f"uncorrected {_p_value(row['p'])}"), Cell(row["verdict"], "", "said"),
+            Cell(row["target"], _pair(row, study)), Cell(points(row["difference"]), points_between(row)),
+            Cell(p_value(row["p_holm"]), f"uncorrected {p_value(row['p'])}"), Cell(row["verdict"], "", "said"),
             Cell(percent(planned.get(row["target"]) if row["claim"] != "d" else None)), Cell(percent(row["detectable"])),
             Cell(f"{row['seeds']} × {row['sources']:,}", f"{row['items']:,} clips"),
         ]
@@ -184,7 +194,7 @@ def _pair(row: Row, study: Row) -> str:
         return f"{source} against {source_of(row['theirs'])[0]}, {HOW_NAMES[how]}"
     if row["claim"] == "d":
         return f"gain of {ARM_NAMES[row['size']]}: {_sizes_compared(row, study)}"
-    return _joined(f"{ARM_NAMES[row['ours']]} against {ARM_NAMES[row['theirs']]}", setting(study, row["size"], row["origin"]))
+    return joined(f"{ARM_NAMES[row['ours']]} against {ARM_NAMES[row['theirs']]}", setting(study, row["size"], row["origin"]))
 
 
 # --- accuracies ---------------------------------------------------------------------------------------------------------
@@ -250,7 +260,7 @@ def _figure(row: Row | None, verdict: str) -> Cell:
     if row is None:
         return Cell(None)
     sign, tone = AGAINST_ALONE.get(verdict, ("", ""))
-    return Cell(f"{percent(row['top1'])}{sign}", _between(row), tone)
+    return Cell(f"{percent(row['top1'])}{sign}", between(row), tone)
 
 
 def transfer_table(summary: Row) -> Table:
@@ -258,8 +268,8 @@ def transfer_table(summary: Row) -> Table:
     rows = []
     for row in summary["transfers"]:
         source, how = source_of(row["arm"])
-        rows.append([Cell(source), Cell(row["dataset"]), Cell(HOW_NAMES[how]), Cell(percent(row["top1"]), _between(row)),
-                     Cell(_read(row))])  # fmt: skip
+        rows.append([Cell(source), Cell(row["dataset"]), Cell(HOW_NAMES[how]), Cell(percent(row["top1"]), between(row)),
+                     Cell(read_of_listed(row))])  # fmt: skip
     return Table(["model of", "fine-tune", "how", "top-1 %", "read of listed"], rows)
 
 
@@ -280,7 +290,7 @@ def transfer_panels(summary: Row) -> list[Panel]:
 
 
 def _bar(label: str, row: Row, tone: str) -> Bar:
-    return bar(label, row["top1"], f"{percent(row['top1'])} ({_between(row)})", tone, row["chance"], (row["low"], row["high"]))
+    return bar(label, row["top1"], f"{percent(row['top1'])} ({between(row)})", tone, row["chance"], (row["low"], row["high"]))
 
 
 def probe_groups(summary: Row) -> list[dict[str, Any]]:
@@ -295,8 +305,8 @@ def probe_groups(summary: Row) -> list[dict[str, Any]]:
         body = []
         for label, arm, row in labelled:
             moved = points(row["top1"] - before[0]["top1"]) if before and arm != "origin" else None
-            body.append([Cell(label), Cell(percent(row["top1"]), _between(row)), Cell(moved)])
-        table = Table(["model", "top-1 %", "against before, points"], body, _joined(dataset, note))
+            body.append([Cell(label), Cell(percent(row["top1"]), between(row)), Cell(moved)])
+        table = Table(["model", "top-1 %", "against before, points"], body, joined(dataset, note))
         groups.append({"panel": Panel(dataset, note, bars, protocol=lines), "table": table, "protocol": lines})
     return groups
 
@@ -330,7 +340,7 @@ def curve_panels(rows: Sequence[Row], study: Row) -> list[Panel]:
     panels = []
     for (target, size, origin), own in by(rows, "target", "size", "origin").items():
         for name, kind in (("top-1 on dev", "dev"), ("training loss", "loss")):
-            note = _joined(name, setting(study, size, origin))
+            note = joined(name, setting(study, size, origin))
             lines = [Line(ARM_NAMES[row["arm"]], ARM_TONES[row["arm"]], row[kind], smooth=False) for row in own if row[kind]]
             if lines:
                 label = f"samples of {target} seen"
@@ -402,153 +412,4 @@ def class_panel(row: Row, study: Row) -> Panel:
     shown, left = _most_moved(row)
     most = max(abs(own["gain"]) for _, own in shown) or 1.0
     bars = [signed_bar(name, f"{own['items']} clips", own["gain"], most, points(own["gain"])) for name, own in shown]
-    return Panel(row["target"], _joined(ARM_NAMES[row["arm"]], setting(study, row["size"], row["origin"])), bars, left_out=left)
-
-
-# --- protocol -----------------------------------------------------------------------------------------------------------
-
-
-def planned_table(summary: Row) -> Table:
-    """The detectable differences, computed before anything was run."""
-    body = [
-        [Cell(row["target"]), Cell(f"{row['items']:,}"), Cell(f"{row['sources']:,}"), Cell(str(row["seeds"])),
-         Cell(percent(row["detectable"]))]
-        for row in summary["planned"]
-    ]  # fmt: skip
-    return Table(["data set", "clips", "sources", "seeds", "detectable, points"], body, kind="small")
-
-
-def protocol_lines(rows: Sequence[Row], study: Row) -> list[str]:
-    """One line for each data set: how its numbers in `rows` were measured. Where they differ, a range is given."""
-    lines = []
-    for (dataset,), own in by(rows, "dataset").items():
-        views = few(f"{row['views']} views" + (f" of {row['frames']} frames" if row["media"] == "video" else "") for row in own)
-        facts = [
-            _split_name(study, own[0]), views, few(f"{_read(row)} read" for row in own),
-            few(f"{row['classes']} classes (list {row['class_digest']})" for row in own), f"chance {percent(own[0]['chance'])} %",
-            f"{few(len(row['by_seed']) for row in own)} seed{'s' * (max(len(row['by_seed']) for row in own) > 1)}",
-            f"checkpoint at step {few(step for row in own for step in row['checkpoint_steps'])} of {few(row['steps'] for row in own)}",
-            f"learning rate {few(lr for row in own for lr in row['lrs'])}", few(row["decoder"] or "" for row in own),
-        ]  # fmt: skip
-        lines.append(f"{dataset}: {', '.join(filter(None, facts))}")
-    return lines
-
-
-def _split_name(study: Row, row: Row) -> str:
-    """Folds of an arm's data set that has them, else the study's split. The row's own split is an internal name."""
-    folds = study["folds"].get(row["dataset"]) if row["arm"] in study["arms"] else None
-    return f"{folds} folds over all clips" if folds else f"split {study['split']}"
-
-
-def number_table(summary: Row) -> Table:
-    """One row for each accuracy of the study, with its protocol."""
-    study = summary["study"]
-    named = [(row, ARM_NAMES[row["arm"]]) for row in summary["arms"]]
-    for row in summary["transfers"]:
-        source, how = source_of(row["arm"])
-        named.append((row, f"from {source}, {HOW_NAMES[how]}"))
-    named += [(row, ARM_NAMES[row["arm"]]) for row in summary["origins"]]
-    for row in summary["probes"]:
-        arm, _, target = row["arm"].partition(":")
-        named.append((row, f"probe after {ARM_NAMES[arm]}, for {target}"))
-    columns = (
-        "number", "data set", "top-1 %", "by seed", "reported on", "views", "classes", "checkpoint step", "samples seen", "decoder",
-    )  # fmt: skip
-    return Table(columns, [_number(row, name, study) for row, name in named], kind="small")
-
-
-def _number(row: Row, name: str, study: Row) -> list[Cell]:
-    by_seed, seen = row["by_seed"], row["seen"]
-    ends = {"low": min(by_seed), "high": max(by_seed)}
-    views = f"{row['frames']} frames, {row['sampling']}" if row["media"] == "video" else ""
-    return [
-        Cell(name, setting(study, row["size"], row["origin"])), Cell(row["dataset"]), Cell(percent(row["top1"]), _between(row)),
-        Cell(", ".join(f"{100 * top1:.1f}" for top1 in by_seed) if len(by_seed) <= SEEDS_SHOWN else _between(ends)),
-        Cell(_split_name(study, row), f"{_read(row)} read"), Cell(row["views"], views), Cell(str(row["classes"]), row["class_digest"]),
-        Cell(few(row["checkpoint_steps"]), f"of {row['steps']:,}"),
-        Cell(None if seen is None else f"{seen:,}", f"rate {few(row['lrs'])}"), Cell(row["decoder"]),
-    ]  # fmt: skip
-
-
-def fact_table(summary: Row) -> Table:
-    """What holds for all numbers of the study."""
-    study, model, runs = summary["study"], summary["study"]["model"], summary["runs"]
-    steps, seconds = (sum(run[key] or 0 for run in runs) for key in ("steps", "seconds"))
-    chosen = "; dev chooses, run by run" if len(study["lrs"]) > 1 else ""
-    facts = {
-        "seeds": ", ".join(map(str, study["seeds"])),
-        "model": f"{model['preset']}, {model['size']} pixels, {study['frames']} frames, {model['attention']} attention",
-        "samples of a step": f"{study['batch']} in the full mixture; the target alone as many clips as that holds of all videos",
-        "learning rates tried": f"{', '.join(f'{lr:g}' for lr in study['lrs'])}{chosen}",
-        "checkpoint": f"best on dev of {study['evaluations']} evenly over a run; by mean rank over its data sets",
-        "margin": f"{percent(study['margin'])} points of top-1, stated before running",
-        "intervals": f"{100 * LEVEL:g} %, percentiles of {RESAMPLES:,} resamples of seeds and sources, the same for both of a pair",
-        "p-values": "two-sided, from the same resamples, corrected by Holm's rule within each family",
-        "runs": f"{len(runs)}, {steps:,} steps, {seconds / 3600:.1f} hours in all",
-        "cover": summary["cover"],
-    }
-    return Table([], [[Cell(key), Cell(value)] for key, value in facts.items()], kind="small facts")
-
-
-# --- names and figures --------------------------------------------------------------------------------------------------
-
-
-def setting(study: Row, size: str, origin: str) -> str:
-    """Size and starting weights, where the study has several of them."""
-    words = [size] if len(study["sizes"]) > 1 and size else []
-    words += [f"from {origin}"] if len(study["origins"]) > 1 and origin else []
-    return ", ".join(words)
-
-
-def source_of(arm: str) -> tuple[str, str]:
-    """The source of a transfer, and how it was trained."""
-    source, _, how = arm.rpartition(":")
-    return source, how
-
-
-def few(values: Iterable[Any], most: int = 3) -> str:
-    """The different values; of more than `most` numbers, the smallest to the largest.
-
-    >>> few([1, 2, 1]), few(range(9))
-    ('1, 2', '0 to 8')
-    """
-    own = sorted(set(values))
-    texts = [f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value) for value in own]
-    return ", ".join(texts) if len(texts) <= most or isinstance(own[0], str) else f"{texts[0]} to {texts[-1]}"
-
-
-def unique(values: Iterable[Any]) -> list[Any]:
-    """Each value once, in their order."""
-    return list(dict.fromkeys(values))
-
-
-def by(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows grouped by their values of `keys`, in their order."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return groups
-
-
-def _joined(*parts: str) -> str:
-    return ", ".join(filter(None, parts))
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
-
-
-def _between(row: Row) -> str:
-    return f"{percent(row['low'])} to {percent(row['high'])}"
-
-
-def _points_between(row: Row) -> str:
-    return f"{points(row['low'])} to {points(row['high'])}"
-
-
-def _p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _read(row: Row) -> str:
-    return f"{row['n_read']:,} of {row['n_listed']:,}"
+    return Panel(row["target"], joined(ARM_NAMES[row["arm"]], setting(study, row["size"], row["origin"])), bars, left_out=left)
