@@ -46,10 +46,10 @@ def add(sandbox: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     def typed(how: str, *more: object, catalog: Path = sandbox, origin: Path = release, out: str = "run") -> dict[str, Any]:
         words = [origin, "--data", "ssv2", "--catalog", catalog, "--how", how, "--epochs", 1, "--workers", 0, "--out", tmp_path / out]
         code = main([str(word) for word in ("add", *words, *more)])
-        told = capsys.readouterr()
-        assert code == 0, told.err
+        output = capsys.readouterr()
+        assert code == 0, output.err
         found: dict[str, Any] = json.loads((tmp_path / out / "add" / "results.json").read_text(encoding="utf-8"))
-        return {**found, "said": told.err, "shown": told.out}
+        return {**found, "said": output.err, "shown": output.out}
 
     return typed
 
@@ -58,9 +58,9 @@ def add(sandbox: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def typed(*words: object) -> str:
         code = main(["add", *map(str, words), "--workers", "0"])
-        told = capsys.readouterr()
-        assert (code, told.out) == (2, ""), told.err
-        last = told.err.splitlines()[-1]
+        output = capsys.readouterr()
+        assert (code, output.out) == (2, ""), output.err
+        last = output.err.splitlines()[-1]
         assert last.startswith("cover add: ")
         return last
 

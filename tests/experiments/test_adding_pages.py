@@ -37,9 +37,9 @@ def run(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     if command[0] == "sandbox" or command[:2] == ["index", "sandbox/catalog.yaml"]:
         return ""
     code = main([*command, *([] if command[0] == "overlap" else ["--workers", "0"])])
-    told = capsys.readouterr()
-    assert code == 0, (command, told.err)
-    return told.out
+    output = capsys.readouterr()
+    assert code == 0, (command, output.err)
+    return output.out
 
 
 def test_adding_a_head(sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,13 +115,13 @@ def recipes(out: Path, catalog: Path, scale: float, seed: int, device: str, work
         optimizer=Optimizer(lr=COTRAIN_LR),
     )  # fmt: skip
     drawn, clips = cotrain_draws(cotrain)
-    found = {"image pre-training": pretrain, COTRAINING: cotrain}
+    planned = {"image pre-training": pretrain, COTRAINING: cotrain}
     for name in ALONE:
         alone = replace(cotrain.data, sets=[name])
-        found[_single(name)] = replace(
+        planned[_single(name)] = replace(
             cotrain, data=alone, out=str(out / f"runs/single_{name}"), batch=clips, steps=round(drawn[name] / clips)
         )
-    return found
+    return planned
 
 
 def cotrain_draws(recipe: Recipe) -> tuple[dict[str, int], int]:
@@ -155,11 +155,12 @@ def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, worke
     cotrained = _top1(runs[COTRAINING], SETS, catalog, device, workers, ("plain", "shuffled", "single"))
     rows: dict[str, dict[str, Any]] = {}
     for name in SETS:
-        found = cotrained[name]
-        plain = found["plain"]
+        variants = cotrained[name]
+        plain = variants["plain"]
         rows[name] = {
             "chance": 1 / plain["classes"], "single": None, "cotrained": plain["top1"],
-            "cotrained_shuffled": found.get("shuffled", {}).get("top1"), "cotrained_single_frame": found.get("single", {}).get("top1"),
+            "cotrained_shuffled": variants.get("shuffled", {}).get("top1"),
+            "cotrained_single_frame": variants.get("single", {}).get("top1"),
             **{key: plain[key] for key in REPORTED},
         }  # fmt: skip
     for name in ALONE:
@@ -172,12 +173,12 @@ def _top1(
 ) -> dict[str, dict[Variant, dict[str, Any]]]:
     model, about = load_release(find_release(run))
     model.to(device)
-    found = {}
+    by_dataset = {}
     for task in find_tasks(catalog, model, about["frames"], "val", names):
         wanted = variants if task.manifest.media == "video" else ("plain",)
         results = evaluate(model, task, device, workers, wanted)
-        found[task.spec.name] = {variant: {**result, "step": about["step"]} for variant, result in results.items()}
-    return found
+        by_dataset[task.spec.name] = {variant: {**result, "step": about["step"]} for variant, result in results.items()}
+    return by_dataset
 
 
 def predicted_clips(run: Path, catalog: Catalog) -> list[PredictedClip]:

@@ -46,7 +46,7 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def told(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study that has been run."""
     folder = tmp_path_factory.mktemp("studies")
     assert main(["study", str(write(folder, sandbox)), "--jobs", "1"]) == 0
@@ -54,8 +54,8 @@ def told(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def summary(told: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((told / "study/results.json").read_text(encoding="utf-8"))
+def summary(done: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((done / "study/results.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -75,28 +75,31 @@ def test_every_figure_has_its_protocol(summary: dict[str, Any]) -> None:
     assert summary["generated"] is True
 
 
-def test_a_figure_is_what_evaluate_says_of_the_same_checkpoint(told: Path, summary: dict[str, Any], sandbox: Path) -> None:
+def test_a_figure_is_what_evaluate_says_of_the_same_checkpoint(done: Path, summary: dict[str, Any], sandbox: Path) -> None:
     (found,) = evaluate_release(
-        told / "study/runs/alone.kinetics.whole.scratch.lr0.001.s1", sandbox, "val", (), None, ("plain",), "cpu", 0, 0
+        done / "study/runs/alone.kinetics.whole.scratch.lr0.001.s1", sandbox, "val", (), None, ("plain",), "cpu", 0, 0
     )
     row = next(row for row in summary["arms"] if row["arm"] == "alone")
     assert row["by_seed"][1] == pytest.approx(found["top1"], abs=1e-5)
 
 
-def test_a_second_call_repeats_nothing_and_another_seed_adds_its_own(told: Path, sandbox: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    before = stamps(told / "study")
-    assert main(["study", str(told / "study.yaml"), "--jobs", "1"]) == 0
+def test_a_second_call_repeats_nothing_and_another_seed_adds_its_own(done: Path, sandbox: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = stamps(done / "study")
+    assert main(["study", str(done / "study.yaml"), "--jobs", "1"]) == 0
     assert "4 of 4 runs are done" in capfd.readouterr().err
-    assert stamps(told / "study") == before
-    assert main(["study", str(told / "study.yaml"), "--jobs", "1", "--seeds", "[0, 1, 2]", "--arms", "[alone]"]) == 0
-    after = stamps(told / "study")
+    assert stamps(done / "study") == before
+    assert main(["study", str(done / "study.yaml"), "--jobs", "1", "--seeds", "[0, 1, 2]", "--arms", "[alone]"]) == 0
+    after = stamps(done / "study")
     assert {name: after[name] for name in before} == before
     assert len(after) == 5
-    assert main(["study", str(told / "study.yaml"), "--jobs", "1"]) == 0  # what is reported is what the file asks for
+    assert main(["study", str(done / "study.yaml"), "--jobs", "1"]) == 0  # what is reported is what the file asks for
 
 
-def test_the_report_and_its_words_are_written(told: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    page, words = (told / "study/report.html").read_text(encoding="utf-8"), (told / "study/report.md").read_text(encoding="utf-8")
+def test_the_report_and_its_words_are_written(done: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    page, words = (
+        (done / "study/report.html").read_text(encoding="utf-8"),
+        (done / "study/report.md").read_text(encoding="utf-8"),
+    )
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
     assert "kinetics" in page
     assert "kinetics" in words
@@ -112,7 +115,7 @@ def test_a_dry_run_says_what_could_be_found_and_runs_nothing(sandbox: Path, tmp_
     assert not (tmp_path / "study/runs").exists()
 
 
-def test_a_killed_study_goes_on_to_the_same_results(told: Path, sandbox: Path, tmp_path: Path) -> None:
+def test_a_killed_study_goes_on_to_the_same_results(done: Path, sandbox: Path, tmp_path: Path) -> None:
     file = write(tmp_path, sandbox)
     command = [sys.executable, "-m", "cover.cli", "study", str(file), "--jobs", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -124,20 +127,20 @@ def test_a_killed_study_goes_on_to_the_same_results(told: Path, sandbox: Path, t
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)  # its processes end with it, and let go of the pipe
-    done = stamps(tmp_path / "study")
-    assert len(done) < 4, "it was killed in the middle"
+    before = stamps(tmp_path / "study")
+    assert len(before) < 4, "it was killed in the middle"
     assert main(["study", str(file), "--jobs", "1"]) == 0
     after = stamps(tmp_path / "study")
-    assert {name: after[name] for name in done} == done, "what was done stayed as it was"
-    ours, theirs = (json.loads((folder / "study/results.json").read_text(encoding="utf-8")) for folder in (tmp_path, told))
+    assert {name: after[name] for name in before} == before, "what was done stayed as it was"
+    ours, theirs = (json.loads((folder / "study/results.json").read_text(encoding="utf-8")) for folder in (tmp_path, done))
     assert [row["by_seed"] for row in ours["arms"]] == [row["by_seed"] for row in theirs["arms"]]
     assert ours["comparisons"] == theirs["comparisons"]
 
 
-def test_two_commands_do_not_run_one_study(told: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with (told / "study/.lock").open("w") as lock:
+def test_two_commands_do_not_run_one_study(done: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with (done / "study/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert main(["study", str(told / "study.yaml"), "--jobs", "1"]) == 2
+        assert main(["study", str(done / "study.yaml"), "--jobs", "1"]) == 2
     assert "another command is running this study" in capfd.readouterr().err
 
 
@@ -170,9 +173,9 @@ def test_wrong_sets_are_one_line(sandbox: Path, tmp_path: Path, capfd: pytest.Ca
 
 
 def test_transfer_of_checkpoints_to_a_set_that_they_do_not_know(
-    sandbox: Path, told: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    sandbox: Path, done: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    sources = [f"--source={name}={told}/study/runs/{run}" for name, run in (
+    sources = [f"--source={name}={done}/study/runs/{run}" for name, run in (
         ("one", "alone.kinetics.whole.scratch.lr0.001.s0"), ("mixed", "videos_images.whole.scratch.lr0.001.s0"))]  # fmt: skip
     command = ["transfer", *sources, "--target", "ssv2", "--catalog", str(sandbox), "--epochs", "1", "--how", "probe", "--seeds", "1",
                "--batch", "8", "--out", str(tmp_path / "moved"), "--jobs", "1"]  # fmt: skip
@@ -188,9 +191,9 @@ def test_transfer_of_checkpoints_to_a_set_that_they_do_not_know(
 
 
 def test_a_co_trained_source_that_knows_the_target_is_refused(
-    sandbox: Path, told: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    sandbox: Path, done: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    source = f"mixed={told}/study/runs/videos_images.whole.scratch.lr0.001.s0"
+    source = f"mixed={done}/study/runs/videos_images.whole.scratch.lr0.001.s0"
     command = ["transfer", "--source", source, "--target", "moments", "--catalog", str(sandbox), "--epochs", "1"]
     assert main([*command, "--out", str(tmp_path / "moved")]) == 2
     assert "leaves the target out" in capfd.readouterr().err

@@ -130,18 +130,18 @@ def _between_sources(study: Study) -> list[Comparison]:
         return []
     known, size = sources_of(study), study.transfer.size or next(iter(study.sizes))
     names = sorted(known, key=lambda name: -len(known[name]))
-    found = []
+    comparisons = []
     for how in study.transfer.how:
         for target in study.transfer.targets:
             trained = {name: frozenset(known[name]) - ({target} if len(known[name]) > 1 else set()) for name in names}
             others = [name for name in names if target not in trained[name]]
             mixed = [name for name in others if len(known[name]) > 1] or others
-            found += [
+            comparisons += [
                 Comparison(f"transfer by {how}, between sources", "c", target, f"{ours}:{how}", f"{theirs}:{how}", size)
                 for place, ours in enumerate(others) for theirs in others[place + 1 :]
                 if ours in mixed and trained[ours] != trained[theirs]
             ]  # fmt: skip
-    return found
+    return comparisons
 
 
 def sources_of(study: Study) -> dict[str, list[str]]:

@@ -111,10 +111,10 @@ def _outcome(claim: str, row: Row) -> str:
 
 
 def _overall(outcomes: Sequence[str]) -> str:
-    found = set(outcomes)
-    if len(found) < 2:
+    different = set(outcomes)
+    if len(different) < 2:
         return outcomes[0] if outcomes else "not asked"
-    return "shown in part" if SHOWN in found else "not shown, in part the opposite"
+    return "shown in part" if SHOWN in different else "not shown, in part the opposite"
 
 
 def _outcome_cell(outcome: str, note: str = "") -> Cell:
@@ -314,11 +314,11 @@ def probe_groups(summary: Row) -> list[dict[str, Any]]:
 def _probed(rows: Sequence[Row]) -> list[tuple[str, str, Row]]:
     """Label, arm and row of each probed model. A model that serves several targets was probed once and is listed once."""
     split = [{**row, "of": row["arm"].partition(":")[0], "models": tuple(row["runs"])} for row in rows]
-    found = []
+    models = []
     for (arm, _), same in by(split, "of", "models").items():
         target = "" if len(same) > 1 else f", {same[0]['arm'].partition(':')[2]}"
-        found.append((f"after {ARM_NAMES[arm]}{target}", arm, same[0]))
-    return found
+        models.append((f"after {ARM_NAMES[arm]}{target}", arm, same[0]))
+    return models
 
 
 # --- how the runs went --------------------------------------------------------------------------------------------------

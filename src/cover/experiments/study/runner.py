@@ -259,7 +259,7 @@ def _dev(run: Path, step: int) -> dict[str, float]:
     """Data set -> top-1 on `dev` at the checkpoint that was measured."""
     for line in read_log(run / "log.jsonl").dev:
         if line.get("step") == step:
-            return {name: found["top1"] for name, found in line["datasets"].items() if found.get("top1") is not None}
+            return {name: result["top1"] for name, result in line["datasets"].items() if result.get("top1") is not None}
     return {}
 
 

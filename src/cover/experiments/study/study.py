@@ -55,7 +55,7 @@ def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] |
 
 def plan(study: Study, builder: SubsetBuilder) -> list[dict[str, Any]]:
     """The difference that is detectable on each target, computed from `study.expected`."""
-    found = []
+    rows = []
     for target in dict.fromkeys([*study.targets, *study.transfer.targets]):
         folds = study.folds.get(target, 0)
         manifests = [builder.measured(Subset(target, folds=folds, fold=fold)) for fold in range(max(1, folds))]
@@ -63,8 +63,8 @@ def plan(study: Study, builder: SubsetBuilder) -> list[dict[str, Any]]:
         sources = len({manifest.row(int(number)).source_id for manifest in manifests for number in manifest.usable})
         spread = study.expected
         smallest = detectable(spread.between_runs, spread.between_sources, len(study.seeds), sources)
-        found.append({"target": target, "items": items, "sources": sources, "seeds": len(study.seeds), "detectable": smallest})
-    return found
+        rows.append({"target": target, "items": items, "sources": sources, "seeds": len(study.seeds), "detectable": smallest})
+    return rows
 
 
 def print_plan(planned: Sequence[dict[str, Any]], margin: float) -> None:

@@ -128,10 +128,10 @@ class SubsetBuilder:
 
     def _own(self, spec: DatasetSpec) -> dict[str, list[Row]]:
         """The data set's own splits; the reported one, where there is one, is called `MEASURED`."""
-        found = {split: self._rows(spec.name, split) for split in TRAINING if self._has(spec, split)}
+        splits = {split: self._rows(spec.name, split) for split in TRAINING if self._has(spec, split)}
         if self.split in spec.splits:
-            found[MEASURED] = list(self._open(spec.name, self.split).rows())
-        return found
+            splits[MEASURED] = list(self._open(spec.name, self.split).rows())
+        return splits
 
     def _all(self, spec: DatasetSpec) -> list[Row]:
         """Every labelled clip of every split."""
@@ -167,9 +167,11 @@ class SubsetBuilder:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         usable = [row for row in rows if row.state == "ok"]
-        found = [still for row in track(usable, f"stills of {subset.dataset}", len(usable)) for still in stills(row, subset.stills, folder)]
+        images = [
+            still for row in track(usable, f"stills of {subset.dataset}", len(usable)) for still in stills(row, subset.stills, folder)
+        ]
         done.touch()
-        return found
+        return images
 
 
 def part_of(rows: Sequence[Row], part: float, seed: int) -> list[Row]:
@@ -251,7 +253,7 @@ def stills(row: Row, count: int, folder: Path) -> Iterable[Row]:
 
 
 def _by_source(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+    by_source: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.source_id, []).append(row)
-    return found
+        by_source.setdefault(row.source_id, []).append(row)
+    return by_source

@@ -43,9 +43,9 @@ def summarise(study: Study, grid: Grid, out: Path, planned: Sequence[Mapping[str
     }  # fmt: skip
 
 
-def _rows(study: Study, found: Mapping[Key, ArmResults], results: RunResults) -> list[dict[str, Any]]:
+def _rows(study: Study, arms: Mapping[Key, ArmResults], results: RunResults) -> list[dict[str, Any]]:
     rows = []
-    for (arm, dataset, size, origin), given in found.items():
+    for (arm, dataset, size, origin), given in arms.items():
         of = [results[job] for job in given.jobs]
         protocol = of[0]["measured"][dataset]
         gap = _gap(of, dataset)
@@ -114,12 +114,12 @@ def _curves(measurements: Sequence[Measurement], results: RunResults) -> list[di
 
 def _rates(measurements: Sequence[Measurement], results: RunResults) -> list[dict[str, Any]]:
     """Samples and rates of every mixture of the first seed."""
-    first, seen, rows = min(each.seed for each in measurements), set(), []
+    first, listed, rows = min(each.seed for each in measurements), set(), []
     for each in measurements:
         result = results[each.job]
         wanted = each.kind == "arm" and each.seed == first and not each.fold and each.lr == measurements[0].lr
-        if wanted and len(result["sets"]) > 1 and each.job not in seen:
-            seen.add(each.job)
+        if wanted and len(result["sets"]) > 1 and each.job not in listed:
+            listed.add(each.job)
             rows.append({
                 "arm": each.arm, "target": each.target, "size": each.size, "origin": each.origin, "run": each.job,
                 "steps": result["steps"], "batch": result["batch"], "seen": result["seen"], "rates": result["rate_realised"],
