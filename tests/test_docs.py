@@ -35,19 +35,19 @@ HERE = ("README", "cotraining", "importing", "own_loop", "protocols", "quick_sta
 ELSEWHERE = {
     "ablations": ("tests/test_ablations_page.py", "bash"),
     "adding_a_format": ("tests/datasets/adapters/test_own_format.py", "python yaml"),
-    "adding_a_head": ("tests/studies/test_adding_pages.py", "sh yaml"),
+    "adding_a_head": ("tests/experiments/test_adding_pages.py", "sh yaml"),
     "csv": ("tests/datasets/adapters/test_csv_many.py", "csv yaml"),
     "exporting": ("tests/inference/test_exporting_page.py", "sh python"),
     "explaining": ("tests/inference/test_explaining_page.py", "sh python"),
     "indexing": ("tests/datasets/test_indexing_page.py", "sh"),
     "logs": ("tests/training/test_log.py", "sh python"),
     "many_machines": ("tests/training/test_distributed.py", "sh"),
-    "own_data": ("tests/studies/test_adding_pages.py", "sh yaml"),
+    "own_data": ("tests/experiments/test_adding_pages.py", "sh yaml"),
     "planning": ("tests/training/test_plan.py", "sh text"),
     "predicting": ("tests/inference/test_predicting_page.py", "sh python"),
     "preparing": ("tests/datasets/test_prepare.py", "sh"),
     "serving": ("tests/inference/test_serve_page_of_docs.py", "sh python"),
-    "studies": ("tests/studies/grid/test_studies_page.py", "sh yaml python"),
+    "studies": ("tests/experiments/study/test_studies_page.py", "sh yaml python"),
 }
 NAME = "cover-video"
 NEEDS = ("cluster", "data", "gpu", "network")

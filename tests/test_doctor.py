@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from cover.model.timesformer import TimeSformer
 
 from cover.cli import main
 from cover.doctor import checks
 from cover.doctor.trial import trial
-from cover.model.timesformer import TimeSformer
 from cover.sandbox.encode import VIDEO
 
 Usage = namedtuple("Usage", "total used free")

@@ -30,7 +30,7 @@ LAYERS = (
     ("planning",),
     ("inference",),
     ("sandbox",),
-    ("studies",),
+    ("experiments",),
     ("doctor",),
     ("cli",),
     ("__main__",),

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cover.model.presets import model_config
 
 from cover import config
 from cover.datasets.catalog import load_catalog
+from cover.experiments import demo
+from cover.experiments.study.config import Study
 from cover.mixture.schedule import Source, rates_by, split_batch, steps_for
-from cover.model.presets import model_config
 from cover.model.profile import count_parameters, on_meta
-from cover.studies import demo
-from cover.studies.grid.file import Study
 from cover.training.recipe import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import save_release
 

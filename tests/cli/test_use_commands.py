@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from cover import CoVeR
 from cover.model.presets import model_config
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import save_release
+
+from cover import CoVeR
 
 MakeSet = Callable[..., Path]
 Cover = Callable[..., tuple[int, str, str]]

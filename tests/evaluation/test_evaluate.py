@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
+from cover.model.weights import save_release
 from torch import Tensor
 
 from cover.datasets.catalog import load_catalog
@@ -20,8 +22,6 @@ from cover.evaluation.protocol import ViewPlan, read_views
 from cover.evaluation.reading import Variant
 from cover.evaluation.tasks import Task, find_tasks
 from cover.media.clips import Views
-from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
 MakeSet = Callable[..., Path]
 FRAMES, SIZE = 4, 16

@@ -12,6 +12,8 @@ import av
 import numpy as np
 import pytest
 import torch
+from cover.model.foreign_config import Wishes
+from cover.model.importing import import_weights
 from PIL import Image
 from transformers import TimesformerConfig, TimesformerForVideoClassification
 
@@ -19,8 +21,6 @@ from cover.datasets.catalog import load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import open_manifest
 from cover.evaluation.evaluate import evaluate_release
-from cover.model.foreign_config import Wishes
-from cover.model.importing import import_weights
 from cover.sandbox.generate import generate
 from cover.sandbox.settings import Settings
 

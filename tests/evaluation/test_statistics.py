@@ -7,12 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cover.evaluation.statistics import Estimate, detectable, difference, holm, share, verdict
+from cover.evaluation.statistics import (
+    Estimate,
+    compare_fractions,
+    detectable,
+    difference,
+    holm,
+    in_common,
+    judge,
+    proportion,
+    verdict,
+    wilson,
+)
 
 
 def test_the_interval_of_independent_samples_is_the_binomials() -> None:
     right = np.random.default_rng(0).random(2000) < 0.7
-    found = share(right, np.arange(2000), seed=1)
+    found = proportion(right, np.arange(2000), seed=1)
     error = 1.96 * (0.7 * 0.3 / 2000) ** 0.5
     assert found.value == right.mean()
     assert found.high - found.low == pytest.approx(2 * error, rel=0.08)
@@ -21,10 +32,10 @@ def test_the_interval_of_independent_samples_is_the_binomials() -> None:
 
 def test_copies_of_a_sample_add_nothing() -> None:
     right = np.random.default_rng(0).random(200) < 0.6
-    alone = share(right, np.arange(200), seed=0)
-    copied = share(np.repeat(right, 10), np.repeat(np.arange(200), 10), seed=0)
+    alone = proportion(right, np.arange(200), seed=0)
+    copied = proportion(np.repeat(right, 10), np.repeat(np.arange(200), 10), seed=0)
     assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
-    ignoring = share(np.repeat(right, 10), np.arange(2000), seed=0)
+    ignoring = proportion(np.repeat(right, 10), np.arange(2000), seed=0)
     assert ignoring.high - ignoring.low < 0.5 * (copied.high - copied.low)
 
 
@@ -35,7 +46,7 @@ def test_intervals_cover_the_truth() -> None:
         levels = rng.beta(2, 2, size=60)  # a source's own share; 0.5 on average
         right = rng.random((60, 8)) < levels[:, None]
         sources = np.repeat(np.arange(60), 8)
-        found, flat = share(right.ravel(), sources, study), share(right.ravel(), np.arange(480), study)
+        found, flat = proportion(right.ravel(), sources, study), proportion(right.ravel(), np.arange(480), study)
         hits += found.low <= 0.5 <= found.high
         naive += flat.low <= 0.5 <= flat.high
     assert 88 <= hits <= 99
@@ -106,3 +117,27 @@ def test_what_a_study_can_detect_is_found_as_often_as_promised() -> None:
         found += p is not None and p < 0.05
     assert 68 <= found <= 92
     assert detectable(0.02, 0.4, 10, sources) < detectable(0.02, 0.4, 5, sources)
+
+
+def test_a_family_is_judged_by_its_corrected_p_values() -> None:
+    family = {"x": Estimate(0.1, 0.02, 0.2, 0.03), "y": Estimate(-0.1, -0.2, -0.02, 0.001), "z": Estimate(0.0, -0.01, 0.01, 0.9)}
+    assert judge(family, 0.02) == {"x": (0.06, "not worse"), "y": (0.003, "worse"), "z": (0.9, "not worse")}
+
+
+def test_wilsons_interval() -> None:
+    low, high = wilson(0.0, 96)
+    assert low == 0.0
+    assert high == pytest.approx(0.04)
+    assert wilson(0.5, 100) == pytest.approx((0.40194, 0.59806), abs=1e-4)
+
+
+def test_few_samples_show_no_difference_between_fractions() -> None:
+    assert compare_fractions(1.0, 0.0, 1) == "no difference shown"
+    assert compare_fractions(1.0, 0.0, 100) == "better"
+    assert compare_fractions(0.6, 0.62, 398) == "no difference shown"
+    assert compare_fractions(0.7, 0.9, 398) == "worse"
+
+
+def test_samples_in_common_are_told_by_their_ids() -> None:
+    mine, theirs = in_common(["a", "b", "d"], ["b", "c", "d"])
+    assert (mine.tolist(), theirs.tolist()) == ([False, True, True], [True, False, True])

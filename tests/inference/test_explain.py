@@ -11,6 +11,9 @@ import av
 import numpy as np
 import pytest
 import torch
+from cover.inference.rollout import attention_rollout, class_rollout
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import save_release
 from PIL import Image
 
 from cover.errors import UserError
@@ -18,10 +21,7 @@ from cover.evaluation.protocol import ViewPlan, read_views
 from cover.inference.explain import Explanation, Question, default_folder, explain, explanations
 from cover.inference.heatmaps import BAR, GAP, MARGIN, TILE, Caption, colours, contact_sheet, with_heat, write_clip
 from cover.inference.predictor import Predictor
-from cover.inference.rollout import attention_rollout, class_rollout
 from cover.media.clips import Sampling, Views
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
 HEADS = (Head("ssv2", ("up", "down", "left")), Head("photo/things", ("cat", "dog")), Head("tags", ("left", "rain"), loss="sigmoid"))
 SETS = {

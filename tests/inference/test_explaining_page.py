@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from cover.cli import main
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import save_release
+
+from cover.cli import main
 
 PAGE = (Path(__file__).parents[2] / "docs/explaining.md").read_text(encoding="utf-8")
 

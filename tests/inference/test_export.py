@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from cover.model.foreign_config import Wishes
+from cover.model.importing import import_weights
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import load_release, save_release
 from safetensors.torch import load_file
 from transformers import TimesformerForVideoClassification
 
 from cover.cli import main
 from cover.errors import UserError
 from cover.inference.export import export_transformers
-from cover.model.foreign_config import Wishes
-from cover.model.importing import import_weights
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import load_release, save_release
 
 SHAPE: dict[str, Any] = {
     "width": 32, "depth": 2, "attention_heads": 4, "mlp_ratio": 2.5, "patch": 8, "size": 24, "frames": 4, "time": "additive",

@@ -13,15 +13,15 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+from cover.model.presets import model_config
+from cover.model.timesformer import Head, TimeSformer
+from cover.model.weights import save_release
 
 import cover
 from cover.cli import main
 from cover.errors import UserError
 from cover.inference.export import export_onnx, export_torch, onnx_file
 from cover.inference.export.choice import data_of, written_beside
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
-from cover.model.weights import save_release
 
 # Heads in no order of their names, one of them multi-label, and one called as an operation is.
 HEADS = (Head("ssv2", ("up", "döwn", "left")), Head("add", ("bark", "laugh"), "sigmoid"), Head("imagenet", ("cat", "dog", "cup", "hat")))

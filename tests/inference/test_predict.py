@@ -20,6 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import save_release
 from PIL import Image
 
 import cover
@@ -32,8 +34,6 @@ from cover.inference.predictor import Predictor
 from cover.inference.readers import Readers
 from cover.media.clips import Sampling, Views
 from cover.media.decode import MediaError
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
 Typed = Callable[..., tuple[int, str, str]]
 HEADS = (Head("act", ("run", "sit", "fall")), Head("thing", ("cup", "dog")))

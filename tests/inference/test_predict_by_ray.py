@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import save_release
+from PIL import Image
 
 
 def make_release(folder: Path) -> Path:

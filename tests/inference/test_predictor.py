@@ -10,6 +10,9 @@ import av
 import numpy as np
 import pytest
 import torch
+from cover.model.presets import model_config
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import load_release, save_release
 
 from cover import CoVeR
 from cover.datasets.catalog import load_catalog
@@ -23,9 +26,6 @@ from cover.evaluation.tasks import find_tasks
 from cover.inference.predictor import Predictor
 from cover.media.clips import Views
 from cover.media.decode import MediaError
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import load_release, save_release
 
 MakeSet = Callable[..., Path]
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional as fn
-
 from cover.inference.rollout import Rollout, attention_rollout, class_rollout
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from torch import Tensor
+from torch.nn import functional as fn
 
 CONFIG: dict[str, Any] = {"width": 24, "depth": 3, "attention_heads": 3, "patch": 4, "size": 12, "frames": 5, "layer_scale": 0.7}
 HEADS = (Head("things", ("cat", "dog")), Head("moves", ("up", "down", "left"), loss="sigmoid"))

@@ -31,6 +31,8 @@ import av
 import numpy as np
 import pytest
 import torch
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import save_release
 from PIL import Image
 
 from cover.inference.explain import Question, explanations
@@ -43,8 +45,6 @@ from cover.inference.serve.limits import MEGABYTE, Batching, Limits, Refused
 from cover.inference.serve.service import Service, Why
 from cover.inference.serve.uploads import Spool
 from cover.media.clips import Views
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
 

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import save_release
 

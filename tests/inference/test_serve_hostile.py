@@ -29,10 +29,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import save_release
+from PIL import Image
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]

@@ -18,11 +18,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import save_release
 from PIL import Image
 
 from cover.inference.serve.limits import Limits
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
 PAGE = Path(__file__).parents[2] / "docs/serving.md"

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import save_release
 from PIL import Image
 
 from cover.cli import main
 from cover.inference.serve.uploads import Spool
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
 COVER = [sys.executable, "-m", "cover"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
 
 from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import open_manifest
@@ -17,7 +18,6 @@ from cover.errors import UserError
 from cover.mixture.loader import Member, SampleReader, packs
 from cover.mixture.pack import Pack, split_pack
 from cover.mixture.schedule import Draw, Pairing, Schedule, Source, rates_by, split_batch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.training.step import StepSettings, forward_backward
 from cover.transforms.colour import ColourJitter
 from cover.transforms.erasing import RandomErasing

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 import torch
+from cover.model.foreign_config import Wishes
+from cover.model.importing import FATES, import_weights
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import load_release, read_config, save_release
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TimesformerConfig, TimesformerForVideoClassification, ViTConfig, ViTForImageClassification
 
 from cover.cli import main
 from cover.errors import UserError
-from cover.model.foreign_config import Wishes
-from cover.model.importing import FATES, import_weights
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import load_release, read_config, save_release
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80, "image_size": 24, "patch_size": 8,

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as fn
-from torch import Tensor, nn
-
 from cover.model.lean import gelu_linear, share_class_token, turn_pairs
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from torch import Tensor, nn
 
 GROUPS = ((2, 4), (1, 2), (3, 1))
 

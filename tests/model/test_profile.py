@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from cover.model.presets import model_config
+from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cover.errors import UserError
-from cover.model.presets import model_config
 from cover.model.profile import (
     count_parameters,
     forward_cost,
@@ -25,7 +26,6 @@ from cover.model.profile import (
     temporal_parameters,
     trace_step,
 )
-from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
 
 SHAPE: dict[str, Any] = {"width": 32, "depth": 2, "attention_heads": 4, "patch": 8, "size": 24, "frames": 4}
 HEADS = {"motion": 3, "things": 5}
@@ -75,9 +75,7 @@ def test_every_product_is_counted(kind: dict[str, Any], groups: Groups) -> None:
         assert forward_cost(on_meta(config, HEADS), groups, size).multiply_adds == products(config, groups, size, 8)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"mlp_ratio": 2.7}, {"patch": 4}, {"layer_scale": 0.1}, {"width": 20, "attention_heads": 2}], ids=str
-)
+@pytest.mark.parametrize("changes", [{"mlp_ratio": 2.7}, {"patch": 4}, {"layer_scale": 0.1}, {"width": 20, "attention_heads": 2}], ids=str)
 def test_multiply_adds_of_other_shapes(changes: dict[str, Any]) -> None:
     config = ModelConfig(**{**SHAPE, **changes})
     assert forward_cost(on_meta(config, {}), LAYOUTS[2], 24).multiply_adds == products(config, LAYOUTS[2], 24, 0)
@@ -155,7 +153,9 @@ def test_merged_matrices_save_what_is_known_of_them() -> None:
 @pytest.mark.parametrize(("attention", "millions"), [("space", 85.9), ("joint", 85.9), ("divided", 121.4)])
 def test_parameters_of_the_attention_kinds(attention: str, millions: float) -> None:
     """TimeSformer, table 1."""
-    assert count_parameters(on_meta(model_config("B/16", attention=attention), {"k400": 400})).total / 1e6 == pytest.approx(millions, rel=5e-3)
+    assert count_parameters(on_meta(model_config("B/16", attention=attention), {"k400": 400})).total / 1e6 == pytest.approx(
+        millions, rel=5e-3
+    )
 
 
 # --- parameters and tokens --------------------------------------------------------------------------------------------------------

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import load_release, save_release, start_from
 
 import cover
 from cover import CoVeR
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import load_release, save_release, start_from
 
 SHAPE: dict[str, Any] = {"width": 16, "depth": 2, "attention_heads": 2, "patch": 8, "size": 16, "frames": 4}
 HEADS = (Head("moves", ("up", "döwn")), Head("things", ("cat", "dog", "cow")))

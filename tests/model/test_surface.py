@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
+from torch import Tensor
 
 SHAPE: dict[str, Any] = {"width": 32, "depth": 3, "attention_heads": 4, "patch": 8, "size": 24, "frames": 4}
 MIXED: Groups = ((2, 4), (3, 1))

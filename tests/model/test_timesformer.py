@@ -12,12 +12,12 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as fn
-from torch import Tensor, nn
-
-from cover.errors import UserError
 from cover.model.attention import attend_along, attend_over_time, rotate, rotation_of
 from cover.model.presets import model_config
 from cover.model.timesformer import ConvStem, Groups, Head, ModelConfig, TimeSformer, per_frame
+from torch import Tensor, nn
+
+from cover.errors import UserError
 
 SHAPE: dict[str, Any] = {"width": 32, "depth": 3, "attention_heads": 4, "patch": 8, "size": 24, "frames": 4}
 HEADS = (Head("motion", ("up", "down", "left")), Head("things", ("cat", "dog", "cow", "owl", "bee")))

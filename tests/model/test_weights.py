@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-
-from cover.errors import UserError
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import find_release, load_release, save_release, start_from, steps_saved
+
+from cover.errors import UserError
 
 SHAPE: dict[str, Any] = {"width": 16, "depth": 2, "attention_heads": 2, "patch": 8, "size": 16, "frames": 4}
 MOTION, THINGS, OTHERS = Head("motion", ("up", "döwn")), Head("things", ("cat", "dog", "cow")), Head("others", ("x", "y"))

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-
-from cover.mixture.pack import Pack, split_pack
 from cover.model.lean import Groups
 from cover.model.presets import model_config
-from cover.model.profile import on_meta, temporal_parameters
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
+
+from cover.mixture.pack import Pack, split_pack
+from cover.model.profile import on_meta, temporal_parameters
 from cover.planning.memory import StepMemory, StepOptions, step_memory
 from cover.training.step import StepSettings, train_step
 

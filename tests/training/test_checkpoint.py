@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 import torch
+from cover.model.weights import find_release, load_release, steps_saved
 from safetensors.torch import load_file
 
 from cover import config
 from cover.errors import UserError
-from cover.model.weights import find_release, load_release, steps_saved
 from cover.training.checkpoint import cut_lines, problem_of
 from cover.training.keeping import best_step, dev_scores
 from cover.training.recipe import Augment, Checkpoints, Data, Model, NonFinite, Optimizer, Recipe

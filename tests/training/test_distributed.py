@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 import torch
+from cover.model.weights import find_release, steps_saved
 from safetensors.torch import load_file
 
 from cover import config
 from cover.errors import UserError
 from cover.machine import cores
-from cover.model.weights import find_release, steps_saved
 from cover.training.checkpoint import problem_of
 from cover.training.distributed import Team, workers_of_a_rank
 from cover.training.recipe import Augment, Checkpoints, Data, Distributed, Model, Optimizer, Recipe

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cover.model.timesformer import Head
 
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError
-from cover.model.timesformer import Head
 from cover.training.heads import hot_places, hot_width, make_heads, targets_of
 from cover.training.recipe import Data, Recipe
 

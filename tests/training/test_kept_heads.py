@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from cover.model.timesformer import Head
+from cover.model.weights import find_release, read_config
 from safetensors.torch import load_file
 
 from cover import config
@@ -18,8 +20,6 @@ from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate_release
 from cover.hardware import find_device, make_cluster
 from cover.inference.predictor import Predictor
-from cover.model.timesformer import Head
-from cover.model.weights import find_release, read_config
 from cover.planning.estimate import plan
 from cover.planning.reading import reading_costs
 from cover.training.heads import kept_facts, kept_heads, with_kept

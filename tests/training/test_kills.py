@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from cover.model.weights import find_release, steps_saved
 
 from cover import config
-from cover.model.weights import find_release, steps_saved
 from cover.training.recipe import Augment, Data, Model, Recipe
 
 KILLS, STEPS, SAVE_EVERY = 20, 240, 6

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cover.model.weights import find_release, load_release, read_config
 
 from cover import CoVeR
 from cover.cli import main
@@ -24,7 +25,6 @@ from cover.evaluation.metrics import MeanAveragePrecision
 from cover.evaluation.table import print_results
 from cover.evaluation.tasks import find_tasks
 from cover.inference.predictor import Predictor
-from cover.model.weights import find_release, load_release, read_config
 from cover.training.recipe import Augment, Data, Recipe, Start
 from cover.training.train import train
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from cover.model.timesformer import Head, ModelConfig, TimeSformer
+
 from cover.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from cover.training.recipe import Optimizer
 

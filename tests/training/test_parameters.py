@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
 
 from cover.errors import UserError
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.training.optimizer import build_optimizer, set_learning_rate
 from cover.training.parameters import describe_patterns, freeze_matched
 from cover.training.recipe import Optimizer, Pattern

@@ -7,10 +7,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-
-from cover import config
 from cover.model.presets import model_config
 from cover.model.timesformer import TimeSformer
+
+from cover import config
 from cover.training.parameters import describe_patterns
 from cover.training.recipe import Recipe
 from cover.training.train import train

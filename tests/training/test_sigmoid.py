@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from torch import Tensor
 
 from cover.mixture.pack import Pack, split_pack
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.training.step import StepSettings, Tally, forward_backward, sample_losses, sigmoid_hits, sigmoid_loss
 
 ONE, SOUNDS, HOMES = Head("one", ("a", "b", "c")), Head("sounds", ("x", "y"), "sigmoid"), Head("homes", ("p", "q", "r", "s"), "sigmoid")

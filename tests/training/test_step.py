@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from torch import Tensor
 
 from cover.mixture.pack import Pack, split_pack
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.training.step import StepSettings, Tally, drop_path_factors, forward_backward, sample_losses, train_step
 from cover.transforms.colour import ColourJitter
 

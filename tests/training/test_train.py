@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from cover.model.weights import find_release, load_release, read_config, steps_saved
 from safetensors.torch import load_file
 
 from cover import config
 from cover.datasets.index import index
 from cover.errors import UserError
-from cover.model.weights import find_release, load_release, read_config, steps_saved
 from cover.training.recipe import Augment, Checkpoints, Data, Distributed, Model, NonFinite, Optimizer, Recipe, Start
 from cover.training.train import train
 

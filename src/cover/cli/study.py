@@ -45,15 +45,14 @@ _JOBS = argument("--jobs", type=whole(1), metavar="N", help="runs side by side (
     overrides=True, computes=True,
 )  # fmt: skip
 def add(args: Namespace) -> int:
-    from cover.studies.add.recipe import Wish
-    from cover.studies.add.run import BESIDE, Extras, add
-    from cover.studies.add.table import print_added
+    from cover.experiments.add.recipe import AddRequest
+    from cover.experiments.add.run import BESIDE, AddOptions, add, print_added
 
     if args.epochs is not None and not 0 < args.epochs < 10**6:
         raise UserError(f"--epochs: {args.epochs:g} is no number of epochs; give one above 0, as in 30")
     out = args.out or Path("runs") / f"{args.data}_{args.how}"
-    wish = Wish(args.checkpoint, args.data, args.catalog, args.how, out, args.epochs, args.seed, args.device, args.workers)
-    results = add(wish, Extras(args.compare, args.baseline, args.split, args.only_recipe, args.overrides))
+    request = AddRequest(args.checkpoint, args.data, args.catalog, args.how, out, args.epochs, args.seed, args.device, args.workers)
+    results = add(request, AddOptions(args.compare, args.baseline, args.split, args.only_recipe, args.overrides))
     if results is None:
         print(out / BESIDE / "recipe.yaml")
         say_next("train", out / BESIDE / "recipe.yaml")
@@ -90,9 +89,9 @@ def add(args: Namespace) -> int:
 )  # fmt: skip
 def transfer(args: Namespace) -> int:
     from cover.console import print_table
-    from cover.studies.grid.file import HOW, Size
-    from cover.studies.grid.study import REPORT, run_study
-    from cover.studies.grid.transfer import rows_of, transfer_study
+    from cover.experiments.study.config import HOW, Size
+    from cover.experiments.study.study import REPORT, run_study
+    from cover.experiments.transfer import rows_of, transfer_study
 
     sources = read_pairs("--source", args.source, "NAME=CHECKPOINT")
     study = transfer_study(
@@ -121,8 +120,8 @@ def transfer(args: Namespace) -> int:
 )  # fmt: skip
 def study(args: Namespace) -> int:
     from cover import config
-    from cover.studies.grid.file import Study
-    from cover.studies.grid.study import REPORT, run_study
+    from cover.experiments.study.config import Study
+    from cover.experiments.study.study import REPORT, run_study
 
     if args.keys:
         print("\n".join(config.keys(Study)))
@@ -156,7 +155,7 @@ def _count_jobs(jobs: int | None, device: str = "auto") -> int:
     computes=True,
 )  # fmt: skip
 def demo(args: Namespace) -> int:
-    from cover.studies.demo import demo
+    from cover.experiments.demo import demo
 
     demo(args.out, args.scale, args.seed, args.device, count_workers(args))
     return 0

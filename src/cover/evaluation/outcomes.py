@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cover.evaluation.statistics import LEVEL, RESAMPLES, share
+from cover.evaluation.statistics import LEVEL, RESAMPLES, proportion
 
 BINS = 15  # of the calibration error (Guo et al. 2017)
 
@@ -75,7 +75,7 @@ class Outcomes:
         commonest wrong answers as `{true, predicted, count, of}`."""
         if not len(self.rows):
             return {"top1_interval": None, "ece": None, "confusions": []}
-        found = share(self.right, sources, seed)
+        found = proportion(self.right, sources, seed)
         interval = {
             "low": found.low, "high": found.high, "level": LEVEL, "resamples": RESAMPLES, "sources": len(np.unique(sources)), "seed": seed,
         }  # fmt: skip

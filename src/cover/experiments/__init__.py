@@ -1,0 +1,1 @@
+"""Whole experiments: the demo, a new head, transfers, and studies with their reports."""

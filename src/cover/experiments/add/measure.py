@@ -1,0 +1,274 @@
+"""Measurements of `cover add`: the old and the new heads before and after training, on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cover.datasets.catalog import Catalog
+from cover.datasets.manifest import open_manifest
+from cover.errors import UserError
+from cover.evaluation.evaluate import evaluate
+from cover.evaluation.reading import truth
+from cover.evaluation.statistics import Estimate, difference, in_common, judge, proportion
+from cover.evaluation.tasks import Task, find_tasks
+from cover.experiments.run_files import read_result, write_result
+from cover.mixture.loader import labels_of
+from cover.model.cover import CoVeR
+from cover.model.device import pick_device
+from cover.model.heads import Head, head_of
+from cover.model.release import load_release, read_config, read_weights
+from cover.training.heads import make_heads
+from cover.training.recipe import Recipe
+from cover.training.starting import weights_digest
+
+SPLITS = ("val", "dev", "test")  # that are measured, in order of preference
+MARGIN = 0.02  # a loss of top-1 below which a head counts as not worse
+TRAINING_ONLY = ("dropout",)  # settings without effect in evaluation
+BACKBONE = ""  # the name of all of a network but its heads
+PROTOCOL = (
+    "split", "media", "views", "frames", "sampling", "classes", "class_digest", "head", "multi_label", "n_read", "n_listed", "map",
+)  # fmt: skip
+
+
+# --- the data sets of a release -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OldSets:
+    """The data sets of a release. `heads`: data set -> its head. `absent`: data set -> why it cannot be replayed here."""
+
+    heads: dict[str, Head]
+    absent: dict[str, str]
+
+    @property
+    def replayable(self) -> list[str]:
+        """The data sets that can be trained further here."""
+        return [name for name in self.heads if name not in self.absent]
+
+    @property
+    def shared(self) -> dict[str, list[str]]:
+        """`data.heads` of a recipe for the replayable sets: the heads that do not have the name of their one data set."""
+        heads = (self.heads[name] for name in self.replayable)
+        return {head.name: list(head.datasets) for head in heads if head.serves}
+
+
+def old_sets(heads: Sequence[Head], catalog: Catalog) -> OldSets:
+    """The data sets of `heads`, and which of them have their training rows on this machine.
+
+    A head of several sets is replayed only with all of them, since its class list is made of theirs.
+    """
+    absent: dict[str, str] = {}
+    for head in heads:
+        reasons = {name: why for name in head.datasets if (why := why_absent(name, catalog))}
+        if not reasons and not _same_classes(head, catalog):
+            reasons = dict.fromkeys(head.datasets, f'its classes are not those of the head "{head.name}"')
+        if reasons:
+            absent |= dict.fromkeys(head.datasets, f'it shares the head "{head.name}" with one that is absent')
+            absent |= reasons
+    return OldSets({name: head for head in heads for name in head.datasets}, absent)
+
+
+def why_absent(name: str, catalog: Catalog, split: str = "train") -> str:
+    """Why no row of a split can be read; empty where some can."""
+    if name not in catalog.specs:
+        return f"not in {catalog.path.name}"
+    if split not in catalog.specs[name].splits:
+        return f"has no split {split}"
+    path = catalog.manifest_path(name, split)
+    if not path.is_file():
+        return f"not indexed (cover index {catalog.path.name} {name})"
+    return "" if len(open_manifest(path).usable) else "none of its files is here and readable"
+
+
+def _same_classes(head: Head, catalog: Catalog) -> bool:
+    classes = {name: open_manifest(catalog.manifest_path(name, "train")).classes for name in head.datasets}
+    if len({each.many for each in classes.values()}) > 1:
+        return False
+    (ours,) = make_heads(classes, {head.name: head.datasets})
+    return (ours.classes, ours.loss) == (head.classes, head.loss)
+
+
+def split_of(name: str, catalog: Catalog, preferred: str | None) -> str | None:
+    """The split that a data set is measured on: `preferred` or else the first of `SPLITS` that it has; None without any."""
+    order = [preferred, *SPLITS] if preferred else SPLITS
+    return next((split for split in order if split and not why_absent(name, catalog, split)), None)
+
+
+def split_of_new(name: str, catalog: Catalog, wanted: str | None) -> str:
+    """The split that the new data set is measured on: `wanted`, or the first of `SPLITS` that it has. Raises `UserError`."""
+    split = split_of(name, catalog, wanted)
+    if split is None:
+        raise UserError(f"{name}: no readable and labelled sample in {', '.join(SPLITS)} to measure it on; does the catalog say dev: 0?")
+    if wanted and split != wanted:
+        raise UserError(f"--split {wanted}: {name} {why_absent(name, catalog, wanted)}; it could be measured on {split}")
+    return split
+
+
+# --- one checkpoint on one split ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleResults:
+    """Right and wrong answers on a split, with its protocol.
+
+    `rows`: int64 `(N,)`, the manifest rows that were read, ascending. `right`: bool `(N,)`: the best class, alone in first
+    place, is the sample's, or in a multi-label set one of the sample's. `sources`: int64 `(N,)`.
+    """
+
+    protocol: dict[str, Any]
+    rows: npt.NDArray[np.int64]
+    right: npt.NDArray[np.bool_]
+    sources: npt.NDArray[np.int64]
+
+    @property
+    def measure(self) -> str:
+        """The name of the accuracy that is the mean of `right`."""
+        return "hit1" if self.protocol["multi_label"] else "top1"
+
+
+class Evaluator:
+    """Evaluates one checkpoint sample by sample. Results are kept under `folder` and used again. Raises `UserError`."""
+
+    def __init__(self, release: Path, catalog: Catalog, folder: Path, device: str, workers: int) -> None:
+        self.release, self.catalog, self.folder, self.device, self.workers = release, catalog, folder, device, workers
+
+    def measure(self, dataset: str, split: str) -> SampleResults:
+        """The results on all readable samples of a split."""
+        path = self.folder / f"{dataset}-{split}-{self._digest}.json"
+        spec, manifest = self.catalog.spec(dataset), open_manifest(self.catalog.manifest_path(dataset, split))
+        frames = read_config(self.release).frames
+        stamp = {
+            "manifest": manifest.digest(), "views": str(spec.views), "sampling": str(spec.sampling), "frames": frames,
+        }  # fmt: skip
+        result = read_result(path)
+        if result is None or result["stamp"] != stamp:
+            result = {"stamp": stamp, **self._evaluate(dataset, split)}
+            write_result(result, path)
+        rows = np.asarray(result["rows"], np.int64)
+        return SampleResults(result["protocol"], rows, np.asarray(result["right"], bool), manifest.sources(rows))
+
+    @cached_property
+    def _digest(self) -> str:
+        return weights_digest(self.release)
+
+    @cached_property
+    def _model(self) -> CoVeR:
+        return load_release(self.release).to(pick_device(self.device))
+
+    def _evaluate(self, dataset: str, split: str) -> dict[str, Any]:
+        model = self._model
+        (task,) = find_tasks(self.catalog, model, model.frames, split, [dataset])
+        right: dict[int, bool] = {}
+
+        def keep(task: Task, variant: str, numbers: Sequence[int], scores: torch.Tensor) -> None:
+            labels = [[int(task.relabel[label]) for label in labels_of(task.manifest.row(number))] for number in numbers]
+            right.update(zip(numbers, right_answers(scores.mean(1), truth(labels, task)).tolist(), strict=True))
+
+        result = evaluate(model, task, pick_device(self.device), self.workers, keep=keep)["plain"]
+        rows = sorted(right)
+        protocol = {key: result[key] for key in PROTOCOL if key in result}
+        return {"protocol": protocol, "rows": rows, "right": [int(right[row]) for row in rows]}
+
+
+def right_answers(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """bool `(N,)` of probabilities `(N, classes)`: the samples that `metrics.TopK` counts as top-1.
+
+    `labels`: int64 `(N,)`; or of a multi-label set `(N, classes)`, then what `metrics.MeanAveragePrecision` counts as `hit1`.
+    """
+    hot = labels > 0 if labels.ndim == 2 else torch.nn.functional.one_hot(labels, scores.shape[1]) > 0
+    own, others = (torch.where(mask, scores, -torch.inf).max(1).values for mask in (hot, ~hot))
+    return torch.where(hot.any(1), own > others, others < 0.5)
+
+
+# --- before and after ---------------------------------------------------------------------------------------------------
+
+
+def measure_old(before: Evaluator, old: OldSets, splits: Mapping[str, str | None]) -> dict[str, SampleResults | str]:
+    """Old data set -> the results of its head on its split, or why there are none."""
+    results: dict[str, SampleResults | str] = {}
+    for name in old.heads:
+        split = splits.get(name)
+        if split is None:
+            known = name in before.catalog.specs
+            results[name] = f"no sample in {', '.join(SPLITS)}" if known else f"not in {before.catalog.path.name}"
+            continue
+        try:
+            results[name] = before.measure(name, split)
+        except UserError as error:  # another class list than the head's, which is no reason not to train
+            results[name] = str(error)
+    return results
+
+
+def compare_old(
+    results: Mapping[str, SampleResults | str], release: Path, after: Evaluator, old: OldSets, recipe: Recipe
+) -> list[dict[str, Any]]:
+    """One row for each old data set: its accuracy before and after, and the difference on the same samples.
+
+    A head and backbone with the same bits as before are not measured again.
+    """
+    same = unchanged(release, after.release)
+    rows: list[dict[str, Any]] = []
+    for name, before in results.items():
+        head = old.heads[name].name
+        row = {
+            "dataset": name, "head": head, "trained": name in recipe.data.sets, "unchanged": {head, BACKBONE} <= same,
+        }  # fmt: skip
+        if isinstance(before, str):
+            rows.append({**row, "why_not": before})
+            continue
+        now = before if row["unchanged"] else after.measure(name, before.protocol["split"])
+        ours, theirs, sources = _paired(now, before)
+        rows.append({
+            **row, **now.protocol, "measure": now.measure, "before": asdict(proportion(theirs, sources, recipe.seed)),
+            "after": asdict(proportion(ours, sources, recipe.seed)),
+            "difference": asdict(difference(ours, theirs, sources, recipe.seed)),
+        })  # fmt: skip
+    measured = {row["dataset"]: row for row in rows if "difference" in row}
+    verdicts = judge({name: Estimate(**row["difference"]) for name, row in measured.items()}, MARGIN)
+    for name, (_, word) in verdicts.items():
+        measured[name]["verdict"] = word
+    return rows
+
+
+def _paired(ours: SampleResults, theirs: SampleResults) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """The right answers of each on the samples that both have read, and the sources of these."""
+    mine, others = in_common(ours.rows, theirs.rows)
+    return ours.right[mine], theirs.right[others], ours.sources[mine]
+
+
+def unchanged(before: Path, after: Path) -> set[str]:
+    """The heads whose tensors have the same bits in both releases, and `BACKBONE` where all other tensors and settings have."""
+    theirs, ours = read_weights(before), read_weights(after)
+    parts = {BACKBONE: _settings(before) == _settings(after)}
+    for name, value in theirs.items():
+        part = head_of(name) or BACKBONE
+        parts[part] = parts.get(part, True) and name in ours and torch.equal(ours[name], value)
+    return {part for part, same in parts.items() if same}
+
+
+def _settings(release: Path) -> tuple[dict[str, Any], int]:
+    """The settings, beside the tensors, that decide what a release computes of a clip, and the frames of a clip."""
+    config = read_config(release)
+    settings = {"family": config.backbone.family, **asdict(config.backbone)}
+    return {name: value for name, value in settings.items() if name not in TRAINING_ONLY}, config.frames
+
+
+def accuracy(results: SampleResults, seed: int) -> dict[str, Any]:
+    """The accuracy with its interval and protocol."""
+    return {**results.protocol, "measure": results.measure, **asdict(proportion(results.right, results.sources, seed))}
+
+
+def gain_over(ours: SampleResults, theirs: SampleResults, seed: int) -> dict[str, Any]:
+    """`alone`: the accuracy of `theirs`; `difference`: ours minus theirs; `verdict`."""
+    mine, others, sources = _paired(ours, theirs)
+    gain = difference(mine, others, sources, seed)
+    ((_, word),) = judge({"": gain}, MARGIN).values()
+    return {"alone": asdict(proportion(others, sources, seed)), "difference": asdict(gain), "verdict": word}

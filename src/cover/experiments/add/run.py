@@ -1,0 +1,218 @@
+"""`cover add`: one more head for a released model, its gain over training alone, and its cost to the old heads.
+
+cover add runs/cotrain --data mine --catalog catalog.yaml --how probe --compare
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cover import config
+from cover.console import print_table, say, write_json
+from cover.datasets.catalog import Catalog, load_catalog
+from cover.datasets.index import index
+from cover.datasets.manifest import Manifest, open_manifest
+from cover.errors import UserError
+from cover.experiments.add.measure import (
+    Evaluator,
+    OldSets,
+    SampleResults,
+    accuracy,
+    compare_old,
+    gain_over,
+    measure_old,
+    old_sets,
+    split_of,
+    split_of_new,
+)
+from cover.experiments.add.recipe import AddRequest, add_recipe, baseline_recipe, in_short
+from cover.experiments.run_files import read_log
+from cover.machine import default_workers
+from cover.model.release import find_release, read_config
+from cover.training.checkpoint import LOG
+from cover.training.distributed import started_by_torchrun
+from cover.training.folder import is_begun
+from cover.training.recipe import Recipe
+from cover.training.train import train
+
+BESIDE = "add"  # the folder, inside the run's own, of everything but the run
+
+
+@dataclass(frozen=True)
+class AddOptions:
+    """Options of `add` beside the request.
+
+    `compare`: also train the new set alone, from `baseline` or from random weights. `split`: measured in place of the first of
+    `measure.SPLITS`. `only_recipe`: write the recipe and stop. `overrides`: of the recipe, as of `cover train`.
+    """
+
+    compare: bool = False
+    baseline: Path | None = None
+    split: str | None = None
+    only_recipe: bool = False
+    overrides: Sequence[str] = ()
+
+
+def add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
+    """Train the new head, unless that is done, and measure it and the old ones; returns the results, None with `only_recipe`.
+
+    The results are also written beside the run. Raises `UserError`.
+    """
+    if started_by_torchrun():
+        raise UserError("torchrun: write the recipe with cover add --only-recipe, give that to torchrun -m cover train, then run cover add")
+    catalog, workers = load_catalog(request.catalog), default_workers() if request.workers < 0 else request.workers
+    request, beside = replace(request, release=find_release(request.release)), request.out / BESIDE
+    rows = len(_new_set(request, catalog, workers).usable)
+    old = old_sets(read_config(request.release).heads, catalog)
+    recipe = make_recipe(request, rows, old, catalog, options.overrides)
+    _write_recipe(recipe, beside / "recipe.yaml")
+    if options.only_recipe:
+        return None
+    baseline = find_release(options.baseline) if options.baseline else None  # a wrong path is reported before the work
+    split = split_of_new(request.name, catalog, options.split)
+    splits = {name: split_of(name, catalog, options.split) for name in old.heads}
+    before = measure_old(_evaluator(request.release, catalog, request, workers), old, splits)
+    run = train_missing(recipe)
+    after = _evaluator(find_release(run), catalog, request, workers)
+    new = after.measure(request.name, split)
+    results = {
+        "checkpoint": str(request.release), "how": request.how, "seed": recipe.seed, "run": str(run),
+        "recipe": str(beside / "recipe.yaml"), "epochs": _epochs(run),
+        "not_replayed": old.absent if request.how == "replay" else {},
+        "old": compare_old(before, request.release, after, old, recipe),
+        "new": {"dataset": request.name, **accuracy(new, recipe.seed)},
+        "compare": None,
+    }  # fmt: skip
+    if options.compare or baseline:
+        write_json(results, beside / "results.json")  # before the baseline, which takes its time
+        results["compare"] = _compare(request, recipe, new, catalog, baseline, workers)
+    write_json(results, beside / "results.json")
+    return results
+
+
+def _evaluator(release: Path, catalog: Catalog, request: AddRequest, workers: int) -> Evaluator:
+    return Evaluator(release, catalog, request.out / BESIDE / "measured", request.device, workers)
+
+
+def _epochs(run: Path) -> dict[str, float]:
+    """Epochs of each data set that the run has trained on."""
+    epochs: dict[str, float] = read_log(run / LOG).last().get("epochs", {})
+    return epochs
+
+
+def _new_set(request: AddRequest, catalog: Catalog, workers: int) -> Manifest:
+    """The training rows of the new set, which is indexed where it is not yet. Raises `UserError`."""
+    path = catalog.manifest_path(request.name, "train")
+    for head in read_config(request.release).heads:
+        if request.name in (head.name, *head.datasets):
+            raise UserError(
+                f'{request.release}: its head "{head.name}" is for {request.name} already; train that further with cover train'
+                " (start.checkpoint), or give the new data another name in the catalog"
+            )
+    if not path.is_file():
+        index(request.catalog, workers, [request.name])
+    manifest = open_manifest(path)
+    if not len(manifest.usable):
+        raise UserError(f"{path.name}: none of its {len(manifest)} rows is readable and labelled; nothing to train on")
+    return manifest
+
+
+# --- the runs -----------------------------------------------------------------------------------------------------------
+
+
+def make_recipe(request: AddRequest, rows: int, old: OldSets, catalog: Catalog, overrides: Sequence[str]) -> Recipe:
+    """The recipe for `rows` samples of the new set. Old sets that are not replayed are reported. Raises `UserError`."""
+    replayed: dict[str, int] = {}
+    if request.how == "replay":
+        replayed = {name: len(open_manifest(catalog.manifest_path(name, "train")).usable) for name in old.replayable}
+        for name, why in old.absent.items():
+            say(f"WITHOUT REPLAY: {name}: {why}; its head stays as it is while all below it moves: expect it to forget")
+        if not replayed:
+            raise UserError(f"--how replay: none of the release's data sets ({', '.join(old.heads)}) is here; choose probe or alone")
+    if request.how == "alone" and old.heads:
+        say(f"WITHOUT REPLAY: the heads of {', '.join(old.heads)} stay as they are while all below them moves: expect them to forget")
+    recipe = add_recipe(request, rows, replayed, old.shared)
+    if not overrides:
+        return recipe
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yaml"
+        path.write_text(config.dump(recipe), encoding="utf-8")
+        try:
+            return config.load(Recipe, path, overrides)
+        except UserError as error:  # without the name of the temporary file
+            raise UserError(str(error).removeprefix(f"{path}: ")) from None
+
+
+def _write_recipe(recipe: Recipe, path: Path) -> None:
+    """Show the recipe and write it, ready to be run by hand. The file of a run that was begun is left as it is."""
+    text = f"# cover train {path}\n{in_short(recipe)}"
+    say(text.rstrip())
+    if is_begun(Path(recipe.out)):
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out: {path}: cannot be written: {error.strerror}") from None
+
+
+def train_missing(recipe: Recipe) -> Path:
+    """Train the run of `recipe`, or resume it; a finished one is left as it is."""
+    return train(recipe, resume=is_begun(Path(recipe.out)))
+
+
+def _compare(
+    request: AddRequest, recipe: Recipe, ours: SampleResults, catalog: Catalog, checkpoint: Path | None, workers: int
+) -> dict[str, Any]:
+    """Train the same network on the new set without the release, and compare."""
+    beside = request.out / BESIDE
+    baseline = baseline_recipe(recipe, request.name, beside / "baseline", checkpoint)
+    _write_recipe(baseline, beside / "baseline.yaml")
+    run = train_missing(baseline)
+    theirs = _evaluator(find_release(run), catalog, request, workers).measure(request.name, ours.protocol["split"])
+    gain = gain_over(ours, theirs, recipe.seed)
+    return {"start": baseline.start.checkpoint or None, "run": str(run), "epochs": _epochs(run), **gain}
+
+
+# --- the results on a terminal ------------------------------------------------------------------------------------------
+
+
+def print_added(results: dict[str, Any]) -> None:
+    """Print the results as a table, and the comparison with training alone below it."""
+    columns = ["data set", "head", "split", "read", "before", "after", "difference", ""]
+    print_table(columns, [*(_old_cells(row) for row in results["old"]), _new_cells(results["new"])])
+    compared, new = results["compare"], results["new"]
+    if compared:
+        start = f"from {compared['start']}" if compared["start"] else "from random weights"
+        gain = f"{_points(compared['difference'])}: {compared['verdict']} (one seed)"
+        print(f"{new['dataset']} alone, {start}, as many epochs: {_percent(compared['alone'])}; with the release {gain}")
+
+
+def _old_cells(row: dict[str, Any]) -> list[str]:
+    kind = "replayed" if row["trained"] else "kept"
+    if "why_not" in row:
+        return [row["dataset"], row["head"], "-", "-", "-", "-", "-", f"{kind}; not measured: {row['why_not']}"]
+    outcome = "unchanged, bit for bit" if row["unchanged"] else f"{kind}: {row['verdict']}"
+    return [*_place(row), _percent(row["before"]), _percent(row["after"]), _points(row["difference"]), outcome]
+
+
+def _new_cells(row: dict[str, Any]) -> list[str]:
+    chance = f", chance {1 / row['classes']:.1%}" if row["measure"] == "top1" else ""
+    return [*_place(row), "-", _percent(row), "-", f"new{chance}"]
+
+
+def _place(row: dict[str, Any]) -> list[str]:
+    measure = "" if row["measure"] == "top1" else f" ({row['measure']})"
+    return [row["dataset"], row["head"] + measure, row["split"], f"{row['n_read']} of {row['n_listed']}"]
+
+
+def _percent(estimate: dict[str, Any]) -> str:
+    return f"{estimate['value']:.1%} ({estimate['low']:.1%} to {estimate['high']:.1%})"
+
+
+def _points(estimate: dict[str, Any]) -> str:
+    return f"{100 * estimate['value']:+.1f} points ({100 * estimate['low']:+.1f} to {100 * estimate['high']:+.1f})"

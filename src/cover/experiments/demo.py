@@ -1,0 +1,218 @@
+"""`cover demo`: generated data, training, comparison and report in minutes, on a laptop.
+
+cover demo --out demo
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cover import __version__, config
+from cover.console import clock, say, write_json
+from cover.datasets.catalog import Catalog, load_catalog
+from cover.datasets.index import index
+from cover.datasets.manifest import open_manifest
+from cover.evaluation.evaluate import evaluate
+from cover.evaluation.protocol import read_views
+from cover.evaluation.reading import Variant
+from cover.evaluation.tasks import find_tasks
+from cover.experiments.add.recipe import schedule_of
+from cover.experiments.report import DemoResults, PredictedClip, numbers_markdown, write_demo_report
+from cover.inference.predictor import Predictor
+from cover.model.backbones import DEFAULT_OPTIONS
+from cover.model.device import pick_device
+from cover.model.release import find_release, load_release
+from cover.sandbox.generate import generate
+from cover.sandbox.settings import Settings
+from cover.training.recipe import Data, Optimizer, Recipe, Start
+from cover.training.train import train
+
+SETS = ["kinetics", "ssv2", "moments", "imagenet"]
+ALONE = ("ssv2", "kinetics")  # the motion-led and the appearance-led set
+COTRAINING = "co-training on all four"
+PRETRAIN_STEPS, PRETRAIN_BATCH, PRETRAIN_LR = 1200, 64, 1e-3
+COTRAIN_STEPS, COTRAIN_BATCH, COTRAIN_LR = 1000, 40, 1e-3
+SCALED_LEAST_STEPS = 6
+CLIPS_EACH = 3
+REPORTED = ("top5", "mean_class", "n_read", "n_listed", "classes", "views", "split", "class_digest", "media", "step")
+
+
+@dataclass
+class StageTimer:
+    """The stages of the demo, with their seconds."""
+
+    stages: list[tuple[str, float]] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        """Announce a stage and time it."""
+        say(f"== {title}")
+        began = time.perf_counter()
+        yield
+        self.stages.append((title, time.perf_counter() - began))
+
+
+def demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path:
+    """Everything from generated files to `out/report.html` and `out/results.json`; returns the report's path.
+
+    `scale` below 1 shrinks the data sets and the number of steps. Raises `UserError` where `out` has other files in it.
+    """
+    began, timer = time.perf_counter(), StageTimer()
+    with timer.stage("generate four data sets"):
+        catalog_path = generate(out / "sandbox", Settings(seed=seed, size=scale), workers)
+    with timer.stage("index every file"):
+        index(catalog_path, workers)
+    catalog = load_catalog(catalog_path)
+    runs = {}
+    for title, recipe in recipes(out, catalog_path, scale, seed, device, workers).items():
+        with timer.stage(title):
+            runs[title] = run_or_reuse(recipe)
+    with timer.stage("evaluate on val"):
+        datasets = measure(runs, catalog, pick_device(device), workers)
+    with timer.stage("predict some clips"):
+        clips = predicted_clips(runs[COTRAINING], catalog)
+    wall = round(time.perf_counter() - began, 1)
+    results = {"wall_seconds": wall, "seed": seed, "scale": scale, "datasets": datasets}
+    write_json(results, out / "results.json")
+    commands = next_commands(runs[COTRAINING], catalog, clips)
+    report = write_demo_report(out, DemoResults(
+        results=results, stages=timer.stages, runs={title: run / "log.jsonl" for title, run in runs.items()}, clips=clips,
+        commands=commands, environment=environment(out, scale, seed),
+    ))  # fmt: skip
+    print(numbers_markdown(results))
+    say(f"done in {clock(wall)}")
+    print(f"report: {report}")
+    print("next:   " + commands[0])
+    return report
+
+
+# --- the runs -------------------------------------------------------------------------------------------------------------------
+
+
+def recipes(out: Path, catalog: Path, scale: float, seed: int, device: str, workers: int) -> dict[str, Recipe]:
+    """The runs of the demo by title, in their order: image pre-training, co-training, and each set of `ALONE` by itself.
+
+    The single-data-set runs start from the same weights, with the same learning rate rule, augmentation and batch of clips, and
+    see as many samples of their set as the co-trained model does.
+    """
+    base = Recipe(Data(SETS, str(catalog)), "", 1, seed=seed, device=device, workers=workers)
+    pretrain = replace(
+        base, data=replace(base.data, sets=["imagenet"]), out=str(out / "runs/pretrain"), steps=_scaled(PRETRAIN_STEPS, scale),
+        batch=PRETRAIN_BATCH, model=DEFAULT_OPTIONS.for_images(), optimizer=Optimizer(lr=PRETRAIN_LR),
+    )  # fmt: skip
+    start = Start(pretrain.out, "fresh")
+    cotrain = replace(
+        base, out=str(out / "runs/cotrain"), steps=_scaled(COTRAIN_STEPS, scale), batch=COTRAIN_BATCH, start=start,
+        optimizer=Optimizer(lr=COTRAIN_LR),
+    )  # fmt: skip
+    drawn, clips = cotrain_draws(cotrain)
+    planned = {"image pre-training": pretrain, COTRAINING: cotrain}
+    for name in ALONE:
+        alone = replace(cotrain.data, sets=[name])
+        planned[_single(name)] = replace(
+            cotrain, data=alone, out=str(out / f"runs/single_{name}"), batch=clips, steps=round(drawn[name] / clips)
+        )
+    return planned
+
+
+def cotrain_draws(recipe: Recipe) -> tuple[dict[str, int], int]:
+    """The samples of each data set in a run, and the clips of one of its steps."""
+    steps, schedule = schedule_of(recipe)
+    return schedule.drawn(steps), sum(group.samples for group in schedule.groups if group.frames > 1)
+
+
+def _single(name: str) -> str:
+    return f"single: {name} alone"
+
+
+def _scaled(steps: int, scale: float) -> int:
+    return max(SCALED_LEAST_STEPS, round(steps * scale))
+
+
+def run_or_reuse(recipe: Recipe) -> Path:
+    """Train the run of `recipe`, or resume it; a finished one is left as it is. Its recipe is written beside the runs."""
+    run = Path(recipe.out)
+    written = run.parent.parent / "recipes" / f"{run.name}.yaml"
+    written.parent.mkdir(parents=True, exist_ok=True)
+    written.write_text(f"# cover train {written}\n{config.dump(recipe)}", encoding="utf-8")
+    return train(recipe, resume=run.exists())
+
+
+# --- the numbers ----------------------------------------------------------------------------------------------------------------
+
+
+def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, workers: int) -> dict[str, dict[str, Any]]:
+    """One row per data set: chance, and top-1 of the model trained on it alone and of the co-trained one, also on shuffled frames."""
+    cotrained = _top1(runs[COTRAINING], SETS, catalog, device, workers, ("plain", "shuffled", "single"))
+    rows: dict[str, dict[str, Any]] = {}
+    for name in SETS:
+        variants = cotrained[name]
+        plain = variants["plain"]
+        rows[name] = {
+            "chance": 1 / plain["classes"], "single": None, "cotrained": plain["top1"],
+            "cotrained_shuffled": variants.get("shuffled", {}).get("top1"),
+            "cotrained_single_frame": variants.get("single", {}).get("top1"),
+            **{key: plain[key] for key in REPORTED},
+        }  # fmt: skip
+    for name in ALONE:
+        rows[name]["single"] = _top1(runs[_single(name)], [name], catalog, device, workers, ("plain",))[name]["plain"]["top1"]
+    return rows
+
+
+def _top1(
+    run: Path, names: list[str], catalog: Catalog, device: torch.device, workers: int, variants: tuple[Variant, ...]
+) -> dict[str, dict[Variant, dict[str, Any]]]:
+    model = load_release(find_release(run))
+    model.to(device)
+    by_dataset = {}
+    for task in find_tasks(catalog, model, model.frames, "val", names):
+        wanted = variants if task.manifest.media == "video" else ("plain",)
+        results = evaluate(model, task, device, workers, wanted)
+        by_dataset[task.spec.name] = {variant: {**result, "step": model.metadata["step"]} for variant, result in results.items()}
+    return by_dataset
+
+
+def predicted_clips(run: Path, catalog: Catalog) -> list[PredictedClip]:
+    """Predictions on a few clips of every validation split, evenly spaced over its list."""
+    predictor = Predictor.load(run)
+    clips = []
+    for name in SETS:
+        manifest = open_manifest(catalog.manifest_path(name, "val"))
+        for row_number in manifest.usable[np.linspace(0, len(manifest.usable) - 1, CLIPS_EACH).astype(int)]:
+            row = manifest.row(int(row_number))
+            assert row.label is not None
+            frames = read_views(row.path, manifest.media, [predictor.plan(name)], row.seconds, row.start or 0.0)[0][0]
+            pixels = frames[len(frames) // 2].transpose(0, 2, 3, 1)
+            top = predictor(row.path, [name])[name].top(3)
+            clips.append(PredictedClip(name, row.path, pixels, manifest.classes.names[row.label], top))
+    return clips
+
+
+def next_commands(run: Path, catalog: Catalog, clips: list[PredictedClip]) -> list[str]:
+    """Commands to go on with."""
+    recipe = run.parent.parent / "recipes" / "cotrain.yaml"
+    commands: list[list[Any]] = [
+        ["predict", run, clips[0].path],
+        ["evaluate", run, "--catalog", catalog.path, "--shuffle-frames"],
+        ["train", recipe, "--out", run.parent / "mine", "--optimizer.lr", "5e-4"],
+    ]
+    return [shlex.join(["cover", *map(str, words)]) for words in commands]
+
+
+def environment(out: Path, scale: float, seed: int) -> dict[str, str]:
+    """The software, machine and command behind the numbers."""
+    return {
+        "command": f"cover demo --out {shlex.quote(str(out))} --scale {scale:g} --seed {seed}", "seed": str(seed), "cover": __version__,
+        "torch": torch.__version__, "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }  # fmt: skip

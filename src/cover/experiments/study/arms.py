@@ -1,0 +1,338 @@
+"""Runs of a study: from its configuration to recipes, each run once however many comparisons use it.
+
+All arms of a comparison see the target's clips equally often, in steps with equally many clips, from the same weights, under the same
+learning rates and augmentation, and are measured at the checkpoint that is best on `dev`. Without the images, or without the other video
+sets, the rest of the full mixture stays exactly as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cover import config
+from cover.experiments.study.config import Origin, Size, Study, Transfer
+from cover.experiments.study.subsets import Subset, SubsetBuilder
+from cover.mixture.schedule import Schedule, Source, rates_by, split_batch
+from cover.model.backbones import Options, backbone_config
+from cover.model.profile import forward_cost, on_meta
+from cover.training.recipe import Checkpoints, Data, Pattern, Recipe, Start
+from cover.training.starting import weights_digest
+
+HEADS_ONLY = r"^(?!heads\.)"  # every parameter but those of the heads
+WITH_TIME = Origin(temporal="keep")  # of weights whose temporal branch is trained
+FRESH = "_fresh"  # follows a target's name in the name of its new head in a transfer
+
+
+@dataclass
+class Job:
+    """One run. `subsets`: by data-set name; `start`: the job whose weights it starts from; `measured`: the data sets it is measured on.
+
+    `recipe.out` and the path of the start are filled in by the runner.
+    """
+
+    name: str
+    recipe: Recipe
+    subsets: dict[str, Subset]
+    start: Job | None = None
+    measured: set[str] = field(default_factory=set)
+    digest: str = ""
+
+    @property
+    def depth(self) -> int:
+        """The number of runs that come before it, one after the other."""
+        return 0 if self.start is None else 1 + self.start.depth
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number of a study: the model of `job` on `dataset`, as `arm` of `target` (or source of a transfer), in one fold under one seed.
+
+    `kind`: arm, transfer, probe or origin. `lr`: the peak learning rate.
+    """
+
+    kind: str
+    arm: str
+    target: str
+    size: str
+    origin: str
+    seed: int
+    fold: int
+    lr: float
+    job: str
+    dataset: str
+
+
+class Grid:
+    """The measurements of a study, and their jobs by name.
+
+    >>> grid = Grid(study, builder)
+    >>> len(grid.measurements), len(grid.jobs)
+    """
+
+    def __init__(self, study: Study, builder: SubsetBuilder) -> None:
+        self.study, self.builder = study, builder
+        self.jobs: dict[str, Job] = {}
+        self.measurements: list[Measurement] = []
+        self._by_digest: dict[str, Job] = {}
+        # Where one target has no dev split, all arms of all targets are measured at their last step.
+        self._chosen = all("dev" in builder.entry(subset)["annotations"] for subset in measured_subsets(study))
+        for seed in study.seeds:
+            for origin in study.origins:
+                self._arms(origin, seed)
+            if study.transfer.wanted:
+                self._transfers(seed)
+
+    # --- arms ---------------------------------------------------------------------------------------------------------------------
+
+    def _arms(self, origin: str, seed: int) -> None:
+        study = self.study
+        start = self._origin(origin, seed)
+        if start is not None:
+            self._probe("origin", "", "", origin, seed, start)
+        for size in study.sizes:
+            for target in study.targets:
+                for fold in range(study.folds.get(target, 1)):
+                    for arm in study.arms_at(size):
+                        for lr in study.lrs:
+                            self._arm(arm, target, size, origin, seed, fold, lr, start)
+
+    def _arm(self, arm: str, target: str, size: str, origin: str, seed: int, fold: int, lr: float, start: Job | None) -> None:
+        recipes = ArmRecipes(self.study, self.builder, target, self.study.sizes[size], seed, fold)
+        recipe, subsets = recipes.recipe(arm, lr)
+        shared = recipes.shared and arm in ("videos", "videos_images")
+        words = [arm, *([] if shared else [target]), size, origin]
+        words += [f"fold{fold + 1}"] if target in self.study.folds else []
+        # The checkpoint of a model of several targets is chosen on all of them.
+        best = ("mean_rank" if shared else target) if self._chosen else ""
+        job = self._job(words, recipe, subsets, start, self.study.origins[origin], seed, lr, best)
+        job.measured.add(target)
+        self.measurements.append(Measurement("arm", arm, target, size, origin, seed, fold, lr, job.name, target))
+        if size == next(iter(self.study.sizes)) and not fold and lr == self.study.lrs[0]:
+            self._probe(arm, target, size, origin, seed, job)
+
+    def _origin(self, name: str, seed: int) -> Job | None:
+        origin = self.study.origins[name]
+        if not origin.sets:
+            return None
+        subsets = {each: Subset(each) for each in origin.sets}
+        recipe = replace(
+            self._base(seed, origin.lr), data=Data(list(subsets)), steps=origin.steps, batch=origin.batch,
+            model=self.study.model.for_images(),
+        )  # fmt: skip
+        job = self._job(["origin", name], recipe, subsets, None, Origin(), seed, origin.lr)
+        job.measured |= set(subsets)
+        return job
+
+    # --- transfers ----------------------------------------------------------------------------------------------------------------
+
+    def _transfers(self, seed: int) -> None:
+        wanted = self.study.transfer
+        origin = wanted.origin or next(iter(self.study.origins))
+        start = self._origin(origin, seed) if wanted.sources else None
+        for target in wanted.targets:
+            for source, sets in wanted.sources.items():
+                left = [name for name in sets if len(sets) == 1 or name != target]
+                self._to(target, source, self._source(left, origin, seed, start), seed)
+            for source, checkpoint in wanted.checkpoints.items():
+                self._to(target, source, checkpoint, seed)
+
+    def _to(self, target: str, source: str, start: Job | str, seed: int) -> None:
+        """`start`: the job that trains the source, or its checkpoint."""
+        size = self.study.transfer.size or next(iter(self.study.sizes))
+        study = replace(self.study, folds={})
+        for how in self.study.transfer.how:
+            for lr in self.study.lrs:
+                recipe, subsets = ArmRecipes(study, self.builder, target, study.sizes[size], seed, 0).recipe("alone", lr)
+                best = target if self._chosen else ""
+                job = self._job([how, source, "to", target], fresh_head(recipe, target, how), subsets, start, WITH_TIME, seed, lr, best)
+                job.measured.add(target)
+                self.measurements.append(Measurement("transfer", f"{source}:{how}", target, size, "", seed, 0, lr, job.name, target))
+
+    def _source(self, sets: Sequence[str], origin: str, seed: int, start: Job | None) -> Job:
+        """The job of a source: a model of `sets`, trained like the arms, under the first learning rate."""
+        study, lr = self.study, self.study.lrs[0]
+        videos = [name for name in sets if self.builder.catalog.spec(name).media == "video"]
+        images = [name for name in sets if name not in videos]
+        whole = replace(next(iter(study.sizes.values())), part=1.0, rate=0.0, arms=[])
+        if len(sets) == 1:  # with the batch of the arm alone, so that the two are one run
+            narrowed, arm = replace(study, folds={}), "alone"
+        else:
+            narrowed, arm = replace(
+                study, targets=videos[:1], videos=videos, images=images, folds={}, sizes={"whole": whole}, arms=["alone"],
+                transfer=Transfer(),
+            ), "videos_images"  # fmt: skip
+        recipe, subsets = ArmRecipes(narrowed, self.builder, videos[0], whole, seed, 0).recipe(arm, lr)
+        best = (videos[0] if len(sets) == 1 else "mean_rank") if self._chosen else ""
+        return self._job(["source", *sets, origin], recipe, subsets, start, study.origins[origin], seed, lr, best)
+
+    def _probe(self, arm: str, target: str, size: str, origin: str, seed: int, start: Job) -> None:
+        """Train an image classifier on a model's frozen features, the same in every arm."""
+        for name in self.study.probes:
+            subsets = {name: Subset(name)}
+            steps = max(1, round(self.study.probe_epochs * self.builder.count(subsets[name]) / self.study.batch))
+            recipe = replace(self._base(seed, self.study.lrs[0]), data=Data([name]), steps=steps, batch=self.study.batch)
+            words = ["probe", name, "of", start.name.rpartition(".s")[0]]
+            job = self._job(words, fresh_head(recipe, name, "probe"), subsets, start, WITH_TIME, seed, self.study.lrs[0])
+            job.measured.add(name)
+            kind = "origin" if arm == "origin" else "probe"
+            self.measurements.append(Measurement(kind, arm, target, size, origin, seed, 0, self.study.lrs[0], job.name, name))
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------------------
+
+    def _base(self, seed: int, lr: float) -> Recipe:
+        return base_recipe(self.study, seed, lr)
+
+    def _job(
+        self, words: Sequence[str], recipe: Recipe, subsets: dict[str, Subset], start: Job | str | None, origin: Origin, seed: int,
+        lr: float, best: str = "mean_rank",
+    ) -> Job:  # fmt: skip
+        """The job of a recipe; an equal one that exists is returned. `origin`: how `start` is used; `best`: as `checkpoints.best`."""
+        checkpoint = start if isinstance(start, str) else origin.checkpoint
+        before = start if isinstance(start, Job) else None
+        if before or checkpoint:
+            recipe = replace(recipe, start=Start("" if before else checkpoint, origin.temporal))
+        every = math.ceil(recipe.steps / self.study.evaluations)
+        recipe = replace(recipe, evaluate_every=every, save_every=every, checkpoints=Checkpoints(keep=1, best=best))
+        name = ".".join([*words, f"lr{lr:g}", f"s{seed}"])
+        began = before.digest if before else weights_digest(checkpoint) if checkpoint else ""
+        digest = digest_of(recipe, [*(self.builder.digest(subset) for subset in subsets.values()), began])
+        known = self._by_digest.get(digest)
+        if known is None:
+            assert name not in self.jobs, f"two jobs are called {name}"
+            known = self._by_digest[digest] = self.jobs[name] = Job(name, recipe, subsets, before, set(), digest)
+        return known
+
+    def waves(self) -> Iterator[list[Job]]:
+        """Lists of jobs: each job comes after the one that it starts from, and the jobs of a list are independent."""
+        depths = sorted({job.depth for job in self.jobs.values()})
+        for depth in depths:
+            yield [job for job in self.jobs.values() if job.depth == depth]
+
+
+def measured_subsets(study: Study) -> list[Subset]:
+    """The subsets that targets are measured on: a split, or folds."""
+    subsets = [
+        Subset(target, folds=study.folds.get(target, 0), fold=fold)
+        for target in study.targets for fold in range(study.folds.get(target, 1))
+    ]  # fmt: skip
+    return subsets + [Subset(target) for target in study.transfer.targets if study.transfer.wanted]
+
+
+def digest_of(recipe: Recipe, rests_on: Iterable[str]) -> str:
+    """12 hex digits over everything that a run's result depends on: its recipe, and digests of its manifests and starting weights.
+
+    Only fields of the recipe that differ from their default count, so that a new field does not change the digest of earlier runs.
+    """
+    bare = replace(recipe, out="", device="auto", start=replace(recipe.start, checkpoint=""))
+    text = json.dumps(config.changed(bare), sort_keys=True)
+    return hashlib.sha256("\n".join([text, *rests_on]).encode()).hexdigest()[:12]
+
+
+def fresh_head(recipe: Recipe, target: str, how: str) -> Recipe:
+    """The recipe with a head whose name the starting weights do not have; with `probe` nothing else is trained."""
+    data = replace(recipe.data, heads={f"{target}{FRESH}": [target]})
+    if how == "finetune":
+        return replace(recipe, data=data)
+    frozen = {HEADS_ONLY: Pattern(freeze=True), **recipe.optimizer.patterns}
+    return replace(recipe, data=data, optimizer=replace(recipe.optimizer, patterns=frozen))
+
+
+def base_recipe(study: Study, seed: int, lr: float) -> Recipe:
+    """The recipe that all runs of a study under one seed and learning rate have in common."""
+    data = Data(["nothing"], frames=study.frames)
+    return Recipe(
+        data, "", 1, batch=study.batch, model=study.model, augment=study.augment, optimizer=replace(study.optimizer, lr=lr), seed=seed,
+        label_smoothing=study.label_smoothing, device=study.device, workers=0, log_every=10,
+    )  # fmt: skip
+
+
+class ArmRecipes:
+    """The recipes of all arms of one target, at one size, in one fold, under one seed."""
+
+    def __init__(self, study: Study, builder: SubsetBuilder, target: str, size: Size, seed: int, fold: int) -> None:
+        self.study, self.builder, self.target, self.size, self.seed = study, builder, target, size, seed
+        folds = study.folds.get(target, 0)
+        self.subsets = {name: Subset(name) for name in [*(study.mixture or [target]), *study.images]}
+        self.subsets[target] = Subset(target, size.part, folds, fold if folds else 0, seed=seed if size.part < 1 else 0)
+        self.videos = [name for name in self.subsets if name not in study.images]
+        self.counts = {name: builder.count(subset) for name, subset in self.subsets.items()}
+        self.rates = self._rates()
+        self.full = self._schedule(list(self.subsets), study.batch)
+        self.clips = next(group.samples for group in self.full.groups if group.frames == study.frames)
+        fraction = float(next(  # of the clips that is the target's
+            source.rate / sum(other.rate for other in group.sources)
+            for group in self.full.groups for source in group.sources if source.name == target
+        ))  # fmt: skip
+        seen = sum(self.counts[name] for name in self.videos) if self.shared else self.counts[target] / fraction
+        self.steps = max(1, round(size.epochs * seen / self.clips))
+
+    @property
+    def shared(self) -> bool:
+        """Whether a mixture is the same for all targets."""
+        in_proportion = not self.size.rate and not self.study.weights and self.study.alpha == 1
+        return in_proportion and self.size.part == 1 and not self.study.folds.get(self.target)
+
+    def recipe(self, arm: str, lr: float) -> tuple[Recipe, dict[str, Subset]]:
+        """The recipe of an arm, and its subsets by data-set name."""
+        names, batch, steps = self._made_of(arm)
+        subsets = {name: self.subsets[name] for name in names}
+        if arm == "permuted":
+            others = {name: replace(subset, permuted=True, seed=self.seed) for name, subset in subsets.items()}
+            subsets = {**others, self.target: subsets[self.target]}
+        rates = {name: self.rates[name] for name in names}
+        if arm == "stills":
+            still = f"{self.target}_stills"
+            subsets[still] = replace(self.subsets[self.target], stills=self.study.stills)
+            rates[still] = sum(self.rates[name] for name in self.study.images)
+        weights = {name: float(rate) for name, rate in rates.items()} if len(subsets) > 1 else {}
+        heads = {head: [name for name in served if name in subsets] for head, served in self.study.heads.items()}
+        data = Data(list(subsets), frames=self.study.frames, weights=weights, heads={head: own for head, own in heads.items() if own})
+        return replace(base_recipe(self.study, self.seed, lr), data=data, steps=steps, batch=batch), subsets
+
+    def _made_of(self, arm: str) -> tuple[list[str], int, int]:
+        """The data sets of an arm, its samples in a step, and its steps."""
+        if arm == "alone":
+            return [self.target], self.clips, max(1, round(self.full.drawn(self.steps)[self.target] / self.clips))
+        if arm == "alone_long":
+            mixed, alone = self._work(self.full), self._work(self._schedule([self.target], self.clips))
+            return [self.target], self.clips, max(1, round(self.steps * mixed / alone))
+        if arm == "videos":
+            return self.videos, self.clips, self.steps
+        return (self.videos if arm == "stills" else list(self.subsets)), self.study.batch, self.steps
+
+    def _rates(self) -> dict[str, Any]:
+        rates = rates_by(
+            self.counts, self.study.alpha, {name: self.study.weights[name] for name in self.counts} if self.study.weights else None
+        )
+        if not self.size.rate:
+            return rates
+        # The target gets the wanted fraction of the clips; the images keep their fraction of all samples.
+        clips = sum(rates[name] for name in self.videos)
+        others = clips - rates[self.target]
+        if not others:
+            return rates
+        scaled = {name: rates[name] / others * clips * (1 - self.size.rate) for name in self.videos if name != self.target}
+        return {**rates, **scaled, self.target: clips * self.size.rate}
+
+    def _schedule(self, names: Sequence[str], batch: int) -> Schedule:
+        frames = {name: self.study.frames if name in self.videos else 1 for name in names}
+        sources = [Source(name, range(self.counts[name]), frames[name], self._exact(name, names)) for name in names]  # type: ignore[arg-type]
+        return Schedule(self.seed, split_batch(sources, batch, 1))
+
+    def _exact(self, name: str, names: Sequence[str]) -> Any:
+        return rates_by(dict.fromkeys(names, 1), weights={other: float(self.rates[other]) for other in names})[name]
+
+    def _work(self, schedule: Schedule) -> int:
+        groups = tuple((group.samples, group.frames) for group in schedule.groups)
+        return step_multiply_adds(self.study.model, self.study.frames, groups)
+
+
+def step_multiply_adds(model: Options, frames: int, groups: tuple[tuple[int, int], ...]) -> int:
+    """Multiply-adds of a recipe's network in the forward pass of a step. `groups`: (samples, frames of each)."""
+    config = backbone_config(model, frames)
+    return forward_cost(on_meta(config, {}), groups, config.size).multiply_adds

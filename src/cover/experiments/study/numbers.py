@@ -1,0 +1,175 @@
+"""Names, figures and protocol lines of a study's report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cover.evaluation.statistics import LEVEL, RESAMPLES
+from cover.experiments.report import Cell, Table, percent, points
+
+Row = Mapping[str, Any]
+
+ARM_NAMES = {
+    "alone": "alone", "alone_long": "alone, equal compute", "videos": "co-trained on videos",
+    "videos_images": "co-trained on videos and images", "stills": "co-trained, stills for images",
+    "permuted": "co-trained, other labels permuted", "origin": "before: pre-trained on images",
+}  # fmt: skip
+HOW_NAMES = {"finetune": "fine-tuned", "probe": "head alone trained"}
+SEEDS_SHOWN = 5
+
+
+# --- names and figures --------------------------------------------------------------------------------------------------
+
+
+def setting(study: Row, size: str, origin: str) -> str:
+    """Size and starting weights, where the study has several of them."""
+    words = [size] if len(study["sizes"]) > 1 and size else []
+    words += [f"from {origin}"] if len(study["origins"]) > 1 and origin else []
+    return ", ".join(words)
+
+
+def source_of(arm: str) -> tuple[str, str]:
+    """The source of a transfer, and how it was trained."""
+    source, _, how = arm.rpartition(":")
+    return source, how
+
+
+def few(values: Iterable[Any], most: int = 3) -> str:
+    """The different values; of more than `most` numbers, the smallest to the largest.
+
+    >>> few([1, 2, 1]), few(range(9))
+    ('1, 2', '0 to 8')
+    """
+    own = sorted(set(values))
+    texts = [f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value) for value in own]
+    return ", ".join(texts) if len(texts) <= most or isinstance(own[0], str) else f"{texts[0]} to {texts[-1]}"
+
+
+def unique(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in their order."""
+    return list(dict.fromkeys(values))
+
+
+def by(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows grouped by their values of `keys`, in their order."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def joined(*parts: str) -> str:
+    """Those of `parts` that are not empty, with commas between."""
+    return ", ".join(filter(None, parts))
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def between(row: Row) -> str:
+    """The interval of an accuracy, in per cent."""
+    return f"{percent(row['low'])} to {percent(row['high'])}"
+
+
+def points_between(row: Row) -> str:
+    """The interval of a difference, in points."""
+    return f"{points(row['low'])} to {points(row['high'])}"
+
+
+def p_value(p: float) -> str:
+    """A p-value with three decimals; never zero."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def read_of_listed(row: Row) -> str:
+    """Samples read of those listed."""
+    return f"{row['n_read']:,} of {row['n_listed']:,}"
+
+
+# --- protocol -----------------------------------------------------------------------------------------------------------
+
+
+def planned_table(summary: Row) -> Table:
+    """The detectable differences, computed before anything was run."""
+    body = [
+        [Cell(row["target"]), Cell(f"{row['items']:,}"), Cell(f"{row['sources']:,}"), Cell(str(row["seeds"])),
+         Cell(percent(row["detectable"]))]
+        for row in summary["planned"]
+    ]  # fmt: skip
+    return Table(["data set", "clips", "sources", "seeds", "detectable, points"], body, kind="small")
+
+
+def protocol_lines(rows: Sequence[Row], study: Row) -> list[str]:
+    """One line for each data set: how its numbers in `rows` were measured. Where they differ, a range is given."""
+    lines = []
+    for (dataset,), own in by(rows, "dataset").items():
+        views = few(f"{row['views']} views" + (f" of {row['frames']} frames" if row["media"] == "video" else "") for row in own)
+        facts = [
+            _split_name(study, own[0]), views, few(f"{read_of_listed(row)} read" for row in own),
+            few(f"{row['classes']} classes (list {row['class_digest']})" for row in own), f"chance {percent(own[0]['chance'])} %",
+            f"{few(len(row['by_seed']) for row in own)} seed{'s' * (max(len(row['by_seed']) for row in own) > 1)}",
+            f"checkpoint at step {few(step for row in own for step in row['checkpoint_steps'])} of {few(row['steps'] for row in own)}",
+            f"learning rate {few(lr for row in own for lr in row['lrs'])}", few(row["decoder"] or "" for row in own),
+        ]  # fmt: skip
+        lines.append(f"{dataset}: {', '.join(filter(None, facts))}")
+    return lines
+
+
+def _split_name(study: Row, row: Row) -> str:
+    """Folds of an arm's data set that has them, else the study's split. The row's own split is an internal name."""
+    folds = study["folds"].get(row["dataset"]) if row["arm"] in study["arms"] else None
+    return f"{folds} folds over all clips" if folds else f"split {study['split']}"
+
+
+def number_table(summary: Row) -> Table:
+    """One row for each accuracy of the study, with its protocol."""
+    study = summary["study"]
+    named = [(row, ARM_NAMES[row["arm"]]) for row in summary["arms"]]
+    for row in summary["transfers"]:
+        source, how = source_of(row["arm"])
+        named.append((row, f"from {source}, {HOW_NAMES[how]}"))
+    named += [(row, ARM_NAMES[row["arm"]]) for row in summary["origins"]]
+    for row in summary["probes"]:
+        arm, _, target = row["arm"].partition(":")
+        named.append((row, f"probe after {ARM_NAMES[arm]}, for {target}"))
+    columns = (
+        "number", "data set", "top-1 %", "by seed", "reported on", "views", "classes", "checkpoint step", "samples seen", "decoder",
+    )  # fmt: skip
+    return Table(columns, [_number(row, name, study) for row, name in named], kind="small")
+
+
+def _number(row: Row, name: str, study: Row) -> list[Cell]:
+    by_seed, seen = row["by_seed"], row["seen"]
+    ends = {"low": min(by_seed), "high": max(by_seed)}
+    views = f"{row['frames']} frames, {row['sampling']}" if row["media"] == "video" else ""
+    return [
+        Cell(name, setting(study, row["size"], row["origin"])), Cell(row["dataset"]), Cell(percent(row["top1"]), between(row)),
+        Cell(", ".join(f"{100 * top1:.1f}" for top1 in by_seed) if len(by_seed) <= SEEDS_SHOWN else between(ends)),
+        Cell(_split_name(study, row), f"{read_of_listed(row)} read"), Cell(row["views"], views),
+        Cell(str(row["classes"]), row["class_digest"]),
+        Cell(few(row["checkpoint_steps"]), f"of {row['steps']:,}"),
+        Cell(None if seen is None else f"{seen:,}", f"rate {few(row['lrs'])}"), Cell(row["decoder"]),
+    ]  # fmt: skip
+
+
+def fact_table(summary: Row) -> Table:
+    """What holds for all numbers of the study."""
+    study, model, runs = summary["study"], summary["study"]["model"], summary["runs"]
+    steps, seconds = (sum(run[key] or 0 for run in runs) for key in ("steps", "seconds"))
+    chosen = "; dev chooses, run by run" if len(study["lrs"]) > 1 else ""
+    facts = {
+        "seeds": ", ".join(map(str, study["seeds"])),
+        "model": f"{model['preset']}, {model['size']} pixels, {study['frames']} frames, {model['attention']} attention",
+        "samples of a step": f"{study['batch']} in the full mixture; the target alone as many clips as that holds of all videos",
+        "learning rates tried": f"{', '.join(f'{lr:g}' for lr in study['lrs'])}{chosen}",
+        "checkpoint": f"best on dev of {study['evaluations']} evenly over a run; by mean rank over its data sets",
+        "margin": f"{percent(study['margin'])} points of top-1, stated before running",
+        "intervals": f"{100 * LEVEL:g} %, percentiles of {RESAMPLES:,} resamples of seeds and sources, the same for both of a pair",
+        "p-values": "two-sided, from the same resamples, corrected by Holm's rule within each family",
+        "runs": f"{len(runs)}, {steps:,} steps, {seconds / 3600:.1f} hours in all",
+        "cover": summary["cover"],
+    }
+    return Table([], [[Cell(key), Cell(value)] for key, value in facts.items()], kind="small facts")

@@ -1,0 +1,278 @@
+"""Running a study: its missing runs, in processes side by side.
+
+`runs/NAME` is the folder of a run, `results/NAME.json` has what was measured on it. A result counts as done if it is of the same recipe,
+the same manifests and the same starting weights.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from cover.console import Meter, be_silent, say
+from cover.datasets.catalog import load_catalog
+from cover.datasets.manifest import open_manifest
+from cover.errors import UserError
+from cover.evaluation.evaluate import evaluate
+from cover.evaluation.outcomes import Outcomes
+from cover.evaluation.tasks import Task, find_tasks
+from cover.experiments.run_files import RunHistory, read_log, read_result, write_result
+from cover.experiments.study.arms import Job
+from cover.experiments.study.subsets import MEASURED, SubsetBuilder
+from cover.machine import cores, end_with_parent
+from cover.model.device import pick_device
+from cover.model.release import find_release, load_release, steps_saved
+from cover.training import checkpoint
+from cover.training.folder import is_begun
+from cover.training.keeping import best_step, dev_scores
+from cover.training.recipe import Recipe
+from cover.training.train import train
+
+CURVE_POINTS = 24
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job as it is sent to a process, by value.
+
+    `entries`: the catalog of its data sets. `start`: the folder of the run that it starts from, at the checkpoint best by `start_best`.
+    """
+
+    name: str
+    digest: str
+    recipe: Recipe
+    entries: dict[str, Any]
+    measured: tuple[str, ...]
+    start: Path | None
+    start_best: str = ""
+
+
+def run_missing(jobs: Sequence[Sequence[Job]], builder: SubsetBuilder, out: Path, workers: int) -> int:
+    """Run those of `jobs` that are not done, list after list, in `workers` processes; returns how many were run.
+
+    Raises `UserError` that names the run where one cannot go on.
+    """
+    out = out.absolute()
+    orders = [[order_of(job, builder, out) for job in wave] for wave in jobs]
+    missing = find_missing(orders, out)
+    total, count = sum(map(len, orders)), sum(map(len, missing))
+    say(f"study: {total - count} of {total} runs are done" + (f", {count} to go, {workers} at once" if count else ""))
+    if not count:
+        return 0
+    steps = sum(order.recipe.steps for wave in missing for order in wave)
+    with Meter("study", total=total, done=total - count, work=steps) as meter:
+        for wave in missing:
+            _run_wave(wave, out, workers, meter)
+    return count
+
+
+def find_missing(orders: Sequence[Sequence[Order]], out: Path) -> list[list[Order]]:
+    """The runs to be run: those without a result, and those without weights from which one of these starts.
+
+    The runs of a list start from those of the lists before it.
+    """
+    needed: set[str] = set()
+    missing: list[list[Order]] = []
+    for wave in reversed(orders):
+        own = [order for order in wave if not is_done(order, out) or (order.name in needed and not is_trained(order, out))]
+        needed |= {order.start.name for order in own if order.start is not None}
+        missing.insert(0, own)
+    return missing
+
+
+def is_trained(order: Order, out: Path) -> bool:
+    """Whether the folder of a run holds this very run, finished."""
+    run = run_of(out, order.name)
+    stamp = stamp_of(run)
+    return stamp.exists() and stamp.read_text() == order.digest and max(steps_saved(run), default=0) >= order.recipe.steps
+
+
+def stamp_of(run: Path) -> Path:
+    """The file with the digest under which a run's folder was begun."""
+    return run.parent / f".{run.name}.digest"
+
+
+def order_of(job: Job, builder: SubsetBuilder, out: Path) -> Order:
+    """The order of a job."""
+    entries = {name: builder.entry(subset) for name, subset in job.subsets.items()}
+    start = run_of(out, job.start.name) if job.start is not None else None
+    start_best = job.start.recipe.checkpoints.best if job.start is not None else ""
+    return Order(job.name, job.digest, job.recipe, entries, tuple(sorted(job.measured)), start, start_best)
+
+
+def run_of(out: Path, name: str) -> Path:
+    """The folder of a run."""
+    return out / "runs" / name
+
+
+def result_path(out: Path, name: str) -> Path:
+    """The result file of a run."""
+    return out / "results" / f"{name}.json"
+
+
+def is_done(order: Order, out: Path) -> bool:
+    """Whether there is a result of this very job on all its measured data sets."""
+    result = read_result(result_path(out, order.name))
+    return result is not None and result["digest"] == order.digest and set(order.measured) <= set(result["measured"])
+
+
+def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) -> None:
+    if workers == 1:
+        for order in orders:
+            run_order(order, out)
+            meter.advance(note=order.name, work=order.recipe.steps)
+        return
+    threads = max(1, cores() // workers)  # also of a list of fewer runs: more threads than cores are slow
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (threads,))
+    waiting = list(reversed(orders))
+    running: dict[Future[None], Order] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:  # no more than can begin: submitted work cannot be taken back
+                order = waiting.pop()
+                running[pool.submit(_run_in_worker, order, out)] = order
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                order = running.pop(future)
+                future.result()
+                meter.advance(note=order.name, work=order.recipe.steps)
+    except BaseException as error:
+        # A run under way has its own checkpoints, so it can be ended here.
+        for process in list(pool._processes.values()):
+            process.kill()
+        pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise UserError("a process was killed, for want of memory perhaps; the same command goes on, with fewer --jobs") from None
+        raise
+    pool.shutdown()
+
+
+def _begin_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    be_silent()
+    torch.set_num_threads(threads)
+
+
+def _run_in_worker(order: Order, out: Path) -> None:
+    try:
+        run_order(order, out)
+    except SystemExit:  # a signal has ended the run: the worker takes no other one
+        os._exit(1)
+
+
+def run_order(order: Order, out: Path) -> None:
+    """Train one run or resume it, and write what is measured on it. Raises `UserError` that names the run."""
+    try:
+        run = _train(order, out)
+        _measure(order, run, out)
+    except UserError as error:
+        raise UserError(f"{order.name}: {error}") from None
+
+
+def _train(order: Order, out: Path) -> Path:
+    run, catalog = run_of(out, order.name), out / "catalogs" / f"{order.name}.yaml"
+    catalog.parent.mkdir(parents=True, exist_ok=True)
+    catalog.write_text(yaml.safe_dump(order.entries, sort_keys=False, default_flow_style=None, width=1000), encoding="utf-8")
+    recipe = replace(order.recipe, out=str(run), data=replace(order.recipe.data, catalog=str(catalog)))
+    if order.start is not None:
+        recipe = replace(recipe, start=replace(recipe.start, checkpoint=str(best_of(order.start, order.start_best))))
+    _drop_another(run, order)
+    return train(recipe, resume=is_begun(run))
+
+
+def _drop_another(run: Path, order: Order) -> None:
+    """Put aside a folder that was begun as another run, before the study or its data were changed."""
+    stamp = stamp_of(run)
+    if run.exists() and (not stamp.exists() or stamp.read_text() != order.digest):
+        aside = run.with_name(f"{run.name}.old")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = run.with_name(f"{run.name}.old{number}")
+        run.rename(aside)
+        say(f"{order.name}: was begun as another run; that one is now {aside}")
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(order.digest)
+
+
+def best_of(run: Path, by: str) -> Path:
+    """The checkpoint that is best on `dev` (`by` as `checkpoints.best`); without `dev` the last one."""
+    step = best_step(dev_scores(run / "log.jsonl"), steps_saved(run), by)
+    return find_release(run) if step is None else checkpoint.folder_of(run, step)
+
+
+def _measure(order: Order, run: Path, out: Path) -> None:
+    folder = best_of(run, order.recipe.checkpoints.best)
+    model = load_release(folder)
+    device = pick_device(order.recipe.device)
+    model.to(device)
+    catalog = load_catalog(out / "catalogs" / f"{order.name}.yaml")
+    measured = {}
+    for task in find_tasks(catalog, model, model.frames, MEASURED, list(order.measured)):
+        predictions = _Predictions()
+        result = evaluate(model, task, device, 0, keep=predictions.add)["plain"]
+        measured[task.spec.name] = {**result, **predictions.items(task)}
+    log = read_log(run / "log.jsonl")
+    seen = log.last().get("seen", {})
+    result = {
+        "name": order.name, "digest": order.digest, "step": model.metadata["step"], "steps": order.recipe.steps, "seed": order.recipe.seed,
+        "lr": order.recipe.optimizer.lr, "sets": order.recipe.data.sets, "batch": order.recipe.batch, "seen": seen,
+        "rate_realised": log.last().get("rate_realised"), "seconds": log.last().get("seconds"), "dev": _dev(run, model.metadata["step"]),
+        "curves": {name: _curve(log, name) for name in order.recipe.data.sets}, "measured": measured,
+    }  # fmt: skip
+    write_result(result, result_path(out, order.name))
+
+
+class _Predictions:
+    """The prediction on every sample of a data set."""
+
+    def __init__(self) -> None:
+        self._outcomes = Outcomes()
+
+    def add(self, task: Task, variant: str, numbers: list[int], scores: torch.Tensor) -> None:
+        labels = task.relabel[task.manifest.labels[numbers]]
+        self._outcomes.update(numbers, scores.mean(1), torch.from_numpy(np.asarray(labels, np.int64)))
+
+    def items(self, task: Task) -> dict[str, Any]:
+        """Ids, sources, labels and predictions, in the order of the manifest."""
+        self._outcomes.merge([])
+        manifest = open_manifest(task.manifest.path)
+        rows = [manifest.row(int(number)) for number in self._outcomes.rows]
+        return {
+            "ids": [row.sample_id for row in rows], "sources": [row.source_id for row in rows],
+            "labels": self._outcomes.labels.tolist(), "predicted": self._outcomes.predicted.tolist(), "class_names": list(task.classes),
+        }  # fmt: skip
+
+
+def _dev(run: Path, step: int) -> dict[str, float]:
+    """Data set -> top-1 on `dev` at the checkpoint that was measured."""
+    for line in read_log(run / "log.jsonl").dev:
+        if line.get("step") == step:
+            return {name: result["top1"] for name, result in line["datasets"].items() if result.get("top1") is not None}
+    return {}
+
+
+def _curve(log: RunHistory, name: str) -> dict[str, list[list[float]]]:
+    """Loss and accuracy in training and accuracy on `dev`, over the samples of the data set seen."""
+    train = [(line.get("seen", {}).get(name), line.get("top1", {}).get(name)) for line in log.train]
+    known = [(x, y) for x, y in train if x is not None and y is not None]
+    return {"loss": _thinned(log.losses(name)), "train": _thinned(known), "dev": _thinned(log.dev_top1(name))}
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[list[float]]:
+    """At most `CURVE_POINTS` means of neighbours."""
+    if not points:
+        return []
+    parts = np.array_split(np.asarray(points, np.float64), min(CURVE_POINTS, len(points)))
+    return [[float(part[-1, 0]), round(float(part[:, 1].mean()), 4)] for part in parts]

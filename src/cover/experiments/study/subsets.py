@@ -1,0 +1,259 @@
+"""Subsets of data sets for the arms of a study, as manifests of their own in the study's folder.
+
+A part of a training set, a fold over all clips, permuted labels, stills of clips: once it is a manifest, each is a data set like any
+other, so training and evaluation need to know nothing of studies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cover.console import track
+from cover.datasets.catalog import Catalog, DatasetSpec
+from cover.datasets.exclusions import excluded_rows
+from cover.datasets.manifest import Manifest, Row, open_manifest, write_manifest
+from cover.datasets.prepare import prepared_entry
+from cover.errors import UserError
+from cover.media.decode import MediaError, decode_at
+
+TRAINING = ("train", "dev")
+READ_BY = ("media", "flip", "sampling", "views", "crop_scale")
+KNOWN_BY = ("sample_id", "source_id", "label", "state", "start", "end", "frames", "fps", "width", "height", "codec")
+MEASURED = "val"  # what a derived data set calls the split that is reported
+
+
+@dataclass(frozen=True)
+class Subset:
+    """What is taken of a data set.
+
+    `part`: the fraction of its training clips, drawn by `seed`. `folds`, `fold`: train on all clips but those of one fold, and measure on
+    that. `permuted`: the training labels permuted by `seed`. `stills`: that many images in place of every training clip.
+    """
+
+    dataset: str
+    part: float = 1.0
+    folds: int = 0
+    fold: int = 0
+    permuted: bool = False
+    stills: int = 0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """A file name; it has the seed only where the subset depends on it."""
+        words = [self.dataset]
+        words += [f"part{self.part:g}"] if self.part < 1 else []
+        words += [f"fold{self.fold + 1}of{self.folds}"] if self.folds else []
+        words += ["permuted"] if self.permuted else []
+        words += [f"stills{self.stills}"] if self.stills else []
+        return "-".join(words + ([f"s{self.seed}"] if self.part < 1 or self.permuted else []))
+
+
+class SubsetBuilder:
+    """Makes the subsets of a study from the data sets of `catalog`, once each, into `folder`.
+
+    `split`: the one that is reported. `dev`: the fraction of a fold's training sources that the checkpoint is chosen on.
+
+    >>> SubsetBuilder(catalog, Path("study/data"), "val", 0.1).entry(Subset("kinetics", part=0.1, seed=3))
+    """
+
+    def __init__(self, catalog: Catalog, folder: Path, split: str, dev: float) -> None:
+        self.catalog, self.folder, self.split, self.dev = catalog, folder, split, dev
+        self._excluded: dict[str, Any] = {}
+        self._made: dict[Subset, dict[str, Any]] = {}
+
+    def entry(self, subset: Subset) -> dict[str, Any]:
+        """The catalog entry of a subset, whose manifests are written. Raises `UserError` where the catalog lacks the data set."""
+        if subset not in self._made:
+            self._made[subset] = self._make(subset)
+        return self._made[subset]
+
+    def count(self, subset: Subset) -> int:
+        """The number of clips or images to train on."""
+        paths = self.entry(subset)["annotations"]
+        return len(open_manifest(Path(paths["train"])).usable) if "train" in paths else 0
+
+    def lacks(self, subset: Subset) -> bool:
+        """Whether it has no split to be measured on."""
+        return MEASURED not in self.entry(subset)["annotations"]
+
+    def digest(self, subset: Subset) -> str:
+        """12 hex digits over how the set is read, and the classes and rows of every split, without the files' places."""
+        entry = self.entry(subset)
+        content: list[Any] = [{key: entry[key] for key in READ_BY}]
+        for split, path in entry["annotations"].items():
+            manifest = open_manifest(Path(path))
+            content += [split, manifest.classes.digest, [[getattr(row, key) for key in KNOWN_BY] for row in manifest.rows()]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    def measured(self, subset: Subset) -> Manifest:
+        """The manifest that is reported on."""
+        return open_manifest(Path(self.entry(subset)["annotations"][MEASURED]))
+
+    def _make(self, subset: Subset) -> dict[str, Any]:
+        spec, splits = self.catalog.spec(subset.dataset), self._splits(subset)
+        paths = {}
+        for split, rows in splits.items():
+            beside = self.folder / f".{subset.name}-{split}.{os.getpid()}"
+            classes = self._open(subset.dataset, "train").classes
+            write_manifest(beside, subset.dataset, split, "image" if subset.stills else spec.media, classes, rows)
+            # Named by its content: a call with other settings does not change the files of a running study.
+            path = self.folder / f"{subset.name}-{split}-{open_manifest(beside).digest()}.arrow"
+            beside.replace(path)
+            paths[split] = str(path.absolute())
+        entry = prepared_entry(spec, paths)
+        return {**entry, "media": "image", "views": "1x1"} if subset.stills else entry
+
+    def _splits(self, subset: Subset) -> dict[str, list[Row]]:
+        spec = self.catalog.spec(subset.dataset)
+        splits = folded(self._all(spec), subset.folds, subset.fold, self.dev) if subset.folds else self._own(spec)
+        if subset.part < 1:
+            splits["train"] = part_of(splits["train"], subset.part, subset.seed)
+        if subset.permuted:
+            for split in TRAINING:
+                splits[split] = permuted(splits.get(split, []), subset.seed)
+        if subset.stills:
+            splits = {"train": self._stills(splits["train"], subset)}
+        return {split: rows for split, rows in splits.items() if rows}
+
+    def _own(self, spec: DatasetSpec) -> dict[str, list[Row]]:
+        """The data set's own splits; the reported one, where there is one, is called `MEASURED`."""
+        splits = {split: self._rows(spec.name, split) for split in TRAINING if self._has(spec, split)}
+        if self.split in spec.splits:
+            splits[MEASURED] = list(self._open(spec.name, self.split).rows())
+        return splits
+
+    def _all(self, spec: DatasetSpec) -> list[Row]:
+        """Every labelled clip of every split."""
+        rows = [row for split in spec.splits if self._has(spec, split) for row in self._rows(spec.name, split)]
+        return [row for row in rows if row.label is not None]
+
+    def _has(self, spec: DatasetSpec, split: str) -> bool:
+        """Whether a split is there. Sets of few sources may have no `dev`."""
+        return split in spec.splits and (split != "dev" or self.catalog.manifest_path(spec.name, split).is_file())
+
+    def _rows(self, name: str, split: str) -> list[Row]:
+        """The rows of a split, without those of `train` that `cover overlap` excludes."""
+        rows, manifest = enumerate(self._open(name, split).rows()), self._open(name, split)
+        if manifest.classes.many:
+            raise UserError(f"{manifest.path.name}: a study is of sets of one class a sample")
+        excluded = set(self._excluded_of(name).tolist()) if split == "train" else set()
+        return [row for number, row in rows if number not in excluded]
+
+    def _excluded_of(self, name: str) -> Any:
+        if name not in self._excluded:
+            self._excluded[name] = (excluded_rows(self.catalog, [name]) or {name: np.zeros(0, np.int64)})[name]
+        return self._excluded[name]
+
+    def _open(self, name: str, split: str) -> Manifest:
+        return open_manifest(self.catalog.manifest_path(name, split))
+
+    def _stills(self, rows: Sequence[Row], subset: Subset) -> list[Row]:
+        """JPEG files of evenly spaced moments of every clip, written once."""
+        ids = hashlib.sha256("\n".join(row.sample_id for row in rows).encode()).hexdigest()[:12]
+        folder = self.folder / f"{subset.name}-images-{ids}"
+        done = folder / "done"
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        usable = [row for row in rows if row.state == "ok"]
+        images = [
+            still for row in track(usable, f"stills of {subset.dataset}", len(usable)) for still in stills(row, subset.stills, folder)
+        ]
+        done.touch()
+        return images
+
+
+def part_of(rows: Sequence[Row], part: float, seed: int) -> list[Row]:
+    """Whole sources in random order until every class has `part` of its clips, at least one; in the order of `rows`."""
+    wanted: dict[int | None, float] = {}
+    for row in rows:
+        wanted[row.label] = wanted.get(row.label, 0) + part
+    left = {label: max(1, round(count)) for label, count in wanted.items()}
+    by_source = _by_source(rows)
+    names = sorted(by_source)
+    taken: set[str] = set()
+    for place in np.random.default_rng([seed, 1]).permutation(len(names)):
+        own = by_source[names[place]]
+        if any(left[row.label] > 0 for row in own):
+            taken.add(names[place])
+            for row in own:
+                left[row.label] -= 1
+    return [row for row in rows if row.source_id in taken]
+
+
+def folded(rows: Sequence[Row], folds: int, fold: int, dev: float) -> dict[str, list[Row]]:
+    """The splits of a fold: `MEASURED` is the fold itself; `dev` and `train` are of the other sources.
+
+    `dev`: as of `SubsetBuilder`. Raises `UserError` where there are fewer sources than folds.
+    """
+    place = deal(rows, folds)
+    others = [row for row in rows if place[row.source_id] != fold]
+    sources = len({row.source_id for row in others})
+    # Of few sources dev is one source; of one source there is no dev.
+    parts = min(sources, max(2, round(1 / dev))) if dev > 0 else 1
+    chosen = deal(others, parts) if parts > 1 else dict.fromkeys((row.source_id for row in others), 1)
+    return {
+        "train": [row for row in others if chosen[row.source_id] != 0],
+        "dev": [row for row in others if chosen[row.source_id] == 0],
+        MEASURED: [row for row in rows if place[row.source_id] == fold],
+    }
+
+
+def deal(rows: Sequence[Row], folds: int) -> dict[str, int]:
+    """Source -> its fold: the largest sources first, each to the fold with the fewest clips of its classes. Raises `UserError`."""
+    by_source = _by_source(rows)
+    if len(by_source) < folds:
+        raise UserError(f"{len(by_source)} sources cannot make {folds} folds")
+    names = sorted(by_source)
+    order = np.random.default_rng(0).permutation(len(names))
+    counts = np.zeros((folds, 1 + max(row.label or 0 for row in rows)))
+    place = {}
+    for number in sorted(order, key=lambda number: -len(by_source[names[number]])):
+        labels = np.array([row.label or 0 for row in by_source[names[number]]])
+        fold = min(range(folds), key=lambda fold: (counts[fold, labels].sum(), counts[fold].sum(), fold))
+        np.add.at(counts[fold], labels, 1)
+        place[names[number]] = fold
+    return place
+
+
+def permuted(rows: Sequence[Row], seed: int) -> list[Row]:
+    """The same rows with permuted labels: every class keeps its number of clips."""
+    order = np.random.default_rng([seed, 2]).permutation(len(rows))
+    return [replace(row, label=rows[other].label) for row, other in zip(rows, order)]
+
+
+def stills(row: Row, count: int, folder: Path) -> Iterable[Row]:
+    """`count` images of a clip at evenly spaced moments, as rows; none of a clip that cannot be read. Existing files are used."""
+    times = (row.start or 0.0) + (np.arange(count) + 0.5) / count * row.seconds
+    stem = row.sample_id.replace("/", "__")
+    paths = [folder / f"{stem}-{number}.jpg" for number in range(count)]
+    if not all(path.exists() for path in paths):
+        try:
+            decoded = decode_at(row.source, times.tolist())
+        except MediaError:
+            return
+        for path, shown in zip(paths, decoded.shown):
+            Image.fromarray(decoded.pictures[shown]).save(path, quality=95)
+    for number, path in enumerate(paths):
+        yield replace(
+            row, sample_id=f"{row.sample_id}#{number}", path=str(path.absolute()), offset=None, length=None, start=None, end=None,
+            frames=1, fps=0.0, codec="jpeg", size=None, mtime_ns=None,
+        )  # fmt: skip
+
+
+def _by_source(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    by_source: dict[str, list[Row]] = {}
+    for row in rows:
+        by_source.setdefault(row.source_id, []).append(row)
+    return by_source

@@ -1,1 +1,0 @@
-"""Whole stories told with the commands below: the demo and its report."""

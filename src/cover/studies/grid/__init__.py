@@ -1,1 +1,0 @@
-"""Many runs that are compared: what they are, what is missing of them, and what they show."""
