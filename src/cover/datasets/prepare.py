@@ -20,7 +20,7 @@ import yaml
 
 from cover.console import Meter, print_table, say
 from cover.datasets.catalog import PREPARED, Catalog, DatasetSpec, load_catalog
-from cover.datasets.crew import Crew
+from cover.processes import ProcessPool
 from cover.datasets.exclusions import exclusions_path, read_exclusions, write_exclusions
 from cover.datasets.made import catalog_of
 from cover.datasets.manifest import SPLITS, open_manifest
@@ -58,12 +58,12 @@ def prepare(
     out = Path(out).absolute()
     _check_out(catalog, out)
     layout = Layout(out, encoding, shard_bytes, _checked_url(url))
-    with _alone(out), Crew(workers) as crew, ExitStack() as stack:
+    with _alone(out), ProcessPool(workers) as pool, ExitStack() as stack:
         with _in_one_line(out):
             _check_origin(catalog, specs, out)
             jobs = [stack.enter_context(closing(job)) for spec in specs for job in _jobs(catalog, spec, layout)]
         with _in_one_line(out, jobs):
-            _run(jobs, crew)
+            _run(jobs, pool)
             _write_catalog(out, specs, jobs)
             _drop_others(out, specs, jobs)
             _carry_exclusions(catalog, out)
@@ -210,7 +210,7 @@ def _jobs(catalog: Catalog, spec: DatasetSpec, layout: Layout) -> Iterator[Job]:
         yield Job(spec.name, split, manifest, layout, manifest.scope or spec.scope, _origin(catalog))
 
 
-def _run(jobs: Sequence[Job], crew: Crew) -> None:
+def _run(jobs: Sequence[Job], pool: ProcessPool) -> None:
     for job in jobs:
         job.check_unchanged()
     total, settled = sum(job.total for job in jobs), sum(job.settled for job in jobs)
@@ -218,7 +218,7 @@ def _run(jobs: Sequence[Job], crew: Crew) -> None:
         for job in jobs:
             job.pack()
             work = partial(make, manifest=job.manifest.path, layout=job.layout, split=job.folder)
-            for part in crew.run(work, job.todo, _CHUNK[job.manifest.media], None):
+            for part in pool.as_completed(work, job.todo, _CHUNK[job.manifest.media], lambda item: None):
                 for item, outcome in part:
                     job.accept(item, outcome)
                 failed = sum(job.counts["failed"] for job in jobs)
