@@ -206,9 +206,18 @@ def killing_readers_of(file: Path) -> Iterator[list[int]]:
         watch.join()
 
 
+def _children() -> list[int]:
+    """The processes that any thread of this one has started."""
+    found: list[int] = []
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # the thread has ended
+            found += map(int, (thread / "children").read_text().split())
+    return found
+
+
 def _kill_readers(file: str, killed: list[int], ended: threading.Event) -> None:
     while not ended.wait(0.002):
-        for process in map(int, (Path("/proc/self/task") / str(os.getpid()) / "children").read_text().split()):
+        for process in _children():
             with suppress(OSError):
                 if any(os.readlink(place) == file for place in Path(f"/proc/{process}/fd").iterdir()):
                     os.kill(process, signal.SIGKILL)

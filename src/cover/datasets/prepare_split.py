@@ -24,23 +24,18 @@ from cover.datasets.manifest import Manifest, Media, Row, open_manifest, write_m
 from cover.datasets.probing import stat_files
 from cover.datasets.shards import Member, key_of, write_shard
 from cover.errors import UserError
-from cover.media.decode import decode_at, probe
+from cover.media.decode import MediaError, decode_at, probe
 from cover.media.encode import ENDINGS, Encoded, Encoding, encode_image, encode_video
-from cover.media.results import MediaError
 from cover.media.source import Part, is_url
 
 SPOOL = ".prepare"  # in the output folder: files on their way; gone when a run ends well
 VERSION = 2  # of how files are made: a change makes all of them anew
 _CRASHED = "the encoder crashed on it"
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
-# Troubles of a machine or a network, not of a file. A damage in a video is told in the system's words alone, hence no numbers here.
-_PASSING = tuple(
-    os.strerror(code)
-    for code in (
-        errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT,
-        errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENODEV,
-    )
-)  # fmt: skip
+_TEMPORARY = {  # troubles of a machine or a network, not of a file
+    errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT,
+    errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENODEV,
+}  # fmt: skip
 _SHARD = r"-[0-9]{6}-[0-9a-f]{16}\.tar"
 _FILE = rf".+-[0-9a-f]{{20}}({'|'.join(map(re.escape, ENDINGS.values()))})"
 _LATE = 1e-3  # seconds that the last frame's time may differ when it is read again
@@ -83,7 +78,7 @@ def make(item: Item, manifest: Path, layout: Layout, split: str) -> Done | Stopp
     try:
         return _make(item, row, media, beside, layout, split)
     except MediaError as error:
-        return _failed(item, row, str(error), again=is_url(row.path) or _is_passing(str(error)))
+        return _failed(item, row, str(error), again=is_url(row.path) or _is_temporary(error))
     except MemoryError:
         return _failed(item, row, "cannot be encoded: not enough memory", again=True)
     except (OSError, av.FFmpegError) as error:
@@ -105,7 +100,7 @@ def _make(item: Item, row: Row, media: Media, beside: Path, layout: Layout, spli
     why = encoded.partial or ""
     return Done(
         item.made_of, row.path, "partial" if why else "copied" if encoded.copied else "prepared", why, file, size,
-        encoded.frames, encoded.last, encoded.width, encoded.height, encoded.codec, _is_passing(why),
+        encoded.frames, encoded.last, encoded.width, encoded.height, encoded.codec, _is_temporary(encoded.damage),
     )  # fmt: skip
 
 
@@ -113,8 +108,8 @@ def _failed(item: Item, row: Row, why: str, again: bool) -> Done:
     return Done(item.made_of, row.path, "failed", why, again=again)
 
 
-def _is_passing(why: str) -> bool:
-    return any(words in why for words in _PASSING)
+def _is_temporary(problem: MediaError | None) -> bool:
+    return problem is not None and problem.errno in _TEMPORARY
 
 
 @lru_cache(maxsize=4)
@@ -153,8 +148,8 @@ def _verify(file: Path, media: Media, encoded: Encoded) -> None:
 def _verify_video(file: Path, last: float, encoded: Encoded) -> None:
     if abs(last - encoded.last) > _LATE:
         raise OSError(f"read again its last frame is at {last:.3f} s, not {encoded.last:.3f}")
-    if damage := decode_at(file, [0.0, encoded.last]).partial:
-        raise MediaError(damage)
+    if damage := decode_at(file, [0.0, encoded.last]).damage:
+        raise damage
 
 
 def _file_of(item: Item, layout: Layout, split: str, ending: str) -> str:

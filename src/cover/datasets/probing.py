@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from cover.media.decode import MediaError, probe
-from cover.media.deep import probe_deep
+from cover.media.decode import MediaError, probe, probe_deep
 from cover.processes import ProcessPool
 
 Media = Literal["video", "image"]
