@@ -15,7 +15,7 @@ from cover.datasets.manifest import Manifest, Row
 from cover.machine import end_with_parent, reuse_memory
 from cover.media.augment import crop_resize, random_box, random_colour
 from cover.media.clips import train_times
-from cover.media.decode import Decoder, MediaError, decode_at, decode_image
+from cover.media.decode import Decoder, FileProblem, MediaError, decode_at, decode_image
 from cover.media.randaugment import RandAugment, random_erasing
 from cover.mixture.pack import Pack, Sample, collate
 from cover.mixture.schedule import Draw, Schedule
@@ -73,7 +73,7 @@ class _Clip:
     row: Row
     rng: np.random.Generator
     pixels: np.ndarray | None
-    note: str | None
+    problem: FileProblem | None
 
 
 class SampleReader:
@@ -96,7 +96,7 @@ class SampleReader:
         self._places = {member.spec.name: place for place, member in enumerate(members)}
 
     def read(self, draw: Draw) -> Sample:
-        """The sample of a draw: of weight 0, with a note, where its file cannot be read."""
+        """The sample of a draw: of weight 0, with its problem, where its file cannot be read."""
         return self._crop(draw, self._decode(draw))
 
     def read_all(self, draws: Sequence[Draw]) -> list[Sample]:
@@ -118,8 +118,9 @@ class SampleReader:
         try:
             pixels, partial = read_pixels(member, row, rng, self.augmentation.size, self.decoder)
         except MediaError as error:
-            return _Clip(member, row, rng, None, f"{member.spec.name}: {row.path}: unreadable: {error}")
-        return _Clip(member, row, rng, pixels, f"{member.spec.name}: {row.path}: partial: {partial}" if partial else None)
+            return _Clip(member, row, rng, None, FileProblem(row.path, "unreadable", str(error), member.spec.name))
+        problem = FileProblem(row.path, "partial", partial, member.spec.name) if partial else None
+        return _Clip(member, row, rng, pixels, problem)
 
     def _crop(self, draw: Draw, clip: _Clip) -> Sample:
         member, size = clip.member, self.augmentation.size
@@ -141,7 +142,7 @@ class SampleReader:
             weight=0.0 if clip.pixels is None else 1.0,
             colour=torch.from_numpy(colour),
             seed=draw.seed,
-            note=clip.note,
+            problem=clip.problem,
             change=mine.randaugment.draw(rng) if mine.randaugment else None,
             erase=None if mine.erase is None else torch.from_numpy(random_erasing(rng, mine.erase, size)),
         )

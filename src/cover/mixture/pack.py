@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from cover.media.decode import FileProblem
     from cover.media.randaugment import Change
 
 
@@ -20,7 +21,7 @@ class Sample:
     `frames`: uint8 `(T, 3, H, W)`. `targets` and `hot`: its row of the Pack's. `weight`: 1, or 0
     where the file could not be read (its frames are then black and count for nothing). `colour`: float32 `(3, 4)`, an affine map of
     RGB in 0..1. `change`: what RandAugment makes of it, None for nothing. `erase`: int64 `(4,)`, a box to erase, None where nothing is
-    ever erased. `note`: what was wrong with the file, None if nothing.
+    ever erased. `problem`: what is wrong with the file, None if nothing.
     """
 
     frames: Tensor
@@ -29,7 +30,7 @@ class Sample:
     weight: float
     colour: Tensor
     seed: int
-    note: str | None = None
+    problem: FileProblem | None = None
     hot: Tensor | None = None
     change: Change | None = None
     erase: Tensor | None = None
@@ -42,7 +43,7 @@ class Pack:
     `frames`: uint8 `(F, 3, H, W)`. `groups`: `(samples, frames each)`, in the order of the frames. `dataset`: int64 `(S,)`, the
     place in the mixture's list of data sets. `targets`: int64 `(S, heads)`, the class in a softmax head, 0 in a sigmoid head, -1
     where a sample does not train a head. `weight`: float32 `(S,)`. `colour`: float32 `(S, 3, 4)`. `seed`: int64 `(S,)`, the low 63
-    bits of each draw's seed. `notes`: one line per file that was damaged or could not be read. `hot`: uint8 `(S, K)`, the classes of
+    bits of each draw's seed. `problems`: the files that were damaged or could not be read. `hot`: uint8 `(S, K)`, the classes of
     all sigmoid heads side by side in the heads' order, 1 where a sample has the class; None where no head is one.
 
     `changes`: per sample what RandAugment makes of it, empty where it is made or there is none; on the host. `erase`: int64 `(S, 4)`,
@@ -58,7 +59,7 @@ class Pack:
     weight: Tensor
     colour: Tensor
     seed: Tensor
-    notes: tuple[str, ...] = ()
+    problems: tuple[FileProblem, ...] = ()
     hot: Tensor | None = None
     changes: tuple[Change | None, ...] = ()
     erase: Tensor | None = None
@@ -93,7 +94,7 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
         weight=torch.tensor([sample.weight for sample in samples]),
         colour=torch.stack([sample.colour for sample in samples]),
         seed=torch.tensor([sample.seed & (2**63 - 1) for sample in samples]),
-        notes=tuple(sample.note for sample in samples if sample.note),
+        problems=tuple(sample.problem for sample in samples if sample.problem),
         hot=torch.stack(hot) if hot else None,
         changes=tuple(sample.change for sample in samples) if any(sample.change for sample in samples) else (),
         erase=torch.stack(erase) if erase else None,
