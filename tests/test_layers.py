@@ -18,6 +18,7 @@ MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py") if pa
 LAYERS = (
     ("errors",),
     ("console", "config", "machine"),
+    ("processes",),
     ("media",),
     ("datasets",),
     ("mixture",),

@@ -637,19 +637,17 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(args: argparse.Namespace, rest: list[str]) -> int:
-    from cover.inference.inputs import find_inputs
+    from cover.inference.predict import PredictOptions, PredictOutputs, PredictRequest, find_inputs, predict
+    from cover.inference.views import Windows
 
     files = find_inputs(args.names, sys.stdin.buffer)
-    from cover.inference.looking import Windows
-    from cover.inference.predict import Means, Targets, Wishes, predict
-
     if args.stride is not None and args.window is None:
         raise UserError("--stride: goes with --window SECONDS")
     windows = None if args.window is None else Windows(args.window, args.window if args.stride is None else args.stride)
-    wishes = Wishes(args.top, tuple(args.head) if args.head else None, args.views, windows, args.decoder)
-    targets = Targets(args.format, args.out, args.embed, args.json)
-    means = Means(args.device, None if args.workers < 0 else args.workers, args.engine)
-    return 1 if predict(args.checkpoint, files, wishes, targets, means) else 0
+    request = PredictRequest(args.top, tuple(args.head) if args.head else None, args.views, windows, args.decoder)
+    outputs = PredictOutputs(args.format, args.out, args.embed, args.json)
+    options = PredictOptions(args.device, None if args.workers < 0 else args.workers, args.engine)
+    return 1 if predict(args.checkpoint, files, request, outputs, options) else 0
 
 
 # --- explain --------------------------------------------------------------------------------------------------------------------
@@ -747,7 +745,7 @@ def _import_weights(args: argparse.Namespace, rest: list[str]) -> int:
     from cover.model.importing import import_weights, print_report
 
     names = ("size", "frames", "attention", "attention_heads", "time", "resize", "head", "classes", "sampling")
-    wishes = Wishes(**{name: getattr(args, name) for name in names}, unused=tuple(args.unused))
+    request = PredictRequest(**{name: getattr(args, name) for name in names}, unused=tuple(args.unused))
     report = import_weights(args.source, args.out, wishes)
     if args.json:
         write_json(report, args.json)
