@@ -26,6 +26,7 @@ LAYERS = (
     ("evaluation",),
     ("training",),
     ("inference",),
+    ("serve",),
     ("sandbox",),
     ("studies",),
     ("doctor",),

@@ -708,15 +708,15 @@ def _address(text: str) -> str:
 
 
 def _serve(args: argparse.Namespace, rest: list[str]) -> int:
-    from cover.inference.serve.limits import MEGABYTE, Batching, Limits
-    from cover.inference.serve.server import Place, serve
+    from cover.serve.middleware import MEGABYTE, Batching, Limits
+    from cover.serve.server import ServerOptions, serve
 
     limits = Limits(
         body=args.max_mb * MEGABYTE, upload_s=args.upload_seconds, seconds=args.max_seconds, pixels=args.max_megapixels * 1_000_000,
         decode_s=args.decode_seconds, deadline_s=args.deadline, queue=args.queue,
     )  # fmt: skip
-    place = Place(args.host, args.port, args.page, args.key_file, args.spool)
-    serve(args.checkpoint, place, limits, Batching(args.pack_frames, args.wait_ms / 1000), max(1, _workers(args)), args.device)
+    options = ServerOptions(args.host, args.port, args.page, args.key_file, args.spool)
+    serve(args.checkpoint, options, limits, Batching(args.pack_frames, args.wait_ms / 1000), max(1, _workers(args)), args.device)
     return 0
 
 
@@ -745,7 +745,7 @@ def _import_weights(args: argparse.Namespace, rest: list[str]) -> int:
     from cover.model.importing import import_weights, print_report
 
     names = ("size", "frames", "attention", "attention_heads", "time", "resize", "head", "classes", "sampling")
-    request = PredictRequest(**{name: getattr(args, name) for name in names}, unused=tuple(args.unused))
+    wishes = Wishes(**{name: getattr(args, name) for name in names}, unused=tuple(args.unused))
     report = import_weights(args.source, args.out, wishes)
     if args.json:
         write_json(report, args.json)

@@ -35,7 +35,15 @@ STARTS = 3  # processes that are tried in one worker's place before the pool giv
 
 
 class WorkerLost(Exception):
-    """A worker died over an item, or took longer than it may: what it was doing has no result."""
+    """A worker died over an item, or took longer than it may (`timed_out`): what it was doing has no result."""
+
+    def __init__(self, reason: str, timed_out: bool = False) -> None:
+        super().__init__(reason)
+        self.timed_out = timed_out
+
+
+class PoolError(RuntimeError):
+    """No worker process can be started."""
 
 
 class ProcessPool:
@@ -74,7 +82,7 @@ class ProcessPool:
         self._threads.shutdown(cancel_futures=True)
 
     def start(self) -> None:
-        """Start all processes now and wait until they are ready. Raises RuntimeError where they do not start."""
+        """Start all processes now and wait until they are ready. Raises `PoolError` where they do not start."""
         for worker in self._all:
             self._revive(worker, replaced=False)
         for worker in self._all:
@@ -84,7 +92,7 @@ class ProcessPool:
         """`work(item)` in a worker, from any thread.
 
         Raises `WorkerLost` where the worker dies or takes more than `seconds`; `queue.Empty` where none is free by `deadline` (of
-        `time.monotonic`); RuntimeError where no process can be started.
+        `time.monotonic`); `PoolError` where no process can be started.
         """
         if not self.workers:
             return work(item)
@@ -96,7 +104,7 @@ class ProcessPool:
                     break
                 self._revive(worker)  # it died before it had anything to do
             else:
-                raise RuntimeError("worker processes die before they are given anything to do")
+                raise PoolError("worker processes die before they are given anything to do")
             try:
                 succeeded, result = worker.receive(seconds)
             except WorkerLost:
@@ -172,7 +180,7 @@ class ProcessPool:
             if worker.is_ready():
                 return
             self._revive(worker)
-        raise RuntimeError("worker processes cannot be started")
+        raise PoolError("worker processes cannot be started")
 
     def _revive(self, worker: _Worker, replaced: bool = True) -> None:
         """A new process in a worker's place; raises `WorkerLost` where the pool is closed."""
@@ -235,7 +243,7 @@ class _Worker:
                 return pickle.loads(self._pipe.recv_bytes())
         except (EOFError, OSError):
             raise WorkerLost("the worker process died") from None
-        raise WorkerLost(f"it took longer than {seconds:g} s")
+        raise WorkerLost(f"it took longer than {seconds:g} s", timed_out=True)
 
     def end(self) -> None:
         """Kill the process; the pipe then ends for whoever waits for it."""

@@ -64,7 +64,7 @@ class FeatureFile:
 
     def write(self, answer: Answer) -> None:
         """Append the rows of a file."""
-        file, reason = answer.row["file"], answer.problem and answer.problem.reason
+        file, reason = answer.row["file"], answer.problem.reason if answer.problem else None
         try:
             for start, end, vector in answer.features:
                 self._kind.add((file, start, end, vector, reason))
