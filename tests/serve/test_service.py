@@ -413,14 +413,14 @@ def test_the_other_routes(server: Server) -> None:
 
 def test_every_error_is_documented_in_one_shape(server: Server) -> None:
     found = server.ask("GET", "/openapi.json")[1]
-    for route, answer in {"/v1/predict": "Answer", "/v1/explain": "Reasons"}.items():
+    for route, answer in {"/v1/predict": "PredictResponse", "/v1/explain": "ExplainResponse"}.items():
         told = found["paths"][route]["post"]
         assert set(told["responses"]) == {"200", "400", "408", "413", "415", "422", "429", "500", "503"}
         for status, response in told["responses"].items():
             shape = response["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
-            assert shape == (answer if status == "200" else "Problem")
+            assert shape == (answer if status == "200" else "ErrorResponse")
         assert set(told["requestBody"]["content"]) >= {"multipart/form-data", "video/*"}
-    assert list(found["components"]["schemas"]["Problem"]["properties"]) == ["error"]
+    assert list(found["components"]["schemas"]["ErrorResponse"]["properties"]) == ["error"]
     asked = found["paths"]["/v1/explain"]["post"]["parameters"]
     assert {each["name"]: each["required"] for each in asked} == {"head": True, "class": False}
 
@@ -637,7 +637,7 @@ def test_a_bug_is_a_line_in_the_log(
     time.sleep(0.2)  # the line comes behind the answer
     (line,) = capfd.readouterr().err.splitlines()
     assert "bug in POST '/v1/predict': ZeroDivisionError" in line
-    assert "test_serve.py:" in line
+    assert "test_service.py:" in line
     monkeypatch.setattr(server.service.predictor.model, "normalize", lambda pixels: 1 / 0)
     assert server.send((folder / "0.mp4").read_bytes())[0] == 500
     monkeypatch.undo()
