@@ -162,10 +162,12 @@ def test_an_item_that_takes_too_long_is_ended_alone() -> None:
 def test_who_waits_for_a_free_process_waits_until_the_deadline() -> None:
     with ProcessPool(1) as pool:
         pool.start()
-        threading.Thread(target=lambda: pytest.raises(WorkerLost, pool.call, sleep, 60.0)).start()
-        wait_until(pool._idle.empty)
-        with pytest.raises(queue.Empty):
-            pool.call(sleep, 0.0, deadline=time.monotonic() + 0.1)
+        with ThreadPoolExecutor(1) as other:
+            other.submit(pool.call, sleep, 60.0)
+            wait_until(pool._idle.empty)
+            with pytest.raises(queue.Empty):
+                pool.call(sleep, 0.0, deadline=time.monotonic() + 0.1)
+            pool.close()
 
 
 def test_a_pool_ends_at_once_with_all_its_processes() -> None:

@@ -48,9 +48,7 @@ from cover.serve.uploads import UploadFolder
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
 
-LIMITS = Limits(
-    body=2 * MEGABYTE, upload_s=2, seconds=20, pixels=1_000_000, decode_s=5, deadline_s=20, queue=40, explanations=16
-)
+LIMITS = Limits(body=2 * MEGABYTE, upload_s=2, seconds=20, pixels=1_000_000, decode_s=5, deadline_s=20, queue=40, explanations=16)
 HEADS = (Head("ssv2", tuple("abcdefg")), Head("kinetics", tuple("uvwxyz")), Head("tags", ("sun", "rain"), loss="sigmoid"))
 SETS = {
     "ssv2": {"sampling": "segments", "views": "1x3"},
@@ -147,7 +145,9 @@ def predictor(folder: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def service(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with closing(Service(predictor, LIMITS, Batching(frames=48, wait_s=0.02), 2, UploadFolder(tmp_path_factory.mktemp("spool")))) as service:
+    with closing(
+        Service(predictor, LIMITS, Batching(frames=48, wait_s=0.02), 2, UploadFolder(tmp_path_factory.mktemp("spool")))
+    ) as service:
         yield service
     assert not service.uploads.folder.exists()
 
@@ -830,7 +830,7 @@ def test_what_is_too_late_is_not_computed(predictor: Predictor) -> None:
 
 
 def test_uploads_of_a_server_that_was_killed_are_removed_and_no_others(tmp_path: Path) -> None:
-    code = f"from cover.serve.uploads import UploadFolder; import os, pathlib; s = UploadFolder(pathlib.Path({str(tmp_path)!r})); os._exit(1)"
+    code = f"import os; from cover.serve.uploads import UploadFolder; folder = UploadFolder({str(tmp_path)!r}); os._exit(1)"
     subprocess.run([sys.executable, "-c", code], check=False)
     (dead,) = tmp_path.iterdir()
     (dead / "upload").write_bytes(b"x")

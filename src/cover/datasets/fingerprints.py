@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from cover.console import Meter
 from cover.datasets.alike import image_hashes, video_hashes
-from cover.processes import ProcessPool
 from cover.datasets.probing import Stamp
 from cover.media.source import Part
+from cover.processes import ProcessPool
 
 _VERSION = 2  # of what the hashes mean: those of another are computed anew
 _CHUNK = 16

@@ -23,13 +23,13 @@ import numpy.typing as npt
 from cover.console import print_table, say
 from cover.datasets.alike import AGREE, RADIUS, SURE, SURE_IMAGE, Gallery
 from cover.datasets.catalog import Catalog, DatasetSpec, load_catalog
-from cover.processes import ProcessPool
 from cover.datasets.exclusions import NAME, Exclusion, exclusions_path, write_exclusions
 from cover.datasets.fingerprints import Fingerprint, Portion, fingerprints, of_bytes, of_image, of_video
 from cover.datasets.manifest import Manifest, Media, Row, open_manifest
 from cover.datasets.probing import Stamp, stamps
 from cover.errors import UserError
 from cover.media.source import is_url
+from cover.processes import ProcessPool
 
 EXAMPLES = 5
 CHANCE_PAIRS = 200_000  # pairs known to be different on which the false matches are counted

@@ -13,7 +13,7 @@ import torch
 
 from cover.errors import UserError, nearest
 from cover.evaluation.protocol import ViewPlan
-from cover.inference.views import FileViews, ViewRequest, Windows, read_file, read_files
+from cover.inference.views import FileViews, Span, ViewRequest, Windows, read_file, read_files
 from cover.media.clips import Sampling, Views
 from cover.media.decode import MediaError
 from cover.model.device import pick_device
@@ -136,8 +136,10 @@ class Predictor:
         seen = iter(self.run([views for clips in part.clips for views in clips]))
         return [self.named([next(seen) for _ in request.plans], request, plans, part, span) for span in part.spans]
 
-    def named(self, seen: Sequence[ViewOutputs], request: ViewRequest, plans: dict[str, ViewPlan], part: FileViews, span: tuple[float, float]) -> Predictions:
-        """What was seen under each of the request's plans, given to the heads that use it."""
+    def named(
+        self, seen: Sequence[ViewOutputs], request: ViewRequest, plans: dict[str, ViewPlan], part: FileViews, span: Span
+    ) -> Predictions:
+        """The outputs for each of the request's plans, given to the heads that use it."""
         classes = {head.name: head.classes for head in self.model.head_list}
         by_plan = dict(zip(request.plans, seen, strict=True))
         found = Predictions({head: Prediction(head, classes[head], by_plan[plan].scores[head]) for head, plan in plans.items()})

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from cover.datasets.ray_cluster import Cluster, reason_of
 from cover.errors import UserError
-from cover.inference.predictor import Predictor
 from cover.inference.predict import Answerer, PredictRequest
+from cover.inference.predictor import Predictor
 from cover.inference.rows import Answer, problem_in
 from cover.inference.views import reading_pool
 from cover.machine import default_workers

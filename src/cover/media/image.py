@@ -18,7 +18,17 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from cover.media.source import (
-    MAX_PIXELS, TOLERANCE, AnyPath, Decoded, MediaError, Probe, Source, check_size, check_source, is_plain, read_source,
+    MAX_PIXELS,
+    TOLERANCE,
+    AnyPath,
+    Decoded,
+    MediaError,
+    Probe,
+    Source,
+    check_size,
+    check_source,
+    is_plain,
+    read_source,
 )  # fmt: skip
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # a reason per file reaches the user, never lines on the terminal

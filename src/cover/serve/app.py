@@ -144,12 +144,16 @@ def _add_explain(app: Any, service: Service, key: bool) -> None:
         "/v1/explain", openapi_extra=BODY, responses=_reasons(415, 422, 429, 503, key=key),
         summary="What a head's answer rests on: the frames as it sees them, with the heat of their patches",
     )  # fmt: skip
-    async def explain(request: Request, head: Annotated[str, head_rule], named: Annotated[str | None, class_rule] = None) -> ExplainResponse:
+    async def explain(
+        request: Request, head: Annotated[str, head_rule], named: Annotated[str | None, class_rule] = None
+    ) -> ExplainResponse:
         query = ExplainQuery(head, named)
         return await _answered(request, service, query, lambda path: service.explain(path, query))
 
 
-async def _answered(request: Any, service: Service, query: PredictQuery | ExplainQuery, answer: Callable[[Path], Coroutine[Any, Any, T]]) -> T:
+async def _answered(
+    request: Any, service: Service, query: PredictQuery | ExplainQuery, answer: Callable[[Path], Coroutine[Any, Any, T]]
+) -> T:
     """What becomes of the file in a request: it has a place among those under way, and is gone with its answer."""
     from fastapi.responses import JSONResponse
     from starlette.requests import ClientDisconnect

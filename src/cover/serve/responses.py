@@ -91,7 +91,9 @@ def class_scores(predictions: Sequence[Prediction], top: int) -> dict[str, list[
 def frames(pixels: np.ndarray, heat: np.ndarray, times: Sequence[float]) -> list[ExplainedFrame]:
     """Frames, uint8 `(T, 3, size, size)`, each with its heat `(T, h, w)` and its time."""
     return [
-        ExplainedFrame(time, round(float(warm.sum()), DIGITS), _data_url(frame), [[round(float(cell), DIGITS) for cell in row] for row in warm])
+        ExplainedFrame(
+            time, round(float(warm.sum()), DIGITS), _data_url(frame), [[round(float(cell), DIGITS) for cell in row] for row in warm]
+        )
         for frame, warm, time in zip(pixels, heat, times, strict=True)
     ]
 

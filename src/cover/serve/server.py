@@ -46,9 +46,9 @@ def serve(checkpoint: Path, options: ServerOptions, limits: Limits, batching: Ba
     key = read_key(options.key_file)
     begin_preloading("cover.serve.decoding")  # while this process imports torch as well
     from cover.inference.predictor import Predictor
+    from cover.model.device import pick_device
     from cover.serve.service import Service
     from cover.serve.uploads import UploadFolder
-    from cover.model.device import pick_device
 
     predictor = Predictor.load(checkpoint, pick_device(device))
     with _ending_in_order():

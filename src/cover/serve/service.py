@@ -20,7 +20,7 @@ from cover.inference.explain import ONE_VIEW, frame_times, heat_of
 from cover.inference.predictor import Prediction, Predictor
 from cover.model.timesformer import Head
 from cover.serve.batching import Batcher, Scores
-from cover.serve.decoding import DecodedFile, Decoders, DecodeRequest
+from cover.serve.decoding import DecodedFile, DecodeRequest, Decoders
 from cover.serve.middleware import Batching, Limits, Refused, busy, late
 from cover.serve.responses import ExplainResponse, PredictResponse, class_scores, frames, windows
 from cover.serve.uploads import UploadFolder, receive
