@@ -30,8 +30,8 @@ from _trained import trained
 from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import open_manifest
 from cover.inference.export import export_onnx, export_torch
-from cover.inference.looking import Gaze, look
 from cover.inference.predictor import Predictor
+from cover.inference.views import ViewRequest, read_file
 from cover.machine import reuse_memory
 from cover.model.presets import model_config
 from cover.model.timesformer import Head, TimeSformer
@@ -118,9 +118,9 @@ def accuracy(folder: Path, checkpoint: Path, catalog: Path) -> dict[str, Any]:
 def validation(catalog: Path, release: Path, name: str) -> Iterator[tuple[int, np.ndarray]]:
     """Label and views of every clip."""
     manifest = open_manifest(load_catalog(catalog).manifest_path(name, "val"))
-    gaze = Gaze((Predictor.load(release).plan(name),))
+    request = ViewRequest((Predictor.load(release).plan(name),))
     for row in manifest.rows():
-        ((views,),) = look(row.path, gaze).clips
+        ((views,),) = read_file(row.path, request).clips
         yield row.label, views
 
 

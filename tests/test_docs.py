@@ -46,7 +46,7 @@ ELSEWHERE = {
     "planning": ("tests/training/test_plan.py", "sh text"),
     "predicting": ("tests/inference/test_predicting_page.py", "sh python"),
     "preparing": ("tests/datasets/test_prepare.py", "sh"),
-    "serving": ("tests/inference/test_serve_page_of_docs.py", "sh python"),
+    "serving": ("tests/serve/test_serving_page.py", "sh python"),
     "studies": ("tests/experiments/study/test_studies_page.py", "sh yaml python"),
 }
 NAME = "cover-video"

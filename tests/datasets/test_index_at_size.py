@@ -81,8 +81,8 @@ def kill_in_the_middle(catalog: Path, *options: str) -> int:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (journal,) = folder.glob(".mine.found.*")
-    return journal.read_bytes().count(b"\n[") + journal.read_bytes().startswith(b"[")
+    (cache,) = folder.glob(".mine.found.*")
+    return cache.read_bytes().count(b"\n[") + cache.read_bytes().startswith(b"[")
 
 
 def test_killed_run_is_continued(tmp_path: Path) -> None:
@@ -139,10 +139,10 @@ def test_share_that_is_still_running_keeps_its_journal(tmp_path: Path) -> None:
         time.sleep(0.001)
     process.send_signal(signal.SIGSTOP)
     index(catalog, 0)
-    (journal,) = folder.glob(".mine.found.1-of-1.*")
+    (cache,) = folder.glob(".mine.found.1-of-1.*")
     process.send_signal(signal.SIGCONT)
     assert process.wait(60) == 0
-    assert journal.read_bytes().count(b"\n[") == FILES
+    assert cache.read_bytes().count(b"\n[") == FILES
     index(catalog, 0)
     assert not list(folder.glob(".mine.found.*"))
 
@@ -171,7 +171,7 @@ def test_shares_are_one_run(tmp_path: Path) -> None:
     assert [result["files"] for result in results] != [0, 0, 61]
     assert total(results, "files") == 61
     assert (total(results, "probed"), total(results, "ok"), total(results, "missing"), total(results, "unreadable")) == (60, 59, 1, 1)
-    assert len({result["journal"] for result in results}) == 3
+    assert len({result["probe_cache"] for result in results}) == 3
     assert total(index_share(catalog, Share(2, 3), How(0)), "probed") == 0  # a job that is started twice
     assert total(index(catalog, 0), "probed") == 0
     assert bytes_of(catalog) == whole

@@ -26,7 +26,8 @@ from cover.datasets.catalog import load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import Manifest, open_manifest
 from cover.datasets.prepare import prepare
-from cover.datasets.prepare_split import Done, Job, Layout, make
+from cover.datasets.prepare_log import PreparedSample
+from cover.datasets.prepare_split import Layout, SplitJob, make
 from cover.errors import UserError
 from cover.media.decode import probe
 from cover.media.encode import Encoding
@@ -206,9 +207,18 @@ def killing_readers_of(file: Path) -> Iterator[list[int]]:
         watch.join()
 
 
+def _children() -> list[int]:
+    """The processes that any thread of this one has started."""
+    found: list[int] = []
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # the thread has ended
+            found += map(int, (thread / "children").read_text().split())
+    return found
+
+
 def _kill_readers(file: str, killed: list[int], ended: threading.Event) -> None:
     while not ended.wait(0.002):
-        for process in map(int, (Path("/proc/self/task") / str(os.getpid()) / "children").read_text().split()):
+        for process in _children():
             with suppress(OSError):
                 if any(os.readlink(place) == file for place in Path(f"/proc/{process}/fd").iterdir()):
                     os.kill(process, signal.SIGKILL)
@@ -253,7 +263,7 @@ def test_worker_that_was_killed(long_clip: tuple[Path, Path], tmp_path: Path, sh
 def test_failures_that_are_remembered_are_those_of_the_file(make_set: MakeSet, tmp_path: Path) -> None:
     catalog = make_set({"0.mp4": "a", "1.mp4": "b", "2.png": "a", "3.mp4": "b"}, annotations="{train: list.csv}", media="video")
     layout = Layout(tmp_path / "fast", Encoding(), None, None)
-    job = Job("mine", "train", manifest(catalog), layout, "root", str(catalog))
+    job = SplitJob("mine", "train", manifest(catalog), layout, "root", str(catalog))
     job.close()
     work = {"manifest": job.manifest.path, "layout": layout, "split": job.folder}
     assert outcome(make(job.items[0], **work)) == ("prepared", False)
@@ -269,7 +279,7 @@ def test_failures_that_are_remembered_are_those_of_the_file(make_set: MakeSet, t
 
 
 def outcome(done: Any) -> tuple[str, bool]:
-    assert isinstance(done, Done), done
+    assert isinstance(done, PreparedSample), done
     return done.outcome, done.again
 
 

@@ -28,10 +28,10 @@ import cover
 from cover.cli import main
 from cover.errors import UserError
 from cover.evaluation.protocol import ViewPlan, read_views
-from cover.inference.inputs import find_inputs
-from cover.inference.looking import CRASHED, Windows
+from cover.inference import views
+from cover.inference.predict import find_inputs
 from cover.inference.predictor import Predictor
-from cover.inference.readers import Readers
+from cover.inference.views import Windows
 from cover.media.clips import Sampling, Views
 from cover.media.decode import MediaError
 
@@ -405,7 +405,7 @@ def test_a_window_is_seen_as_a_video_of_its_length(release: Path, files: Path, m
     """Whatever is decoded together: each window's pixels are those of a file read from there, for that long."""
     predictor, path = Predictor.load(release), str(files / "c, d.mp4")
     for most in (1, 12, 10_000):
-        monkeypatch.setattr("cover.inference.looking.CHUNK_FRAMES", most)
+        monkeypatch.setattr("cover.inference.views.CHUNK_FRAMES", most)
         found = predictor.timeline(path, 2.0, 1.0)
         assert [(part.start, part.end) for part in found] == [(0, 2), (1, 3), (2, 4), (2.5, 4.5)]
         for part in found:
@@ -422,7 +422,7 @@ def test_a_window_is_seen_as_a_video_of_its_length(release: Path, files: Path, m
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_timeline_rows(typed: Typed, release: Path, files: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cover.inference.looking.CHUNK_FRAMES", 9)
+    monkeypatch.setattr("cover.inference.views.CHUNK_FRAMES", 9)
     code, out, _ = typed(files, "--window", 2, "--stride", 1, "--format", "jsonl", "--workers", workers)
     rows = {Path(row["file"]).name: row for row in map(json.loads, out.splitlines())}
     assert (code, len(rows), rows["c, d.mp4"]["protocol"]["stride"]) == (1, 4, 1)
@@ -518,25 +518,36 @@ def test_refused(typed: Typed, files: Path, tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-# --- readers ------------------------------------------------------------------------------------------------------------------------
+# --- reading processes -------------------------------------------------------------------------------------------------------------
 
 
-def double_or_die(number: int) -> int:
-    if number < 0:
-        os._exit(3)
-    return 2 * number
+def crash_on_some_files() -> None:
+    """Begins a reading process whose decoder dies on files called `crash`."""
+    probe = views.probe
+
+    def probe_or_die(path: str, *arguments: Any) -> Any:
+        if Path(path).stem == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return probe(path, *arguments)
+
+    views.probe = probe_or_die
 
 
-def test_a_reader_that_dies_costs_one_item() -> None:
-    items = [*range(6), -1, *range(6, 12), -2]
-    with Readers(2) as readers:
-        assert list(readers.map(double_or_die, items, lambda number: 1000 + number)) == [1000 + n if n < 0 else 2 * n for n in items]
-
-
-def test_a_file_that_crashes_the_decoder_has_its_row() -> None:
-    from cover.inference.looking import _crashed
-
-    assert _crashed("a.mp4").error == CRASHED
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_crashes_the_decoder_has_its_row(
+    typed: Typed, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(views, "_begin_reading", crash_on_some_files)
+    crash, rows = tmp_path / "crash.mp4", tmp_path / "rows.jsonl"
+    crash.write_bytes((files / "a.mp4").read_bytes())
+    names = [files / "a.mp4", crash, files / "e.png", files / "c, d.mp4"]
+    code, _, err = typed(*names, "--workers", workers, "--out", rows)
+    assert code == 1
+    found = rows_in(rows)
+    assert [row["file"] for row in found] == list(map(str, names))
+    assert [row.get("error") for row in found] == [None, "the decoder crashed on it", None, None]
+    assert all(set(row["heads"]) == {"act", "thing"} for row in found if "error" not in row)
+    assert f"{crash}: unreadable: the decoder crashed on it" in err.splitlines()
 
 
 # --- in Python ----------------------------------------------------------------------------------------------------------------------

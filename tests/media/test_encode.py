@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cover.media.decode import decode_at, decode_image, probe
+from cover.media.decode import MediaError, decode_at, decode_image, probe
 from cover.media.encode import Encoding, encode_image, encode_video
-from cover.media.results import MediaError
 
 BITS = 10
 

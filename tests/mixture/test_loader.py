@@ -49,7 +49,7 @@ def schedule_of(members: list[Member], batch: int, seed: int = 0) -> Schedule:
 
 
 def assert_equal_packs(left: Pack, right: Pack) -> None:
-    assert (left.groups, left.notes) == (right.groups, right.notes)
+    assert (left.groups, left.problems) == (right.groups, right.problems)
     for name in ("frames", "dataset", "targets", "weight", "seed"):
         assert torch.equal(getattr(left, name), getattr(right, name)), name
     assert torch.equal(left.drawn[ColourJitter], right.drawn[ColourJitter])
@@ -126,10 +126,11 @@ def test_a_file_lost_after_indexing(make_set: MakeSet, damage: str) -> None:
     assert not frames[lost].any()
     assert torch.equal(frames[kept], before.frames.view(3, 4, 3, SIZE, SIZE)[kept])
     assert torch.equal(after.drawn[ColourJitter][kept], before.drawn[ColourJitter][kept])
-    assert before.notes == ()
-    (note,) = after.notes
-    assert note.startswith(f"mine: {victim}: unreadable: ")
-    assert "\n" not in note
+    assert before.problems == ()
+    (problem,) = after.problems
+    assert (problem.path, problem.kind, problem.dataset) == (str(victim), "unreadable", "mine")
+    assert str(problem) == f"mine: {victim}: unreadable: {problem.reason}"
+    assert "\n" not in str(problem)
 
 
 def test_a_part_of_a_file_shorter_than_its_clip_repeats_its_own_last_frame(make_set: MakeSet) -> None:

@@ -103,19 +103,17 @@ def evaluate(args: Namespace) -> int:
     computes=True,
 )  # fmt: skip
 def predict(args: Namespace) -> int:
-    from cover.inference.inputs import find_inputs
+    from cover.inference.predict import PredictOptions, PredictOutputs, PredictRequest, find_inputs, predict
+    from cover.inference.views import Windows
 
-    files = find_inputs(args.names, sys.stdin.buffer)  # before the imports below, so that a mistake is told at once
-    from cover.inference.looking import Windows
-    from cover.inference.predict import Means, Targets, Wishes, predict
-
+    files = find_inputs(args.names, sys.stdin.buffer)
     if args.stride is not None and args.window is None:
         raise UserError("--stride: goes with --window SECONDS")
     windows = None if args.window is None else Windows(args.window, args.window if args.stride is None else args.stride)
-    wishes = Wishes(args.top, tuple(args.head) if args.head else None, args.views, windows, args.decoder)
-    targets = Targets(args.format, args.out, args.embed, args.json)
-    means = Means(args.device, None if args.workers < 0 else args.workers, args.engine)
-    return 1 if predict(args.checkpoint, files, wishes, targets, means) else 0
+    request = PredictRequest(args.top, tuple(args.head) if args.head else None, args.views, windows, args.decoder)
+    outputs = PredictOutputs(args.format, args.out, args.embed, args.json)
+    options = PredictOptions(args.device, None if args.workers < 0 else args.workers, args.engine)
+    return 1 if predict(args.checkpoint, files, request, outputs, options) else 0
 
 
 @command(
@@ -168,15 +166,15 @@ def _address(text: str) -> str:
     computes=True,
 )  # fmt: skip
 def serve(args: Namespace) -> int:
-    from cover.inference.serve.limits import MEGABYTE, Batching, Limits
-    from cover.inference.serve.server import Place, serve
+    from cover.serve.middleware import MEGABYTE, Batching, Limits
+    from cover.serve.server import ServerOptions, serve
 
     limits = Limits(
         body=args.max_mb * MEGABYTE, upload_s=args.upload_seconds, seconds=args.max_seconds, pixels=args.max_megapixels * 1_000_000,
         decode_s=args.decode_seconds, deadline_s=args.deadline, queue=args.queue,
     )  # fmt: skip
-    place = Place(args.host, args.port, args.page, args.key_file, args.spool)
-    serve(args.checkpoint, place, limits, Batching(args.pack_frames, args.wait_ms / 1000), max(1, count_workers(args)), args.device)
+    options = ServerOptions(args.host, args.port, args.page, args.key_file, args.spool)
+    serve(args.checkpoint, options, limits, Batching(args.pack_frames, args.wait_ms / 1000), max(1, count_workers(args)), args.device)
     return 0
 
 

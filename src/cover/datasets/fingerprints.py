@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from cover.console import Meter
 from cover.datasets.alike import image_hashes, video_hashes
-from cover.datasets.crew import Crew
 from cover.datasets.probing import Stamp
 from cover.media.source import Part
+from cover.processes import ProcessPool
 
 _VERSION = 2  # of what the hashes mean: those of another are computed anew
 _CHUNK = 16
@@ -67,7 +67,7 @@ def of_image(portion: Portion) -> Fingerprint | None:
 
 
 def fingerprints(
-    crew: Crew, label: str, work: Work, portions: Iterable[Portion], stamp: Mapping[str, Stamp], cache: Path
+    pool: ProcessPool, label: str, work: Work, portions: Iterable[Portion], stamp: Mapping[str, Stamp], cache: Path
 ) -> dict[Portion, Fingerprint]:
     """The fingerprints of all portions whose file exists (is in `stamp`) and can be read.
 
@@ -80,7 +80,7 @@ def fingerprints(
     todo = [portion for portion in wanted if portion not in known]
     try:
         with Meter(label, len(todo)) as meter:
-            for part in crew.run(work, todo, _CHUNK, None):
+            for part in pool.as_completed(work, todo, _CHUNK, lambda portion: None):
                 known.update((portion, value) for portion, value in part if value is not None)
                 meter.advance(len(part))
     finally:

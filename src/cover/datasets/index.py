@@ -21,11 +21,9 @@ from cover.console import Meter, print_table, say
 from cover.datasets.adapters import list_splits
 from cover.datasets.catalog import Catalog, DatasetSpec, load_catalog
 from cover.datasets.files import is_text
-from cover.datasets.finding import Engine, Finding, find, manifests
-from cover.datasets.journal import journal_path, remove_unused
-from cover.datasets.ledger import Ledger
 from cover.datasets.listing import Listed
 from cover.datasets.manifest import SPLITS, STATES, ClassList, Row, write_manifest
+from cover.datasets.probe_cache import Engine, FileTable, Lookup, cache_path, look_up, manifests, remove_unused
 from cover.datasets.probing import Facts, Prober
 from cover.datasets.remarks import packed, remarks
 from cover.datasets.shares import Share
@@ -95,7 +93,7 @@ def index(
 def index_share(catalog_path: str | Path, share: Share, how: How, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Probe one share of the files and leave what was found beside the manifests, for the `index` that follows all shares.
 
-    Returns one dict per data set: `dataset`, `shard`, `files` (of this share), `probed`, the states as in `index`, and `journal`.
+    Returns one dict per data set: `dataset`, `shard`, `files` (of this share), `probed`, the states as in `index`, and `probe_cache`.
     """
     catalog, plans = _plans(catalog_path, names)
     with how.prober() as prober:
@@ -104,15 +102,15 @@ def index_share(catalog_path: str | Path, share: Share, how: How, names: Sequenc
 
 def _probe_share(catalog: Catalog, plan: _Plan, share: Share, prober: Engine, force: bool) -> dict[str, Any]:
     name, who = plan.spec.name, f"{share.number}-of-{share.count}"
-    ledger = Ledger(share.of(row.path for row in plan.all_rows()))
-    found = find(catalog, plan.spec, ledger, prober, force, who)
+    table = FileTable(share.of(row.path for row in plan.all_rows()))
+    found = look_up(catalog, plan.spec, table, prober, force, who)
     states, partial = Counter[str](), 0
-    for facts in map(ledger.facts, ledger.paths):
+    for facts in map(table.facts, table.paths):
         states[facts.state] += 1
         partial += _is_partial(facts)
     return {
-        "dataset": name, "shard": f"{share.number}/{share.count}", "files": len(ledger), "probed": int(found.opened.sum()),
-        **{state: states[state] for state in STATES}, "partial": partial, "journal": str(journal_path(manifests(catalog), name, who)),
+        "dataset": name, "shard": f"{share.number}/{share.count}", "files": len(table), "probed": int(found.opened.sum()),
+        **{state: states[state] for state in STATES}, "partial": partial, "probe_cache": str(cache_path(manifests(catalog), name, who)),
     }  # fmt: skip
 
 
@@ -209,11 +207,11 @@ def _place(source: str) -> float:
 
 def _index_one(catalog: Catalog, plan: _Plan, prober: Engine, force: bool) -> list[dict[str, Any]]:
     spec = plan.spec
-    found = find(catalog, spec, Ledger(row.path for row in plan.all_rows()), prober, force)
+    found = look_up(catalog, spec, FileTable(row.path for row in plan.all_rows()), prober, force)
     results = [_write(catalog, plan, split, found) for split in plan.rows]
     if "dev" in spec.splits and "dev" not in plan.rows:
         catalog.manifest_path(spec.name, "dev").unlink(missing_ok=True)  # of a catalog that carved more
-    remove_unused(found.journals)
+    remove_unused(found.caches)
     for file in _left_behind(catalog, spec):
         file.unlink(missing_ok=True)
     return results
@@ -226,16 +224,16 @@ def _left_behind(catalog: Catalog, spec: DatasetSpec) -> list[Path]:
     return [file for file in files if file.stat().st_mtime < time.time() - _LEFT_BEHIND]
 
 
-def _write(catalog: Catalog, plan: _Plan, split: str, found: Finding) -> dict[str, Any]:
+def _write(catalog: Catalog, plan: _Plan, split: str, found: Lookup) -> dict[str, Any]:
     """Write one manifest and say what is in it, in the words of `index`."""
     spec, listed = plan.spec, plan.rows[split]
     path, tally = catalog.manifest_path(spec.name, split), _Tally()
     try:
         with Meter(f"write {path.name}", total=len(listed)) as meter:
-            write_manifest(path, spec.name, split, spec.media, plan.classes, tally.count(_rows(listed, found.ledger), meter))
+            write_manifest(path, spec.name, split, spec.media, plan.classes, tally.count(_rows(listed, found.table), meter))
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}; run the command again to go on from here") from None
-    numbers = found.ledger.numbers(row.path for row in listed)
+    numbers = found.table.numbers(row.path for row in listed)
     return {
         "dataset": spec.name, "split": split, "listed": len(listed), **{state: tally.states[state] for state in STATES},
         "partial": tally.partial, "hours": tally.seconds / 3600, "classes": len(plan.classes.names),
@@ -252,10 +250,10 @@ _LISTED, _FACTS = ([field.name for field in fields(kind)] for kind in (Listed, F
 _of_listed, _of_facts = attrgetter(*_LISTED), attrgetter(*_FACTS)
 
 
-def _rows(listed: Iterable[Listed], ledger: Ledger) -> Iterator[Row]:
+def _rows(listed: Iterable[Listed], table: FileTable) -> Iterator[Row]:
     for item in listed:
-        facts = _of_segment(item, ledger.facts(item.path))
-        size, mtime_ns = ledger.stamp(item.path) or (None, None)
+        facts = _of_segment(item, table.facts(item.path))
+        size, mtime_ns = table.stamp(item.path) or (None, None)
         values = dict(zip(_LISTED, _of_listed(item))) | dict(zip(_FACTS, _of_facts(facts)))
         yield Row(**values, offset=None, length=None, size=size, mtime_ns=mtime_ns)
 

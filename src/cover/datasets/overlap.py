@@ -23,13 +23,13 @@ import numpy.typing as npt
 from cover.console import print_table, say
 from cover.datasets.alike import AGREE, RADIUS, SURE, SURE_IMAGE, Gallery
 from cover.datasets.catalog import Catalog, DatasetSpec, load_catalog
-from cover.datasets.crew import Crew
 from cover.datasets.exclusions import NAME, Exclusion, exclusions_path, write_exclusions
 from cover.datasets.fingerprints import Fingerprint, Portion, fingerprints, of_bytes, of_image, of_video
 from cover.datasets.manifest import Manifest, Media, Row, open_manifest
 from cover.datasets.probing import Stamp, stamps
 from cover.errors import UserError
 from cover.media.source import is_url
+from cover.processes import ProcessPool
 
 EXAMPLES = 5
 CHANCE_PAIRS = 200_000  # pairs known to be different on which the false matches are counted
@@ -101,11 +101,11 @@ def overlap(
     _say_how_many_are_remote(sides)
     kinds: dict[str, Kind] = {"source": Codes([[_origin(side, row) for row in side.rows] for side in sides])}
     chance: dict[str, Any] = {}
-    with Crew(workers) as crew:
+    with ProcessPool(workers) as pool:
         stamp = stamps(list(dict.fromkeys(row.path for side in sides for row in side.rows)))
-        kinds["file"] = Codes(_contents(sides, crew, stamp, folder))
+        kinds["file"] = Codes(_contents(sides, pool, stamp, folder))
         if frames:
-            kinds["frames"], chance = _pictures(sides, crew, stamp, folder)
+            kinds["frames"], chance = _pictures(sides, pool, stamp, folder)
     found = list(_exclusions(sides, kinds))
     write_exclusions(folder / NAME, found, digests, list(kinds))
     return {
@@ -198,13 +198,13 @@ class Alike:
         return Shared(len(pairs), rows, np.unique(theirs), theirs[place])
 
 
-def _contents(sides: Sequence[Side], crew: Crew, stamp: dict[str, Stamp], folder: Path) -> list[list[object]]:
+def _contents(sides: Sequence[Side], pool: ProcessPool, stamp: dict[str, Stamp], folder: Path) -> list[list[object]]:
     """A key of every row's bytes. A file whose size no other has equals none: its path will do, and it is not read."""
     portions = [[_bytes_of(row) if row.path in stamp else None for row in side.rows] for side in sides]
     distinct = {portion for side in portions for portion in side if portion}
     sizes = Counter(_size(portion, stamp) for portion in distinct)
     twice = sorted((p for p in distinct if sizes[_size(p, stamp)] > 1), key=str)
-    hashes = fingerprints(crew, "hash files", of_bytes, twice, stamp, folder / ".overlap-bytes.arrow")
+    hashes = fingerprints(pool, "hash files", of_bytes, twice, stamp, folder / ".overlap-bytes.arrow")
     unread = set(twice) - hashes.keys()
     return [[None if p is None or p in unread else hashes.get(p, p) for p in side] for side in portions]
 
@@ -217,7 +217,7 @@ def _size(portion: Portion, stamp: dict[str, Stamp]) -> int:
     return stamp[portion.path][0] if portion.length is None else portion.length
 
 
-def _pictures(sides: Sequence[Side], crew: Crew, stamp: dict[str, Stamp], folder: Path) -> tuple[Alike, dict[str, Any]]:
+def _pictures(sides: Sequence[Side], pool: ProcessPool, stamp: dict[str, Stamp], folder: Path) -> tuple[Alike, dict[str, Any]]:
     """Rows with matching pictures, videos among videos and images among images, and how often that is chance."""
     bounds = np.cumsum([0, *(len(side.rows) for side in sides)])
     pairs, comparable = [np.empty((0, 2), np.int64)], np.zeros(bounds[-1], bool)
@@ -230,7 +230,7 @@ def _pictures(sides: Sequence[Side], crew: Crew, stamp: dict[str, Stamp], folder
             for place, row in enumerate(side.rows) if row.state == "ok"
         ]  # fmt: skip
         hashes = fingerprints(
-            crew, f"{media} frames", work, [item.portion for item in shown], stamp, folder / f".overlap-{media}-frames.arrow"
+            pool, f"{media} frames", work, [item.portion for item in shown], stamp, folder / f".overlap-{media}-frames.arrow"
         )
         shown = [item for item in shown if hashes.get(item.portion)]
         if shown:

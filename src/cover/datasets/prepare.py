@@ -20,15 +20,15 @@ import yaml
 
 from cover.console import Meter, print_table, say
 from cover.datasets.catalog import PREPARED, Catalog, DatasetSpec, load_catalog
-from cover.datasets.crew import Crew
 from cover.datasets.exclusions import exclusions_path, read_exclusions, write_exclusions
-from cover.datasets.made import catalog_of
 from cover.datasets.manifest import SPLITS, open_manifest
-from cover.datasets.prepare_split import SPOOL, Job, Layout, drop, made_of, make
+from cover.datasets.prepare_log import catalog_of
+from cover.datasets.prepare_split import SPOOL, Layout, SplitJob, drop, made_of, make
 from cover.errors import UserError
 from cover.media.clips import Sampling
 from cover.media.encode import Encoding
 from cover.media.source import is_url
+from cover.processes import ProcessPool
 from cover.yaml_files import Dumper, read_yaml
 
 _NAMED = 20  # failures named in a result; the manifest and the list of what was made have them all
@@ -59,12 +59,12 @@ def prepare(
     out = Path(out).absolute()
     _check_out(catalog, out)
     layout = Layout(out, encoding, shard_bytes, _checked_url(url))
-    with _alone(out), Crew(workers) as crew, ExitStack() as stack:
+    with _alone(out), ProcessPool(workers) as pool, ExitStack() as stack:
         with _in_one_line(out):
             _check_origin(catalog, specs, out)
             jobs = [stack.enter_context(closing(job)) for spec in specs for job in _jobs(catalog, spec, layout)]
         with _in_one_line(out, jobs):
-            _run(jobs, crew)
+            _run(jobs, pool)
             _write_catalog(out, specs, jobs)
             _drop_others(out, specs, jobs)
             _carry_exclusions(catalog, out)
@@ -179,7 +179,7 @@ def _lock(descriptor: int, out: Path) -> None:
 
 
 @contextmanager
-def _in_one_line(out: Path, jobs: Sequence[Job] = ()) -> Iterator[None]:
+def _in_one_line(out: Path, jobs: Sequence[SplitJob] = ()) -> Iterator[None]:
     """Turns an OSError into a UserError: where, what went wrong, and of `jobs` what is done and kept, and what is needed."""
     try:
         yield
@@ -190,7 +190,7 @@ def _in_one_line(out: Path, jobs: Sequence[Job] = ()) -> Iterator[None]:
         raise UserError(f"{where}: {reason}{_so_far(jobs, full)}") from None
 
 
-def _so_far(jobs: Sequence[Job], full: bool) -> str:
+def _so_far(jobs: Sequence[SplitJob], full: bool) -> str:
     done, total = (sum(job.settled for job in jobs), sum(job.total for job in jobs))
     if not total:
         return ""
@@ -202,16 +202,16 @@ def _so_far(jobs: Sequence[Job], full: bool) -> str:
 # --- the work
 
 
-def _jobs(catalog: Catalog, spec: DatasetSpec, layout: Layout) -> Iterator[Job]:
+def _jobs(catalog: Catalog, spec: DatasetSpec, layout: Layout) -> Iterator[SplitJob]:
     for split in spec.splits:
         path = catalog.manifest_path(spec.name, split)
         if split == "dev" and "dev" not in spec.annotations and not path.is_file():
             continue  # too few rows to carve one
         manifest = open_manifest(path)
-        yield Job(spec.name, split, manifest, layout, manifest.scope or spec.scope, _origin(catalog))
+        yield SplitJob(spec.name, split, manifest, layout, manifest.scope or spec.scope, _origin(catalog))
 
 
-def _run(jobs: Sequence[Job], crew: Crew) -> None:
+def _run(jobs: Sequence[SplitJob], pool: ProcessPool) -> None:
     for job in jobs:
         job.check_unchanged()
     total, settled = sum(job.total for job in jobs), sum(job.settled for job in jobs)
@@ -219,7 +219,7 @@ def _run(jobs: Sequence[Job], crew: Crew) -> None:
         for job in jobs:
             job.pack()
             work = partial(make, manifest=job.manifest.path, layout=job.layout, split=job.folder)
-            for part in crew.run(work, job.todo, _CHUNK[job.manifest.media], None):
+            for part in pool.as_completed(work, job.todo, _CHUNK[job.manifest.media], lambda item: None):
                 for item, outcome in part:
                     job.accept(item, outcome)
                 failed = sum(job.counts["failed"] for job in jobs)
@@ -227,18 +227,18 @@ def _run(jobs: Sequence[Job], crew: Crew) -> None:
             job.finish()
 
 
-def _result(job: Job) -> dict[str, Any]:
+def _result(job: SplitJob) -> dict[str, Any]:
     flawed = [done for done in job.outcomes() if done.outcome in ("partial", "failed")]
     return {
         "dataset": job.name, "split": job.split, "listed": len(job.manifest),
         **{outcome: job.counts[outcome] for outcome in ("prepared", "copied", "partial", "failed")},
         "unusable": len(job.manifest) - job.total, "shards": len(job.shards), "bytes_before": job.bytes_before,
-        "bytes_after": job.bytes_after, "encoded": job.encoded, "manifest": str(job.manifest_path), "made": str(job.made.path),
+        "bytes_after": job.bytes_after, "encoded": job.encoded, "manifest": str(job.manifest_path), "made": str(job.log.path),
         "failures": [{"path": done.origin, "outcome": done.outcome, "why": done.why} for done in flawed[:_NAMED]],
     }  # fmt: skip
 
 
-def _write_catalog(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[Job]) -> None:
+def _write_catalog(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[SplitJob]) -> None:
     """Add the data sets to the folder's catalog, which keeps those of earlier runs."""
     path = out / "catalog.yaml"
     entries = read_yaml(path) if path.exists() else {}
@@ -251,7 +251,7 @@ def _write_catalog(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[Job])
     beside.replace(path)
 
 
-def _drop_others(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[Job]) -> None:
+def _drop_others(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[SplitJob]) -> None:
     """Remove the splits that these data sets had in an earlier run and have no more."""
     ours = {(job.name, job.split) for job in jobs}
     for spec in specs:

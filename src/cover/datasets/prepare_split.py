@@ -19,28 +19,23 @@ from pathlib import Path
 
 import av
 
-from cover.datasets.made import Done, Made, Shard
 from cover.datasets.manifest import Manifest, Media, Row, open_manifest, write_manifest
+from cover.datasets.prepare_log import PreparedSample, PreparedShard, PrepareLog
 from cover.datasets.probing import stat_files
 from cover.datasets.shards import Member, key_of, write_shard
 from cover.errors import UserError
-from cover.media.decode import decode_at, probe
+from cover.media.decode import MediaError, decode_at, probe
 from cover.media.encode import ENDINGS, Encoded, Encoding, encode_image, encode_video
-from cover.media.results import MediaError
 from cover.media.source import Part, is_url
 
 SPOOL = ".prepare"  # in the output folder: files on their way; gone when a run ends well
 VERSION = 2  # of how files are made: a change makes all of them anew
 _CRASHED = "the encoder crashed on it"
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
-# Troubles of a machine or a network, not of a file. A damage in a video is told in the system's words alone, hence no numbers here.
-_PASSING = tuple(
-    os.strerror(code)
-    for code in (
-        errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT,
-        errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENODEV,
-    )
-)  # fmt: skip
+_TEMPORARY = {  # troubles of a machine or a network, not of a file
+    errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT,
+    errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENODEV,
+}  # fmt: skip
 _SHARD = r"-[0-9]{6}-[0-9a-f]{16}\.tar"
 _FILE = rf".+-[0-9a-f]{{20}}({'|'.join(map(re.escape, ENDINGS.values()))})"
 _LATE = 1e-3  # seconds that the last frame's time may differ when it is read again
@@ -73,7 +68,7 @@ class Item:
 # --- one sample, in a worker process
 
 
-def make(item: Item, manifest: Path, layout: Layout, split: str) -> Done | Stopped:
+def make(item: Item, manifest: Path, layout: Layout, split: str) -> PreparedSample | Stopped:
     """Encode a row's sample, read it again, and move it to its place. What fails is told by the outcome."""
     listed = _manifest(manifest, manifest.stat().st_mtime_ns)
     row, media = listed.row(item.row), listed.media
@@ -83,7 +78,7 @@ def make(item: Item, manifest: Path, layout: Layout, split: str) -> Done | Stopp
     try:
         return _make(item, row, media, beside, layout, split)
     except MediaError as error:
-        return _failed(item, row, str(error), again=is_url(row.path) or _is_passing(str(error)))
+        return _failed(item, row, str(error), again=is_url(row.path) or _is_temporary(error))
     except MemoryError:
         return _failed(item, row, "cannot be encoded: not enough memory", again=True)
     except (OSError, av.FFmpegError) as error:
@@ -95,7 +90,7 @@ def make(item: Item, manifest: Path, layout: Layout, split: str) -> Done | Stopp
             beside.unlink(missing_ok=True)
 
 
-def _make(item: Item, row: Row, media: Media, beside: Path, layout: Layout, split: str) -> Done:
+def _make(item: Item, row: Row, media: Media, beside: Path, layout: Layout, split: str) -> PreparedSample:
     beside.parent.mkdir(parents=True, exist_ok=True)
     encoded = _encode(row, media, beside, layout.encoding)
     size = _settle(beside, media)
@@ -103,18 +98,18 @@ def _make(item: Item, row: Row, media: Media, beside: Path, layout: Layout, spli
     file = _file_of(item, layout, split, ENDINGS[encoded.codec])
     _move(beside, layout.out / file, row.mtime_ns)
     why = encoded.partial or ""
-    return Done(
+    return PreparedSample(
         item.made_of, row.path, "partial" if why else "copied" if encoded.copied else "prepared", why, file, size,
-        encoded.frames, encoded.last, encoded.width, encoded.height, encoded.codec, _is_passing(why),
+        encoded.frames, encoded.last, encoded.width, encoded.height, encoded.codec, _is_temporary(encoded.damage),
     )  # fmt: skip
 
 
-def _failed(item: Item, row: Row, why: str, again: bool) -> Done:
-    return Done(item.made_of, row.path, "failed", why, again=again)
+def _failed(item: Item, row: Row, why: str, again: bool) -> PreparedSample:
+    return PreparedSample(item.made_of, row.path, "failed", why, again=again)
 
 
-def _is_passing(why: str) -> bool:
-    return any(words in why for words in _PASSING)
+def _is_temporary(problem: MediaError | None) -> bool:
+    return problem is not None and problem.errno in _TEMPORARY
 
 
 @lru_cache(maxsize=4)
@@ -153,8 +148,8 @@ def _verify(file: Path, media: Media, encoded: Encoded) -> None:
 def _verify_video(file: Path, last: float, encoded: Encoded) -> None:
     if abs(last - encoded.last) > _LATE:
         raise OSError(f"read again its last frame is at {last:.3f} s, not {encoded.last:.3f}")
-    if damage := decode_at(file, [0.0, encoded.last]).partial:
-        raise MediaError(damage)
+    if damage := decode_at(file, [0.0, encoded.last]).damage:
+        raise damage
 
 
 def _file_of(item: Item, layout: Layout, split: str, ending: str) -> str:
@@ -174,7 +169,7 @@ def _move(beside: Path, file: Path, mtime_ns: int | None) -> None:
 # --- a split
 
 
-class Job:
+class SplitJob:
     """One split on its way: which of its rows are made, which are still to do. `scope`: of the originals' source ids; `catalog`: the
     originals'."""
 
@@ -183,14 +178,14 @@ class Job:
         self.folder = f"{name}/{split}"
         self.manifest_path = manifest_of(layout.out, name, split)
         self.original = manifest.digest()
-        self.made = Made(made_of(layout.out, name, split), catalog)
+        self.log = PrepareLog(made_of(layout.out, name, split), catalog)
         self.encoded, self.bytes_before = 0, 0
         self.items = list(self._items())
         self.total = len(self.items)
-        self._done: dict[str, Done] = {}
+        self._done: dict[str, PreparedSample] = {}
         self._again: set[str] = set()  # keys of what failed in earlier runs for reasons of the moment, until it is tried
         self._places: dict[str, tuple[str, int, int]] = {}  # shard, offset and length of what lies in one, be it an older one
-        self.shards: list[Shard] = []
+        self.shards: list[PreparedShard] = []
         self._packed = self._reach = self._waiting = 0  # items in shards; items done without a gap; bytes of those between
         self._recall()
         self.counts = Counter(done.outcome for done in self._done.values())
@@ -200,7 +195,7 @@ class Job:
 
     def close(self) -> None:
         """Let go of the list of what was made."""
-        self.made.__exit__()
+        self.log.__exit__()
 
     @property
     def settled(self) -> int:
@@ -211,7 +206,7 @@ class Job:
     def bytes_after(self) -> int:
         return sum(done.bytes for done in self._done.values())
 
-    def outcomes(self) -> Iterator[Done]:
+    def outcomes(self) -> Iterator[PreparedSample]:
         """What became of the rows, in their order."""
         return (self._done[item.key] for item in self.items)
 
@@ -226,12 +221,12 @@ class Job:
             first = f"{changed[0]} and {len(changed) - 1} more files have" if len(changed) > 1 else f"{changed[0]} has"
             raise UserError(f"{self.name} {self.split}: {first} changed since `cover index`; run it again first")
 
-    def accept(self, item: Item, outcome: Done | Stopped | None) -> None:
+    def accept(self, item: Item, outcome: PreparedSample | Stopped | None) -> None:
         """Take note of what became of an item, None being a crash. Raises Stopped, OSError."""
         if isinstance(outcome, Stopped):
             raise outcome
         done = outcome or _failed(item, self.manifest.row(item.row), _CRASHED, again=True)
-        self.made.add(done)
+        self.log.add(done)
         self._done[item.key] = done
         self.counts[done.outcome] += 1
         self.encoded += 1
@@ -246,8 +241,8 @@ class Job:
         )
         samples = [self._as_kept(item) for item in self.items]
         kept = {shard.shard for shard in self.shards} | {done.file for done in samples}
-        _clear(self.layout.out, self.folder, self.made.earlier, kept)
-        self.made.settle(samples, self.shards)  # last: until then it lists what is to be removed
+        _clear(self.layout.out, self.folder, self.log.earlier, kept)
+        self.log.settle(samples, self.shards)  # last: until then it lists what is to be removed
         for litter in self.manifest_path.parent.glob(f".{self.manifest_path.name}.*"):
             litter.unlink()
 
@@ -274,7 +269,7 @@ class Job:
             key = made.get(number)
             yield row if key is None else _prepared(row, self._done[key], self._places.get(key))
 
-    def _as_kept(self, item: Item) -> Done:
+    def _as_kept(self, item: Item) -> PreparedSample:
         """A member of a shard goes by its own name."""
         done = self._done[item.key]
         return replace(done, file=item.key + ENDINGS[done.codec]) if self.layout.shard_bytes and done.file else done
@@ -285,7 +280,7 @@ class Job:
         """What was made of the rows as they are now and still lies somewhere; what failed for good."""
         stock = self._stock() if self.layout.shard_bytes else {}
         for item in self.items:
-            done = self.made.samples.get(item.made_of)
+            done = self.log.samples.get(item.made_of)
             if done is None:
                 continue
             if done.again:
@@ -297,14 +292,14 @@ class Job:
 
     def _stock(self) -> dict[str, tuple[str, int, int]]:
         """`made_of` -> shard, offset and length, of all that lies in shards."""
-        whole = [shard for shard in self.made.shards if _bytes_of(self.layout.out / shard.shard) == shard.bytes]
+        whole = [shard for shard in self.log.shards if _bytes_of(self.layout.out / shard.shard) == shard.bytes]
         held = ((tag, shard.shard, place) for shard in whole for tag, place in zip(shard.samples, shard.places) if place)
         return {tag.partition(" ")[0]: (shard, *place) for tag, shard, place in held}
 
     def _recall_shards(self, limit: int) -> None:
         """The shards of the first rows, as long as they are what would be written now."""
-        known: dict[str, list[Shard]] = defaultdict(list)
-        for shard in self.made.shards:
+        known: dict[str, list[PreparedShard]] = defaultdict(list)
+        for shard in self.log.shards:
             known[shard.samples[0]].append(shard)
         while self._packed < self.total:
             same = (shard for shard in known[self.items[self._packed].tag] if self._would_write(shard, limit))
@@ -313,7 +308,7 @@ class Job:
                 return
             self._note(standing, self.items[self._packed : self._packed + len(standing.samples)])
 
-    def _would_write(self, shard: Shard, limit: int) -> bool:
+    def _would_write(self, shard: PreparedShard, limit: int) -> bool:
         """Whether the next shard would be just this one: the same samples, closed at the same one."""
         items = self.items[self._packed : self._packed + len(shard.samples)]
         if not shard.shard.startswith(f"{self.folder}-{len(self.shards):06d}-") or [item.tag for item in items] != shard.samples:
@@ -348,11 +343,11 @@ class Job:
         out, stem = self.layout.out, self.layout.out / f"{self.folder}-{len(self.shards):06d}"
         path, places = write_shard(stem, [self._member(item) for item in held], out / SPOOL / f"{stem.name}.part")
         place_of = dict(zip((item.key for item in held), places))
-        shard = Shard(
+        shard = PreparedShard(
             path.relative_to(out).as_posix(), path.stat().st_size,
             [item.tag for item in items], [place_of.get(item.key) for item in items],
         )  # fmt: skip
-        self.made.add(shard)
+        self.log.add(shard)
         self._note(shard, items)
         for item in held:
             if (file := self._done[item.key].file).startswith(f"{SPOOL}/"):  # what a manifest may name is for `finish` to remove
@@ -363,7 +358,7 @@ class Job:
         source = Part(str(self.layout.out / place[0]), *place[1:]) if place else self.layout.out / done.file
         return Member(item.key, ENDINGS[done.codec], source, row.label, row.labels)
 
-    def _note(self, shard: Shard, items: Sequence[Item]) -> None:
+    def _note(self, shard: PreparedShard, items: Sequence[Item]) -> None:
         self.shards.append(shard)
         self._places |= {item.key: (shard.shard, *place) for item, place in zip(items, shard.places) if place}
         self._packed += len(items)
@@ -385,9 +380,9 @@ def drop(out: Path, name: str, split: str) -> None:
     manifest, listed = manifest_of(out, name, split), made_of(out, name, split)
     if not listed.exists() and not manifest.exists():
         return
-    with Made(listed, "") as made:
+    with PrepareLog(listed, "") as log:
         manifest.unlink(missing_ok=True)
-        _clear(out, f"{name}/{split}", made.earlier, set())
+        _clear(out, f"{name}/{split}", log.earlier, set())
     listed.unlink()  # last, as in `finish`
 
 
@@ -397,7 +392,7 @@ def _made_of(key: str, row: Row, how: Encoding) -> str:
     return sha256(repr([VERSION, key, origin, sorted(asdict(how).items())]).encode()).hexdigest()[:20]
 
 
-def _prepared(row: Row, done: Done, place: tuple[str, int, int] | None) -> Row:
+def _prepared(row: Row, done: PreparedSample, place: tuple[str, int, int] | None) -> Row:
     """A row whose sample is a file, or a stretch of a shard, of its own. It lasts as long as before, unless a damage cut it short."""
     if done.outcome == "failed":
         return replace(row, state="unreadable", why=done.why)
@@ -410,14 +405,14 @@ def _prepared(row: Row, done: Done, place: tuple[str, int, int] | None) -> Row:
     )  # fmt: skip
 
 
-def _why(row: Row, done: Done) -> str:
+def _why(row: Row, done: PreparedSample) -> str:
     """What the index said of a damage holds; what it had not found is told in its words (`media/deep.py`)."""
     if row.why or done.outcome != "partial":
         return row.why
     return f"partial: {done.why}, {done.frames} of {round(row.seconds * row.fps)} frames"
 
 
-def _is_whole(layout: Layout, done: Done) -> bool:
+def _is_whole(layout: Layout, done: PreparedSample) -> bool:
     """Whether the file is still there; one on its way into a shard is not enough where files are wanted."""
     if done.file.startswith(f"{SPOOL}/") and not layout.shard_bytes:
         return False

@@ -1,4 +1,4 @@
-"""What is in each of these files? Processes that open every file once, and go on where a file crashes the decoder."""
+"""Probing: every file is opened once, by worker processes that survive a file that crashes the decoder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from cover.datasets.crew import Crew
-from cover.media.decode import MediaError, probe
-from cover.media.deep import probe_deep
+from cover.media.decode import MediaError, probe, probe_deep
+from cover.processes import ProcessPool
 
 Media = Literal["video", "image"]
 Stamp = tuple[int, int]  # size in bytes, modification time in ns
@@ -87,8 +86,8 @@ def stamps(paths: Sequence[str]) -> dict[str, Stamp]:
     return {path: stat for path, stat in zip(paths, found) if isinstance(stat, tuple)}
 
 
-class Prober(Crew):
-    """A `Crew` that probes files, with `deep` to their last frame."""
+class Prober(ProcessPool):
+    """A `ProcessPool` that probes files, with `deep` to their last frame."""
 
     def __init__(self, workers: int, deep: bool = False) -> None:
         super().__init__(workers)
@@ -97,4 +96,4 @@ class Prober(Crew):
     def probe(self, paths: Sequence[str], media: Media) -> Iterator[list[tuple[str, Facts]]]:
         """`(path, facts)` of all files, in chunks as they are done, in no particular order."""
         crashed = Facts("unreadable", CRASHED, deep=self.deep)
-        yield from self.run(partial(examine, media=media, deep=self.deep), paths, _CHUNK, crashed)
+        yield from self.as_completed(partial(examine, media=media, deep=self.deep), paths, _CHUNK, lambda path: crashed)

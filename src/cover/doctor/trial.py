@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from cover.doctor.checks import Finding, own_wheel
 from cover.evaluation.protocol import ViewPlan, read_views
 from cover.media.clips import Sampling, Views
-from cover.media.results import MediaError
+from cover.media.decode import MediaError
 from cover.mixture.loader import START_METHOD, one_thread
 from cover.mixture.pack import Pack, Sample, collate
 from cover.model.backbones import named_config

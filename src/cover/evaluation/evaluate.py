@@ -20,7 +20,7 @@ from cover.evaluation.reading import Variant, batches, varied
 from cover.evaluation.scorefile import ScoreFile
 from cover.evaluation.tasks import Task, find_tasks
 from cover.media.clips import Views
-from cover.media.decode import Decoder, check_decoder
+from cover.media.decode import Decoder, FileProblem, check_decoder
 from cover.model.cover import CoVeR
 from cover.model.device import pick_device
 from cover.model.release import find_release, load_release
@@ -71,16 +71,16 @@ def evaluate(
     rows = task.those(task.manifest.usable)[among.rank :: among.ranks]
     plan = ViewPlan(task.spec.sampling, task.views, task.frames, model.backbone.pixels.size)
     seen = {variant: _Seen.of(task, listed) for variant in variants}
-    notes: list[str] = []
+    problems: list[FileProblem] = []
     with Meter(f"evaluate {task.spec.name} {task.manifest.split}", len(rows)) as meter:
-        for numbers, labels, clips in batches(task, plan, rows, workers, notes, meter.advance):
+        for numbers, labels, clips in batches(task, plan, rows, workers, problems, meter.advance):
             for variant in variants:
                 scores = _scores(model, varied(clips, variant, numbers, seed), task, device)
                 seen[variant].update(numbers, scores.mean(1), labels)
                 if keep is not None:
                     keep(task, variant, numbers, scores)
-    notes = [note for part in among.gather(notes) for note in part]
-    return {variant: {**own.gathered(among).result(task, seed), **_protocol(task, variant, notes)} for variant, own in seen.items()}
+    problems = [problem for part in among.gather(problems) for problem in part]
+    return {variant: {**own.gathered(among).result(task, seed), **_protocol(task, variant, problems)} for variant, own in seen.items()}
 
 
 @dataclass
@@ -114,7 +114,7 @@ class _Seen:
         return {**self.metric.result(), **more}
 
 
-def _protocol(task: Task, variant: Variant, notes: list[str]) -> dict[str, Any]:
+def _protocol(task: Task, variant: Variant, problems: Sequence[FileProblem]) -> dict[str, Any]:
     video, names = task.manifest.media == "video", task.manifest.classes.names
     return {
         "dataset": task.spec.name, "split": task.manifest.split, "media": task.manifest.media, "variant": variant,
@@ -124,7 +124,7 @@ def _protocol(task: Task, variant: Variant, notes: list[str]) -> dict[str, Any]:
         "head": task.head.name, "head_classes": len(task.head.classes), "multi_label": task.manifest.classes.many,
         "unmapped": [name for name in names if name not in set(task.classes)] if task.mapped else None,
         "not_ok": {k: n for k, n in task.manifest.counts().items() if n and k != "ok"},
-        "notes": notes[:SHOWN_NOTES], "n_notes": len(notes),
+        "notes": [str(problem) for problem in problems[:SHOWN_NOTES]], "n_notes": len(problems),
     }  # fmt: skip
 
 

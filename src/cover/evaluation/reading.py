@@ -1,4 +1,4 @@
-"""Which clips does a split show? Every readable sample once, in any number of processes, with what was wrong with its file."""
+"""The clips of a split: every readable sample once, in any number of processes, and the files that could not be read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 from cover.datasets.manifest import Row
 from cover.evaluation.protocol import ViewPlan, read_views
 from cover.evaluation.tasks import Task
-from cover.media.decode import MediaError
+from cover.media.decode import FileProblem, MediaError
 from cover.mixture.loader import START_METHOD, labels_of, one_thread
 
 Variant = Literal["plain", "shuffled", "reversed", "single"]
 BATCH_FRAMES = 512  # frames of one forward pass, about
 
-_Read = tuple[int, list[int], np.ndarray | None, str | None]
+_Read = tuple[int, list[int], np.ndarray | None, FileProblem | None]
 
 
 class _Rows(Dataset[_Read]):
@@ -38,8 +38,8 @@ class _Rows(Dataset[_Read]):
         try:
             clips, partial = self._views(row)
         except MediaError as error:
-            return number, labels, None, f"{row.path}: unreadable: {error}"
-        return number, labels, clips[0], f"{row.path}: partial: {partial}" if partial else None
+            return number, labels, None, FileProblem(row.path, "unreadable", str(error))
+        return number, labels, clips[0], FileProblem(row.path, "partial", partial) if partial else None
 
     def _views(self, row: Row) -> tuple[list[np.ndarray], str | None]:
         media, decoder = self.task.manifest.media, self.task.decoder
@@ -47,11 +47,11 @@ class _Rows(Dataset[_Read]):
 
 
 def batches(
-    task: Task, plan: ViewPlan, rows: np.ndarray, workers: int, notes: list[str], count: Callable[[int], None]
+    task: Task, plan: ViewPlan, rows: np.ndarray, workers: int, problems: list[FileProblem], count: Callable[[int], None]
 ) -> Iterator[tuple[list[int], Tensor, np.ndarray]]:
     """Row numbers, `truth` and clips uint8 `(B, V, T, 3, H, W)` of those of `rows` (int64) that can be read.
 
-    `notes` gets a line for each file that is damaged or cannot be read; `count` is told how many rows have been seen.
+    `problems` gets a record of each file that is damaged or cannot be read; `count` is told how many rows have been seen.
     """
     task.manifest.check_unchanged()
     frames_each = plan.views.temporal * plan.views.spatial * (plan.frames if task.manifest.media == "video" else 1)
@@ -64,7 +64,7 @@ def batches(
         worker_init_fn=one_thread,
     )
     for batch in loader:
-        notes += [note for *_, note in batch if note]
+        problems += [problem for *_, problem in batch if problem]
         read = [(number, labels, clips) for number, labels, clips, _ in batch if clips is not None]
         count(len(batch))
         if read:

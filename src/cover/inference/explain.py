@@ -21,10 +21,10 @@ from cover.console import say, write_json
 from cover.errors import UserError, nearest
 from cover.evaluation.protocol import ViewPlan
 from cover.inference import heatmaps
-from cover.inference.looking import Gaze, Look, look
 from cover.inference.predictor import Prediction, Predictor
+from cover.inference.views import FileViews, ViewRequest, read_file
 from cover.media.clips import Views, view_times
-from cover.media.decode import MediaError
+from cover.media.decode import FileProblem, MediaError
 from cover.media.source import is_url
 from cover.model.backbone import Heat
 from cover.model.cover import CoVeR
@@ -96,9 +96,9 @@ def _explained(checkpoint: str, file: str, question: Question, out: Path, device
     try:
         part, found = explanations(predictor, file, question)
     except MediaError as error:
-        raise UserError(f"{file}: unreadable: {error}") from None
-    if part.partial:
-        say(f"{file}: partial: {part.partial}")
+        raise UserError(str(FileProblem(file, "unreadable", str(error)))) from None
+    if part.problem:
+        say(str(part.problem))
     facts = {"file": file, "media": part.media, "checkpoint": checkpoint, "step": predictor.metadata.get("step"), "partial": part.partial,
              "method": question.method}  # fmt: skip
     try:
@@ -108,14 +108,14 @@ def _explained(checkpoint: str, file: str, question: Question, out: Path, device
         raise _unwritable(out, error) from None
 
 
-def explanations(predictor: Predictor, file: str, question: Question) -> tuple[Look, list[Explanation]]:
+def explanations(predictor: Predictor, file: str, question: Question) -> tuple[FileViews, list[Explanation]]:
     """What was read of a file, and the explanation of every head asked for, from one decode. Raises `UserError`, `MediaError`."""
     heads = _heads(predictor, question)
     plans = predictor.plans([head.name for head in heads])
     single = {name: replace(plan, views=ONE_VIEW) for name, plan in plans.items()}
-    gaze = Gaze(tuple(dict.fromkeys([*plans.values(), *single.values()])))
-    part = look(file, gaze)
-    clips = dict(zip(gaze.plans, part.clips[0], strict=True))
+    request = ViewRequest(tuple(dict.fromkeys([*plans.values(), *single.values()])))
+    part = read_file(file, request)
+    clips = dict(zip(request.plans, part.clips[0], strict=True))
     ((_, seconds),) = part.spans
     found = []
     for head in heads:

@@ -1,4 +1,4 @@
-"""Where do features go? Into an array for NumPy with a list of names beside it, or into an Arrow file that holds both."""
+"""Files of features: an array for NumPy with a list of names beside it, or an Arrow file that holds both."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class FeatureFile:
 
     def write(self, answer: Answer) -> None:
         """Append the rows of a file."""
-        file, reason = answer.row["file"], answer.row.get("error") or answer.row.get("partial")
+        file, reason = answer.row["file"], answer.problem.reason if answer.problem else None
         try:
             for start, end, vector in answer.features:
                 self._kind.add((file, start, end, vector, reason))

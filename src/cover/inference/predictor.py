@@ -1,4 +1,4 @@
-"""What a checkpoint sees in a file: the likeliest classes of every head."""
+"""A checkpoint ready for files: the likeliest classes of every head, and features."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ import torch
 
 from cover.errors import UserError, nearest
 from cover.evaluation.protocol import ViewPlan
-from cover.inference.looking import Gaze, Look, Windows, kind_of, look, looks
-from cover.inference.readers import Readers
+from cover.inference.views import FileViews, Span, ViewRequest, Windows, read_file, read_files
 from cover.media.clips import Sampling, Views
 from cover.media.decode import MediaError
 from cover.model.cover import CoVeR
 from cover.model.device import pick_device
 from cover.model.release import load_release, release_folder
-
-__all__ = ["Prediction", "Predictions", "Predictor", "Seen", "kind_of"]
+from cover.processes import ProcessPool
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Predictions(dict[str, Prediction]):
 
 
 @dataclass(frozen=True)
-class Seen:
+class ViewOutputs:
     """Means over one set of views: `scores`, float32 `(classes,)` of each head, and `features`, float32 `(D,)`."""
 
     scores: dict[str, np.ndarray]
@@ -105,8 +103,8 @@ class Predictor:
     def __call__(self, path: str | Path, heads: list[str] | None = None, views: Views | None = None) -> Predictions:
         """The predictions of all heads, or of `heads`, for a video or an image. Raises `MediaError` where it cannot be read."""
         plans = self.plans(heads, views)
-        gaze = Gaze(tuple(dict.fromkeys(plans.values())))
-        (only,) = self.predictions(look(str(path), gaze), gaze, plans)
+        request = ViewRequest(tuple(dict.fromkeys(plans.values())))
+        (only,) = self.predictions(read_file(str(path), request), request, plans)
         return only
 
     def timeline(
@@ -117,38 +115,40 @@ class Predictor:
         Each is looked at as a video of that length. Raises `MediaError` where the file cannot be read.
         """
         plans = self.plans(heads, views)
-        gaze = Gaze(tuple(dict.fromkeys(plans.values())), windows=Windows(window, stride or window))
+        request = ViewRequest(tuple(dict.fromkeys(plans.values())), windows=Windows(window, stride or window))
         found: list[Predictions] = []
-        for part in looks([str(path)], gaze, Readers(0)):
-            if part.error is not None:
-                raise MediaError(part.error)
-            found += self.predictions(part, gaze, plans)
+        for part in read_files([str(path)], request, ProcessPool(0)):
+            if part.problem is not None and part.problem.kind == "unreadable":
+                raise MediaError(part.problem.reason)
+            found += self.predictions(part, request, plans)
         return found
 
     def features(self, path: str | Path, head: str | None = None, views: Views | None = None) -> np.ndarray:
         """The normalised class token, float32 `(D,)`: the mean over the views of `head` (default: the first). Raises `MediaError`."""
         named = [head] if head else [each.name for each in self.model.head_list[:1]]
-        gaze = Gaze(tuple(self.plans(named, views).values()) if named else (self.whole(views),))
-        ((clips,),) = look(str(path), gaze).clips
+        request = ViewRequest(tuple(self.plans(named, views).values()) if named else (self.whole(views),))
+        ((clips,),) = read_file(str(path), request).clips
         return self.run([clips])[0].features
 
-    def predictions(self, part: Look, gaze: Gaze, plans: dict[str, ViewPlan]) -> list[Predictions]:
-        """Those for each part of a look."""
+    def predictions(self, part: FileViews, request: ViewRequest, plans: dict[str, ViewPlan]) -> list[Predictions]:
+        """Those for each span of what was read of a file."""
         seen = iter(self.run([views for clips in part.clips for views in clips]))
-        return [self.named([next(seen) for _ in gaze.plans], gaze, plans, part, span) for span in part.spans]
+        return [self.named([next(seen) for _ in request.plans], request, plans, part, span) for span in part.spans]
 
-    def named(self, seen: Sequence[Seen], gaze: Gaze, plans: dict[str, ViewPlan], part: Look, span: tuple[float, float]) -> Predictions:
-        """What was seen under each of the gaze's plans, given to the heads that look so."""
+    def named(
+        self, seen: Sequence[ViewOutputs], request: ViewRequest, plans: dict[str, ViewPlan], part: FileViews, span: Span
+    ) -> Predictions:
+        """The outputs for each of the request's plans, given to the heads that use it."""
         classes = {head.name: head.classes for head in self.model.head_list}
-        by_plan = dict(zip(gaze.plans, seen, strict=True))
+        by_plan = dict(zip(request.plans, seen, strict=True))
         found = Predictions({head: Prediction(head, classes[head], by_plan[plan].scores[head]) for head, plan in plans.items()})
         found.partial = part.partial
-        if gaze.windows and part.media == "video":
+        if request.windows and part.media == "video":
             found.start, found.end = span[0], span[0] + span[1]
         return found
 
     @torch.inference_mode()
-    def run(self, clips: Sequence[np.ndarray]) -> list[Seen]:
+    def run(self, clips: Sequence[np.ndarray]) -> list[ViewOutputs]:
         """One forward pass over any mix of sets of views, each uint8 `(views, T, 3, size, size)`, images with T = 1. None over none."""
         if not clips:  # every file of a batch was unreadable
             return []
@@ -164,6 +164,6 @@ class Predictor:
         sizes = [len(clips[number]) for number in order]
         means = {name: [part.mean(0).numpy() for part in share.split(sizes)] for name, share in shares.items()}
         vectors = [part.mean(0).numpy() for part in features.float().cpu().split(sizes)]
-        seen = [Seen({name: parts[place] for name, parts in means.items()}, vector) for place, vector in enumerate(vectors)]
+        seen = [ViewOutputs({name: parts[place] for name, parts in means.items()}, vector) for place, vector in enumerate(vectors)]
         back = dict(zip(order, seen, strict=True))
         return [back[number] for number in range(len(clips))]

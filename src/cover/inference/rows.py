@@ -1,130 +1,233 @@
-"""What is said of each input? One row per file: its classes, or its timeline, or why there is none, with the protocol behind it."""
+"""Rows of predictions, one per file: written as JSON lines, as CSV or for people, and taken up from an earlier run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import IO, Any, Literal
 
 import numpy as np
 
 from cover.errors import UserError
-from cover.inference.looking import Gaze, Look, Windows, looks
-from cover.inference.predictor import Predictions, Predictor
-from cover.inference.readers import Readers
-from cover.media.clips import Views
-from cover.media.decode import Decoder, check_decoder
+from cover.media.decode import FileProblem
 
 Row = dict[str, Any]
-BATCH_FRAMES = {"cpu": 64}  # of one forward pass, about; more does not make a CPU faster
-GPU_BATCH_FRAMES = 512
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What is asked of every file: the `top` classes of `heads` (None: all), in `views` (None: each head's own), of the whole file or of
-    `windows`. Plain data, so that other machines can be told."""
-
-    top: int = 5
-    heads: tuple[str, ...] | None = None
-    views: str | None = None
-    windows: Windows | None = None
-    decoder: Decoder = "pyav"
+Format = Literal["pretty", "jsonl", "csv"]
+Write = Callable[[Row], str]  # a row's text, whole lines
+_FIXED = ("file", "media", "start", "end", "partial", "error", "protocol")
 
 
 @dataclass
 class Answer:
-    """A file's row, and the features of each of its parts: float32 `(D,)` with start and end in seconds, None for the whole."""
+    """A file's row, its problem if it has one, and the features of each of its parts: float32 `(D,)` with start and end in seconds,
+    None for the whole."""
 
     row: Row
+    problem: FileProblem | None = None
     features: list[tuple[float | None, float | None, np.ndarray]] = field(default_factory=list)
 
 
-class Answerer:
-    """A predictor with what is asked of it. Raises `UserError` for heads, views or a decoder that are not there.
+def problem_in(row: Row) -> FileProblem | None:
+    """What a row says of its file."""
+    if "error" in row:
+        return FileProblem(row["file"], "unreadable", row["error"])
+    return FileProblem(row["file"], "partial", row["partial"]) if "partial" in row else None
 
-    `source`: what the checkpoint was called, for the protocol.
+
+def json_line(row: Row) -> str:
+    """The row as it is, on one line."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def pretty(row: Row) -> str:
+    """For the eye; nothing for a file that could not be read, of which a line on stderr tells."""
+    if "error" in row:
+        return ""
+    lines = [row["file"]]
+    for head, top in row.get("heads", {}).items():
+        lines += [f"  {head if not place else '':<12} {share:6.1%}  {name}" for place, (name, share) in enumerate(top)]
+    for head, stretches in row.get("timeline", {}).items():
+        for number, part in enumerate(stretches):
+            told = ", ".join(f"{name} {share:.1%}" for name, share in part["top"])
+            lines.append(f"  {head if not number else '':<12} {part['start']:8.2f} - {part['end']:8.2f} s  {told}")
+    return "\n".join(lines) + "\n"
+
+
+class CsvRows:
+    """One line per file, or per window: what it is, then for each head its `top` classes, likeliest first, with their probabilities."""
+
+    def __init__(self, heads: Sequence[str], top: int) -> None:
+        self.heads, self.top = list(heads), top
+
+    @property
+    def header(self) -> list[str]:
+        """Names of the columns."""
+        return [*_FIXED, *(f"{head}_{rank}{what}" for head in self.heads for rank in range(1, self.top + 1) for what in ("", "_score"))]
+
+    def __call__(self, row: Row) -> str:
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows(self._lines(row))
+        return out.getvalue()
+
+    def head_line(self) -> str:
+        """The first line."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerow(self.header)
+        return out.getvalue()
+
+    def _lines(self, row: Row) -> Iterator[list[object]]:
+        told = json.dumps(row["protocol"], ensure_ascii=False)
+        stretches = list(zip(*row["timeline"].values())) if row.get("timeline") else []
+        parts = [(s[0]["start"], s[0]["end"], [part["top"] for part in s]) for s in stretches] or [
+            (None, None, [row.get("heads", {}).get(head, []) for head in self.heads])
+        ]
+        for start, end, tops in parts:
+            cells = [cell for top in tops for cell in self._cells(top)]
+            yield [row["file"], row.get("media"), start, end, row.get("partial"), row.get("error"), told, *cells]
+
+    def _cells(self, top: Sequence[Sequence[object]]) -> list[object]:
+        padded = [*top, *[("", "")] * (self.top - len(top))]
+        return [cell for pair in padded for cell in pair]
+
+
+def format_of(path: Path, wished: Format | None) -> Format:
+    """How a file is written: as wished, else by its ending. Raises `UserError`."""
+    endings: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+    found = wished or endings.get(path.suffix.lower())
+    if found is None or found == "pretty":
+        raise UserError(f"--out {path}: name it .jsonl or .csv, or give --format jsonl or csv")
+    return found
+
+
+class RowFile:
+    """A file of rows that grows; what an earlier run wrote is kept, but for a last row that is not whole.
+
+    `done`: the names that have their row already; `failed`: how many of those could not be read. Raises `UserError` where the file was
+    written under another protocol, is of another kind, or cannot be written.
     """
 
-    def __init__(self, predictor: Predictor, wishes: Wishes, source: str) -> None:
-        views = Views.parse(wishes.views) if wishes.views else None
-        self.predictor, self.wishes = predictor, wishes
-        self.plans = predictor.plans(wishes.heads, views)
-        different = tuple(dict.fromkeys(self.plans.values())) or (predictor.whole(views),)
-        self.gaze = Gaze(different, wishes.decoder, wishes.windows)
-        windows = wishes.windows
-        self.protocol: Row = {
-            "checkpoint": source, "step": predictor.metadata.get("step"), "decoder": check_decoder(wishes.decoder),
-            "frames": predictor.metadata["frames"], "views": {head: str(plan.views) for head, plan in self.plans.items()},
-            "sampling": {head: str(plan.sampling) for head, plan in self.plans.items()}, "top": wishes.top,
-            **({"window": windows.seconds, "stride": windows.stride} if windows else {}),
-        }  # fmt: skip
+    def __init__(self, path: Path, format_: Format, csv_rows: CsvRows, protocol: Row) -> None:
+        self.path, self._csv, self._protocol = path, csv_rows if format_ == "csv" else None, protocol
+        self._write: Write = csv_rows if format_ == "csv" else json_line
+        self.done: set[str] = set()
+        self.failed = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = self._take_up(path.read_bytes()) if path.exists() else b""
+            # Unbuffered, so that closing does not try again what could not be written.
+            self._file: IO[bytes] = path.open("r+b" if path.exists() else "w+b", buffering=0)
+            self._file.truncate(len(kept))
+            self._file.seek(len(kept))
+            if self._csv and not kept:
+                self._append(self._csv.head_line())
+        except OSError as error:
+            raise self._unwritten(error) from None
 
-    def answers(self, files: Sequence[str], readers: Readers) -> Iterator[Answer]:
-        """One answer per file, in their order, as soon as it is whole."""
-        open_: Answer | None = None
-        for batch in self._batches(looks(files, self.gaze, readers)):
-            seen = iter(self.predictor.run([views for part in batch for clips in part.clips for views in clips]))
-            for part in batch:
-                open_ = open_ or self._begin(part)
-                for span in part.spans:
-                    self._add(open_, part, span, [next(seen) for _ in self.gaze.plans])
-                self._note(open_, part)
-                if not part.rest:
-                    yield open_
-                    open_ = None
+    def __enter__(self) -> RowFile:
+        return self
 
-    def _batches(self, parts: Iterator[Look]) -> Iterator[list[Look]]:
-        """As many looks as one forward pass should see; those with nothing to see wait with the others, for the order's sake."""
-        most = BATCH_FRAMES.get(self.predictor.device.type, GPU_BATCH_FRAMES)
-        batch: list[Look] = []
-        held = 0
-        for part in parts:
-            batch.append(part)
-            held += sum(views.shape[0] * views.shape[1] for clips in part.clips for views in clips)
-            if held >= most:
-                yield batch
-                batch, held = [], 0
-        if batch:
-            yield batch
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            if kind is None:  # else the first error says more
+                raise self._unwritten(error) from None
 
-    def _begin(self, part: Look) -> Answer:
-        row: Row = {"file": part.file, "media": part.media}
-        row |= {"timeline": {head: [] for head in self.plans}} if self._timed(part) else {"heads": {}}
-        return Answer(row)
+    def rows(self) -> dict[str, Row]:
+        """The rows of a file of JSON lines, by the names in `done`."""
+        with self.path.open("rb") as lines:
+            return {key_of(row["file"]): row for row in map(json.loads, lines)}
 
-    def _timed(self, part: Look) -> bool:
-        return self.gaze.windows is not None and part.media == "video"
+    def write(self, row: Row) -> None:
+        """Append a row: in the hands of the system when this returns. Raises `UserError` where it cannot be."""
+        try:
+            self._append(self._write(row))
+        except OSError as error:
+            raise self._unwritten(error, "; the same command goes on from here") from None
 
-    def _add(self, answer: Answer, part: Look, span: tuple[float, float], seen: list[Any]) -> None:
-        found = self.predictor.named(seen, self.gaze, self.plans, part, span)
-        tops = {head: _top(found, head, self.wishes.top) for head in found}
-        if self._timed(part):
-            for head, top in tops.items():
-                answer.row["timeline"][head].append({"start": _seconds(found.start), "end": _seconds(found.end), "top": top})
-        else:
-            answer.row["heads"] = tops
-        answer.features.append((found.start, found.end, seen[0].features))
+    def _append(self, text: str) -> None:
+        data = text.encode("utf-8", "backslashreplace")
+        while data:
+            data = data[self._file.write(data) :]
 
-    def _note(self, answer: Answer, part: Look) -> None:
-        """What was wrong with the file: no prediction at all is an error, a timeline that ends early is not the whole."""
-        if part.error is not None and not answer.features:
-            answer.row = {"file": part.file, "error": part.error}
-        elif part.partial or part.error:
-            answer.row["partial"] = part.partial or part.error
-        answer.row["protocol"] = self.protocol
+    def _unwritten(self, error: OSError, then: str = "") -> UserError:
+        return UserError(f"--out {self.path}: cannot be written: {error.strerror or error}{then}")
+
+    def _no_row(self, number: int) -> UserError:
+        return UserError(f"--out {self.path}: line {number} is no row of cover predict; give another --out")
+
+    def _take_up(self, data: bytes) -> bytes:
+        """The part of an earlier run's file that is whole, its names noted."""
+        begins = self._csv.head_line().encode("utf-8", "backslashreplace") if self._csv else b'{"file": '
+        if data[: len(begins)] != begins[: len(data)]:
+            what = "has other columns than this run (heads, --top)" if self._csv else "holds no rows of cover predict"
+            raise UserError(f"--out {self.path}: {what}; give another --out")
+        lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+        return self._take_csv(lines) if self._csv else self._take_json(lines)
+
+    def _take_json(self, lines: list[bytes]) -> bytes:
+        for number, line in enumerate(lines):
+            try:
+                row = json.loads(line)
+                told = _told(row["file"], row["protocol"], "error" in row)
+            except (ValueError, KeyError, TypeError):
+                if number and number == len(lines) - 1:
+                    return b"".join(lines[:number])
+                raise self._no_row(number + 1) from None
+            self._note(*told)
+        return b"".join(lines)
+
+    def _take_csv(self, lines: list[bytes]) -> bytes:
+        """Rows are read line by line as they were written: a cell with a line feed in it joins its lines. Of a file with windows the last
+        may lack some, so it is taken again."""
+        whole = self._whole_csv(lines)
+        again = whole[-1][0][0] if whole[1:] and whole[-1][0][2] else None  # a window's start
+        kept = [one for one in whole[1:] if one[0][0] != again]
+        for cells, before, _ in kept:
+            try:
+                told = _told(cells[0], json.loads(cells[6]), bool(cells[5]))
+            except (ValueError, TypeError):
+                raise self._no_row(before + 1) from None
+            self._note(*told)
+        return b"".join(lines[: kept[-1][2] if kept else min(1, len(lines))])
+
+    def _whole_csv(self, lines: list[bytes]) -> list[tuple[list[str], int, int]]:
+        """The cells of each row, the lines before it, and those up to and with it. Only the last may lack cells, and is left out then."""
+        assert self._csv
+        reader = csv.reader(line.decode("utf-8") for line in lines)
+        rows, ended = list[tuple[list[str], int, int]](), 0
+        try:
+            for cells in reader:
+                rows.append((cells, ended, reader.line_num))
+                ended = reader.line_num
+        except (UnicodeDecodeError, csv.Error):
+            raise self._no_row(ended + 1) from None
+        short = [number for number, (cells, *_) in enumerate(rows) if len(cells) != len(self._csv.header)]
+        if short and short[0] < len(rows) - 1:
+            raise self._no_row(rows[short[0]][1] + 1)
+        return rows[:-1] if short else rows
+
+    def _note(self, name: str, protocol: Row, failed: bool) -> None:
+        for key in sorted(protocol.keys() | self._protocol.keys()):
+            if protocol.get(key) != self._protocol.get(key):
+                was, now = json.dumps(protocol.get(key)), json.dumps(self._protocol.get(key))
+                raise UserError(f"--out {self.path}: was written with {key} {was}, this run has {now}; give another --out")
+        self.failed += failed and key_of(name) not in self.done
+        self.done.add(key_of(name))
 
 
-def _top(found: Predictions, head: str, k: int) -> list[list[Any]]:
-    return [[name, round(share, 6)] for name, share in found[head].top(k)]
+def _told(name: Any, protocol: Any, failed: bool) -> tuple[str, Row, bool]:
+    """What a row says of itself, where it is a row at all: else a TypeError."""
+    if not isinstance(name, str) or not isinstance(protocol, dict):
+        raise TypeError
+    return name, protocol, failed
 
 
-def _seconds(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
-
-
-def check_heads(predictor: Predictor, source: object, embedding: bool) -> None:
-    """Raises `UserError` where a model without heads is asked for classes."""
-    if not predictor.model.head_list and not embedding:
-        raise UserError(f"{source}: has no head, so there is nothing to predict; --embed writes features, or train one with"
-                        f" start.checkpoint={source}")  # fmt: skip
+def key_of(name: str) -> str:
+    """A file's name as it can be told in text, whatever its bytes."""
+    return os.fspath(name).encode("utf-8", "backslashreplace").decode("utf-8")

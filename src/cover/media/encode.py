@@ -1,4 +1,4 @@
-"""How does a sample become a file that is small and quick to read, every frame at its own time?
+"""Encoding of samples into files that are small and quick to read, every frame at its own time.
 
 Videos become H.264 in MP4, images JPEG. The same source and settings give the same bytes: one thread, nothing of the clock in them.
 """
@@ -24,12 +24,11 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from cover.errors import UserError
-from cover.media import frame_folder, images, video
-from cover.media.decode import decode_image
-from cover.media.results import MAX_PIXELS, MediaError
-from cover.media.source import AnyPath, Part, Source, is_plain, read_source
+from cover.media import video
+from cover.media.image import decode_image, frame_file, numbered_images, open_image
+from cover.media.source import MAX_PIXELS, TOLERANCE, AnyPath, MediaError, Part, Source, is_plain, read_source
 from cover.media.stream import Reader, Shape, kinds, open_video, rate, reason, tick
-from cover.media.video import SEEK_BEYOND, SEEK_MARGIN, SEEKABLE, STAMPED_IN_DECODING_ORDER, TOLERANCE
+from cover.media.video import SEEK_BEYOND, SEEK_MARGIN, SEEKABLE, STAMPED_IN_DECODING_ORDER
 
 TIMESCALE = 90_000  # ticks per second: holds the usual rates exactly, any other within 6 microseconds
 ENDINGS = {"h264": ".mp4", "jpeg": ".jpg", "png": ".png"}  # of a file with an `Encoded.codec`
@@ -60,8 +59,8 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What went into a file: `frames`, the `last` one's time in seconds after the first, size as displayed, what cut it short if
-    anything did.
+    """What went into a file: `frames`, the `last` one's time in seconds after the first, size as displayed, and `damage`, what cut it
+    short, None if nothing did.
 
     `copied`: the bytes are the source's own.
     """
@@ -71,8 +70,13 @@ class Encoded:
     width: int
     height: int
     codec: str
-    partial: str | None = None
+    damage: MediaError | None = None
     copied: bool = False
+
+    @property
+    def partial(self) -> str | None:
+        """Why the source was not read to its end."""
+        return None if self.damage is None else str(self.damage)
 
 
 def encode_video(source: Source, out: Path, how: Encoding, start: float | None = None, end: float | None = None) -> Encoded:
@@ -105,7 +109,7 @@ def encode_image(source: Source, out: Path, how: Encoding) -> Encoded:
 
 def _image_facts(source: Source) -> tuple[str, bool, tuple[int, int]]:
     """Format, whether it stands upright, width and height as stored."""
-    with images.open_image(source, MAX_PIXELS) as image:
+    with open_image(source, MAX_PIXELS) as image:
         return (image.format or "").lower(), image.getexif().get(0x0112, 1) == 1, image.size
 
 
@@ -126,7 +130,7 @@ class _Clip:
 
     timed: Iterable[tuple[float, VideoFrame]]
     shape: Shape
-    damage: Callable[[], str | None]
+    damage: Callable[[], MediaError | None]
 
 
 def _video_clip(stack: ExitStack, source: Source, start: float) -> _Clip:
@@ -171,8 +175,8 @@ def _key_before(reader: Reader, first: VideoFrame, start: float) -> tuple[list[V
 
 
 def _folder_clip(folder: AnyPath) -> _Clip:
-    times, files = frame_folder.numbered_images(folder)
-    first = frame_folder.frame_file(files[0], None, MAX_PIXELS)
+    times, files = numbered_images(folder)
+    first = frame_file(files[0], None, MAX_PIXELS)
     pictures = _Pictures(files)
     shape = Shape(first.shape[1], first.shape[0], (1, 0, 0, 0, 1, 0, 0, 0, 1), VideoReformatter())
     return _Clip(zip(times, pictures), shape, lambda: pictures.damage)
@@ -182,15 +186,15 @@ class _Pictures:
     """A folder's images in their order, up to the first that is damaged, which it remembers: as `cover index --deep` counts them."""
 
     def __init__(self, files: Sequence[str]) -> None:
-        self.damage: str | None = None
+        self.damage: MediaError | None = None
         self._files = files
 
     def __iter__(self) -> Iterator[VideoFrame]:
         for file in self._files:
             try:
-                picture = frame_folder.frame_file(file, None, MAX_PIXELS)
+                picture = frame_file(file, None, MAX_PIXELS)
             except MediaError as error:
-                self.damage = str(error)
+                self.damage = error
                 return
             yield VideoFrame.from_ndarray(picture, format="rgb24")
 
@@ -225,7 +229,8 @@ def _write(clip: _Clip, out: Path, how: Encoding, start: float | None, end: floa
         writer.finish()
     damage = clip.damage()
     if writer.frames < 2:
-        raise MediaError(f"only {writer.frames} frame can be decoded: {damage or 'the stream ends there'}")
+        damage = damage or MediaError("the stream ends there")
+        raise MediaError(f"only {writer.frames} frame can be decoded: {damage}", damage.errno)
     return Encoded(writer.frames, writer.last / TIMESCALE, *writer.size, "h264", damage)
 
 

@@ -1,4 +1,4 @@
-"""How is a video file opened, and a frame of it turned into upright RGB? PyAV, in one thread."""
+"""Video streams opened with PyAV: packets and frames up to the first damage, and frames turned into upright RGB. One thread."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from cover.media.results import MediaError, check_size
-from cover.media.source import Source, check_source, is_plain, read_source
+from cover.media.source import MediaError, Source, check_size, check_source, is_plain, read_source
 
 FALLBACK_RATE = 25.0
 
@@ -41,9 +40,9 @@ def open_video(path: Source, max_pixels: int) -> Iterator[tuple[InputContainer, 
         file = "file:" + os.fspath(path) if is_plain(path) else io.BytesIO(read_source(path))
         container = av.open(file, mode="r", metadata_errors="ignore", options={"protocol_whitelist": "file"})
     except PermissionError as error:
-        raise MediaError(f"cannot be read: {error.strerror}") from error
+        raise MediaError(f"cannot be read: {error.strerror}", error.errno) from error
     except av.FFmpegError as error:
-        raise MediaError(f"not a video: {reason(error)}") from error
+        raise MediaError(f"not a video: {reason(error)}", error.errno) from error
     with container:
         stream = _picture_stream(container)
         check_size(stream.width, stream.height, max_pixels)
@@ -72,7 +71,7 @@ class Demuxer:
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
-        self.damage: str | None = None
+        self.damage: MediaError | None = None
         self._container, self._stream = container, stream
         self._names = {*kinds(container), container.format.name}
 
@@ -81,7 +80,7 @@ class Demuxer:
         while packet := self._next(packets):
             begun = begun or (held is not None and held.is_keyframe)  # a piece of a longer stream may begin with incomplete packets
             if held is not None and held.is_corrupt:
-                self.damage = self.damage or "packets are missing"
+                self.damage = self.damage or MediaError("packets are missing")
             if begun and self.damage:
                 return
             self.damage = None
@@ -97,14 +96,14 @@ class Demuxer:
         try:
             packet = next(packets, None)
         except av.FFmpegError as error:
-            self.damage = reason(error)
+            self.damage = MediaError(reason(error), error.errno)
             return None
         after = av.logging.get_last_error()
         if packet is None or not packet.size:  # an empty one ends the stream: what is cut off behind it is not missed inside
             return None
         # A demuxer that finds its way again after a stretch of rubbish says so in its log alone.
         if after[0] != before[0] and after[1] and after[1][1] in self._names:
-            self.damage = after[1][2].strip()
+            self.damage = MediaError(after[1][2].strip())
         return packet
 
 
@@ -114,12 +113,12 @@ class Reader:
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.container, self.stream = container, stream
         self.stamps: list[tuple[int | None, int]] = []  # (pts, duration) in ticks of every packet read to be shown
-        self._damage: str | None = None  # the decoder's
+        self._damage: MediaError | None = None  # the decoder's
         self._demuxer = Demuxer(container, stream)
         self._packets: Iterator[Packet[VideoStream]] = iter(())
 
     @property
-    def damage(self) -> str | None:
+    def damage(self) -> MediaError | None:
         """What ended the frames, None if nothing did."""
         return self._damage or self._demuxer.damage
 
@@ -132,12 +131,12 @@ class Reader:
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
-                self._damage = reason(error)
+                self._damage = MediaError(reason(error), error.errno)
                 if begun:
                     return
                 continue  # a stream cut out of a longer one starts with packets that cannot be decoded yet
             if begun and corrupt:
-                self._damage = "a picture is damaged"
+                self._damage = MediaError("a picture is damaged")
                 return
             self._damage = None
             begun = begun or bool(frames)
@@ -153,7 +152,7 @@ class Reader:
         try:
             yield from end.decode()
         except av.FFmpegError as error:
-            self._damage = reason(error)
+            self._damage = MediaError(reason(error), error.errno)
 
     def _read(self) -> Iterator[Packet[VideoStream]]:
         for packet in self._demuxer:

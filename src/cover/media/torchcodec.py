@@ -1,4 +1,4 @@
-"""Which pictures does a video show at given times, by torchcodec? An option beside PyAV: it can decode on the GPU (NVDEC).
+"""Video decoding with torchcodec, an option beside PyAV: it can decode on the GPU (NVDEC).
 
 It chooses the same frames. PyAV looks at every file first: what is not MP4 or Matroska (of whose frames torchcodec takes others where
 stamps are scrambled), what is shown mirrored, what torchcodec cannot decode, and files cut short go through PyAV alone. Damage inside a
@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as fn
 
 from cover.errors import UserError, install
-from cover.media.results import Decoded
-from cover.media.source import Source, is_plain, read_source
+from cover.media.source import TOLERANCE, Decoded, Source, is_plain, read_source
 from cover.media.stream import Reader, Shape, kinds, open_video
-from cover.media.video import SEEKABLE, TOLERANCE, decode_video, first_frame
+from cover.media.video import SEEKABLE, decode_video, first_frame
 
 
 def version(device: str) -> str:

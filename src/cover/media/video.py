@@ -1,4 +1,4 @@
-"""Which pictures does a video show at given times?
+"""Video decoding with PyAV: the frames shown at given times.
 
 Two ways to the same frames. The *sparing* one reads the packets' time stamps first and decodes only what the wanted frames need:
 from the key frame before each, without the pictures that nothing refers to. The *plain* one decodes everything up to the last
@@ -17,18 +17,15 @@ from typing import Any, Literal
 
 import av
 import numpy as np
+import numpy.typing as npt
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
-from cover.media.results import Decoded, MediaError, Probe
-from cover.media.selection import Run, frames_at, runs_for
-from cover.media.source import Source
+from cover.media.source import TOLERANCE, Decoded, MediaError, Probe, Source
 from cover.media.stream import Demuxer, Reader, Shape, kinds, open_video, rate, tick
 
-# Containers round time stamps to their tick, often a whole millisecond: a frame may be stamped this much late.
-TOLERANCE = 1e-3
 SEEK_BEYOND = 3.0  # seconds between wanted frames; below this, reading the packets between costs less than it saves to seek
 SEEK_MARGIN = 1.0  # seconds; indexes hold decoding times, which run ahead of presentation times
 STAMPED_IN_DECODING_ORDER = {"avi"}  # what FFmpeg gives as presentation times here is scrambled by B-frames
@@ -105,7 +102,7 @@ class _Album:
         self._shown[self._order[start:stop]] = self._held
         self._held += 1
 
-    def decoded(self, damage: str | None) -> Decoded:
+    def decoded(self, damage: MediaError | None) -> Decoded:
         """What has been put in."""
         return Decoded(self._pictures[: self._held], self._shown, damage)
 
@@ -113,7 +110,7 @@ class _Album:
 # --- the plain way
 
 
-def _plain(path: Source, album: _Album) -> str | None:
+def _plain(path: Source, album: _Album) -> MediaError | None:
     """Fill the album; returns what has damaged the file, None if nothing has."""
     with open_video(path, album.max_pixels) as (container, stream):
         reader = Reader(container, stream)
@@ -163,7 +160,8 @@ def first_frame(frames: Iterator[VideoFrame], reader: Reader) -> VideoFrame:
     """Raises MediaError where there is none."""
     first = next(frames, None)
     if first is None:
-        raise MediaError(f"no frame can be decoded: {reader.damage or 'the stream is empty'}")
+        damage = reader.damage or MediaError("the stream is empty")
+        raise MediaError(f"no frame can be decoded: {damage}", damage.errno)
     return first
 
 
@@ -304,3 +302,43 @@ class _Sparing:
             if frame.pts in places:
                 self.album.put(frame, *places.pop(frame.pts))
             yield frame.pts, frame.pict_type
+
+
+# --- which packets must be decoded to show given frames
+#
+# Packets are in decoding order. A *group* is a key frame and what follows it up to the next one. A frame that is shown before its
+# group's key frame (an open group) may also refer to the group before.
+
+
+@dataclass(frozen=True)
+class Run:
+    """Packets `first` to `stop` - 1 are decoded one after the other; then the decoder is emptied."""
+
+    first: int
+    stop: int
+
+
+def frames_at(seconds: npt.NDArray[np.float64], times: Sequence[float], tolerance: float) -> npt.NDArray[np.int64]:
+    """Which frame is shown at each time: the last that starts no later (within `tolerance`), the first before it.
+
+    `seconds`: when each frame starts, ascending.
+    """
+    return np.maximum(np.searchsorted(seconds - tolerance, times, side="right") - 1, 0)
+
+
+def runs_for(stamps: npt.NDArray[np.int64], key: npt.NDArray[np.bool_], wanted: Iterable[int]) -> list[Run]:
+    """The runs that show the `wanted` packets (places in decoding order), in order and without overlap.
+
+    `stamps`: presentation times, one for each packet, in ticks; `key`: which packets are key frames, the first among them.
+    """
+    keys = np.flatnonzero(key)
+    runs: list[Run] = []
+    for place in sorted(wanted):
+        group = int(np.searchsorted(keys, place, side="right")) - 1
+        if group > 0 and stamps[place] < stamps[keys[group]]:
+            group -= 1
+        first = int(keys[group])
+        while runs and first < runs[-1].stop:
+            first = min(first, runs.pop().first)
+        runs.append(Run(first, place + 1))
+    return runs

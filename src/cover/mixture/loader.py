@@ -14,7 +14,7 @@ from cover.datasets.catalog import DatasetSpec
 from cover.datasets.manifest import Manifest, Row
 from cover.machine import end_with_parent, reuse_memory
 from cover.media.clips import train_times
-from cover.media.decode import Decoder, MediaError, decode_at, decode_image
+from cover.media.decode import Decoder, FileProblem, MediaError, decode_at, decode_image
 from cover.mixture.pack import Pack, Sample, collate
 from cover.mixture.schedule import Draw, Schedule
 from cover.transforms.base import Transform
@@ -62,7 +62,7 @@ class _Clip:
     row: Row
     rng: np.random.Generator
     pixels: np.ndarray | None
-    note: str | None
+    problem: FileProblem | None
 
 
 class SampleReader:
@@ -88,7 +88,7 @@ class SampleReader:
             raise ValueError("all data sets of a mixture need the same transforms in the same order; only their settings may differ")
 
     def read(self, draw: Draw) -> Sample:
-        """The sample of a draw: of weight 0, with a note, where its file cannot be read."""
+        """The sample of a draw: of weight 0, with its problem, where its file cannot be read."""
         return self._crop(draw, self._decode(draw))
 
     def read_all(self, draws: Sequence[Draw]) -> list[Sample]:
@@ -110,8 +110,9 @@ class SampleReader:
         try:
             pixels, partial = read_pixels(member, row, rng, self.size, self.decoder)
         except MediaError as error:
-            return _Clip(member, row, rng, None, f"{member.spec.name}: {row.path}: unreadable: {error}")
-        return _Clip(member, row, rng, pixels, f"{member.spec.name}: {row.path}: partial: {partial}" if partial else None)
+            return _Clip(member, row, rng, None, FileProblem(row.path, "unreadable", str(error), member.spec.name))
+        problem = FileProblem(row.path, "partial", partial, member.spec.name) if partial else None
+        return _Clip(member, row, rng, pixels, problem)
 
     def _crop(self, draw: Draw, clip: _Clip) -> Sample:
         member, size = clip.member, self.size
@@ -130,7 +131,7 @@ class SampleReader:
             hot=hot,
             weight=0.0 if clip.pixels is None else 1.0,
             seed=draw.seed,
-            note=clip.note,
+            problem=clip.problem,
             drawn={type(transform): transform.draw(rng, size) for transform in self._transforms[draw.dataset]},
         )
 

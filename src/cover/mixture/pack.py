@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,13 +12,16 @@ from torch import Tensor
 from cover.transforms.base import Transform, apply_stage
 from cover.transforms.mixup import Mix
 
+if TYPE_CHECKING:
+    from cover.media.decode import FileProblem
+
 
 @dataclass(frozen=True)
 class Sample:
     """One clip or image, ready to be packed.
 
     `frames`: uint8 `(T, 3, H, W)`. `targets` and `hot`: its row of the Pack's. `weight`: 1, or 0
-    where the file could not be read (its frames are then black and count for nothing). `note`: what was wrong with the file, None if
+    where the file could not be read (its frames are then black and count for nothing). `problem`: what is wrong with the file, None if
     nothing. `drawn`: what each transform drew for it, in the order of the draws.
     """
 
@@ -27,7 +30,7 @@ class Sample:
     targets: Tensor
     weight: float
     seed: int
-    note: str | None = None
+    problem: FileProblem | None = None
     hot: Tensor | None = None
     drawn: Mapping[type[Transform], Any] = field(default_factory=dict)
 
@@ -38,8 +41,8 @@ class Pack:
 
     `frames`: uint8 `(F, 3, H, W)`. `groups`: `(samples, frames each)`, in the order of the frames. `dataset`: int64 `(S,)`, the
     place in the mixture's list of data sets. `targets`: int64 `(S, heads)`, the class in a softmax head, 0 in a sigmoid head, -1
-    where a sample does not train a head. `weight`: float32 `(S,)`. `seed`: int64 `(S,)`, the low 63 bits of each draw's
-    seed. `notes`: one line per file that was damaged or could not be read. `hot`: uint8 `(S, K)`, the classes of
+    where a sample does not train a head. `weight`: float32 `(S,)`. `seed`: int64 `(S,)`, the low 63 bits of each draw's seed.
+    `problems`: the files that were damaged or could not be read. `hot`: uint8 `(S, K)`, the classes of
     all sigmoid heads side by side in the heads' order, 1 where a sample has the class; None where no head is one.
 
     `drawn`: for each transform that is still to be applied, what it drew for the S samples: a tensor of S rows, or, at the stage
@@ -52,7 +55,7 @@ class Pack:
     targets: Tensor
     weight: Tensor
     seed: Tensor
-    notes: tuple[str, ...] = ()
+    problems: tuple[FileProblem, ...] = ()
     hot: Tensor | None = None
     drawn: Mapping[type[Transform], Any] = field(default_factory=dict)
     mix: Mix | None = None
@@ -92,7 +95,7 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
         targets=torch.stack([sample.targets for sample in samples]),
         weight=torch.tensor([sample.weight for sample in samples]),
         seed=torch.tensor([sample.seed & (2**63 - 1) for sample in samples]),
-        notes=tuple(sample.note for sample in samples if sample.note),
+        problems=tuple(sample.problem for sample in samples if sample.problem),
         hot=torch.stack(hot) if hot else None,
         drawn={transform: _stacked([sample.drawn[transform] for sample in samples]) for transform in samples[0].drawn},
     )
@@ -122,5 +125,5 @@ def split_pack(pack: Pack, parts: int) -> list[Pack]:
     for part in range(parts):
         mine, own = torch.cat([rows[part] for rows in samples_of]), torch.cat([rows[part] for rows in frames_of])
         groups = tuple((samples // parts, frames) for samples, frames in pack.groups)
-        micro.append(pack._map(lambda tensor, mine=mine: tensor[mine], frames=own, groups=groups, notes=()))  # type: ignore[misc]
+        micro.append(pack._map(lambda tensor, mine=mine: tensor[mine], frames=own, groups=groups, problems=()))  # type: ignore[misc]
     return micro

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import yaml
 
 from cover.console import Meter, say
 from cover.errors import UserError
-from cover.machine import end_with_parent
+from cover.processes import ProcessPool
 from cover.sandbox.content import SPLITS, datasets_of, draw_sample
 from cover.sandbox.encode import encode
 from cover.sandbox.layouts import LAYOUTS, count
@@ -68,8 +66,7 @@ def _write_samples(folder: Path, settings: Settings, jobs: list[Job], workers: i
     if workers < 2:
         yield from map(write, batches)
         return
-    # Fresh processes, not forks: the caller may hold threads (torch) that a fork would leave hanging.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+    with ProcessPool(workers) as pool:
         yield from pool.map(write, batches)
 
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from cover.console import clock, say
+from cover.media.decode import FileProblem
 from cover.mixture.loader import Member
 from cover.mixture.pack import Pack
 from cover.mixture.schedule import Schedule, wanted_rates
@@ -44,7 +45,7 @@ from cover.training.speed import memory_bytes, peak_flops, work_of
 from cover.training.step import Tally
 from cover.training.verdict import Verdict, judge
 
-NOTES_KEPT = 5  # of the files that could not be read, in one line of the log
+PROBLEMS_KEPT = 5  # of the files that could not be read, in one line of the log
 PHASES = ("start", "data", "communication", "evaluation", "checkpoint")  # compute is what is left
 PAUSES = ("start", "evaluation", "checkpoint")  # no part of the rates
 
@@ -105,7 +106,7 @@ class RunLog:
         self._sinks: list[Sink] = open_sinks(recipe.log, run, first, asdict(recipe)) if writes else []
         self._view = LiveView(f"train {run.name}", recipe.steps, first, self.many)
         self._begun = self._logged = self._done = first
-        self._notes: list[str] = []
+        self._problems: list[FileProblem] = []
         self._damaged = 0  # since this start
         self._ranks = 1.0
         self._clock, self._run_began = Clock(), time.perf_counter()
@@ -140,7 +141,7 @@ class RunLog:
 
     def note(self, pack: Pack) -> None:
         """Remember the files of a Pack that were damaged or could not be read."""
-        self._notes += pack.notes
+        self._problems += pack.problems
 
     def advance(self) -> None:
         """Count one more step done."""
@@ -163,9 +164,9 @@ class RunLog:
             "seconds": round(time.perf_counter() - self._run_began, 3),
             "loss": {name: mean for name, (mean, _, _) in read.items()}, **self._hits(read),
             "step_loss": loss, "grad_norm": norm, "lr": lr, **self._drawn(step), **speed,
-            **({"files_damaged": damaged, "files": self._notes[:NOTES_KEPT]} if damaged else {}),
+            **({"files_damaged": damaged, "files": [str(problem) for problem in self._problems[:PROBLEMS_KEPT]]} if damaged else {}),
         }  # fmt: skip
-        self._logged, self._notes, self._damaged = step, [], self._damaged + damaged
+        self._logged, self._problems, self._damaged = step, [], self._damaged + damaged
         self.write("train", step, **line)
         if self.writes:
             self._view.show(_finite({"step": step, **line}), verdict)
@@ -176,7 +177,7 @@ class RunLog:
         counts = self.tally.take()  # waits for the device: the clock is read after it
         seconds = self._clock.take()
         self._totals = {phase: self._totals[phase] + spent for phase, spent in seconds.items()}
-        own = torch.tensor([1.0, len(self._notes), *seconds.values()], dtype=torch.float64, device=self.device)
+        own = torch.tensor([1.0, len(self._problems), *seconds.values()], dtype=torch.float64, device=self.device)
         self._ranks, damaged, *spent = self.reduce(own).tolist()
         return counts, {phase: total / self._ranks for phase, total in zip(seconds, spent, strict=True)}, int(damaged)
 

@@ -1,4 +1,4 @@
-"""Can the data sets still be read? Counts the draws of each whose file could not be, and stops a run past a share of them."""
+"""Counts the draws of each data set whose file could not be read, and stops a run where they are too many."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from cover.errors import UserError
+from cover.media.decode import FileProblem
 from cover.mixture.pack import Pack
 from cover.training.distributed import Team
 
@@ -21,28 +22,26 @@ class ReadingCheck:
         self.names, self.allowed, self.team = list(names), allowed, team
         self._own = torch.zeros(2, len(names))
         self._all = torch.zeros(2, len(names))
-        self._notes: dict[str, str] = {}
+        self._examples: dict[str, FileProblem] = {}  # by data set
 
     def note(self, pack: Pack) -> None:
         """Count a Pack that has not left the host."""
         self._own.index_add_(1, pack.dataset, torch.stack([torch.ones_like(pack.weight), pack.weight == 0]))
-        for note in pack.notes:
-            if ": unreadable: " in note:
-                self._notes[note.partition(":")[0]] = note
+        self._examples |= {problem.dataset: problem for problem in pack.problems if problem.kind == "unreadable"}
 
     def judge(self, step: int) -> None:
         """Raises `UserError`, on every rank, where more than the allowed share of the last draws (at least `LEAST`) of a data set could not
         be read. Every rank has to call it, after `step` steps."""
-        told = self.team.gather((self._own, self._notes))
+        told = self.team.gather((self._own, self._examples))
         self._all += torch.stack([counts for counts, _ in told]).sum(0)
-        notes = {name: note for _, found in told for name, note in found.items()}
+        examples = {name: problem for _, found in told for name, problem in found.items()}
         self._own = torch.zeros_like(self._own)
         for place, name in enumerate(self.names):
             drawn, lost = self._all[:, place].int().tolist()
             if drawn >= LEAST and lost > self.allowed * drawn:
                 raise UserError(
                     f"step {step}: {lost} of the last {drawn} draws of {name} could not be read, more than data.unreadable"
-                    f" ({self.allowed:g}) allows; {notes.get(name, name)}; put the files back and go on with --resume"
+                    f" ({self.allowed:g}) allows; {examples.get(name, name)}; put the files back and go on with --resume"
                 )
             if drawn >= LEAST:
                 self._all[:, place] = 0

@@ -6,13 +6,9 @@ the same manifests and the same starting weights.
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +26,10 @@ from cover.evaluation.tasks import Task, find_tasks
 from cover.experiments.run_files import RunHistory, read_log, read_result, write_result
 from cover.experiments.study.arms import Job
 from cover.experiments.study.subsets import MEASURED, SubsetBuilder
-from cover.machine import cores, end_with_parent
+from cover.machine import cores
 from cover.model.device import pick_device
 from cover.model.release import find_release, load_release, steps_saved
+from cover.processes import ProcessPool, WorkerLost
 from cover.training import checkpoint
 from cover.training.folder import is_begun
 from cover.training.keeping import best_step, dev_scores
@@ -133,42 +130,20 @@ def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) ->
             run_order(order, out)
             meter.advance(note=order.name, work=order.recipe.steps)
         return
-    threads = max(1, cores() // workers)  # also of a list of fewer runs: more threads than cores are slow
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (threads,))
-    waiting = list(reversed(orders))
-    running: dict[Future[None], Order] = {}
+    threads = max(1, cores() // workers)  # a wave of fewer runs too: threads that wait for each other are slow beside other work
+    run = partial(run_order, out=out)
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:  # no more than can begin: submitted work cannot be taken back
-                order = waiting.pop()
-                running[pool.submit(_run_in_worker, order, out)] = order
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                order = running.pop(future)
-                future.result()
+        # A run under way has checkpoints of its own: nothing is lost where an error ends the pool, and the runs with it.
+        with ProcessPool(workers, partial(_begin_worker, threads), children=True) as pool:
+            for ((order, _),) in pool.as_completed(run, orders):
                 meter.advance(note=order.name, work=order.recipe.steps)
-    except BaseException as error:
-        # A run under way has its own checkpoints, so it can be ended here.
-        for process in list(pool._processes.values()):
-            process.kill()
-        pool.shutdown(wait=False, cancel_futures=True)
-        if isinstance(error, BrokenProcessPool):
-            raise UserError("a process was killed, for want of memory perhaps; the same command goes on, with fewer --jobs") from None
-        raise
-    pool.shutdown()
+    except WorkerLost:
+        raise UserError("a process was killed, for want of memory perhaps; the same command goes on, with fewer --jobs") from None
 
 
 def _begin_worker(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
     be_silent()
     torch.set_num_threads(threads)
-
-
-def _run_in_worker(order: Order, out: Path) -> None:
-    try:
-        run_order(order, out)
-    except SystemExit:  # a signal has ended the run: the worker takes no other one
-        os._exit(1)
 
 
 def run_order(order: Order, out: Path) -> None:

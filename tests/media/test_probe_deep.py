@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cover.media.decode import MediaError, probe
-from cover.media.deep import probe_deep
+from cover.media.decode import MediaError, probe, probe_deep
 
 
 def write_noise(path: Path, frames: int = 40, codec: str = "libx264", first: int = 0) -> Path:

@@ -1,4 +1,4 @@
-"""What has been made so far, and of what? Lines of JSON, appended one by one, that outlive a killed process.
+"""The log of `cover prepare`: what has been made so far, and of what. Lines of JSON, appended one by one, that outlive a killed process.
 
 The first line names the catalog of the originals. Then there are two kinds: a sample's, with what became of it, and a shard's, with the
 samples in it. When a split is done they stand in the order of its rows, so that the same input gives the same file however often the
@@ -18,7 +18,7 @@ Outcome = str  # "prepared", "copied", "partial" (up to a damage) or "failed"
 
 
 @dataclass(frozen=True)
-class Done:
+class PreparedSample:
     """What became of a sample. `made_of` names its origin as it was, and the settings; `file` is relative to the output folder, with
     its size in bytes, empty where it failed; `last` is the last frame's time in seconds. `again`: what went wrong may be of the moment,
     and is tried by every later run."""
@@ -38,7 +38,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Shard:
+class PreparedShard:
     """A shard of `bytes`: which samples, in order, and the offset and length of each; None of one that failed."""
 
     shard: str
@@ -47,7 +47,7 @@ class Shard:
     places: list[tuple[int, int] | None]
 
 
-class Made:
+class PrepareLog:
     """The records of one split, and their file open for more. A last line that was cut off is dropped, and what is no record.
 
     `catalog`: that of the originals, which a new file begins with.
@@ -60,9 +60,9 @@ class Made:
             file.seek(0)
             records, sound = _sound(file.read())
             file.truncate(sound)
-        samples = (Done(**record) for record in records if _is_done(record))
+        samples = (PreparedSample(**record) for record in records if _is_done(record))
         self.samples = {done.made_of: done for done in samples}
-        self.shards = [Shard(**record) for record in records if _is_shard(record)]
+        self.shards = [PreparedShard(**record) for record in records if _is_shard(record)]
         self.earlier = {done.file for done in self.samples.values()} | {shard.shard for shard in self.shards}
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         if not sound:
@@ -74,15 +74,15 @@ class Made:
     def __exit__(self, *error: object) -> None:
         os.close(self._descriptor)
 
-    def add(self, record: Done | Shard) -> None:
+    def add(self, record: PreparedSample | PreparedShard) -> None:
         """Append a record; it is in the system's hands when this returns. Raises OSError."""
         self._append(_line(record))
-        if isinstance(record, Done):
+        if isinstance(record, PreparedSample):
             self.samples[record.made_of] = record
         else:
             self.shards.append(record)
 
-    def settle(self, samples: Iterable[Done], shards: Sequence[Shard]) -> None:
+    def settle(self, samples: Iterable[PreparedSample], shards: Sequence[PreparedShard]) -> None:
         """Replace all records by these, at once. Raises OSError."""
         beside = self.path.with_name(f".{self.path.name}")
         with beside.open("wb") as file:
@@ -111,7 +111,7 @@ def _header(catalog: str) -> bytes:
     return json.dumps({"catalog": catalog}).encode() + b"\n"
 
 
-def _line(record: Done | Shard) -> bytes:
+def _line(record: PreparedSample | PreparedShard) -> bytes:
     return json.dumps(asdict(record)).encode() + b"\n"
 
 
@@ -135,13 +135,13 @@ _KINDS: dict[str, Any] = {"str": str, "Outcome": str, "int": int, "float": (int,
 
 def _is_done(record: dict[str, Any]) -> bool:
     """Whether a record is a sample's. One that another version of the program wrote may have other keys."""
-    kinds = {field.name: _KINDS[str(field.type)] for field in fields(Done)}
+    kinds = {field.name: _KINDS[str(field.type)] for field in fields(PreparedSample)}
     needed = {"made_of", "origin", "outcome"}
     return needed <= record.keys() <= kinds.keys() and all(isinstance(value, kinds[key]) for key, value in record.items())
 
 
 def _is_shard(record: dict[str, Any]) -> bool:
-    if record.keys() != {field.name for field in fields(Shard)}:
+    if record.keys() != {field.name for field in fields(PreparedShard)}:
         return False
     samples, places = record["samples"], record["places"]
     if not (isinstance(record["shard"], str) and isinstance(record["bytes"], int) and isinstance(samples, list) and samples):

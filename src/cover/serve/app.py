@@ -1,22 +1,24 @@
-"""Which routes are there, and what do they promise? A FastAPI application; its OpenAPI document is at /openapi.json."""
+"""Routes of the server and its page: a FastAPI application, whose OpenAPI document is at /openapi.json."""
 
 import asyncio
+import base64
+import hashlib
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from cover import __version__
-from cover.inference.serve.answers import Answer, Problem, Reasons, State
-from cover.inference.serve.gate import BUG, App, Gate, Receive
-from cover.inference.serve.limits import Refused
-from cover.inference.serve.page import add_page
-from cover.inference.serve.service import Service, Why, Wish
-from cover.inference.serve.uploads import FIELD
-
-T = TypeVar("T")
+from cover.serve.middleware import BUG, App, LimitsMiddleware, Receive, Refused
+from cover.serve.responses import ErrorResponse, ExplainResponse, PredictResponse, StatusResponse
+from cover.serve.service import ExplainQuery, PredictQuery, Service
+from cover.serve.uploads import FIELD
 
 # Annotations of routes are read by FastAPI, which is imported in the functions that need it: so they are not postponed in this module.
+
+T = TypeVar("T")
 
 REASONS = {
     400: "the form, or the request itself, is damaged",
@@ -41,7 +43,7 @@ BODY = {
 
 
 def make_app(service: Service, page: bool = False, key: str | None = None) -> App:
-    """The application of a service behind its `Gate`, with the page at `/` where wanted. `key`: what clients have to show."""
+    """The application of a service behind its `LimitsMiddleware`, with the page at `/` where wanted. `key`: what clients have to show."""
     from fastapi import FastAPI
 
     app = FastAPI(title="cover serve", version=__version__, docs_url=None, redoc_url=None)  # their pages come from elsewhere
@@ -52,13 +54,13 @@ def make_app(service: Service, page: bool = False, key: str | None = None) -> Ap
     if page:
         add_page(app)
     routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
-    return Gate(app, service.limits, service.metrics, routes, key)
+    return LimitsMiddleware(app, service.limits, service.metrics.answered, routes, key)
 
 
 def _reasons(*statuses: int, key: bool) -> dict[int | str, dict[str, Any]]:
     """What a route may answer beside 200. Any of them may be too large, too slow or a bug."""
     wanted = sorted({400, 408, 413, 500, *statuses, *([401] if key else [])})
-    return {status: {"model": Problem, "description": REASONS[status]} for status in wanted}
+    return {status: {"model": ErrorResponse, "description": REASONS[status]} for status in wanted}
 
 
 def _one_shape_of_errors(app: Any) -> None:
@@ -68,7 +70,7 @@ def _one_shape_of_errors(app: Any) -> None:
     from starlette.exceptions import HTTPException
 
     def problem(status: int, text: str, headers: Any = None) -> JSONResponse:
-        return JSONResponse(asdict(Problem(text)), status, headers)
+        return JSONResponse(asdict(ErrorResponse(text)), status, headers)
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
@@ -84,7 +86,7 @@ def _one_shape_of_errors(app: Any) -> None:
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:
-        return problem(500, BUG)  # the Gate gets it too, and says in the log where it is
+        return problem(500, BUG)  # the middleware gets it too, and logs where it is
 
 
 def _add_routes(app: Any, service: Service, key: bool) -> None:
@@ -92,14 +94,14 @@ def _add_routes(app: Any, service: Service, key: bool) -> None:
     from fastapi.responses import JSONResponse
 
     @app.get("/healthz", responses=_reasons(key=False), summary="Whether the process lives")
-    async def healthz() -> State:
-        return State("alive")
+    async def healthz() -> StatusResponse:
+        return StatusResponse("alive")
 
     @app.get("/readyz", responses=_reasons(503, key=False), summary="Whether it takes predictions")
-    async def readyz() -> State:
+    async def readyz() -> StatusResponse:
         if not service.ready:
             raise Refused(503, "the server is about to stop" if service.draining else "the model does not answer")
-        return State("ready")
+        return StatusResponse("ready")
 
     @app.get("/metrics", responses={**_reasons(key=key), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
              response_class=Response, summary="Counters and times, for Prometheus")  # fmt: skip
@@ -127,9 +129,9 @@ def _add_predict(app: Any, service: Service, key: bool) -> None:
         top: Annotated[int, top_rule] = 5,
         head: Annotated[list[str], head_rule] = [],  # noqa: B006
         timeline: Annotated[int, window_rule] = 0,
-    ) -> Answer:
-        wish = Wish(tuple(dict.fromkeys(head)), top, timeline)
-        return await _answered(request, service, wish, lambda path: service.predict(path, wish))
+    ) -> PredictResponse:
+        query = PredictQuery(tuple(dict.fromkeys(head)), top, timeline)
+        return await _answered(request, service, query, lambda path: service.predict(path, query))
 
 
 def _add_explain(app: Any, service: Service, key: bool) -> None:
@@ -142,18 +144,22 @@ def _add_explain(app: Any, service: Service, key: bool) -> None:
         "/v1/explain", openapi_extra=BODY, responses=_reasons(415, 422, 429, 503, key=key),
         summary="What a head's answer rests on: the frames as it sees them, with the heat of their patches",
     )  # fmt: skip
-    async def explain(request: Request, head: Annotated[str, head_rule], named: Annotated[str | None, class_rule] = None) -> Reasons:
-        why = Why(head, named)
-        return await _answered(request, service, why, lambda path: service.explain(path, why))
+    async def explain(
+        request: Request, head: Annotated[str, head_rule], named: Annotated[str | None, class_rule] = None
+    ) -> ExplainResponse:
+        query = ExplainQuery(head, named)
+        return await _answered(request, service, query, lambda path: service.explain(path, query))
 
 
-async def _answered(request: Any, service: Service, wish: Wish | Why, answer: Callable[[Path], Coroutine[Any, Any, T]]) -> T:
+async def _answered(
+    request: Any, service: Service, query: PredictQuery | ExplainQuery, answer: Callable[[Path], Coroutine[Any, Any, T]]
+) -> T:
     """What becomes of the file in a request: it has a place among those under way, and is gone with its answer."""
     from fastapi.responses import JSONResponse
     from starlette.requests import ClientDisconnect
 
-    with service.admitted(), service.spool.file() as path:
-        service.check(wish)
+    with service.admitted(), service.uploads.file() as path:
+        service.check(query)
         try:
             await service.receive(request.stream(), request.headers.get("content-type", ""), path)
             return await _unless_gone(request.receive, answer(path))
@@ -180,3 +186,32 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 async def _leaving(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+# --- the page: it asks the same routes as every other client
+
+
+def add_page(app: Any) -> None:
+    """The page at `/`."""
+    from fastapi.responses import HTMLResponse
+
+    text = (files(__package__) / "page.html").read_text(encoding="utf-8")
+    headers = {"content-security-policy": _policy(text), "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(text, headers=headers)
+
+
+def _policy(text: str) -> str:
+    """The page's own style and script, pictures from memory, and this server: nothing else is loaded or called."""
+    style, script = (_digest(re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)) for tag in ("style", "script"))
+    return (
+        f"default-src 'none'; style-src {style}; script-src {script}; connect-src 'self'; img-src blob: data:; media-src blob:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _digest(found: re.Match[str] | None) -> str:
+    assert found, "the page has one style and one script"
+    return f"'sha256-{base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""Which uploads share a forward pass? Clips and images that wait together become one Pack, before the first of them waits too long."""
+"""Batching of uploads: clips and images that wait together share one forward pass, before the first of them waits too long."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from cover.console import say
-from cover.inference.serve.limits import Batching, Refused, late
 from cover.model.cover import CoVeR
+from cover.serve.middleware import Batching, Refused, late
 
 T = TypeVar("T")
 Scores = dict[str, np.ndarray]  # head -> float32 (classes,)

@@ -23,7 +23,9 @@ from cover.model.weights import save_release
 from PIL import Image
 
 from cover.cli import main
-from cover.inference.serve.uploads import Spool
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import save_release
+from cover.serve.uploads import UploadFolder
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
 COVER = [sys.executable, "-m", "cover"]
@@ -125,7 +127,7 @@ def test_a_server_that_is_killed_leaves_no_process_and_its_uploads_to_the_next(s
     server.kill()
     wait_until(lambda: not any(map(alive, processes)))
     assert left.exists()
-    Spool(folder / "spool").close()
+    UploadFolder(folder / "spool").close()
     assert not left.exists()
 
 

@@ -1,4 +1,4 @@
-"""How does a checkpoint come to listen on a port, and how does it stop? `cover serve`."""
+"""The server process, `cover serve`: it loads a checkpoint, listens on a port, and stops when what it took in is answered."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from cover.console import say
 from cover.errors import UserError, install
-from cover.inference.serve.limits import Batching, Limits
-from cover.inference.serve.processes import begin_importing
+from cover.processes import begin_preloading
+from cover.serve.middleware import App, Batching, Limits
 
 if TYPE_CHECKING:
-    from cover.inference.serve.service import Service
+    from cover.serve.service import Service
 
 INSTALL = install("serve")
 KEEP_ALIVE_S = 5
@@ -27,7 +27,7 @@ SHORTEST_KEY = 16
 
 
 @dataclass(frozen=True)
-class Place:
+class ServerOptions:
     """Where a server listens, what it shows, and where uploads lie meanwhile (None: the system's folder for such files)."""
 
     host: str = "127.0.0.1"
@@ -37,32 +37,32 @@ class Place:
     spool: Path | None = None
 
 
-def serve(checkpoint: Path, place: Place, limits: Limits, batching: Batching, workers: int, device: str) -> None:
+def serve(checkpoint: Path, options: ServerOptions, limits: Limits, batching: Batching, workers: int, device: str) -> None:
     """Serve until SIGTERM or SIGINT; then what was taken in is answered, and nothing is left behind. Prints the address when it is ready.
 
     Raises `UserError` for a checkpoint that cannot be served, an address that cannot be had, and a missing extra.
     """
     check_extra()
-    key = read_key(place.key_file)
-    begin_importing()
+    key = read_key(options.key_file)
+    begin_preloading("cover.serve.decoding")  # while this process imports torch as well
     from cover.inference.predictor import Predictor
-    from cover.inference.serve.service import Service
-    from cover.inference.serve.uploads import Spool
     from cover.model.device import pick_device
+    from cover.serve.service import Service
+    from cover.serve.uploads import UploadFolder
 
     predictor = Predictor.load(checkpoint, pick_device(device))
     with _ending_in_order():
         try:
-            spool = Spool(place.spool)
+            uploads = UploadFolder(options.spool)
         except OSError as error:
-            raise UserError(f"--spool {place.spool}: no folder can be made here: {error.strerror}") from None
+            raise UserError(f"--spool {options.spool}: no folder can be made here: {error.strerror}") from None
         try:
-            service = Service(predictor, limits, batching, workers, spool)
+            service = Service(predictor, limits, batching, workers, uploads)
         except BaseException:
-            spool.close()
+            uploads.close()
             raise
         with closing(service):
-            asyncio.run(_listen(service, place, key))
+            asyncio.run(_listen(service, options, key))
 
 
 @contextmanager
@@ -99,25 +99,32 @@ def read_key(file: Path | None) -> str | None:
     return key
 
 
-async def _listen(service: Service, place: Place, key: str | None) -> None:
+def uvicorn_config(app: App, limits: Limits, host: str, port: int) -> Any:
+    """What uvicorn bounds, before a request gets to the application: connections, the head of a request, idle connections, the stop.
+
+    It has no time limit for the head of a request: a proxy in front of the server has (docs/serving.md).
+    """
     import uvicorn
 
-    from cover.inference.serve.app import make_app
-    from cover.inference.serve.connection import patient
-
-    config = uvicorn.Config(
-        make_app(service, place.page, key), place.host, place.port, http=patient(service.limits), ws="none", loop="asyncio", lifespan="off",
-        log_level="critical", access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(service.limits.deadline_s), backlog=service.limits.connections,
+    return uvicorn.Config(
+        app, host, port, http="h11", ws="none", loop="asyncio", lifespan="off", log_level="critical", access_log=False,
+        server_header=False, proxy_headers=False, limit_concurrency=limits.connections, h11_max_incomplete_event_size=limits.head,
+        timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=int(limits.deadline_s), backlog=limits.connections,
     )  # fmt: skip
+
+
+async def _listen(service: Service, options: ServerOptions, key: str | None) -> None:
+    from cover.serve.app import make_app
+
+    config = uvicorn_config(make_app(service, options.page, key), service.limits, options.host, options.port)
     try:
         sockets = [config.bind_socket()]
     except SystemExit:
-        raise UserError(f"--host {place.host} --port {place.port}: cannot be listened on") from None
-    await _server(service, config, place).serve(sockets)
+        raise UserError(f"--host {options.host} --port {options.port}: cannot be listened on") from None
+    await _server(service, config, options).serve(sockets)
 
 
-def _server(service: Service, config: Any, place: Place) -> Any:
+def _server(service: Service, config: Any, options: ServerOptions) -> Any:
     import uvicorn
 
     class DrainingServer(uvicorn.Server):
@@ -128,7 +135,7 @@ def _server(service: Service, config: Any, place: Place) -> Any:
         async def startup(self, sockets: Any = None) -> None:
             """Listen, and say so."""
             await super().startup(sockets)
-            _announce(sockets[0].getsockname(), place)
+            _announce(sockets[0].getsockname(), options)
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             """On SIGINT and SIGTERM."""
@@ -146,10 +153,10 @@ def _server(service: Service, config: Any, place: Place) -> Any:
     return DrainingServer(config)
 
 
-def _announce(address: tuple[Any, ...], place: Place) -> None:
+def _announce(address: tuple[Any, ...], options: ServerOptions) -> None:
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     url = f"http://{host}:{address[1]}"
     print(url, flush=True)
-    key = f' -H "Authorization: Bearer $(cat {json.dumps(str(place.key_file))})"' if place.key_file else ""
-    say(f"the page is at {url}/" if place.page else "a page to drop files on comes with --page")
+    key = f' -H "Authorization: Bearer $(cat {json.dumps(str(options.key_file))})"' if options.key_file else ""
+    say(f"the page is at {url}/" if options.page else "a page to drop files on comes with --page")
     say(f"next: curl{key} -F file=@clip.mp4 '{url}/v1/predict?top=3'")

@@ -1,4 +1,4 @@
-"""Where does an upload lie until it is decoded? In a private folder, as a file of a name of our own, removed whatever happens."""
+"""Uploads: received into a private folder, under names of the server's own, and removed whatever happens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from cover.inference.serve.limits import Refused
+from cover.serve.middleware import Refused
 
 PREFIX = "cover-serve-"
 LOCK = "lock"
@@ -22,7 +22,7 @@ FIELD = "file"
 RAW_TYPES = ("video/", "image/", "application/octet-stream")
 
 
-class Spool:
+class UploadFolder:
     """The folder of one server. Those of servers that were killed are removed when another starts."""
 
     def __init__(self, parent: Path | None = None) -> None:

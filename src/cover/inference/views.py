@@ -1,4 +1,4 @@
-"""Which clips of a file does the model see? What a reading process does: open, measure, decode, crop."""
+"""The clips of a file that a model is given: opened, measured, decoded and cropped in reading processes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cover.datasets.files import media_of
+from cover.datasets.probing import CRASHED
 from cover.errors import UserError
 from cover.evaluation.protocol import ViewPlan, read_windows
-from cover.inference.readers import Readers
-from cover.media.decode import Decoder, MediaError, probe
+from cover.machine import reuse_memory
+from cover.media.decode import Decoder, FileProblem, MediaError, probe
+from cover.processes import ProcessPool
 
 if TYPE_CHECKING:
     from cover.datasets.manifest import Media
@@ -24,7 +26,6 @@ SHORTEST = 0.01  # seconds
 
 Span = tuple[float, float]  # start and length in seconds
 Clips = list[np.ndarray]  # for each plan uint8 (views, T, 3, size, size)
-CRASHED = "the decoder crashed on it"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Gaze:
-    """How every file is looked at: one set of views per plan, of the whole file or of its windows."""
+class ViewRequest:
+    """How every file is read: one set of views per plan, of the whole file or of its windows."""
 
     plans: tuple[ViewPlan, ...]
     decoder: Decoder = "pyav"
@@ -66,11 +67,11 @@ class Gaze:
 
 
 @dataclass
-class Look:
+class FileViews:
     """What was read of a file, or of some more of its windows.
 
     `spans` and `clips`: one entry for the whole of an image or video, or for each window. `rest`: windows that are still to be read.
-    `partial`: what damaged the file; `error`: why nothing could be read.
+    `problem`: what is wrong with the file, None if nothing is. `media` is None of a file that could not be read.
     """
 
     file: str
@@ -78,8 +79,12 @@ class Look:
     spans: list[Span]
     clips: list[Clips]
     rest: list[Span]
-    partial: str | None = None
-    error: str | None = None
+    problem: FileProblem | None = None
+
+    @property
+    def partial(self) -> str | None:
+        """Why the file could not be read to its end."""
+        return self.problem.reason if self.problem and self.problem.kind == "partial" else None
 
 
 def kind_of(path: str) -> Media:
@@ -94,51 +99,68 @@ def kind_of(path: str) -> Media:
     return media
 
 
-def look(path: str, gaze: Gaze) -> Look:
-    """The whole file, or its first windows. Raises `MediaError`."""
+def read_file(path: str, request: ViewRequest) -> FileViews:
+    """The views of a whole file, or of its first windows. Raises `MediaError`."""
     media = kind_of(path)
     if media == "image":
-        clips, _ = read_windows(path, media, gaze.plans, [(0.0, 0.0)])
-        return Look(path, media, [(0.0, 0.0)], clips, [])
+        clips, _ = read_windows(path, media, request.plans, [(0.0, 0.0)])
+        return FileViews(path, media, [(0.0, 0.0)], clips, [])
     found = probe(path, media)
     seconds = found.frames / found.fps if found.fps else 0.0  # a manifest's own measure, also where the rate changes
-    spans = gaze.windows.spans(seconds) if gaze.windows else [(0.0, seconds)]
-    return _look_at(path, spans, gaze)
+    spans = request.windows.spans(seconds) if request.windows else [(0.0, seconds)]
+    return _read_spans(path, spans, request)
 
 
-def _look_at(path: str, spans: list[Span], gaze: Gaze) -> Look:
-    now, rest = spans[: gaze.chunk], spans[gaze.chunk :]
-    clips, damage = read_windows(path, "video", gaze.plans, now, gaze.decoder)
-    return Look(path, "video", now, clips, rest, damage)
+def _read_spans(path: str, spans: list[Span], request: ViewRequest) -> FileViews:
+    now, rest = spans[: request.chunk], spans[request.chunk :]
+    clips, partial = read_windows(path, "video", request.plans, now, request.decoder)
+    return FileViews(path, "video", now, clips, rest, FileProblem(path, "partial", partial) if partial else None)
 
 
-def looks(files: Iterable[str], gaze: Gaze, readers: Readers) -> Iterator[Look]:
-    """The looks at all files in their order, as many for each as its windows need. A file that cannot be read has one with its error."""
-    for first in readers.map(partial(_try_look, gaze=gaze), files, _crashed):
+def reading_pool(workers: int) -> ProcessPool:
+    """Processes for `read_files`."""
+    return ProcessPool(workers, _begin_reading)
+
+
+def _begin_reading() -> None:
+    import torch
+
+    torch.set_num_threads(1)  # the processes share the cores
+    reuse_memory()
+
+
+def read_files(files: Iterable[str], request: ViewRequest, pool: ProcessPool) -> Iterator[FileViews]:
+    """The views of all files in their order, one `FileViews` for each chunk of windows. A file that cannot be read, or that ends its
+    process, has one with its problem."""
+    for first in pool.map(partial(_try_file, request=request), files, _crashed):
         yield first
-        chunks = [(first.file, first.rest[at : at + gaze.chunk]) for at in range(0, len(first.rest), gaze.chunk)]
+        chunks = [(first.file, first.rest[at : at + request.chunk]) for at in range(0, len(first.rest), request.chunk)]
         left = len(first.rest)
-        for more in readers.map(partial(_try_more, gaze=gaze), chunks, lambda chunk: _crashed(chunk[0])):
-            left -= gaze.chunk
-            more.rest = first.rest[len(first.rest) - left :] if left > 0 and more.error is None else []
+        for more in pool.map(partial(_try_spans, request=request), chunks, lambda chunk: _crashed(chunk[0])):
+            left -= request.chunk
+            more.rest = first.rest[len(first.rest) - left :] if left > 0 and more.clips else []
             yield more
-            if more.error is not None:
+            if not more.clips:
                 break
 
 
-def _try_look(path: str, gaze: Gaze) -> Look:
+def _try_file(path: str, request: ViewRequest) -> FileViews:
     try:
-        return look(path, gaze)
+        return read_file(path, request)
     except MediaError as error:
-        return Look(path, None, [], [], [], error=str(error))
+        return _unreadable(path, str(error))
 
 
-def _try_more(chunk: tuple[str, list[Span]], gaze: Gaze) -> Look:
+def _try_spans(chunk: tuple[str, list[Span]], request: ViewRequest) -> FileViews:
     try:
-        return _look_at(*chunk, gaze)
+        return _read_spans(*chunk, request)
     except MediaError as error:
-        return Look(chunk[0], None, [], [], [], error=str(error))
+        return _unreadable(chunk[0], str(error))
 
 
-def _crashed(path: str) -> Look:
-    return Look(path, None, [], [], [], error=CRASHED)
+def _crashed(path: str) -> FileViews:
+    return _unreadable(path, CRASHED)
+
+
+def _unreadable(path: str, reason: str) -> FileViews:
+    return FileViews(path, None, [], [], [], FileProblem(path, "unreadable", reason))

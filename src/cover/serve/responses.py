@@ -1,4 +1,4 @@
-"""What does a client get back? The shapes of the JSON, as OpenAPI documents them."""
+"""Responses of the server: the shapes of their JSON, as OpenAPI documents them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DIGITS = 6
 
 
 @dataclass(frozen=True)
-class Guess:
+class ClassScore:
     """A class of a head and its probability, 0 to 1."""
 
     name: str
@@ -25,27 +25,27 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class Window:
+class TimelinePart:
     """What is seen between two instants of a video, in seconds: for every head its likeliest classes."""
 
     start: float
     end: float
-    heads: dict[str, list[Guess]]
+    heads: dict[str, list[ClassScore]]
 
 
 @dataclass(frozen=True)
-class Answer:
+class PredictResponse:
     """What is seen in a file. `seconds`: of a video, 0 of an image. `damage`: what is broken in a file of which enough could be read."""
 
     media: Literal["video", "image"]
     seconds: float
-    heads: dict[str, list[Guess]]
-    timeline: list[Window]
+    heads: dict[str, list[ClassScore]]
+    timeline: list[TimelinePart]
     damage: str | None
 
 
 @dataclass(frozen=True)
-class Frame:
+class ExplainedFrame:
     """A frame as a head looked at it. `time`: in seconds. `weight`: its part of the heat. `picture`: a JPEG as a data URL. `heat`: of its
     patches, row by row from the top, parts of the whole heat, which is 1 over all frames (0 where nothing speaks for the class)."""
 
@@ -56,7 +56,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Reasons:
+class ExplainResponse:
     """What a head's answer rests on: in the middle view, the places that speak for the class `name`, whose probability is that of all the
     head's views. `damage`: as in an answer."""
 
@@ -65,33 +65,35 @@ class Reasons:
     head: str
     name: str
     probability: float
-    frames: list[Frame]
+    frames: list[ExplainedFrame]
     damage: str | None
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Why there is no answer, in one line."""
+class ErrorResponse:
+    """ExplainQuery there is no answer, in one line."""
 
     error: str
 
 
 @dataclass(frozen=True)
-class State:
+class StatusResponse:
     """Whether the server lives, and whether it takes requests."""
 
     status: str
 
 
-def guesses(predictions: Sequence[Prediction], top: int) -> dict[str, list[Guess]]:
+def class_scores(predictions: Sequence[Prediction], top: int) -> dict[str, list[ClassScore]]:
     """The likeliest `top` classes of every head."""
-    return {each.head: [Guess(name, share) for name, share in each.top(top)] for each in predictions}
+    return {each.head: [ClassScore(name, share) for name, share in each.top(top)] for each in predictions}
 
 
-def frames(pixels: np.ndarray, heat: np.ndarray, times: Sequence[float]) -> list[Frame]:
+def frames(pixels: np.ndarray, heat: np.ndarray, times: Sequence[float]) -> list[ExplainedFrame]:
     """Frames, uint8 `(T, 3, size, size)`, each with its heat `(T, h, w)` and its time."""
     return [
-        Frame(time, round(float(warm.sum()), DIGITS), _data_url(frame), [[round(float(cell), DIGITS) for cell in row] for row in warm])
+        ExplainedFrame(
+            time, round(float(warm.sum()), DIGITS), _data_url(frame), [[round(float(cell), DIGITS) for cell in row] for row in warm]
+        )
         for frame, warm, time in zip(pixels, heat, times, strict=True)
     ]
 
@@ -102,7 +104,7 @@ def _data_url(frame: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def windows(found: Sequence[Mapping[str, list[Guess]]], seconds: float) -> list[Window]:
+def windows(found: Sequence[Mapping[str, list[ClassScore]]], seconds: float) -> list[TimelinePart]:
     """Equal parts of a video of `seconds`."""
     length = seconds / max(1, len(found))
-    return [Window(round(number * length, 3), round((number + 1) * length, 3), dict(heads)) for number, heads in enumerate(found)]
+    return [TimelinePart(round(number * length, 3), round((number + 1) * length, 3), dict(heads)) for number, heads in enumerate(found)]

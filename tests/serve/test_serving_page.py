@@ -22,7 +22,10 @@ from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import save_release
 from PIL import Image
 
-from cover.inference.serve.limits import Limits
+from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.weights import save_release
+from cover.serve.middleware import Limits
+from cover.serve.server import KEEP_ALIVE_S
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
 PAGE = Path(__file__).parents[2] / "docs/serving.md"
@@ -77,7 +80,9 @@ def test_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_limits_without_an_option() -> None:
     text, limits = PAGE.read_text(encoding="utf-8"), Limits()
     assert f"| explanations under way, of those | {limits.explanations} | 429 |" in text
-    assert f"| {limits.header_s:g} s; {limits.connections} | closed |" in text
+    assert f"| connections at once | {limits.connections} | 503 |" in text
+    assert f"| first line and headers of a request | {limits.head >> 10} KiB | 400 |" in text
+    assert f"| a connection between two requests | {KEEP_ALIVE_S} s | closed |" in text
 
 
 def typed(command: str) -> dict[str, object]:

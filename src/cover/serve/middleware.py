@@ -1,4 +1,4 @@
-"""What gets to the routes? Nothing without the key, above the size or beyond the time; and no error leaves but as one line of JSON."""
+"""Limits of a request and the ASGI middleware that keeps them: the key, the size and time of a body, one shape for all errors."""
 
 from __future__ import annotations
 
@@ -7,16 +7,73 @@ import hmac
 import json
 import time
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from cover.console import say
-from cover.inference.serve.limits import MEGABYTE, Limits, Refused
-from cover.inference.serve.metrics import Metrics
+
+MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a request. Sizes in bytes, times in seconds.
+
+    `body`: of any request, whatever its route. `upload_s`: for a body to arrive. `seconds` and `pixels`: of a video, of a picture.
+    `decode_s` and `memory`: for decoding one file, beyond which its process is killed or refused more. `deadline_s`: from the last byte of
+    an upload to its answer. `queue`: predictions under way at once. `explanations`: made at once, since each has the model to itself for as
+    long as several predictions. `connections`: at once; `head`: of a request's first line and headers. These two are uvicorn's to keep.
+    """
+
+    body: int = 64 * MEGABYTE
+    upload_s: float = 30.0
+    seconds: float = 600.0
+    pixels: int = 64_000_000
+    decode_s: float = 10.0
+    memory: int = 2048 * MEGABYTE
+    deadline_s: float = 30.0
+    queue: int = 64
+    explanations: int = 2
+    connections: int = 512
+    head: int = 16 * 1024
+
+
+@dataclass(frozen=True)
+class Batching:
+    """`frames`: most of them in a forward pass. `wait_s`: how long the first of a Pack waits for others to fill it."""
+
+    frames: int = 64
+    wait_s: float = 0.005
+
+
+class Refused(Exception):
+    """A request that gets no prediction: an HTTP status and one line that says why."""
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.status, self.text, self.headers = status, text, dict(headers or {})
+
+    def __reduce__(self) -> tuple[type[Refused], tuple[int, str, dict[str, str]]]:
+        return Refused, (self.status, self.text, self.headers)  # it comes out of the decoding processes
+
+
+def busy(text: str) -> Refused:
+    """Too much at once: the client may come back."""
+    return Refused(429, text, {"retry-after": "1"})
+
+
+def late() -> Refused:
+    """The server has more to do than it can in time."""
+    return Refused(503, "the server is too busy to answer in time; try again later", {"retry-after": "5"})
+
+
+# --- the middleware
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Answered = Callable[[str, int, float], None]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 BUG = "the server failed; its log says why"
@@ -24,15 +81,18 @@ OPEN = frozenset(["/", "/healthz", "/readyz", "/openapi.json"])  # routes that a
 LINGER_BYTES, LINGER_S = MEGABYTE, 1.0  # of a body that is not wanted: a client that is still sending would miss its answer
 
 
-class Gate:
-    """ASGI in front of an application: every route of it has the same limits, and its bugs are a line in the log and status 500."""
+class LimitsMiddleware:
+    """ASGI middleware: every route has the same limits, and a bug in one is a line in the log and status 500.
 
-    def __init__(self, app: App, limits: Limits, metrics: Metrics, routes: frozenset[str], key: str | None = None) -> None:
-        self._app, self._limits, self._metrics, self._routes = app, limits, metrics, routes
+    `answered(route, status, seconds)` is called after each request; `routes` are those that are counted by name.
+    """
+
+    def __init__(self, app: App, limits: Limits, answered: Answered, routes: frozenset[str], key: str | None = None) -> None:
+        self._app, self._limits, self._answered, self._routes = app, limits, answered, routes
         self._key = key.encode() if key else None
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """One request, or the application's own start and end."""
+        """One request, or the start and end of the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -46,7 +106,7 @@ class Gate:
             say(f"serve: bug in {scope['method']} {scope['path']!r}: {_where(error)}")
             await exchange.refuse(Refused(500, BUG))
         route = scope["path"] if scope["path"] in self._routes else "other"
-        self._metrics.answered(route, exchange.status or 499, time.monotonic() - began)  # 499: the client had gone
+        self._answered(route, exchange.status or 499, time.monotonic() - began)  # 499: the client had gone
 
     def _check(self, scope: MutableMapping[str, Any], exchange: _Exchange) -> None:
         if self._key and scope["path"] not in OPEN and not hmac.compare_digest(_key_of(exchange.headers), self._key):

@@ -1,0 +1,135 @@
+"""Images, read with Pillow, upright, as RGB; and folders of numbered images, which are videos of 12 frames a second.
+
+The rate of folders is that of Something-Something's frames.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cover.media.source import (
+    MAX_PIXELS,
+    TOLERANCE,
+    AnyPath,
+    Decoded,
+    MediaError,
+    Probe,
+    Source,
+    check_size,
+    check_source,
+    is_plain,
+    read_source,
+)  # fmt: skip
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # a reason per file reaches the user, never lines on the terminal
+# What Pillow's readers are known to raise on damaged files.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+
+def decode_image(path: Source, *, size_hint: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """An image as uint8 (H, W, 3) RGB, upright by its EXIF orientation. Raises MediaError.
+
+    With `size_hint`, a JPEG is decoded at 1/2, 1/4 or 1/8 size where its short side stays at least that many pixels.
+    """
+    with open_image(path, max_pixels) as image:
+        if size_hint:
+            image.draft("RGB", (size_hint, size_hint))
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255
+            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        return np.array(image.convert("RGB"))
+
+
+def probe_image(path: Source, max_pixels: int) -> Probe:
+    """Measure an image, decoding it at reduced size where its format can. Raises MediaError."""
+    with open_image(path, max_pixels) as image:
+        width, height = image.size
+        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 lie on their side
+        codec = (image.format or "").lower()
+        image.draft("RGB", (1, 1))
+        image.load()
+    return Probe(1, 0.0, *((height, width) if turned else (width, height)), codec, 0.0, 0.0)
+
+
+@contextmanager
+def open_image(path: Source, max_pixels: int) -> Iterator[Image.Image]:
+    """An image whose pixels need not be decoded yet. Raises MediaError, also for what goes wrong while it is used."""
+    check_source(path)
+    try:
+        with Image.open(os.fspath(path) if is_plain(path) else io.BytesIO(read_source(path))) as image:
+            check_size(*image.size, max_pixels)
+            yield image
+    except Image.UnidentifiedImageError as error:
+        raise MediaError("not an image that Pillow knows") from error
+    except PermissionError as error:
+        raise MediaError(f"cannot be read: {error.strerror}", error.errno) from error
+    except _DAMAGED as error:
+        raise MediaError(f"damaged image: {error}", getattr(error, "errno", None)) from error
+
+
+# --- folders of numbered images
+
+FOLDER_RATE = 12.0  # frames per second of a folder of images, which does not say
+_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def probe_folder(path: AnyPath, max_pixels: int) -> Probe:
+    """As of a video: the first frame is decoded, the rest counted. Raises MediaError."""
+    times, files = numbered_images(path)
+    first = probe_image(files[0], max_pixels)
+    fps = (len(times) - 1) / times[-1] if len(times) > 1 else FOLDER_RATE
+    return Probe(len(files), fps, first.width, first.height, first.codec, times[-1] + 1 / FOLDER_RATE, 0.0)
+
+
+def decode_folder(path: AnyPath, wanted: Sequence[float], size_hint: int | None, max_pixels: int) -> Decoded:
+    """The images shown at `wanted` seconds. Raises MediaError where one of them is damaged or of another size than the rest."""
+    times, files = numbered_images(path)
+    shown = [max(0, bisect_right(times, time + TOLERANCE) - 1) for time in wanted]
+    numbers, places = np.unique(shown, return_inverse=True)
+    pictures = [frame_file(files[number], size_hint, max_pixels) for number in numbers]
+    sizes = {picture.shape[1::-1] for picture in pictures}
+    if len(sizes) > 1:
+        raise MediaError(f"frames of different sizes: {' and '.join(f'{width}x{height}' for width, height in sorted(sizes))}")
+    return Decoded(np.stack(pictures), places, None)
+
+
+def frame_file(file: str, size_hint: int | None, max_pixels: int) -> np.ndarray:
+    """One image, uint8 (H, W, 3), scaled down to a short side of `size_hint`. Raises MediaError that names the file."""
+    try:
+        picture = decode_image(file, size_hint=size_hint, max_pixels=max_pixels)
+    except MediaError as error:
+        raise MediaError(f"{os.path.basename(file)}: {error}", error.errno) from error
+    short = min(picture.shape[:2])
+    if size_hint and size_hint < short:
+        height, width = (round(side * size_hint / short) for side in picture.shape[:2])
+        picture = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+    return picture
+
+
+def numbered_images(folder: AnyPath) -> tuple[list[float], list[str]]:
+    """When each image of a folder is shown, in seconds after the first, and the files, by the last number in their names: a number
+    that is left out leaves its time to the frame before."""
+    try:
+        names = [name for name in os.listdir(os.fspath(folder)) if name.lower().endswith(_ENDINGS) and name[0] != "."]
+    except OSError as error:
+        raise MediaError(error.strerror or "cannot be listed", error.errno) from error
+    files: dict[int, str] = {}
+    for name in names:
+        if digits := re.findall("[0-9]+", name.rpartition(".")[0]):
+            other = files.setdefault(int(digits[-1]), name)
+            if other != name:
+                raise MediaError(f"two images of the same number: {min(name, other)} and {max(name, other)}")
+    if not files:
+        raise MediaError("a folder without numbered images (00001.jpg, img_00001.png, ...)")
+    numbers = sorted(files)
+    return [(number - numbers[0]) / FOLDER_RATE for number in numbers], [os.path.join(folder, files[number]) for number in numbers]
