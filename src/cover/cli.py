@@ -392,8 +392,8 @@ def _milliseconds(text: str) -> float:
 def _plan(args: argparse.Namespace, rest: list[str]) -> int:
     from cover import config
     from cover.console import write_json
+    from cover.mixture.published import planned_mixture, read_numbers
     from cover.training.devices import find_device
-    from cover.training.holdings import find_holdings, read_numbers
     from cover.training.plan import make_cluster, plan
     from cover.training.plan_table import print_plan
     from cover.training.reading_cost import read_ms, reading_costs
@@ -402,9 +402,9 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
     recipe = config.load(Recipe, args.recipe, rest)
     cluster = make_cluster(find_device(args.device), args.gpus, args.cores, args.mfu, args.network, args.per_machine)
     told = {"--sizes": args.sizes, "--classes": args.classes, "--file-kb": args.file_kb}
-    holdings, members = find_holdings(recipe, *(read_numbers(option, text) for option, text in told.items()))
-    costs = reading_costs(recipe, holdings, members, read_ms(args.decode_ms, args.image_ms, holdings))
-    facts = plan(recipe, cluster, holdings, costs)
+    mixture = planned_mixture(recipe.data, *(read_numbers(option, text) for option, text in told.items()))
+    costs = reading_costs(recipe, mixture, read_ms(args.decode_ms, args.image_ms, mixture))
+    facts = plan(recipe, cluster, mixture, costs)
     if args.json:
         write_json(facts, args.json)
     if args.json != "-":

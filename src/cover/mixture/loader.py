@@ -1,4 +1,4 @@
-"""How draws become Packs: worker processes that read, crop and collate one step each, in order."""
+"""The reader of samples and the loader of Packs: worker processes that read, crop and collate one step each, in order."""
 
 from __future__ import annotations
 
@@ -10,47 +10,19 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cover.datasets.catalog import DatasetSpec
-from cover.datasets.manifest import Manifest, Row
+from cover.datasets.manifest import Row
 from cover.machine import end_with_parent, reuse_memory
 from cover.media.augment import crop_resize, random_box, random_colour
 from cover.media.clips import train_times
 from cover.media.decode import Decoder, MediaError, decode_at, decode_image
 from cover.media.randaugment import RandAugment, random_erasing
+from cover.mixture.dataset import LabelMap, MixtureDataset
 from cover.mixture.pack import Pack, Sample, collate
 from cover.mixture.schedule import Draw, Schedule
+from cover.model.timesformer import Head
 
 START_METHOD = "forkserver"  # a fork of a process that already runs torch threads can hang
 HINT_SLACK = 2  # frames are decoded no larger than this many times what the crop needs
-
-
-@dataclass(frozen=True)
-class Member:
-    """A data set of the mixture: how it is read and which heads it trains.
-
-    `targets`: int64 `(classes, heads)`, the class in each head for a label of this set, -1 for none. `mirror`: int `(classes,)`, the
-    label after a horizontal flip, -1 where a sample must not be flipped; None where flips change nothing. `hot`: int64 `(classes,)`,
-    the column of `Pack.hot` for a label of a multi-label set, whose rows of `targets` are all the same; None for other sets.
-    `hot_width`: the columns of `Pack.hot`, for any set of the mixture.
-    """
-
-    spec: DatasetSpec
-    manifest: Manifest
-    frames: int
-    targets: np.ndarray
-    mirror: np.ndarray | None = None
-    hot: np.ndarray | None = None
-    hot_width: int = 0
-
-    def answers(self, labels: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What a sample with these labels is to be told: its row of `Pack.targets` and of `Pack.hot`."""
-        targets = torch.from_numpy(self.targets[labels[0] if self.hot is None else 0])
-        if not self.hot_width:
-            return targets, None
-        row = torch.zeros(self.hot_width, dtype=torch.uint8)
-        if self.hot is not None:
-            row[self.hot[list(labels)]] = 1
-        return targets, row
 
 
 @dataclass(frozen=True)
@@ -69,7 +41,7 @@ class Augmentation:
 class _Clip:
     """Uncropped frames, uint8 `(T, H, W, 3)`, None where the file could not be read; `rng` has chosen their times."""
 
-    member: Member
+    dataset: MixtureDataset
     row: Row
     rng: np.random.Generator
     pixels: np.ndarray | None
@@ -79,21 +51,24 @@ class _Clip:
 class SampleReader:
     """Turns a draw into a sample. Everything random comes from the draw's seed.
 
-    `own`: the augmentation of those data sets that have another than `augmentation`, of the same size.
+    `heads`: the columns of `Pack.targets`. `own`: the augmentation of those data sets that have another than `augmentation`, of
+    the same size.
     """
 
     def __init__(
         self,
-        members: Sequence[Member],
+        datasets: Sequence[MixtureDataset],
+        heads: Sequence[Head],
         augmentation: Augmentation,
         decoder: Decoder = "pyav",
         own: Mapping[str, Augmentation] | None = None,
     ) -> None:
-        self.members = list(members)
+        self.datasets = list(datasets)
         self.augmentation = augmentation
         self.own = own or {}
         self.decoder = decoder
-        self._places = {member.spec.name: place for place, member in enumerate(members)}
+        self._labels = [LabelMap.of(each.name, each.classes, heads, each.spec.flip == "swap") for each in datasets]
+        self._places = {each.name: place for place, each in enumerate(datasets)}
 
     def read(self, draw: Draw) -> Sample:
         """The sample of a draw: of weight 0, with a note, where its file cannot be read."""
@@ -112,32 +87,33 @@ class SampleReader:
         return samples
 
     def _decode(self, draw: Draw) -> _Clip:
-        member = self.members[self._places[draw.dataset]]
-        row = member.manifest.row(draw.row)
+        dataset = self.datasets[self._places[draw.dataset]]
+        row = dataset.manifest.row(draw.row)
         rng = np.random.default_rng(draw.seed if draw.clip_seed is None else draw.clip_seed)
         try:
-            pixels, partial = read_pixels(member, row, rng, self.augmentation.size, self.decoder)
+            pixels, partial = read_pixels(dataset, row, rng, self.augmentation.size, self.decoder)
         except MediaError as error:
-            return _Clip(member, row, rng, None, f"{member.spec.name}: {row.path}: unreadable: {error}")
-        return _Clip(member, row, rng, pixels, f"{member.spec.name}: {row.path}: partial: {partial}" if partial else None)
+            return _Clip(dataset, row, rng, None, f"{dataset.name}: {row.path}: unreadable: {error}")
+        return _Clip(dataset, row, rng, pixels, f"{dataset.name}: {row.path}: partial: {partial}" if partial else None)
 
     def _crop(self, draw: Draw, clip: _Clip) -> Sample:
-        member, size = clip.member, self.augmentation.size
+        dataset, size = clip.dataset, self.augmentation.size
+        place = self._places[draw.dataset]
         mine = self.own.get(draw.dataset, self.augmentation)
         rng = clip.rng if draw.clip_seed is None else np.random.default_rng(draw.seed)
         if clip.pixels is None:
-            frames = np.zeros((member.frames, 3, size, size), np.uint8)
+            frames = np.zeros((dataset.frames, 3, size, size), np.uint8)
         else:
             height, width = clip.pixels.shape[1:3]
-            frames = crop_resize(clip.pixels, random_box(rng, width, height, member.spec.crop_scale), size)
-        flip, labels = self._flip(member, labels_of(clip.row), rng)
-        targets, hot = member.answers(labels)
+            frames = crop_resize(clip.pixels, random_box(rng, width, height, dataset.spec.crop_scale), size)
+        flip, labels = self._flip(dataset, self._labels[place], labels_of(clip.row), rng)
+        targets, multi_hot = self._labels[place].rows_of(labels)
         colour = random_colour(rng, mine.colour)
         return Sample(
             frames=torch.from_numpy(frames[..., ::-1].copy() if flip else frames),
-            dataset=self._places[draw.dataset],
+            dataset=place,
             targets=targets,
-            hot=hot,
+            multi_hot=multi_hot,
             weight=0.0 if clip.pixels is None else 1.0,
             colour=torch.from_numpy(colour),
             seed=draw.seed,
@@ -146,14 +122,14 @@ class SampleReader:
             erase=None if mine.erase is None else torch.from_numpy(random_erasing(rng, mine.erase, size)),
         )
 
-    def _flip(self, member: Member, labels: Sequence[int], rng: np.random.Generator) -> tuple[bool, Sequence[int]]:
+    def _flip(
+        self, dataset: MixtureDataset, labels: LabelMap, own: Sequence[int], rng: np.random.Generator
+    ) -> tuple[bool, Sequence[int]]:
         wanted = bool(rng.random() < 0.5)
-        if not (wanted and self.augmentation.flip) or member.spec.flip == "never":
-            return False, labels
-        if member.mirror is None:
-            return True, labels
-        mirrored = [int(member.mirror[label]) for label in labels]
-        return (False, labels) if any(label < 0 for label in mirrored) else (True, mirrored)
+        mirrored = labels.mirrored(own)
+        if not (wanted and self.augmentation.flip) or dataset.spec.flip == "never" or mirrored is None:
+            return False, own
+        return True, mirrored
 
 
 def labels_of(row: Row) -> Sequence[int]:
@@ -164,13 +140,15 @@ def labels_of(row: Row) -> Sequence[int]:
     return [row.label]
 
 
-def read_pixels(member: Member, row: Row, rng: np.random.Generator, size: int, decoder: Decoder = "pyav") -> tuple[np.ndarray, str | None]:
+def read_pixels(
+    dataset: MixtureDataset, row: Row, rng: np.random.Generator, size: int, decoder: Decoder = "pyav"
+) -> tuple[np.ndarray, str | None]:
     """The uncropped frames of one training sample, uint8 `(T, H, W, 3)`, and what was damaged. Raises `MediaError`."""
-    smallest_crop = member.spec.crop_scale[0] ** 0.5
+    smallest_crop = dataset.spec.crop_scale[0] ** 0.5
     hint = int(HINT_SLACK * size / smallest_crop)
-    if member.manifest.media == "image":
+    if dataset.media == "image":
         return decode_image(row.source, size_hint=hint)[None], None
-    times = (row.start or 0.0) + train_times(member.spec.sampling, member.frames, row.seconds, rng)
+    times = (row.start or 0.0) + train_times(dataset.spec.sampling, dataset.frames, row.seconds, rng)
     decoded = decode_at(row.source, times.tolist(), size_hint=hint, decoder=decoder)
     return decoded.frames, decoded.partial
 
@@ -195,8 +173,8 @@ def packs(schedule: Schedule, reader: SampleReader, first: int, last: int, worke
     """The Packs of steps `first` to `last` - 1, in order, read ahead by `workers` processes (0: in this one).
 
     Raises UserError where a manifest was written anew since it was opened."""
-    for member in reader.members:
-        member.manifest.check_unchanged()
+    for dataset in reader.datasets:
+        dataset.manifest.check_unchanged()
     loader = DataLoader(
         _Steps(schedule, reader, rank, ranks),
         sampler=range(first, last),

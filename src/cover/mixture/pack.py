@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Sample:
     """One clip or image, ready to be packed.
 
-    `frames`: uint8 `(T, 3, H, W)`. `targets` and `hot`: its row of the Pack's. `weight`: 1, or 0
+    `frames`: uint8 `(T, 3, H, W)`. `targets` and `multi_hot`: its row of the Pack's. `weight`: 1, or 0
     where the file could not be read (its frames are then black and count for nothing). `colour`: float32 `(3, 4)`, an affine map of
     RGB in 0..1. `change`: what RandAugment makes of it, None for nothing. `erase`: int64 `(4,)`, a box to erase, None where nothing is
     ever erased. `note`: what was wrong with the file, None if nothing.
@@ -30,7 +30,7 @@ class Sample:
     colour: Tensor
     seed: int
     note: str | None = None
-    hot: Tensor | None = None
+    multi_hot: Tensor | None = None
     change: Change | None = None
     erase: Tensor | None = None
 
@@ -42,7 +42,7 @@ class Pack:
     `frames`: uint8 `(F, 3, H, W)`. `groups`: `(samples, frames each)`, in the order of the frames. `dataset`: int64 `(S,)`, the
     place in the mixture's list of data sets. `targets`: int64 `(S, heads)`, the class in a softmax head, 0 in a sigmoid head, -1
     where a sample does not train a head. `weight`: float32 `(S,)`. `colour`: float32 `(S, 3, 4)`. `seed`: int64 `(S,)`, the low 63
-    bits of each draw's seed. `notes`: one line per file that was damaged or could not be read. `hot`: uint8 `(S, K)`, the classes of
+    bits of each draw's seed. `notes`: one line per file that was damaged or could not be read. `multi_hot`: uint8 `(S, K)`, the classes of
     all sigmoid heads side by side in the heads' order, 1 where a sample has the class; None where no head is one.
 
     `changes`: per sample what RandAugment makes of it, empty where it is made or there is none; on the host. `erase`: int64 `(S, 4)`,
@@ -59,7 +59,7 @@ class Pack:
     colour: Tensor
     seed: Tensor
     notes: tuple[str, ...] = ()
-    hot: Tensor | None = None
+    multi_hot: Tensor | None = None
     changes: tuple[Change | None, ...] = ()
     erase: Tensor | None = None
     partner: Tensor | None = None
@@ -83,7 +83,7 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
     """Samples, group by group, as a Pack. All samples of a group have the same number of frames; a group may be empty."""
     groups = [group for group in groups if group]
     samples = [sample for group in groups for sample in group]
-    hot = [sample.hot for sample in samples if sample.hot is not None]
+    multi_hot = [sample.multi_hot for sample in samples if sample.multi_hot is not None]
     erase = [sample.erase for sample in samples if sample.erase is not None]
     return Pack(
         frames=torch.cat([sample.frames for sample in samples]),
@@ -94,7 +94,7 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
         colour=torch.stack([sample.colour for sample in samples]),
         seed=torch.tensor([sample.seed & (2**63 - 1) for sample in samples]),
         notes=tuple(sample.note for sample in samples if sample.note),
-        hot=torch.stack(hot) if hot else None,
+        multi_hot=torch.stack(multi_hot) if multi_hot else None,
         changes=tuple(sample.change for sample in samples) if any(sample.change for sample in samples) else (),
         erase=torch.stack(erase) if erase else None,
     )

@@ -27,13 +27,14 @@ from cover.evaluation.protocol import read_views
 from cover.evaluation.reading import Variant
 from cover.evaluation.tasks import find_tasks
 from cover.inference.predictor import Predictor
+from cover.mixture.mixture import Mixture
 from cover.model.device import pick_device
 from cover.model.weights import find_release, load_release
 from cover.sandbox.generate import generate
 from cover.sandbox.settings import Settings
 from cover.studies.report import Story, Strip, markdown_table, write_report
 from cover.training.recipe import Data, Model, Optimizer, Recipe, Start
-from cover.training.train import find_members, make_schedule, train
+from cover.training.train import make_schedule, train
 
 SETS = ["kinetics", "ssv2", "moments", "imagenet"]
 ALONE = ("ssv2", "kinetics")  # the motion-led and the appearance-led set
@@ -124,7 +125,7 @@ def recipes(out: Path, catalog: Path, scale: float, seed: int, device: str, work
 
 def cotrain_draws(recipe: Recipe) -> tuple[dict[str, int], int]:
     """How many samples of each data set a run holds, and how many clips one of its steps."""
-    schedule = make_schedule(recipe, find_members(recipe, load_catalog(recipe.data.catalog)))
+    schedule = make_schedule(recipe, Mixture.open(recipe.data))
     return schedule.drawn(recipe.steps), sum(group.samples for group in schedule.groups if group.frames > 1)
 
 

@@ -13,17 +13,19 @@ from typing import Any
 
 from cover.errors import UserError
 from cover.machine import default_workers
-from cover.mixture.schedule import Group
+from cover.mixture.mixture import Mixture
+from cover.mixture.schedule import Schedule
 from cover.model.cost import multiply_adds, on_meta, parameters, tokens
 from cover.model.lean import Groups
 from cover.model.presets import model_config
 from cover.model.timesformer import ModelConfig
+from cover.model.weights import find_release, release_heads
 from cover.training.devices import Device
-from cover.training.holdings import Holding, classes_kept, classes_of_heads, drawn_by_the_end, step_groups, steps_of
 from cover.training.memory import FLOAT32, Memory, Ways, step_memory
 from cover.training.parameters import matches
 from cover.training.reading_cost import ReadingCost
 from cover.training.recipe import Recipe
+from cover.training.train import make_schedule, with_steps
 
 LINK_SHARE = 0.7  # of a link's speed that a ring of devices reaches (assumed)
 GPU_SHARE, CPU_SHARE = 0.40, 0.50  # of the peak that training reaches: assumed; and about what was measured (docs/planning.md)
@@ -58,13 +60,17 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a recipe on a cluster: the network, its heads, and what each device takes of the samples, all micro-batches together."""
+    """One step of a recipe on a cluster: the network, its heads, and what each device takes of the samples, all micro-batches together.
+
+    `groups`: on average over the run, which the times are of. `largest`: the step with the most frames, which memory has to hold.
+    """
 
     recipe: Recipe
     cluster: Cluster
     config: ModelConfig
     heads: Mapping[str, int]
     groups: Groups
+    largest: Groups
     untrained: int
 
     @property
@@ -76,15 +82,15 @@ class Step:
         return self.recipe.precision == "bf16"
 
 
-def plan(recipe: Recipe, cluster: Cluster, holdings: Sequence[Holding], costs: Mapping[str, ReadingCost]) -> dict[str, Any]:
+def plan(recipe: Recipe, cluster: Cluster, mixture: Mixture, costs: Mapping[str, ReadingCost]) -> dict[str, Any]:
     """All figures of a run. Raises `UserError` where it could not be begun, or its batch cannot be shared out over the devices."""
-    groups, steps = step_groups(recipe, holdings, cluster.devices), steps_of(recipe, holdings)
-    step = make_step(recipe, cluster, holdings, groups)
-    sets = _sets(groups, holdings, costs, steps)
+    schedule, steps = make_schedule(recipe, mixture, cluster.devices), with_steps(recipe, mixture).steps
+    step = make_step(recipe, cluster, mixture, schedule)
+    sets = _sets(schedule, mixture, costs, steps)
     facts: dict[str, Any] = {
         **_setting(recipe, cluster),
         "datasets": sets,
-        "step": _make_up(step, groups),
+        "step": _make_up(step, schedule),
         "memory": {"available": cluster.device.memory, "ways": [_way(variant) for variant in variants(step)]},
     }
     times = _times(step, sets, steps)
@@ -112,51 +118,63 @@ def _setting(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def make_step(recipe: Recipe, cluster: Cluster, holdings: Sequence[Holding], groups: Sequence[Group]) -> Step:
+def make_step(recipe: Recipe, cluster: Cluster, mixture: Mixture, schedule: Schedule) -> Step:
     """A device's part of a step. Raises `UserError`."""
     wanted = recipe.model
     config = model_config(
         wanted.preset, size=wanted.size, frames=recipe.data.frames, attention=wanted.attention, time=wanted.time,
         image_temporal=wanted.image_temporal, dropout=wanted.dropout, layer_scale=wanted.layer_scale,
     )  # fmt: skip
-    trained = classes_of_heads(recipe, holdings)
-    kept = classes_kept(recipe, trained)
+    trained = {head.name: len(head.classes) for head in mixture.heads}
+    kept = retained_classes(recipe, trained)
     heads = {**trained, **kept}
-    mine = tuple((group.samples // cluster.devices, group.frames) for group in groups)
-    return Step(recipe, cluster, config, heads, mine, _untrained(recipe, config, heads, groups, kept))
+    groups, largest = (
+        tuple((samples // cluster.devices, frames) for samples, frames in whole) for whole in (schedule.mean_step, schedule.largest_step)
+    )
+    return Step(recipe, cluster, config, heads, groups, largest, _untrained(recipe, config, heads, groups, kept))
 
 
-def _untrained(recipe: Recipe, config: ModelConfig, heads: Mapping[str, int], groups: Sequence[Group], kept: Iterable[str]) -> int:
+def retained_classes(recipe: Recipe, trained: Mapping[str, int]) -> dict[str, int]:
+    """Head -> classes of what the starting checkpoint adds to the heads `trained` (`start.heads: keep`); none where it is not here."""
+    if recipe.start.heads == "drop":
+        return {}
+    try:
+        theirs = release_heads(find_release(recipe.start.checkpoint))
+    except UserError:
+        return {}
+    return {head.name: len(head.classes) for head in theirs if head.name not in trained}
+
+
+def _untrained(recipe: Recipe, config: ModelConfig, heads: Mapping[str, int], groups: Groups, kept: Iterable[str]) -> int:
     """Parameters that stay as they are: what a pattern freezes, heads that are `kept`, and the temporal branch where there is no clip."""
-    model, images_only = on_meta(config, heads), all(group.frames == 1 for group in groups)
+    model, images_only = on_meta(config, heads), all(frames == 1 for _, frames in groups)
     found = matches(model, recipe.optimizer.patterns)
     frozen = {name for pattern, names in found.items() for name in names if recipe.optimizer.patterns[pattern].freeze}
     frozen |= {name for name, _ in model.named_parameters() for head in kept if name.startswith(f"heads.{head}.")}
     return sum(p.numel() for name, p in model.named_parameters() if name in frozen or (images_only and model.is_temporal(name)))
 
 
-def _sets(groups: Sequence[Group], holdings: Sequence[Holding], costs: Mapping[str, ReadingCost], steps: int) -> list[dict[str, Any]]:
+def _sets(schedule: Schedule, mixture: Mixture, costs: Mapping[str, ReadingCost], steps: int) -> list[dict[str, Any]]:
     """What the run draws of each data set and what that costs to read."""
-    ends = drawn_by_the_end(groups, steps)
-    crops = {source.name: source.crops for group in groups for source in group.sources}
-    batch = sum(group.samples for group in groups)
+    ends = schedule.expected(steps)
     return [
         {
-            "name": each.name, "media": each.media, "samples": each.rows, "classes": each.classes, "origin": each.origin,
-            "share": ends[each.name] / (steps * batch), "drawn": ends[each.name], "epochs": ends[each.name] / each.rows,
+            "name": each.name, "media": each.media, "samples": len(each.rows), "classes": len(each.classes.names), "origin": each.origin,
+            "share": ends[each.name] / (steps * schedule.batch), "drawn": ends[each.name], "epochs": ends[each.name] / len(each.rows),
             "ms": costs[each.name].ms, "ms_origin": costs[each.name].origin, "file_bytes": each.file_bytes,
-            "reads": ends[each.name] / crops[each.name],
+            "reads": ends[each.name] / each.crops,
         }
-        for each in holdings
+        for each in mixture.datasets
     ]  # fmt: skip
 
 
-def _make_up(step: Step, groups: Sequence[Group]) -> dict[str, Any]:
-    """A whole step, over all devices."""
-    whole = tuple((group.samples, group.frames) for group in groups)
+def _make_up(step: Step, schedule: Schedule) -> dict[str, Any]:
+    """A whole step, over all devices; on average where steps differ."""
+    whole = schedule.mean_step
     count = parameters(step.config, step.heads)
     adds = 3 * multiply_adds(step.config, whole, step.size, sum(step.heads.values()))
     return {
+        "holds": schedule.describe(),
         "groups": [{"samples": samples, "frames": frames} for samples, frames in whole],
         "tokens": tokens(step.config, whole, step.size),
         "multiply_adds": adds,
@@ -188,7 +206,7 @@ def memory_of(step: Step) -> Memory:
         buckets=devices > 1 and not sharded,
         mask=FLOAT32 if step.cluster.device.shared else 1,
     )
-    return step_memory(step.config, step.heads, step.groups, step.size, ways)
+    return step_memory(step.config, step.heads, step.largest, step.size, ways)
 
 
 def variants(step: Step) -> Iterator[Step]:
@@ -238,6 +256,8 @@ def what_fits(step: Step) -> str:
 
 def _finer(step: Step) -> list[int]:
     """More micro-batches that share out what a device takes, mixed pairs undivided."""
+    if step.recipe.data.batches == "alternating":  # which has no micro-batches
+        return []
     pair = 2 if step.recipe.augment.mixup or step.recipe.augment.cutmix else 1
     return [
         parts

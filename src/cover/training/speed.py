@@ -32,8 +32,8 @@ class Work:
 
 
 def work_of(model: TimeSformer, schedule: Schedule, size: int) -> Work:
-    """The work of a step of `schedule` with frames of `size` pixels."""
-    groups = tuple((group.samples, group.frames) for group in schedule.groups)
+    """The mean work of a step of `schedule` with frames of `size` pixels."""
+    groups = schedule.mean_step
     classes = sum(len(head.classes) for head in model.head_list)
     flops = 2 * PASSES * multiply_adds(model.config, groups, size, classes)
     return Work(sum(samples for samples, _ in groups), tokens(model.config, groups, size), flops)

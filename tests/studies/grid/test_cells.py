@@ -11,13 +11,14 @@ import pytest
 from cover import config
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
+from cover.mixture.mixture import Mixture
 from cover.model.cost import multiply_adds
 from cover.model.presets import model_config
 from cover.studies.grid.cells import Grid, Job
 from cover.studies.grid.derive import Deriver, Part
 from cover.studies.grid.file import ARMS, Origin, Size, Study, Transfer
 from cover.training.recipe import Recipe
-from cover.training.train import find_members, make_schedule
+from cover.training.train import make_schedule
 
 MakeGrid = Callable[..., Grid]
 PHOTOS = Origin(sets=["imagenet"], steps=4)
@@ -45,7 +46,7 @@ def drawn(grid: Grid, job: Job) -> dict[str, int]:
     catalog = grid.deriver.folder / f"{job.name}.yaml"
     catalog.write_text(yaml.safe_dump({name: grid.deriver.entry(part) for name, part in job.parts.items()}))
     recipe = replace(job.recipe, data=replace(job.recipe.data, catalog=str(catalog)))
-    return make_schedule(recipe, find_members(recipe, load_catalog(catalog))).drawn(recipe.steps)
+    return make_schedule(recipe, Mixture.open(recipe.data, load_catalog(catalog))).drawn(recipe.steps)
 
 
 def test_every_arm_sees_the_target_equally_often(make_grid: MakeGrid) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from cover.datasets.catalog import Catalog
 from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
+from cover.mixture.dataset import make_heads
 from cover.model.timesformer import Head
-from cover.training.heads import make_heads
 
 SPLITS = ("val", "dev", "test")  # that are measured, in the order of preference
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cover import config
-from cover.datasets.catalog import load_catalog
+from cover.mixture.mixture import Mixture
 from cover.model.weights import read_weights
-from cover.training.inputs import with_steps
 from cover.training.recipe import Checkpoints, Data, Optimizer, Pattern, Recipe, Start
 from cover.training.starting import model_like
-from cover.training.train import find_members, make_schedule
+from cover.training.train import make_schedule, with_steps
 
 How = Literal["probe", "replay", "alone"]
 
@@ -109,9 +108,9 @@ def start_temporal(release: Path) -> Literal["fresh", "keep"]:
 
 def baseline_recipe(recipe: Recipe, name: str, out: Path, checkpoint: Path | None) -> Recipe:
     """The same network on the new set alone, from `checkpoint` or from random weights: as many steps with as many of its samples."""
-    members = find_members(recipe, load_catalog(recipe.data.catalog))
-    whole = with_steps(recipe, members)
-    drawn = make_schedule(whole, members).drawn(whole.steps)[name]
+    mixture = Mixture.open(recipe.data)
+    whole = with_steps(recipe, mixture)
+    drawn = make_schedule(whole, mixture).drawn(whole.steps)[name]
     batch = max(1, round(drawn / whole.steps))
     start = Start(str(checkpoint), start_temporal(checkpoint), "drop") if checkpoint else Start()
     optimizer = FINE if checkpoint else SCRATCH

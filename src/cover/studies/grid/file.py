@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cover.config import option
 from cover.errors import UserError, nearest
-from cover.training.recipe import Augment, Model, Optimizer, option
+from cover.training.recipe import Augment, Model, Optimizer
 
 # What a model of a target is trained on besides it. The first two without the images, the last two are controls.
 ARMS = {
