@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as fn
-from torch import Tensor, nn
-
 from cover.model.timesformer import Groups, ModelConfig, TimeSformer
+from torch import Tensor, nn
 
 HEAD = "classes"
 

@@ -22,12 +22,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import Work, in_turns, show, where
+from cover.model.presets import model_config
+from cover.model.timesformer import Head, TimeSformer
 
 from cover.machine import reuse_memory
 from cover.mixture.pack import Pack, augment_uint8
 from cover.mixture.schedule import Draw, Pairing
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
 from cover.training.step import StepSettings, train_step
 from cover.transforms.base import Transform
 from cover.transforms.colour import ColourJitter

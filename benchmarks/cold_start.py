@@ -22,10 +22,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from _measure import show, where, write
-
 from cover.model.presets import model_config
 from cover.model.timesformer import Head, TimeSformer
 from cover.model.weights import save_release
+
 from cover.sandbox.encode import encode
 
 FRAMES = 8

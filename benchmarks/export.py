@@ -26,6 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import in_turns, ratio, show, where, write
 from _trained import trained
+from cover.model.presets import model_config
+from cover.model.timesformer import Head, TimeSformer
+from cover.model.weights import find_release, save_release
 
 from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import open_manifest
@@ -33,9 +36,6 @@ from cover.inference.export import export_onnx, export_torch
 from cover.inference.predictor import Predictor
 from cover.inference.views import ViewRequest, read_file
 from cover.machine import reuse_memory
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
-from cover.model.weights import find_release, save_release
 
 CPU = torch.device("cpu")
 TORCH, PROGRAM, ONNX, INT8 = "cover, eager", ".pt2", "onnx", "onnx, int8"

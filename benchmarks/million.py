@@ -30,9 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from _measure import show, where, write
 
 from cover.datasets.catalog import Catalog, load_catalog
-from cover.datasets.manifest import ClassList, Row, open_manifest, write_manifest
-from cover.mixture.loader import Member, SampleReader, packs
-from cover.mixture.schedule import Schedule, Source, rates_by, split_batch
+from cover.datasets.manifest import ClassList, Row, write_manifest
+from cover.mixture.loader import packs
+from cover.mixture.mixture import Mixture
+from cover.mixture.rates import Data
 
 SHARES = {"kinetics": 0.097, "ssv2": 0.068, "moments": 0.319, "imagenet": 0.516}  # of the samples (COMPUTED in the article's proportions)
 FRAMES, SIZE, BATCH, FILES = 8, 16, 8, 16
@@ -78,20 +79,8 @@ def _clip(path: Path, rng: np.random.Generator) -> None:
         container.mux(stream.encode())
 
 
-def members_of(catalog: Catalog) -> list[Member]:
-    members = []
-    for place, name in enumerate(SHARES):
-        manifest = open_manifest(catalog.manifest_path(name, "train"))
-        targets = np.full((len(manifest.classes.names), len(SHARES)), -1)
-        targets[:, place] = np.arange(len(targets))
-        members.append(Member(catalog.spec(name), manifest, 1 if manifest.media == "image" else FRAMES, targets))
-    return members
-
-
-def schedule_of(members: list[Member], batch: int) -> Schedule:
-    rates = rates_by({member.spec.name: len(member.manifest.usable) for member in members})
-    sources = [Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name]) for m in members]
-    return Schedule(0, split_batch(sources, batch, 1))
+def mixture_of(catalog: Catalog) -> Mixture:
+    return Mixture.open(Data(list(SHARES), str(catalog.path), FRAMES), catalog)
 
 
 # --- the schedule
@@ -105,10 +94,10 @@ def schedule_costs(catalog_path: Path) -> dict[str, float]:
 
 def _schedule_costs(catalog_path: Path) -> dict[str, float]:
     catalog, before, began = load_catalog(catalog_path), anonymous(os.getpid()), time.perf_counter()
-    members = members_of(catalog)
-    schedule = schedule_of(members, 64)
+    mixture = mixture_of(catalog)
+    schedule = mixture.schedule(64)
     opened = time.perf_counter()
-    by_name = {member.spec.name: member.manifest for member in members}
+    by_name = {dataset.name: dataset.manifest for dataset in mixture.datasets}
     draws = [draw for step in range(16) for group in schedule.step(step) for draw in group][:1000]
     rows = [by_name[draw.dataset].row(draw.row) for draw in draws]
     drawn = time.perf_counter()
@@ -135,8 +124,8 @@ def _status(pid: int, key: str) -> int:
 
 def reader_memory(catalog: Catalog, batches: int, workers: int) -> list[dict[str, Any]]:
     """MiB of each reading process, its own and with shared pages, after a tenth of the batches and at nine more times."""
-    members = members_of(catalog)
-    schedule, reader = schedule_of(members, BATCH), SampleReader(members, SIZE)
+    mixture = mixture_of(catalog)
+    schedule, reader = mixture.schedule(BATCH), mixture.reader(SIZE)
     seen, found = set(_children()), []
     began = time.perf_counter()
     for number, _ in enumerate(packs(schedule, reader, 0, batches, workers), start=1):

@@ -28,12 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import Work, by_operation, in_turns, matmul, peak_bytes, ratio, show, where, write
 from _peers import HEAD, PlainTimeSformer, Repeating, TransformersTimeSformer
+from cover.model.presets import model_config
+from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
 
 from cover.machine import reuse_memory
 from cover.mixture.pack import Pack
-from cover.model.presets import model_config
 from cover.model.profile import forward_cost, on_meta
-from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
 from cover.training.step import StepSettings, train_step
 
 CLASSES = 400

@@ -26,16 +26,15 @@ from typing import Any
 from _measure import show, where, write
 
 import cover.training.train as loop
-from cover.datasets.catalog import load_catalog
 from cover.datasets.index import index
 from cover.machine import reuse_memory
+from cover.mixture.mixture import Mixture
 from cover.mixture.pack import collate
 from cover.model.device import pick_device
 from cover.sandbox.generate import generate
 from cover.sandbox.settings import Settings
 from cover.training.ema import Ema
 from cover.training.finite import FiniteCheck
-from cover.training.inputs import make_reader
 from cover.training.log import RunLog
 from cover.training.optimizer import build_optimizer
 from cover.training.recipe import Data, Model, Recipe
@@ -102,8 +101,8 @@ def compute_seconds(run: Path, after: int) -> float:
 
 def mixture_seconds(recipe: Recipe, steps: int) -> tuple[float, float]:
     """Per step: the schedule's draws, and collating samples that lie in memory. Medians."""
-    members = loop.find_members(recipe, load_catalog(Path(recipe.data.catalog)))
-    schedule, reader = loop.make_schedule(recipe, members), make_reader(recipe, members)
+    mixture = Mixture.open(recipe.data)
+    schedule, reader = loop.make_schedule(recipe, mixture), loop.make_reader(recipe, mixture)
     draws: list[float] = []
     collates: list[float] = []
     for step in range(steps):

@@ -21,12 +21,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import in_turns, matmul, peak_bytes, show, where, write
+from cover.model.presets import model_config
+from cover.model.timesformer import Groups, Head, TimeSformer
 
 from cover.hardware import CPU_MFU, GPU_MFU
 from cover.machine import reuse_memory
-from cover.model.presets import model_config
 from cover.model.profile import count_parameters, forward_cost, on_meta
-from cover.model.timesformer import Groups, Head, TimeSformer
 from cover.planning.memory import StepOptions, step_memory
 from cover.training.step import StepSettings, train_step
 from model import CLASSES, HEAD, make_pack

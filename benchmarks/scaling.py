@@ -26,11 +26,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from _measure import Work, in_turns, ratio, show, where, write
+from cover.model.presets import model_config
+from cover.model.timesformer import Head, TimeSformer
 
 from cover.machine import reuse_memory
 from cover.mixture.pack import Pack
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
 from cover.training.checkpoint import Saver, Trained
 from cover.training.distributed import Engine, Team, team
 from cover.training.recipe import Checkpoints, Distributed

@@ -32,7 +32,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _clips import KINDS, _made
 from _measure import show, where, write
-
 from cover.model.presets import model_config
 from cover.model.timesformer import Head, TimeSformer
 from cover.model.weights import save_release

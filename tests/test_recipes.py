@@ -12,7 +12,9 @@ from cover import config
 from cover.datasets.catalog import load_catalog
 from cover.experiments import demo
 from cover.experiments.study.config import Study
-from cover.mixture.schedule import Source, rates_by, split_batch, steps_for
+from cover.mixture.dataset import MixtureDataset
+from cover.mixture.rates import rates_by, steps_for
+from cover.mixture.schedule import split_batch
 from cover.model.profile import count_parameters, on_meta
 from cover.training.recipe import Recipe
 
@@ -72,8 +74,8 @@ def groups_of(recipe: Recipe, divisor: int) -> dict[int, int]:
     sizes = {name: SIZES[name][0] for name in recipe.data.sets}
     rates = rates_by(sizes, recipe.data.alpha, recipe.data.weights, recipe.data.epochs)
     frames = {name: 1 if name.startswith("imagenet") else recipe.data.frames for name in sizes}
-    sources = [Source(name, np.arange(size), frames[name], rates[name]) for name, size in sizes.items()]
-    return {group.frames: group.samples for group in split_batch(sources, recipe.batch, divisor)}
+    datasets = [MixtureDataset(name, np.arange(size), frames[name], rates[name]) for name, size in sizes.items()]
+    return {group.frames: group.samples for group in split_batch(datasets, recipe.batch, divisor)}
 
 
 @pytest.mark.parametrize("path", FULL, ids=name_of)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, is_dataclass
@@ -332,3 +333,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+# --- writing a schema --------------------------------------------------------------------------------------------------------
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of a schema: its default and its help."""
+    if isinstance(default, dict | list):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+def check_range(key: str, value: float, low: float, high: float) -> None:
+    """Raises UserError where `value` is not in [low, high]; `high` may be infinite."""
+    if not low <= value <= high:
+        raise UserError(f"{key}: {value} is not {f'in [{low}, {high}]' if math.isfinite(high) else f'{low} or more'}")

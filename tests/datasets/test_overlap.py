@@ -25,9 +25,10 @@ from cover.datasets.index import index
 from cover.datasets.overlap import overlap, print_overlap
 from cover.datasets.prepare import prepare
 from cover.errors import UserError
+from cover.mixture.mixture import Mixture
 from cover.mixture.schedule import Draw
 from cover.training.recipe import Data, Recipe
-from cover.training.train import find_members, make_schedule, train
+from cover.training.train import make_schedule, train
 
 KINETICS = "label,youtube_id,time_start,time_end,split\n"
 
@@ -388,7 +389,7 @@ def start_of(run: Path) -> dict[str, Any]:
 def test_training_never_draws_what_is_excluded(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overlap(clips, 0, frames=True)
     recipe = recipe_of(clips, tmp_path / "run")
-    schedule = make_schedule(recipe, find_members(recipe, load_catalog(clips)))
+    schedule = make_schedule(recipe, Mixture.open(recipe.data, load_catalog(clips)))
     draws: set[Draw] = {draw for step in range(4) for group in schedule.step(step) for draw in group}
     assert {draw.row for draw in draws} == {5, 6, 7, 8, 9}
     start = start_of(train(recipe))
@@ -485,4 +486,4 @@ def test_a_list_that_is_train_and_val_at_once(make_set: Callable[..., Path]) -> 
     catalog = make_set({"a.mp4": "x", "b.mp4": "y"})
     assert of(overlap(catalog, 0), "mine train", "mine val") == {"source": (2, 2, 2), "file": (2, 2, 2)}
     with pytest.raises(UserError, match=r"all are excluded \(2\)"):
-        find_members(recipe_of(catalog, catalog.parent / "run", sets=["mine"]), load_catalog(catalog))
+        Mixture.open(recipe_of(catalog, catalog.parent / "run", sets=["mine"]).data, load_catalog(catalog))

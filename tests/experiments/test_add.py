@@ -23,9 +23,9 @@ from cover.evaluation.metrics import MeanAveragePrecision, TopK
 from cover.evaluation.statistics import difference
 from cover.experiments.add.measure import old_sets, right_answers
 from cover.experiments.add.recipe import REPLAY, AddRequest, add_recipe, batch_for, epochs_for, in_short, replay_epochs
-from cover.training.inputs import with_steps
+from cover.mixture.mixture import Mixture
 from cover.training.recipe import Augment, Data, Model, Optimizer, Pattern, Recipe, SetAugment
-from cover.training.train import find_members, train
+from cover.training.train import train, with_steps
 
 Add = Callable[..., dict[str, Any]]
 MakeSet = Callable[..., Path]
@@ -197,7 +197,7 @@ def test_the_recipe_can_be_run_by_hand_and_is_then_measured(add: Add, sandbox: P
     assert [path.name for path in out.rglob("*")] == ["add", "recipe.yaml"]
     assert main(["train", str(out / "add" / "recipe.yaml"), "--save_every", "20"]) == 0
     written, resolved = config.load(Recipe, out / "add" / "recipe.yaml"), config.load(Recipe, out / "recipe.yaml")
-    assert with_steps(written, find_members(written, load_catalog(sandbox))) == resolved
+    assert with_steps(written, Mixture.open(written.data)) == resolved
     weights = find_release(out) / "model.safetensors"
     before = weights.stat().st_mtime_ns
     found = add("replay")

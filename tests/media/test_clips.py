@@ -51,6 +51,16 @@ def test_dense_clips_keep_their_interval_and_stay_inside_where_they_fit(frames: 
         assert times == pytest.approx(np.minimum(interval * np.arange(frames), duration), abs=WITHIN)
 
 
+@pytest.mark.parametrize(("frames", "interval", "duration"), [(8, 0.25, 10.0), (16, 1.0, 15.5), (2, 0.1, 60.0), (1, 1.0, 3.0)])
+def test_dense_clips_start_anywhere_in_the_slack_with_equal_chance(frames: int, interval: float, duration: float) -> None:
+    rng, draws, slack = np.random.default_rng(0), 4000, duration - interval * (frames - 1)
+    starts = np.sort([train_times(Sampling("dense", interval), frames, duration, rng)[0] for _ in range(draws)])
+    distance = np.abs(starts / slack - (np.arange(draws) + 0.5) / draws).max()
+    assert distance < 2 / np.sqrt(draws), "Kolmogorov-Smirnov: a uniform distribution is nearer in 99.9 % of such samples"
+    assert starts[0] < 0.002 * slack
+    assert starts[-1] > 0.998 * slack - END, "the last possible start is reached"
+
+
 @given(FRAMES, SECONDS, st.integers(1, 10), st.sampled_from(["dense", "dense@0.25", "segments", "whole"]))
 def test_views_are_centred_and_equally_spaced(frames: int, duration: float, temporal: int, kind: str) -> None:
     sampling = Sampling.parse(kind)

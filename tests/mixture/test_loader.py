@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,16 @@ from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import open_manifest
 from cover.media.decode import decode_at, decode_image
 from cover.mixture import loader
-from cover.mixture.loader import Member, SampleReader, packs
+from cover.mixture.dataset import LabelMap, MixtureDataset, make_heads
+from cover.mixture.loader import SampleReader, packs
 from cover.mixture.pack import Pack
-from cover.mixture.schedule import Draw, Schedule, Source, rates_by, split_batch
+from cover.mixture.rates import rates_by
+from cover.mixture.schedule import Draw, Schedule, split_batch
+from cover.model.heads import Head
+from cover.transforms.base import Transform
 from cover.transforms.colour import ColourJitter
 from cover.transforms.crop import crop_resize, middle_box
 from cover.transforms.erasing import RandomErasing
-from cover.transforms.flip import mirror_pairs
 from cover.transforms.randaugment import RandAugment
 
 MakeSet = Callable[..., Path]
@@ -29,23 +33,26 @@ SIZE = 16
 JITTER = (ColourJitter(0.3),)
 
 
-def members_of(catalog_path: Path, frames: dict[str, int]) -> list[Member]:
-    """The train splits of some data sets of a catalog, each with a head of its own."""
-    catalog, members = load_catalog(catalog_path), []
-    for place, (name, length) in enumerate(frames.items()):
-        manifest = open_manifest(catalog.manifest_path(name, "train"))
-        targets = np.full((len(manifest.classes.names), len(frames)), -1)
-        targets[:, place] = np.arange(len(targets))
-        spec = catalog.spec(name)
-        mirror = mirror_pairs(manifest.classes.names) if spec.flip == "swap" else None
-        members.append(Member(spec, manifest, length, targets, mirror))
-    return members
+def datasets_of(catalog_path: Path, frames: dict[str, int]) -> list[MixtureDataset]:
+    """The train splits of some data sets of a catalog, with frames of their own, at rates by size."""
+    catalog = load_catalog(catalog_path)
+    manifests = {name: open_manifest(catalog.manifest_path(name, "train")) for name in frames}
+    rates = rates_by({name: len(manifest.usable) for name, manifest in manifests.items()})
+    return [
+        replace(MixtureDataset.of(catalog.spec(name), manifests[name]), frames=frames[name], rate=rates[name]) for name in frames
+    ]  # fmt: skip
 
 
-def schedule_of(members: list[Member], batch: int, seed: int = 0) -> Schedule:
-    rates = rates_by({member.spec.name: len(member.manifest.usable) for member in members})
-    sources = [Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name]) for m in members]
-    return Schedule(seed, split_batch(sources, batch, 1))
+def reader_of(
+    datasets: list[MixtureDataset], transforms: Sequence[Transform] = JITTER, own: Any = None, flip: bool = True
+) -> SampleReader:
+    """Each data set has a head of its own."""
+    heads = make_heads({each.name: each.classes for each in datasets}, {})
+    return SampleReader(datasets, heads, SIZE, transforms, own, flip)
+
+
+def schedule_of(datasets: list[MixtureDataset], batch: int, seed: int = 0) -> Schedule:
+    return Schedule(seed, split_batch(datasets, batch, 1))
 
 
 def assert_equal_packs(left: Pack, right: Pack) -> None:
@@ -56,8 +63,8 @@ def assert_equal_packs(left: Pack, right: Pack) -> None:
 
 
 def test_packs_do_not_depend_on_who_reads_them(sandbox: Path) -> None:
-    members = members_of(sandbox, {"kinetics": 4, "ssv2": 8, "moments": 2, "imagenet": 1})
-    schedule, reader = schedule_of(members, 12), SampleReader(members, SIZE, JITTER)
+    datasets = datasets_of(sandbox, {"kinetics": 4, "ssv2": 8, "moments": 2, "imagenet": 1})
+    schedule, reader = schedule_of(datasets, 12), reader_of(datasets)
     alone = list(packs(schedule, reader, 0, 3, workers=0))
     for left, right in zip(alone, packs(schedule, reader, 0, 3, workers=2), strict=True):
         assert_equal_packs(left, right)
@@ -65,8 +72,8 @@ def test_packs_do_not_depend_on_who_reads_them(sandbox: Path) -> None:
 
 
 def test_a_pack_holds_its_draws_clips_first_without_padding(sandbox: Path) -> None:
-    members = members_of(sandbox, {"imagenet": 1, "kinetics": 4, "ssv2": 8})
-    schedule, reader = schedule_of(members, 10), SampleReader(members, SIZE, JITTER, flip=False)
+    datasets = datasets_of(sandbox, {"imagenet": 1, "kinetics": 4, "ssv2": 8})
+    schedule, reader = schedule_of(datasets, 10), reader_of(datasets, flip=False)
     pack = next(packs(schedule, reader, 0, 1, workers=0))
     draws = [draw for group in schedule.step(0) for draw in group]
     assert [frames for _, frames in pack.groups] == [8, 4, 1]
@@ -75,24 +82,23 @@ def test_a_pack_holds_its_draws_clips_first_without_padding(sandbox: Path) -> No
     assert pack.frames.dtype == torch.uint8
     place = 0
     for number, draw in enumerate(draws):
-        member = next(m for m in members if m.spec.name == draw.dataset)
+        dataset = next(m for m in datasets if m.name == draw.dataset)
         sample = reader.read(draw)
-        assert torch.equal(pack.frames[place : place + member.frames], sample.frames)
-        assert members[pack.dataset[number]] is member
-        label = member.manifest.row(draw.row).label
-        assert pack.targets[number].tolist() == [label if head is member else -1 for head in members]
+        assert torch.equal(pack.frames[place : place + dataset.frames], sample.frames)
+        assert datasets[pack.dataset[number]] is dataset
+        label = dataset.manifest.row(draw.row).label
+        assert pack.targets[number].tolist() == [label if head is dataset else -1 for head in datasets]
         assert torch.equal(pack.drawn[ColourJitter][number], sample.drawn[ColourJitter])
         assert int(pack.seed[number]) == draw.seed % 2**63
-        place += member.frames
+        place += dataset.frames
     assert place == len(pack.frames)
     assert pack.weight.tolist() == [1.0] * 10
 
 
 def test_ranks_read_slices_of_the_same_pack(sandbox: Path) -> None:
-    members = members_of(sandbox, {"kinetics": 4, "imagenet": 1})
-    rates = rates_by({"kinetics": 1, "imagenet": 1})
-    sources = [Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name]) for m in members]
-    schedule, reader = Schedule(0, split_batch(sources, 8, 2)), SampleReader(members, SIZE)
+    datasets = datasets_of(sandbox, {"kinetics": 4, "imagenet": 1})
+    datasets = [replace(dataset, rate=Fraction(1, 2)) for dataset in datasets]
+    schedule, reader = Schedule(0, split_batch(datasets, 8, 2)), reader_of(datasets)
     whole = next(packs(schedule, reader, 1, 2, workers=0))
     parts = [next(packs(schedule, reader, 1, 2, workers=0, rank=rank, ranks=2)) for rank in (0, 1)]
     assert whole.groups == ((4, 4), (4, 1))
@@ -102,8 +108,8 @@ def test_ranks_read_slices_of_the_same_pack(sandbox: Path) -> None:
 
 
 def test_a_draw_changes_the_crop(make_set: MakeSet) -> None:
-    members = members_of(make_set({"a.mp4": "x", "b.mp4": "y"}), {"mine": 4})
-    reader = SampleReader(members, SIZE, JITTER)
+    datasets = datasets_of(make_set({"a.mp4": "x", "b.mp4": "y"}), {"mine": 4})
+    reader = reader_of(datasets)
     first, again, other = (reader.read(Draw("mine", 0, epoch, seed)) for epoch, seed in ((0, 5), (0, 5), (1, 6)))
     assert torch.equal(first.frames, again.frames)
     assert torch.equal(first.drawn[ColourJitter], again.drawn[ColourJitter])
@@ -114,8 +120,8 @@ def test_a_draw_changes_the_crop(make_set: MakeSet) -> None:
 @pytest.mark.parametrize("damage", ["removed", "overwritten"])
 def test_a_file_lost_after_indexing(make_set: MakeSet, damage: str) -> None:
     catalog = make_set({"a.mp4": "x", "b.mp4": "y", "c.mp4": "y"})
-    members = members_of(catalog, {"mine": 4})
-    schedule, reader = schedule_of(members, 3), SampleReader(members, SIZE, JITTER)
+    datasets = datasets_of(catalog, {"mine": 4})
+    schedule, reader = schedule_of(datasets, 3), reader_of(datasets)
     before = next(packs(schedule, reader, 0, 1, workers=0))
     victim = catalog.parent / "mine" / "b.mp4"
     victim.unlink() if damage == "removed" else victim.write_bytes(b"nothing" * 500)
@@ -135,24 +141,24 @@ def test_a_file_lost_after_indexing(make_set: MakeSet, damage: str) -> None:
 
 def test_a_part_of_a_file_shorter_than_its_clip_repeats_its_own_last_frame(make_set: MakeSet) -> None:
     catalog = make_set({"a.mp4": "x,0.2,0.6"}, column="label,start,end", sampling="dense@0.1")
-    (member,) = members_of(catalog, {"mine": 7})
-    (row,) = member.manifest.rows()
-    pixels, _ = loader.read_pixels(member, row, np.random.default_rng(0), 64)
+    (dataset,) = datasets_of(catalog, {"mine": 7})
+    (row,) = dataset.manifest.rows()
+    pixels, _ = loader.read_pixels(dataset, row, np.random.default_rng(0), 64)
     np.testing.assert_array_equal(pixels, decode_at(row.path, [0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5], size_hint=pixels.shape[1]).frames)
 
 
 def test_missing_and_corrupt_files_are_never_drawn(make_set: MakeSet) -> None:
     catalog = make_set({"a.mp4": "x", "gone.mp4": "x", "bad.mp4": "y", "b.mp4": "y"}, absent=["gone.mp4"], corrupt=["bad.mp4"])
-    schedule = schedule_of(members_of(catalog, {"mine": 2}), 4)
+    schedule = schedule_of(datasets_of(catalog, {"mine": 2}), 4)
     assert {draw.row for step in range(8) for draw in schedule.step(step)[0]} == {0, 3}
 
 
 CLASSES = {"a.mp4": "pull left", "b.mp4": "pull right", "c.mp4": "spin left", "d.mp4": "drop"}  # labels 1, 2, 3, 0
 
 
-def flips(members: list[Member], row: int, draws: int = 24) -> set[tuple[bool, int]]:
+def flips(datasets: list[MixtureDataset], row: int, draws: int = 24) -> set[tuple[bool, int]]:
     """What happens to a row over many draws: whether its frames are mirrored, and the class it then trains."""
-    plain, flipping = (SampleReader(members, SIZE, JITTER, flip=flip) for flip in (False, True))
+    plain, flipping = (reader_of(datasets, flip=flip) for flip in (False, True))
     found = set()
     for seed in range(draws):
         draw = Draw("mine", row, 0, seed)
@@ -165,44 +171,45 @@ def flips(members: list[Member], row: int, draws: int = 24) -> set[tuple[bool, i
 
 
 def test_flips_swap_the_labels_of_mirror_pairs(make_set: MakeSet) -> None:
-    members = members_of(make_set(CLASSES, flip="swap"), {"mine": 3})
-    assert flips(members, 0) == {(False, 1), (True, 2)}
-    assert flips(members, 1) == {(False, 2), (True, 1)}
-    assert flips(members, 2) == {(False, 3)}, "spin left has no counterpart"
-    assert flips(members, 3) == {(False, 0), (True, 0)}
+    datasets = datasets_of(make_set(CLASSES, flip="swap"), {"mine": 3})
+    assert flips(datasets, 0) == {(False, 1), (True, 2)}
+    assert flips(datasets, 1) == {(False, 2), (True, 1)}
+    assert flips(datasets, 2) == {(False, 3)}, "spin left has no counterpart"
+    assert flips(datasets, 3) == {(False, 0), (True, 0)}
 
 
 @pytest.mark.parametrize(("policy", "wanted"), [("never", {(False, 1)}), ("allow", {(False, 1), (True, 1)})])
 def test_flips_by_the_data_sets_policy(make_set: MakeSet, policy: str, wanted: set[tuple[bool, int]]) -> None:
-    assert flips(members_of(make_set(CLASSES, flip=policy), {"mine": 3}), 0) == wanted
+    assert flips(datasets_of(make_set(CLASSES, flip=policy), {"mine": 3}), 0) == wanted
 
 
 def test_the_sandbox_swaps_left_and_right(sandbox: Path) -> None:
-    (member,) = members_of(sandbox, {"ssv2": 4})
-    assert member.mirror is not None
-    names = member.manifest.classes.names
-    moved = {names[i]: names[j] for i, j in enumerate(member.mirror) if i != j}
+    (dataset,) = datasets_of(sandbox, {"ssv2": 4})
+    names = dataset.classes.names
+    labels = LabelMap.of("ssv2", dataset.classes, make_heads({"ssv2": dataset.classes}, {}), swap=dataset.spec.flip == "swap")
+    assert labels.mirror is not None
+    moved = {names[label]: names[other] for label, other in enumerate(labels.mirror) if other not in (-1, label)}
     assert moved
     for name, other in moved.items():
         assert other == name.replace("left", "\0").replace("right", "left").replace("\0", "right") != name
 
 
 def test_crops_follow_the_data_sets_own_range(make_set: MakeSet) -> None:
-    (member,) = members_of(make_set({"a.png": "x", "b.png": "y"}), {"mine": 1})
-    middle = crop_resize(decode_image(member.manifest.row(0).path)[None], middle_box(64, 48), SIZE)
+    (dataset,) = datasets_of(make_set({"a.png": "x", "b.png": "y"}), {"mine": 1})
+    middle = crop_resize(decode_image(dataset.manifest.row(0).path)[None], middle_box(64, 48), SIZE)
     for scale, distinct in (((1.0, 1.0), 1), ((0.05, 0.3), 10)):  # a whole 64 x 48 picture fits no box of the wanted shapes
-        ranged = replace(member, spec=replace(member.spec, crop_scale=scale))
-        reader = SampleReader([ranged], SIZE, flip=False)
+        ranged = replace(dataset, source=(replace(dataset.spec, crop_scale=scale), dataset.manifest))
+        reader = reader_of([ranged], flip=False)
         crops = [reader.read(Draw("mine", 0, 0, seed)).frames.numpy() for seed in range(10)]
         assert len({crop.tobytes() for crop in crops}) == distinct
         assert np.array_equal(crops[0], middle) == (distinct == 1)
 
 
 def test_two_crops_of_a_clip_from_one_decode(sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    members = members_of(sandbox, {"kinetics": 4})
-    source = Source("kinetics", members[0].manifest.usable, 4, Fraction(1), crops=2)
-    reader = SampleReader(members, SIZE, JITTER, flip=False)
-    (draws,) = Schedule(0, split_batch([source], 8, 1)).step(0)
+    datasets = datasets_of(sandbox, {"kinetics": 4})
+    datasets = [replace(datasets[0], crops=2)]
+    reader = reader_of(datasets, flip=False)
+    (draws,) = Schedule(0, split_batch(datasets, 8, 1)).step(0)
     decoded: list[list[float]] = []
     monkeypatch.setattr(loader, "decode_at", lambda path, times, **how: decoded.append(list(times)) or decode_at(path, times, **how))
     together = reader.read_all(draws)
@@ -222,12 +229,12 @@ def test_two_crops_of_a_clip_from_one_decode(sandbox: Path, monkeypatch: pytest.
 
 
 def test_every_data_set_has_its_own_settings(sandbox: Path) -> None:
-    members = members_of(sandbox, {"kinetics": 4, "imagenet": 1})
+    datasets = datasets_of(sandbox, {"kinetics": 4, "imagenet": 1})
     usual = (ColourJitter(0.3), RandAugment.parse("m9-n4-p1"), RandomErasing(0.0))
     own = {"imagenet": (ColourJitter(0.0), RandAugment.parse(""), RandomErasing(1.0))}
-    schedule = schedule_of(members, 8)
-    pack = next(packs(schedule, SampleReader(members, SIZE, usual, own), 0, 1, workers=0))
-    images = [members[number].spec.name == "imagenet" for number in pack.dataset.tolist()]
+    schedule = schedule_of(datasets, 8)
+    pack = next(packs(schedule, reader_of(datasets, usual, own), 0, 1, workers=0))
+    images = [datasets[number].name == "imagenet" for number in pack.dataset.tolist()]
     assert 0 < sum(images) < 8
     assert [torch.equal(drawn, torch.eye(3, 4)) for drawn in pack.drawn[ColourJitter]] == images
     assert [drawn is None for drawn in pack.drawn[RandAugment]] == images
@@ -235,20 +242,21 @@ def test_every_data_set_has_its_own_settings(sandbox: Path) -> None:
 
 
 def test_other_transforms_for_one_data_set_are_refused(sandbox: Path) -> None:
-    members = members_of(sandbox, {"kinetics": 4, "imagenet": 1})
+    datasets = datasets_of(sandbox, {"kinetics": 4, "imagenet": 1})
     with pytest.raises(ValueError, match="same transforms"):
-        SampleReader(members, SIZE, JITTER, {"imagenet": ()})
+        reader_of(datasets, JITTER, {"imagenet": ()})
 
 
 # --- any number of classes --------------------------------------------------------------------------------------------------------
 
 
-def mixed_members(catalog_path: Path) -> list[Member]:
-    """`mine`, single-label, and `homes`, multi-label, beside another sigmoid head of two classes, which comes first."""
-    (mine, homes) = members_of(catalog_path, {"mine": 1, "homes": 1})
-    targets = np.full((len(homes.targets), 2), -1)
-    targets[:, 1] = 0
-    return [replace(mine, hot_width=5), replace(homes, targets=targets, hot=np.arange(3) + 2, hot_width=5)]
+OTHER = Head("other", ("a", "b"), "sigmoid")
+
+
+def mixed_reader(datasets: list[MixtureDataset], flip: bool = True) -> SampleReader:
+    """Behind another sigmoid head of two classes."""
+    heads = (OTHER, *make_heads({each.name: each.classes for each in datasets}, {}))
+    return SampleReader(datasets, heads, SIZE, JITTER, flip=flip)
 
 
 HOMES = {"a.png": "pull left|drop", "b.png": "pull right", "c.png": "", "d.png": "drop"}  # labels: drop 0, pull left 1, pull right 2
@@ -256,48 +264,50 @@ HOMES = {"a.png": "pull left|drop", "b.png": "pull right", "c.png": "", "d.png":
 
 def test_a_pack_says_which_classes_each_sample_has(make_set: MakeSet) -> None:
     make_set({"e.png": "x", "f.png": "y"})
-    members = mixed_members(make_set(HOMES, name="homes", column="labels"))
-    schedule = schedule_of(members, 6)
+    datasets = datasets_of(make_set(HOMES, name="homes", column="labels"), {"mine": 1, "homes": 1})
+    schedule = schedule_of(datasets, 6)
     for step in range(4):
-        pack = next(packs(schedule, SampleReader(members, SIZE), step, step + 1, workers=0))
-        assert pack.hot is not None
-        assert (pack.hot.dtype, tuple(pack.hot.shape)) == (torch.uint8, (6, 5))
+        pack = next(packs(schedule, mixed_reader(datasets), step, step + 1, workers=0))
+        assert pack.multi_hot is not None
+        assert (pack.multi_hot.dtype, tuple(pack.multi_hot.shape)) == (torch.uint8, (6, 5))
         for number, draw in enumerate(schedule.step(step)[0]):
-            row = next(m for m in members if m.spec.name == draw.dataset).manifest.row(draw.row)
+            row = next(m for m in datasets if m.name == draw.dataset).manifest.row(draw.row)
             if draw.dataset == "mine":
-                assert pack.targets[number].tolist() == [row.label, -1]
-                assert not pack.hot[number].any()
+                assert pack.targets[number].tolist() == [-1, row.label, -1]
+                assert not pack.multi_hot[number].any()
             else:
-                assert pack.targets[number].tolist() == [-1, 0]
-                assert pack.hot[number].nonzero().flatten().tolist() == [2 + label for label in row.labels or ()]
+                assert pack.targets[number].tolist() == [-1, -1, 0]
+                assert pack.multi_hot[number].nonzero().flatten().tolist() == [2 + label for label in row.labels or ()]
 
 
 def test_a_mixture_without_multi_label_sets_carries_nothing_more(make_set: MakeSet) -> None:
-    members = members_of(make_set({"e.png": "x", "f.png": "y"}), {"mine": 1})
-    assert next(packs(schedule_of(members, 2), SampleReader(members, SIZE), 0, 1, workers=0)).hot is None
+    datasets = datasets_of(make_set({"e.png": "x", "f.png": "y"}), {"mine": 1})
+    assert next(packs(schedule_of(datasets, 2), reader_of(datasets), 0, 1, workers=0)).multi_hot is None
 
 
-def many_flips(members: list[Member], row: int) -> set[tuple[bool, tuple[int, ...]]]:
-    plain, flipping = (SampleReader(members, SIZE, JITTER, flip=flip) for flip in (False, True))
+def many_flips(datasets: list[MixtureDataset], row: int) -> set[tuple[bool, tuple[int, ...]]]:
+    plain, flipping = (mixed_reader(datasets, flip=flip) for flip in (False, True))
     found = set()
     for seed in range(24):
         straight, sample = (reader.read(Draw("homes", row, 0, seed)) for reader in (plain, flipping))
-        assert sample.hot is not None
-        found.add((torch.equal(sample.frames, straight.frames.flip(-1)), tuple(sample.hot.nonzero().flatten().tolist())))
+        assert sample.multi_hot is not None
+        found.add((torch.equal(sample.frames, straight.frames.flip(-1)), tuple(sample.multi_hot.nonzero().flatten().tolist())))
     return found
 
 
 def test_flips_swap_each_of_several_labels(make_set: MakeSet) -> None:
     make_set({"e.png": "x", "f.png": "y"})
-    members = mixed_members(make_set(HOMES, name="homes", column="labels", flip="swap"))
-    assert many_flips(members, 0) == {(False, (2, 3)), (True, (2, 4))}
-    assert many_flips(members, 1) == {(False, (4,)), (True, (3,))}
-    assert many_flips(members, 2) == {(False, ()), (True, ())}
-    assert many_flips(members, 3) == {(False, (2,)), (True, (2,))}
+    datasets = datasets_of(make_set(HOMES, name="homes", column="labels", flip="swap"), {"mine": 1, "homes": 1})
+    assert many_flips(datasets, 0) == {(False, (2, 3)), (True, (2, 4))}
+    assert many_flips(datasets, 1) == {(False, (4,)), (True, (3,))}
+    assert many_flips(datasets, 2) == {(False, ()), (True, ())}
+    assert many_flips(datasets, 3) == {(False, (2,)), (True, (2,))}
 
 
 def test_one_label_without_a_mirror_image_keeps_a_sample_as_it_is(make_set: MakeSet) -> None:
     make_set({"e.png": "x", "f.png": "y"})
-    members = mixed_members(make_set({"a.png": "drop|spin left", "b.png": "z"}, name="homes", column="labels", flip="swap"))
-    assert many_flips(members, 0) == {(False, (2, 3))}
-    assert many_flips(members, 1) == {(False, (4,)), (True, (4,))}
+    datasets = datasets_of(
+        make_set({"a.png": "drop|spin left", "b.png": "z"}, name="homes", column="labels", flip="swap"), {"mine": 1, "homes": 1}
+    )
+    assert many_flips(datasets, 0) == {(False, (2, 3))}
+    assert many_flips(datasets, 1) == {(False, (4,)), (True, (4,))}

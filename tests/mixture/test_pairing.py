@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.timesformer import ModelConfig, TimeSformer
 
-from cover.datasets.catalog import load_catalog
-from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
-from cover.mixture.loader import Member, SampleReader, packs
+from cover.mixture.dataset import MixtureDataset
+from cover.mixture.loader import packs
+from cover.mixture.mixture import Mixture
 from cover.mixture.pack import Pack, split_pack
-from cover.mixture.schedule import Draw, Pairing, Schedule, Source, rates_by, split_batch
+from cover.mixture.rates import Data
+from cover.mixture.schedule import Draw, Pairing, Schedule, split_batch
 from cover.training.step import StepSettings, forward_backward
 from cover.transforms.colour import ColourJitter
 from cover.transforms.erasing import RandomErasing
@@ -27,14 +28,14 @@ SIZE = 16
 HEADS = {"a": "a", "b": "b", "c": "bc", "d": "bc", "e": "e"}
 
 
-def sources(crops: int = 1) -> list[Source]:
+def datasets(crops: int = 1) -> list[MixtureDataset]:
     frames = {"a": 8, "b": 8, "c": 8, "d": 8, "e": 1}
     rates = {"a": 0.3, "b": 0.1, "c": 0.15, "d": 0.2, "e": 0.25}
-    return [Source(n, np.arange(5, 40), frames[n], Fraction(rate), crops if frames[n] > 1 else 1) for n, rate in rates.items()]
+    return [MixtureDataset(n, np.arange(5, 40), frames[n], Fraction(rate), crops if frames[n] > 1 else 1) for n, rate in rates.items()]
 
 
 def make_schedule(pairing: Pairing | None, crops: int = 1, batch: int = 48, divisor: int = 1) -> Schedule:
-    return Schedule(3, split_batch(sources(crops), batch, divisor, paired=pairing is not None), pairing)
+    return Schedule(3, split_batch(datasets(crops), batch, divisor, paired=pairing is not None), pairing)
 
 
 def pairs_of(draws: tuple[Draw, ...]) -> list[tuple[Draw, Draw]]:
@@ -123,20 +124,9 @@ def test_the_chance_of_a_pair_is_the_smaller_one() -> None:
 # --- real files, real steps -------------------------------------------------------------------------------------------------------
 
 
-def members_of(catalog_path: Path) -> list[Member]:
-    catalog, members = load_catalog(catalog_path), []
-    for place, (name, length) in enumerate({"kinetics": 4, "imagenet": 1}.items()):
-        manifest = open_manifest(catalog.manifest_path(name, "train"))
-        targets = np.full((len(manifest.classes.names), 2), -1)
-        targets[:, place] = np.arange(len(targets))
-        members.append(Member(catalog.spec(name), manifest, length, targets))
-    return members
-
-
-def gradients(members: list[Member], parts: list[Pack], batch: int) -> dict[str, torch.Tensor]:
-    heads = tuple(Head(m.spec.name, m.manifest.classes.names) for m in members)
+def gradients(mixture: Mixture, parts: list[Pack], batch: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    model = TimeSformer(ModelConfig(width=16, depth=2, attention_heads=2, patch=8, size=SIZE), heads)
+    model = TimeSformer(ModelConfig(width=16, depth=2, attention_heads=2, patch=8, size=SIZE), mixture.heads)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(parameter.numel()))
@@ -147,20 +137,17 @@ def gradients(members: list[Member], parts: list[Pack], batch: int) -> dict[str,
 
 
 def test_ranks_and_micro_batches_train_the_same_mixed_batch(sandbox: Path) -> None:
-    members = members_of(sandbox)
-    rates = rates_by({"kinetics": 1, "imagenet": 1})
-    given = [Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name]) for m in members]
-    pairing = Pairing({"kinetics": "kinetics", "imagenet": "imagenet"}, Mixup(0.8, 1.0))
-    schedule = Schedule(0, split_batch(given, 16, 4, paired=True), pairing)
-    reader = SampleReader(members, SIZE, (ColourJitter(0.2), RandomErasing(0.5)))
+    mixture = Mixture.open(Data(["kinetics", "imagenet"], str(sandbox), frames=4, weights={"kinetics": 1, "imagenet": 1}))
+    schedule = mixture.schedule(16, ranks=2, accumulation=2, mixup=0.8, cutmix=1.0)
+    reader = mixture.reader(SIZE, (ColourJitter(0.2), RandomErasing(0.5)))
     (whole,) = packs(schedule, reader, 1, 2, workers=0)
     ranks = [next(packs(schedule, reader, 1, 2, workers=0, rank=rank, ranks=2)) for rank in (0, 1)]
     assert whole.mix is not None
     assert (whole.mix.partner != 0).all()
-    wanted = gradients(members, [whole], 16)
+    wanted = gradients(mixture, [whole], 16)
     for parts in (split_pack(whole, 2), split_pack(whole, 4), ranks, [micro for pack in ranks for micro in split_pack(pack, 2)]):
-        for name, found in gradients(members, parts, 16).items():
+        for name, found in gradients(mixture, parts, 16).items():
             torch.testing.assert_close(found, wanted[name], rtol=1e-4, atol=1e-5 * float(wanted[name].abs().max()) + 1e-9)
     plain = Schedule(0, schedule.groups)
-    unmixed = gradients(members, [next(packs(plain, reader, 1, 2, workers=0))], 16)
+    unmixed = gradients(mixture, [next(packs(plain, reader, 1, 2, workers=0))], 16)
     assert not torch.allclose(unmixed["patch_embed.weight"], wanted["patch_embed.weight"], rtol=1e-2)

@@ -13,16 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cover.errors import UserError
-from cover.mixture.schedule import Group, Schedule, Source, draw_seed, rates_by, split_batch, steps_for, wanted_rates
+from cover.mixture.dataset import MixtureDataset
+from cover.mixture.rates import rates_by, steps_for
+from cover.mixture.schedule import Group, Schedule, draw_seed, split_batch
 
 STEPS = 24
 
 
-def make_sources(sizes: list[int], frames: list[int], alpha: float = 1.0, weights: list[float] | None = None) -> list[Source]:
+def make_datasets(sizes: list[int], frames: list[int], alpha: float = 1.0, weights: list[float] | None = None) -> list[MixtureDataset]:
     """Sets s0, s1, … whose usable rows are 3, 10, 17, …: not all rows of a manifest can be drawn."""
     names = [f"s{number}" for number in range(len(sizes))]
     rates = rates_by(dict(zip(names, sizes)), alpha, dict(zip(names, weights)) if weights else None)
-    return [Source(name, 3 + 7 * np.arange(size), length, rates[name]) for name, size, length in zip(names, sizes, frames)]
+    return [MixtureDataset(name, 3 + 7 * np.arange(size), length, rates[name]) for name, size, length in zip(names, sizes, frames)]
 
 
 @st.composite
@@ -34,8 +36,8 @@ def mixtures(draw: st.DrawFn) -> tuple[int, tuple[Group, ...]]:
     frames = draw(st.lists(st.sampled_from([1, 4, 8, 16]), **each))
     weights = draw(st.none() | st.lists(st.floats(1e-3, 1e3), **each))
     batch = draw(st.integers(len(set(frames)), 120))
-    sources = make_sources(sizes, frames, draw(st.floats(0, 1.5)), weights)
-    return draw(st.integers(0, 2**32)), split_batch(sources, batch, 1)
+    datasets = make_datasets(sizes, frames, draw(st.floats(0, 1.5)), weights)
+    return draw(st.integers(0, 2**32)), split_batch(datasets, batch, 1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,12 +50,12 @@ def test_quotas_hold_at_every_step(mixture: tuple[int, tuple[Group, ...]]) -> No
         assert [len(group) for group in draws] == [group.samples for group in groups]
         drawn.update(draw.dataset for group in draws for draw in group)
         for group in groups:
-            total = sum(source.rate for source in group.sources)
-            for source in group.sources:
-                wanted = (step + 1) * group.samples * source.rate / total
+            total = sum(dataset.rate for dataset in group.datasets)
+            for dataset in group.datasets:
+                wanted = (step + 1) * group.samples * dataset.rate / total
                 assert isinstance(wanted, Fraction)
-                assert abs(drawn[source.name] - wanted) < 1
-        assert schedule.drawn(step + 1) == {source.name: drawn[source.name] for group in groups for source in group.sources}
+                assert abs(drawn[dataset.name] - wanted) < 1
+        assert schedule.drawn(step + 1) == {dataset.name: drawn[dataset.name] for group in groups for dataset in group.datasets}
 
 
 @settings(max_examples=30, deadline=None)
@@ -70,7 +72,7 @@ def test_any_step_first(mixture: tuple[int, tuple[Group, ...]], order: list[int]
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 400), min_size=2, max_size=4), st.integers(1, 12))
 def test_the_ranks_share_one_global_batch(seed: int, sizes: list[int], quarter: int) -> None:
     frames = [16, 8, 1, 1][: len(sizes)]
-    groups = tuple(replace(group, samples=4 * group.samples) for group in split_batch(make_sources(sizes, frames), quarter + 2, 1))
+    groups = tuple(replace(group, samples=4 * group.samples) for group in split_batch(make_datasets(sizes, frames), quarter + 2, 1))
     schedule = Schedule(seed, groups)
     for step in (0, 5):
         whole = schedule.step(step)
@@ -83,27 +85,27 @@ def test_the_ranks_share_one_global_batch(seed: int, sizes: list[int], quarter: 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(4, 30))
 def test_every_set_walks_whole_epochs(seed: int, sizes: list[int], batch: int) -> None:
-    sources = make_sources(sizes, [8, 1, 4, 1][: len(sizes)])
-    schedule = Schedule(seed, split_batch(sources, batch, 1))
+    datasets = make_datasets(sizes, [8, 1, 4, 1][: len(sizes)])
+    schedule = Schedule(seed, split_batch(datasets, batch, 1))
     draws = [draw for step in range(30) for group in schedule.step(step) for draw in group]
-    for source in sources:
-        mine = [draw for draw in draws if draw.dataset == source.name]
-        whole, rest = divmod(len(mine), len(source.rows))
+    for dataset in datasets:
+        mine = [draw for draw in draws if draw.dataset == dataset.name]
+        whole, rest = divmod(len(mine), len(dataset.rows))
         for epoch in range(whole + 1):
             rows = [draw.row for draw in mine if draw.epoch == epoch]
-            assert len(rows) == len(set(rows)) == (len(source.rows) if epoch < whole else rest)
-            assert set(rows) <= set(source.rows.tolist())
+            assert len(rows) == len(set(rows)) == (len(dataset.rows) if epoch < whole else rest)
+            assert set(rows) <= set(dataset.rows.tolist())
 
 
 def test_epochs_are_shuffled_each_its_own_way() -> None:
-    schedule = Schedule(0, split_batch(make_sources([40], [8]), 1, 1))
+    schedule = Schedule(0, split_batch(make_datasets([40], [8]), 1, 1))
     draws = [schedule.step(step)[0][0] for step in range(120)]
     orders = [tuple(draw.row for draw in draws if draw.epoch == epoch) for epoch in range(3)]
     assert len({*orders, tuple(sorted(orders[0]))}) == 4
 
 
 def test_the_data_sets_of_a_group_are_mixed_over_the_ranks() -> None:
-    schedule = Schedule(0, split_batch(make_sources([100, 100], [8, 8]), 32, 2))
+    schedule = Schedule(0, split_batch(make_datasets([100, 100], [8, 8]), 32, 2))
     for step in range(5):
         first, second = (schedule.rank_step(step, rank, 2)[0] for rank in (0, 1))
         assert {draw.dataset for draw in first} == {draw.dataset for draw in second} == {"s0", "s1"}
@@ -116,13 +118,13 @@ def test_seeds_tell_everything_apart() -> None:
     seeds = {draw_seed(*place) for place in places}
     assert len(seeds) == len(places)
     assert max(seeds).bit_length() == 64
-    schedule = Schedule(3, split_batch(make_sources([9, 5], [8, 1]), 8, 1))
+    schedule = Schedule(3, split_batch(make_datasets([9, 5], [8, 1]), 8, 1))
     for draw in (draw for step in range(6) for group in schedule.step(step) for draw in group):
         assert draw.seed == draw_seed(3, draw.dataset, draw.epoch, draw.row)
 
 
 def test_another_seed_is_another_order() -> None:
-    groups = split_batch(make_sources([50], [8]), 10, 1)
+    groups = split_batch(make_datasets([50], [8]), 10, 1)
     assert Schedule(0, groups).step(0) != Schedule(1, groups).step(0)
 
 
@@ -140,11 +142,11 @@ def test_explicit_weights_replace_sizes() -> None:
 
 
 def test_longest_clips_first_and_images_last_at_least_one_each() -> None:
-    sources = make_sources([1, 100_000, 1, 1], [4, 8, 1, 16])
-    groups = split_batch(sources, 8, 1)
+    datasets = make_datasets([1, 100_000, 1, 1], [4, 8, 1, 16])
+    groups = split_batch(datasets, 8, 1)
     assert [(group.frames, group.samples) for group in groups] == [(16, 1), (8, 5), (4, 1), (1, 1)]
-    assert [(group.frames, group.samples) for group in split_batch(sources, 64, 1)] == [(16, 1), (8, 61), (4, 1), (1, 1)]
-    wanted = dict(wanted_rates(groups))
+    assert [(group.frames, group.samples) for group in split_batch(datasets, 64, 1)] == [(16, 1), (8, 61), (4, 1), (1, 1)]
+    wanted = Schedule(0, groups).rates
     assert sum(wanted.values()) == pytest.approx(1)
     assert wanted["s1"] == 0.625
 
@@ -154,8 +156,8 @@ def test_rates_by_wanted_epochs_and_the_steps_that_make_them() -> None:
     assert rates_by(sizes, epochs=epochs) == pytest.approx({"a": 2 / 3, "b": 1 / 3})
     steps = steps_for(sizes, epochs, batch=32)
     assert steps == math.ceil(4500 / 32)
-    sources = [Source(name, np.arange(size), 1, rates_by(sizes, epochs=epochs)[name]) for name, size in sizes.items()]
-    drawn = Schedule(0, split_batch(sources, 32, 1)).drawn(steps)
+    datasets = [MixtureDataset(name, np.arange(size), 1, rates_by(sizes, epochs=epochs)[name]) for name, size in sizes.items()]
+    drawn = Schedule(0, split_batch(datasets, 32, 1)).drawn(steps)
     assert {name: drawn[name] / sizes[name] for name in sizes} == pytest.approx(epochs, rel=0.01)
     with pytest.raises(UserError, match=r"^data\.epochs\.b: a positive number of epochs is needed[^\n]*$"):
         rates_by(sizes, epochs={"a": 1})
@@ -177,7 +179,7 @@ def test_a_weight_that_is_no_positive_number(weight: float) -> None:
 )
 def test_batches_that_cannot_be_shared_out(batch: int, divisor: int, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        split_batch(make_sources([5, 5, 5], [8, 4, 1]), batch, divisor)
+        split_batch(make_datasets([5, 5, 5], [8, 4, 1]), batch, divisor)
     assert "\n" not in str(caught.value)
 
 
@@ -186,12 +188,12 @@ def test_batches_that_cannot_be_shared_out(batch: int, divisor: int, message: st
 def test_crops_of_a_clip_are_drawn_together(mixture: tuple[int, tuple[Group, ...]], crops: int) -> None:
     """A clip is drawn `crops` times in a row under as many seeds, and what is drawn of it otherwise is what one crop would draw."""
     seed, groups = mixture
-    several = tuple(replace(g, sources=tuple(replace(source, crops=crops) for source in g.sources)) for g in groups)
+    several = tuple(replace(g, datasets=tuple(replace(dataset, crops=crops) for dataset in g.datasets)) for g in groups)
     draws = [draw for step in range(STEPS) for group in Schedule(seed, several).step(step) for draw in group]
     assert len({draw.seed for draw in draws}) == len(draws)
     by_clip = Counter(draw.clip for draw in draws)
     assert max(by_clip.values()) <= crops
-    assert sum(count < crops for count in by_clip.values()) <= sum(len(group.sources) for group in groups)  # each set's last
+    assert sum(count < crops for count in by_clip.values()) <= sum(len(group.datasets) for group in groups)  # each set's last
     for draw in draws:
         first = draw_seed(seed, draw.dataset, draw.epoch, draw.row)
         assert (draw.seed == first) if draw.clip_seed is None else (draw.clip_seed == first != draw.seed)
@@ -206,7 +208,7 @@ def _places(clips: list[tuple[str, int, int]], clip: tuple[str, int, int]) -> li
 
 
 def test_steps_far_ahead_and_back() -> None:
-    groups = split_batch(make_sources([300, 70, 11], [8, 8, 1]), 10, 1)
+    groups = split_batch(make_datasets([300, 70, 11], [8, 8, 1]), 10, 1)
     played, jumping = Schedule(1, groups), Schedule(1, groups)
     wanted = {step: played.step(step) for step in range(5000)}
     for step in (4999, 0, 2048, 1024, 1023, 4100, 3, 2049):

@@ -16,14 +16,14 @@ import yaml
 
 from cover import config
 from cover.cli import main
-from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
 from cover.hardware import DEVICES, find_device, make_cluster
+from cover.mixture.mixture import Mixture
+from cover.mixture.published import planned_mixture, read_numbers
 from cover.planning.estimate import plan
 from cover.planning.reading import reading_costs
-from cover.training.holdings import classes_of_heads, drawn_by_the_end, find_holdings, read_numbers, step_groups, steps_of
 from cover.training.recipe import Data, Distributed, Model, Recipe
-from cover.training.train import build_model, find_members, make_schedule, with_steps
+from cover.training.train import build_model, make_schedule, with_steps
 
 PAGE = Path(__file__).parents[2] / "docs/planning.md"
 FULL = ["kinetics400", "ssv2", "moments", "imagenet"]
@@ -38,10 +38,10 @@ def full(**changes: Any) -> Recipe:
 
 
 def planned(recipe: Recipe, device: str = "h200", devices: int = 8, cores: int = 12, ms: float = 14, **cluster: Any) -> dict[str, Any]:
-    holdings, members = find_holdings(recipe, {}, {}, {})
-    costs = reading_costs(recipe, holdings, members, dict.fromkeys(recipe.data.sets, ms))
+    mixture = planned_mixture(recipe.data)
+    costs = reading_costs(recipe, mixture, dict.fromkeys(recipe.data.sets, ms))
     options = {"share": 0.4, "network_gbit": 400.0, **cluster}
-    return plan(recipe, make_cluster(find_device(device), devices, cores, **options), holdings, costs)
+    return plan(recipe, make_cluster(find_device(device), devices, cores, **options), mixture, costs)
 
 
 # --- what is mixed ----------------------------------------------------------------------------------------------------------------
@@ -55,23 +55,20 @@ def recipe(sandbox: Path) -> Recipe:
 @pytest.mark.parametrize("changes", [{}, {"alpha": 0.5}, {"crops": 2}, {"epochs": {"kinetics": 3, "ssv2": 2, "imagenet": 1}}], ids=str)
 def test_draws_are_those_of_the_schedule(recipe: Recipe, changes: dict[str, Any]) -> None:
     recipe = replace(recipe, data=replace(recipe.data, **changes), steps=0 if "epochs" in changes else 37)
-    members = find_members(recipe, load_catalog(recipe.data.catalog))
-    trained = with_steps(recipe, members)
-    schedule = make_schedule(trained, members)
-    holdings, found = find_holdings(recipe, {}, {}, {})
-    assert found is not None
-    groups, steps = step_groups(recipe, holdings, 1), steps_of(recipe, holdings)
-    assert steps == trained.steps
-    assert [(group.frames, group.samples) for group in groups] == [(group.frames, group.samples) for group in schedule.groups]
-    said, drawn = drawn_by_the_end(groups, steps), schedule.drawn(steps)
-    assert said.keys() == drawn.keys()
-    assert all(abs(said[name] - drawn[name]) < 1 for name in drawn)
+    trained = Mixture.open(recipe.data)
+    drawn_from = planned_mixture(recipe.data)
+    steps = with_steps(recipe, trained).steps
+    assert with_steps(recipe, drawn_from).steps == steps
+    schedule, other = make_schedule(recipe, trained), make_schedule(recipe, drawn_from)
+    assert other.mean_step == schedule.mean_step
+    expected, drawn = other.expected(steps), schedule.drawn(steps)
+    assert expected.keys() == drawn.keys()
+    assert all(abs(expected[name] - drawn[name]) < 1 for name in drawn)
 
 
 def test_parameters_and_heads_are_those_of_the_model(recipe: Recipe) -> None:
     recipe = replace(recipe, data=replace(recipe.data, heads={"both": ["kinetics", "ssv2"]}))
-    members = find_members(recipe, load_catalog(recipe.data.catalog))
-    model = build_model(recipe, members, None)
+    model = build_model(recipe, Mixture.open(recipe.data), None)
     facts = planned(recipe, "cpu", 1)
     assert facts["step"]["parameters"] == sum(p.numel() for p in model.parameters())
     assert facts["step"]["heads"] == {head.name: len(head.classes) for head in model.head_list}
@@ -80,32 +77,54 @@ def test_parameters_and_heads_are_those_of_the_model(recipe: Recipe) -> None:
 
 
 def test_reading_is_measured_where_the_files_are(recipe: Recipe) -> None:
-    holdings, members = find_holdings(recipe, {}, {}, {})
-    costs = reading_costs(recipe, holdings, members, {"ssv2": 30.0})
+    costs = reading_costs(recipe, planned_mixture(recipe.data), {"ssv2": 30.0})
     assert {name: cost.origin for name, cost in costs.items()} == {"kinetics": "measured", "ssv2": "given", "imagenet": "measured"}
     assert costs["ssv2"].ms == 30
     assert 0 < costs["imagenet"].ms < costs["kinetics"].ms < 1000
     twice = replace(recipe, data=replace(recipe.data, crops=2))
-    assert reading_costs(twice, holdings, members, {"ssv2": 30.0})["ssv2"].ms == 15  # a decode serves two crops
+    assert reading_costs(twice, planned_mixture(twice.data), {"ssv2": 30.0})["ssv2"].ms == 15  # a decode serves two crops
 
 
 def test_without_data_published_sizes_are_used_and_marked() -> None:
-    holdings, members = find_holdings(full(), {}, {}, {})
-    assert members is None
-    assert [(each.rows, each.classes, each.media, each.origin) for each in holdings] == [
+    mixture = planned_mixture(full().data)
+    assert not any(each.source for each in mixture.datasets)
+    assert [(len(each.rows), len(each.classes.names), each.media, each.origin) for each in mixture.datasets] == [
         (240_436, 400, "video", "published"), (168_913, 174, "video", "published"), (791_297, 339, "video", "published"),
         (1_281_167, 1000, "image", "published"),
     ]  # fmt: skip
-    assert classes_of_heads(full(), holdings) == {"kinetics400": 400, "ssv2": 174, "moments": 339, "imagenet": 1000}
-    holdings, _ = find_holdings(full(), {"ssv2": 1000}, {"moments": 305}, {"ssv2": 50})
-    assert [(each.rows, each.classes, each.origin) for each in holdings[1:3]] == [(1000, 174, "given"), (791_297, 305, "given")]
-    assert holdings[1].file_bytes == 50_000
+    classes = {head.name: len(head.classes) for head in mixture.heads}
+    assert classes == {"kinetics400": 400, "ssv2": 174, "moments": 339, "imagenet": 1000}
+    _, ssv2, moments, _ = planned_mixture(full().data, {"ssv2": 1000}, {"moments": 305}, {"ssv2": 50}).datasets
+    assert (len(ssv2.rows), len(ssv2.classes.names), ssv2.origin, ssv2.file_bytes) == (1000, 174, "given", 50_000)
+    assert (len(moments.rows), len(moments.classes.names), moments.origin) == (791_297, 305, "given")
+
+
+def test_a_shared_head_has_all_classes_where_their_names_are_not_known() -> None:
+    data = replace(full().data, heads={"videos": ["kinetics400", "moments"]})
+    assert {head.name: len(head.classes) for head in planned_mixture(data).heads} == {"videos": 739, "ssv2": 174, "imagenet": 1000}
+
+
+def test_given_classes_do_not_disturb_the_reading(recipe: Recipe) -> None:
+    mixture = planned_mixture(recipe.data, classes={"kinetics": 2})
+    assert reading_costs(recipe, mixture, {"ssv2": 1, "imagenet": 1})["kinetics"].origin == "measured"
 
 
 def test_a_set_is_known_by_the_format_that_the_catalog_gives_it(tmp_path: Path) -> None:
     (tmp_path / "catalog.yaml").write_text("a: {format: ssv2, root: /not/here}\nb: {format: imagenet, root: /not/here}\n")
-    holdings, _ = find_holdings(Recipe(Data(["a", "b"], str(tmp_path / "catalog.yaml")), "runs/none", steps=1), {}, {}, {})
-    assert [each.classes for each in holdings] == [174, 1000]
+    mixture = planned_mixture(Data(["a", "b"], str(tmp_path / "catalog.yaml")))
+    assert [len(each.classes.names) for each in mixture.datasets] == [174, 1000]
+
+
+@pytest.mark.parametrize("name", ["010", "1e3", "yes", "null", "1_0", "0x1f"])
+def test_a_name_is_text_whatever_yaml_makes_of_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / "catalog.yaml").write_text(f"{name}: {{format: ssv2, root: /not/here}}\n")
+    data = Data([name], str(tmp_path / "catalog.yaml"), heads={"all": [name]}, weights={name: 2}, epochs={}, loss_weights={name: 0.5})
+    mixture = planned_mixture(data, file_kb={name: 3})
+    (dataset,) = mixture.datasets
+    assert (dataset.name, len(dataset.classes.names), dataset.loss_weight) == (name, 174, 0.5)
+    assert mixture.heads[0].datasets == (name,)
+    (draws,) = mixture.schedule(4).step(0)
+    assert {draw.dataset for draw in draws} == {name}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +140,7 @@ def test_a_set_is_known_by_the_format_that_the_catalog_gives_it(tmp_path: Path) 
 def test_what_cannot_be_known_is_asked_for(tmp_path: Path, catalog: str, sets: list[str], sizes: dict[str, float], message: str) -> None:
     (tmp_path / "catalog.yaml").write_text(catalog)
     with pytest.raises(UserError, match=message) as error:
-        find_holdings(Recipe(Data(sets, str(tmp_path / "catalog.yaml")), "runs/none", steps=1), sizes, {}, {})
+        planned_mixture(Data(sets, str(tmp_path / "catalog.yaml")), sizes)
     assert "\n" not in str(error.value)
 
 

@@ -17,12 +17,12 @@ from cover.datasets.catalog import load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
+from cover.mixture.dataset import make_heads
 from cover.sandbox.content import ACTIVITIES, SKIES, draw_sample
 from cover.sandbox.generate import generate
 from cover.sandbox.objects import OBJECTS
 from cover.sandbox.render import draw_sprite
 from cover.sandbox.settings import RELATIONS, Settings
-from cover.training.heads import make_heads
 
 SMALL = Settings(height=32, width=40, kinetics=(8, 8), ssv2=(8, 8), moments=(8, 8), imagenet=(12, 12), pictures=(48, 24))
 TEXT = (".csv", ".json", ".txt", ".yaml")

@@ -23,8 +23,6 @@ from cover.model.weights import save_release
 from PIL import Image
 
 from cover.cli import main
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from cover.serve.uploads import UploadFolder
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")

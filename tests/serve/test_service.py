@@ -38,8 +38,6 @@ from PIL import Image
 from cover.inference.explain import Question, explanations
 from cover.inference.predictor import Predictor
 from cover.media.clips import Views
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from cover.serve.app import make_app
 from cover.serve.batching import Batcher
 from cover.serve.decoding import DecodeRequest, Decoders

@@ -22,8 +22,6 @@ from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from cover.model.weights import save_release
 from PIL import Image
 
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from cover.serve.middleware import Limits
 from cover.serve.server import KEEP_ALIVE_S
 

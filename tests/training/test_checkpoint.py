@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -26,6 +27,7 @@ from cover.errors import UserError
 from cover.training.checkpoint import cut_lines, problem_of
 from cover.training.keeping import best_step, dev_scores
 from cover.training.recipe import Augment, Checkpoints, Data, Model, NonFinite, Optimizer, Recipe
+from cover.training.step import Outcome, train_step
 from cover.training.train import train
 
 Launch = Callable[..., Any]
@@ -293,6 +295,31 @@ def test_a_wild_run_ends_without_a_checkpoint_and_names_its_draws(sandbox: Path,
     assert line["draws"]
     assert {draw["dataset"] for draw in line["draws"]} <= {"ssv2", "imagenet"}
     assert steps_saved(tmp_path / "run") == []
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_recorded(
+    sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def step(model: torch.nn.Module, *given: Any) -> Outcome:
+        calls.append(len(calls) + 1)
+        hook = next(p for p in model.parameters() if p.requires_grad).register_hook(
+            lambda gradient: gradient * (torch.inf if calls[-1] == 2 else 1)
+        )
+        try:
+            return train_step(model, *given)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr("cover.training.train.train_step", step)
+    run = train(make_recipe(sandbox, tmp_path / "run", steps=3, nonfinite=NonFinite("skip", 2), log_every=1))
+    (line,) = [json.loads(text) for text in (run / "nonfinite.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert (line["step"], line["cause"]) == (2, "gradient")
+    assert len(line["draws"]) == make_recipe(sandbox, tmp_path).batch
+    assert all(math.isfinite(draw["loss"]) for draw in line["draws"])
+    assert all(value.isfinite().all() for value in weights_of(run).values())
+    assert [each["grad_norm"] is None for each in log_of(run)] == [False, True, False]
 
 
 def test_skipping_has_a_budget(sandbox: Path, tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate_release
 from cover.hardware import find_device, make_cluster
 from cover.inference.predictor import Predictor
+from cover.mixture.dataset import retained_heads, retained_metadata, with_retained
+from cover.mixture.published import planned_mixture
 from cover.planning.estimate import plan
 from cover.planning.reading import reading_costs
-from cover.training.heads import kept_facts, kept_heads, with_kept
-from cover.training.holdings import find_holdings
 from cover.training.recipe import Checkpoints, Data, Distributed, Optimizer, Pattern, Recipe, Start
 from cover.training.train import train
 
@@ -85,12 +85,15 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
 def test_trained_heads_come_first_and_kept_ones_in_the_checkpoint_s_order() -> None:
     ours = (Head("new", ("a", "b")), Head("both", ("x", "y"), serves=("left", "right")))
     theirs = (Head("z", ("p",)), Head("both", ("x", "y"), serves=("left", "right")), Head("c", ("q",), "sigmoid", ("one", "two")))
-    heads = with_kept(ours, theirs)
+    heads = with_retained(ours, theirs)
     assert [head.name for head in heads] == ["new", "both", "z", "c"]
-    assert kept_heads(heads, ["new", "left", "right"]) == [theirs[0], theirs[2]]
-    assert with_kept(heads[:2], heads) == heads, "what a run has written begins it again as it was"
+    assert retained_heads(heads, ["new", "left", "right"]) == [theirs[0], theirs[2]]
+    assert with_retained(heads[:2], heads) == heads, "what a run has written begins it again as it was"
     told = {"z": {"views": "1x3"}, "one": {"views": "1x1"}, "left": {"views": "4x3"}}
-    assert kept_facts(heads, ["new", "left", "right"], told) == {"z": {"views": "1x3", "kept": True}, "one": {"views": "1x1", "kept": True}}
+    assert retained_metadata(heads, ["new", "left", "right"], told) == {
+        "z": {"views": "1x3", "kept": True},
+        "one": {"views": "1x1", "kept": True},
+    }
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_trained_heads_come_first_and_kept_ones_in_the_checkpoint_s_order() -> N
 )
 def test_a_data_set_has_one_head(ours: Head, theirs: Head) -> None:
     with pytest.raises(UserError, match=f'k400 is trained under the head "{ours.name}", and the checkpoint has "{theirs.name}"') as error:
-        with_kept([ours], [theirs])
+        with_retained([ours], [theirs])
     one_line(error)
 
 
@@ -209,9 +212,9 @@ def test_two_ranks_train_as_one(catalog: Path, release: Path, tmp_path: Path, la
 
 
 def planned(recipe: Recipe) -> dict[str, Any]:
-    holdings, members = find_holdings(recipe, {}, {}, {})
+    mixture = planned_mixture(recipe.data)
     cluster = make_cluster(find_device("h100"), 1, None, None, 400)
-    return plan(recipe, cluster, holdings, reading_costs(recipe, holdings, members, {each.name: 1.0 for each in holdings}))
+    return plan(recipe, cluster, mixture, reading_costs(recipe, mixture, dict.fromkeys(mixture.sizes, 1.0)))
 
 
 def test_a_plan_counts_them_and_does_not_train_them(catalog: Path, release: Path, tmp_path: Path) -> None:

@@ -23,16 +23,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cover import config
 from cover.cli import main
-from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
 from cover.machine import default_workers
 from cover.mixture.loader import packs
-from cover.training.inputs import make_reader
+from cover.mixture.mixture import Mixture
 from cover.training.log import PHASES, Clock, RunLog
 from cover.training.recipe import Data, Log, Recipe
 from cover.training.sinks import figures
 from cover.training.step import StepSettings, forward_backward
-from cover.training.train import build_model, find_members, make_schedule, train
+from cover.training.train import build_model, make_reader, make_schedule, train
 from cover.training.verdict import judge
 
 MakeSet = Callable[..., Path]
@@ -75,9 +74,9 @@ def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
 
 def open_log(recipe: Recipe, **how: Any) -> RunLog:
     """The log of a run that takes no steps by itself."""
-    members = find_members(recipe, load_catalog(Path(recipe.data.catalog)))
+    mixture = Mixture.open(recipe.data)
     Path(recipe.out).mkdir()
-    return RunLog(Path(recipe.out), recipe, members, make_schedule(recipe, members), build_model(recipe, members, None), 0, **how)
+    return RunLog(Path(recipe.out), recipe, mixture, make_schedule(recipe, mixture), build_model(recipe, mixture, None), 0, **how)
 
 
 # --- the figures of a window ------------------------------------------------------------------------------------------------------
@@ -104,9 +103,9 @@ def test_the_rates_of_a_window_belong_together(sandbox: Path, tmp_path: Path) ->
 
 def test_the_work_of_a_step_is_what_torch_counts(sandbox: Path, tmp_path: Path) -> None:
     recipe = make_recipe(sandbox, tmp_path / "run")
-    members = find_members(recipe, load_catalog(sandbox))
-    schedule, model = make_schedule(recipe, members), build_model(recipe, members, None)
-    pack = next(packs(schedule, make_reader(recipe, members), 0, 1, 0))
+    mixture = Mixture.open(recipe.data)
+    schedule, model = make_schedule(recipe, mixture), build_model(recipe, mixture, None)
+    pack = next(packs(schedule, make_reader(recipe, mixture), 0, 1, 0))
     with FlopCounterMode(display=False) as counted:
         forward_backward(model, pack, StepSettings(8, torch.ones(2)))
     flops = open_log(recipe).work.flops
@@ -134,9 +133,9 @@ def test_what_several_ranks_counted_is_one_line(make_set: MakeSet, tmp_path: Pat
     (tmp_path / "mine" / "b.mp4").write_bytes(b"lost")
     recipe = make_recipe(catalog, tmp_path / "run", data=Data(["mine"], str(catalog), frames=4), batch=4)
     log = open_log(recipe, reduce=lambda tensor: 2 * tensor)  # as if another rank had counted the same
-    (members,) = [find_members(recipe, load_catalog(catalog))]
+    mixture = Mixture.open(recipe.data)
     with log:
-        log.note(next(packs(make_schedule(recipe, members), make_reader(recipe, members), 0, 1, 0)))
+        log.note(next(packs(make_schedule(recipe, mixture), make_reader(recipe, mixture), 0, 1, 0)))
         log.tally.sums += torch.tensor([[6.0], [2.0], [3.0]])
         log.spent("communication", 0.0)
         time.sleep(0.02)

@@ -41,7 +41,7 @@ def make_pack() -> Pack:
         targets=torch.tensor(TARGETS),
         weight=torch.tensor([1.0, 1, 1, 1, 0, 1]),
         seed=torch.arange(6),
-        hot=torch.tensor(HOT, dtype=torch.uint8),
+        multi_hot=torch.tensor(HOT, dtype=torch.uint8),
     )
 
 
@@ -90,15 +90,15 @@ def test_what_a_row_does_not_train_does_not_reach_its_gradient() -> None:
     """The classes that other heads have, and those of a row that could not be read, may say anything."""
     model, pack = build(), make_pack()
     wanted = gradients(model, pack)
-    assert pack.hot is not None
-    other = pack.hot.clone()
+    assert pack.multi_hot is not None
+    other = pack.multi_hot.clone()
     other[DATASET.index(1)] = 1
     other[4] = 1  # of weight 0
     other[[1, 5], 2:] = 1 - other[[1, 5], 2:]
     other[[2, 3], :2] = 1 - other[[2, 3], :2]
-    assert all(torch.equal(wanted[name], value) for name, value in gradients(model, replace(pack, hot=other)).items())
+    assert all(torch.equal(wanted[name], value) for name, value in gradients(model, replace(pack, multi_hot=other)).items())
     other[2, 3] = 1 - other[2, 3]
-    changed = gradients(model, replace(pack, hot=other))
+    changed = gradients(model, replace(pack, multi_hot=other))
     assert not torch.equal(wanted["heads.homes.bias"], changed["heads.homes.bias"])
     assert torch.equal(wanted["heads.sounds.bias"], changed["heads.sounds.bias"])
 
@@ -124,13 +124,13 @@ def test_the_gradient_on_the_logits_is_that_of_a_softmax_at_the_start() -> None:
         assert torch.equal(start["b"], torch.full((4, classes), -math.log(classes - 1)) if classes > 2 else torch.zeros(4, 2))
         logits = {name: scores.detach().requires_grad_() for name, scores in start.items()}
         labels = torch.tensor([0, 1, classes - 1, 0])
-        hot = torch.nn.functional.one_hot(labels, classes).to(torch.uint8)
+        multi_hot = torch.nn.functional.one_hot(labels, classes).to(torch.uint8)
         for smoothing in (0.0, 0.2):
             grads = []
             for column, name in enumerate(("a", "b")):
                 targets = torch.full((4, 2), -1)
                 targets[:, column] = 0 if name == "b" else labels
-                loss, _ = sample_losses(logits, targets, smoothing, hot, ("b",))
+                loss, _ = sample_losses(logits, targets, smoothing, multi_hot, ("b",))
                 grads.append(torch.autograd.grad(loss.sum(), logits[name])[0])
             torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)
 
@@ -152,8 +152,8 @@ def test_a_logit_however_large_gives_a_finite_loss() -> None:
 
 def test_hits() -> None:
     scores = torch.tensor([[2.0, 1, 0], [2, 1, 0], [2, 1, 0], [-1, -2, -3]])
-    hot = torch.tensor([[1, 0, 1], [0, 1, 1], [0, 0, 0], [0, 0, 0]], dtype=torch.uint8)
-    assert sigmoid_hits(scores, hot).tolist() == [True, False, False, True]
+    multi_hot = torch.tensor([[1, 0, 1], [0, 1, 1], [0, 0, 0], [0, 0, 0]], dtype=torch.uint8)
+    assert sigmoid_hits(scores, multi_hot).tolist() == [True, False, False, True]
 
 
 def test_accumulation_changes_nothing() -> None:
@@ -161,7 +161,7 @@ def test_accumulation_changes_nothing() -> None:
     whole = gradients(model, pack)
     model.zero_grad(set_to_none=True)
     parts = split_pack(pack, 2)
-    assert all(part.hot is not None and len(part.hot) == 3 for part in parts)
+    assert all(part.multi_hot is not None and len(part.multi_hot) == 3 for part in parts)
     for part in parts:
         forward_backward(model, part, make_settings())
     for name, parameter in model.named_parameters():
@@ -170,5 +170,5 @@ def test_accumulation_changes_nothing() -> None:
 
 def test_a_pack_moves_with_its_classes() -> None:
     moved = make_pack().to("meta")
-    assert moved.hot is not None
-    assert moved.hot.device.type == "meta"
+    assert moved.multi_hot is not None
+    assert moved.multi_hot.device.type == "meta"

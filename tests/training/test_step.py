@@ -244,6 +244,25 @@ def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(name: str, before: i
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_changes_nothing(name: str, value: float) -> None:
+    weights = []
+    for broken in (True, False):
+        model = build()
+        optimizer = OPTIMIZERS[name](model.parameters())
+        train_step(model, optimizer, [make_pack()], make_settings(clip=1.0))
+        if broken:
+            hook = model.heads["b"].weight.register_hook(lambda gradient: gradient * value)
+            outcome = train_step(model, optimizer, [make_pack()], make_settings(clip=1.0))
+            hook.remove()
+            assert math.isfinite(outcome.loss)
+            assert not math.isfinite(outcome.norm)
+        train_step(model, optimizer, [make_pack()], make_settings(clip=1.0))
+        weights.append(model.state_dict())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
 def test_the_losses_of_the_samples_come_with_their_seeds() -> None:
     model, pack = build(), make_pack()
     with torch.no_grad():

@@ -66,18 +66,18 @@ def _milliseconds(text: str) -> float:
 def plan(args: Namespace) -> int:
     from cover import config
     from cover.hardware import find_device, make_cluster
+    from cover.mixture.published import planned_mixture, read_numbers
     from cover.planning.estimate import plan
     from cover.planning.reading import read_ms, reading_costs
     from cover.planning.table import print_plan
-    from cover.training.holdings import find_holdings, read_numbers
     from cover.training.recipe import Recipe
 
     recipe = config.load(Recipe, args.recipe, args.overrides)
     cluster = make_cluster(find_device(args.device), args.gpus, args.cores, args.mfu, args.network, args.per_machine)
     given = {"--sizes": args.sizes, "--classes": args.classes, "--file-kb": args.file_kb}
-    holdings, members = find_holdings(recipe, *(read_numbers(option, text) for option, text in given.items()))
-    costs = reading_costs(recipe, holdings, members, read_ms(args.decode_ms, args.image_ms, holdings))
-    facts = plan(recipe, cluster, holdings, costs)
+    mixture = planned_mixture(recipe.data, *(read_numbers(option, text) for option, text in given.items()))
+    costs = reading_costs(recipe, mixture, read_ms(args.decode_ms, args.image_ms, mixture))
+    facts = plan(recipe, cluster, mixture, costs)
     give(facts, args.json, lambda: print_plan(facts))
     _say_how_to_start(args)
     return 0

@@ -1,4 +1,4 @@
-"""How draws become Packs: worker processes that read, crop and collate one step each, in order."""
+"""The reader of samples and the loader of Packs: worker processes that read, crop and collate one step each, in order."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cover.datasets.catalog import DatasetSpec
-from cover.datasets.manifest import Manifest, Row
+from cover.datasets.manifest import Row
 from cover.machine import end_with_parent, reuse_memory
 from cover.media.clips import train_times
 from cover.media.decode import Decoder, FileProblem, MediaError, decode_at, decode_image
+from cover.mixture.dataset import LabelMap, MixtureDataset
 from cover.mixture.pack import Pack, Sample, collate
 from cover.mixture.schedule import Draw, Schedule
+from cover.model.heads import Head
 from cover.transforms.base import Transform
 from cover.transforms.crop import crop_resize, random_box
 from cover.transforms.flip import apply_flip, draw_flip
@@ -26,39 +27,10 @@ HINT_SLACK = 2  # frames are decoded no larger than this many times what the cro
 
 
 @dataclass(frozen=True)
-class Member:
-    """A data set of the mixture: how it is read and which heads it trains.
-
-    `targets`: int64 `(classes, heads)`, the class in each head for a label of this set, -1 for none. `mirror`: int `(classes,)`, the
-    label after a horizontal flip, -1 where a sample must not be flipped; None where flips change nothing. `hot`: int64 `(classes,)`,
-    the column of `Pack.hot` for a label of a multi-label set, whose rows of `targets` are all the same; None for other sets.
-    `hot_width`: the columns of `Pack.hot`, for any set of the mixture.
-    """
-
-    spec: DatasetSpec
-    manifest: Manifest
-    frames: int
-    targets: np.ndarray
-    mirror: np.ndarray | None = None
-    hot: np.ndarray | None = None
-    hot_width: int = 0
-
-    def answers(self, labels: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What a sample with these labels is to be told: its row of `Pack.targets` and of `Pack.hot`."""
-        targets = torch.from_numpy(self.targets[labels[0] if self.hot is None else 0])
-        if not self.hot_width:
-            return targets, None
-        row = torch.zeros(self.hot_width, dtype=torch.uint8)
-        if self.hot is not None:
-            row[self.hot[list(labels)]] = 1
-        return targets, row
-
-
-@dataclass(frozen=True)
 class _Clip:
     """Uncropped frames, uint8 `(T, H, W, 3)`, None where the file could not be read; `rng` has chosen their times."""
 
-    member: Member
+    dataset: MixtureDataset
     row: Row
     rng: np.random.Generator
     pixels: np.ndarray | None
@@ -68,21 +40,24 @@ class _Clip:
 class SampleReader:
     """Turns a draw into a sample of `size` x `size` pixels. Everything random comes from the draw's seed.
 
-    `transforms`: the augmentations after crop and flip, in the order of their draws. `own`: those of data sets with other settings; they
-    must be of the same types in the same order, or ValueError is raised. `flip`: whether there are flips at all.
+    `heads`: the columns of `Pack.targets`. `transforms`: the augmentations after crop and flip, in the order of their draws. `own`: those
+    of data sets with other settings; they must be of the same types in the same order, or ValueError is raised. `flip`: whether there are
+    flips at all.
     """
 
     def __init__(
         self,
-        members: Sequence[Member],
+        datasets: Sequence[MixtureDataset],
+        heads: Sequence[Head],
         size: int,
         transforms: Sequence[Transform] = (),
         own: Mapping[str, Sequence[Transform]] | None = None,
         flip: bool = True,
         decoder: Decoder = "pyav",
     ) -> None:
-        self.members, self.size, self.flip, self.decoder = list(members), size, flip, decoder
-        self._places = {member.spec.name: place for place, member in enumerate(members)}
+        self.datasets, self.size, self.flip, self.decoder = list(datasets), size, flip, decoder
+        self._labels = [LabelMap.of(each.name, each.classes, heads, each.spec.flip == "swap") for each in datasets]
+        self._places = {each.name: place for place, each in enumerate(datasets)}
         self._transforms = {name: (own or {}).get(name, transforms) for name in self._places}
         if len({tuple(map(type, each)) for each in self._transforms.values()}) > 1:
             raise ValueError("all data sets of a mixture need the same transforms in the same order; only their settings may differ")
@@ -104,31 +79,32 @@ class SampleReader:
         return samples
 
     def _decode(self, draw: Draw) -> _Clip:
-        member = self.members[self._places[draw.dataset]]
-        row = member.manifest.row(draw.row)
+        dataset = self.datasets[self._places[draw.dataset]]
+        row = dataset.manifest.row(draw.row)
         rng = np.random.default_rng(draw.seed if draw.clip_seed is None else draw.clip_seed)
         try:
-            pixels, partial = read_pixels(member, row, rng, self.size, self.decoder)
+            pixels, partial = read_pixels(dataset, row, rng, self.size, self.decoder)
         except MediaError as error:
-            return _Clip(member, row, rng, None, FileProblem(row.path, "unreadable", str(error), member.spec.name))
-        problem = FileProblem(row.path, "partial", partial, member.spec.name) if partial else None
-        return _Clip(member, row, rng, pixels, problem)
+            return _Clip(dataset, row, rng, None, FileProblem(row.path, "unreadable", str(error), dataset.name))
+        problem = FileProblem(row.path, "partial", partial, dataset.name) if partial else None
+        return _Clip(dataset, row, rng, pixels, problem)
 
     def _crop(self, draw: Draw, clip: _Clip) -> Sample:
-        member, size = clip.member, self.size
+        dataset, size, place = clip.dataset, self.size, self._places[draw.dataset]
         rng = clip.rng if draw.clip_seed is None else np.random.default_rng(draw.seed)
         if clip.pixels is None:
-            frames = np.zeros((member.frames, 3, size, size), np.uint8)
+            frames = np.zeros((dataset.frames, 3, size, size), np.uint8)
         else:
             height, width = clip.pixels.shape[1:3]
-            frames = crop_resize(clip.pixels, random_box(rng, width, height, member.spec.crop_scale), size)
-        flip, labels = draw_flip(rng, labels_of(clip.row), self.flip and member.spec.flip != "never", member.mirror)
-        targets, hot = member.answers(labels)
+            frames = crop_resize(clip.pixels, random_box(rng, width, height, dataset.spec.crop_scale), size)
+        allowed = self.flip and dataset.spec.flip != "never"
+        flip, labels = draw_flip(rng, labels_of(clip.row), allowed, self._labels[place].mirror)
+        targets, multi_hot = self._labels[place].rows_of(labels)
         return Sample(
             frames=torch.from_numpy(apply_flip(frames) if flip else frames),
-            dataset=self._places[draw.dataset],
+            dataset=place,
             targets=targets,
-            hot=hot,
+            multi_hot=multi_hot,
             weight=0.0 if clip.pixels is None else 1.0,
             seed=draw.seed,
             problem=clip.problem,
@@ -144,13 +120,15 @@ def labels_of(row: Row) -> Sequence[int]:
     return [row.label]
 
 
-def read_pixels(member: Member, row: Row, rng: np.random.Generator, size: int, decoder: Decoder = "pyav") -> tuple[np.ndarray, str | None]:
+def read_pixels(
+    dataset: MixtureDataset, row: Row, rng: np.random.Generator, size: int, decoder: Decoder = "pyav"
+) -> tuple[np.ndarray, str | None]:
     """The uncropped frames of one training sample, uint8 `(T, H, W, 3)`, and what was damaged. Raises `MediaError`."""
-    smallest_crop = member.spec.crop_scale[0] ** 0.5
+    smallest_crop = dataset.spec.crop_scale[0] ** 0.5
     hint = int(HINT_SLACK * size / smallest_crop)
-    if member.manifest.media == "image":
+    if dataset.media == "image":
         return decode_image(row.source, size_hint=hint)[None], None
-    times = (row.start or 0.0) + train_times(member.spec.sampling, member.frames, row.seconds, rng)
+    times = (row.start or 0.0) + train_times(dataset.spec.sampling, dataset.frames, row.seconds, rng)
     decoded = decode_at(row.source, times.tolist(), size_hint=hint, decoder=decoder)
     return decoded.frames, decoded.partial
 
@@ -172,8 +150,8 @@ def packs(schedule: Schedule, reader: SampleReader, first: int, last: int, worke
     """The Packs of steps `first` to `last` - 1, in order, read ahead by `workers` processes (0: in this one).
 
     Raises UserError where a manifest was written anew since it was opened."""
-    for member in reader.members:
-        member.manifest.check_unchanged()
+    for dataset in reader.datasets:
+        dataset.manifest.check_unchanged()
     loader = DataLoader(
         _Steps(schedule, reader, rank, ranks),
         sampler=range(first, last),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Sample:
     """One clip or image, ready to be packed.
 
-    `frames`: uint8 `(T, 3, H, W)`. `targets` and `hot`: its row of the Pack's. `weight`: 1, or 0
+    `frames`: uint8 `(T, 3, H, W)`. `targets` and `multi_hot`: its row of the Pack's. `weight`: 1, or 0
     where the file could not be read (its frames are then black and count for nothing). `problem`: what is wrong with the file, None if
     nothing. `drawn`: what each transform drew for it, in the order of the draws.
     """
@@ -31,7 +31,7 @@ class Sample:
     weight: float
     seed: int
     problem: FileProblem | None = None
-    hot: Tensor | None = None
+    multi_hot: Tensor | None = None
     drawn: Mapping[type[Transform], Any] = field(default_factory=dict)
 
 
@@ -42,7 +42,7 @@ class Pack:
     `frames`: uint8 `(F, 3, H, W)`. `groups`: `(samples, frames each)`, in the order of the frames. `dataset`: int64 `(S,)`, the
     place in the mixture's list of data sets. `targets`: int64 `(S, heads)`, the class in a softmax head, 0 in a sigmoid head, -1
     where a sample does not train a head. `weight`: float32 `(S,)`. `seed`: int64 `(S,)`, the low 63 bits of each draw's seed.
-    `problems`: the files that were damaged or could not be read. `hot`: uint8 `(S, K)`, the classes of
+    `problems`: the files that were damaged or could not be read. `multi_hot`: uint8 `(S, K)`, the classes of
     all sigmoid heads side by side in the heads' order, 1 where a sample has the class; None where no head is one.
 
     `drawn`: for each transform that is still to be applied, what it drew for the S samples: a tensor of S rows, or, at the stage
@@ -56,7 +56,7 @@ class Pack:
     weight: Tensor
     seed: Tensor
     problems: tuple[FileProblem, ...] = ()
-    hot: Tensor | None = None
+    multi_hot: Tensor | None = None
     drawn: Mapping[type[Transform], Any] = field(default_factory=dict)
     mix: Mix | None = None
 
@@ -87,7 +87,7 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
     """Samples, group by group, as a Pack. All samples of a group have the same number of frames; a group may be empty."""
     groups = [group for group in groups if group]
     samples = [sample for group in groups for sample in group]
-    hot = [sample.hot for sample in samples if sample.hot is not None]
+    multi_hot = [sample.multi_hot for sample in samples if sample.multi_hot is not None]
     return Pack(
         frames=torch.cat([sample.frames for sample in samples]),
         groups=tuple((len(group), len(group[0].frames)) for group in groups),
@@ -96,7 +96,7 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
         weight=torch.tensor([sample.weight for sample in samples]),
         seed=torch.tensor([sample.seed & (2**63 - 1) for sample in samples]),
         problems=tuple(sample.problem for sample in samples if sample.problem),
-        hot=torch.stack(hot) if hot else None,
+        multi_hot=torch.stack(multi_hot) if multi_hot else None,
         drawn={transform: _stacked([sample.drawn[transform] for sample in samples]) for transform in samples[0].drawn},
     )
 

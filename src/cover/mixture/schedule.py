@@ -1,14 +1,13 @@
-"""Which samples make up step s: a pure function of the seed and the step, the same on any number of ranks.
+"""The draws of every step: a pure function of the seed and the step, the same on any number of ranks.
 
-Each step holds a constant number of clips of each length and of images. Inside such a group, every data set is drawn by exact
-integer quotas: after s steps, data set d has been drawn floor or ceil of s * samples * rate_d times, never anything else. This is
+Each step holds a constant number of clips of each length and of images. Within such a group every data set has exact
+integer quotas: after s steps, data set d has been drawn floor or ceil of s * samples * rate_d times. This is
 just-in-time sequencing, which serving the unit with the earliest deadline solves for any rates.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,18 +19,21 @@ import numpy as np
 import torch
 
 from cover.errors import UserError
+from cover.mixture.dataset import MixtureDataset
 from cover.transforms.mixup import NO_BOX, Box, Mix, Mixup
 
 T = TypeVar("T")
 _STRIDE = 1024
-RATE_DENOMINATOR = 10**9  # rates are held as exact fractions, so that a quota is the same on every machine
+
+Groups = tuple[tuple[int, int], ...]  # (samples, frames each), as in a Pack
 
 
 @dataclass(frozen=True)
 class Draw:
     """One sample of one step: everything random about it follows from `seed` (64 bits).
 
-    A further crop of a clip that another draw takes too has that draw's seed in `clip_seed`: its frames are taken at the same times.
+    A further crop of a clip that another draw takes too has that draw's seed in `clip_seed`: its frames are taken at
+    the same times.
     """
 
     dataset: str
@@ -47,68 +49,32 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A data set as the schedule sees it: `rows` (int64, the manifest rows that may be drawn), frames per sample, relative rate, and
-    how many crops are taken of every clip, one right after the other."""
-
-    name: str
-    rows: np.ndarray
-    frames: int
-    rate: Fraction
-    crops: int = 1
-
-
-@dataclass(frozen=True)
 class Group:
-    """The samples of a step that have the same number of frames: how many, and from which data sets at which share."""
+    """The samples of a step that have the same number of frames, and the data sets that they are drawn from."""
 
     frames: int
     samples: int
-    sources: tuple[Source, ...]
+    datasets: tuple[MixtureDataset, ...]
 
     @property
-    def shares(self) -> list[Fraction]:
-        """The share of each source in this group; they add up to 1."""
-        total = sum((source.rate for source in self.sources), Fraction(0))
-        return [source.rate / total for source in self.sources]
+    def fractions(self) -> list[Fraction]:
+        """The fraction of the group that each data set gets; they add up to 1."""
+        total = sum((dataset.rate for dataset in self.datasets), Fraction(0))
+        return [dataset.rate / total for dataset in self.datasets]
 
 
-def rates_by(
-    sizes: Mapping[str, int], alpha: float = 1.0, weights: Mapping[str, float] | None = None, epochs: Mapping[str, float] | None = None
-) -> dict[str, Fraction]:
-    """Sampling rates that add up to 1: proportional to `weights` where given, else to size * `epochs` where given, else to size ** alpha
-    (1 is the article's rule).
+def split_batch(datasets: Sequence[MixtureDataset], batch: int, divisor: int, paired: bool = False) -> tuple[Group, ...]:
+    """The groups of a step of `batch` samples, longest clips first, images last.
 
-    Raises `UserError` on a weight or a number of epochs that is not positive or does not fit the data sets.
+    Counts are rounded once, by largest remainder, at least one sample each, whatever `divisor` (ranks x accumulation)
+    is: the global batch does not depend on how it is computed. Raises `UserError` where a count is not a multiple of
+    `divisor`, or, where samples are mixed in pairs (`paired`), where `divisor` would separate a pair.
     """
-    for key, noun, given in (("weights", "weight", weights), ("epochs", "number of epochs", epochs)):
-        for name in sizes if given else ():
-            if not 0 < (given or {}).get(name, 0) < math.inf:
-                raise UserError(f"data.{key}.{name}: a positive {noun} is needed for each data set of the mixture")
-    raw = {name: Fraction(size * epochs[name] if epochs else size**alpha) for name, size in sizes.items()}
-    raw = {name: Fraction(weights[name]) for name in sizes} if weights else raw
-    total = sum(raw.values())
-    exact = {name: max(1, round(value / total * RATE_DENOMINATOR)) for name, value in raw.items()}
-    return {name: Fraction(value, sum(exact.values())) for name, value in exact.items()}
-
-
-def steps_for(sizes: Mapping[str, int], epochs: Mapping[str, float], batch: int) -> int:
-    """The steps of `batch` samples that see every data set of `sizes` samples its `epochs` times."""
-    return max(1, math.ceil(sum(Fraction(size) * Fraction(epochs[name]) for name, size in sizes.items()) / batch))
-
-
-def split_batch(sources: Sequence[Source], batch: int, divisor: int, paired: bool = False) -> tuple[Group, ...]:
-    """The constant make-up of a step: `batch` samples shared out over the frame counts, longest clips first, images last.
-
-    Shares are rounded once, by largest remainder, at least one sample each, whatever `divisor` (ranks x accumulation) is: the global
-    batch does not depend on how it is computed. Raises `UserError` where a count is not a multiple of `divisor`, or, where samples are
-    mixed in pairs (`paired`), would be parted by it within a pair.
-    """
-    lengths = sorted({source.frames for source in sources}, reverse=True)
+    lengths = sorted({dataset.frames for dataset in datasets}, reverse=True)
     if batch < len(lengths):
         raise UserError(f"batch: {batch} is too small: samples of {len(lengths)} lengths need at least one each")
-    wanted = [batch * sum((s.rate for s in sources if s.frames == length), Fraction(0)) for length in lengths]
-    counts = [max(1, int(share)) for share in wanted]
+    wanted = [batch * sum((d.rate for d in datasets if d.frames == length), Fraction(0)) for length in lengths]
+    counts = [max(1, int(exact)) for exact in wanted]
     while sum(counts) < batch:
         counts[max(range(len(counts)), key=lambda i: wanted[i] - counts[i])] += 1
     while sum(counts) > batch:
@@ -116,83 +82,165 @@ def split_batch(sources: Sequence[Source], batch: int, divisor: int, paired: boo
     for length, count in zip(lengths, counts, strict=True):
         if count % divisor:
             raise UserError(
-                f"batch: a step of {batch} holds {count} samples of {length} frames, not a multiple of ranks x accumulation = {divisor};"
-                " choose another batch, or other data.weights"
+                f"batch: a step of {batch} holds {count} samples of {length} frames, not a multiple of"
+                f" ranks x accumulation = {divisor}; choose another batch, or other data.weights"
             )
         if paired and divisor > 1 and count // divisor % 2:
             raise UserError(
-                f"batch: augment.mixup and cutmix work on pairs, but a step of {batch} holds {count} samples of {length} frames, not a"
-                f" multiple of 2 x ranks x accumulation = {2 * divisor}; choose another batch, or other data.weights"
+                f"batch: augment.mixup and cutmix work on pairs, but a step of {batch} holds {count} samples of {length}"
+                f" frames, not a multiple of 2 x ranks x accumulation = {2 * divisor}; choose another batch, or other"
+                " data.weights"
             )
-    grouped = (tuple(s for s in sources if s.frames == length) for length in lengths)
+    grouped = (tuple(d for d in datasets if d.frames == length) for length in lengths)
     return tuple(Group(length, count, members) for length, count, members in zip(lengths, counts, grouped, strict=True))
 
 
 class Schedule:
     """The draws of every step of a run.
 
-    >>> schedule = Schedule(seed=0, groups=split_batch(sources, batch=64, divisor=1))
-    >>> schedule.step(1000)  # any step first; one tuple of draws per group
+    >>> schedule = Schedule(seed=0, groups=split_batch(datasets, batch=64, divisor=1))
+    >>> schedule.step(1000)  # any step can be asked for first; one tuple of draws per group
     """
 
     def __init__(self, seed: int, groups: tuple[Group, ...], pairing: Pairing | None = None) -> None:
         """`pairing`: which samples are mixed, so that those of a pair come one after the other."""
         self.seed, self.groups, self.pairing = seed, groups, pairing
-        self._counters = tuple(Quotas(group) for group in groups)
+        self._quotas = tuple(Quotas(group) for group in groups)
         self._orders: dict[str, dict[int, np.ndarray]] = {}  # of a data set's rows, by epoch
+
+    @property
+    def batch(self) -> int:
+        """The samples of a step."""
+        return sum(group.samples for group in self.groups)
+
+    @property
+    def mean_step(self) -> Groups:
+        """What a step holds on average: the work of a run is as many times that of this one as it has steps."""
+        return tuple((group.samples, group.frames) for group in self.groups)
+
+    @property
+    def largest_step(self) -> Groups:
+        """The step that holds the most frames: what has to fit into memory."""
+        return self.mean_step
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The fraction of the samples that each data set gets, after the groups were rounded."""
+        return {
+            dataset.name: float(fraction * group.samples / self.batch)
+            for group in self.groups
+            for dataset, fraction in zip(group.datasets, group.fractions, strict=True)
+        }
+
+    def describe(self) -> str:
+        """What a step holds, for a line on the terminal."""
+        return " + ".join(_describe(group) for group in self.groups)
 
     def step(self, step: int) -> tuple[tuple[Draw, ...], ...]:
         """The global draws of `step` (from 0), one tuple per group, in an order that mixes the data sets."""
-        return tuple(self._group_draws(group, quotas, step) for group, quotas in zip(self.groups, self._counters, strict=True))
+        return tuple(self._group_draws(group, quotas, step) for group, quotas in zip(self.groups, self._quotas, strict=True))
 
     def rank_step(self, step: int, rank: int, ranks: int) -> tuple[tuple[Draw, ...], ...]:
         """The slice of `step` that one of `ranks` equal ranks works on; the ranks' slices together are the step."""
         return tuple(draws[len(draws) * rank // ranks : len(draws) * (rank + 1) // ranks] for draws in self.step(step))
 
     def drawn(self, steps: int) -> dict[str, int]:
-        """How many samples of each data set the first `steps` steps hold."""
-        found: dict[str, int] = {}
-        for group, quotas in zip(self.groups, self._counters, strict=True):
-            for source, count in zip(group.sources, quotas.after(steps), strict=True):
-                found[source.name] = found.get(source.name, 0) + count
-        return found
+        """The samples of each data set in the first `steps` steps."""
+        return {
+            dataset.name: count
+            for group, quotas in zip(self.groups, self._quotas, strict=True)
+            for dataset, count in zip(group.datasets, quotas.after(steps), strict=True)
+        }
+
+    def expected(self, steps: int) -> dict[str, float]:
+        """`drawn` before it is rounded to whole samples; quick for any number of steps."""
+        return {
+            dataset.name: float(steps * group.samples * fraction)
+            for group in self.groups
+            for dataset, fraction in zip(group.datasets, group.fractions, strict=True)
+        }
 
     def _group_draws(self, group: Group, quotas: Quotas, step: int) -> tuple[Draw, ...]:
         """Shuffled clip by clip: the crops of one clip stay together, so that one decode serves them."""
         before, after = quotas.after(step), quotas.after(step + 1)
         clips = [
-            [self._draw(source, number) for number in numbers]
-            for source, first, last in zip(group.sources, before, after, strict=True)
-            for numbers in _by_clip(first, last, source.crops)
+            [self._draw(dataset, number) for number in numbers]
+            for dataset, first, last in zip(group.datasets, before, after, strict=True)
+            for numbers in _by_clip(first, last, dataset.crops)
         ]
         order = np.random.default_rng([self.seed, step, group.frames]).permutation(len(clips))
         shuffled = [clips[place] for place in order]
         return self.pairing.order(shuffled) if self.pairing else tuple(draw for clip in shuffled for draw in clip)
 
-    def _draw(self, source: Source, number: int) -> Draw:
+    def _draw(self, dataset: MixtureDataset, number: int) -> Draw:
         """The `number`-th sample ever taken from a data set: it walks shuffled epochs of its own."""
-        clip, crop = divmod(number, source.crops)
-        epoch, place = divmod(clip, len(source.rows))
-        row = int(source.rows[self._order(source, epoch)[place]])
-        clip_seed = draw_seed(self.seed, source.name, epoch, row)
+        clip, crop = divmod(number, dataset.crops)
+        epoch, place = divmod(clip, len(dataset.rows))
+        row = int(dataset.rows[self._order(dataset, epoch)[place]])
+        clip_seed = draw_seed(self.seed, dataset.name, epoch, row)
         if not crop:
-            return Draw(source.name, row, epoch, clip_seed)
-        return Draw(source.name, row, epoch, draw_seed(clip_seed, source.name, crop, row), clip_seed)
+            return Draw(dataset.name, row, epoch, clip_seed)
+        return Draw(dataset.name, row, epoch, draw_seed(clip_seed, dataset.name, crop, row), clip_seed)
 
-    def _order(self, source: Source, epoch: int) -> np.ndarray:
-        """The order of a data set's rows in an epoch. Two are kept, since a step may reach from one into the next: of a million rows
-        each takes 8 MB, in every process."""
-        known = self._orders.setdefault(source.name, {})
+    def _order(self, dataset: MixtureDataset, epoch: int) -> np.ndarray:
+        """The order of a data set's rows in an epoch. Two are kept, since a step may reach from one into the next: of a
+        million rows each takes 8 MB, in every process."""
+        known = self._orders.setdefault(dataset.name, {})
         if epoch not in known:
             while len(known) > 1:
                 del known[next(iter(known))]
-            seed = draw_seed(self.seed, source.name, epoch, -1 % 2**64)
-            known[epoch] = np.random.default_rng(seed).permutation(len(source.rows))
+            seed = draw_seed(self.seed, dataset.name, epoch, -1 % 2**64)
+            known[epoch] = np.random.default_rng(seed).permutation(len(dataset.rows))
         return known[epoch]
 
 
+class Alternating(Schedule):
+    """A schedule whose steps hold `batch` samples of one length each, in turn. A run holds as many samples of every
+    data set as with the mixed steps of `groups`, within half a step of each length, under the same quotas. An ablation
+    (docs/ablations.md), for one process.
+
+    >>> [len(draws) for draws in Alternating(0, groups).step(0)]
+    [40, 0]
+    """
+
+    def __init__(self, seed: int, groups: tuple[Group, ...], pairing: Pairing | None = None) -> None:
+        super().__init__(seed, groups, pairing)
+        self._whole = tuple(Group(group.frames, self.batch, group.datasets) for group in groups)
+        self._quotas = tuple(Quotas(group) for group in self._whole)
+        no_rows = np.zeros(0, np.int64)
+        lengths = tuple(MixtureDataset(str(group.frames), no_rows, rate=Fraction(group.samples)) for group in groups)
+        self._turns = Quotas(Group(0, 1, lengths))
+
+    @property
+    def largest_step(self) -> Groups:
+        largest = max(self._whole, key=lambda group: group.frames)
+        return ((largest.samples, largest.frames),)
+
+    def describe(self) -> str:
+        return ", or ".join(_describe(group) for group in self._whole)
+
+    def step(self, step: int) -> tuple[tuple[Draw, ...], ...]:
+        """The draws of `step`: those of all lengths but one are empty."""
+        before, after = self._turns.after(step), self._turns.after(step + 1)
+        return tuple(
+            self._group_draws(group, quotas, first) if last > first else ()
+            for group, quotas, first, last in zip(self._whole, self._quotas, before, after, strict=True)
+        )
+
+    def drawn(self, steps: int) -> dict[str, int]:
+        return {
+            dataset.name: count
+            for group, quotas, turns in zip(self._whole, self._quotas, self._turns.after(steps), strict=True)
+            for dataset, count in zip(group.datasets, quotas.after(turns), strict=True)
+        }
+
+
+def _describe(group: Group) -> str:
+    return f"{group.samples} {'images' if group.frames == 1 else f'clips of {group.frames}'}"
+
+
 def _by_clip(first: int, last: int, crops: int) -> Iterator[range]:
-    """The numbers `first` to `last` - 1 parted where another clip begins."""
+    """The numbers `first` to `last` - 1, a range for each clip."""
     for clip in range(first // crops, -(-last // crops)):
         yield range(max(first, clip * crops), min(last, (clip + 1) * crops))
 
@@ -248,15 +296,16 @@ def _two_by_two(items: Sequence[T]) -> list[Sequence[T]]:
 
 
 class Quotas:
-    """How often each source of a group has been drawn after s steps.
+    """How often each data set of a group has been drawn after s steps.
 
-    Steps are played forward, and the counts of every `_STRIDE`-th kept to start from, beside those of the last step asked for.
+    Steps are played forward from the nearest stored counts: those of every `_STRIDE`-th step and of the last step asked
+    for.
     """
 
     def __init__(self, group: Group) -> None:
-        self._per_step = [group.samples * share for share in group.shares]
+        self._per_step = [group.samples * fraction for fraction in group.fractions]
         self._samples = group.samples
-        self._milestones = [tuple(0 for _ in group.sources)]
+        self._milestones = [tuple(0 for _ in group.datasets)]
         self._last = (0, self._milestones[0])
 
     def after(self, steps: int) -> tuple[int, ...]:
@@ -289,11 +338,3 @@ def draw_seed(seed: int, dataset: str, epoch: int, row: int) -> int:
     """64 bits that depend on nothing but the run's seed and the sample's place in it."""
     packed = struct.pack("<QQQ", seed, epoch, row) + dataset.encode()
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
-
-
-def wanted_rates(groups: Sequence[Group]) -> Iterator[tuple[str, float]]:
-    """Every data set and the share of a step's samples that it gets, after rounding the groups."""
-    batch = sum(group.samples for group in groups)
-    for group in groups:
-        for source, share in zip(group.sources, group.shares, strict=True):
-            yield source.name, float(share * group.samples / batch)

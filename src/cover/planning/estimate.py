@@ -11,19 +11,22 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cover.errors import UserError
 from cover.hardware import Cluster
 from cover.machine import default_workers
-from cover.mixture.schedule import Group
+from cover.mixture.mixture import Mixture
+from cover.mixture.schedule import Schedule
 from cover.model.backbone import Groups
 from cover.model.backbones import backbone_config
 from cover.model.cover import CoVeR
 from cover.model.heads import head_of
 from cover.model.profile import FLOAT32, ForwardCost, count_parameters, forward_cost, on_meta
+from cover.model.release import find_release, read_config
 from cover.planning.memory import StepMemory, StepOptions, step_memory
 from cover.planning.reading import ReadingCost
-from cover.training.holdings import Holding, classes_kept, classes_of_heads, drawn_by_the_end, step_groups, steps_of
 from cover.training.parameters import matches
 from cover.training.recipe import Recipe
+from cover.training.train import make_schedule, with_steps
 
 LINK_FRACTION = 0.7  # of a link's speed that a ring of devices reaches (assumed)
 MOST_WORKERS = 16  # of one device, where a recipe does not say how many (cover.machine.default_workers)
@@ -37,7 +40,8 @@ class Step:
     """One step of a recipe on a cluster.
 
     `model`: on the meta device; what is not trained requires no gradient. `heads`: name -> classes. `groups`: what each
-    device takes of the samples, all micro-batches together.
+    device takes of the samples, all micro-batches together, on average over the run: the times are of these. `largest`: the
+    same of the step with the most frames, which memory has to hold.
     """
 
     recipe: Recipe
@@ -45,6 +49,7 @@ class Step:
     model: CoVeR
     heads: Mapping[str, int]
     groups: Groups
+    largest: Groups
 
     @property
     def size(self) -> int:
@@ -60,15 +65,15 @@ class Step:
         return forward_cost(self.model, self.groups, self.size)
 
 
-def plan(recipe: Recipe, cluster: Cluster, holdings: Sequence[Holding], costs: Mapping[str, ReadingCost]) -> dict[str, Any]:
+def plan(recipe: Recipe, cluster: Cluster, mixture: Mixture, costs: Mapping[str, ReadingCost]) -> dict[str, Any]:
     """All figures of a run. Raises `UserError` where it could not be begun, or its batch cannot be shared out over the devices."""
-    groups, steps = step_groups(recipe, holdings, cluster.devices), steps_of(recipe, holdings)
-    step = make_step(recipe, cluster, holdings, groups)
-    sets = _sets(groups, holdings, costs, steps)
+    schedule, steps = make_schedule(recipe, mixture, cluster.devices), with_steps(recipe, mixture).steps
+    step = make_step(recipe, cluster, mixture, schedule)
+    sets = _sets(schedule, mixture, costs, steps)
     facts: dict[str, Any] = {
         **_setting(recipe, cluster),
         "datasets": sets,
-        "step": _make_up(step, groups),
+        "step": _make_up(step, schedule),
         "memory": {"available": cluster.device.memory, "ways": [_way(variant) for variant in variants(step)]},
     }
     times = _times(step, sets, steps)
@@ -96,16 +101,29 @@ def _setting(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def make_step(recipe: Recipe, cluster: Cluster, holdings: Sequence[Holding], groups: Sequence[Group]) -> Step:
+def make_step(recipe: Recipe, cluster: Cluster, mixture: Mixture, schedule: Schedule) -> Step:
     """A device's part of a step. Raises `UserError`."""
     config = backbone_config(recipe.model, recipe.data.frames)
-    trained = classes_of_heads(recipe, holdings)
-    kept = classes_kept(recipe, trained)
+    trained = {head.name: len(head.classes) for head in mixture.heads}
+    kept = retained_classes(recipe, trained)
     heads = {**trained, **kept}
-    mine = tuple((group.samples // cluster.devices, group.frames) for group in groups)
+    groups, largest = (
+        tuple((samples // cluster.devices, frames) for samples, frames in whole) for whole in (schedule.mean_step, schedule.largest_step)
+    )
     model = on_meta(config, heads)
-    _freeze(model, recipe, images_only=all(group.frames == 1 for group in groups), kept=kept)
-    return Step(recipe, cluster, model, heads, mine)
+    _freeze(model, recipe, images_only=all(frames == 1 for _, frames in groups), kept=kept)
+    return Step(recipe, cluster, model, heads, groups, largest)
+
+
+def retained_classes(recipe: Recipe, trained: Mapping[str, int]) -> dict[str, int]:
+    """Head -> classes of what the starting checkpoint adds to the heads `trained` (`start.heads: keep`); none where it is not here."""
+    if recipe.start.heads == "drop":
+        return {}
+    try:
+        theirs = read_config(find_release(recipe.start.checkpoint)).heads
+    except UserError:
+        return {}
+    return {head.name: len(head.classes) for head in theirs if head.name not in trained}
 
 
 def _freeze(model: CoVeR, recipe: Recipe, images_only: bool, kept: Container[str]) -> None:
@@ -118,28 +136,27 @@ def _freeze(model: CoVeR, recipe: Recipe, images_only: bool, kept: Container[str
         model.get_parameter(name).requires_grad_(False)
 
 
-def _sets(groups: Sequence[Group], holdings: Sequence[Holding], costs: Mapping[str, ReadingCost], steps: int) -> list[dict[str, Any]]:
+def _sets(schedule: Schedule, mixture: Mixture, costs: Mapping[str, ReadingCost], steps: int) -> list[dict[str, Any]]:
     """What the run draws of each data set and what that costs to read."""
-    ends = drawn_by_the_end(groups, steps)
-    crops = {source.name: source.crops for group in groups for source in group.sources}
-    batch = sum(group.samples for group in groups)
+    ends = schedule.expected(steps)
     return [
         {
-            "name": each.name, "media": each.media, "samples": each.rows, "classes": each.classes, "origin": each.origin,
-            "share": ends[each.name] / (steps * batch), "drawn": ends[each.name], "epochs": ends[each.name] / each.rows,
+            "name": each.name, "media": each.media, "samples": len(each.rows), "classes": len(each.classes.names), "origin": each.origin,
+            "share": ends[each.name] / (steps * schedule.batch), "drawn": ends[each.name], "epochs": ends[each.name] / len(each.rows),
             "ms": costs[each.name].ms, "ms_origin": costs[each.name].origin, "file_bytes": each.file_bytes,
-            "reads": ends[each.name] / crops[each.name],
+            "reads": ends[each.name] / each.crops,
         }
-        for each in holdings
+        for each in mixture.datasets
     ]  # fmt: skip
 
 
-def _make_up(step: Step, groups: Sequence[Group]) -> dict[str, Any]:
-    """A whole step, over all devices."""
-    whole = tuple((group.samples, group.frames) for group in groups)
+def _make_up(step: Step, schedule: Schedule) -> dict[str, Any]:
+    """A whole step, over all devices; on average where steps differ."""
+    whole = schedule.mean_step
     count = count_parameters(step.model)
     adds = 3 * step.cost.multiply_adds * step.cluster.devices
     return {
+        "holds": schedule.describe(),
         "groups": [{"samples": samples, "frames": frames} for samples, frames in whole],
         "tokens": step.cost.tokens * step.cluster.devices,
         "multiply_adds": adds,
@@ -170,7 +187,7 @@ def memory_of(step: Step) -> StepMemory:
         ddp=devices > 1 and not sharded,
         byte_masks=not step.cluster.device.shared,
     )
-    return step_memory(step.model, step.groups, step.size, options)
+    return step_memory(step.model, step.largest, step.size, options)
 
 
 def variants(step: Step) -> Iterator[Step]:
@@ -226,6 +243,8 @@ def _fits(step: Step) -> bool:
 
 def _fewest_micro_batches(step: Step) -> int | None:
     """The fewest micro-batches, above the recipe's, that fit; None where none do. Mixed pairs stay together."""
+    if step.recipe.data.batches == "alternating":  # which has no micro-batches
+        return None
     pair = 2 if step.recipe.augment.mixup or step.recipe.augment.cutmix else 1
     finer = [
         parts

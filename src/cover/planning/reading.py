@@ -12,9 +12,11 @@ import numpy as np
 
 from cover.console import track
 from cover.errors import UserError
-from cover.mixture.loader import Member, SampleReader
+from cover.mixture.dataset import MixtureDataset
+from cover.mixture.loader import SampleReader
+from cover.mixture.mixture import Mixture
+from cover.mixture.published import read_numbers
 from cover.mixture.schedule import Draw
-from cover.training.holdings import Holding, read_numbers
 from cover.training.recipe import Recipe
 from cover.training.train import make_reader
 
@@ -34,69 +36,65 @@ class ReadingCost:
     origin: Literal["measured", "given", "assumed"]
 
 
-def reading_costs(
-    recipe: Recipe, holdings: Sequence[Holding], members: Sequence[Member] | None, given: Mapping[str, float]
-) -> dict[str, ReadingCost]:
+def reading_costs(recipe: Recipe, mixture: Mixture, given: Mapping[str, float]) -> dict[str, ReadingCost]:
     """Data set -> cost. `given`: milliseconds by name, as `read_ms` has them; a set that is not in it is measured where its files are."""
-    measured = _measure(recipe, [m for m in members or () if m.spec.name not in given])
+    measured = _measure(recipe, [each for each in mixture.datasets if each.source and each.name not in given])
     costs = {}
-    for each in holdings:
-        crops = recipe.data.crops if each.media == "video" else 1
+    for each in mixture.datasets:
         if each.name in given:
-            costs[each.name] = ReadingCost(given[each.name] / crops, "given")
+            costs[each.name] = ReadingCost(given[each.name] / each.crops, "given")
         elif each.name in measured:
             costs[each.name] = ReadingCost(measured[each.name], "measured")
         else:
-            costs[each.name] = ReadingCost(_assumed(each) / crops, "assumed")
+            costs[each.name] = ReadingCost(_assumed(each) / each.crops, "assumed")
     return costs
 
 
-def read_ms(text: str, image_ms: float | None, holdings: Sequence[Holding]) -> dict[str, float]:
+def read_ms(text: str, image_ms: float | None, mixture: Mixture) -> dict[str, float]:
     """`14` for every video set, or `ssv2=14,kinetics400=20`, and `image_ms` for every image set, by name. Raises `UserError`."""
     every = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
     named = {} if every is not None else read_numbers("--decode-ms", text)
     for name in named:
-        if name not in [each.name for each in holdings]:
+        if name not in mixture.sizes:
             raise UserError(f'--decode-ms: "{name}" is not one of the recipe\'s data.sets')
     of_media = {"video": every, "image": image_ms}
-    told = {each.name: ms for each in holdings if (ms := of_media[each.media]) is not None}
-    return {**told, **named}
+    of_sets = {each.name: ms for each in mixture.datasets if (ms := of_media[each.media]) is not None}
+    return {**of_sets, **named}
 
 
-def _assumed(holding: Holding) -> float:
-    if holding.media == "image":
+def _assumed(dataset: MixtureDataset) -> float:
+    if dataset.media == "image":
         return IMAGE_MS
-    if holding.form == "prepared":
+    if dataset.format == "prepared":
         return PREPARED_MS
-    return SHORT_VIDEO_MS if holding.form in _SHORT or (holding.form is None and holding.name in _SHORT) else VIDEO_MS
+    return SHORT_VIDEO_MS if dataset.format in _SHORT or (dataset.format is None and dataset.name in _SHORT) else VIDEO_MS
 
 
-def _measure(recipe: Recipe, members: Sequence[Member]) -> dict[str, float]:
+def _measure(recipe: Recipe, datasets: Sequence[MixtureDataset]) -> dict[str, float]:
     """Milliseconds of CPU for a sample, by the reader that training uses; sets whose files cannot be read are left out."""
-    if not members:
+    if not datasets:
         return {}
-    reader = make_reader(recipe, members)
-    found = {member.spec.name: _of_one(recipe, reader, member) for member in track(members, "measure reading", len(members))}
+    reader = make_reader(recipe, Mixture.open(recipe.data))
+    found = {each.name: _of_one(reader, each) for each in track(datasets, "measure reading", len(datasets))}
     return {name: ms for name, ms in found.items() if ms is not None}
 
 
-def _of_one(recipe: Recipe, reader: SampleReader, member: Member) -> float | None:
-    usable = member.manifest.usable
+def _of_one(reader: SampleReader, dataset: MixtureDataset) -> float | None:
+    usable = dataset.manifest.usable
     rows = usable[np.linspace(0, len(usable) - 1, min(FILES + 1, len(usable))).astype(int)]
-    crops = recipe.data.crops if member.manifest.media == "video" else 1
-    _seconds(reader, member, rows[:1], crops)  # the first pays for what is loaded once
-    seconds = _seconds(reader, member, rows[1:] if len(rows) > 1 else rows, crops)
-    return 1e3 * sum(seconds) / len(seconds) / crops if seconds else None
+    _seconds(reader, dataset, rows[:1])  # the first pays for what is loaded once
+    seconds = _seconds(reader, dataset, rows[1:] if len(rows) > 1 else rows)
+    return 1e3 * sum(seconds) / len(seconds) / dataset.crops if seconds else None
 
 
-def _seconds(reader: SampleReader, member: Member, rows: Iterable[int], crops: int) -> list[float]:
+def _seconds(reader: SampleReader, dataset: MixtureDataset, rows: Iterable[int]) -> list[float]:
     """Of one core for each file that can be read, until there is no more patience."""
     spent: list[float] = []
     began = time.monotonic()
     for row in rows:
         if time.monotonic() - began > PATIENCE_S:
             break
-        draws = [Draw(member.spec.name, int(row), 0, crop, 0 if crop else None) for crop in range(crops)]
+        draws = [Draw(dataset.name, int(row), 0, crop, 0 if crop else None) for crop in range(dataset.crops)]
         before = time.process_time()
         samples = reader.read_all(draws)
         if samples[0].weight:

@@ -46,12 +46,11 @@ def _memory_row(facts: Mapping[str, Any], way: Mapping[str, Any]) -> tuple[str, 
 
 def _step_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     step = facts["step"]
-    held = " + ".join(f"{g['samples']} {'images' if g['frames'] == 1 else 'clips of ' + str(g['frames'])}" for g in step["groups"])
     peak = f"{facts['share']:.0%} of its peak, {'assumed' if facts['share_assumed'] else 'given'}"
     return [
         ("on", f"{facts['devices']} x {facts['device']}, {facts['precision']}, {peak}"),
         ("parameters", f"{short(step['parameters'])}, {short(step['parameters_trained'])} of them trained"),
-        ("a step", held),
+        ("a step", step["holds"]),
         ("  tokens", f"{step['tokens']:,}"),
         ("  FLOP, forward and backward", short(step["flop"])),
     ]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cover.console import say
-from cover.datasets.manifest import Manifest
 from cover.errors import UserError
+from cover.mixture.mixture import Mixture
 from cover.mixture.schedule import Draw, Schedule
 from cover.training.distributed import Team
 from cover.training.recipe import NonFinite
@@ -28,10 +28,9 @@ LOW_63 = 2**63 - 1  # what a Pack keeps of a draw's seed
 class FiniteCheck:
     """Reads what came of every step. `skipped`: the updates left out so far. `leaving`: whether a rank was told to leave."""
 
-    def __init__(
-        self, run: Path, policy: NonFinite, team: Team, schedule: Schedule, manifests: Mapping[str, Manifest], skipped: int = 0
-    ) -> None:
-        self.path, self.policy, self.team, self.schedule, self.manifests = run / FILE, policy, team, schedule, manifests
+    def __init__(self, run: Path, policy: NonFinite, team: Team, schedule: Schedule, mixture: Mixture, skipped: int = 0) -> None:
+        self.path, self.policy, self.team, self.schedule = run / FILE, policy, team, schedule
+        self.manifests = {each.name: each.manifest for each in mixture.datasets}
         self.skipped, self.leaving = skipped, False
         self._pending: tuple[int, Outcome] | None = None
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,9 +33,9 @@ from torch import Tensor
 
 from cover.console import clock, say
 from cover.media.decode import FileProblem
-from cover.mixture.loader import Member
+from cover.mixture.mixture import Mixture
 from cover.mixture.pack import Pack
-from cover.mixture.schedule import Schedule, wanted_rates
+from cover.mixture.schedule import Schedule
 from cover.model.cover import CoVeR
 from cover.training import checkpoint
 from cover.training.live import LiveView
@@ -89,7 +89,7 @@ class RunLog:
     """
 
     def __init__(
-        self, run: Path, recipe: Recipe, members: Sequence[Member], schedule: Schedule, model: CoVeR, first: int,
+        self, run: Path, recipe: Recipe, mixture: Mixture, schedule: Schedule, model: CoVeR, first: int,
         reduce: Sum = lambda tensor: tensor, writes: bool = True,
     ) -> None:  # fmt: skip
         self.path, self.recipe, self.schedule, self.reduce, self.writes = run / checkpoint.LOG, recipe, schedule, reduce, writes
@@ -98,11 +98,10 @@ class RunLog:
             work_of(model, schedule, recipe.model.size),
             peak_flops(self.device, recipe.precision == "bf16"),
         )
-        self.many = {member.spec.name: member.manifest.classes.many for member in members}
-        self.tally = Tally(len(members), self.device)
-        self._originals = {member.manifest.media for member in members if member.spec.format != "prepared"}
-        self._sizes = {source.name: len(source.rows) for group in schedule.groups for source in group.sources}
-        self._wanted = dict(wanted_rates(schedule.groups))
+        self.many = {each.name: each.classes.many for each in mixture.datasets}
+        self.tally = Tally(len(mixture.datasets), self.device)
+        self._originals = {each.media for each in mixture.datasets if each.format != "prepared"}
+        self._sizes, self._wanted = mixture.sizes, schedule.rates
         self._sinks: list[Sink] = open_sinks(recipe.log, run, first, asdict(recipe)) if writes else []
         self._view = LiveView(f"train {run.name}", recipe.steps, first, self.many)
         self._begun = self._logged = self._done = first

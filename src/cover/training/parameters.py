@@ -14,9 +14,9 @@ from torch import nn
 
 from cover.console import say
 from cover.errors import UserError, nearest
+from cover.mixture.dataset import retained_heads
 from cover.model.cover import CoVeR
 from cover.model.heads import head_of
-from cover.training.heads import kept_heads
 from cover.training.recipe import Optimizer, Pattern
 
 NAMES_SHOWN = 3
@@ -62,7 +62,7 @@ def describe_patterns(model: CoVeR, patterns: Mapping[str, Pattern]) -> list[str
 
 def freeze_kept(model: CoVeR, trained: Container[str]) -> None:
     """Stop the gradients of the heads that none of the data sets `trained` trains, and name them."""
-    kept = [head.name for head in kept_heads(model.head_list, trained)]
+    kept = [head.name for head in retained_heads(model.head_list, trained)]
     for name in kept:
         model.heads[name].requires_grad_(False)
     if kept:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal
 
+from cover.config import check_range, option
 from cover.errors import UserError, install, nearest
-from cover.media.decode import Decoder
+from cover.mixture.rates import Data
 from cover.model.backbones import DEFAULT_OPTIONS, Options
 
 if TYPE_CHECKING:
@@ -19,39 +19,12 @@ if TYPE_CHECKING:
 # What a number may be, both ends included.
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (0, math.inf), "batch": (1, math.inf), "accumulation": (1, math.inf), "seed": (0, 2**63 - 1), "label_smoothing": (0, 1),
-    "data.frames": (1, math.inf), "data.crops": (1, math.inf), "data.alpha": (0, 4),
     "augment.colour": (0, 1), "augment.erase": (0, 1), "augment.mix": (0, 1),
     "augment.mixup": (0, 100), "augment.cutmix": (0, 100), "optimizer.layer_decay": (0, 1), "optimizer.head_lr": (0, 10**6),
     "optimizer.lr": (0, 10**6), "optimizer.weight_decay": (0, 10**6), "optimizer.momentum": (0, 1), "optimizer.warmup": (0, 1),
     "optimizer.clip": (0, math.inf),
-    "data.unreadable": (0, 1), "checkpoints.keep": (1, math.inf), "distributed.timeout": (0.1, 10**6), "nonfinite.budget": (0, math.inf),
+    "checkpoints.keep": (1, math.inf), "distributed.timeout": (0.1, 10**6), "nonfinite.budget": (0, math.inf),
 }  # fmt: skip
-
-
-def option(default: Any, text: str) -> Any:
-    """A field of a configuration: its default and its help."""
-    if isinstance(default, dict | list):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass(frozen=True)
-class Data:
-    """Which data sets are mixed, and at which rates."""
-
-    sets: list[str] = field(metadata={"help": "names from the catalog"})
-    catalog: str = option("catalog.yaml", "the catalog file, relative to the current folder")
-    frames: int = option(8, "frames of a clip")
-    alpha: float = option(1.0, "rates proportional to size^alpha; 1 is the article's rule")
-    weights: dict[str, float] = option({}, "explicit rates in place of sizes, one per data set")
-    epochs: dict[str, float] = option({}, "rates by how often each data set is to be seen; with steps: 0, that often and no more")
-    loss_weights: dict[str, float] = option({}, "factor on a data set's loss, 1 where not given")
-    batches: Literal["mixed", "alternating"] = option("mixed", "clips and images in every step, or whole steps of either in turn")
-    heads: dict[str, list[str]] = option({}, "head -> the data sets that share it; a set that is in none has a head of its own name")
-    crops: int = option(1, "random crops of every clip that is decoded; 2 halves the decoding and sees each clip twice as often")
-    decoder: Decoder = option("pyav", "of videos: pyav, torchcodec, or torchcodec_cuda (NVDEC)")
-    unreadable: float = option(0.5, "share of a data set's draws that may be unreadable before the run stops")
-    exclusions: Literal["use", "ignore"] = option("use", "leave out the training rows that `cover overlap` found in evaluation splits")
 
 
 @dataclass(frozen=True)
@@ -225,32 +198,18 @@ class Recipe:
     nonfinite: NonFinite = option(NonFinite(), "losses and gradients that are not numbers")
 
     def __post_init__(self) -> None:
-        if not self.data.sets:
-            raise UserError("data.sets: name at least one data set of the catalog")
+        self.data.check()
         for key, (low, high) in RANGES.items():
             value: Any = reduce(getattr, key.split("."), self)
-            if not low <= value <= high:
-                raise UserError(f"{key}: {value} is not {f'in [{low}, {high}]' if math.isfinite(high) else f'{low} or more'}")
-        for repeated in {name for name in self.data.sets if self.data.sets.count(name) > 1}:
-            raise UserError(f'data.sets: "{repeated}" is named twice')
-        for key in ("weights", "loss_weights", "epochs"):
-            for name in getattr(self.data, key):
-                if name not in self.data.sets:
-                    raise UserError(f'data.{key}: "{name}" is not one of data.sets')
-        self._check_rates()
+            check_range(key, value, low, high)
+        self._check_start()
         if self.checkpoints.best not in ("", "mean_rank", *self.data.sets):
             raise UserError(f'checkpoints.best: "{self.checkpoints.best}" is not mean_rank, one of data.sets, or empty')
-        self._check_heads()
         self._check_optimizer()
         self.augment.check(self.data.sets)
         self.model.check()
 
-    def _check_rates(self) -> None:
-        for name, factor in self.data.loss_weights.items():
-            if not 0 <= factor < math.inf:
-                raise UserError(f"data.loss_weights.{name}: {factor} is not 0 or more")
-        if self.data.epochs and self.data.weights:
-            raise UserError("data.epochs: rates come from data.weights or from data.epochs; leave one of them out")
+    def _check_start(self) -> None:
         if not self.steps and not self.data.epochs:
             raise UserError("steps: 0 is as many as data.epochs needs; give that, or a number of steps")
         if self.start.heads == "keep" and not self.start.checkpoint:
@@ -270,19 +229,3 @@ class Recipe:
             for key, value in (("lr", what.lr), ("decay", what.decay or 0)):
                 if not 0 <= value < math.inf:
                     raise UserError(f'optimizer.patterns: "{pattern}": {key}: {value} is not 0 or more')
-
-    def _check_heads(self) -> None:
-        shared = self.data.heads
-        served = [name for names in shared.values() for name in names]
-        for head, names in shared.items():
-            if not re.fullmatch(r"[A-Za-z0-9][\w-]*", head, re.ASCII):
-                raise UserError(f'data.heads: "{head}" cannot name a head: use letters, digits, _ and -')
-            if not names:
-                raise UserError(f"data.heads.{head}: name the data sets that share it")
-            for name in names:
-                if name not in self.data.sets:
-                    raise UserError(f'data.heads.{head}: "{name}" is not one of data.sets{nearest(name, self.data.sets)}')
-                if served.count(name) > 1:
-                    raise UserError(f'data.heads.{head}: "{name}" is there twice; a data set has one head')
-            if head in self.data.sets and head not in served:
-                raise UserError(f'data.heads.{head}: the data set "{head}" has a head of this name; choose another, or list it too')

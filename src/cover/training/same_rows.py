@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,21 @@ import numpy as np
 from cover.console import say
 from cover.datasets.manifest import Manifest, open_manifest
 from cover.errors import UserError
-from cover.mixture.loader import Member
+from cover.mixture.mixture import Mixture
 from cover.training.checkpoint import LOG
-from cover.training.recipe import Recipe
 
 
-def count_exclusions(run: Path, first: int, recipe: Recipe, members: Sequence[Member]) -> dict[str, Any] | None:
+def count_exclusions(run: Path, first: int, mixture: Mixture) -> dict[str, Any] | None:
     """For each data set `rows`, how many usable train rows are left out, and their `digest`; None without a list of exclusions. Said on
     the terminal. Raises `UserError` where a run that goes on was begun with other rows left out: its draws would not be the same."""
-    listed = all(member.manifest.without is not None for member in members)
-    now = {member.spec.name: _left_out(member.manifest) for member in members} if listed else None
+    listed = all(each.manifest.without is not None for each in mixture.datasets)
+    now = {each.name: _left_out(each.manifest) for each in mixture.datasets} if listed else None
     if first and _that_bind(_begun_with(run)) != _that_bind(now):
         raise UserError(f"{run} was begun with other training rows left out (cover overlap); begin another run with --out")
     if now:
         counts = ", ".join(f"{name} {left_out['rows']}" for name, left_out in now.items())
         say(f"training rows left out, being in evaluation splits too: {counts}")
-    if recipe.data.exclusions == "ignore":
+    if mixture.data.exclusions == "ignore":
         say("data.exclusions is ignore: training rows may be in evaluation splits too")
     return now
 

@@ -32,8 +32,8 @@ class Work:
 
 
 def work_of(model: CoVeR, schedule: Schedule, size: int) -> Work:
-    """The work of a step of `schedule` with frames of `size` pixels."""
-    groups = tuple((group.samples, group.frames) for group in schedule.groups)
+    """The mean work of a step of `schedule` with frames of `size` pixels."""
+    groups = schedule.mean_step
     without_numbers = on_meta(model.config, {head.name: len(head.classes) for head in model.head_list})
     cost = forward_cost(without_numbers, groups, size)
     return Work(sum(samples for samples, _ in groups), cost.tokens, 2 * PASSES * cost.multiply_adds)

@@ -60,11 +60,11 @@ class Tally:
 
 
 def sample_losses(
-    logits: dict[str, Tensor], targets_SH: Tensor, label_smoothing: float, hot_SK: Tensor | None = None, sigmoid: Container[str] = ()
+    logits: dict[str, Tensor], targets_SH: Tensor, label_smoothing: float, multi_hot_SK: Tensor | None = None, sigmoid: Container[str] = ()
 ) -> tuple[Tensor, Tensor]:
     """The loss of every sample summed over the heads that it trains, and whether all of them are right: two float `(S,)`.
 
-    Cross-entropy for softmax heads, `sigmoid_loss` for those named in `sigmoid`; `targets_SH` and `hot_SK` as in a Pack. Every head
+    Cross-entropy for softmax heads, `sigmoid_loss` for those named in `sigmoid`; `targets_SH` and `multi_hot_SK` as in a Pack. Every head
     sees every sample, masked where the target is -1: shapes are static and every parameter takes part in every step. Heads behind
     the last column of `targets_SH` are kept as they are (`heads.with_kept`), and have no loss.
     """
@@ -75,9 +75,9 @@ def sample_losses(
     for (name, scores), target in zip(logits.items(), targets_SH.unbind(1), strict=False):  # kept heads come last
         mine = target >= 0
         if name in sigmoid:
-            assert hot_SK is not None, f"{name} is a sigmoid head, and the Pack has no classes for it"
-            hot_SC, first = hot_SK[:, first : first + scores.shape[1]], first + scores.shape[1]
-            loss, hit = sigmoid_loss(scores.float(), hot_SC, label_smoothing), sigmoid_hits(scores, hot_SC)
+            assert multi_hot_SK is not None, f"{name} is a sigmoid head, and the Pack has no classes for it"
+            multi_hot_SC, first = multi_hot_SK[:, first : first + scores.shape[1]], first + scores.shape[1]
+            loss, hit = sigmoid_loss(scores.float(), multi_hot_SC, label_smoothing), sigmoid_hits(scores, multi_hot_SC)
         else:
             loss = fn.cross_entropy(scores.float(), target.clamp(min=0), reduction="none", label_smoothing=label_smoothing)
             hit = scores.argmax(1) == target
@@ -86,7 +86,7 @@ def sample_losses(
     return loss_S, hit_S
 
 
-def sigmoid_loss(scores_SC: Tensor, hot_SC: Tensor, label_smoothing: float) -> Tensor:
+def sigmoid_loss(scores_SC: Tensor, multi_hot_SC: Tensor, label_smoothing: float) -> Tensor:
     """Binary cross-entropy summed over the classes, `(S,)`.
 
     The sum, not the mean: the gradient on the logits is then p - y, as it is of a softmax's cross-entropy, so that a sample moves the
@@ -94,14 +94,14 @@ def sigmoid_loss(scores_SC: Tensor, hot_SC: Tensor, label_smoothing: float) -> T
     the same at the start for a sample of one class (`CoVeR`: both heads begin with p = 1 / C).
     Label smoothing likewise as in a softmax: a share e of the target is spread over all C classes, y becomes (1 - e) y + e / C.
     """
-    wanted = hot_SC.to(scores_SC.dtype) * (1 - label_smoothing) + label_smoothing / scores_SC.shape[1]
+    wanted = multi_hot_SC.to(scores_SC.dtype) * (1 - label_smoothing) + label_smoothing / scores_SC.shape[1]
     return fn.binary_cross_entropy_with_logits(scores_SC, wanted, reduction="none").sum(1)
 
 
-def sigmoid_hits(scores_SC: Tensor, hot_SC: Tensor) -> Tensor:
+def sigmoid_hits(scores_SC: Tensor, multi_hot_SC: Tensor) -> Tensor:
     """bool `(S,)`: whether the best-scored class is one of the sample's; of a sample of no class, whether none reaches 0.5."""
     best_S, place_S = scores_SC.max(1)
-    return torch.where((hot_SC > 0).any(1), hot_SC.gather(1, place_S[:, None])[:, 0] > 0, best_S < 0)
+    return torch.where((multi_hot_SC > 0).any(1), multi_hot_SC.gather(1, place_S[:, None])[:, 0] > 0, best_S < 0)
 
 
 def drop_path_factors(seeds_S: Tensor, shape: tuple[int, int], rate: float) -> Tensor | None:
@@ -178,10 +178,10 @@ def forward_backward(
     drop = drop_path_factors(pack.seed, model.backbone.drop_shape(), settings.drop_path)
     with torch.autocast(pack.frames.device.type, torch.bfloat16, enabled=settings.bf16):
         logits = (engine or model)(frames, pack.groups, drop)
-    loss_S, hit_S = sample_losses(logits, pack.targets, settings.label_smoothing, pack.hot, settings.sigmoid)
+    loss_S, hit_S = sample_losses(logits, pack.targets, settings.label_smoothing, pack.multi_hot, settings.sigmoid)
     if pack.mix is not None:  # every loss is linear in its targets: that of mixed targets is the losses mixed
-        hot = None if pack.hot is None else pack.hot[partner_S]
-        other_S, _ = sample_losses(logits, pack.targets[partner_S], settings.label_smoothing, hot, settings.sigmoid)
+        multi_hot = None if pack.multi_hot is None else pack.multi_hot[partner_S]
+        other_S, _ = sample_losses(logits, pack.targets[partner_S], settings.label_smoothing, multi_hot, settings.sigmoid)
         loss_S = torch.lerp(loss_S, other_S, lam_S)
     loss = (loss_S * pack.weight * settings.loss_weights[pack.dataset]).sum() / settings.batch
     loss.backward()

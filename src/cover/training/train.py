@@ -6,7 +6,7 @@ cover train recipes/sandbox/cotrain.yaml --optimizer.lr 3e-4
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,16 +16,15 @@ import torch
 from cover import __version__
 from cover.console import say
 from cover.datasets.catalog import Catalog, load_catalog
-from cover.datasets.exclusions import excluded_rows
-from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.tasks import find_tasks
 from cover.media.decode import check_decoder
-from cover.mixture.alternation import Alternating, check_alternating
-from cover.mixture.loader import Member, packs
+from cover.mixture.dataset import retained_metadata, with_retained
+from cover.mixture.loader import SampleReader, packs
+from cover.mixture.mixture import Mixture
 from cover.mixture.pack import augment_uint8, split_pack
-from cover.mixture.schedule import Schedule, Source, draw_seed, rates_by, split_batch, wanted_rates
+from cover.mixture.schedule import Schedule, draw_seed
 from cover.model.backbones import backbone_config
 from cover.model.cover import CoVeR
 from cover.model.release import find_release, read_config, start_from
@@ -34,8 +33,6 @@ from cover.training.distributed import Engine, Team, restarted, started_by_torch
 from cover.training.ema import Ema, averaged
 from cover.training.finite import FiniteCheck
 from cover.training.folder import first_step, is_begun, prepare_folder
-from cover.training.heads import hot_places, hot_width, kept_facts, make_heads, targets_of, with_kept
-from cover.training.inputs import make_pairing, make_reader, with_steps
 from cover.training.log import RunLog
 from cover.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from cover.training.parameters import freeze_kept, freeze_matched
@@ -44,7 +41,6 @@ from cover.training.same_rows import check_same_rows, count_exclusions
 from cover.training.sinks import check_sinks
 from cover.training.step import StepSettings, train_step
 from cover.training.unreadable import ReadingCheck
-from cover.transforms.flip import mirror_pairs
 
 
 def train(recipe: Recipe, resume: bool = False) -> Path:
@@ -68,19 +64,19 @@ def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR
     workers = workers_of_a_rank(recipe.workers)
     check_packages(recipe)
     catalog = load_catalog(recipe.data.catalog)
-    members = find_members(recipe, catalog)
-    recipe = with_steps(recipe, members)
-    schedule = make_schedule(recipe, members, among.ranks)
-    reader = make_reader(recipe, members)
+    mixture = Mixture.open(recipe.data, catalog)
+    recipe = with_steps(recipe, mixture)
+    schedule = make_schedule(recipe, mixture, among.ranks)
+    reader = make_reader(recipe, mixture)
 
     # --- the model, where it starts, and what moves it ------------------------------------------------------------------------
     first = among.once(lambda: first_step(run, recipe, resume))
     begin = str(checkpoint.folder_of(run, first)) if first else recipe.start.checkpoint
     origin = find_release(begin) if begin else None
-    model = build_model(recipe, members, origin)
+    model = build_model(recipe, mixture, origin)
     among.once(lambda: prepare_folder(run, recipe, first, resume))
-    exclusions = count_exclusions(run, first, recipe, members)
-    metadata = describe(recipe, members, model, origin)
+    exclusions = count_exclusions(run, first, mixture)
+    metadata = describe(recipe, mixture, model, origin)
     if origin and not first:
         for line in start_from(model, origin, recipe.start.temporal):
             say(line)
@@ -96,14 +92,14 @@ def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR
     model.set_checkpointing(recipe.model.checkpointing)
     if recipe.compile:
         model.compile_stages()
-    settings = step_settings(recipe, model, among.device)
+    settings = step_settings(recipe, mixture, model, among.device)
     if first:
         check_same_rows(run, metadata)
 
     # --- what watches over it -------------------------------------------------------------------------------------------------
-    log = RunLog(run, recipe, members, schedule, model, first, among.total, among.leads)
+    log = RunLog(run, recipe, mixture, schedule, model, first, among.total, among.leads)
     log.write("start", first, **metadata, **make_up(schedule), exclusions=exclusions, ranks=among.ranks, **log.about())
-    finite = FiniteCheck(run, recipe.nonfinite, among, schedule, {m.spec.name: m.manifest for m in members}, facts.get("skipped", 0))
+    finite = FiniteCheck(run, recipe.nonfinite, among, schedule, mixture, facts.get("skipped", 0))
     reading = ReadingCheck(recipe.data.sets, recipe.data.unreadable, among)
     saver = checkpoint.Saver(run, among, engine.sharded, recipe.checkpoints)
 
@@ -157,59 +153,35 @@ def check_packages(recipe: Recipe) -> None:
     check_sinks(recipe.log)
 
 
-def find_members(recipe: Recipe, catalog: Catalog) -> list[Member]:
-    """The data sets of the mixture and what they train, without the rows that `cover overlap` excludes.
-
-    Raises `UserError` where one cannot be drawn from, or the list of exclusions is stale.
-    """
-    paths = {name: catalog.manifest_path(name, "train") for name in recipe.data.sets}
-    manifests = {name: open_manifest(path) for name, path in paths.items()}
-    excluded = excluded_rows(catalog, paths) if recipe.data.exclusions == "use" else None
-    if excluded is not None:
-        manifests = {name: open_manifest(path, excluded[name]) for name, path in paths.items()}
-    heads = make_heads({name: manifest.classes for name, manifest in manifests.items()}, recipe.data.heads)
-    members = []
-    for name, manifest in manifests.items():
-        spec = catalog.spec(name)
-        if not len(manifest.usable):
-            but = f", or all are excluded ({len(excluded[name])})" if excluded and len(excluded[name]) else ""
-            raise UserError(f"{manifest.path.name}: none of its {len(manifest)} rows is readable and labelled{but}; nothing to train on")
-        targets, hot = targets_of(name, manifest.classes, heads), hot_places(name, manifest.classes, heads)
-        mirror = mirror_pairs(manifest.classes.names) if spec.flip == "swap" else None
-        frames = 1 if manifest.media == "image" else recipe.data.frames
-        members.append(Member(spec, manifest, frames, targets, mirror, hot, hot_width(heads)))
-    return members
+def with_steps(recipe: Recipe, mixture: Mixture) -> Recipe:
+    """The recipe with a number of steps, also where it leaves that to `data.epochs`."""
+    return recipe if recipe.steps else replace(recipe, steps=mixture.steps(recipe.batch))
 
 
-def make_schedule(recipe: Recipe, members: Sequence[Member], ranks: int = 1) -> Schedule:
-    """The mixture's draws, at rates proportional to size unless the recipe says otherwise. Raises `UserError` where the ranks cannot share
-    them evenly."""
-    sizes = {member.spec.name: len(member.manifest.usable) for member in members}
-    pairing = make_pairing(recipe, members)
-    rates = rates_by(sizes, recipe.data.alpha, recipe.data.weights, recipe.data.epochs)
-    sources = [
-        Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name], recipe.data.crops if m.frames > 1 else 1) for m in members
-    ]
-    parts = ranks * recipe.accumulation
-    if recipe.data.batches == "alternating":
-        check_alternating(ranks, recipe.batch, parts, pairing is not None)
-        return Alternating(recipe.seed, split_batch(sources, recipe.batch, 1, pairing is not None), pairing)
-    return Schedule(recipe.seed, split_batch(sources, recipe.batch, parts, pairing is not None), pairing)
+def make_schedule(recipe: Recipe, mixture: Mixture, ranks: int = 1) -> Schedule:
+    """The draws of a run. Raises `UserError` where the ranks cannot have equal parts of a step."""
+    augment, chance = recipe.augment, {name: recipe.augment.of(name).mix for name in recipe.data.sets}
+    return mixture.schedule(recipe.batch, recipe.seed, ranks, recipe.accumulation, augment.mixup, augment.cutmix, chance)
 
 
-def build_model(recipe: Recipe, members: Sequence[Member], origin: Path | None) -> CoVeR:
+def make_reader(recipe: Recipe, mixture: Mixture) -> SampleReader:
+    """The reader of the samples of a run, those of each data set with its own augmentation."""
+    own = recipe.augment.transforms(recipe.data.sets)
+    return mixture.reader(recipe.model.size, own=own, flip=recipe.augment.flip)
+
+
+def build_model(recipe: Recipe, mixture: Mixture, origin: Path | None) -> CoVeR:
     """The recipe's network with the heads of its data sets, randomly initialised under the recipe's seed.
 
     How pixels are normalised, and what else belongs to weights rather than to a run, comes from `origin`, the release that it starts from,
     as do the heads that are kept.
     """
-    release = read_config(origin) if origin else None
-    heads = make_heads({member.spec.name: member.manifest.classes for member in members}, recipe.data.heads)
+    release, heads = read_config(origin) if origin else None, mixture.heads
     for head in heads:
         if hasattr(torch.nn.ModuleDict, head.name):  # it could not be told from a method
             raise UserError(f'data.sets: "{head.name}" cannot name a head; rename it in the catalog, or in data.heads')
     if release and recipe.start.heads == "keep":
-        heads = with_kept(heads, release.heads)
+        heads = with_retained(heads, release.heads)
     config = backbone_config(recipe.model, recipe.data.frames, release.backbone if release else None)
     return CoVeR(config, heads, recipe.model.head_dropout)
 
@@ -221,8 +193,8 @@ def freeze_unused(model: CoVeR, schedule: Schedule) -> None:
             model.get_parameter(name).requires_grad_(False)
 
 
-def step_settings(recipe: Recipe, model: CoVeR, device: torch.device) -> StepSettings:
-    factors = [recipe.data.loss_weights.get(name, 1.0) for name in recipe.data.sets]
+def step_settings(recipe: Recipe, mixture: Mixture, model: CoVeR, device: torch.device) -> StepSettings:
+    factors = [dataset.loss_weight for dataset in mixture.datasets]
     return StepSettings(
         batch=recipe.batch, loss_weights=torch.tensor(factors, device=device), label_smoothing=recipe.label_smoothing,
         clip=recipe.optimizer.clip, drop_path=recipe.model.drop_path, bf16=recipe.precision == "bf16",
@@ -230,29 +202,19 @@ def step_settings(recipe: Recipe, model: CoVeR, device: torch.device) -> StepSet
     )  # fmt: skip
 
 
-def describe(recipe: Recipe, members: Sequence[Member], model: CoVeR, origin: Path | None) -> dict[str, Any]:
-    """What travels with the weights: how each data set's clips are to be taken, and what the run was. Of the data sets of heads that are
-    kept it is what `origin`, the release that they come from, says."""
-    sets = {
-        m.spec.name: {
-            "media": m.manifest.media, "sampling": str(m.spec.sampling), "views": str(m.spec.views),
-            "classes_source": m.manifest.classes.source, "class_digest": m.manifest.classes.digest, "train_samples": len(m.manifest.usable),
-            "not_ok": {state: count for state, count in m.manifest.counts().items() if count and state != "ok"},
-            "draws_digest": m.manifest.draws_digest(),
-        }
-        for m in members
-    }  # fmt: skip
-    known = read_config(origin).datasets if origin else {}
-    sets |= kept_facts(model.head_list, recipe.data.sets, known)
+def describe(recipe: Recipe, mixture: Mixture, model: CoVeR, origin: Path | None) -> dict[str, Any]:
+    """What goes with the weights: how each data set's clips are taken, and what the run was. Of the data sets of retained heads it is
+    what `origin`, the release that they come from, says."""
+    before = read_config(origin).datasets if origin else {}
+    sets = mixture.describe() | retained_metadata(model.head_list, recipe.data.sets, before)
     return {"cover": __version__, "frames": recipe.data.frames, "seed": recipe.seed, "steps": recipe.steps, "datasets": sets}
 
 
 def make_up(schedule: Schedule) -> dict[str, Any]:
-    """What a step holds, said on the terminal and put into the log."""
-    groups = [{"frames": group.frames, "samples": group.samples} for group in schedule.groups]
-    rates = dict(wanted_rates(schedule.groups))
-    held = " + ".join(f"{g['samples']} {'images' if g['frames'] == 1 else 'clips of ' + str(g['frames'])}" for g in groups)
-    say(f"each step: {held}; rates {', '.join(f'{name} {rate:.1%}' for name, rate in rates.items())}")
+    """What a step holds, shown on the terminal and put into the log."""
+    groups = [{"frames": frames, "samples": samples} for samples, frames in schedule.mean_step]
+    rates = schedule.rates
+    say(f"each step: {schedule.describe()}; rates {', '.join(f'{name} {rate:.1%}' for name, rate in rates.items())}")
     return {"groups": groups, "rate_wanted": rates}
 
 

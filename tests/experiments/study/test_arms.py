@@ -15,11 +15,12 @@ from cover.errors import UserError
 from cover.experiments.study.arms import Grid, Job
 from cover.experiments.study.config import ARMS, Origin, Size, Study, Transfer
 from cover.experiments.study.subsets import Subset, SubsetBuilder
+from cover.mixture.mixture import Mixture
 from cover.model.backbones import named_config
 from cover.model.backbones.timesformer import TimeSformerOptions
 from cover.model.profile import forward_cost, on_meta
 from cover.training.recipe import Recipe
-from cover.training.train import find_members, make_schedule
+from cover.training.train import make_schedule
 
 MakeGrid = Callable[..., Grid]
 PHOTOS = Origin(sets=["imagenet"], steps=4)
@@ -47,7 +48,7 @@ def drawn(grid: Grid, job: Job) -> dict[str, int]:
     catalog = grid.builder.folder / f"{job.name}.yaml"
     catalog.write_text(yaml.safe_dump({name: grid.builder.entry(part) for name, part in job.subsets.items()}))
     recipe = replace(job.recipe, data=replace(job.recipe.data, catalog=str(catalog)))
-    return make_schedule(recipe, find_members(recipe, load_catalog(catalog))).drawn(recipe.steps)
+    return make_schedule(recipe, Mixture.open(recipe.data, load_catalog(catalog))).drawn(recipe.steps)
 
 
 def test_every_arm_sees_the_target_equally_often(make_grid: MakeGrid) -> None:

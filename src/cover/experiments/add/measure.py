@@ -20,12 +20,12 @@ from cover.evaluation.reading import truth
 from cover.evaluation.statistics import Estimate, difference, in_common, judge, proportion
 from cover.evaluation.tasks import Task, find_tasks
 from cover.experiments.run_files import read_result, write_result
+from cover.mixture.dataset import make_heads
 from cover.mixture.loader import labels_of
 from cover.model.cover import CoVeR
 from cover.model.device import pick_device
 from cover.model.heads import Head, head_of
 from cover.model.release import load_release, read_config, read_weights
-from cover.training.heads import make_heads
 from cover.training.recipe import Recipe
 from cover.training.starting import weights_digest
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from cover import config
-from cover.datasets.catalog import load_catalog
+from cover.mixture.mixture import Mixture
 from cover.mixture.schedule import Schedule
 from cover.model.release import starts_untrained_in_time
-from cover.training.inputs import with_steps
 from cover.training.recipe import Checkpoints, Data, Optimizer, Pattern, Recipe, Start
 from cover.training.starting import model_like
-from cover.training.train import find_members, make_schedule
+from cover.training.train import make_schedule, with_steps
 
 How = Literal["probe", "replay", "alone"]
 
@@ -126,9 +125,9 @@ def baseline_recipe(recipe: Recipe, name: str, out: Path, checkpoint: Path | Non
 
 def schedule_of(recipe: Recipe) -> tuple[int, Schedule]:
     """The steps of a run on one process and its schedule. Raises `UserError` where a data set cannot be trained on."""
-    members = find_members(recipe, load_catalog(recipe.data.catalog))
-    whole = with_steps(recipe, members)
-    return whole.steps, make_schedule(whole, members)
+    mixture = Mixture.open(recipe.data)
+    whole = with_steps(recipe, mixture)
+    return whole.steps, make_schedule(whole, mixture)
 
 
 def in_short(recipe: Recipe) -> str:

@@ -15,9 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cover import config
+from cover.datasets.manifest import Media
 from cover.experiments.study.config import Origin, Size, Study, Transfer
 from cover.experiments.study.subsets import Subset, SubsetBuilder
-from cover.mixture.schedule import Schedule, Source, rates_by, split_batch
+from cover.mixture.dataset import MixtureDataset
+from cover.mixture.mixture import Mixture
+from cover.mixture.rates import rates_by
+from cover.mixture.schedule import Schedule
 from cover.model.backbones import Options, backbone_config
 from cover.model.profile import forward_cost, on_meta
 from cover.training.recipe import Checkpoints, Data, Pattern, Recipe, Start
@@ -264,10 +268,10 @@ class ArmRecipes:
         self.rates = self._rates()
         self.full = self._schedule(list(self.subsets), study.batch)
         self.clips = next(group.samples for group in self.full.groups if group.frames == study.frames)
-        fraction = float(next(  # of the clips that is the target's
-            source.rate / sum(other.rate for other in group.sources)
-            for group in self.full.groups for source in group.sources if source.name == target
-        ))  # fmt: skip
+        fraction = next(  # of the clips that is the target's
+            float(fraction)
+            for group in self.full.groups for dataset, fraction in zip(group.datasets, group.fractions) if dataset.name == target
+        )  # fmt: skip
         seen = sum(self.counts[name] for name in self.videos) if self.shared else self.counts[target] / fraction
         self.steps = max(1, round(size.epochs * seen / self.clips))
 
@@ -320,16 +324,13 @@ class ArmRecipes:
         return {**rates, **scaled, self.target: clips * self.size.rate}
 
     def _schedule(self, names: Sequence[str], batch: int) -> Schedule:
-        frames = {name: self.study.frames if name in self.videos else 1 for name in names}
-        sources = [Source(name, range(self.counts[name]), frames[name], self._exact(name, names)) for name in names]  # type: ignore[arg-type]
-        return Schedule(self.seed, split_batch(sources, batch, 1))
-
-    def _exact(self, name: str, names: Sequence[str]) -> Any:
-        return rates_by(dict.fromkeys(names, 1), weights={other: float(self.rates[other]) for other in names})[name]
+        data = Data(list(names), frames=self.study.frames, weights={name: float(self.rates[name]) for name in names})
+        media: dict[str, Media] = {name: "video" if name in self.videos else "image" for name in names}
+        datasets = [MixtureDataset.of_size(name, media[name], self.counts[name]) for name in names]
+        return Mixture(data, datasets).schedule(batch, self.seed)
 
     def _work(self, schedule: Schedule) -> int:
-        groups = tuple((group.samples, group.frames) for group in schedule.groups)
-        return step_multiply_adds(self.study.model, self.study.frames, groups)
+        return step_multiply_adds(self.study.model, self.study.frames, schedule.mean_step)
 
 
 def step_multiply_adds(model: Options, frames: int, groups: tuple[tuple[int, int], ...]) -> int:

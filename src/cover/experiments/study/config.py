@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cover.config import option
 from cover.errors import UserError, nearest
 from cover.model.backbones import DEFAULT_OPTIONS, Options
-from cover.training.recipe import Augment, Optimizer, option
+from cover.training.recipe import Augment, Optimizer
 
 # What a target's model is trained on. The last two are controls.
 ARMS = {

@@ -10,7 +10,7 @@ from cover.model.timesformer import Head
 
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError
-from cover.training.heads import hot_places, hot_width, make_heads, targets_of
+from cover.mixture.dataset import LabelMap, make_heads
 from cover.training.recipe import Data, Recipe
 
 SETS = {
@@ -22,16 +22,23 @@ SETS = {
 }
 
 
+def labels_of(name: str, heads: tuple[Head, ...]) -> LabelMap:
+    return LabelMap.of(name, SETS[name], heads)
+
+
 def test_each_set_has_a_head_of_its_own() -> None:
     heads = make_heads(SETS, {})
     assert [head.name for head in heads] == list(SETS)
     assert [head.classes for head in heads] == [classes.names for classes in SETS.values()]
     assert [head.loss for head in heads] == ["softmax", "sigmoid", "softmax", "softmax", "sigmoid"]
     assert all(head.datasets == (head.name,) for head in heads)
-    assert targets_of("k600", SETS["k600"], heads).tolist() == [[-1, -1, -1, 0, -1], [-1, -1, -1, 1, -1], [-1, -1, -1, 2, -1]]
-    assert hot_width(heads) == 5
-    assert hot_places("k400", SETS["k400"], heads) is None
-    assert [hot_places(name, SETS[name], heads).tolist() for name in ("homes", "sounds")] == [[0, 1, 2], [3, 4]]  # type: ignore[union-attr]
+    assert labels_of("k600", heads).targets.tolist() == [[-1, -1, -1, 0, -1], [-1, -1, -1, 1, -1], [-1, -1, -1, 2, -1]]
+    assert labels_of("k400", heads).multi_hot is None
+    for name, columns in {"homes": [0, 1, 2], "sounds": [3, 4]}.items():
+        labels = labels_of(name, heads)
+        assert labels.width == 5
+        assert labels.multi_hot is not None
+        assert labels.multi_hot.tolist() == columns
 
 
 def test_a_shared_head_has_the_union_in_the_order_of_its_list() -> None:
@@ -41,10 +48,14 @@ def test_a_shared_head_has_the_union_in_the_order_of_its_list() -> None:
         Head("any", ("drink", "laugh", "sit", "bark"), "sigmoid", ("homes", "sounds")),
         Head("ssv2", ("push",)),
     )
-    assert targets_of("k400", SETS["k400"], heads).tolist() == [[3, -1, -1], [1, -1, -1]]
-    assert targets_of("sounds", SETS["sounds"], heads).tolist() == [[-1, 0, -1]] * 2
-    assert hot_places("sounds", SETS["sounds"], heads).tolist() == [1, 3]  # type: ignore[union-attr]
-    assert hot_width(heads) == 4
+    assert labels_of("k400", heads).targets.tolist() == [[3, -1, -1], [1, -1, -1]]
+    sounds = labels_of("sounds", heads)
+    assert sounds.targets.tolist() == [[-1, 0, -1]] * 2
+    assert sounds.multi_hot is not None
+    assert (sounds.multi_hot.tolist(), sounds.width) == ([1, 3], 4)
+    targets, multi_hot = sounds.rows_of([0, 1])
+    assert multi_hot is not None
+    assert (targets.tolist(), multi_hot.tolist()) == ([-1, 0, -1], [0, 1, 0, 1])
 
 
 def test_a_head_of_one_set_may_have_another_name() -> None:

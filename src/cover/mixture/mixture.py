@@ -1,0 +1,130 @@
+"""The mixture of a run: its data sets with their rates and heads, and the schedule and the reader that follow from
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cover.datasets.catalog import Catalog, load_catalog
+from cover.datasets.exclusions import excluded_rows
+from cover.datasets.manifest import open_manifest
+from cover.errors import UserError
+from cover.mixture.dataset import MixtureDataset, make_heads
+from cover.mixture.loader import SampleReader
+from cover.mixture.rates import Data, rates_by, steps_for
+from cover.mixture.schedule import Alternating, Pairing, Schedule, split_batch
+from cover.transforms.base import Transform
+from cover.transforms.mixup import Mixup
+
+
+class Mixture:
+    """The data sets that a run draws from, in the order of `data.sets`, and the heads that they train.
+
+    >>> mixture = Mixture.open(Data(["ssv2", "imagenet"], "sandbox/catalog.yaml", frames=4))
+    >>> schedule, reader = mixture.schedule(batch=12), mixture.reader(size=32)
+    >>> for pack in packs(schedule, reader, first=0, last=100, workers=2): ...
+    """
+
+    def __init__(self, data: Data, datasets: Sequence[MixtureDataset]) -> None:
+        """A mixture of known data sets; `Mixture.open` finds them in a catalog. Raises `UserError` where `data` does
+        not fit.
+        """
+        data.check()
+        self.data = data
+        self.sizes = {each.name: len(each.rows) for each in datasets}
+        rates = rates_by(self.sizes, data.alpha, data.weights, data.epochs)
+        self.datasets = [
+            replace(
+                each,
+                frames=1 if each.media == "image" else data.frames,
+                crops=1 if each.media == "image" or data.frames == 1 else data.crops,
+                rate=rates[each.name],
+                loss_weight=data.loss_weights.get(each.name, 1.0),
+            )
+            for each in datasets
+        ]
+        self.heads = make_heads({each.name: each.classes for each in datasets}, data.heads)
+
+    @classmethod
+    def open(cls, data: Data, catalog: Catalog | None = None) -> Mixture:
+        """The training rows of the data sets of a catalog (`data.catalog`), without those that `cover overlap`
+        excludes.
+
+        Raises `UserError` where a data set has no manifest or no usable row, or where the list of exclusions is out of
+        date.
+        """
+        data.check()
+        catalog = catalog or load_catalog(Path(data.catalog))
+        paths = {name: catalog.manifest_path(name, "train") for name in data.sets}
+        manifests = {name: open_manifest(path) for name, path in paths.items()}
+        excluded = excluded_rows(catalog, paths) if data.exclusions == "use" else None
+        if excluded is not None:
+            manifests = {name: open_manifest(path, excluded[name]) for name, path in paths.items()}
+        for name, manifest in manifests.items():
+            if not len(manifest.usable):
+                but = f", or all are excluded ({len(excluded[name])})" if excluded and len(excluded[name]) else ""
+                none = f"none of its {len(manifest)} rows is readable and labelled{but}"
+                raise UserError(f"{manifest.path.name}: {none}; nothing to train on")
+        return cls(data, [MixtureDataset.of(catalog.spec(name), manifest) for name, manifest in manifests.items()])
+
+    def steps(self, batch: int) -> int:
+        """The steps of `batch` samples in which every data set is seen as often as `data.epochs` says."""
+        return steps_for(self.sizes, self.data.epochs, batch)
+
+    def schedule(
+        self,
+        batch: int,
+        seed: int = 0,
+        ranks: int = 1,
+        accumulation: int = 1,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mix: Mapping[str, float] | None = None,
+    ) -> Schedule:
+        """The draws of every step of `batch` samples, over all ranks.
+
+        `mixup`, `cutmix`: the parameters of their Beta distributions, 0 for none. `mix`: data set -> the chance that a
+        pair of its samples is mixed, 1 where not given. Raises `UserError` where the ranks and micro-batches cannot
+        have equal parts of a step.
+        """
+        head_of = {name: head.name for head in self.heads for name in head.datasets}
+        pairing = Pairing(head_of, Mixup(mixup, cutmix), mix or {}) if mixup or cutmix else None
+        groups = split_batch(self.datasets, batch, ranks * accumulation, pairing is not None)
+        if self.data.batches == "mixed":
+            return Schedule(seed, groups, pairing)
+        if ranks * accumulation > 1:
+            # A step of images leaves some temporal weights without a gradient, which other ranks would wait for.
+            raise UserError("data.batches: alternating steps are for one process and accumulation 1; use mixed")
+        return Alternating(seed, groups, pairing)
+
+    def reader(
+        self,
+        size: int,
+        transforms: Sequence[Transform] = (),
+        own: Mapping[str, Sequence[Transform]] | None = None,
+        flip: bool = True,
+    ) -> SampleReader:
+        """The reader that turns draws into samples of `size` x `size` pixels, with the arguments of `SampleReader`."""
+        return SampleReader(self.datasets, self.heads, size, transforms, own, flip, self.data.decoder)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Data set -> what goes with weights that were trained on it: how its clips are taken, its classes, and its
+        rows.
+        """
+        return {
+            each.name: {
+                "media": each.media,
+                "sampling": str(each.spec.sampling),
+                "views": str(each.spec.views),
+                "classes_source": each.classes.source,
+                "class_digest": each.classes.digest,
+                "train_samples": len(each.rows),
+                "not_ok": {state: count for state, count in each.manifest.counts().items() if count and state != "ok"},
+                "draws_digest": each.manifest.draws_digest(),
+            }
+            for each in self.datasets
+        }
