@@ -117,11 +117,11 @@ def test_a_set_is_known_by_the_format_that_the_catalog_gives_it(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["010", "1e3", "yes", "null", "1_0", "0x1f"])
 def test_a_name_is_text_whatever_yaml_makes_of_it(tmp_path: Path, name: str) -> None:
-    (tmp_path / "catalog.yaml").write_text(f"{name}: {{format: ssv2, root: /not/here}}\n")
+    (tmp_path / "catalog.yaml").write_text(f"{name}: {{format: folder, root: /not/here, media: image}}\n")
     data = Data([name], str(tmp_path / "catalog.yaml"), heads={"all": [name]}, weights={name: 2}, epochs={}, loss_weights={name: 0.5})
-    mixture = planned_mixture(data, file_kb={name: 3})
+    mixture = planned_mixture(data, {name: 50}, {name: 3})
     (dataset,) = mixture.datasets
-    assert (dataset.name, len(dataset.classes.names), dataset.loss_weight) == (name, 174, 0.5)
+    assert (dataset.name, dataset.media, dataset.frames, dataset.loss_weight) == (name, "image", 1, 0.5)
     assert mixture.heads[0].datasets == (name,)
     (draws,) = mixture.schedule(4).step(0)
     assert {draw.dataset for draw in draws} == {name}
