@@ -27,8 +27,10 @@ from cover.media.randaugment import RandAugment, random_erasing
 from cover.mixture.mixing import Mixing
 from cover.mixture.pack import Pack
 from cover.mixture.schedule import Draw
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer, per_frame
+from cover.model.backbone import per_frame
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.training.augment import change_pixels, erased, mixed
 from cover.training.step import StepSettings, train_step
 
@@ -73,7 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     reuse_memory()
-    model = TimeSformer(model_config("S/16", size=args.size), (Head("a", ("",) * CLASSES),)).to(device)
+    model = CoVeR(named_config("S/16", size=args.size), (Head("a", ("",) * CLASSES),)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     settings = StepSettings(args.clips, torch.ones(1, device=device), bf16=device.type == "cuda")
 
@@ -93,7 +95,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def prepare(model: TimeSformer, pack: Pack) -> None:
+def prepare(model: CoVeR, pack: Pack) -> None:
     """What a step does to pixels before the model sees them."""
     frames = model.normalize(pack.frames, pack.colour[per_frame(torch.arange(len(pack.colour), device=pack.colour.device), pack.groups)])
     if pack.erase is not None:

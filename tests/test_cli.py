@@ -15,9 +15,10 @@ import pytest
 
 from cover import CoVeR, __version__
 from cover.cli import main
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
+from cover.model.backbones import named_config
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 MakeSet = Callable[..., Path]
 Cover = Callable[..., tuple[int, str, str]]
@@ -135,7 +136,7 @@ def test_a_manifest_that_is_missing(refused: Callable[..., str], recipe: Path, t
 
 
 def test_heads_of_a_start_that_do_not_match(refused: Callable[..., str], recipe: Path, tmp_path: Path) -> None:
-    model = TimeSformer(ModelConfig(width=128, depth=4, attention_heads=4, patch=8, size=32, frames=2), (Head("ssv2", ("a", "b")),))
+    model = CoVeR(TimeSformerConfig(width=128, depth=4, attention_heads=4, patch=8, size=32, frames=2), (Head("ssv2", ("a", "b")),))
     save_release(tmp_path / "release", model, {})
     assert 'its head "ssv2" has other classes (2) than this run' in refused("train", recipe, "--start.checkpoint", tmp_path / "release")
 
@@ -200,7 +201,7 @@ def test_no_such_checkpoint(refused: Callable[..., str], sandbox: Path, tmp_path
 
 
 def test_a_checkpoint_whose_heads_do_not_match(refused: Callable[..., str], sandbox: Path, tmp_path: Path) -> None:
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("ssv2", ("a", "b")),))
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("ssv2", ("a", "b")),))
     save_release(tmp_path / "release", model, {"step": 1, "frames": 2, "datasets": {}})
     assert 'head "ssv2" was trained on class list' in refused("evaluate", tmp_path / "release", "--catalog", sandbox)
     assert 'has no head "kinetics"; its heads: ssv2' in refused("evaluate", tmp_path / "release", "kinetics", "--catalog", sandbox)
@@ -226,7 +227,7 @@ def test_evaluate_refuses(trained: Path, sandbox: Path, refused: Callable[..., s
 
 def test_a_model_that_was_never_trained_is_evaluated(cover: Cover, make_set: MakeSet, tmp_path: Path) -> None:
     catalog = make_set({"a.mp4": "left", "b.mp4": "right"})
-    CoVeR(model_config("mini", size=16, frames=3), (Head("mine", ("left", "right")),)).save_pretrained(tmp_path / "bare")
+    CoVeR(named_config("mini", size=16, frames=3), (Head("mine", ("left", "right")),)).save_pretrained(tmp_path / "bare")
     code, out, err = cover("evaluate", tmp_path / "bare", "--catalog", catalog, "--workers", 0)
     assert code == 0, err
     titles, row = (re.split(r"\s{2,}", line.strip()) for line in out.splitlines()[:2])
@@ -485,7 +486,7 @@ def test_unusable_files_are_counted_and_give_exit_code_1(cover: Cover, make_set:
     assert code == 1
     assert "gone.mp4: no such file" in err
     assert "listed" in out
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),))
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),))
     about = {"step": 1, "frames": 2, "datasets": {"mine": {"sampling": "whole", "views": "1x1"}}}
     save_release(tmp_path / "release", model, about)
     code, out, _ = cover("evaluate", tmp_path / "release", "--catalog", catalog, "--workers", 0, "--json", "-")

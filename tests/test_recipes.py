@@ -10,8 +10,8 @@ import pytest
 from cover import config
 from cover.datasets.catalog import load_catalog
 from cover.mixture.schedule import Source, rates_by, split_batch, steps_for
+from cover.model.backbones import named_config
 from cover.model.cost import parameters
-from cover.model.presets import model_config
 from cover.studies import demo
 from cover.studies.grid.file import Study
 from cover.training.recipe import Recipe
@@ -91,7 +91,7 @@ def test_the_step_is_shared_out_evenly_over_its_gpus(path: Path) -> None:
 )  # fmt: skip
 def test_the_networks_are_as_large_as_published(name: str, millions: float) -> None:
     recipe = config.load(Recipe, RECIPES / "full" / f"{name}.yaml")
-    shape = model_config(
+    shape = named_config(
         recipe.model.preset, size=recipe.model.size, frames=recipe.data.frames, attention=recipe.model.attention, time=recipe.model.time
     )
     found = parameters(shape, {name: SIZES[name][1] for name in recipe.data.sets})

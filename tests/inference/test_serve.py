@@ -43,8 +43,10 @@ from cover.inference.serve.limits import MEGABYTE, Batching, Limits, Refused
 from cover.inference.serve.service import Service, Why
 from cover.inference.serve.uploads import Spool
 from cover.media.clips import Views
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
 
@@ -66,7 +68,7 @@ SETS = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release whose weights are random, but such that what is seen matters; clips and images beside it."""
     folder = tmp_path_factory.mktemp("serve")
-    model = TimeSformer(ModelConfig(width=32, depth=2, attention_heads=2, patch=8, size=16), HEADS)
+    model = CoVeR(TimeSformerConfig(width=32, depth=2, attention_heads=2, patch=8, size=16), HEADS)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

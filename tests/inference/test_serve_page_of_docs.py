@@ -21,8 +21,10 @@ import pytest
 from PIL import Image
 
 from cover.inference.serve.limits import Limits
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
 PAGE = Path(__file__).parents[2] / "docs/serving.md"
@@ -32,7 +34,7 @@ PAGE = Path(__file__).parents[2] / "docs/serving.md"
 def folder(tmp_path: Path) -> Path:
     heads = (Head("ssv2", ("up", "down")), Head("imagenet", tuple("abcdefg")))
     sets = {"ssv2": {"sampling": "segments", "views": "1x3"}, "imagenet": {"sampling": "whole", "views": "1x1"}}
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
     for head in heads:
         model.zero_head(head.name)
     save_release(tmp_path / "runs" / "cotrain", model, {"step": 1, "frames": 2, "datasets": sets})

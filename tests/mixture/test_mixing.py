@@ -18,7 +18,9 @@ from cover.mixture.loader import Augmentation, Member, SampleReader, packs
 from cover.mixture.mixing import Mixing, cut_box
 from cover.mixture.pack import Pack, split_pack
 from cover.mixture.schedule import Draw, Schedule, Source, rates_by, split_batch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.training.step import StepSettings, forward_backward
 
 SIZE = 16
@@ -150,7 +152,7 @@ def members_of(catalog_path: Path) -> list[Member]:
 def gradients(members: list[Member], parts: list[Pack], batch: int) -> dict[str, torch.Tensor]:
     heads = tuple(Head(m.spec.name, m.manifest.classes.names) for m in members)
     torch.manual_seed(0)
-    model = TimeSformer(ModelConfig(width=16, depth=2, attention_heads=2, patch=8, size=SIZE), heads)
+    model = CoVeR(TimeSformerConfig(width=16, depth=2, attention_heads=2, patch=8, size=SIZE), heads)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(parameter.numel()))

@@ -9,7 +9,7 @@ import pytest
 
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError
-from cover.model.timesformer import Head
+from cover.model.heads import Head
 from cover.training.heads import hot_places, hot_width, make_heads, targets_of
 from cover.training.recipe import Data, Recipe
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from cover.mixture.pack import Pack, split_pack
+from cover.model.backbones import named_config
+from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cost import parameters
-from cover.model.lean import Groups
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.layers import Groups
 from cover.training.memory import FLOAT32, Memory, Ways, step_memory
 from cover.training.step import StepSettings, train_step
 
@@ -46,9 +48,9 @@ def make_pack(groups: Groups, size: int) -> Pack:
     )
 
 
-def measured(config: ModelConfig, groups: Groups, size: int, ways: Ways) -> tuple[int, int]:
+def measured(config: TimeSformerConfig, groups: Groups, size: int, ways: Ways) -> tuple[int, int]:
     """(what stays, most above it) of a step like every one but the first, in bytes."""
-    model = TimeSformer(config, (Head("a", tuple(map(str, range(CLASSES)))),)).train()
+    model = CoVeR(config, (Head("a", tuple(map(str, range(CLASSES)))),)).train()
     model.set_checkpointing(ways.checkpointing)
     if ways.untrained:
         for name, parameter in model.named_parameters():
@@ -67,7 +69,7 @@ def measured(config: ModelConfig, groups: Groups, size: int, ways: Ways) -> tupl
     return sum(tensor.nbytes for tensor in held), peak_bytes(step) + pack.frames.nbytes
 
 
-def planned(config: ModelConfig, groups: Groups, size: int, ways: Ways) -> tuple[int, int]:
+def planned(config: TimeSformerConfig, groups: Groups, size: int, ways: Ways) -> tuple[int, int]:
     memory = step_memory(config, {"a": CLASSES}, groups, size, ways)
     state = memory.weights + memory.optimizer + memory.average
     return state, memory.tensors - state
@@ -96,7 +98,7 @@ CHECKPOINTED = ("mixed", "joint", "micro-batches", "images")  # the others' bloc
 )
 def test_a_step_takes_what_was_planned(plan: str, checkpointing: bool) -> None:
     preset, size, groups, changes, ways = PLANS[plan]
-    config = model_config(preset, size=size, frames=groups[0][1], **changes)
+    config = named_config(preset, size=size, frames=groups[0][1], **changes)
     how = Ways(checkpointing=checkpointing, **ways)
     (state, step), (state_found, step_found) = planned(config, groups, size, how), measured(config, groups, size, how)
     assert state == state_found
@@ -104,7 +106,7 @@ def test_a_step_takes_what_was_planned(plan: str, checkpointing: bool) -> None:
 
 
 def test_what_is_not_trained_has_no_gradient_and_no_optimizer() -> None:
-    config, groups = model_config("Ti/16", size=64), ((16, 1),)
+    config, groups = named_config("Ti/16", size=64), ((16, 1),)
     how = Ways(untrained=parameters(config, {"a": CLASSES}).temporal)
     (state, step), (state_found, step_found) = planned(config, groups, 64, how), measured(config, groups, 64, how)
     assert state == state_found
@@ -115,7 +117,7 @@ def test_what_is_not_trained_has_no_gradient_and_no_optimizer() -> None:
 
 
 def of_large(**ways: Any) -> Memory:
-    return step_memory(model_config("L/16", frames=8), {"a": 400}, ((2, 8),), 224, Ways(bf16=True, checkpointing=True, **ways))
+    return step_memory(named_config("L/16", frames=8), {"a": 400}, ((2, 8),), 224, Ways(bf16=True, checkpointing=True, **ways))
 
 
 def test_shards_share_the_state_and_little_else() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from cover import config
 from cover.errors import UserError
-from cover.model.weights import find_release, steps_saved
+from cover.model.release import find_release, steps_saved
 from cover.training.recipe import Augment, Data, Optimizer, Pattern, Recipe, SetAugment
 from cover.training.train import train
 

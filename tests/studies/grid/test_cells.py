@@ -11,8 +11,8 @@ import pytest
 from cover import config
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
+from cover.model.backbones import named_config
 from cover.model.cost import multiply_adds
-from cover.model.presets import model_config
 from cover.studies.grid.cells import Grid, Job
 from cover.studies.grid.derive import Deriver, Part
 from cover.studies.grid.file import ARMS, Origin, Size, Study, Transfer
@@ -73,7 +73,7 @@ def test_at_equal_compute_the_multiply_adds_are_equal(make_grid: MakeGrid) -> No
     grid = make_grid(arms=["alone_long", "videos_images"], sizes={"whole": Size(60)})
 
     def work(recipe: Recipe) -> int:
-        shape = model_config("mini", frames=4)
+        shape = named_config("mini", frames=4)
         members = {name: 1 if name == "imagenet" else 4 for name in recipe.data.sets}
         images = round(
             recipe.batch * sum(w for n, w in recipe.data.weights.items() if members[n] == 1) / sum(recipe.data.weights.values() or [1])
