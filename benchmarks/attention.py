@@ -20,9 +20,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import Work, in_turns, ratio, show, where
-from cover.model.attention import attend_along, attend_over_time
 
 from cover.machine import reuse_memory
+from cover.model.layers import attend_along, attend_over_time
 
 Attend = Callable[[Tensor, int], Tensor]
 # title: clips, frames, tokens, heads, channels of a head

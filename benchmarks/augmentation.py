@@ -22,12 +22,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import Work, in_turns, show, where
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
 
 from cover.machine import reuse_memory
 from cover.mixture.pack import Pack, augment_uint8
 from cover.mixture.schedule import Draw, Pairing
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.training.step import StepSettings, train_step
 from cover.transforms.base import Transform
 from cover.transforms.colour import ColourJitter
@@ -77,7 +78,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     reuse_memory()
-    model = TimeSformer(model_config("S/16", size=args.size), (Head("a", ("",) * CLASSES),)).to(device)
+    model = CoVeR(named_config("S/16", size=args.size), (Head("a", ("",) * CLASSES),)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     settings = StepSettings(args.clips, torch.ones(1, device=device), bf16=device.type == "cuda")
 
@@ -97,7 +98,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def prepare(model: TimeSformer, pack: Pack) -> None:
+def prepare(model: CoVeR, pack: Pack) -> None:
     """What a step does to pixels before the model sees them."""
     frames = pack.pixels(model.normalize)
     if pack.mix is not None:

@@ -22,10 +22,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from _measure import show, where, write
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
-from cover.model.weights import save_release
 
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 from cover.sandbox.encode import encode
 
 FRAMES = 8
@@ -38,11 +39,11 @@ marks = [time.perf_counter()]
 import torch
 from cover.media.clips import Sampling, Views
 from cover.evaluation.protocol import ViewPlan, read_views
-from cover.model.presets import model_config
-from cover.model.timesformer import TimeSformer
-from cover.model.weights import load_release
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.release import load_release
 marks.append(time.perf_counter())
-model, about = load_release(Path(preset))
+model = load_release(Path(preset))
 marks.append(time.perf_counter())
 (clips,), _ = read_views(path, "video", [ViewPlan(Sampling("whole"), Views(1, 3), frames, model.config.size)], 4.0)
 marks.append(time.perf_counter())
@@ -57,9 +58,9 @@ print(json.dumps({"import": seconds[0], "weights": seconds[1], "decode": seconds
 def make_release(folder: Path, preset: str) -> Path:
     """A release of random weights with one head of 400 classes."""
     classes = tuple(f"class {number}" for number in range(400))
-    model = TimeSformer(model_config(preset, frames=FRAMES), (Head("kinetics400", classes),))
-    about = {"step": 0, "frames": FRAMES, "datasets": {"kinetics400": {"sampling": "whole", "views": "1x3"}}}
-    save_release(folder, model, about)
+    model = CoVeR(named_config(preset, frames=FRAMES), (Head("kinetics400", classes),))
+    metadata = {"step": 0, "frames": FRAMES, "datasets": {"kinetics400": {"sampling": "whole", "views": "1x3"}}}
+    save_release(folder, model, metadata)
     return folder
 
 

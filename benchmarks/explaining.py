@@ -58,7 +58,7 @@ def falls(predictor: Predictor, file: str, head: str, share: float, rng: np.rand
 def measured(predictor: Predictor, catalog: Path, args: argparse.Namespace) -> tuple[list[list[str]], dict[str, dict[str, float]]]:
     """Of every data set: a row of the table, and the points."""
     rows, found, rng = [], {}, np.random.default_rng(0)
-    for task in find_tasks(load_catalog(catalog), predictor.model, predictor.about["frames"], args.split):
+    for task in find_tasks(load_catalog(catalog), predictor.model, predictor.metadata["frames"], args.split):
         files = [str(row.path) for row in task.manifest.rows() if row.state == "ok"]
         chosen = rng.permutation(len(files))[: args.samples]
         each = np.array([falls(predictor, files[number], task.head.name, args.share, rng) for number in chosen])

@@ -26,9 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import in_turns, ratio, show, where, write
 from _trained import trained
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
-from cover.model.weights import find_release, save_release
 
 from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import open_manifest
@@ -36,6 +33,10 @@ from cover.inference.export import export_onnx, export_torch
 from cover.inference.predictor import Predictor
 from cover.inference.views import ViewRequest, read_file
 from cover.machine import reuse_memory
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import find_release, save_release
 
 CPU = torch.device("cpu")
 TORCH, PROGRAM, ONNX, INT8 = "cover, eager", ".pt2", "onnx", "onnx, int8"
@@ -82,7 +83,7 @@ def session(path: Path) -> Classify:
 def speed(folder: Path, rounds: int, clips: int) -> dict[str, Any]:
     """S/16 at 8 x 112 with a head of 400 classes."""
     head = Head("kinetics", tuple(map(str, range(400))))
-    model = TimeSformer(model_config("S/16", size=112), (head,))
+    model = CoVeR(named_config("S/16", size=112), (head,))
     save_release(folder / "s16", model, {"step": 0, "frames": 8, "datasets": {"kinetics": {"sampling": "dense", "views": "1x1"}}})
     batch = np.random.default_rng(0).integers(0, 256, (clips, 8, 3, 112, 112), dtype=np.uint8)
     work = {name: lambda classify=classify: classify(batch) for name, classify in contenders(folder / "s16", folder / "s16_out").items()}
@@ -101,7 +102,7 @@ def accuracy(folder: Path, checkpoint: Path, catalog: Path) -> dict[str, Any]:
     """Top-1 of every contender on what the model has not seen."""
     release = find_release(checkpoint)
     classify = contenders(release, folder / "out")
-    sets = [name for name, told in Predictor.load(release).about["datasets"].items() if told["media"] == "video"]
+    sets = [name for name, told in Predictor.load(release).metadata["datasets"].items() if told["media"] == "video"]
     found: dict[str, Any] = {}
     for name in sets:
         right, scores = dict.fromkeys(classify, 0), {each: list[np.ndarray]() for each in classify}

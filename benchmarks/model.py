@@ -28,11 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import Work, by_operation, in_turns, matmul, peak_bytes, ratio, show, where, write
 from _peers import HEAD, PlainTimeSformer, Repeating, TransformersTimeSformer
-from cover.model.presets import model_config
-from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
 
 from cover.machine import reuse_memory
 from cover.mixture.pack import Pack
+from cover.model.backbone import Groups
+from cover.model.backbones import named_config
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.model.profile import forward_cost, on_meta
 from cover.training.step import StepSettings, train_step
 
@@ -50,10 +53,10 @@ class Workload:
     groups: dict[str, Groups]  # device -> groups
     dtypes: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"cpu": ("fp32",), "cuda": ("fp32", "bf16")})
 
-    def config(self, **changes: Any) -> ModelConfig:
+    def config(self, **changes: Any) -> TimeSformerConfig:
         """The function that transformers' TimeSformer computes: additive time, an image being a clip of one frame."""
         frames = self.groups["cpu"][0][1]
-        return model_config(self.preset, size=self.size, frames=frames, time="additive", image_time="first", **changes)
+        return named_config(self.preset, size=self.size, frames=frames, time="additive", image_time="first", **changes)
 
 
 WORKLOADS = {
@@ -127,7 +130,7 @@ def part_of(pack: Pack, number: int) -> Pack:
     return Pack(frames=pack.frames[frame : frame + count * length], groups=(pack.groups[number],), **named)
 
 
-def randomised(model: TimeSformer) -> TimeSformer:
+def randomised(model: CoVeR) -> CoVeR:
     """No parameter at zero: a mistake in a peer's weights would hide there."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -142,13 +145,13 @@ def contenders(work: Workload, device: torch.device, bf16: bool, compiled: bool)
     pack = make_pack(groups, work.size, device)
     parts = [part_of(pack, number) for number in range(len(groups))]
     settings = StepSettings(sum(count for count, _ in groups), torch.ones(1, device=device), bf16=bf16)
-    ours = randomised(TimeSformer(work.config(), (Head(HEAD, tuple(map(str, range(CLASSES)))),)))
+    ours = randomised(CoVeR(work.config(), (Head(HEAD, tuple(map(str, range(CLASSES)))),)))
     lengths = tuple(length for _, length in groups)
     made: dict[str, tuple[Callable[[], nn.Module], list[Pack]]] = {}
     if len(groups) == 1:
         made[OURS] = (lambda: copy.deepcopy(ours), parts)
         made["ours, rotary time"] = (
-            lambda: TimeSformer(model_config(work.preset, size=work.size, frames=lengths[0]), ours.head_list),
+            lambda: CoVeR(named_config(work.preset, size=work.size, frames=lengths[0]), ours.head_list),
             parts,
         )
     else:
@@ -164,7 +167,7 @@ def contenders(work: Workload, device: torch.device, bf16: bool, compiled: bool)
         for ways in [False, True] if compiled else [False]:
             network = build().to(device)
             if ways:
-                network.compile_blocks()  # type: ignore[operator]
+                network.compile_stages()  # type: ignore[operator]
             found[f"{name}, {'compiled' if ways else 'eager'}"] = Contender(network, packs, settings)
     return found
 

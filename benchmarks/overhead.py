@@ -30,6 +30,7 @@ from cover.datasets.index import index
 from cover.machine import reuse_memory
 from cover.mixture.mixture import Mixture
 from cover.mixture.pack import collate
+from cover.model.backbones.timesformer import TimeSformerOptions
 from cover.model.device import pick_device
 from cover.sandbox.generate import generate
 from cover.sandbox.settings import Settings
@@ -37,7 +38,7 @@ from cover.training.ema import Ema
 from cover.training.finite import FiniteCheck
 from cover.training.log import RunLog
 from cover.training.optimizer import build_optimizer
-from cover.training.recipe import Data, Model, Recipe
+from cover.training.recipe import Data, Recipe
 from cover.training.unreadable import ReadingCheck
 
 SETS = ["kinetics", "ssv2", "moments", "imagenet"]
@@ -148,7 +149,8 @@ def main() -> None:
         catalog = generate(Path(folder), Settings(size=0.02), workers=0)
         index(catalog, 0)
         recipe = Recipe(
-            Data(SETS, str(catalog), frames=8), str(Path(folder) / "run"), args.steps, args.batch, Model("S/16", 112), ema=args.ema,
+            Data(SETS, str(catalog), frames=8), str(Path(folder) / "run"), args.steps, args.batch,
+            TimeSformerOptions(preset="S/16", size=112), ema=args.ema,
             workers=0, device=args.device, log_every=args.window, evaluate_every=-1,
         )  # fmt: skip
         found = {**measure(recipe), "where": where(pick_device(args.device))}

@@ -21,11 +21,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import in_turns, matmul, peak_bytes, show, where, write
-from cover.model.presets import model_config
-from cover.model.timesformer import Groups, Head, TimeSformer
 
 from cover.hardware import CPU_MFU, GPU_MFU
 from cover.machine import reuse_memory
+from cover.model.backbone import Groups
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.model.profile import count_parameters, forward_cost, on_meta
 from cover.planning.memory import StepOptions, step_memory
 from cover.training.step import StepSettings, train_step
@@ -66,8 +68,8 @@ CASES = {
 
 def measure(case: Case, device: torch.device, bf16: bool, share: float, rounds: int) -> dict[str, Any]:
     """Planned and measured seconds and bytes of one case."""
-    config = model_config(case.preset, size=case.size, frames=case.groups[0][1])
-    network = TimeSformer(config, (Head(HEAD, tuple(map(str, range(CLASSES)))),)).to(device).train()
+    config = named_config(case.preset, size=case.size, frames=case.groups[0][1])
+    network = CoVeR(config, (Head(HEAD, tuple(map(str, range(CLASSES)))),)).to(device).train()
     network.set_checkpointing(case.checkpointing)
     pack = make_pack(case.groups, case.size, device)
     settings = StepSettings(len(pack.seed), torch.ones(1, device=device), bf16=bf16)

@@ -26,11 +26,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from _measure import Work, in_turns, ratio, show, where, write
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
 
 from cover.machine import reuse_memory
 from cover.mixture.pack import Pack
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.training.checkpoint import Saver, Trained
 from cover.training.distributed import Engine, Team, team
 from cover.training.recipe import Checkpoints, Distributed
@@ -58,13 +59,13 @@ def make_pack(groups: Groups, size: int, heads: int = 1) -> Pack:
     )  # fmt: skip
 
 
-def make_model(size: int, frames: int, heads: int = 1) -> TimeSformer:
+def make_model(size: int, frames: int, heads: int = 1) -> CoVeR:
     torch.manual_seed(0)
     named = tuple(Head(f"set{number}", tuple(map(str, range(CLASSES)))) for number in range(heads))
-    return TimeSformer(model_config(PRESET, size=size, frames=frames), named)
+    return CoVeR(named_config(PRESET, size=size, frames=frames), named)
 
 
-def step_of(model: TimeSformer, pack: Pack, engine: Alone | None = None, heads: int = 1) -> Work:
+def step_of(model: CoVeR, pack: Pack, engine: Alone | None = None, heads: int = 1) -> Work:
     """The whole training step, again and again."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     settings = StepSettings(sum(count for count, _ in pack.groups), torch.ones(heads))
@@ -81,8 +82,8 @@ class Silent(Alone):
         super().__init__(engine.model)
         self.engine = engine
 
-    def __call__(self, frames: Any, groups: Any, keep: Any) -> Any:
-        return self.engine(frames, groups, keep)
+    def __call__(self, frames: Any, groups: Any, drop: Any) -> Any:
+        return self.engine(frames, groups, drop)
 
     def part(self, last: bool) -> Any:
         return self.engine.part(last=False)

@@ -32,9 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _clips import KINDS, _made
 from _measure import show, where, write
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
-from cover.model.weights import save_release
+
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 CLASSES, FRAMES, SIZE = 400, 8, 112
 SERVERS = {"shared": [], "alone": ["--pack-frames", "1", "--wait-ms", "0"]}
@@ -59,7 +61,7 @@ def make_release(folder: Path) -> Path:
     sampling = {"kinetics": "dense", "ssv2": "segments", "imagenet": "segments"}
     sets = {name: {"sampling": how, "views": "1x1"} for name, how in sampling.items()}
     save_release(
-        folder, TimeSformer(model_config("S/16", size=SIZE, frames=FRAMES), heads), {"step": 0, "frames": FRAMES, "datasets": sets}
+        folder, CoVeR(named_config("S/16", size=SIZE, frames=FRAMES), heads), {"step": 0, "frames": FRAMES, "datasets": sets}
     )
     return folder
 

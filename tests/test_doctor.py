@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cover.model.timesformer import TimeSformer
 
 from cover.cli import main
 from cover.doctor import checks
 from cover.doctor.trial import trial
+from cover.model.cover import CoVeR
 from cover.sandbox.encode import VIDEO
 
 Usage = namedtuple("Usage", "total used free")
@@ -94,11 +94,11 @@ def test_a_clip_that_cannot_be_read(workers: int, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_device_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(model: TimeSformer, device: torch.device) -> TimeSformer:
+    def full(model: CoVeR, device: torch.device) -> CoVeR:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
 
     monkeypatch.setattr("cover.doctor.trial.SECONDS", 0.1)
-    monkeypatch.setattr(TimeSformer, "to", full)
+    monkeypatch.setattr(CoVeR, "to", full)
     training = checks._trial("cpu", 0)[-1]
     assert (training.topic, training.state, "out of memory" in training.found) == ("training", "bad", True)
 

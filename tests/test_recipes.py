@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cover.model.presets import model_config
 
 from cover import config
 from cover.datasets.catalog import load_catalog
 from cover.experiments import demo
 from cover.experiments.study.config import Study
 from cover.mixture.dataset import MixtureDataset
-from cover.mixture.rates import rates_by, steps_for
-from cover.mixture.schedule import split_batch
+from cover.mixture.schedule import rates_by, split_batch, steps_for
+from cover.model.backbones import named_config
 from cover.model.profile import count_parameters, on_meta
 from cover.training.recipe import Recipe
 
@@ -93,7 +92,7 @@ def test_the_step_is_shared_out_evenly_over_its_gpus(path: Path) -> None:
 )  # fmt: skip
 def test_the_networks_are_as_large_as_published(name: str, millions: float) -> None:
     recipe = config.load(Recipe, RECIPES / "full" / f"{name}.yaml")
-    shape = model_config(
+    shape = named_config(
         recipe.model.preset, size=recipe.model.size, frames=recipe.data.frames, attention=recipe.model.attention, time=recipe.model.time
     )
     found = count_parameters(on_meta(shape, {name: SIZES[name][1] for name in recipe.data.sets}))

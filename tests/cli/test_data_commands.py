@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
+
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 MakeSet = Callable[..., Path]
 Cover = Callable[..., tuple[int, str, str]]
@@ -125,7 +128,7 @@ def test_unusable_files_are_counted_and_give_exit_code_1(cover: Cover, make_set:
     assert code == 1
     assert "gone.mp4: no such file" in err
     assert "listed" in out
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),))
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),))
     about = {"step": 1, "frames": 2, "datasets": {"mine": {"sampling": "whole", "views": "1x1"}}}
     save_release(tmp_path / "release", model, about)
     code, out, _ = cover("evaluate", tmp_path / "release", "--catalog", catalog, "--workers", 0, "--json", "-")

@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
+
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 Cover = Callable[..., tuple[int, str, str]]
 
@@ -76,7 +79,7 @@ def test_a_manifest_that_is_missing(refused: Callable[..., str], recipe: Path, t
 
 
 def test_heads_of_a_start_that_do_not_match(refused: Callable[..., str], recipe: Path, tmp_path: Path) -> None:
-    model = TimeSformer(ModelConfig(width=128, depth=4, attention_heads=4, patch=8, size=32, frames=2), (Head("ssv2", ("a", "b")),))
+    model = CoVeR(TimeSformerConfig(width=128, depth=4, attention_heads=4, patch=8, size=32, frames=2), (Head("ssv2", ("a", "b")),))
     save_release(tmp_path / "release", model, {})
     assert 'its head "ssv2" has other classes (2) than this run' in refused("train", recipe, "--start.checkpoint", tmp_path / "release")
 

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
 from cover import CoVeR
+from cover.model.backbones import named_config
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 MakeSet = Callable[..., Path]
 Cover = Callable[..., tuple[int, str, str]]
@@ -30,7 +31,7 @@ def test_no_such_checkpoint(refused: Callable[..., str], sandbox: Path, tmp_path
 
 
 def test_a_checkpoint_whose_heads_do_not_match(refused: Callable[..., str], sandbox: Path, tmp_path: Path) -> None:
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("ssv2", ("a", "b")),))
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("ssv2", ("a", "b")),))
     save_release(tmp_path / "release", model, {"step": 1, "frames": 2, "datasets": {}})
     assert 'head "ssv2" was trained on class list' in refused("evaluate", tmp_path / "release", "--catalog", sandbox)
     assert 'has no head "kinetics"; its heads: ssv2' in refused("evaluate", tmp_path / "release", "kinetics", "--catalog", sandbox)
@@ -56,7 +57,7 @@ def test_evaluate_refuses(trained: Path, sandbox: Path, refused: Callable[..., s
 
 def test_a_model_that_was_never_trained_is_evaluated(cover: Cover, make_set: MakeSet, tmp_path: Path) -> None:
     catalog = make_set({"a.mp4": "left", "b.mp4": "right"})
-    CoVeR(model_config("mini", size=16, frames=3), (Head("mine", ("left", "right")),)).save_pretrained(tmp_path / "bare")
+    CoVeR(named_config("mini", size=16, frames=3), (Head("mine", ("left", "right")),)).save_pretrained(tmp_path / "bare")
     code, out, err = cover("evaluate", tmp_path / "bare", "--catalog", catalog, "--workers", 0)
     assert code == 0, err
     titles, row = (re.split(r"\s{2,}", line.strip()) for line in out.splitlines()[:2])

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cover.studies.grid.file import Study
 from PIL import Image
 
 from cover import config
 from cover.cli import main
 from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import open_manifest
+from cover.experiments.study.config import Study
 
 SETS = ("010", "1e3", "yes", "null")
 CLASSES = ("010", "1e3", "no", "null")

@@ -10,8 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from torch import Tensor
 
 from cover.datasets.catalog import load_catalog
@@ -22,17 +20,22 @@ from cover.evaluation.protocol import ViewPlan, read_views
 from cover.evaluation.reading import Variant
 from cover.evaluation.tasks import Task, find_tasks
 from cover.media.clips import Views
+from cover.model.backbone import Groups
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 MakeSet = Callable[..., Path]
 FRAMES, SIZE = 4, 16
 FILES = {"a.mp4": "x", "b.mp4": "y", "c.mp4": "y", "d.mp4": "z", "gone.mp4": "y", "bad.mp4": "x", "lost.mp4": "y"}
 
 
-class Watched(TimeSformer):
+class Watched(CoVeR):
     """A model that remembers what it was shown."""
 
     def __init__(self, classes: tuple[str, ...], seed: int = 0, name: str = "mine") -> None:
-        super().__init__(ModelConfig(width=16, depth=2, attention_heads=2, patch=8, size=SIZE), (Head(name, classes),))
+        super().__init__(TimeSformerConfig(width=16, depth=2, attention_heads=2, patch=8, size=SIZE), (Head(name, classes),))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():
@@ -55,12 +58,12 @@ def broken_set(make_set: MakeSet) -> Path:
     return catalog
 
 
-def task_of(catalog: Path, model: TimeSformer, views: str | None = None) -> Task:
+def task_of(catalog: Path, model: CoVeR, views: str | None = None) -> Task:
     (task,) = find_tasks(load_catalog(catalog), model, FRAMES, "val", ["mine"], Views.parse(views) if views else None)
     return task
 
 
-def results_of(catalog: Path, model: TimeSformer, *variants: Variant, views: str | None = None, workers: int = 0, seed: int = 0) -> Any:
+def results_of(catalog: Path, model: CoVeR, *variants: Variant, views: str | None = None, workers: int = 0, seed: int = 0) -> Any:
     return evaluate(model, task_of(catalog, model, views), "cpu", workers, variants or ("plain",), seed)
 
 

@@ -12,8 +12,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from cover.model.foreign_config import Wishes
-from cover.model.importing import import_weights
 from PIL import Image
 from transformers import TimesformerConfig, TimesformerForVideoClassification
 
@@ -21,6 +19,8 @@ from cover.datasets.catalog import load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import open_manifest
 from cover.evaluation.evaluate import evaluate_release
+from cover.model.starts.importing import import_weights
+from cover.model.starts.settings import ImportOptions
 from cover.sandbox.generate import generate
 from cover.sandbox.settings import Settings
 
@@ -77,7 +77,7 @@ def test_the_top1_is_that_of_an_independent_evaluation(tmp_path: Path, workers: 
     manifest = open_manifest(load_catalog(catalog).manifest_path("kinetics", "val"))
     model = network(list(manifest.classes.names))
     model.save_pretrained(tmp_path / "theirs")
-    import_weights(str(tmp_path / "theirs"), tmp_path / "ours", Wishes(head="kinetics"))
+    import_weights(str(tmp_path / "theirs"), tmp_path / "ours", ImportOptions(head="kinetics"))
     (found,) = evaluate_release(tmp_path / "ours", catalog, "val", ["kinetics"], f"{OFFSETS}x{CROPS}", ("plain",), "cpu", workers, 0)
     with torch.inference_mode():
         theirs, said = independent_top1(model, catalog.parent / "kinetics_like")

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import find_release, save_release
 from safetensors.torch import load_file
 
 from cover import config
@@ -24,7 +22,11 @@ from cover.evaluation.statistics import difference
 from cover.experiments.add.measure import old_sets, right_answers
 from cover.experiments.add.recipe import REPLAY, AddRequest, add_recipe, batch_for, epochs_for, in_short, replay_epochs
 from cover.mixture.mixture import Mixture
-from cover.training.recipe import Augment, Data, Model, Optimizer, Pattern, Recipe, SetAugment
+from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import find_release, save_release
+from cover.training.recipe import Augment, Data, Optimizer, Pattern, Recipe, SetAugment
 from cover.training.train import train, with_steps
 
 Add = Callable[..., dict[str, Any]]
@@ -242,16 +244,16 @@ def test_a_release_of_images_begins_to_look_in_time_unless_only_its_features_are
 
 
 def test_the_network_is_the_release_s(sandbox: Path, tmp_path: Path) -> None:
-    shape = ModelConfig(width=192, depth=12, attention_heads=3, patch=16, size=64, frames=2, time="additive", image_temporal="skip")
-    save_release(tmp_path / "release", TimeSformer(shape, (Head("old", ("a", "b")),)), {"step": 1, "frames": 2, "datasets": {}})
+    shape = TimeSformerConfig(width=192, depth=12, attention_heads=3, patch=16, size=64, frames=2, time="additive", image_temporal="skip")
+    save_release(tmp_path / "release", CoVeR(shape, (Head("old", ("a", "b")),)), {"step": 1, "frames": 2, "datasets": {}})
     recipe = add_recipe(AddRequest(tmp_path / "release", "ssv2", sandbox, "probe", tmp_path / "run", 2.5), 100, {}, {})
-    assert (recipe.model, recipe.data.frames) == (Model("Ti/16", 64, time="additive", image_temporal="skip"), 2)
+    assert (recipe.model, recipe.data.frames) == (TimeSformerOptions("Ti/16", 64, time="additive", image_temporal="skip"), 2)
     assert recipe.data.epochs == {"ssv2": 2.5}
 
 
 def test_a_recipe_in_short_is_the_same_recipe(tmp_path: Path) -> None:
     recipe = Recipe(
-        Data(["a"], frames=16, epochs={"a": 3}), "run", 0, model=Model(), augment=Augment(sets={"a": SetAugment(erase=0.2)}),
+        Data(["a"], frames=16, epochs={"a": 3}), "run", 0, model=TimeSformerOptions(), augment=Augment(sets={"a": SetAugment(erase=0.2)}),
         optimizer=Optimizer(lr=1e-2, patterns={"x": Pattern(freeze=True), "y": Pattern()}),
     )  # fmt: skip
     (tmp_path / "short.yaml").write_text(in_short(recipe), encoding="utf-8")
@@ -286,7 +288,7 @@ def test_wrong_use_is_one_line(refused: Callable[..., str], release: Path, sandb
     )
     assert not (tmp_path / "x" / "checkpoints").exists()
     elsewhere = tmp_path / "elsewhere"
-    save_release(elsewhere, TimeSformer(ModelConfig(width=128, depth=4, attention_heads=4, patch=8, size=32), (Head("k700", ("a", "b")),)),
+    save_release(elsewhere, CoVeR(TimeSformerConfig(width=128, depth=4, attention_heads=4, patch=8, size=32), (Head("k700", ("a", "b")),)),
                  {"step": 1, "frames": 4, "datasets": {}})  # fmt: skip
     assert "none of the release's data sets (k700) is here" in refused(elsewhere, "--data", "ssv2", "--how", "replay", *here)
     add("probe")

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cover.model.weights import find_release, read_config
 
 from cover.cli import main
 from cover.experiments.add import recipe as settings
+from cover.model.release import find_release, read_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 ADDING, OWN = ((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("adding_a_head", "own_data"))
@@ -56,8 +56,8 @@ def test_adding_a_head(sandbox: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         run([*command, *few], capsys)
     assert (find_release("runs/by_hand") / "model.safetensors").stat().st_mtime_ns == before, "measured, and not trained again"
     for out in ("runs/ssv2_probe", "runs/ssv2_replay", "runs/ssv2_alone", "runs/mine"):
-        assert [head["name"] for head in read_config(find_release(out))["heads"]][:1] == ["ssv2"]
-        assert {head["name"] for head in read_config(find_release(out))["heads"]} == {"ssv2", "kinetics", "imagenet"}
+        assert [head.name for head in read_config(find_release(out)).heads][:1] == ["ssv2"]
+        assert {head.name for head in read_config(find_release(out)).heads} == {"ssv2", "kinetics", "imagenet"}
     assert json.loads(Path("runs/ssv2_probe/add/results.json").read_text(encoding="utf-8"))["compare"]
 
 

@@ -11,9 +11,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from cover.inference.rollout import attention_rollout, class_rollout
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from PIL import Image
 
 from cover.errors import UserError
@@ -22,6 +19,10 @@ from cover.inference.explain import Explanation, Question, default_folder, expla
 from cover.inference.heatmaps import BAR, GAP, MARGIN, TILE, Caption, colours, contact_sheet, with_heat, write_clip
 from cover.inference.predictor import Predictor
 from cover.media.clips import Sampling, Views
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 HEADS = (Head("ssv2", ("up", "down", "left")), Head("photo/things", ("cat", "dog")), Head("tags", ("left", "rain"), loss="sigmoid"))
 SETS = {
@@ -36,7 +37,7 @@ CAPTION = Caption("clip.mp4", "ssv2", "up", 0.75, (("up", 0.75), ("down", 0.25))
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release of random weights, a clip of 2 s and an image."""
     folder = tmp_path_factory.mktemp("explain")
-    model = TimeSformer(ModelConfig(width=32, depth=2, attention_heads=2, patch=8, size=32), HEADS)
+    model = CoVeR(TimeSformerConfig(width=32, depth=2, attention_heads=2, patch=8, size=32), HEADS)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -93,12 +94,12 @@ def middle_view(folder: Path, predictor: Predictor, sampling: str) -> torch.Tens
 def test_the_heat_is_the_roll_out_of_the_middle_view(folder: Path, predictor: Predictor) -> None:
     pixels = middle_view(folder, predictor, "segments")
     _, (ssv2, tags) = explanations(predictor, str(folder / "clip.mp4"), Question(("ssv2", "tags"), "left"))
-    np.testing.assert_allclose(ssv2.heat, class_rollout(predictor.model, pixels, "ssv2", 2).heat, atol=1e-6)
-    np.testing.assert_allclose(tags.heat, class_rollout(predictor.model, pixels, "tags", 0).heat, atol=1e-6)
+    np.testing.assert_allclose(ssv2.heat, predictor.model.heat(pixels, "ssv2", 2).heat, atol=1e-6)
+    np.testing.assert_allclose(tags.heat, predictor.model.heat(pixels, "tags", 0).heat, atol=1e-6)
     assert np.abs(ssv2.heat - tags.heat).sum() > 0.01
     assert (ssv2.named, ssv2.probability) == ("left", pytest.approx(float(ssv2.prediction.scores[2])))
     rolled = explanations(predictor, str(folder / "clip.mp4"), Question(("ssv2", "tags"), method="rollout"))[1]
-    np.testing.assert_allclose(rolled[0].heat, attention_rollout(predictor.model, pixels).heat, atol=1e-6)
+    np.testing.assert_allclose(rolled[0].heat, predictor.model.heat(pixels).heat, atol=1e-6)
     assert np.array_equal(rolled[0].heat, rolled[1].heat)  # it knows nothing of classifiers
 
 
@@ -110,7 +111,7 @@ def test_of_an_image(folder: Path, tmp_path: Path) -> None:
 
 
 def test_of_a_video_by_one_frame(folder: Path, tmp_path: Path) -> None:
-    model = TimeSformer(ModelConfig(width=32, depth=1, attention_heads=2, patch=8, size=32), (Head("one", ("a", "b")),))
+    model = CoVeR(TimeSformerConfig(width=32, depth=1, attention_heads=2, patch=8, size=32), (Head("one", ("a", "b")),))
     save_release(tmp_path / "one", model, {"frames": 1, "datasets": {"one": {"sampling": "whole", "views": "1x1"}}})
     explain(str(tmp_path / "one"), str(folder / "clip.mp4"), Question(), tmp_path / "out", "cpu")
     told = json.loads((tmp_path / "out" / "explanation.json").read_text(encoding="utf-8"))
@@ -129,7 +130,7 @@ def test_what_cannot_be_read_or_written(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"broken\.mp4: unreadable: "):
         explain(str(folder / "release"), str(tmp_path / "broken.mp4"), Question(), tmp_path / "new" / "out", "cpu")
     assert not (tmp_path / "new").exists()
-    save_release(tmp_path / "headless", TimeSformer(ModelConfig(width=32, depth=1, attention_heads=2, patch=8, size=32)), {"frames": 4})
+    save_release(tmp_path / "headless", CoVeR(TimeSformerConfig(width=32, depth=1, attention_heads=2, patch=8, size=32)), {"frames": 4})
     with pytest.raises(UserError, match="headless: has no head, so there is no answer to explain"):
         explain(str(tmp_path / "headless"), str(folder / "photo.png"), Question(), tmp_path / "out", "cpu")
     with pytest.raises(UserError, match=r"--out .*broken\.mp4: cannot be written"):
@@ -138,7 +139,7 @@ def test_what_cannot_be_read_or_written(folder: Path, tmp_path: Path) -> None:
 
 def test_heads_of_like_names_have_pictures_of_their_own(folder: Path, tmp_path: Path) -> None:
     heads = (Head("a/b", ("x", "y")), Head("a_b", ("x", "y")), Head("A_b", ("x", "y")))
-    model = TimeSformer(ModelConfig(width=32, depth=1, attention_heads=2, patch=8, size=32), heads)
+    model = CoVeR(TimeSformerConfig(width=32, depth=1, attention_heads=2, patch=8, size=32), heads)
     save_release(tmp_path / "release", model, {"frames": 4, "datasets": {head.name: SETS["tags"] for head in heads}})
     paths = explain(str(tmp_path / "release"), str(folder / "photo.png"), Question(), tmp_path / "out", "cpu")
     assert [path.name for path in paths] == ["a_b.png", "a_b-2.png", "A_b-3.png", "explanation.json"]
@@ -186,8 +187,8 @@ def test_a_new_explanation_of_a_file_takes_the_place_of_the_old(folder: Path, tm
 
 def test_a_frame_beyond_the_end_is_at_the_end(folder: Path, predictor: Predictor) -> None:
     plan = replace(predictor.plan("ssv2"), sampling=Sampling("dense", 1.0))
-    about = {**predictor.about, "datasets": {**SETS, "ssv2": {"sampling": "dense@1", "views": "1x1"}}}
-    _, (found,) = explanations(Predictor(predictor.model, about), str(folder / "clip.mp4"), Question(("ssv2",)))
+    predictor.model.metadata["datasets"] = {**SETS, "ssv2": {"sampling": "dense@1", "views": "1x1"}}
+    _, (found,) = explanations(Predictor(predictor.model), str(folder / "clip.mp4"), Question(("ssv2",)))
     assert isinstance(found, Explanation)
     assert (found.times, found.plan.sampling) == ((0.0, 1.0, 1.998, 1.998), plan.sampling)
 

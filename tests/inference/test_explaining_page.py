@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
 from cover.cli import main
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 PAGE = (Path(__file__).parents[2] / "docs/explaining.md").read_text(encoding="utf-8")
 
@@ -22,7 +24,7 @@ PAGE = (Path(__file__).parents[2] / "docs/explaining.md").read_text(encoding="ut
 def make_run(folder: Path) -> None:
     """What training would leave, but for what it learned."""
     heads = (Head("kinetics", ("left", "right")), Head("imagenet", ("cat", "dog", "cup")))
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
     sets = {"kinetics": {"sampling": "dense@0.1", "views": "1x3"}, "imagenet": {"sampling": "whole", "views": "1x1"}}
     with torch.no_grad():
         for parameter in model.parameters():

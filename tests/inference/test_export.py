@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.foreign_config import Wishes
-from cover.model.importing import import_weights
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import load_release, save_release
 from safetensors.torch import load_file
 from transformers import TimesformerForVideoClassification
 
 from cover.cli import main
 from cover.errors import UserError
 from cover.inference.export import export_transformers
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import load_release, save_release
+from cover.model.starts.importing import import_weights
+from cover.model.starts.settings import ImportOptions
 
 SHAPE: dict[str, Any] = {
     "width": 32, "depth": 2, "attention_heads": 4, "mlp_ratio": 2.5, "patch": 8, "size": 24, "frames": 4, "time": "additive",
@@ -28,9 +30,9 @@ SHAPE: dict[str, Any] = {
 MOVES, THINGS = Head("moves", ("up", "döwn", "left")), Head("things", ("cat", "dog"))
 
 
-def release(path: Path, *heads: Head, **changes: Any) -> TimeSformer:
+def release(path: Path, *heads: Head, **changes: Any) -> CoVeR:
     """A saved model whose every parameter is random."""
-    model, generator = TimeSformer(ModelConfig(**{**SHAPE, **changes}), heads).eval(), torch.Generator().manual_seed(0)
+    model, generator = CoVeR(TimeSformerConfig(**{**SHAPE, **changes}), heads).eval(), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.3, generator=generator)
@@ -59,11 +61,11 @@ def test_there_and_back_every_bit_is_the_same(tmp_path: Path, attention: str) ->
     export_transformers(tmp_path / "ours", None, tmp_path / "theirs")
     TimesformerForVideoClassification.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "again")
     (tmp_path / "again" / "preprocessor_config.json").write_bytes((tmp_path / "theirs" / "preprocessor_config.json").read_bytes())
-    import_weights(str(tmp_path / "again"), tmp_path / "back", Wishes(head="moves"))
+    import_weights(str(tmp_path / "again"), tmp_path / "back", ImportOptions(head="moves"))
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "back"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    ours, back = (load_release(tmp_path / name)[0] for name in ("ours", "back"))
+    ours, back = (load_release(tmp_path / name) for name in ("ours", "back"))
     assert (back.config, back.head_list) == (ours.config, ours.head_list)
 
 

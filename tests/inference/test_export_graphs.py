@@ -13,15 +13,16 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
-from cover.model.weights import save_release
 
 import cover
 from cover.cli import main
 from cover.errors import UserError
 from cover.inference.export import export_onnx, export_torch, onnx_file
 from cover.inference.export.choice import data_of, written_beside
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 # Heads in no order of their names, one of them multi-label, and one called as an operation is.
 HEADS = (Head("ssv2", ("up", "döwn", "left")), Head("add", ("bark", "laugh"), "sigmoid"), Head("imagenet", ("cat", "dog", "cup", "hat")))
@@ -32,10 +33,10 @@ SETS = {
 }
 
 
-def release(path: Path, heads: tuple[Head, ...] = HEADS, **changes: Any) -> TimeSformer:
+def release(path: Path, heads: tuple[Head, ...] = HEADS, **changes: Any) -> CoVeR:
     """A saved mini, shortened, whose every parameter is random and whose probabilities differ widely from clip to clip."""
-    model = TimeSformer(
-        model_config("mini", **{"frames": 4, "depth": 1, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), **changes}), heads
+    model = CoVeR(
+        named_config("mini", **{"frames": 4, "depth": 1, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), **changes}), heads
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -57,7 +58,7 @@ def noise(clips: int, frames: int, size: int = 32) -> torch.Tensor:
 
 
 @torch.no_grad()
-def said(model: TimeSformer, clips: torch.Tensor) -> dict[str, torch.Tensor]:
+def said(model: CoVeR, clips: torch.Tensor) -> dict[str, torch.Tensor]:
     """Probabilities by torch's own functions."""
     logits = model(model.normalize(clips.flatten(0, 1)), (tuple(clips.shape[:2]),))  # type: ignore[arg-type]
     return {head.name: (torch.sigmoid if head.loss == "sigmoid" else torch.softmax)(logits[head.name], *[-1][: head.loss == "softmax"])

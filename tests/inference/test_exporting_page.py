@@ -14,10 +14,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
 from cover.cli import main
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 PAGE = (Path(__file__).parents[2] / "docs/exporting.md").read_text(encoding="utf-8")
 ALONE = '\nassert not {"torch", "cover"} & set(sys.modules)\n'
@@ -25,7 +27,7 @@ ALONE = '\nassert not {"torch", "cover"} & set(sys.modules)\n'
 
 def make_run(folder: Path, *heads: Head, time: str = "rotary") -> None:
     """What training would leave, but for what it learned."""
-    model = TimeSformer(ModelConfig(width=32, depth=1, attention_heads=2, patch=8, size=24, frames=4, time=time), heads)  # type: ignore[arg-type]
+    model = CoVeR(TimeSformerConfig(width=32, depth=1, attention_heads=2, patch=8, size=24, frames=4, time=time), heads)  # type: ignore[arg-type]
     ways = {"kinetics": "dense@0.3", "moments": "whole"}
     sets = {head.name: {"sampling": ways.get(head.name, "segments"), "views": "1x3"} for head in heads}
     with torch.no_grad():

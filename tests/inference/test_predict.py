@@ -20,8 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from PIL import Image
 
 import cover
@@ -34,6 +32,10 @@ from cover.inference.predictor import Predictor
 from cover.inference.views import Windows
 from cover.media.clips import Sampling, Views
 from cover.media.decode import MediaError
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 Typed = Callable[..., tuple[int, str, str]]
 HEADS = (Head("act", ("run", "sit", "fall")), Head("thing", ("cup", "dog")))
@@ -41,7 +43,7 @@ SETS = {"act": {"sampling": "dense@0.2", "views": "2x1"}, "thing": {"sampling": 
 
 
 def make_release(folder: Path, heads: tuple[Head, ...] = HEADS, step: int = 7) -> Path:
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.4, generator=torch.Generator().manual_seed(parameter.numel()))

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cover.training.devices import find_device
-from cover.training.plan import make_cluster, plan
-from cover.training.reading_cost import reading_costs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cover.errors import UserError
+from cover.hardware import find_device, make_cluster
 from cover.mixture.dataset import MixtureDataset
 from cover.mixture.published import planned_mixture
 from cover.mixture.schedule import Alternating, Schedule, split_batch
+from cover.planning.estimate import plan
+from cover.planning.reading import reading_costs
 from cover.training.recipe import Augment, Data, Recipe
 from cover.training.train import train
 

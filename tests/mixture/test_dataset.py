@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cover.model.timesformer import Head
 
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError
 from cover.mixture.dataset import LabelMap, make_heads
+from cover.model.heads import Head
 from cover.training.recipe import Data, Recipe
 
 SETS = {

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cover.model.timesformer import ModelConfig, TimeSformer
 
 from cover.errors import UserError
 from cover.mixture.dataset import MixtureDataset
@@ -19,6 +18,8 @@ from cover.mixture.mixture import Mixture
 from cover.mixture.pack import Pack, split_pack
 from cover.mixture.rates import Data
 from cover.mixture.schedule import Draw, Pairing, Schedule, split_batch
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
 from cover.training.step import StepSettings, forward_backward
 from cover.transforms.colour import ColourJitter
 from cover.transforms.erasing import RandomErasing
@@ -126,7 +127,7 @@ def test_the_chance_of_a_pair_is_the_smaller_one() -> None:
 
 def gradients(mixture: Mixture, parts: list[Pack], batch: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    model = TimeSformer(ModelConfig(width=16, depth=2, attention_heads=2, patch=8, size=SIZE), mixture.heads)
+    model = CoVeR(TimeSformerConfig(width=16, depth=2, attention_heads=2, patch=8, size=SIZE), mixture.heads)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(parameter.numel()))

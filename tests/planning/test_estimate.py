@@ -20,9 +20,10 @@ from cover.errors import UserError
 from cover.hardware import DEVICES, find_device, make_cluster
 from cover.mixture.mixture import Mixture
 from cover.mixture.published import planned_mixture, read_numbers
+from cover.model.backbones.timesformer import TimeSformerOptions as Vit
 from cover.planning.estimate import plan
 from cover.planning.reading import reading_costs
-from cover.training.recipe import Data, Distributed, Model, Recipe
+from cover.training.recipe import Data, Distributed, Recipe
 from cover.training.train import build_model, make_schedule, with_steps
 
 PAGE = Path(__file__).parents[2] / "docs/planning.md"
@@ -34,7 +35,7 @@ MakeSet = Callable[..., Path]
 def full(**changes: Any) -> Recipe:
     """A full-size recipe on a machine that has none of its data."""
     data = Data(FULL, "nowhere/catalog.yaml", frames=16, weights=EQUAL)
-    return replace(Recipe(data, "runs/full", steps=1000, batch=512, model=Model("L/16", 448), precision="bf16"), **changes)
+    return replace(Recipe(data, "runs/full", steps=1000, batch=512, model=Vit(preset="L/16", size=448), precision="bf16"), **changes)
 
 
 def planned(recipe: Recipe, device: str = "h200", devices: int = 8, cores: int = 12, ms: float = 14, **cluster: Any) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def test_the_article_s_network_and_its_arithmetic() -> None:
     seconds = facts["step"]["flop"] / 8 / (0.4 * DEVICES["h200"].bf16)
     assert facts["time"]["compute"] == pytest.approx(seconds)
     assert facts["device_hours"] == pytest.approx(1000 * facts["time"]["step"] * 8 / 3600)
-    again = planned(full(model=Model("L/16", 448, checkpointing=True)))
+    again = planned(full(model=Vit(preset="L/16", size=448, checkpointing=True)))
     assert again["time"]["compute"] == pytest.approx(seconds * 4 / 3)
 
 
@@ -185,14 +186,14 @@ def test_the_ring_s_bytes() -> None:
     [
         ({}, {"device": "a100-40"}, "memory", r"of 37\.6 on each device; set "),
         ({"accumulation": 4}, {"workers": 12}, "compute", "the devices are the limit"),
-        ({"model": Model("B/16", 224)}, {"ms": 300.0}, "loader", r"cores at 300 ms a clip and 300 ms an image, .* prepare the videos"),
-        ({"model": Model("B/16", 224)}, {"ms": 20.0, "cores": 24, "workers": 2}, "loader", r"set workers: \d+ \(of each device\)"),
+        ({"model": Vit(preset="B/16", size=224)}, {"ms": 300.0}, "loader", r"cores at 300 ms a clip and 300 ms an image, .* prepare the videos"),
+        ({"model": Vit(preset="B/16", size=224)}, {"ms": 20.0, "cores": 24, "workers": 2}, "loader", r"set workers: \d+ \(of each device\)"),
         (
-            {"model": Model("L/16", 112), "batch": 64, "distributed": Distributed("fsdp")}, {"device": "l40s", "ms": 0.1}, "interconnect",
+            {"model": Vit(preset="L/16", size=112), "batch": 64, "distributed": Distributed("fsdp")}, {"device": "l40s", "ms": 0.1}, "interconnect",
             "distributed.strategy: ddp",
         ),
         (
-            {"model": Model("L/16", 112), "batch": 64}, {"device": "l40s", "ms": 0.1, "devices": 16, "network_gbit": 25}, "interconnect",
+            {"model": Vit(preset="L/16", size=112), "batch": 64}, {"device": "l40s", "ms": 0.1, "devices": 16, "network_gbit": 25}, "interconnect",
             "faster network",
         ),
     ],
@@ -211,7 +212,7 @@ def test_what_a_memory_verdict_says_does_fit() -> None:
     facts = planned(full(), "a100-40")
     found = re.search(r"set accumulation: (\d+)(.*checkpointing: true)?", facts["verdict"])
     assert found, facts["verdict"]
-    model = Model("L/16", 448, checkpointing=bool(found[2]))
+    model = Vit(preset="L/16", size=448, checkpointing=bool(found[2]))
     assert planned(full(accumulation=int(found[1]), model=model), "a100-40")["bottleneck"] != "memory"
 
 

@@ -19,8 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
+
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -117,7 +120,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     odd = ("<img src=x onerror=alert(1)>", "Pushing something from left to right " * 3, "läuft & springt", "x", "y", "z")
     heads = (Head("ssv2", odd), Head("kinetics", tuple("abcdefg")), Head("a head of a long name", ("only",)))
     sets = {head.name: {"sampling": "segments", "views": "1x3"} for head in heads}
-    model = TimeSformer(ModelConfig(width=32, depth=2, attention_heads=2, patch=8, size=32), heads)
+    model = CoVeR(TimeSformerConfig(width=32, depth=2, attention_heads=2, patch=8, size=32), heads)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from PIL import Image
 
 from cover.cli import main
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 from cover.serve.uploads import UploadFolder
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
@@ -34,7 +36,7 @@ Start = Callable[..., tuple[subprocess.Popen[str], int]]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release and an image."""
     folder = tmp_path_factory.mktemp("serve")
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),))
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),))
     model.zero_head("mine")
     save_release(folder / "release", model, {"step": 1, "frames": 2, "datasets": {"mine": {"sampling": "whole", "views": "1x1"}}})
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(folder / "photo.png")
@@ -165,7 +167,7 @@ def test_a_checkpoint_that_cannot_be_served(refused: Callable[..., str], folder:
     shutil.copytree(folder / "release", tmp_path / "pickled")
     (tmp_path / "pickled" / "model.safetensors").write_bytes(pickle.dumps({"weights": np.zeros(3)}))
     assert "model.safetensors: cannot be read" in refused(tmp_path / "pickled")
-    save_release(tmp_path / "headless", TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16)), {"datasets": {}})
+    save_release(tmp_path / "headless", CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16)), {"datasets": {}})
     assert "has no head" in refused(tmp_path / "headless", "--spool", tmp_path)
 
 

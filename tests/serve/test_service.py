@@ -31,13 +31,15 @@ import av
 import numpy as np
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from PIL import Image
 
 from cover.inference.explain import Question, explanations
 from cover.inference.predictor import Predictor
 from cover.media.clips import Views
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 from cover.serve.app import make_app
 from cover.serve.batching import Batcher
 from cover.serve.decoding import DecodeRequest, Decoders
@@ -64,7 +66,7 @@ SETS = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release whose weights are random, but such that what is seen matters; clips and images beside it."""
     folder = tmp_path_factory.mktemp("serve")
-    model = TimeSformer(ModelConfig(width=32, depth=2, attention_heads=2, patch=8, size=16), HEADS)
+    model = CoVeR(TimeSformerConfig(width=32, depth=2, attention_heads=2, patch=8, size=16), HEADS)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -18,10 +18,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from PIL import Image
 
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 from cover.serve.middleware import Limits
 from cover.serve.server import KEEP_ALIVE_S
 
@@ -33,7 +35,7 @@ PAGE = Path(__file__).parents[2] / "docs/serving.md"
 def folder(tmp_path: Path) -> Path:
     heads = (Head("ssv2", ("up", "down")), Head("imagenet", tuple("abcdefg")))
     sets = {"ssv2": {"sampling": "segments", "views": "1x3"}, "imagenet": {"sampling": "whole", "views": "1x1"}}
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
     for head in heads:
         model.zero_head(head.name)
     save_release(tmp_path / "runs" / "cotrain", model, {"step": 1, "frames": 2, "datasets": sets})

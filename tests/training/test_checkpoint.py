@@ -19,14 +19,15 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.weights import find_release, load_release, steps_saved
 from safetensors.torch import load_file
 
 from cover import config
 from cover.errors import UserError
+from cover.model.backbones.timesformer import TimeSformerOptions
+from cover.model.release import find_release, load_release, steps_saved
 from cover.training.checkpoint import cut_lines, problem_of
 from cover.training.keeping import best_step, dev_scores
-from cover.training.recipe import Augment, Checkpoints, Data, Model, NonFinite, Optimizer, Recipe
+from cover.training.recipe import Augment, Checkpoints, Data, NonFinite, Optimizer, Recipe
 from cover.training.step import Outcome, train_step
 from cover.training.train import train
 
@@ -69,7 +70,8 @@ def whole(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unbroken run of six steps with checkpoints of steps 2, 4 and 6, everything random switched on."""
     recipe = make_recipe(
         sandbox, tmp_path_factory.mktemp("whole") / "run", ema=0.9, checkpoints=Checkpoints(3), label_smoothing=0.1,
-        model=Model(drop_path=0.2, dropout=0.2, head_dropout=0.1), augment=Augment(randaugment="m7-n2", erase=0.3, mixup=0.8, cutmix=1.0),
+        model=TimeSformerOptions(drop_path=0.2, dropout=0.2, head_dropout=0.1),
+        augment=Augment(randaugment="m7-n2", erase=0.3, mixup=0.8, cutmix=1.0),
     )  # fmt: skip
     return train(recipe)
 
@@ -355,7 +357,7 @@ def test_the_last_and_the_best_are_kept(sandbox: Path, tmp_path: Path) -> None:
     best = max(scores, key=lambda step: (scores[step], -step))
     assert steps_saved(run) == sorted({best, 8})
     assert (run / "checkpoints" / "best").resolve() == checkpoint(run, best).resolve()
-    assert load_release(find_release(run / "checkpoints" / "best"))[1]["step"] == best
+    assert load_release(find_release(run / "checkpoints" / "best")).metadata["step"] == best
 
 
 def test_lines_beyond_a_step_are_cut_and_a_torn_one(tmp_path: Path) -> None:

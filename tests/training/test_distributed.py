@@ -17,15 +17,16 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.weights import find_release, steps_saved
 from safetensors.torch import load_file
 
 from cover import config
 from cover.errors import UserError
 from cover.machine import cores
+from cover.model.backbones.timesformer import TimeSformerOptions
+from cover.model.release import find_release, steps_saved
 from cover.training.checkpoint import problem_of
 from cover.training.distributed import Team, workers_of_a_rank
-from cover.training.recipe import Augment, Checkpoints, Data, Distributed, Model, Optimizer, Recipe
+from cover.training.recipe import Augment, Checkpoints, Data, Distributed, Optimizer, Recipe
 from cover.training.train import train
 
 Launch = Callable[..., Any]
@@ -133,7 +134,7 @@ def test_every_other_setting_at_once(sandbox: Path, tmp_path: Path, launch: Laun
     for name, data in (("both", {}), ("images", {"sets": ["imagenet"], "weights": {}})):
         recipe = make_recipe(
             sandbox, tmp_path / f"{name}-one", accumulation=2, batch=48, ema=0.9, steps=3, save_every=0, optimizer=SGD,
-            model=Model(drop_path=0.2, checkpointing=True), augment=Augment(mixup=0.8, randaugment="m7-n2", erase=0.2),
+            model=TimeSformerOptions(drop_path=0.2, checkpointing=True), augment=Augment(mixup=0.8, randaugment="m7-n2", erase=0.2),
         )  # fmt: skip
         recipe = replace(recipe, data=replace(recipe.data, **data))
         one, many = train(recipe), tmp_path / f"{name}-many"
@@ -193,7 +194,8 @@ def long(catalog: Path, out: Path, **changes: Any) -> Recipe:
 @pytest.mark.full
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_rank_is_killed_and_torchrun_starts_anew(sandbox: Path, tmp_path: Path, launch: Launch, strategy: str) -> None:
-    recipe = long(sandbox, tmp_path / "run", model=Model(drop_path=0.2, dropout=0.1), ema=0.9, distributed=Distributed(strategy))
+    model = TimeSformerOptions(drop_path=0.2, dropout=0.1)
+    recipe = long(sandbox, tmp_path / "run", model=model, ema=0.9, distributed=Distributed(strategy))
     file, run = written(recipe, tmp_path), tmp_path / "run"
     running = launch("train", file, ranks=2, restarts=2)
     running.until(lambda: bool(steps_saved(run)) and max(losses(run)) % 5 == 3)
@@ -225,7 +227,7 @@ import sys
 import torch
 
 from cover.cli import main
-from cover.model.timesformer import TimeSformer
+from cover.model.cover import CoVeR
 
 calls, normalize = 0, TimeSformer.normalize
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.timesformer import Head
-from cover.model.weights import find_release, read_config
 from safetensors.torch import load_file
 
 from cover import config
@@ -22,6 +20,8 @@ from cover.hardware import find_device, make_cluster
 from cover.inference.predictor import Predictor
 from cover.mixture.dataset import retained_heads, retained_metadata, with_retained
 from cover.mixture.published import planned_mixture
+from cover.model.heads import Head
+from cover.model.release import find_release, read_config
 from cover.planning.estimate import plan
 from cover.planning.reading import reading_costs
 from cover.training.recipe import Checkpoints, Data, Distributed, Optimizer, Pattern, Recipe, Start
@@ -121,14 +121,14 @@ def test_keeping_needs_a_checkpoint() -> None:
 def test_old_heads_travel_along_and_can_be_used(catalog: Path, release: Path, tmp_path: Path) -> None:
     run = train(make_recipe(catalog, tmp_path / "run", release, ema=0.9))
     before, after = read_config(release), read_config(find_release(run))
-    assert [head["name"] for head in after["heads"]] == ["ssv2", *OLD]
-    assert after["heads"][1:] == before["heads"]
+    assert [head.name for head in after.heads] == ["ssv2", *OLD]
+    assert after.heads[1:] == before.heads
     moving = moved(release, run)
     assert not any(name.startswith("heads.") for name in moving)
     assert {name for name in weights_of(release) if name not in moving} == {name for name in weights_of(release) if name[:6] == "heads."}
     assert weights_of(run)["heads.ssv2.weight"].any()
     for name in OLD:
-        assert after["about"]["datasets"][name] == {**before["about"]["datasets"][name], "kept": True}
+        assert after.datasets[name] == {**before.datasets[name], "kept": True}
     plans, old_plans = Predictor.load(run).plans(), Predictor.load(release).plans()
     assert {name: plans[name] for name in OLD} == old_plans
     found = {row["dataset"] for row in evaluate_release(run, catalog, "val", (), None, ("plain",), "cpu", 0, 0)}
@@ -140,7 +140,7 @@ def test_a_trained_head_is_no_kept_one(catalog: Path, release: Path, tmp_path: P
     run = train(make_recipe(catalog, tmp_path / "run", release, data=data))
     heads = {name.split(".")[1] for name in moved(release, run) if name.startswith("heads.")}
     assert heads == {"kinetics"}
-    facts = read_config(find_release(run))["about"]["datasets"]
+    facts = read_config(find_release(run)).datasets
     assert {name for name, told in facts.items() if told.get("kept")} == {"homes", "imagenet"}
 
 
@@ -178,7 +178,7 @@ def test_a_run_goes_on_to_the_same_weights_without_the_checkpoint_it_began_with(
     found = weights_of(train(recipe, resume=True))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
-    facts = read_config(find_release(tmp_path / "run"))["about"]["datasets"]
+    facts = read_config(find_release(tmp_path / "run")).datasets
     assert {name for name, told in facts.items() if told.get("kept")} == set(OLD)
 
 

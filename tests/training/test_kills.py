@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cover.model.weights import find_release, steps_saved
 
 from cover import config
-from cover.training.recipe import Augment, Data, Model, Recipe
+from cover.model.backbones.timesformer import TimeSformerOptions
+from cover.model.release import find_release, steps_saved
+from cover.training.recipe import Augment, Data, Recipe
 
 KILLS, STEPS, SAVE_EVERY = 20, 240, 6
 
@@ -31,7 +32,7 @@ def test_twenty_kills(sandbox: Path, tmp_path: Path, launch: Callable, ranks: in
     recipe = Recipe(
         Data(["ssv2", "imagenet"], str(sandbox), frames=4, crops=2, weights={"ssv2": 1, "imagenet": 1}), str(tmp_path / "broken"),
         steps=STEPS, batch=16, workers=1, log_every=1, evaluate_every=-1, save_every=SAVE_EVERY, ema=0.99, label_smoothing=0.1,
-        model=Model(drop_path=0.2, dropout=0.1, head_dropout=0.1),
+        model=TimeSformerOptions(drop_path=0.2, dropout=0.1, head_dropout=0.1),
         augment=Augment(randaugment="m7-n2", erase=0.25, mixup=0.8, cutmix=1.0),
     )  # fmt: skip
     recipe_file, run = tmp_path / "recipe.yaml", tmp_path / "broken"

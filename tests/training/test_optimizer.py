@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
 
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from cover.training.recipe import Optimizer
 
@@ -52,8 +54,8 @@ def test_short_runs(steps: int, warmup: float) -> None:
     assert max(found) == pytest.approx(2)
 
 
-def build(time: str) -> TimeSformer:
-    return TimeSformer(ModelConfig(width=16, depth=2, attention_heads=2, patch=8, size=16, time=time), (Head("a", ("x", "y")),))  # type: ignore[arg-type]
+def build(time: str) -> CoVeR:
+    return CoVeR(TimeSformerConfig(width=16, depth=2, attention_heads=2, patch=8, size=16, time=time), (Head("a", ("x", "y")),))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("time", ["rotary", "additive"])

@@ -6,20 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
 
 from cover.errors import UserError
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.training.optimizer import build_optimizer, set_learning_rate
 from cover.training.parameters import describe_patterns, freeze_matched
 from cover.training.recipe import Optimizer, Pattern
 
 
-def build(**changes: Any) -> TimeSformer:
-    shape = ModelConfig(width=16, depth=3, attention_heads=2, patch=8, size=16, **{"time": "additive", **changes})
-    return TimeSformer(shape, (Head("a", ("x", "y")), Head("b", ("x", "y"))))
+def build(**changes: Any) -> CoVeR:
+    shape = TimeSformerConfig(width=16, depth=3, attention_heads=2, patch=8, size=16, **{"time": "additive", **changes})
+    return CoVeR(shape, (Head("a", ("x", "y")), Head("b", ("x", "y"))))
 
 
-def moves(model: TimeSformer, **settings: Any) -> dict[str, tuple[float, float]]:
+def moves(model: CoVeR, **settings: Any) -> dict[str, tuple[float, float]]:
     """Parameter name -> its rate and decay when the recipe's rate is 2."""
     optimizer = build_optimizer(model, Optimizer(weight_decay=0.3, **settings))
     set_learning_rate(optimizer, 2.0)
@@ -33,11 +35,19 @@ def test_layer_decay_is_for_what_an_image_model_has() -> None:
         "cls_token": 2 * 0.5**4, "pos_embed": 2 * 0.5**4, "patch_embed.weight": 2 * 0.5**4, "blocks.0.attn.qkv.weight": 2 * 0.5**3,
         "blocks.1.mlp.fc1.bias": 2 * 0.5**2, "blocks.2.norm1.weight": 2 * 0.5, "norm.weight": 2,
         "blocks.0.temporal_attn.qkv.weight": 2, "blocks.0.temporal_fc.bias": 2, "blocks.0.temporal_norm.weight": 2, "time_embed": 2,
-        "heads.a.weight": 10, "heads.b.bias": 10,
     }  # fmt: skip
+    wanted = {**{f"backbone.{name}": rate for name, rate in wanted.items()}, "heads.a.weight": 10, "heads.b.bias": 10}
     assert {name: found[name][0] for name in wanted} == pytest.approx(wanted)
-    assert found["blocks.0.attn.qkv.weight"][1] == 0.3
-    assert found["blocks.0.attn.qkv.bias"][1] == 0
+    assert found["backbone.blocks.0.attn.qkv.weight"][1] == 0.3
+    assert found["backbone.blocks.0.attn.qkv.bias"][1] == 0
+
+
+@pytest.mark.parametrize("name", ["abnormal", "scale", "temporal"])
+def test_a_head_decays_and_moves_whatever_its_name(name: str) -> None:
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head(name, ("x", "y")),))
+    found = moves(model, head_lr=5.0)
+    assert found[f"heads.{name}.weight"] == (10.0, 0.3)
+    assert found[f"heads.{name}.bias"] == (10.0, 0.0)
 
 
 def test_without_settings_there_are_two_groups_at_one_rate() -> None:
@@ -46,23 +56,23 @@ def test_without_settings_there_are_two_groups_at_one_rate() -> None:
 
 
 def test_the_first_pattern_that_finds_a_parameter_decides() -> None:
-    patterns = {r"^blocks\.0\.temporal": Pattern(lr=3.0), "temporal": Pattern(lr=0.5, decay=0.01), "^heads": Pattern(decay=0.0)}
+    patterns = {r"^backbone\.blocks\.0\.temporal": Pattern(lr=3.0), "temporal": Pattern(lr=0.5, decay=0.01), "^heads": Pattern(decay=0.0)}
     found = moves(build(), patterns=patterns, layer_decay=0.5)
-    assert found["blocks.0.temporal_fc.weight"] == (6.0, 0.3)
-    assert found["blocks.1.temporal_fc.weight"] == (1.0, 0.01)
-    assert found["blocks.1.temporal_fc.bias"] == (1.0, 0.01), "a decay is for all that the pattern finds"
+    assert found["backbone.blocks.0.temporal_fc.weight"] == (6.0, 0.3)
+    assert found["backbone.blocks.1.temporal_fc.weight"] == (1.0, 0.01)
+    assert found["backbone.blocks.1.temporal_fc.bias"] == (1.0, 0.01), "a decay is for all that the pattern finds"
     assert found["heads.a.weight"] == (2.0, 0.0)
-    assert found["blocks.2.attn.qkv.weight"] == (1.0, 0.3), "no pattern's"
+    assert found["backbone.blocks.2.attn.qkv.weight"] == (1.0, 0.3), "no pattern's"
 
 
 def test_a_pattern_multiplies_what_the_place_says() -> None:
     found = moves(build(), patterns={"attn.qkv.weight": Pattern(lr=0.1)}, layer_decay=0.5, head_lr=4.0)
-    assert found["blocks.2.attn.qkv.weight"][0] == pytest.approx(2 * 0.5 * 0.1)
-    assert found["blocks.2.temporal_attn.qkv.weight"][0] == pytest.approx(0.2)
+    assert found["backbone.blocks.2.attn.qkv.weight"][0] == pytest.approx(2 * 0.5 * 0.1)
+    assert found["backbone.blocks.2.temporal_attn.qkv.weight"][0] == pytest.approx(0.2)
 
 
 def test_frozen_parameters_do_not_move() -> None:
-    model, patterns = build(), {"^patch_embed|_embed$|cls_token": Pattern(freeze=True)}
+    model, patterns = build(), {"patch_embed|_embed$|cls_token": Pattern(freeze=True)}
     freeze_matched(model, patterns)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = build_optimizer(model, Optimizer(patterns=patterns))
@@ -70,7 +80,7 @@ def test_frozen_parameters_do_not_move() -> None:
     sum(logits.sum() for logits in model(frames, ((1, 4),)).values()).backward()  # type: ignore[union-attr]
     optimizer.step()
     still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
-    assert {"patch_embed.weight", "patch_embed.bias", "pos_embed", "time_embed", "cls_token"} <= still
+    assert {f"backbone.{name}" for name in ("patch_embed.weight", "patch_embed.bias", "pos_embed", "time_embed", "cls_token")} <= still
     assert "heads.a.bias" not in still
 
 
@@ -80,9 +90,9 @@ def test_one_line_for_each_pattern(capsys: pytest.CaptureFixture[str]) -> None:
     lines = describe_patterns(model, patterns)
     assert lines == [
         'pattern "^heads": lr x 5: 4 parameters (68 numbers): heads.a.weight, heads.a.bias, heads.b.weight, ...',
-        'pattern "temporal_norm": frozen: 6 parameters (96 numbers): blocks.0.temporal_norm.weight, blocks.0.temporal_norm.bias,'
-        " blocks.1.temporal_norm.weight, ...",
-        'pattern "pos_embed": lr x 1, decay 0.1: 1 parameter (80 numbers): pos_embed',
+        'pattern "temporal_norm": frozen: 6 parameters (96 numbers): backbone.blocks.0.temporal_norm.weight,'
+        " backbone.blocks.0.temporal_norm.bias, backbone.blocks.1.temporal_norm.weight, ...",
+        'pattern "pos_embed": lr x 1, decay 0.1: 1 parameter (80 numbers): backbone.pos_embed',
     ]
     assert [line for line in capsys.readouterr().err.splitlines() if "pattern" in line] == lines
 
@@ -91,7 +101,7 @@ def test_one_line_for_each_pattern(capsys: pytest.CaptureFixture[str]) -> None:
     ("patterns", "message"),
     [
         ({"temporal_atn": Pattern()}, '"temporal_atn" finds no parameter'),
-        ({"blocks.0.temporal_fc.wieght": Pattern()}, 'did you mean "blocks.0.temporal_fc.weight"'),
+        ({"backbone.blocks.0.temporal_fc.wieght": Pattern()}, 'did you mean "backbone.blocks.0.temporal_fc.weight"'),
         ({"temporal": Pattern(), "temporal_fc": Pattern()}, 'all that "temporal_fc" finds is decided by "temporal" before it'),
         ({"heads(": Pattern()}, '"heads\\(" is no regular expression'),
         ({".": Pattern(freeze=True)}, "nothing is left to train"),

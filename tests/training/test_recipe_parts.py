@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.weights import find_release, steps_saved
 from safetensors.torch import load_file
 
 from cover import config
 from cover.errors import UserError
+from cover.model.release import find_release, steps_saved
 from cover.training.recipe import Augment, Data, Optimizer, Pattern, Recipe, SetAugment
 from cover.training.train import train
 

@@ -7,10 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from cover.model.presets import model_config
-from cover.model.timesformer import TimeSformer
 
 from cover import config
+from cover.media import randaugment
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
 from cover.training.parameters import describe_patterns
 from cover.training.recipe import Recipe
 from cover.training.train import train
@@ -47,7 +48,7 @@ def test_the_settings_load(first: str, tmp_path: Path) -> None:
     recipe = config.load(Recipe, file)
     if first == "optimizer:":
         assert recipe.optimizer.layer_decay == 0.75
-        lines = describe_patterns(TimeSformer(model_config("Ti/16")), recipe.optimizer.patterns)
+        lines = describe_patterns(CoVeR(named_config("Ti/16")), recipe.optimizer.patterns)
         assert "frozen: 24 parameters" in lines[0]
     else:
         assert recipe.augment.of("imagenet").randaugment == "m9-n2"

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from torch import Tensor
 
 from cover.mixture.pack import Pack, split_pack
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.training.step import StepSettings, Tally, forward_backward, sample_losses, sigmoid_hits, sigmoid_loss
 
 ONE, SOUNDS, HOMES = Head("one", ("a", "b", "c")), Head("sounds", ("x", "y"), "sigmoid"), Head("homes", ("p", "q", "r", "s"), "sigmoid")
@@ -22,8 +24,8 @@ HOT = [[0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 1], [0, 0, 0, 0, 
 FACTORS = [2.0, 1.0, 0.5]
 
 
-def build(random: bool = True) -> TimeSformer:
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), HEADS)
+def build(random: bool = True) -> CoVeR:
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), HEADS)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -49,7 +51,7 @@ def make_settings(smoothing: float = 0.0) -> StepSettings:
     return StepSettings(10, torch.tensor(FACTORS), smoothing, clip=0.0, sigmoid=SIGMOID)
 
 
-def logits_of(model: TimeSformer, pack: Pack) -> dict[str, list[list[float]]]:
+def logits_of(model: CoVeR, pack: Pack) -> dict[str, list[list[float]]]:
     with torch.no_grad():
         return {name: scores.tolist() for name, scores in model(model.normalize(pack.frames), pack.groups).items()}
 
@@ -80,7 +82,7 @@ def test_the_loss_of_a_mixed_pack_by_hand(smoothing: float) -> None:
     assert [mean for mean, _, _ in tally.take()] == pytest.approx([(each[1] + each[5]) / 2, each[0], (each[2] + each[3]) / 2], rel=1e-5)
 
 
-def gradients(model: TimeSformer, pack: Pack) -> dict[str, Tensor]:
+def gradients(model: CoVeR, pack: Pack) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     forward_backward(model, pack, make_settings())
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -115,8 +117,8 @@ def test_the_gradient_on_the_logits_is_that_of_a_softmax_at_the_start() -> None:
     """For samples of one class: both heads begin by saying 1 / C."""
     for classes in (2, 3, 50):
         names = tuple(map(str, range(classes)))
-        model = TimeSformer(
-            ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("a", names), Head("b", names, "sigmoid"))
+        model = CoVeR(
+            TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("a", names), Head("b", names, "sigmoid"))
         )
         for name in ("a", "b"):
             model.zero_head(name)
@@ -136,7 +138,7 @@ def test_the_gradient_on_the_logits_is_that_of_a_softmax_at_the_start() -> None:
 
 
 def test_a_head_of_one_class() -> None:
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("a", ("x",), "sigmoid"),))
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("a", ("x",), "sigmoid"),))
     model.zero_head("a")
     assert model.head_list[0].probabilities(model.forward_head(torch.randn(2, 16))["a"]).tolist() == [[0.5], [0.5]]
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from torch import Tensor
 
 from cover.mixture.pack import Pack, split_pack
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.training.step import StepSettings, Tally, drop_path_factors, forward_backward, sample_losses, train_step
 from cover.transforms.colour import ColourJitter
 
@@ -24,8 +26,8 @@ FACTORS = [0.5, 2.0]
 BATCH = 10  # more than the Pack holds: the rest is on other ranks
 
 
-def build(depth: int = 2) -> TimeSformer:
-    model = TimeSformer(ModelConfig(width=16, depth=depth, attention_heads=2, patch=8, size=16), HEADS)
+def build(depth: int = 2) -> CoVeR:
+    model = CoVeR(TimeSformerConfig(width=16, depth=depth, attention_heads=2, patch=8, size=16), HEADS)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,12 +53,12 @@ def make_settings(**changes: Any) -> StepSettings:
     return StepSettings(**{"batch": BATCH, "loss_weights": torch.tensor(FACTORS), "clip": 0.0, **changes})
 
 
-def gradients(model: TimeSformer) -> dict[str, Tensor]:
+def gradients(model: CoVeR) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 @torch.no_grad()
-def logits_by_sample(model: TimeSformer, pack: Pack) -> list[dict[str, Tensor]]:
+def logits_by_sample(model: CoVeR, pack: Pack) -> list[dict[str, Tensor]]:
     """Every sample of a Pack by itself, its colours changed by hand."""
     lengths = [length for samples, length in pack.groups for _ in range(samples)]
     found = []
@@ -67,7 +69,7 @@ def logits_by_sample(model: TimeSformer, pack: Pack) -> list[dict[str, Tensor]]:
     return found
 
 
-def loss_by_hand(model: TimeSformer, pack: Pack, smoothing: float) -> float:
+def loss_by_hand(model: CoVeR, pack: Pack, smoothing: float) -> float:
     total = 0.0
     for number, logits in enumerate(logits_by_sample(model, pack)):
         name, target = ("a", TARGETS[number][0]) if TARGETS[number][0] >= 0 else ("b", TARGETS[number][1])
@@ -161,19 +163,19 @@ def test_a_sample_with_two_heads_adds_their_losses_and_is_right_where_both_are()
 
 def test_drop_path_depends_on_the_draw_and_the_layer_alone() -> None:
     seeds = torch.tensor([5, 2**62 + 11, 0, 77, 2**63 - 1])
-    whole = drop_path_factors(seeds, 6, 0.5)
+    whole = drop_path_factors(seeds, (6, 3), 0.5)
     assert whole is not None
     assert whole.shape == (6, 3, 5)
     for place, seed in enumerate(seeds):
-        assert torch.equal(whole[:, :, [place]], drop_path_factors(seed[None], 6, 0.5))
+        assert torch.equal(whole[:, :, [place]], drop_path_factors(seed[None], (6, 3), 0.5))
     torch.manual_seed(1)
-    assert torch.equal(whole, drop_path_factors(seeds, 6, 0.5))
-    assert drop_path_factors(seeds, 6, 0.0) is None
+    assert torch.equal(whole, drop_path_factors(seeds, (6, 3), 0.5))
+    assert drop_path_factors(seeds, (6, 3), 0.0) is None
 
 
 def test_drop_path_rates_grow_to_the_last_layer_and_keep_the_mean() -> None:
     seeds = torch.cat([torch.arange(4000), torch.randint(2**62, (4000,), generator=torch.Generator().manual_seed(0))])
-    factors = drop_path_factors(seeds, 5, 0.4)
+    factors = drop_path_factors(seeds, (5, 3), 0.4)
     assert factors is not None
     assert (factors[0] == 1).all()
     for layer, rate in enumerate([0, 0.1, 0.2, 0.3, 0.4]):

@@ -16,13 +16,16 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.weights import find_release, load_release, read_config, steps_saved
+import yaml
 from safetensors.torch import load_file
 
 from cover import config
 from cover.datasets.index import index
 from cover.errors import UserError
-from cover.training.recipe import Augment, Checkpoints, Data, Distributed, Model, NonFinite, Optimizer, Recipe, Start
+from cover.model.backbones.timesformer import TimeSformerOptions
+from cover.model.heads import head_of
+from cover.model.release import find_release, load_release, read_config, steps_saved
+from cover.training.recipe import Augment, Checkpoints, Data, Distributed, NonFinite, Optimizer, Recipe, Start
 from cover.training.train import train
 
 MakeSet = Callable[..., Path]
@@ -52,7 +55,7 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
 
 
 def test_pretraining_then_cotraining_then_one_set_alone(sandbox: Path, tmp_path: Path) -> None:
-    images = make_recipe(sandbox, tmp_path / "images", ["imagenet"], model=Model(image_temporal="skip"), evaluate_every=0)
+    images = make_recipe(sandbox, tmp_path / "images", ["imagenet"], model=TimeSformerOptions(image_temporal="skip"), evaluate_every=0)
     pretrained = train(images)
     before = weights_of(pretrained)
     for name, value in before.items():
@@ -67,12 +70,22 @@ def test_pretraining_then_cotraining_then_one_set_alone(sandbox: Path, tmp_path:
     start = Start(str(pretrained), "fresh")
     together = train(make_recipe(sandbox, tmp_path / "together", ALL, start=start, steps=4, batch=12))
     alone = train(make_recipe(sandbox, tmp_path / "alone", ["ssv2"], start=start))
-    assert [head.name for head in load_release(find_release(together))[0].head_list] == ALL
-    assert [head.name for head in load_release(find_release(alone))[0].head_list] == ["ssv2"]
+    assert [head.name for head in load_release(find_release(together)).head_list] == ALL
+    assert [head.name for head in load_release(find_release(alone)).head_list] == ["ssv2"]
     for run in (together, alone):
         moved = weights_of(run)
-        assert all(not torch.equal(moved[name], before[name]) for name in moved if name in before and "heads" not in name)
+        assert all(not torch.equal(moved[name], before[name]) for name in moved if name in before and head_of(name) is None)
         assert all(moved[name].any() for name in moved)
+
+
+def test_the_head_of_a_set_is_trained_whatever_its_name_in_a_mixture_of_images(sandbox: Path, tmp_path: Path) -> None:
+    entry = yaml.safe_load(sandbox.read_text(encoding="utf-8"))["imagenet"]
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text(yaml.safe_dump({"temporal_things": {**entry, "root": str(sandbox.parent / entry["root"])}}))
+    index(catalog, workers=0)
+    weights = weights_of(train(make_recipe(catalog, tmp_path / "run", ["temporal_things"])))
+    assert weights["heads.temporal_things.bias"].any()
+    assert not weights["backbone.blocks.0.temporal_fc.weight"].any()
 
 
 def test_the_log_says_what_was_drawn(sandbox: Path, tmp_path: Path) -> None:
@@ -94,8 +107,8 @@ def test_the_log_says_what_was_drawn(sandbox: Path, tmp_path: Path) -> None:
         assert line["samples_per_s"] > 0
         assert 0 <= line["wait_share"] <= 1
     assert lines[0]["loss"]["imagenet"] == pytest.approx(math.log(12), rel=0.03), "heads start near chance"
-    about = read_config(find_release(run))["about"]
-    assert (about["step"], about["frames"], set(about["datasets"])) == (5, 4, set(ALL))
+    metadata = read_config(find_release(run)).metadata
+    assert (metadata["step"], metadata["frames"], set(metadata["datasets"])) == (5, 4, set(ALL))
 
 
 def test_training_learns_what_can_be_learned_by_heart(make_set: MakeSet, tmp_path: Path) -> None:
@@ -110,7 +123,7 @@ def test_every_other_setting_at_once(sandbox: Path, tmp_path: Path) -> None:
     sgd = Optimizer("sgd", lr=0.01, clip=0, schedule="constant")
     recipe = make_recipe(
         sandbox, tmp_path / "run", ["ssv2", "imagenet"], accumulation=2, precision="bf16", label_smoothing=0.1, optimizer=sgd,
-        model=Model(time="additive", image_temporal="skip", drop_path=0.2),
+        model=TimeSformerOptions(time="additive", image_temporal="skip", drop_path=0.2),
     )  # fmt: skip
     recipe = replace(recipe, data=replace(recipe.data, weights={"ssv2": 1, "imagenet": 3}, loss_weights={"ssv2": 2}))
     run = train(recipe)
@@ -171,7 +184,7 @@ def stopped(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("stopped")
     recipe = make_recipe(
         sandbox, folder / "broken", ALL, steps=STEPS, save_every=SAVE_EVERY, workers=2,
-        model=Model(drop_path=0.2), augment=Augment(colour=0.3), optimizer=Optimizer(lr=2e-3),
+        model=TimeSformerOptions(drop_path=0.2), augment=Augment(colour=0.3), optimizer=Optimizer(lr=2e-3),
     )  # fmt: skip
     file, run = folder / "recipe.yaml", folder / "broken"
     file.write_text(config.dump(recipe), encoding="utf-8")
@@ -342,8 +355,9 @@ def test_a_folder_that_cannot_be_made(sandbox: Path, tmp_path: Path) -> None:
         ({"steps": 0}, "steps"), ({"seed": -1}, "seed"), ({"label_smoothing": 1.5}, "label_smoothing"), ({"frames": 0}, "data.frames"),
         ({"alpha": math.nan}, "data.alpha"), ({"weights": {"ssv3": 1}}, "data.weights"),
         ({"loss_weights": {"ssv2": -1}}, "data.loss_weights"),
-        ({"sets": ["ssv2", "ssv2"]}, "data.sets"), ({"sets": []}, "data.sets"), ({"model": Model(drop_path=1)}, "model.drop_path"),
-        ({"model": Model(size=0)}, "model.size"), ({"optimizer": Optimizer(lr=-1)}, "optimizer.lr"),
+        ({"sets": ["ssv2", "ssv2"]}, "data.sets"), ({"sets": []}, "data.sets"),
+        ({"model": TimeSformerOptions(drop_path=1)}, "model.drop_path"),
+        ({"model": TimeSformerOptions(size=0)}, "model.size"), ({"optimizer": Optimizer(lr=-1)}, "optimizer.lr"),
         ({"optimizer": Optimizer(betas=(0.9, 1.0))}, "optimizer.betas"), ({"optimizer": Optimizer(warmup=2)}, "optimizer.warmup"),
         ({"optimizer": Optimizer(clip=-1)}, "optimizer.clip"), ({"augment": Augment(colour=2)}, "augment.colour"),
         ({"checkpoints": Checkpoints(keep=0)}, "checkpoints.keep"), ({"checkpoints": Checkpoints(best="ssv3")}, "checkpoints.best"),

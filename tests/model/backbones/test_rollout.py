@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from cover.inference.rollout import Rollout, attention_rollout, class_rollout
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from torch import Tensor
 from torch.nn import functional as fn
+
+from cover.model.backbone import Heat
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 
 CONFIG: dict[str, Any] = {"width": 24, "depth": 3, "attention_heads": 3, "patch": 4, "size": 12, "frames": 5, "layer_scale": 0.7}
 HEADS = (Head("things", ("cat", "dog")), Head("moves", ("up", "down", "left"), loss="sigmoid"))
@@ -21,9 +24,9 @@ MODES = pytest.mark.parametrize(
 SHAPES = pytest.mark.parametrize(("count", "height", "width"), [(5, 12, 12), (3, 8, 16), (1, 12, 12)])
 
 
-def build(**changes: Any) -> TimeSformer:
+def build(**changes: Any) -> CoVeR:
     """Every parameter random, and attention far from even."""
-    model = TimeSformer(ModelConfig(**{**CONFIG, **changes}), HEADS).double().eval()
+    model = CoVeR(TimeSformerConfig(**{**CONFIG, **changes}), HEADS).double().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -42,8 +45,9 @@ class Whole:
     """The network on one list of tokens, with a P x P matrix for every attention head of every step: token 0 is the class token of the
     clip, or, where frames are kept apart, tokens 0 to T - 1 are those of the frames."""
 
-    def __init__(self, model: TimeSformer, frames: Tensor) -> None:
-        self.config, self.weights, self.count = model.config, dict(model.named_parameters()), len(frames)
+    def __init__(self, model: CoVeR, frames: Tensor) -> None:
+        self.weights = {name.removeprefix("backbone."): parameter for name, parameter in model.named_parameters()}
+        self.config, self.count = model.config, len(frames)
         self.steps: list[tuple[str, list[Tensor]]] = []
         self.classes = self.count if self.config.attention == "space" else 1
         x = self.embedded(model, frames)
@@ -65,11 +69,11 @@ class Whole:
         spread = (centred.square().mean(-1, keepdim=True) + self.config.norm_eps).sqrt()
         return centred / spread * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
-    def embedded(self, model: TimeSformer, frames: Tensor) -> Tensor:
+    def embedded(self, model: CoVeR, frames: Tensor) -> Tensor:
         """The model's own embedding: what is built anew here begins behind it."""
-        seen: dict[str, Tensor] = {}
-        model.forward_features(frames, ((1, len(frames)),), seen=seen)
-        x = seen["embedded"].detach()
+        intermediates: dict[str, Tensor] = {}
+        model.forward_features(frames, ((1, len(frames)),), intermediates=intermediates)
+        x = intermediates["embedded"].detach()
         return torch.cat([x[: self.classes, 0], x[:, 1:].flatten(0, 1)])
 
     def patches(self, frame: int) -> list[int]:
@@ -143,7 +147,7 @@ class Whole:
             product = factor @ product
         return product
 
-    def check(self, found: Rollout, row: Tensor) -> None:
+    def check(self, found: Heat, row: Tensor) -> None:
         heat = row[self.classes :].unflatten(0, (self.count, self.each))
         torch.testing.assert_close(found.heat.double().flatten(1), heat / heat.sum(), rtol=1e-4, atol=1e-7)
         assert found.own == pytest.approx(float(row[: self.classes].sum()), rel=1e-5)
@@ -160,7 +164,7 @@ def test_the_roll_out_is_that_of_whole_matrices(mode: dict[str, Any], count: int
     rolled = whole.rolled()
     torch.testing.assert_close(rolled.sum(-1), torch.ones(len(rolled), dtype=torch.float64))
     assert all(bool((factor >= 0).all()) for factor in whole.factors(False))
-    found = attention_rollout(model, frames)
+    found = model.heat(frames)
     whole.check(found, rolled[: whole.classes].mean(0))
     assert found.heat.shape == (count, height // 4, width // 4)
     assert found.own + float(rolled[: whole.classes, whole.classes :].mean(0).sum()) == pytest.approx(1)
@@ -174,7 +178,7 @@ def test_the_heat_of_a_class_is_that_of_whole_matrices(mode: dict[str, Any], cou
     for head, place in (("things", 1), ("moves", 0), ("moves", 2)):
         whole = Whole(model, frames)
         whole.logits[head][place].backward()
-        found = class_rollout(model, frames, head, place)
+        found = model.heat(frames, head, place)
         whole.check(found, whole.rolled(weighted=True)[: whole.classes].mean(0))
         torch.testing.assert_close(found.frame_weights, found.heat.flatten(1).sum(1))
         assert float(found.frame_weights.sum()) == pytest.approx(1)
@@ -187,18 +191,18 @@ def test_an_image_passes_over_time_however_it_is_trained() -> None:
     """A branch of a single key is the identity, whether it is computed or left out; and clips keep their attention in time."""
     model, frames = build(image_temporal="skip"), clip(1)
     whole = Whole(model, frames)
-    whole.check(attention_rollout(model, frames), whole.rolled()[0])
-    with model.keeping_attention() as kept:
+    whole.check(model.heat(frames), whole.rolled()[0])
+    with model.backbone.attention_maps() as maps:
         model(clip(5), ((1, 4), (1, 1)))
-    assert {name.rpartition(".")[2]: len(attended) for name, attended in kept.items()} == {"attn": 1, "temporal_attn": 1}
-    assert kept["blocks.0.temporal_attn"][0].q.shape == (1, 10 * 3, 4, 8)
+    assert {name.rpartition(".")[2]: len(attended) for name, attended in maps.items()} == {"attn": 1, "temporal_attn": 1}
+    assert maps["blocks.0.temporal_attn"][0].q.shape == (1, 10 * 3, 4, 8)
 
 
 def test_looking_changes_nothing() -> None:
     model, frames = build(), clip()
     before = model(frames, ((1, 5),))
-    class_rollout(model, frames, "things", 0)
-    with model.keeping_attention():
+    model.heat(frames, "things", 0)
+    with model.backbone.attention_maps():
         inside = model(frames, ((1, 5),))
     after = model(frames, ((1, 5),))
     for head in before:
@@ -206,16 +210,16 @@ def test_looking_changes_nothing() -> None:
         assert torch.equal(before[head], after[head])
     assert all(parameter.grad is None for parameter in model.parameters())
     with pytest.raises(AssertionError, match="twice"):
-        attention_rollout(build(dropout=0.5).train(), frames)
+        build(dropout=0.5).train().heat(frames)
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_whoever_has_switched_gradients_off_may_ask(mode: Any) -> None:
     model, frames = build(), clip()
-    wanted = [class_rollout(model, frames, "things", 1).heat, attention_rollout(model, frames).heat]
+    wanted = [model.heat(frames, "things", 1).heat, model.heat(frames).heat]
     with mode():
         own = frames + 0  # made in that mode
-        found = [class_rollout(model, own, "things", 1).heat, attention_rollout(model, own).heat]
+        found = [model.heat(own, "things", 1).heat, model.heat(own).heat]
         assert torch.is_inference_mode_enabled() is (mode is torch.inference_mode)
     assert all(torch.equal(one, other) and not other.is_inference() for one, other in zip(wanted, found, strict=True))
     assert not any(heat.requires_grad for heat in found)
@@ -223,8 +227,8 @@ def test_whoever_has_switched_gradients_off_may_ask(mode: Any) -> None:
 
 def test_a_roll_out_asks_before_every_layer_and_ends_when_it_is_told() -> None:
     model, frames, asked, computed = build(), clip(), list[int](), list[int]()
-    class_rollout(model, frames, "things", 0, check=lambda: asked.append(1))
-    attention_rollout(model, frames, check=lambda: asked.append(2))
+    model.heat(frames, "things", 0, check=lambda: asked.append(1))
+    model.heat(frames, check=lambda: asked.append(2))
     assert asked == [1] * 6 + [2] * 6  # three layers, each computed twice
     for before in range(6):
         asked.clear()
@@ -235,20 +239,20 @@ def test_a_roll_out_asks_before_every_layer_and_ends_when_it_is_told() -> None:
             if len(asked) > before:  # noqa: B023
                 raise InterruptedError
 
-        hooks = [block.register_forward_hook(lambda *arguments: computed.append(1)) for block in model.blocks]
+        hooks = [block.register_forward_hook(lambda *arguments: computed.append(1)) for block in model.backbone.blocks]
         with pytest.raises(InterruptedError):
-            class_rollout(model, frames, "things", 0, check)
+            model.heat(frames, "things", 0, check)
         for hook in hooks:
             hook.remove()
         assert len(computed) == before
-    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.blocks)
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.backbone.blocks)
 
 
 def test_a_roll_out_within_a_look_at_attention_leaves_it_its_own() -> None:
     model, frames = build(), clip()
-    with model.keeping_attention() as outer:
-        attention_rollout(model, frames)  # one pass, and the layers again on their own
-        with model.keeping_attention() as inner:
+    with model.backbone.attention_maps() as outer:
+        model.heat(frames)  # one pass, and the layers again on their own
+        with model.backbone.attention_maps() as inner:
             model(frames, ((1, 5),))
         model(frames, ((1, 5),))
     model(frames, ((1, 5),))
@@ -259,7 +263,7 @@ def test_a_roll_out_within_a_look_at_attention_leaves_it_its_own() -> None:
 def test_a_classifier_that_reads_nothing_has_no_heat() -> None:
     model = build()
     torch.nn.init.zeros_(model.heads["things"].weight)
-    found = class_rollout(model, clip(), "things", 0)
+    found = model.heat(clip(), "things", 0)
     assert not bool(found.heat.any())
     assert not bool(found.heat.isnan().any())
 
@@ -287,11 +291,11 @@ def planted(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return frames, labels, when, where
 
 
-def trained() -> TimeSformer:
+def trained() -> CoVeR:
     """A model that names both marks. Of one layer: deeper ones need not read a mark where it lies, for patches tell each other."""
     torch.manual_seed(0)
     heads = (Head("colour", ("blue", "red")), Head("stripes", ("upright", "level")))
-    model = TimeSformer(ModelConfig(width=32, depth=1, attention_heads=2, patch=4, size=16, frames=4), heads)
+    model = CoVeR(TimeSformerConfig(width=32, depth=1, attention_heads=2, patch=4, size=16, frames=4), heads)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     for step in range(120):
         frames, labels, _, _ = planted(32, step)
@@ -311,9 +315,9 @@ def test_the_heat_lies_on_what_a_head_reads() -> None:
     heat, rolled = torch.zeros(2, 2), torch.zeros(2)  # of head by mark
     for number in range(count):
         places = (when[:, number], where[:, number])
-        rolled += attention_rollout(model, frames[number]).heat.flatten(1)[places] / count
+        rolled += model.heat(frames[number]).heat.flatten(1)[places] / count
         for place, head in enumerate(("colour", "stripes")):
-            heat[place] += class_rollout(model, frames[number], head, int(labels[place, number])).heat.flatten(1)[places] / count
+            heat[place] += model.heat(frames[number], head, int(labels[place, number])).heat.flatten(1)[places] / count
     assert bool((rolled > 5 * even).all())
     assert bool((heat.diagonal() > 20 * even).all())
     assert bool((heat.fliplr().diagonal() < heat.diagonal() / 5).all())

@@ -16,22 +16,24 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.foreign_config import Wishes
-from cover.model.importing import FATES, import_weights
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import load_release, read_config, save_release
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TimesformerConfig, TimesformerForVideoClassification, ViTConfig, ViTForImageClassification
 
 from cover.cli import main
 from cover.errors import UserError
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import load_release, read_config, save_release
+from cover.model.starts.importing import FATES, import_weights
+from cover.model.starts.settings import ImportOptions
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80, "image_size": 24, "patch_size": 8,
     "id2label": {0: "left", 1: "right", 2: "up"}, "label2id": {"left": 0, "right": 1, "up": 2},
 }  # fmt: skip
-NO_CONFIG = Wishes(attention_heads=4, head="mine")  # of a width that does not tell
+NO_CONFIG = ImportOptions(attention_heads=4, head="mine")  # of a width that does not tell
 
 
 def randomised(module: nn.Module) -> Any:
@@ -63,7 +65,7 @@ def close(found: Tensor, wanted: Tensor) -> None:
 @torch.no_grad()
 def same_clips(release: Path, theirs: nn.Module, frames: int, size: int = 24) -> None:
     """Both give the same logits for two clips."""
-    model, clips = load_release(release)[0], pixels(2, frames, size=size)
+    model, clips = load_release(release), pixels(2, frames, size=size)
     ((_, found),) = model(clips.flatten(0, 1), ((2, frames),)).items()
     close(found, theirs(clips).logits)
 
@@ -71,7 +73,7 @@ def same_clips(release: Path, theirs: nn.Module, frames: int, size: int = 24) ->
 @torch.no_grad()
 def same_images(release: Path, theirs: nn.Module) -> None:
     """Both give the same logits for images, and ours for clips that repeat an image."""
-    model, images = load_release(release)[0], pixels(2)
+    model, images = load_release(release), pixels(2)
     ((_, found),) = model(torch.cat([images[:1].expand(3, -1, -1, -1), images]), ((1, 3), (2, 1))).items()
     close(found[1:], theirs(images).logits)
     if model.config.attention != "joint":  # where a token that is there thrice weighs more
@@ -159,7 +161,7 @@ def test_other_ways_of_saving(tmp_path: Path, saving: str) -> None:
 def test_the_official_names(tmp_path: Path, prefix: str) -> None:
     theirs = timesformer()
     torch.save({"epoch": 3, "model_state": official(theirs, prefix), "optimizer_state": {}}, tmp_path / "K400.pyth")
-    report = import_weights(str(tmp_path / "K400.pyth"), tmp_path / "ours", Wishes(attention_heads=4))
+    report = import_weights(str(tmp_path / "K400.pyth"), tmp_path / "ours", ImportOptions(attention_heads=4))
     assert (report["head"]["name"], report["pixels"]["mean"], report["pixels"]["std"]) == ("K400", (0.45,) * 3, (0.225,) * 3)
     same_clips(tmp_path / "ours", theirs, 4)
 
@@ -168,7 +170,7 @@ def test_the_official_names(tmp_path: Path, prefix: str) -> None:
 @pytest.mark.parametrize("attention", ["divided", "joint", "space"])
 def test_a_transformers_vit(tmp_path: Path, time: Any, attention: Any) -> None:
     theirs = vit()
-    report = import_weights(str(folder(tmp_path / "theirs", theirs)), tmp_path / "ours", Wishes(time=time, attention=attention))
+    report = import_weights(str(folder(tmp_path / "theirs", theirs)), tmp_path / "ours", ImportOptions(time=time, attention=attention))
     assert (report["model"]["norm_eps"], report["model"]["time"]) == (1e-12, time)
     same_images(tmp_path / "ours", theirs)
 
@@ -210,8 +212,8 @@ def test_layer_scale_is_a_factor_on_the_branches(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("frames", "size"), [(4, 48), (8, 24), (3, 24), (8, 48)])
 def test_another_size_and_length_as_transformers_resizes_when_it_runs(tmp_path: Path, frames: int, size: int) -> None:
     theirs = timesformer()
-    import_weights(str(folder(tmp_path / "theirs", theirs)), tmp_path / "ours", Wishes(size=size, frames=frames))
-    config = load_release(tmp_path / "ours")[0].config
+    import_weights(str(folder(tmp_path / "theirs", theirs)), tmp_path / "ours", ImportOptions(size=size, frames=frames))
+    config = load_release(tmp_path / "ours").config
     assert (config.size, config.frames, config.resize) == (size, frames, "nearest")
     theirs.config.num_frames = frames  # its layers read the length there, its embedding stays as long as it is
     same_clips(tmp_path / "ours", theirs, frames, size)
@@ -219,8 +221,8 @@ def test_another_size_and_length_as_transformers_resizes_when_it_runs(tmp_path: 
 
 def test_another_size_of_an_image_vit_is_bicubic(tmp_path: Path) -> None:
     theirs = vit()
-    import_weights(str(folder(tmp_path / "theirs", theirs)), tmp_path / "ours", Wishes(size=40))
-    model, images = load_release(tmp_path / "ours")[0], pixels(2, size=40)
+    import_weights(str(folder(tmp_path / "theirs", theirs)), tmp_path / "ours", ImportOptions(size=40))
+    model, images = load_release(tmp_path / "ours"), pixels(2, size=40)
     with torch.no_grad():
         close(model(images, ((2, 1),))["theirs"], theirs(images, interpolate_pos_encoding=True).logits)
 
@@ -238,35 +240,36 @@ def test_half_precision_becomes_single(tmp_path: Path) -> None:
 
 def test_every_tensor_of_both_sides_is_listed_once(tmp_path: Path) -> None:
     save_file({**timm(vit()), "fc_norm.weight": torch.ones(32)}, tmp_path / "vit.safetensors")
-    wishes = Wishes(attention_heads=4, size=32, time="additive", head="none", unused=("fc_norm",))
+    wishes = ImportOptions(attention_heads=4, size=32, time="additive", head="none", unused=("fc_norm",))
     report = import_weights(str(tmp_path / "vit.safetensors"), tmp_path / "ours", wishes)
     rows = report["tensors"]
     ours = [row["tensor"] for row in rows if row["tensor"]]
     assert sorted(ours) == sorted(load_file(tmp_path / "ours" / "model.safetensors"))
     assert sorted(name for row in rows for name in row["source"]) == sorted(load_file(tmp_path / "vit.safetensors"))
     fates = {row["tensor"] or row["source"][0]: row["fate"] for row in rows}
-    assert fates["pos_embed"] == "resized"
-    assert fates["blocks.1.temporal_attn.qkv.weight"] == fates["blocks.0.temporal_norm.bias"] == "copied to the temporal branch"
-    assert fates["blocks.0.temporal_fc.weight"] == fates["time_embed"] == "left new"
+    assert fates["backbone.pos_embed"] == "resized"
+    for name in ("blocks.1.temporal_attn.qkv.weight", "blocks.0.temporal_norm.bias"):
+        assert fates[f"backbone.{name}"] == "copied to the temporal branch"
+    assert fates["backbone.blocks.0.temporal_fc.weight"] == fates["backbone.time_embed"] == "left new"
     assert fates["fc_norm.weight"] == fates["head.weight"] == "unused"
     assert {row["why"] for row in rows if row["fate"] == "unused"} == {"named with --unused", "--head none"}
     assert {fate: count["tensors"] for fate, count in report["counts"].items()} == {
         fate: sum(row["fate"] == fate for row in rows) for fate in FATES
     }
-    assert load_release(tmp_path / "ours")[0].head_list == ()
+    assert load_release(tmp_path / "ours").head_list == ()
 
 
 def test_the_new_temporal_branch_is_a_copy(tmp_path: Path) -> None:
     folder(tmp_path / "theirs", vit())
     for time in ("additive", "rotary"):
-        report = import_weights(str(tmp_path / "theirs"), tmp_path / time, Wishes(time=time))
-        model = load_release(tmp_path / time)[0]
+        report = import_weights(str(tmp_path / "theirs"), tmp_path / time, ImportOptions(time=time))
+        model = load_release(tmp_path / time)
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        model.fresh_temporal_branch(looking=time == "rotary")
+        model.backbone.reset_temporal("fresh")
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-        assert not any(block.temporal_fc.weight.any() for block in model.blocks)
+        assert not any(block.temporal_fc.weight.any() for block in model.backbone.blocks)
         for row in report["tensors"]:
-            if row["fate"] == "copied to the temporal branch" and "set to look" not in row["why"]:
+            if row["fate"] == "copied to the temporal branch" and "differences" not in row["why"]:
                 assert torch.equal(before[row["tensor"]], before[row["why"].removeprefix("of ")])
 
 
@@ -276,12 +279,12 @@ def test_class_names_and_pixels_of_a_transformers_folder(tmp_path: Path, file: s
     report = import_weights(str(source), tmp_path / "plain")
     assert (report["pixels"]["mean"], report["pixels"]["std"]) == ((0.45,) * 3, (0.225,) * 3)
     (source / file).write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}))
-    import_weights(str(source), tmp_path / "told", Wishes(head="moves"))
-    model, about = load_release(tmp_path / "told")
+    import_weights(str(source), tmp_path / "told", ImportOptions(head="moves"))
+    model = load_release(tmp_path / "told")
     assert model.head_list == (Head("moves", ("left", "right", "up")),)
     assert (model.config.mean, model.config.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert load_release(tmp_path / "plain")[0].head_list[0].name == "a_model_fine-tuned"
-    assert (about["frames"], about["step"], about["datasets"]["moves"]["media"]) == (4, 0, "video")
+    assert load_release(tmp_path / "plain").head_list[0].name == "a_model_fine-tuned"
+    assert (model.metadata["frames"], model.metadata["step"], model.metadata["datasets"]["moves"]["media"]) == (4, 0, "video")
 
 
 @pytest.mark.parametrize(
@@ -294,11 +297,11 @@ def test_class_names_and_pixels_of_a_transformers_folder(tmp_path: Path, file: s
 )  # fmt: skip
 def test_how_clips_are_taken(tmp_path: Path, source_frames: int, frames: int | None, recipe: str, sampling: str) -> None:
     torch.save({"model_state": official(timesformer(source_frames)), "cfg": recipe}, tmp_path / "k.pyth")
-    report = import_weights(str(tmp_path / "k.pyth"), tmp_path / "ours", Wishes(attention_heads=4, frames=frames))
-    told = read_config(tmp_path / "ours")["about"]["datasets"]["k"]
+    report = import_weights(str(tmp_path / "k.pyth"), tmp_path / "ours", ImportOptions(attention_heads=4, frames=frames))
+    told = read_config(tmp_path / "ours").datasets["k"]
     assert (told["sampling"], told["views"]) == (sampling, "1x3")
     assert (report["pixels"]["mean"][0] == 0.1) == ("MEAN" in recipe)
-    assert (read_config(tmp_path / "ours")["about"]["frames"]) == (frames or source_frames)
+    assert read_config(tmp_path / "ours").frames == (frames or source_frames)
 
 
 def test_a_timm_folder(tmp_path: Path) -> None:
@@ -306,21 +309,21 @@ def test_a_timm_folder(tmp_path: Path) -> None:
     save_file(timm(vit()), tmp_path / "theirs" / "model.safetensors")
     told = {"architecture": "vit", "global_pool": "token", "label_names": ["crane", "dog", "crane"], "model_args": {"num_heads": 8}}
     (tmp_path / "theirs" / "config.json").write_text(json.dumps({**told, "pretrained_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3}}))
-    import_weights(str(tmp_path / "theirs"), tmp_path / "ours", Wishes(head="things"))
-    model, about = load_release(tmp_path / "ours")
+    import_weights(str(tmp_path / "theirs"), tmp_path / "ours", ImportOptions(head="things"))
+    model = load_release(tmp_path / "ours")
     assert (model.config.attention_heads, model.config.mean, model.config.std) == (8, (0.1,) * 3, (0.2,) * 3)
     assert model.head_list == (Head("things", ("crane", "dog", "crane (2)")),)
-    assert about["datasets"]["things"]["views"] == "1x1"
+    assert model.metadata["datasets"]["things"]["views"] == "1x1"
 
 
 def test_class_names_from_a_file(tmp_path: Path) -> None:
     save_file(timm(vit()), tmp_path / "v.safetensors")
     (tmp_path / "names.txt").write_text("cat\ndog\ncow\n")
-    wishes = Wishes(attention_heads=4, classes=tmp_path / "names.txt", sampling="whole")
+    wishes = ImportOptions(attention_heads=4, classes=tmp_path / "names.txt", sampling="whole")
     import_weights(str(tmp_path / "v.safetensors"), tmp_path / "ours", wishes)
-    model, about = load_release(tmp_path / "ours")
+    model = load_release(tmp_path / "ours")
     assert model.head_list[0].classes == ("cat", "dog", "cow")
-    assert about["datasets"]["v"]["sampling"] == "whole"
+    assert model.metadata["datasets"]["v"]["sampling"] == "whole"
     (tmp_path / "names.txt").write_text("cat\n")
     with pytest.raises(UserError, match=r"names\.txt has 1 class names, but head\.weight has 3 outputs"):
         import_weights(str(tmp_path / "v.safetensors"), tmp_path / "again", wishes)
@@ -339,7 +342,7 @@ class Runs:
         return os.mkdir, (str(self.trace),)
 
 
-def refusal(source: Path, out: Path, wishes: Wishes = NO_CONFIG) -> str:
+def refusal(source: Path, out: Path, wishes: ImportOptions = NO_CONFIG) -> str:
     with pytest.raises(UserError) as error:
         import_weights(str(source), out, wishes)
     assert "\n" not in str(error.value)
@@ -421,31 +424,31 @@ def test_a_surprise_in_the_configuration(tmp_path: Path, changes: dict[str, Any]
     source = folder(tmp_path / "theirs", timesformer())
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, **changes}))
-    assert part in refusal(source, tmp_path / "ours", Wishes())
+    assert part in refusal(source, tmp_path / "ours", ImportOptions())
 
 
 @pytest.mark.parametrize(
     ("wishes", "part"),
     [
-        (Wishes(time="rotary"), "--time rotary"),
-        (Wishes(attention="joint"), "--attention joint"),
-        (Wishes(size=30), "--size 30 is not a multiple of the patch, 8 px"),
-        (Wishes(attention_heads=8), "--attention-heads 8: config.json says 4"),
-        (Wishes(head="a.b"), '"a.b" cannot name a head'),
-        (Wishes(head="keys"), '"keys" cannot name a head'),
-        (Wishes(unused=("nothing",)), "--unused nothing: no tensor is called so"),
-        (Wishes(sampling="dens"), 'did you mean "dense"'),
-        (Wishes(classes=Path("nowhere.txt")), "nowhere.txt: cannot be read"),
+        (ImportOptions(time="rotary"), "--time rotary"),
+        (ImportOptions(attention="joint"), "--attention joint"),
+        (ImportOptions(size=30), "--size 30 is not a multiple of the patch, 8 px"),
+        (ImportOptions(attention_heads=8), "--attention-heads 8: config.json says 4"),
+        (ImportOptions(head="a.b"), '"a.b" cannot name a head'),
+        (ImportOptions(head="keys"), '"keys" cannot name a head'),
+        (ImportOptions(unused=("nothing",)), "--unused nothing: no tensor is called so"),
+        (ImportOptions(sampling="dens"), 'did you mean "dense"'),
+        (ImportOptions(classes=Path("nowhere.txt")), "nowhere.txt: cannot be read"),
     ],
     ids=str,
 )
-def test_a_wish_that_cannot_be_had(tmp_path: Path, wishes: Wishes, part: str) -> None:
+def test_a_wish_that_cannot_be_had(tmp_path: Path, wishes: ImportOptions, part: str) -> None:
     assert part in refusal(folder(tmp_path / "theirs", timesformer()), tmp_path / "ours", wishes)
 
 
 def test_how_many_heads(tmp_path: Path) -> None:
     save_file(timm(vit()), tmp_path / "v.safetensors")
-    assert "give --attention-heads" in refusal(tmp_path / "v.safetensors", tmp_path / "ours", Wishes())
+    assert "give --attention-heads" in refusal(tmp_path / "v.safetensors", tmp_path / "ours", ImportOptions())
 
 
 @pytest.mark.parametrize(
@@ -472,7 +475,7 @@ def test_a_timm_configuration_of_another_function(tmp_path: Path, told: dict[str
 def test_pixels_that_are_read_otherwise(tmp_path: Path, told: dict[str, Any], part: str) -> None:
     source = folder(tmp_path / "theirs", timesformer())
     (source / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1] * 3, "image_std": [0.2] * 3, **told}))
-    assert part in refusal(source, tmp_path / "ours", Wishes())
+    assert part in refusal(source, tmp_path / "ours", ImportOptions())
 
 
 def test_folders_that_are_no_checkpoint(tmp_path: Path) -> None:
@@ -483,7 +486,7 @@ def test_folders_that_are_no_checkpoint(tmp_path: Path) -> None:
     assert "has 2 files of weights" in refusal(tmp_path / "empty", tmp_path / "ours")
     (tmp_path / "empty" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../a.safetensors"}}')
     assert "names ../a.safetensors, which is not beside it" in refusal(tmp_path / "empty", tmp_path / "ours")
-    save_release(tmp_path / "release", TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16)), {})
+    save_release(tmp_path / "release", CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16)), {})
     assert "is a release of this package already" in refusal(tmp_path / "release", tmp_path / "ours")
 
 
@@ -527,8 +530,8 @@ def test_an_imported_folder_predicts_and_starts_a_run(tmp_path: Path, sandbox: P
         f"{data}\nstart: {{checkpoint: {tmp_path / 'ours'}}}\nout: {tmp_path / 'run'}\nsteps: 1\nbatch: 4\nworkers: 0\nevaluate_every: -1\n"
     )
     assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
-    told = read_config(tmp_path / "run" / "checkpoints" / "step-0000001")["model"]
-    assert (told["mean"], told["std"], told["norm_eps"], told["resize"]) == ([0.45] * 3, [0.225] * 3, 1e-5, "nearest")
+    config = read_config(tmp_path / "run" / "checkpoints" / "step-0000001").backbone
+    assert (config.mean, config.std, config.norm_eps, config.resize) == ((0.45,) * 3, (0.225,) * 3, 1e-5, "nearest")
 
 
 def test_a_release_without_a_head_has_nothing_to_predict(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -553,7 +556,7 @@ def test_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     report = import_weights("them/moves", tmp_path / "ours")
     assert report["head"]["name"] == "moves"
-    assert read_config(tmp_path / "ours")["about"]["imported"]["weights"] == "them/moves"
+    assert read_config(tmp_path / "ours").metadata["imported"]["weights"] == "them/moves"
     same_clips(tmp_path / "ours", theirs, 4)
     shutil.rmtree(repository)
     with pytest.raises(UserError, match="them/moves: no such folder here, and it is not in the Hub's cache") as error:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as fn
-from cover.model.lean import gelu_linear, share_class_token, turn_pairs
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from torch import Tensor, nn
+
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.layers import gelu_linear, share_class_token, turn_pairs
 
 GROUPS = ((2, 4), (1, 2), (3, 1))
 
@@ -80,13 +83,13 @@ def test_pairs_of_channels_are_turned() -> None:
     same(lambda x: turn_pairs(x, angle.cos(), angle.sin()), by_hand, random(2, 4, 5, 6))
 
 
-def network(merging: bool, **changes: object) -> tuple[TimeSformer, Tensor]:
+def network(merging: bool, **changes: object) -> tuple[CoVeR, Tensor]:
     """A network wide of tokens, so that merging sets in, every parameter random."""
     torch.manual_seed(0)
-    model = TimeSformer(ModelConfig(width=16, depth=2, attention_heads=2, patch=8, size=32, **changes), (Head("a", tuple("xyz")),))
+    model = CoVeR(TimeSformerConfig(width=16, depth=2, attention_heads=2, patch=8, size=32, **changes), (Head("a", tuple("xyz")),))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
-    model.set_merging(merging)
+    model.backbone.set_merging(merging)
     return model, torch.randn(10, 3, 32, 32)
 
 

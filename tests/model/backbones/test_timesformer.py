@@ -12,12 +12,15 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as fn
-from cover.model.attention import attend_along, attend_over_time, rotate, rotation_of
-from cover.model.presets import model_config
-from cover.model.timesformer import ConvStem, Groups, Head, ModelConfig, TimeSformer, per_frame
 from torch import Tensor, nn
 
 from cover.errors import UserError
+from cover.model.backbone import Groups, per_frame
+from cover.model.backbones import named_config
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.layers import ConvStem, attend_along, attend_over_time, rotate, rotation_of
 
 SHAPE: dict[str, Any] = {"width": 32, "depth": 3, "attention_heads": 4, "patch": 8, "size": 24, "frames": 4}
 HEADS = (Head("motion", ("up", "down", "left")), Head("things", ("cat", "dog", "cow", "owl", "bee")))
@@ -39,8 +42,8 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
             parameter.normal_(1.0 if norm_scale else 0.0, 0.2, generator=generator)
 
 
-def build(heads: tuple[Head, ...] = HEADS, seed: int = 0, **changes: Any) -> TimeSformer:
-    model = TimeSformer(ModelConfig(**{**SHAPE, **changes}), heads).eval()
+def build(heads: tuple[Head, ...] = HEADS, seed: int = 0, **changes: Any) -> CoVeR:
+    model = CoVeR(TimeSformerConfig(**{**SHAPE, **changes}), heads).eval()
     randomise(model, seed)
     return model
 
@@ -97,10 +100,10 @@ def test_packs_without_images_or_without_clips(mode: dict[str, Any], groups: Gro
 def test_drop_path_factors_belong_to_their_samples(mode: dict[str, Any]) -> None:
     model = build(**mode)
     frames = pixels(sum(samples * length for samples, length in MIXED))
-    keep = torch.rand(SHAPE["depth"], 3, 8, generator=torch.Generator().manual_seed(1)) * 2
-    packed = model.forward_features(frames, MIXED, keep)
+    drop = torch.rand(SHAPE["depth"], 3, 8, generator=torch.Generator().manual_seed(1)) * 2
+    packed = model.forward_features(frames, MIXED, drop)
     for number, sample in enumerate(one_by_one(frames, MIXED)):
-        close(packed[number], model.forward_features(sample, ((1, len(sample)),), keep[:, :, number : number + 1])[0])
+        close(packed[number], model.forward_features(sample, ((1, len(sample)),), drop[:, :, number : number + 1])[0])
     assert not torch.allclose(packed, model.forward_features(frames, MIXED), atol=1e-2)
 
 
@@ -108,7 +111,7 @@ def test_drop_path_factors_belong_to_their_samples(mode: dict[str, Any]) -> None
 def test_dropping_every_branch_leaves_the_embedded_class_token(mode: dict[str, Any]) -> None:
     model = build(**mode)
     features = model.forward_features(pixels(9), ((2, 4), (1, 1)), torch.zeros(SHAPE["depth"], 3, 3))
-    close(features, model.norm(model.cls_token + model.pos_embed[:, :1])[0].expand(3, -1))
+    close(features, model.backbone.norm(model.backbone.cls_token + model.backbone.pos_embed[:, :1])[0].expand(3, -1))
 
 
 # --- against the transformers library ---------------------------------------------------------------------------------------------
@@ -119,9 +122,9 @@ def copy_into(theirs: nn.Module, values: dict[str, Tensor]) -> None:
     theirs.load_state_dict(values, strict=True)
 
 
-def vit_weights(ours: TimeSformer) -> dict[str, Tensor]:
+def vit_weights(ours: CoVeR) -> dict[str, Tensor]:
     """The non-temporal weights under the names of transformers' ViTModel."""
-    state = ours.state_dict()
+    state = ours.backbone.state_dict()
     values = {
         "embeddings.cls_token": state["cls_token"],
         "embeddings.position_embeddings": state["pos_embed"],
@@ -142,9 +145,9 @@ def vit_weights(ours: TimeSformer) -> dict[str, Tensor]:
     return values
 
 
-def timesformer_weights(ours: TimeSformer) -> dict[str, Tensor]:
+def timesformer_weights(ours: CoVeR) -> dict[str, Tensor]:
     """All weights under the names of transformers' TimesformerModel."""
-    state = ours.state_dict()
+    state = ours.backbone.state_dict()
     values = {
         "embeddings.cls_token": state["cls_token"],
         "embeddings.position_embeddings": state["pos_embed"],
@@ -179,7 +182,7 @@ def their_timesformer(frames: int, size: int = SHAPE["size"], kind: str = "divid
     return TimesformerModel(TimesformerConfig(**their_shape(size), num_frames=frames, attention_type=kind)).eval()
 
 
-def same_gradients(ours: TimeSformer, theirs: nn.Module, rename: Callable[[TimeSformer], dict[str, Tensor]]) -> None:
+def same_gradients(ours: CoVeR, theirs: nn.Module, rename: Callable[[CoVeR], dict[str, Tensor]]) -> None:
     """The gradients of `ours` under the foreign names equal those of the foreign network, parameter by parameter."""
     found = copy.deepcopy(ours)
     for name, parameter in found.named_parameters():
@@ -219,7 +222,7 @@ def test_a_clip_equals_transformers_timesformer(frames: int, size: int) -> None:
     (found * weights).sum().backward()
     (wanted * weights).sum().backward()
     if frames == 1:  # a softmax over one key passes nothing to queries and keys: theirs are zero up to rounding, ours are not computed
-        for block in ours.blocks:
+        for block in ours.backbone.blocks:
             assert not block.temporal_attn.qkv.weight.grad[: 2 * SHAPE["width"]].any()
     same_gradients(ours, theirs, timesformer_weights)
 
@@ -234,9 +237,9 @@ def test_clips_in_a_pack_equal_transformers_timesformer() -> None:
     close(in_a_pack[3:5], wanted)
 
 
-def without_temporal(ours: TimeSformer) -> dict[str, Tensor]:
+def without_temporal(ours: CoVeR) -> dict[str, Tensor]:
     """Weights of joint and space attention under transformers' names."""
-    state = ours.state_dict()
+    state = ours.backbone.state_dict()
     values = {"embeddings.cls_token": state["cls_token"], "embeddings.position_embeddings": state["pos_embed"]}
     if "time_embed" in state:
         values["embeddings.time_embeddings"] = state["time_embed"]
@@ -321,18 +324,18 @@ def test_the_order_of_frames_matters_and_attending_differs_from_skipping() -> No
 
 @pytest.mark.parametrize("time", ["rotary", "additive"])
 @pytest.mark.parametrize("image_temporal", ["attend", "skip"])
-@pytest.mark.parametrize("looking", [True, False])
-def test_a_fresh_temporal_branch_is_the_image_vit(time: str, image_temporal: str, looking: bool) -> None:
+@pytest.mark.parametrize("how", ["fresh", "copied"])
+def test_a_fresh_temporal_branch_is_the_image_vit(time: str, image_temporal: str, how: Literal["fresh", "copied"]) -> None:
     model = build(time=time, image_temporal=image_temporal)
-    model.fresh_temporal_branch(looking)
+    model.backbone.reset_temporal(how)
     image = pixels(1)
     clip = model.forward_features(image.expand(4, -1, -1, -1), ((1, 4),))
     skipping = build(time=time, image_temporal="skip")  # the same spatial weights, and a temporal branch that no image passes
     close(clip, skipping.forward_features(image, ((1, 1),)))
     close(model.forward_features(image, ((1, 1),)), clip)
-    for block in model.blocks:
+    for block in model.backbone.blocks:
         assert torch.equal(block.temporal_norm.bias, block.norm1.bias)
-        if not looking or time == "additive":
+        if how == "copied" or time == "additive":
             assert torch.equal(block.temporal_attn.qkv.weight, block.attn.qkv.weight)
 
 
@@ -340,13 +343,13 @@ def test_a_fresh_temporal_branch_is_the_image_vit(time: str, image_temporal: str
 def test_a_new_trunk_passes_gradients_of_the_same_order_at_any_width(width: int) -> None:
     """Initial scales follow a layer's width: every layer's output and gradient stay within an order of magnitude."""
     torch.manual_seed(0)
-    model = TimeSformer(ModelConfig(width=width, depth=4, attention_heads=4, patch=8, size=32, patch_embed="conv"), HEADS)
-    seen: dict[str, torch.Tensor] = {}
-    features = model.forward_features(torch.randn(6, 3, 32, 32), ((1, 4), (2, 1)), seen=seen)
-    branches = [value.std().item() for name, value in seen.items() if name.endswith(("spatial", "mlp"))]
+    model = CoVeR(TimeSformerConfig(width=width, depth=4, attention_heads=4, patch=8, size=32, patch_embed="conv"), HEADS)
+    intermediates: dict[str, torch.Tensor] = {}
+    features = model.forward_features(torch.randn(6, 3, 32, 32), ((1, 4), (2, 1)), intermediates=intermediates)
+    branches = [value.std().item() for name, value in intermediates.items() if name.endswith(("spatial", "mlp"))]
     assert all(0.05 < spread < 5 for spread in branches), branches
     model.forward_head(features)[HEADS[0].name][:, 0].sum().backward()
-    first = model.patch_embed.conv0.weight.grad
+    first = model.backbone.patch_embed.conv0.weight.grad
     assert first is not None
     assert first.abs().mean() > 1e-6
 
@@ -367,12 +370,12 @@ def test_a_convolutional_stem_is_its_convolutions_one_after_another() -> None:
         ConvStem(64, 14)
 
 
-def test_a_looking_branch_sees_what_changes_between_frames() -> None:
+def test_a_temporal_difference_branch_computes_what_changes_between_frames() -> None:
     """Before temporal_fc: nothing in a still clip, the opposite for the clip read backwards, something where things move."""
     torch.manual_seed(0)
-    model = TimeSformer(ModelConfig(**SHAPE))  # small weights, as training begins: content hardly moves the attention
-    block, clip = model.blocks[0], torch.randn(8, 10, SHAPE["width"], generator=torch.Generator().manual_seed(3))
-    rotations = model._rotations(((1, 8),), clip.device)
+    model = CoVeR(TimeSformerConfig(**SHAPE))  # small weights, as training begins: content hardly moves the attention
+    block, clip = model.backbone.blocks[0], torch.randn(8, 10, SHAPE["width"], generator=torch.Generator().manual_seed(3))
+    rotations = model.backbone._rotations(((1, 8),), clip.device)
     still, moving, backwards = (
         block.temporal_attn.proj(block.temporal_attn.across_frames(x, ((1, 8),), rotations))
         for x in (clip[:1].expand(8, -1, -1), clip, clip.flip(0))
@@ -385,7 +388,7 @@ def test_a_looking_branch_sees_what_changes_between_frames() -> None:
 @pytest.mark.parametrize("patch_embed", ["linear", "conv"])
 def test_a_new_model_starts_as_an_image_vit_with_small_heads(patch_embed: Literal["linear", "conv"]) -> None:
     torch.manual_seed(0)
-    model = TimeSformer(ModelConfig(**SHAPE, patch_embed=patch_embed), HEADS)
+    model = CoVeR(TimeSformerConfig(**SHAPE, patch_embed=patch_embed), HEADS)
     frames = pixels(5)
     assert all(0.01 < logits.std() < 0.5 for logits in model(frames, ((1, 4), (1, 1))).values())
     model.zero_head(HEADS[0].name)
@@ -463,7 +466,7 @@ def classes(count: int) -> tuple[str, ...]:
 
 def parameters(preset: str, heads: dict[str, int], **changes: Any) -> int:
     with torch.device("meta"):
-        model = TimeSformer(model_config(preset, **changes), tuple(Head(name, classes(count)) for name, count in heads.items()))
+        model = CoVeR(named_config(preset, **changes), tuple(Head(name, classes(count)) for name, count in heads.items()))
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -491,7 +494,7 @@ def test_parameters_of_the_large_model() -> None:
     ids=str,
 )
 def test_wrong_shapes(shape: tuple[int, ...], groups: Groups) -> None:
-    with pytest.raises(ValueError, match=r"groups|multiples of the patch"):
+    with pytest.raises(ValueError, match=r"groups|multiples of 8 px"):
         build()(torch.zeros(shape), groups)
 
 
@@ -508,4 +511,4 @@ def test_wrong_shapes(shape: tuple[int, ...], groups: Groups) -> None:
 )
 def test_presets_that_are_none(preset: str, changes: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        model_config(preset, **changes)
+        named_config(preset, **changes)
