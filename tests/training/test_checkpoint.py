@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from cover import config
 from cover.errors import UserError
 from cover.training.checkpoint import cut_lines, problem_of
-from cover.training.keeping import best_step, dev_scores
 from cover.training.recipe import Augment, Checkpoints, Data, Model, NonFinite, Optimizer, Recipe
+from cover.training.retention import best_step, dev_scores
 from cover.training.step import Outcome, train_step
 from cover.training.train import train
 
@@ -297,9 +297,7 @@ def test_a_wild_run_ends_without_a_checkpoint_and_names_its_draws(sandbox: Path,
     assert steps_saved(tmp_path / "run") == []
 
 
-def test_a_gradient_that_is_not_finite_is_skipped_and_recorded(
-    sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gradient_that_is_not_finite_is_skipped_and_recorded(sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
     def step(model: torch.nn.Module, *given: Any) -> Outcome:
