@@ -35,11 +35,10 @@ from cover.model.device import pick_device
 from cover.sandbox.generate import generate
 from cover.sandbox.settings import Settings
 from cover.training.ema import Ema
-from cover.training.finite import FiniteCheck
+from cover.training.guards import FiniteCheck, ReadingCheck
 from cover.training.log import RunLog
 from cover.training.optimizer import build_optimizer
 from cover.training.recipe import Data, Recipe
-from cover.training.unreadable import ReadingCheck
 
 SETS = ["kinetics", "ssv2", "moments", "imagenet"]
 PIECES: dict[str, tuple[tuple[Any, str], ...]] = {

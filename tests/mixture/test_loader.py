@@ -43,9 +43,7 @@ def datasets_of(catalog_path: Path, frames: dict[str, int]) -> list[MixtureDatas
     ]  # fmt: skip
 
 
-def reader_of(
-    datasets: list[MixtureDataset], transforms: Sequence[Transform] = JITTER, own: Any = None, flip: bool = True
-) -> SampleReader:
+def reader_of(datasets: list[MixtureDataset], transforms: Sequence[Transform] = JITTER, own: Any = None, flip: bool = True) -> SampleReader:
     """Each data set has a head of its own."""
     heads = make_heads({each.name: each.classes for each in datasets}, {})
     return SampleReader(datasets, heads, SIZE, transforms, own, flip)

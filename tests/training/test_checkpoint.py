@@ -26,8 +26,8 @@ from cover.errors import UserError
 from cover.model.backbones.timesformer import TimeSformerOptions
 from cover.model.release import find_release, load_release, steps_saved
 from cover.training.checkpoint import cut_lines, problem_of
-from cover.training.keeping import best_step, dev_scores
 from cover.training.recipe import Augment, Checkpoints, Data, NonFinite, Optimizer, Recipe
+from cover.training.retention import best_step, dev_scores
 from cover.training.step import Outcome, train_step
 from cover.training.train import train
 
@@ -299,9 +299,7 @@ def test_a_wild_run_ends_without_a_checkpoint_and_names_its_draws(sandbox: Path,
     assert steps_saved(tmp_path / "run") == []
 
 
-def test_a_gradient_that_is_not_finite_is_skipped_and_recorded(
-    sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gradient_that_is_not_finite_is_skipped_and_recorded(sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
     def step(model: torch.nn.Module, *given: Any) -> Outcome:

@@ -30,7 +30,7 @@ def train(args: Namespace) -> int:
     if args.recipe is None:
         raise UserError("which recipe? for example: cover train recipes/sandbox/cotrain.yaml (--keys lists the fields)")
     recipe = config.load(Recipe, args.recipe, args.overrides)  # before the imports below, so that a mistake is told at once
-    from cover.training.folder import is_begun
+    from cover.training.resume import is_begun
     from cover.training.train import train
 
     run = train(recipe, args.resume or (args.requeue and is_begun(Path(recipe.out))))

@@ -12,8 +12,8 @@ from typing import Any
 
 from cover.errors import UserError
 from cover.experiments.study.config import Size, Study, Transfer
+from cover.model.release import model_like
 from cover.training.recipe import Optimizer
-from cover.training.starting import model_like
 
 
 def transfer_study(

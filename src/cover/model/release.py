@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cover.errors import UserError
-from cover.model.backbones import Config, config_from
+from cover.model.backbones import Config, Options, config_from
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head, head_of
 from cover.model.hub import CARD, card, fetch, is_hub_id
@@ -237,3 +238,30 @@ def _check_networks(model: CoVeR, release: ReleaseConfig, folder: Path, temporal
             raise UserError(
                 f"{folder}: its head \"{head.name}\" is a {other.loss}, this run's a {head.loss}; name this run's in data.heads"
             )
+
+
+# --- what a recipe or a study asks of one ----------------------------------------------------------------------------------------
+
+
+def model_like(checkpoint: str | Path) -> tuple[Options, int]:
+    """The model options under which a run can start from a checkpoint, and the frames of its clips.
+
+    Raises `UserError` where there is none, or no options ask for its network.
+    """
+    folder = find_release(checkpoint)
+    release = read_config(folder)
+    try:
+        return release.backbone.options(), release.frames
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
+def weights_digest(checkpoint: str | Path) -> str:
+    """12 hex digits over the weights of a checkpoint. Raises `UserError` where there is none."""
+    with (find_release(checkpoint) / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def trained_on(checkpoint: str | Path) -> list[str]:
+    """The data sets whose training a checkpoint remembers."""
+    return list(read_config(find_release(checkpoint)).datasets)

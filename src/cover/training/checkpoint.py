@@ -31,8 +31,8 @@ from cover.model.cover import CoVeR
 from cover.model.release import CHECKPOINTS, save_release, steps_saved
 from cover.training.distributed import Team
 from cover.training.ema import Ema
-from cover.training.keeping import best_step, dev_scores, drop_others, mark_best
 from cover.training.recipe import Checkpoints
+from cover.training.retention import best_step, dev_scores, drop_others, mark_best
 
 STATE, LOG, COMPLETE = "state", "log.jsonl", "complete.json"
 

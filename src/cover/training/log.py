@@ -1,4 +1,4 @@
-"""What does a run say of itself while it runs? log.jsonl, the live view, and where its time goes.
+"""The log of a run: log.jsonl, the progress on the terminal, and where the time goes.
 
     with log:
         for step in ...:
@@ -38,12 +38,11 @@ from cover.mixture.pack import Pack
 from cover.mixture.schedule import Schedule
 from cover.model.cover import CoVeR
 from cover.training import checkpoint
-from cover.training.live import LiveView
+from cover.training.progress import ProgressView, time_line
 from cover.training.recipe import Recipe
 from cover.training.sinks import Sink, figures, open_sinks
-from cover.training.speed import memory_bytes, peak_flops, work_of
 from cover.training.step import Tally
-from cover.training.verdict import Verdict, judge
+from cover.training.throughput import memory_bytes, peak_flops, work_of
 
 PROBLEMS_KEPT = 5  # of the files that could not be read, in one line of the log
 PHASES = ("start", "data", "communication", "evaluation", "checkpoint")  # compute is what is left
@@ -92,7 +91,7 @@ class RunLog:
         self, run: Path, recipe: Recipe, mixture: Mixture, schedule: Schedule, model: CoVeR, first: int,
         reduce: Sum = lambda tensor: tensor, writes: bool = True,
     ) -> None:  # fmt: skip
-        self.path, self.recipe, self.schedule, self.reduce, self.writes = run / checkpoint.LOG, recipe, schedule, reduce, writes
+        self.path, self.schedule, self.reduce, self.writes = run / checkpoint.LOG, schedule, reduce, writes
         self.device = next(model.parameters()).device
         self.work, (self.peak, self.peak_from) = (
             work_of(model, schedule, recipe.model.size),
@@ -100,10 +99,9 @@ class RunLog:
         )
         self.many = {each.name: each.classes.many for each in mixture.datasets}
         self.tally = Tally(len(mixture.datasets), self.device)
-        self._originals = {each.media for each in mixture.datasets if each.format != "prepared"}
         self._sizes, self._wanted = mixture.sizes, schedule.rates
         self._sinks: list[Sink] = open_sinks(recipe.log, run, first, asdict(recipe)) if writes else []
-        self._view = LiveView(f"train {run.name}", recipe.steps, first, self.many)
+        self._view = ProgressView(f"train {run.name}", recipe.steps, first, self.many)
         self._begun = self._logged = self._done = first
         self._problems: list[FileProblem] = []
         self._damaged = 0  # since this start
@@ -158,17 +156,16 @@ class RunLog:
         batch; one that is not a number is written as null."""
         counts, seconds, damaged = self._gathered()
         read = {name: count for name, count in zip(self.many, counts, strict=True) if count[2]}
-        speed, verdict = self._speed(step - self._logged, seconds)
         line = {
             "seconds": round(time.perf_counter() - self._run_began, 3),
             "loss": {name: mean for name, (mean, _, _) in read.items()}, **self._hits(read),
-            "step_loss": loss, "grad_norm": norm, "lr": lr, **self._drawn(step), **speed,
+            "step_loss": loss, "grad_norm": norm, "lr": lr, **self._drawn(step), **self._speed(step - self._logged, seconds),
             **({"files_damaged": damaged, "files": [str(problem) for problem in self._problems[:PROBLEMS_KEPT]]} if damaged else {}),
         }  # fmt: skip
         self._logged, self._problems, self._damaged = step, [], self._damaged + damaged
         self.write("train", step, **line)
         if self.writes:
-            self._view.show(_finite({"step": step, **line}), verdict)
+            self._view.show(_finite({"step": step, **line}))
 
     def _gathered(self) -> tuple[list[tuple[float, float, int]], dict[str, float], int]:
         """Over all ranks: what the tally counted, the mean seconds of each phase, how many damaged files."""
@@ -180,16 +177,14 @@ class RunLog:
         self._ranks, damaged, *spent = self.reduce(own).tolist()
         return counts, {phase: total / self._ranks for phase, total in zip(seconds, spent, strict=True)}, int(damaged)
 
-    def _speed(self, steps: int, seconds: Mapping[str, float]) -> tuple[dict[str, Any], Verdict]:
-        """What was done in a second, where the seconds went, and what limits it."""
+    def _speed(self, steps: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+        """What was done in a second, and where the seconds went."""
         every = sum(seconds.values())
         pace = steps / max(every - sum(seconds[phase] for phase in PAUSES), 1e-9)
         shares = {phase: spent / max(every, 1e-9) for phase, spent in seconds.items()}
         mfu = pace * self.work.flops / (self.peak * self._ranks) if self.peak else None
-        verdict = judge(shares, mfu, self.recipe, self.device.type, self._originals)
         rates = {"samples_per_s": pace * self.work.samples, "tokens_per_s": pace * self.work.tokens, "flops_per_s": pace * self.work.flops}
-        found = {**rates, "mfu": mfu, "memory_bytes": memory_bytes(self.device), "wait_share": shares["data"], "shares": shares}
-        return {**found, "verdict": verdict.text}, verdict
+        return {**rates, "mfu": mfu, "memory_bytes": memory_bytes(self.device), "wait_share": shares["data"], "shares": shares}
 
     def _drawn(self, step: int) -> dict[str, Any]:
         """How far the mixture has come after `step` steps."""
@@ -206,9 +201,10 @@ class RunLog:
     def _sum_up(self) -> None:
         """The line `end`: the time of this start as a whole, by this rank's own clock, the last checkpoint in it."""
         seconds = {phase: self._totals[phase] + spent for phase, spent in self._clock.take().items()}
-        speed, verdict = self._speed(self._done - self._begun, seconds)
+        speed = self._speed(self._done - self._begun, seconds)
         self.write("end", self._done, seconds=round(sum(seconds.values()), 3), steps=self._done - self._begun, **speed)
-        say(f"{self._done - self._begun} steps in {clock(sum(seconds.values()))}, {speed['samples_per_s']:.4g} samples/s; {verdict.text}")
+        pace = f"{self._done - self._begun} steps in {clock(sum(seconds.values()))}, {speed['samples_per_s']:.4g} samples/s"
+        say(f"{pace}; time: {time_line(speed['shares'])}")
         if self._damaged:
             say(f"{self._damaged} draws were of damaged or unreadable files; {self.path} names the first of each line")
 

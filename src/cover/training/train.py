@@ -31,16 +31,14 @@ from cover.model.release import find_release, read_config, start_from
 from cover.training import checkpoint
 from cover.training.distributed import Engine, Team, restarted, started_by_torchrun, team, workers_of_a_rank
 from cover.training.ema import Ema, averaged
-from cover.training.finite import FiniteCheck
-from cover.training.folder import first_step, is_begun, prepare_folder
+from cover.training.guards import FiniteCheck, ReadingCheck
 from cover.training.log import RunLog
 from cover.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from cover.training.parameters import freeze_kept, freeze_matched
 from cover.training.recipe import Recipe
-from cover.training.same_rows import check_same_rows, count_exclusions
+from cover.training.resume import check_same_rows, count_exclusions, first_step, is_begun, prepare_folder
 from cover.training.sinks import check_sinks
 from cover.training.step import StepSettings, train_step
-from cover.training.unreadable import ReadingCheck
 
 
 def train(recipe: Recipe, resume: bool = False) -> Path:

@@ -25,9 +25,8 @@ from cover.mixture.loader import labels_of
 from cover.model.cover import CoVeR
 from cover.model.device import pick_device
 from cover.model.heads import Head, head_of
-from cover.model.release import load_release, read_config, read_weights
+from cover.model.release import load_release, read_config, read_weights, weights_digest
 from cover.training.recipe import Recipe
-from cover.training.starting import weights_digest
 
 SPLITS = ("val", "dev", "test")  # that are measured, in order of preference
 MARGIN = 0.02  # a loss of top-1 below which a head counts as not worse

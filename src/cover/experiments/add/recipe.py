@@ -11,9 +11,8 @@ from typing import Literal
 from cover import config
 from cover.mixture.mixture import Mixture
 from cover.mixture.schedule import Schedule
-from cover.model.release import starts_untrained_in_time
+from cover.model.release import model_like, starts_untrained_in_time
 from cover.training.recipe import Checkpoints, Data, Optimizer, Pattern, Recipe, Start
-from cover.training.starting import model_like
 from cover.training.train import make_schedule, with_steps
 
 How = Literal["probe", "replay", "alone"]

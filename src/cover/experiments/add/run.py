@@ -35,8 +35,8 @@ from cover.machine import default_workers
 from cover.model.release import find_release, read_config
 from cover.training.checkpoint import LOG
 from cover.training.distributed import started_by_torchrun
-from cover.training.folder import is_begun
 from cover.training.recipe import Recipe
+from cover.training.resume import is_begun
 from cover.training.train import train
 
 BESIDE = "add"  # the folder, inside the run's own, of everything but the run

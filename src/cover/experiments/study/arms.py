@@ -24,8 +24,8 @@ from cover.mixture.rates import rates_by
 from cover.mixture.schedule import Schedule
 from cover.model.backbones import Options, backbone_config
 from cover.model.profile import forward_cost, on_meta
+from cover.model.release import weights_digest
 from cover.training.recipe import Checkpoints, Data, Pattern, Recipe, Start
-from cover.training.starting import weights_digest
 
 HEADS_ONLY = r"^(?!heads\.)"  # every parameter but those of the heads
 WITH_TIME = Origin(temporal="keep")  # of weights whose temporal branch is trained

@@ -14,7 +14,7 @@ import numpy as np
 from cover.evaluation.statistics import LEVEL, detectable_in, difference, in_common, judge, proportion
 from cover.experiments.study.arms import Measurement
 from cover.experiments.study.config import Study
-from cover.training.starting import trained_on
+from cover.model.release import trained_on
 
 Key = tuple[str, str, str, str]  # arm, target, size, origin
 RunResults = Mapping[str, Mapping[str, Any]]  # job -> its result file

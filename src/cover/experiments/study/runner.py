@@ -31,9 +31,9 @@ from cover.model.device import pick_device
 from cover.model.release import find_release, load_release, steps_saved
 from cover.processes import ProcessPool, WorkerLost
 from cover.training import checkpoint
-from cover.training.folder import is_begun
-from cover.training.keeping import best_step, dev_scores
 from cover.training.recipe import Recipe
+from cover.training.resume import is_begun
+from cover.training.retention import best_step, dev_scores
 from cover.training.train import train
 
 CURVE_POINTS = 24

@@ -22,7 +22,7 @@ from cover.experiments.study.report import write_study_report
 from cover.experiments.study.runner import run_missing
 from cover.experiments.study.subsets import Subset, SubsetBuilder
 from cover.experiments.study.summary import summarise
-from cover.training.starting import trained_on
+from cover.model.release import trained_on
 
 RESULTS, REPORT, MARKDOWN = "results.json", "report.html", "report.md"
 

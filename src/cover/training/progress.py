@@ -1,27 +1,34 @@
-"""What of a run is shown while it runs? One calm block on a terminal, else one plain line per window."""
+"""The progress of a run on the terminal: one block that is redrawn in place, elsewhere one plain line per window."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cover.console import LiveTable, say
-from cover.training.verdict import Verdict
+from cover.console import LiveTable
 
 COLUMNS = ("", "loss", "top-1", "epochs")
 GIGA = 1e9
+WORDS = {
+    "start": "starting",
+    "data": "waiting for data",
+    "compute": "compute",
+    "communication": "communication",
+    "evaluation": "evaluation on dev",
+    "checkpoint": "writing checkpoints",
+}
+LEAST_SHOWN = 0.01  # of the time
 
 
-class LiveView:
-    """Shows lines of the log. `names`: the data sets; one that a window held no sample of keeps the figures it had."""
+class ProgressView:
+    """Shows lines of the log. `names`: the data sets; one without a sample in a window is shown with its last figures."""
 
     def __init__(self, label: str, steps: int, first: int, names: Iterable[str]) -> None:
         self._board, self._steps = LiveTable(label, steps, first), steps
         self._loss: dict[str, str] = dict.fromkeys(names, "-")
         self._hits = dict(self._loss)
-        self._limit = ""
 
-    def __enter__(self) -> LiveView:
+    def __enter__(self) -> ProgressView:
         self._board.__enter__()
         return self
 
@@ -32,20 +39,18 @@ class LiveView:
         """Count one more step."""
         self._board.advance()
 
-    def show(self, line: dict[str, Any], verdict: Verdict) -> None:
-        """A train line and what to think of it; among plain lines the verdict is repeated only when it is another."""
+    def show(self, line: dict[str, Any]) -> None:
+        """Show a train line of the log."""
         self._loss |= {name: _figure(loss, ".3f") for name, loss in line["loss"].items()}
         self._hits |= {name: f"{hits:.1%}" for name, hits in {**line["top1"], **line.get("hit1", {})}.items()}
         rows = [[name, loss, self._hits[name], f"{line['epochs'][name]:.2f}"] for name, loss in self._loss.items()]
-        self._board.show(COLUMNS, rows, [pace(line), verdict.text], self._plain(line))
-        if verdict.limit != self._limit and not self._board.live:
-            say(verdict.text)
-        self._limit = verdict.limit
+        self._board.show(COLUMNS, rows, [pace(line), f"time: {time_line(line['shares'])}"], self._plain(line))
 
     def _plain(self, line: dict[str, Any]) -> str:
         sets = "  ".join(f"{name} {loss} {self._hits[name]}" for name, loss in self._loss.items())
         place = f"{line['step']:>{len(str(self._steps))}}/{self._steps}"
-        return f"step {place}  left {self._board.left(line['step']):>7}  loss {_figure(line['step_loss'], '.3f')}  {sets}  {pace(line)}"
+        left, loss = self._board.left(line["step"]), _figure(line["step_loss"], ".3f")
+        return f"step {place}  left {left:>7}  loss {loss}  {sets}  {pace(line)}  waiting for data {line['wait_share']:.0%}"
 
 
 def pace(line: dict[str, Any]) -> str:
@@ -54,6 +59,12 @@ def pace(line: dict[str, Any]) -> str:
     rate, memory = line["samples_per_s"], line["memory_bytes"] / GIGA
     damaged = f"  {line['files_damaged']} damaged" if "files_damaged" in line else ""
     return f"lr {line['lr']:.2e}  gradient {_figure(line['grad_norm'], '.2f')}  {rate:.4g} samples/s{peak}  {memory:.1f} GB{damaged}"
+
+
+def time_line(shares: Mapping[str, float]) -> str:
+    """Where the time went, the largest fraction first; phases below 1 % are left out."""
+    largest = sorted(shares.items(), key=lambda item: -item[1])
+    return ", ".join(f"{WORDS[phase]} {share:.0%}" for phase, share in largest if share >= LEAST_SHOWN)
 
 
 def _figure(value: float | None, how: str) -> str:

@@ -1,35 +1,40 @@
-"""What happens when a loss or a gradient is not a number? The update is left out, and the draws behind it go to a file.
+"""The guards of a run: losses and gradients that are not finite, and files that cannot be read.
 
-Whether an update is made is decided on the device, from the loss and the gradient norm of the whole step, which are the same on every
-rank: `step.train_step`. This module reads the decision: at once on a CPU, one step later on a GPU, where the host would wait for the
-device to read it any sooner. An update that was left out has changed nothing, so a step later is early enough.
+An update is left out where the loss or the gradient norm of the whole step is not finite. The device decides that, and the numbers are
+the same on every rank: `step.train_step`. `FiniteCheck` reads the decision: at once on a CPU, one step later on a GPU, where the host
+would wait for the device to read it any sooner. An update that was left out has changed nothing, so a step later is early enough.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cover.console import say
 from cover.errors import UserError
+from cover.media.decode import FileProblem
 from cover.mixture.mixture import Mixture
+from cover.mixture.pack import Pack
 from cover.mixture.schedule import Draw, Schedule
 from cover.training.distributed import Team
 from cover.training.recipe import NonFinite
 from cover.training.step import Outcome
 
-FILE = "nonfinite.jsonl"
+NONFINITE = "nonfinite.jsonl"
 LOW_63 = 2**63 - 1  # what a Pack keeps of a draw's seed
+LEAST = 16  # draws of a data set that are judged together
 
 
 class FiniteCheck:
     """Reads what came of every step. `skipped`: the updates left out so far. `leaving`: whether a rank was told to leave."""
 
     def __init__(self, run: Path, policy: NonFinite, team: Team, schedule: Schedule, mixture: Mixture, skipped: int = 0) -> None:
-        self.path, self.policy, self.team, self.schedule = run / FILE, policy, team, schedule
+        self.path, self.policy, self.team, self.schedule = run / NONFINITE, policy, team, schedule
         self.manifests = {each.name: each.manifest for each in mixture.datasets}
         self.skipped, self.leaving = skipped, False
         self._pending: tuple[int, Outcome] | None = None
@@ -86,3 +91,36 @@ class FiniteCheck:
     def _named(self, draw: Draw) -> dict[str, Any]:
         row = self.manifests[draw.dataset].row(draw.row)
         return {"dataset": draw.dataset, "sample": row.sample_id, "path": row.path, "epoch": draw.epoch, "seed": draw.seed}
+
+
+class ReadingCheck:
+    """Looks at every Pack of this rank, on the host, and at certain steps, with the other ranks, at all of them."""
+
+    def __init__(self, names: Sequence[str], allowed: float, team: Team) -> None:
+        """`allowed`: the share of a data set's draws that may be unreadable."""
+        self.names, self.allowed, self.team = list(names), allowed, team
+        self._own = torch.zeros(2, len(names))
+        self._all = torch.zeros(2, len(names))
+        self._examples: dict[str, FileProblem] = {}  # by data set
+
+    def note(self, pack: Pack) -> None:
+        """Count a Pack that has not left the host."""
+        self._own.index_add_(1, pack.dataset, torch.stack([torch.ones_like(pack.weight), pack.weight == 0]))
+        self._examples |= {problem.dataset: problem for problem in pack.problems if problem.kind == "unreadable"}
+
+    def judge(self, step: int) -> None:
+        """Raises `UserError`, on every rank, where more than the allowed share of the last draws (at least `LEAST`) of a data set could not
+        be read. Every rank has to call it, after `step` steps."""
+        told = self.team.gather((self._own, self._examples))
+        self._all += torch.stack([counts for counts, _ in told]).sum(0)
+        examples = {name: problem for _, found in told for name, problem in found.items()}
+        self._own = torch.zeros_like(self._own)
+        for place, name in enumerate(self.names):
+            drawn, lost = self._all[:, place].int().tolist()
+            if drawn >= LEAST and lost > self.allowed * drawn:
+                raise UserError(
+                    f"step {step}: {lost} of the last {drawn} draws of {name} could not be read, more than data.unreadable"
+                    f" ({self.allowed:g}) allows; {examples.get(name, name)}; put the files back and go on with --resume"
+                )
+            if drawn >= LEAST:
+                self._all[:, place] = 0

@@ -9,7 +9,7 @@ from cover.errors import UserError
 from cover.media.decode import FileProblem
 from cover.mixture.pack import Pack, Sample, collate
 from cover.training.distributed import Team
-from cover.training.unreadable import LEAST, ReadingCheck
+from cover.training.guards import LEAST, ReadingCheck
 
 
 def pack_of(problems: list[FileProblem | None]) -> Pack:
@@ -17,7 +17,7 @@ def pack_of(problems: list[FileProblem | None]) -> Pack:
     return collate([[
         Sample(
             frames=torch.zeros(1, 3, 2, 2, dtype=torch.uint8), dataset=0, targets=torch.zeros(1, dtype=torch.int64),
-            weight=0.0 if problem and problem.kind == "unreadable" else 1.0, colour=torch.eye(3, 4), seed=number, problem=problem,
+            weight=0.0 if problem and problem.kind == "unreadable" else 1.0, seed=number, problem=problem,
         )
         for number, problem in enumerate(problems)
     ]])  # fmt: skip
