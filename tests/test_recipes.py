@@ -12,6 +12,7 @@ from cover.datasets.catalog import load_catalog
 from cover.experiments import demo
 from cover.experiments.study.config import Study
 from cover.mixture.dataset import MixtureDataset
+from cover.mixture.rates import rates_by, steps_for
 from cover.mixture.schedule import split_batch
 from cover.model.backbones import named_config
 from cover.model.profile import count_parameters, on_meta

@@ -262,8 +262,9 @@ def test_deep_finds_damage(clips: Path, capsys: pytest.CaptureFixture[str]) -> N
     after = rows_of(deep)
     assert replace(after[0], deep=False) == before[0]
     assert 5 < after[1].frames < before[1].frames < 40
-    assert after[1].why == after[2].why == f"partial: Invalid data found when processing input, {after[1].frames} of 40 frames"
-    assert after[3].why == f"0 frames in the segment; {after[1].why}"
+    assert after[1].damage == after[2].damage == f"Invalid data found when processing input, {after[1].frames} of 40 frames"
+    assert (after[3].why, after[3].damage) == ("0 frames in the segment", after[1].damage)
+    assert [row["why"] for row in deep["unusable"]][2] == f"0 frames in the segment; partial: {after[1].damage}"
     assert main(["index", str(clips), "--workers", "0"]) == 1
     out, err = capsys.readouterr()
     assert "partial" in out

@@ -320,9 +320,9 @@ def test_a_damage_is_still_told(clips: Path, tmp_path: Path, deep: bool) -> None
     result = prepare(clips, tmp_path / "fast", 0)[0]
     before, after = manifest(clips).row(0), manifest(tmp_path / "fast/catalog.yaml").row(0)
     assert after.state == "ok"
-    assert after.why.startswith(f"partial: {result['failures'][0]['why']}, {after.frames} of 12 frames")
-    assert after.why == before.why or not deep
-    assert [row.why for row in manifest(tmp_path / "fast/catalog.yaml").rows()][1:] == [""] * 7
+    assert after.damage.startswith(f"{result['failures'][0]['why']}, {after.frames} of 12 frames")
+    assert after.damage == before.damage or not deep
+    assert [row.damage for row in manifest(tmp_path / "fast/catalog.yaml").rows()][1:] == [""] * 7
     assert prepare(clips, tmp_path / "fast", 0)[0]["encoded"] == 0  # it is the file's own
 
 
@@ -339,8 +339,8 @@ def test_folder_of_frames_with_a_bad_one(tmp_path: Path) -> None:
     result = prepare(catalog, tmp_path / "fast", 0)[0]
     assert (result["partial"], result["failed"]) == (1, 0)
     before, after = manifest(catalog).row(0), manifest(tmp_path / "fast/catalog.yaml").row(0)
-    assert (after.frames, after.state, after.why) == (6, "ok", "partial: 00006.png: empty file, 6 of 10 frames")
-    assert after.why == before.why
+    assert (after.frames, after.state, after.damage) == (6, "ok", "00006.png: empty file, 6 of 10 frames")
+    assert after.damage == before.damage
     assert after.seconds == pytest.approx(before.seconds)
 
 

@@ -12,7 +12,7 @@ from cover.errors import UserError
 
 ENTRIES = [
     ProbedFile("/videos/gøød, \u2028one.mp4", (10, 1_700_000_000_123_456_789), Facts("ok", "", 20, 30000 / 1001, 64, 48, "h264")),
-    ProbedFile("/videos/damaged.mp4", (11, 5), Facts("ok", "partial: damage, 2 of 9 frames", 2, 10.0, 64, 48, "vp9", True)),
+    ProbedFile("/videos/damaged.mp4", (11, 5), Facts("ok", "", 2, 10.0, 64, 48, "vp9", True, "damage, 2 of 9 frames")),
     ProbedFile("/videos/text.mp4", (12, -5), Facts("unreadable", 'not a video: "quoted"\nand more')),
 ]
 
@@ -54,7 +54,7 @@ def test_what_a_dead_machine_leaves_is_passed_over(tmp_path: Path) -> None:
     file = tmp_path / "cache"
     write(file, ENTRIES)
     with file.open("ab") as cache:
-        cache.write(b'\0\0\0\0\n\xff\xfe\n[1, "video", "/a", 1]\n[2, "video", "/a", 1, 2, ["ok"]]\n17\n[1, "video", "/a", 1, 2, 3]\n')
+        cache.write(b'\0\0\0\0\n\xff\xfe\n[2, "video", "/a", 1]\n[1, "video", "/a", 1, 2, ["ok"]]\n17\n[2, "video", "/a", 1, 2, 3]\n')
     write(file, ENTRIES[:1])
     assert list(read_cache(file, "video")) == [*ENTRIES, ENTRIES[0]]
 

@@ -264,12 +264,20 @@ def _of_segment(item: Listed, facts: Facts) -> Facts:
     if (item.start is None and item.end is None) or facts.state != "ok" or held > 1.5:  # a time may be off by half a frame
         return facts
     why = f"{max(0, round(held))} frames in the segment"
-    return replace(facts, state="too_short", why=f"{why}; {facts.why}" if facts.why else why)
+    return replace(facts, state="too_short", why=why)
 
 
 def _is_partial(facts: Facts | Row) -> bool:
     """Whether a file can be used up to some damage."""
-    return facts.state == "ok" and bool(facts.why)
+    return facts.state == "ok" and bool(facts.damage)
+
+
+def _unusable(row: Row) -> dict[str, str]:
+    """A row that is not whole, for the report. A segment behind a damage is too short because of it."""
+    if row.state == "ok":
+        return {"path": row.path, "state": "partial", "why": row.damage}
+    why = f"{row.why}; partial: {row.damage}" if row.damage else row.why
+    return {"path": row.path, "state": row.state, "why": why}
 
 
 def _seconds(row: Listed | Row, facts: Facts | Row) -> float:
@@ -302,9 +310,8 @@ class _Tally:
             self.partial += _is_partial(row)
             self.seconds += _seconds(row, row)
             self.held.update(row.labels or () if row.label is None else (row.label,))
-        if row.why and len(self.unusable) < _NAMED:
-            state = "partial" if row.state == "ok" else row.state
-            self.unusable.append({"path": row.path, "state": state, "why": row.why.removeprefix("partial: ")})
+        if (row.why or row.damage) and len(self.unusable) < _NAMED:
+            self.unusable.append(_unusable(row))
 
 
 def _check_writable(catalog: Catalog) -> None:

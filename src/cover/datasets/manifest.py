@@ -63,8 +63,9 @@ def class_digest(names: Sequence[str]) -> str:
 @dataclass(frozen=True)
 class Row:
     """One sample. Times are seconds; `start` and `end` count inside the file, `youtube_start` and `youtube_end` inside the original
-    video. `offset` and `length` (bytes) are set where `path` is a shard. Width and height are as displayed. `why` is empty if `ok`,
-    but for a video that is damaged inside and usable up to there: `partial: ...`. `deep`: the file was decoded to its last frame.
+    video. `offset` and `length` (bytes) are set where `path` is a shard. Width and height are as displayed. `why` says what
+    makes a row unusable, empty if `ok`. `damage` says what is wrong with a file that is usable up to there, empty where nothing is known
+    to be. `deep`: the file was decoded to its last frame.
     `size` (bytes) and `mtime_ns` are the file's when it was probed. A row of a multi-label set has `labels`, ascending (empty: of no
     class; None: not labelled), and no `label`."""
 
@@ -89,6 +90,7 @@ class Row:
     mtime_ns: int | None = None
     labels: list[int] | None = None
     deep: bool = False
+    damage: str = ""
 
     @property
     def source(self) -> str | Part:
@@ -108,7 +110,7 @@ _TYPES: dict[str, Any] = {
     "label": pa.int32(), "start": pa.float64(), "end": pa.float64(), "youtube_start": pa.float64(), "youtube_end": pa.float64(),
     "frames": pa.int32(), "fps": pa.float64(), "width": pa.int32(), "height": pa.int32(), "codec": pa.string(),
     "state": pa.string(), "why": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(),
-    "labels": pa.list_(pa.int32()), "deep": pa.bool_(),
+    "labels": pa.list_(pa.int32()), "deep": pa.bool_(), "damage": pa.string(),
 }  # fmt: skip
 _COLUMNS = [field.name for field in fields(Row)]
 

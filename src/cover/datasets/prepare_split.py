@@ -401,15 +401,15 @@ def _prepared(row: Row, done: PreparedSample, place: tuple[str, int, int] | None
     path, offset, length = place or (done.file, None, None)
     return replace(
         row, path=path, offset=offset, length=length, start=None, end=None, frames=done.frames, fps=fps, width=done.width,
-        height=done.height, codec=done.codec, why=_why(row, done), size=done.bytes, mtime_ns=None if place else row.mtime_ns,
+        height=done.height, codec=done.codec, damage=_damage(row, done), size=done.bytes, mtime_ns=None if place else row.mtime_ns,
     )  # fmt: skip
 
 
-def _why(row: Row, done: PreparedSample) -> str:
-    """What the index said of a damage holds; what it had not found is told in its words (`media/deep.py`)."""
-    if row.why or done.outcome != "partial":
-        return row.why
-    return f"partial: {done.why}, {done.frames} of {round(row.seconds * row.fps)} frames"
+def _damage(row: Row, done: PreparedSample) -> str:
+    """What the index found holds; a damage that it had not found is written as it would (`decode.probe_deep`)."""
+    if row.damage or done.outcome != "partial":
+        return row.damage
+    return f"{done.why}, {done.frames} of {round(row.seconds * row.fps)} frames"
 
 
 def _is_whole(layout: Layout, done: PreparedSample) -> bool:

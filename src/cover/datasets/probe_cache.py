@@ -46,8 +46,8 @@ class FileTable:
         self.paths = list(self.number)
         count = len(self.paths)
         self.size, self.mtime_ns = np.full(count, -1, np.int64), np.zeros(count, np.int64)
-        self._kinds: list[tuple[str, str, str, bool]] = []  # what many files have in common: state, why, codec, deep
-        self._place: dict[tuple[str, str, str, bool], int] = {}
+        self._kinds: list[tuple[str, str, str, bool, str]] = []  # what many files have in common: state, why, codec, deep, damage
+        self._place: dict[tuple[str, str, str, bool, str], int] = {}
         self._kind = np.full(count, -1, np.int32)
         self._frames, self._fps = np.zeros(count, np.int32), np.zeros(count)
         self._width, self._height = np.zeros(count, np.int32), np.zeros(count, np.int32)
@@ -70,7 +70,7 @@ class FileTable:
             self._put(number, facts)
 
     def _put(self, number: int, facts: Facts) -> None:
-        kind = (facts.state, facts.why, facts.codec, facts.deep)
+        kind = (facts.state, facts.why, facts.codec, facts.deep, facts.damage)
         if kind not in self._place:
             self._place[kind] = len(self._kinds)
             self._kinds.append(kind)
@@ -87,9 +87,9 @@ class FileTable:
         number = self.number[path]
         if self._kind[number] < 0:
             return _MISSING
-        state, why, codec, deep = self._kinds[self._kind[number]]
+        state, why, codec, deep, damage = self._kinds[self._kind[number]]
         size = int(self._width[number]), int(self._height[number])
-        return Facts(state, why, int(self._frames[number]), float(self._fps[number]), *size, codec, deep)
+        return Facts(state, why, int(self._frames[number]), float(self._fps[number]), *size, codec, deep, damage)
 
     def stamp(self, path: str) -> Stamp | None:
         """Size in bytes and time of change; None where there is no file."""
@@ -112,7 +112,7 @@ class FileTable:
 
 # --- the cache on disk
 
-_VERSION = 1
+_VERSION = 2
 _FORCED, _THROUGH = b'"forced"', b'"through"'
 
 
@@ -220,7 +220,7 @@ class ProbeCache:
 
 
 def _values(facts: Facts) -> list[Any]:
-    return [facts.state, facts.why, facts.frames, facts.fps, facts.width, facts.height, facts.codec, facts.deep]
+    return [facts.state, facts.why, facts.frames, facts.fps, facts.width, facts.height, facts.codec, facts.deep, facts.damage]
 
 
 # --- filling the table
@@ -300,8 +300,8 @@ def _recall_caches(spec: DatasetSpec, table: FileTable, found: Sequence[Path]) -
 def _of_file(row: Row) -> Facts:
     """What a row says of its whole file, whatever became of the row's segment."""
     segment_only = row.state == "too_short" and row.frames >= 2
-    state, why = ("ok", row.why.partition("; ")[2]) if segment_only else (row.state, row.why)
-    return Facts(state, why, row.frames, row.fps, row.width, row.height, row.codec, row.deep)
+    state, why = ("ok", "") if segment_only else (row.state, row.why)
+    return Facts(state, why, row.frames, row.fps, row.width, row.height, row.codec, row.deep, row.damage)
 
 
 def _probe(spec: DatasetSpec, table: FileTable, todo: Sequence[str], engine: Engine, cache: ProbeCache) -> None:

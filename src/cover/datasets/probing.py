@@ -35,23 +35,23 @@ class Facts:
     height: int = 0
     codec: str = ""
     deep: bool = False
+    damage: str = ""
 
 
 def examine(path: str, media: Media, deep: bool = False) -> Facts:
     """Probe one file, with `deep` to its last frame. Never raises for a bad one: that is its state."""
-    why = ""
+    damage = ""
     try:
         if deep:
-            found, why = probe_deep(path, media)
+            found, damage = probe_deep(path, media)
         else:
             found = probe(path, media)
     except MediaError as error:
         return Facts("unreadable" if os.path.exists(path) else "missing", str(error), deep=deep)
-    few = media == "video" and found.frames < 2
-    return Facts(
-        "too_short" if few else "ok", f"{found.frames} decodable frame" if few else why,
-        found.frames, found.fps, found.width, found.height, found.codec, deep,
-    )  # fmt: skip
+    measured = (found.frames, found.fps, found.width, found.height, found.codec, deep)
+    if media == "video" and found.frames < 2:
+        return Facts("too_short", f"{found.frames} decodable frame", *measured)
+    return Facts("ok", "", *measured, damage)
 
 
 def stat_files(paths: Sequence[str]) -> Iterator[list[Stat]]:

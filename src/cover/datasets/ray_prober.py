@@ -21,7 +21,7 @@ _of_facts = attrgetter(*_FACTS)
 _SCHEMA = pa.schema(
     [
         ("path", pa.string()), ("state", pa.string()), ("why", pa.string()), ("frames", pa.int64()), ("fps", pa.float64()),
-        ("width", pa.int64()), ("height", pa.int64()), ("codec", pa.string()), ("deep", pa.bool_()),
+        ("width", pa.int64()), ("height", pa.int64()), ("codec", pa.string()), ("deep", pa.bool_()), ("damage", pa.string()),
     ]
 )  # fmt: skip
 

@@ -85,7 +85,7 @@ def probe_deep(path: Source, media: Literal["video", "image"] = "video", *, max_
 
     Of a sound file the measures are those of `probe`, but for the few codecs whose packets do not tell the number of pictures:
     here it is counted. Of a damaged one they are of the frames up to the damage, as many as are ever shown, and the second value says
-    so, `partial: REASON, N of M frames`; else it is empty. An image is decoded at full size, and is whole or not at all.
+    so, `REASON, N of M frames`; else it is empty. An image is decoded at full size, and is whole or not at all.
     """
     if media == "image":
         decode_image(path, max_pixels=max_pixels)
@@ -148,4 +148,4 @@ def _folder(path: str, max_pixels: int) -> tuple[Probe, str]:
 
 
 def _partial(damage: object, seen: int, listed: int | str) -> str:
-    return f"partial: {damage}, {seen} of {listed} frames"
+    return f"{damage}, {seen} of {listed} frames"

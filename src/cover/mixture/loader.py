@@ -152,6 +152,7 @@ def packs(schedule: Schedule, reader: SampleReader, first: int, last: int, worke
     Raises UserError where a manifest was written anew since it was opened."""
     for dataset in reader.datasets:
         dataset.manifest.check_unchanged()
+    # Not cover.processes: a DataLoader hands tensors over in shared memory, where a pipe would copy every frame twice.
     loader = DataLoader(
         _Steps(schedule, reader, rank, ranks),
         sampler=range(first, last),
