@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cover import config
-from cover.media import randaugment
 from cover.model.backbones import named_config
 from cover.model.cover import CoVeR
 from cover.training.parameters import describe_patterns
