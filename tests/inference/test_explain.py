@@ -11,7 +11,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from cover.inference.rollout import attention_rollout, class_rollout
 from PIL import Image
 
 from cover.errors import UserError
@@ -95,12 +94,12 @@ def middle_view(folder: Path, predictor: Predictor, sampling: str) -> torch.Tens
 def test_the_heat_is_the_roll_out_of_the_middle_view(folder: Path, predictor: Predictor) -> None:
     pixels = middle_view(folder, predictor, "segments")
     _, (ssv2, tags) = explanations(predictor, str(folder / "clip.mp4"), Question(("ssv2", "tags"), "left"))
-    np.testing.assert_allclose(ssv2.heat, class_rollout(predictor.model, pixels, "ssv2", 2).heat, atol=1e-6)
-    np.testing.assert_allclose(tags.heat, class_rollout(predictor.model, pixels, "tags", 0).heat, atol=1e-6)
+    np.testing.assert_allclose(ssv2.heat, predictor.model.heat(pixels, "ssv2", 2).heat, atol=1e-6)
+    np.testing.assert_allclose(tags.heat, predictor.model.heat(pixels, "tags", 0).heat, atol=1e-6)
     assert np.abs(ssv2.heat - tags.heat).sum() > 0.01
     assert (ssv2.named, ssv2.probability) == ("left", pytest.approx(float(ssv2.prediction.scores[2])))
     rolled = explanations(predictor, str(folder / "clip.mp4"), Question(("ssv2", "tags"), method="rollout"))[1]
-    np.testing.assert_allclose(rolled[0].heat, attention_rollout(predictor.model, pixels).heat, atol=1e-6)
+    np.testing.assert_allclose(rolled[0].heat, predictor.model.heat(pixels).heat, atol=1e-6)
     assert np.array_equal(rolled[0].heat, rolled[1].heat)  # it knows nothing of classifiers
 
 

@@ -53,8 +53,8 @@ def measured(config: TimeSformerConfig, groups: Groups, size: int, ways: Ways) -
     model = CoVeR(config, (Head("a", tuple(map(str, range(CLASSES)))),)).train()
     model.set_checkpointing(ways.checkpointing)
     if ways.untrained:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not model.is_temporal(name))
+        for name in model.temporal_parameters():
+            model.get_parameter(name).requires_grad_(False)
     pack = make_pack(groups, size)
     settings = StepSettings(len(pack.seed), torch.ones(1), bf16=ways.bf16)
     trained = [p for p in model.parameters() if p.requires_grad]
