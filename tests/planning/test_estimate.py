@@ -27,6 +27,7 @@ from cover.training.recipe import Data, Distributed, Recipe
 from cover.training.train import build_model, make_schedule, with_steps
 
 PAGE = Path(__file__).parents[2] / "docs/planning.md"
+B_224, L_112 = Vit(preset="B/16", size=224), Vit(preset="L/16", size=112)
 FULL = ["kinetics400", "ssv2", "moments", "imagenet"]
 EQUAL = {"kinetics400": 1.0, "ssv2": 1.0, "moments": 2.0, "imagenet": 4.0}
 MakeSet = Callable[..., Path]
@@ -186,14 +187,14 @@ def test_the_ring_s_bytes() -> None:
     [
         ({}, {"device": "a100-40"}, "memory", r"of 37\.6 on each device; set "),
         ({"accumulation": 4}, {"workers": 12}, "compute", "the devices are the limit"),
-        ({"model": Vit(preset="B/16", size=224)}, {"ms": 300.0}, "loader", r"cores at 300 ms a clip and 300 ms an image, .* prepare the videos"),
-        ({"model": Vit(preset="B/16", size=224)}, {"ms": 20.0, "cores": 24, "workers": 2}, "loader", r"set workers: \d+ \(of each device\)"),
+        ({"model": B_224}, {"ms": 300.0}, "loader", r"cores at 300 ms a clip and 300 ms an image, .* prepare the videos"),
+        ({"model": B_224}, {"ms": 20.0, "cores": 24, "workers": 2}, "loader", r"set workers: \d+ \(of each device\)"),
         (
-            {"model": Vit(preset="L/16", size=112), "batch": 64, "distributed": Distributed("fsdp")}, {"device": "l40s", "ms": 0.1}, "interconnect",
+            {"model": L_112, "batch": 64, "distributed": Distributed("fsdp")}, {"device": "l40s", "ms": 0.1}, "interconnect",
             "distributed.strategy: ddp",
         ),
         (
-            {"model": Vit(preset="L/16", size=112), "batch": 64}, {"device": "l40s", "ms": 0.1, "devices": 16, "network_gbit": 25}, "interconnect",
+            {"model": L_112, "batch": 64}, {"device": "l40s", "ms": 0.1, "devices": 16, "network_gbit": 25}, "interconnect",
             "faster network",
         ),
     ],

@@ -229,7 +229,7 @@ import torch
 from cover.cli import main
 from cover.model.cover import CoVeR
 
-calls, normalize = 0, TimeSformer.normalize
+calls, normalize = 0, CoVeR.normalize
 
 
 def poisoned(self, frames):
@@ -242,7 +242,7 @@ def poisoned(self, frames):
     return pixels
 
 
-TimeSformer.normalize = poisoned
+CoVeR.normalize = poisoned
 sys.exit(main())
 '''
 

@@ -227,7 +227,7 @@ def test_a_plan_counts_them_and_does_not_train_them(catalog: Path, release: Path
     assert kept["step"]["parameters_trained"] == dropped["step"]["parameters_trained"] == dropped["step"]["parameters"]
     probe = planned(make_recipe(catalog, tmp_path / "x", release, optimizer=PROBE))
     classes = kept["step"]["heads"]["ssv2"]
-    assert probe["step"]["parameters_trained"] == classes * (weights_of(release)["norm.weight"].numel() + 1)
+    assert probe["step"]["parameters_trained"] == classes * (weights_of(release)["backbone.norm.weight"].numel() + 1)
     elsewhere = planned(make_recipe(catalog, tmp_path / "x", tmp_path / "not here"))
     assert elsewhere["step"]["parameters"] == dropped["step"]["parameters"]
 

@@ -185,7 +185,7 @@ def test_drop_path_rates_grow_to_the_last_layer_and_keep_the_mean() -> None:
 
 
 def test_branches_layers_and_neighbouring_seeds_are_dropped_independently() -> None:
-    dropped = (drop_path_factors(torch.arange(6000), 4, 0.5)[2:] == 0).double().flatten(0, 1)  # type: ignore[index]
+    dropped = (drop_path_factors(torch.arange(6000), (4, 3), 0.5)[2:] == 0).double().flatten(0, 1)  # type: ignore[index]
     neighbours = torch.cat([dropped[:, :-1], dropped[:, 1:]])
     correlation = torch.corrcoef(neighbours) - torch.eye(12)
     assert correlation.abs().max() < 0.06

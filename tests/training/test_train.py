@@ -129,7 +129,7 @@ def test_every_other_setting_at_once(sandbox: Path, tmp_path: Path) -> None:
     run = train(recipe)
     assert log_of(run)[-1]["rate_wanted"] == {"ssv2": 0.25, "imagenet": 0.75}
     assert all(math.isfinite(line["step_loss"]) for line in log_of(run))
-    assert weights_of(run)["time_embed"].any()
+    assert weights_of(run)["backbone.time_embed"].any()
     assert config.load(Recipe, run / "recipe.yaml") == recipe
 
 
