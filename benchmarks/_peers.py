@@ -1,7 +1,8 @@
-"""Who the model is compared with: the same function, written as others write it, behind the interface that a training step needs.
+"""Who the model is compared with: the same function, written as others write it, behind the interface that a training
+step needs.
 
-Every peer is called as `network(frames, groups)` with one group at a time, and has `normalize` and `config` as the model itself has, so
-that all of them go through the very step function that `cover train` uses.
+Every peer is called as `network(frames, groups)` with one group at a time, and has `normalize` and `config` as the
+model itself has, so that all of them go through the very step function that `cover train` uses.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class _Peer(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
 
-# --- a plain TimeSformer ----------------------------------------------------------------------------------------------------------
+# --- a plain TimeSformer ----------------------------------------------------------------------------------------------
 
 
 class _PlainAttention(nn.Module):
@@ -56,7 +57,9 @@ class _PlainAttention(nn.Module):
 
 
 class _PlainBlock(nn.Module):
-    """A block on `(S, 1 + T P, D)`, the class token apart from the patches of all frames, as the released code keeps them."""
+    """A block on `(S, 1 + T P, D)`, the class token apart from the patches of all frames, as the released code keeps
+    them.
+    """
 
     def __init__(self, config: TimeSformerConfig) -> None:
         super().__init__()
@@ -74,13 +77,15 @@ class _PlainBlock(nn.Module):
         patches = patches + moved.view(samples, -1, frames, width).transpose(1, 2)
 
         each = torch.cat([token.expand(-1, frames, -1).reshape(-1, 1, width), patches.flatten(0, 1)], 1)
-        seen = self.attn(self.norm1(each)).view(samples, frames, -1, width)
-        x = torch.cat([token + seen[:, :, 0].mean(1, keepdim=True), (patches + seen[:, :, 1:]).flatten(1, 2)], 1)
+        visited = self.attn(self.norm1(each)).view(samples, frames, -1, width)
+        x = torch.cat([token + visited[:, :, 0].mean(1, keepdim=True), (patches + visited[:, :, 1:]).flatten(1, 2)], 1)
         return x + self.mlp(self.norm2(x))
 
 
 class PlainTimeSformer(_Peer):
-    """TimeSformer written down as the paper has it, with PyTorch's fused attention: the strongest fair peer, once compiled."""
+    """TimeSformer written down as the paper has it, with PyTorch's fused attention: the strongest fair peer, once
+    compiled.
+    """
 
     def __init__(self, config: TimeSformerConfig, classes: int) -> None:
         super().__init__(config)
@@ -118,25 +123,34 @@ class PlainTimeSformer(_Peer):
         return self
 
 
-# --- transformers -----------------------------------------------------------------------------------------------------------------
+# --- transformers -----------------------------------------------------------------------------------------------------
 
 
 class TransformersTimeSformer(_Peer):
-    """transformers' TimesformerForVideoClassification, once for every length of clip, as its configuration fixes T; weights are shared."""
+    """transformers' TimesformerForVideoClassification, once for every length of clip, as its configuration fixes T;
+    weights are shared.
+    """
 
     def __init__(self, config: TimeSformerConfig, classes: int, lengths: tuple[int, ...]) -> None:
         from transformers import TimesformerConfig, TimesformerForVideoClassification
 
         super().__init__(config)
         shape: dict[str, Any] = {
-            "image_size": config.size, "patch_size": config.patch, "hidden_size": config.width, "num_hidden_layers": config.depth,
-            "num_attention_heads": config.attention_heads, "intermediate_size": int(config.width * config.mlp_ratio),
-            "layer_norm_eps": config.norm_eps, "num_labels": classes,
-        }  # fmt: skip
-        made = [TimesformerForVideoClassification(TimesformerConfig(num_frames=length, **shape)) for length in lengths]
-        for other in made[1:]:
-            _share(made[0], other)
-        self.by_length = nn.ModuleDict({str(length): network for length, network in zip(lengths, made, strict=True)})
+            "image_size": config.size,
+            "patch_size": config.patch,
+            "hidden_size": config.width,
+            "num_hidden_layers": config.depth,
+            "num_attention_heads": config.attention_heads,
+            "intermediate_size": int(config.width * config.mlp_ratio),
+            "layer_norm_eps": config.norm_eps,
+            "num_labels": classes,
+        }
+        outputs = [
+            TimesformerForVideoClassification(TimesformerConfig(num_frames=length, **shape)) for length in lengths
+        ]
+        for other in outputs[1:]:
+            _share(outputs[0], other)
+        self.by_length = nn.ModuleDict({str(length): network for length, network in zip(lengths, outputs, strict=True)})
 
     def forward(self, frames: Tensor, groups: Groups, drop: None = None) -> dict[str, Tensor]:
         (group,) = groups
@@ -168,7 +182,7 @@ def _share(owner: nn.Module, other: nn.Module) -> None:
             setattr(module, name.rpartition(".")[2], theirs.detach()[:, : parameter.shape[1]])
 
 
-# --- images as clips --------------------------------------------------------------------------------------------------------------
+# --- images as clips --------------------------------------------------------------------------------------------------
 
 
 class Repeating(_Peer):

@@ -3,8 +3,8 @@
     python benchmarks/augmentation.py
     python benchmarks/augmentation.py --device cuda --clips 32 --size 224
 
-By turns: a step of S/16 without augmentation, and all that is done to pixels before the model sees them, without, with each part and with
-all. Drawing the parameters is the readers' work and not in it.
+By turns: a step of S/16 without augmentation, and all that is done to pixels before the model sees them, without, with
+each part and with all. Drawing the parameters is the readers' work and not in it.
 """
 
 from __future__ import annotations
@@ -44,10 +44,14 @@ def make_packs(clips: int, frames: int, size: int, device: torch.device) -> dict
     """The same noise with each part of the augmentation, and with all."""
     rng = np.random.default_rng(0)
     plain = Pack(
-        frames=torch.randint(0, 256, (clips * frames, 3, size, size), dtype=torch.uint8), groups=((clips, frames),),
-        dataset=torch.zeros(clips, dtype=torch.long), targets=torch.randint(0, CLASSES, (clips, 1)), weight=torch.ones(clips),
-        seed=torch.arange(clips), drawn={ColourJitter: torch.eye(3, 4).expand(clips, 3, 4).contiguous()},
-    )  # fmt: skip
+        frames=torch.randint(0, 256, (clips * frames, 3, size, size), dtype=torch.uint8),
+        groups=((clips, frames),),
+        dataset=torch.zeros(clips, dtype=torch.long),
+        targets=torch.randint(0, CLASSES, (clips, 1)),
+        weight=torch.ones(clips),
+        seed=torch.arange(clips),
+        drawn={ColourJitter: torch.eye(3, 4).expand(clips, 3, 4).contiguous()},
+    )
     draws = [Draw("a", number, 0, number) for number in range(clips)]
     mix = Pairing({"a": "a"}, Mixup(0.8, 1.0)).mix([draws], size)
 
@@ -86,11 +90,17 @@ def main() -> None:
         return lambda: prepare(model, augment_uint8(pack))
 
     packs = make_packs(args.clips, args.frames, args.size, device)
-    tasks = {"step": lambda: train_step(model, optimizer, [packs[PLAIN]], settings), **{name: pixels(pack) for name, pack in packs.items()}}
+    tasks = {
+        "step": lambda: train_step(model, optimizer, [packs[PLAIN]], settings),
+        **{name: pixels(pack) for name, pack in packs.items()},
+    }
     seconds = in_turns(tasks, args.rounds, device)
     rows = []
     for name in packs:
-        more = [(mine - plain) / step for mine, plain, step in zip(seconds[name], seconds[PLAIN], seconds["step"], strict=True)]
+        more = [
+            (mine - plain) / step
+            for mine, plain, step in zip(seconds[name], seconds[PLAIN], seconds["step"], strict=True)
+        ]
         rows.append([name, f"{1e3 * statistics.median(seconds[name]):.1f}", f"{100 * statistics.median(more):.1f} %"])
     rows.append(["the step", f"{1e3 * statistics.median(seconds['step']):.0f}", ""])
     title = f"S/16, {args.clips} clips of {args.frames} x {args.size}, {where(device)['device']}, {torch.get_num_threads()} threads"

@@ -35,7 +35,11 @@ def make_run(folder: Path) -> None:
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "run")
-    commands = [shlex.split(line)[1:] for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+    commands = [
+        shlex.split(line)[1:]
+        for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+        for line in block.splitlines()
+    ]
     assert [command[0] for command in commands] == ["sandbox", "train", "explain", "explain", "explain"]
     assert main([*commands[0], "--workers", "0"]) == 0
     for folder, name in (("kinetics_like", "clip.mp4"), ("imagenet_like", "photo.JPEG")):
@@ -50,14 +54,21 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         map(str, [*Path("explained/clip.mp4").iterdir(), *Path("right").iterdir(), *Path("photo").iterdir()])
     )
     assert sorted(path.name for path in Path("explained/clip.mp4").iterdir()) == [
-        "explanation.json", "imagenet.mp4", "imagenet.png", "kinetics.mp4", "kinetics.png",
-    ]  # fmt: skip
-    told = {name: json.loads(Path(name, "explanation.json").read_text()) for name in ("explained/clip.mp4", "right", "photo")}
-    assert told["right"]["heads"]["kinetics"]["class"] == "right"
-    assert (list(told["photo"]["heads"]), told["photo"]["method"]) == (["imagenet"], "rollout")
+        "explanation.json",
+        "imagenet.mp4",
+        "imagenet.png",
+        "kinetics.mp4",
+        "kinetics.png",
+    ]
+    record = {
+        name: json.loads(Path(name, "explanation.json").read_text())
+        for name in ("explained/clip.mp4", "right", "photo")
+    }
+    assert record["right"]["heads"]["kinetics"]["class"] == "right"
+    assert (list(record["photo"]["heads"]), record["photo"]["method"]) == (["imagenet"], "rollout")
     shutil.copy("sandbox/kinetics_like/val/clip.mp4", "clip.mp4")
     names: dict[str, object] = {}
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(code, names)
-    (found,) = names["found"]  # type: ignore[misc]
-    np.testing.assert_allclose(found.heat, told["explained/clip.mp4"]["heads"]["kinetics"]["heat"], atol=2e-6)
+    (result,) = names["found"]  # type: ignore[misc]
+    np.testing.assert_allclose(result.heat, record["explained/clip.mp4"]["heads"]["kinetics"]["heat"], atol=2e-6)

@@ -70,7 +70,9 @@ def test_the_order_of_the_mixture_does_not_change_a_shared_head() -> None:
 
 
 def test_one_class_and_any_number_do_not_mix() -> None:
-    with pytest.raises(UserError, match=r"data\.heads\.all: a sample of k400 has one class, one of homes any number") as error:
+    with pytest.raises(
+        UserError, match=r"data\.heads\.all: a sample of k400 has one class, one of homes any number"
+    ) as error:
         make_heads(SETS, {"all": ["k400", "homes"]})
     assert "\n" not in str(error.value)
 

@@ -1,4 +1,6 @@
-"""What others ask of a network: what it computed on the way, layer groups, less memory, compiled blocks, an exported graph."""
+"""What others ask of a network: what it computed on the way, layer groups, less memory, compiled blocks, an exported
+graph.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def gradients(model: CoVeR, frames: Tensor) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-# --- intermediates ----------------------------------------------------------------------------------------------------------------
+# --- intermediates ----------------------------------------------------------------------------------------------------
 
 
 @KINDS
@@ -61,21 +63,29 @@ def test_what_was_computed_on_the_way_adds_up_to_the_features(attention: str) ->
 
 def test_asking_for_them_changes_nothing() -> None:
     model = build().eval()
-    assert torch.equal(model.forward_features(pixels(), MIXED, intermediates={}), model.forward_features(pixels(), MIXED))
+    assert torch.equal(
+        model.forward_features(pixels(), MIXED, intermediates={}), model.forward_features(pixels(), MIXED)
+    )
 
 
-# --- parameters -------------------------------------------------------------------------------------------------------------------
+# --- parameters -------------------------------------------------------------------------------------------------------
 
 
 def test_every_parameter_has_a_layer_and_layers_go_up_with_depth() -> None:
     model = build(layer_scale=0.1, time="additive")
     layers = {name: model.backbone.layer_of(name) for name, _ in model.backbone.named_parameters()}
-    assert {layers[name] for name in ("cls_token", "pos_embed", "time_embed", "patch_embed.weight", "patch_embed.bias")} == {0}
+    assert {
+        layers[name] for name in ("cls_token", "pos_embed", "time_embed", "patch_embed.weight", "patch_embed.bias")
+    } == {0}
     for block in range(3):
         assert {layer for name, layer in layers.items() if name.startswith(f"blocks.{block}.")} == {block + 1}
     assert {layers[name] for name in ("norm.weight", "norm.bias")} == {4}
     below = {name: model.layers_below(name) for name, _ in model.named_parameters()}
-    assert below == {**{f"backbone.{name}": 4 - layer for name, layer in layers.items()}, "heads.things.weight": 0, "heads.things.bias": 0}
+    assert below == {
+        **{f"backbone.{name}": 4 - layer for name, layer in layers.items()},
+        "heads.things.weight": 0,
+        "heads.things.bias": 0,
+    }
 
 
 def test_weight_decay_is_for_matrices_alone() -> None:
@@ -124,33 +134,37 @@ def test_dropout_is_for_training_alone(where: str) -> None:
     assert torch.equal(model(pixels(), MIXED)["things"], plain(pixels(), MIXED)["things"])
 
 
-# --- the same function, computed otherwise ----------------------------------------------------------------------------------------
+# --- the same function, computed otherwise ----------------------------------------------------------------------------
 
 
 @KINDS
 def test_checkpointing_changes_no_gradient_and_keeps_less(attention: str) -> None:
     model, frames = build(attention=attention).train(), pixels()
-    kept = []
+    retained = []
 
     def note(tensor: Tensor) -> Tensor:
-        kept.append(tensor.nbytes)
+        retained.append(tensor.nbytes)
         return tensor
 
-    found, memory = {}, {}
+    result, memory = {}, {}
     for on in (False, True):
         model.set_checkpointing(on)
-        kept.clear()
+        retained.clear()
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             loss = model(frames, MIXED)["things"].square().sum()
-        memory[on] = sum(kept)
+        memory[on] = sum(retained)
         loss.backward()
-        found[on] = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+        result[on] = {
+            name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+        }
         model.zero_grad(set_to_none=True)
-    assert all(torch.equal(found[True][name], gradient) for name, gradient in found[False].items())
+    assert all(torch.equal(result[True][name], gradient) for name, gradient in result[False].items())
     assert memory[True] < memory[False] / 3
 
 
-@pytest.mark.parametrize("mode", [{}, {"time": "additive"}, {"image_temporal": "skip"}, {"attention": "joint"}], ids=str)
+@pytest.mark.parametrize(
+    "mode", [{}, {"time": "additive"}, {"image_temporal": "skip"}, {"attention": "joint"}], ids=str
+)
 def test_compiled_blocks_share_one_graph_for_a_pack_layout(mode: dict[str, Any]) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -158,10 +172,10 @@ def test_compiled_blocks_share_one_graph_for_a_pack_layout(mode: dict[str, Any])
     wanted = gradients(model, frames)
     model.compile_stages(backend="aot_eager", fullgraph=True)
     for _ in range(2):
-        found = gradients(model, frames)
+        result = gradients(model, frames)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+        torch.testing.assert_close(result[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
 
 
 @KINDS
@@ -179,12 +193,14 @@ def test_an_exported_graph_computes_the_same(attention: str) -> None:
     torch.testing.assert_close(exported(pixels()), alone(pixels()), rtol=1e-5, atol=1e-5)
 
 
-# --- sizes ------------------------------------------------------------------------------------------------------------------------
+# --- sizes ------------------------------------------------------------------------------------------------------------
 
 
 @KINDS
 @pytest.mark.parametrize(("height", "width", "frames"), [(24, 24, 4), (32, 16, 4), (8, 40, 3), (24, 24, 33)])
-def test_any_number_of_frames_and_any_multiple_of_the_patch(attention: str, height: int, width: int, frames: int) -> None:
+def test_any_number_of_frames_and_any_multiple_of_the_patch(
+    attention: str, height: int, width: int, frames: int
+) -> None:
     model, groups = build(attention=attention, time="additive").eval(), ((1, frames), (2, 1))
     features = model.forward_features(torch.randn(frames + 2, 3, height, width), groups)
     assert features.shape == (3, 32)

@@ -1,4 +1,6 @@
-"""A model leaves for a folder and comes back the same, from a folder, a run or the Hub's cache, with a card for its readers."""
+"""A model leaves for a folder and comes back the same, from a folder, a run or the Hub's cache, with a card for its
+readers.
+"""
 
 from __future__ import annotations
 
@@ -43,21 +45,23 @@ def build(**changes: Any) -> CoVeR:
 
 
 def front_matter(card: str) -> dict[str, Any]:
-    found = yaml.safe_load(card.split("---\n")[1])
-    assert isinstance(found, dict)
-    return found
+    result = yaml.safe_load(card.split("---\n")[1])
+    assert isinstance(result, dict)
+    return result
 
 
-@pytest.mark.parametrize("changes", [{}, {"time": "additive", "mean": (0.1, 0.2, 0.3), "norm_eps": 1e-5, "layer_scale": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"time": "additive", "mean": (0.1, 0.2, 0.3), "norm_eps": 1e-5, "layer_scale": 0.1}], ids=str
+)
 def test_saved_and_loaded(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = build(**changes)
     model.save_pretrained(tmp_path / "release")
-    found = CoVeR.from_pretrained(tmp_path / "release")
-    assert isinstance(found, CoVeR)
-    assert (found.config, found.head_list, found.metadata, found.training) == (model.config, HEADS, METADATA, False)
+    result = CoVeR.from_pretrained(tmp_path / "release")
+    assert isinstance(result, CoVeR)
+    assert (result.config, result.head_list, result.metadata, result.training) == (model.config, HEADS, METADATA, False)
     frames = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     wanted = model(model.normalize(frames), ((1, 4), (1, 1)))
-    for name, logits in found(found.normalize(frames), ((1, 4), (1, 1))).items():
+    for name, logits in result(result.normalize(frames), ((1, 4), (1, 1))).items():
         assert torch.equal(logits, wanted[name])
     assert load_release(tmp_path / "release").metadata == METADATA
 
@@ -85,10 +89,15 @@ def test_the_card(tmp_path: Path) -> None:
 
 def test_the_lines_of_use_on_the_card_work(tmp_path: Path) -> None:
     build().save_pretrained(tmp_path)
-    (code,) = (part.split("```")[0] for part in (tmp_path / "README.md").read_text(encoding="utf-8").split("```python\n")[1:])
+    (code,) = (
+        part.split("```")[0] for part in (tmp_path / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    )
     names: dict[str, Any] = {"frames": torch.zeros(4, 3, 16, 16, dtype=torch.uint8)}
     exec(code.replace("FOLDER_OR_HUB_ID", str(tmp_path)), names)
-    assert {name: tuple(logits.shape) for name, logits in names["logits"].items()} == {"moves": (1, 2), "things": (1, 3)}
+    assert {name: tuple(logits.shape) for name, logits in names["logits"].items()} == {
+        "moves": (1, 2),
+        "things": (1, 3),
+    }
 
 
 def test_a_card_that_is_there_stays(tmp_path: Path) -> None:
@@ -111,7 +120,7 @@ def test_a_start_with_another_number_of_attention_heads(tmp_path: Path) -> None:
         start_from(CoVeR(TimeSformerConfig(**{**SHAPE, "attention_heads": 4}), HEADS), tmp_path, "keep")
 
 
-# --- the Hub ----------------------------------------------------------------------------------------------------------------------
+# --- the Hub ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -134,8 +143,8 @@ def cached(cache: Path, model: CoVeR, revision: str = "main") -> Path:
 def test_a_hub_id(cache: Path, revision: str | None) -> None:
     model = build()
     cached(cache, model, revision if revision == "v1" else "main")
-    found = CoVeR.from_pretrained("them/moves", revision)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in found.state_dict().items())
+    result = CoVeR.from_pretrained("them/moves", revision)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in result.state_dict().items())
     with pytest.raises(UserError, match="not in the Hub's cache"):
         CoVeR.from_pretrained("them/moves", "v2")
 
@@ -150,7 +159,9 @@ def test_the_switch_that_users_have(tmp_path: Path) -> None:
     cached(tmp_path / "cache", build())
     code = "from cover import CoVeR; print(CoVeR.from_pretrained('them/moves').metadata['step'])"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+    )
     assert (done.returncode, done.stdout) == (0, "70\n"), done.stderr
 
 

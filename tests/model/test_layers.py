@@ -21,10 +21,10 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
 
 
-def same(found: Callable[..., Tensor], wanted: Callable[..., Tensor], *inputs: Tensor) -> None:
+def same(items: Callable[..., Tensor], wanted: Callable[..., Tensor], *inputs: Tensor) -> None:
     """Values and the gradients of every input, under an uneven weighting of the outputs."""
     results = []
-    for function in (found, wanted):
+    for function in (items, wanted):
         out = function(*inputs)
         weights = torch.arange(out.numel(), dtype=out.dtype).view(out.shape).cos()
         results.append((out, *torch.autograd.grad((out * weights).sum(), inputs)))
@@ -38,10 +38,10 @@ def test_gelu_and_linear() -> None:
 
 
 def test_gelu_and_linear_keep_the_hidden_layer_once() -> None:
-    hidden, kept = random(3, 5, 8), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+    hidden, retained = random(3, 5, 8), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: retained.append(x) or x, lambda x: x):
         gelu_linear(hidden, random(4, 8), random(4), nn.Dropout(0.0))
-    assert [x.data_ptr() for x in kept if x.shape == hidden.shape] == [hidden.data_ptr()]
+    assert [x.data_ptr() for x in retained if x.shape == hidden.shape] == [hidden.data_ptr()]
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
@@ -49,9 +49,9 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen: int) -> N
     inputs = [random(3, 5, 8), random(4, 8, seed=1), random(4, seed=2)]
     inputs[frozen].requires_grad_(False)
     free = [x for x in inputs if x.requires_grad]
-    found = torch.autograd.grad(gelu_linear(*inputs, nn.Dropout(0.0)).square().sum(), free)
+    result = torch.autograd.grad(gelu_linear(*inputs, nn.Dropout(0.0)).square().sum(), free)
     wanted = torch.autograd.grad(fn.linear(fn.gelu(inputs[0]), *inputs[1:]).square().sum(), free)
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(result, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
@@ -86,7 +86,9 @@ def test_pairs_of_channels_are_turned() -> None:
 def network(merging: bool, **changes: object) -> tuple[CoVeR, Tensor]:
     """A network wide of tokens, so that merging sets in, every parameter random."""
     torch.manual_seed(0)
-    model = CoVeR(TimeSformerConfig(width=16, depth=2, attention_heads=2, patch=8, size=32, **changes), (Head("a", tuple("xyz")),))
+    model = CoVeR(
+        TimeSformerConfig(width=16, depth=2, attention_heads=2, patch=8, size=32, **changes), (Head("a", tuple("xyz")),)
+    )
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     model.backbone.set_merging(merging)
@@ -94,24 +96,24 @@ def network(merging: bool, **changes: object) -> tuple[CoVeR, Tensor]:
 
 
 def test_merged_projections_are_the_same_function() -> None:
-    found = []
+    results = []
     for merging in (True, False):
         model, frames = network(merging)
         model(frames, ((2, 4), (2, 1)))["a"].square().sum().backward()
-        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-4 * float(gradient.abs().max()))
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(gradient, results[1][name], rtol=1e-4, atol=1e-4 * float(gradient.abs().max()))
 
 
 @pytest.mark.parametrize("time", ["rotary", "additive"])
 def test_gradients_under_autocast_are_those_of_fp32_up_to_its_rounding(time: str) -> None:
-    found = []
+    results = []
     for enabled in (False, True):
         model, frames = network(merging=True, time=time)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             logits = model(frames, ((2, 4), (2, 1)))["a"]
         logits.float().square().sum().backward()
-        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    for name, gradient in found[0].items():
-        assert found[1][name].dtype == torch.float32
-        assert float((found[1][name] - gradient).norm() / gradient.norm()) < 0.2, name
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in results[0].items():
+        assert results[1][name].dtype == torch.float32
+        assert float((results[1][name] - gradient).norm() / gradient.norm()) < 0.2, name

@@ -66,7 +66,7 @@ def products(config: TimeSformerConfig, groups: Groups, size: int, classes: int)
     return total
 
 
-# --- multiply-adds ----------------------------------------------------------------------------------------------------------------
+# --- multiply-adds ----------------------------------------------------------------------------------------------------
 
 
 @KINDS
@@ -78,7 +78,9 @@ def test_every_product_is_counted(kind: dict[str, Any], groups: Groups) -> None:
         assert forward_cost(on_meta(config, HEADS), groups, size).multiply_adds == products(config, groups, size, 8)
 
 
-@pytest.mark.parametrize("changes", [{"mlp_ratio": 2.7}, {"patch": 4}, {"layer_scale": 0.1}, {"width": 20, "attention_heads": 2}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"mlp_ratio": 2.7}, {"patch": 4}, {"layer_scale": 0.1}, {"width": 20, "attention_heads": 2}], ids=str
+)
 def test_multiply_adds_of_other_shapes(changes: dict[str, Any]) -> None:
     config = TimeSformerConfig(**{**SHAPE, **changes})
     assert forward_cost(on_meta(config, {}), LAYOUTS[2], 24).multiply_adds == products(config, LAYOUTS[2], 24, 0)
@@ -113,7 +115,7 @@ def test_a_count_changes_nothing_of_the_network() -> None:
     assert all(parameter.is_meta and parameter.requires_grad for parameter in model.parameters())
 
 
-# --- the published figures --------------------------------------------------------------------------------------------------------
+# --- the published figures --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,9 @@ def test_a_count_changes_nothing_of_the_network() -> None:
     ids=["CoVeR", "CoVeR-HR", "CoVeR-L", "CoVeR"],
 )
 @pytest.mark.parametrize("time", ["rotary", "additive"])
-def test_published_sizes(preset: str, frames: int, size: int, heads: dict[str, int], millions: float, tera: float, time: str) -> None:
+def test_published_sizes(
+    preset: str, frames: int, size: int, heads: dict[str, int], millions: float, tera: float, time: str
+) -> None:
     """CoVeR, table 2 and section 4; CoVeR's as UniFormerV2 prints them (tables 6 to 11), three views each."""
     config = named_config(preset, frames=frames, size=size, time=time)
     model = on_meta(config, heads)
@@ -137,11 +141,18 @@ def test_published_sizes(preset: str, frames: int, size: int, heads: dict[str, i
 
 @pytest.mark.parametrize(
     ("attention", "frames", "giga"),
-    [("divided", 8, 195.83), ("joint", 8, 180.16), ("space", 8, 140.50), ("divided", 1, 17.56 + 4.18), ("space", 1, 17.56)],
+    [
+        ("divided", 8, 195.83),
+        ("joint", 8, 180.16),
+        ("space", 8, 140.50),
+        ("divided", 1, 17.56 + 4.18),
+        ("space", 1, 17.56),
+    ],
 )
 def test_multiply_adds_of_the_attention_kinds(attention: Any, frames: int, giga: float) -> None:
-    """As counted on transformers' models, whose temporal branch leaves the class token out where ours computes and drops
-    it (0.35 %). An image passes three more products in each divided block than in a ViT (`space`)."""
+    """As counted on transformers' models, whose temporal branch leaves the class token out where ours computes and
+    drops it (0.35 %). An image passes three more products in each divided block than in a ViT (`space`).
+    """
     model = on_meta(named_config("B/16", attention=attention, time="additive"), {"k400": 400} if frames > 1 else {})
     assert forward_cost(model, ((1, frames),), 224).multiply_adds / 1e9 == pytest.approx(giga, rel=4e-3)
 
@@ -156,23 +167,23 @@ def test_merged_matrices_save_what_is_known_of_them() -> None:
 @pytest.mark.parametrize(("attention", "millions"), [("space", 85.9), ("joint", 85.9), ("divided", 121.4)])
 def test_parameters_of_the_attention_kinds(attention: str, millions: float) -> None:
     """CoVeR, table 1."""
-    assert count_parameters(on_meta(named_config("B/16", attention=attention), {"k400": 400})).total / 1e6 == pytest.approx(
-        millions, rel=5e-3
-    )
+    assert count_parameters(
+        on_meta(named_config("B/16", attention=attention), {"k400": 400})
+    ).total / 1e6 == pytest.approx(millions, rel=5e-3)
 
 
-# --- parameters and tokens --------------------------------------------------------------------------------------------------------
+# --- parameters and tokens --------------------------------------------------------------------------------------------
 
 
 @KINDS
 def test_parameters_in_their_parts(kind: dict[str, Any]) -> None:
     config = TimeSformerConfig(**SHAPE, **kind)
-    found, model = count_parameters(on_meta(config, HEADS)), build(config)
-    assert found == count_parameters(model)
-    assert found.total == found.trained == sum(p.numel() for p in model.parameters())
-    assert found.heads == 8 * 32 + 8
-    assert found.temporal == sum(p.numel() for name, p in model.named_parameters() if model.is_temporal(name))
-    assert count_parameters(on_meta(config, {})).total == found.body
+    result, model = count_parameters(on_meta(config, HEADS)), build(config)
+    assert result == count_parameters(model)
+    assert result.total == result.trained == sum(p.numel() for p in model.parameters())
+    assert result.heads == 8 * 32 + 8
+    assert result.temporal == sum(p.numel() for name, p in model.named_parameters() if model.is_temporal(name))
+    assert count_parameters(on_meta(config, {})).total == result.body
     assert largest_stage(model) == sum(p.numel() for p in model.blocks[0].parameters())
 
 
@@ -193,7 +204,8 @@ def test_tokens_and_packs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "part"), [("a", 0, "a=0"), ("a", 10**7, "1 to 1,000,000"), ("keys", 2, "keys"), ("a.b", 2, "a.b")]
+    ("name", "classes", "part"),
+    [("a", 0, "a=0"), ("a", 10**7, "1 to 1,000,000"), ("keys", 2, "keys"), ("a.b", 2, "a.b")],
 )
 def test_heads_that_cannot_be(name: str, classes: int, part: str) -> None:
     with pytest.raises(UserError, match=r"^heads: ") as error:
@@ -202,7 +214,7 @@ def test_heads_that_cannot_be(name: str, classes: int, part: str) -> None:
     assert "\n" not in str(error.value)
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 class Kept:
@@ -227,21 +239,21 @@ def kept(config: TimeSformerConfig, groups: Groups, size: int, checkpointing: bo
     """Bytes held after a forward pass; with `checkpointing` while the last block has been computed again."""
     model = build(config).train()
     model.set_checkpointing(checkpointing)
-    held, inputs = Kept(model), []
+    present, inputs = Kept(model), []
     for block in model.blocks:
         block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
     frames = torch.randn(sum(s * t for s, t in groups), 3, size, size)
-    held.note(frames)  # as floats they stay, also where bf16 has its own
+    present.note(frames)  # as floats they stay, also where bf16 has its own
     with (
-        torch.autograd.graph.saved_tensors_hooks(held.note, lambda x: x),
+        torch.autograd.graph.saved_tensors_hooks(present.note, lambda x: x),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
         _ = model(frames, groups)
         if checkpointing:  # what a checkpoint holds is hidden from the hooks
             _ = model.blocks[-1].forward(*inputs[-1])
             for arguments in inputs:
-                held.note(arguments[0])
-    return held.bytes
+                present.note(arguments[0])
+    return present.bytes
 
 
 WIDER: dict[str, Any] = {"width": 96, "depth": 3, "attention_heads": 4, "patch": 8, "frames": 4}
@@ -259,12 +271,14 @@ def test_activation_memory(kind: dict[str, Any], groups: Groups, checkpointing: 
 
 @CHECKPOINTING
 @pytest.mark.parametrize("groups", LAYOUTS[1:4], ids=str)
-@pytest.mark.parametrize("kind", [{}, {"attention": "joint"}, {"image_temporal": "skip"}, {"layer_scale": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "kind", [{}, {"attention": "joint"}, {"image_temporal": "skip"}, {"layer_scale": 0.1}], ids=str
+)
 def test_activation_memory_under_autocast(kind: dict[str, Any], groups: Groups, checkpointing: bool) -> None:
     config = TimeSformerConfig(**WIDER, **kind)
     trace = trace_step(on_meta(config, HEADS), groups, 32, bf16=True, backward=False)
-    found = kept(config, groups, 32, checkpointing, bf16=True)
-    assert trace.activation_bytes(checkpointing) == pytest.approx(found, rel=0.05)
+    result = kept(config, groups, 32, checkpointing, bf16=True)
+    assert trace.activation_bytes(checkpointing) == pytest.approx(result, rel=0.05)
 
 
 def test_dropout_masks_are_those_of_the_device() -> None:
@@ -326,6 +340,7 @@ def test_any_network_has_a_profile() -> None:
     assert cost.multiply_adds == places * 27 * (3 * 4 + 4 * 6) + 2 * 6 * 5
     trace = trace_step(model, ((2, 4),), 8)
     frames, first, last = places * 3 * 4, places * 4 * 4, places * 6 * 4
-    assert trace.forward == pytest.approx(frames + first, abs=200)  # features and logits are few, the last map is not kept
+    # features and logits are few, the last map is not kept
+    assert trace.forward == pytest.approx(frames + first, abs=200)
     assert max(sum(moment[1:]) for moment in trace.moments) >= frames + first + last
     assert trace.moments[-1].gradients == 4 * count_parameters(model).total

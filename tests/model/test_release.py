@@ -20,7 +20,11 @@ from cover.model.heads import Head
 from cover.model.release import find_release, load_release, save_release, start_from, steps_saved
 
 SHAPE: dict[str, Any] = {"width": 16, "depth": 2, "attention_heads": 2, "patch": 8, "size": 16, "frames": 4}
-MOTION, THINGS, OTHERS = Head("motion", ("up", "döwn")), Head("things", ("cat", "dog", "cow")), Head("others", ("x", "y"))
+MOTION, THINGS, OTHERS = (
+    Head("motion", ("up", "döwn")),
+    Head("things", ("cat", "dog", "cow")),
+    Head("others", ("x", "y")),
+)
 
 
 def build(*heads: Head, seed: int = 0, **changes: Any) -> CoVeR:
@@ -51,16 +55,16 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
 def test_a_release_comes_back_as_it_was_written(tmp_path: Path, time: str) -> None:
     model = build(MOTION, THINGS, time=time, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), image_temporal="skip")
     save_release(tmp_path, model, {"step": 7, "note": "ü"})
-    found = load_release(tmp_path)
-    assert found.config == model.config
-    assert found.head_list == model.head_list
-    assert found.metadata == {"step": 7, "note": "ü"}
-    assert not found.training
-    assert found.state_dict().keys() == model.state_dict().keys()
-    assert all(torch.equal(found.state_dict()[name], value) for name, value in model.state_dict().items())
+    result = load_release(tmp_path)
+    assert result.config == model.config
+    assert result.head_list == model.head_list
+    assert result.metadata == {"step": 7, "note": "ü"}
+    assert not result.training
+    assert result.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(result.state_dict()[name], value) for name, value in model.state_dict().items())
     pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     for name, logits in model.eval()(model.normalize(pixels), ((1, 4), (1, 1))).items():
-        assert torch.equal(found(found.normalize(pixels), ((1, 4), (1, 1)))[name], logits)
+        assert torch.equal(result(result.normalize(pixels), ((1, 4), (1, 1)))[name], logits)
 
 
 def test_keep_takes_everything_but_heads_that_are_not_shared(release: Path) -> None:
@@ -69,7 +73,8 @@ def test_keep_takes_everything_but_heads_that_are_not_shared(release: Path) -> N
     before = copied(ours)
     notes = start_from(ours, release, "keep")
     for name, value in ours.state_dict().items():
-        new = torch.zeros_like(before[name]) if name.endswith("weight") else before[name]  # on a trained trunk a new head starts at zero
+        # on a trained trunk a new head starts at zero
+        new = torch.zeros_like(before[name]) if name.endswith("weight") else before[name]
         wanted = new if name.startswith("heads.others") else theirs.state_dict()[name]
         assert torch.equal(value, wanted), name
     assert any("others" in note and "new" in note for note in notes)
@@ -83,16 +88,22 @@ def test_copied_is_the_published_start(release: Path) -> None:
         if "temporal_fc" in name:
             assert not value.any()
         else:
-            assert torch.equal(value, theirs[name.replace("temporal_attn", "attn").replace("temporal_norm", "norm1")]), name
+            assert torch.equal(
+                value, theirs[name.replace("temporal_attn", "attn").replace("temporal_norm", "norm1")]
+            ), name
 
 
 def test_fresh_differs_from_copied_in_the_temporal_attention_alone(release: Path) -> None:
     fresh, copied_branch = build(MOTION, THINGS, seed=1), build(MOTION, THINGS, seed=1)
     start_from(fresh, release, "fresh")
     start_from(copied_branch, release, "copied")
-    changed = {name for name, value in fresh.state_dict().items() if not torch.equal(value, copied_branch.state_dict()[name])}
+    changed = {
+        name for name, value in fresh.state_dict().items() if not torch.equal(value, copied_branch.state_dict()[name])
+    }
     parts = ("qkv.weight", "qkv.bias", "proj.weight", "proj.bias")
-    assert changed == {f"backbone.blocks.{block}.temporal_attn.{part}" for block in range(fresh.config.depth) for part in parts}
+    assert changed == {
+        f"backbone.blocks.{block}.temporal_attn.{part}" for block in range(fresh.config.depth) for part in parts
+    }
 
 
 def test_fresh_changes_the_kind_of_time(release: Path) -> None:
@@ -139,7 +150,11 @@ def test_another_family_of_networks(release: Path) -> None:
 
 
 def test_what_a_head_is_comes_back(tmp_path: Path) -> None:
-    heads = (Head("all", ("a", "b", "c"), "sigmoid", ("homes", "sounds")), Head("both", ("x",), serves=("left", "right")), THINGS)
+    heads = (
+        Head("all", ("a", "b", "c"), "sigmoid", ("homes", "sounds")),
+        Head("both", ("x",), serves=("left", "right")),
+        THINGS,
+    )
     save_release(tmp_path, build(*heads), {"step": 0})
     assert load_release(tmp_path).head_list == heads
 
@@ -203,7 +218,9 @@ def test_a_damaged_configuration(release: Path, text: str) -> None:
 
 
 def test_a_release_of_an_earlier_version_is_refused_by_name(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (release / "config.json").write_text(json.dumps({"format": 1, "model": {"width": 16}, "heads": [], "about": {"step": 7}}))
+    (release / "config.json").write_text(
+        json.dumps({"format": 1, "model": {"width": 16}, "heads": [], "metadata": {"step": 7}})
+    )
     assert main(["predict", str(release), "clip.mp4"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(release / "config.json") in line

@@ -53,7 +53,9 @@ def make_pack(groups: Groups, size: int) -> Pack:
     )
 
 
-def measured(config: TimeSformerConfig, groups: Groups, size: int, options: StepOptions, frozen: frozenset[str] = frozenset()) -> tuple[int, int]:
+def measured(
+    config: TimeSformerConfig, groups: Groups, size: int, options: StepOptions, frozen: frozenset[str] = frozenset()
+) -> tuple[int, int]:
     """(what stays, most above it) of a step like every one but the first, in bytes."""
     model = CoVeR(config, (Head("a", tuple(map(str, range(CLASSES)))),)).train()
     model.set_checkpointing(options.checkpointing)
@@ -68,11 +70,16 @@ def measured(config: TimeSformerConfig, groups: Groups, size: int, options: Step
 
     step()
     model.zero_grad(set_to_none=True)
-    held = [*model.parameters(), *(value for state in optimizer.state.values() for value in state.values() if value.dim())]
-    return sum(tensor.nbytes for tensor in held), peak_bytes(step) + pack.frames.nbytes
+    present = [
+        *model.parameters(),
+        *(value for state in optimizer.state.values() for value in state.values() if value.dim()),
+    ]
+    return sum(tensor.nbytes for tensor in present), peak_bytes(step) + pack.frames.nbytes
 
 
-def planned(config: TimeSformerConfig, groups: Groups, size: int, options: StepOptions, frozen: frozenset[str] = frozenset()) -> tuple[int, int]:
+def planned(
+    config: TimeSformerConfig, groups: Groups, size: int, options: StepOptions, frozen: frozenset[str] = frozenset()
+) -> tuple[int, int]:
     model = on_meta(config, {"a": CLASSES})
     freeze(model, frozen)
     memory = step_memory(model, groups, size, options)
@@ -91,7 +98,8 @@ PLANS: dict[str, tuple[str, int, Groups, dict[str, Any], dict[str, Any]]] = {
     "weights alone": ("S/16", 32, ((1, 4),), {}, {}),
     "images": ("mini", 32, ((64, 1),), {}, {}),
 }
-CHECKPOINTED = ("mixed", "joint", "micro-batches", "images")  # the others' blocks are computed anew in the full checks only
+# the others' blocks are computed anew in the full checks only
+CHECKPOINTED = ("mixed", "joint", "micro-batches", "images")
 
 
 @pytest.mark.parametrize(
@@ -121,12 +129,14 @@ def test_what_is_not_trained_has_no_gradient_and_no_optimizer(part: str) -> None
         "prefix": frozenset(name for name in names if name.startswith(prefix)),
         "body": frozenset(name for name in names if not name.startswith("heads.")),
     }[part]
-    (state, step), (state_found, step_found) = (run(config, groups, 64, StepOptions(), frozen) for run in (planned, measured))
+    (state, step), (state_found, step_found) = (
+        run(config, groups, 64, StepOptions(), frozen) for run in (planned, measured)
+    )
     assert state == state_found
     assert state + step == pytest.approx(state_found + step_found, rel=0.05)
 
 
-# --- several devices ------------------------------------------------------------------------------------------------------------
+# --- several devices --------------------------------------------------------------------------------------------------
 
 
 def of_large(**options: Any) -> StepMemory:

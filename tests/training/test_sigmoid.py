@@ -13,14 +13,25 @@ from cover.mixture.pack import Pack, split_pack
 from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
-from cover.training.step import StepSettings, Tally, forward_backward, sample_losses, sigmoid_hits, sigmoid_loss
+from cover.training.step import LossSums, StepSettings, forward_backward, sample_losses, sigmoid_hits, sigmoid_loss
 
-ONE, SOUNDS, HOMES = Head("one", ("a", "b", "c")), Head("sounds", ("x", "y"), "sigmoid"), Head("homes", ("p", "q", "r", "s"), "sigmoid")
+ONE, SOUNDS, HOMES = (
+    Head("one", ("a", "b", "c")),
+    Head("sounds", ("x", "y"), "sigmoid"),
+    Head("homes", ("p", "q", "r", "s"), "sigmoid"),
+)
 HEADS = (SOUNDS, ONE, HOMES)
 SIGMOID = ("sounds", "homes")
 DATASET = [1, 0, 2, 2, 1, 0]
 TARGETS = [[-1, 2, -1], [0, -1, -1], [-1, -1, 0], [-1, -1, 0], [-1, 0, -1], [0, -1, -1]]
-HOT = [[0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]]
+HOT = [
+    [0, 0, 0, 0, 0, 0],
+    [1, 1, 0, 0, 0, 0],
+    [0, 0, 1, 0, 0, 1],
+    [0, 0, 0, 0, 0, 0],
+    [0, 0, 0, 0, 0, 0],
+    [0, 1, 0, 0, 0, 0],
+]
 FACTORS = [2.0, 1.0, 0.5]
 
 
@@ -48,7 +59,7 @@ def make_pack() -> Pack:
 
 
 def make_settings(smoothing: float = 0.0) -> StepSettings:
-    return StepSettings(10, torch.tensor(FACTORS), smoothing, clip=0.0, sigmoid=SIGMOID)
+    return StepSettings(10, torch.tensor(FACTORS), smoothing, max_grad_norm=0.0, sigmoid=SIGMOID)
 
 
 def logits_of(model: CoVeR, pack: Pack) -> dict[str, list[list[float]]]:
@@ -73,13 +84,15 @@ def loss_by_hand(logits: dict[str, list[list[float]]], number: int, smoothing: f
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_of_a_mixed_pack_by_hand(smoothing: float) -> None:
-    model, pack, tally = build(), make_pack(), Tally(3, "cpu")
+    model, pack, tally = build(), make_pack(), LossSums(3, "cpu")
     loss = forward_backward(model, pack, make_settings(smoothing), tally)
     logits = logits_of(model, pack)
     each = [loss_by_hand(logits, number, smoothing) for number in range(6)]
     weighed = [FACTORS[DATASET[number]] * float(pack.weight[number]) * each[number] for number in range(6)]
     assert float(loss) == pytest.approx(sum(weighed) / 10, rel=1e-5)
-    assert [mean for mean, _, _ in tally.take()] == pytest.approx([(each[1] + each[5]) / 2, each[0], (each[2] + each[3]) / 2], rel=1e-5)
+    assert [mean for mean, _, _ in tally.take()] == pytest.approx(
+        [(each[1] + each[5]) / 2, each[0], (each[2] + each[3]) / 2], rel=1e-5
+    )
 
 
 def gradients(model: CoVeR, pack: Pack) -> dict[str, Tensor]:
@@ -98,7 +111,9 @@ def test_what_a_row_does_not_train_does_not_reach_its_gradient() -> None:
     other[4] = 1  # of weight 0
     other[[1, 5], 2:] = 1 - other[[1, 5], 2:]
     other[[2, 3], :2] = 1 - other[[2, 3], :2]
-    assert all(torch.equal(wanted[name], value) for name, value in gradients(model, replace(pack, multi_hot=other)).items())
+    assert all(
+        torch.equal(wanted[name], value) for name, value in gradients(model, replace(pack, multi_hot=other)).items()
+    )
     other[2, 3] = 1 - other[2, 3]
     changed = gradients(model, replace(pack, multi_hot=other))
     assert not torch.equal(wanted["heads.homes.bias"], changed["heads.homes.bias"])
@@ -107,10 +122,10 @@ def test_what_a_row_does_not_train_does_not_reach_its_gradient() -> None:
 
 def test_a_head_that_no_row_trains_gets_zeros_not_nothing() -> None:
     pack = replace(make_pack(), targets=torch.tensor([[-1, 1, -1]] * 6))
-    found = gradients(build(), pack)
-    assert not found["heads.homes.weight"].any()
-    assert not found["heads.sounds.bias"].any()
-    assert found["heads.one.weight"].any()
+    result = gradients(build(), pack)
+    assert not result["heads.homes.weight"].any()
+    assert not result["heads.sounds.bias"].any()
+    assert result["heads.one.weight"].any()
 
 
 def test_the_gradient_on_the_logits_is_that_of_a_softmax_at_the_start() -> None:
@@ -118,12 +133,15 @@ def test_the_gradient_on_the_logits_is_that_of_a_softmax_at_the_start() -> None:
     for classes in (2, 3, 50):
         names = tuple(map(str, range(classes)))
         model = CoVeR(
-            TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("a", names), Head("b", names, "sigmoid"))
+            TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16),
+            (Head("a", names), Head("b", names, "sigmoid")),
         )
         for name in ("a", "b"):
             model.zero_head(name)
         start = model.forward_head(torch.randn(4, 16))
-        assert torch.equal(start["b"], torch.full((4, classes), -math.log(classes - 1)) if classes > 2 else torch.zeros(4, 2))
+        assert torch.equal(
+            start["b"], torch.full((4, classes), -math.log(classes - 1)) if classes > 2 else torch.zeros(4, 2)
+        )
         logits = {name: scores.detach().requires_grad_() for name, scores in start.items()}
         labels = torch.tensor([0, 1, classes - 1, 0])
         multi_hot = torch.nn.functional.one_hot(labels, classes).to(torch.uint8)
@@ -138,7 +156,9 @@ def test_the_gradient_on_the_logits_is_that_of_a_softmax_at_the_start() -> None:
 
 
 def test_a_head_of_one_class() -> None:
-    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("a", ("x",), "sigmoid"),))
+    model = CoVeR(
+        TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("a", ("x",), "sigmoid"),)
+    )
     model.zero_head("a")
     assert model.head_list[0].probabilities(model.forward_head(torch.randn(2, 16))["a"]).tolist() == [[0.5], [0.5]]
 

@@ -1,4 +1,6 @@
-"""The 3-D convolutional baseline: what it computes, images beside clips, and one run from a recipe to an exported graph."""
+"""The 3-D convolutional baseline: what it computes, images beside clips, and one run from a recipe to an exported
+graph.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def by_hand(model: CoVeR, clip: Tensor) -> Tensor:
             reach = [x[min(max(frame + step, 0), last)][None] for step in (-1, 0, 1)]
             rows.append(sum(fn.conv2d(each, kernel[:, :, tap], stride=2, padding=1) for tap, each in enumerate(reach)))
         y = torch.cat(rows) + weights[f"layers.{layer}.conv.bias"][:, None, None]
-        y = fn.group_norm(y.transpose(0, 1)[None], 8, weights[f"layers.{layer}.norm.weight"], weights[f"layers.{layer}.norm.bias"])
+        y = fn.group_norm(
+            y.transpose(0, 1)[None], 8, weights[f"layers.{layer}.norm.weight"], weights[f"layers.{layer}.norm.bias"]
+        )
         x = fn.gelu(y)[0].transpose(0, 1)
     return x.mean((0, 2, 3))
 
@@ -58,7 +62,9 @@ def by_hand(model: CoVeR, clip: Tensor) -> Tensor:
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_the_feature_by_hand(motion: str, frames: int) -> None:
     model, clip = build(motion=motion), pixels(frames, 16, 24)
-    torch.testing.assert_close(model.forward_features(clip, ((1, frames),))[0], by_hand(model, clip), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        model.forward_features(clip, ((1, frames),))[0], by_hand(model, clip), rtol=1e-5, atol=1e-6
+    )
 
 
 @MOTIONS
@@ -83,13 +89,13 @@ def test_the_order_of_frames_matters_where_differences_enter() -> None:
 
 
 def test_checkpointing_changes_no_gradient() -> None:
-    model, found = build().train(), []
+    model, result = build().train(), []
     for on in (False, True):
         model.set_checkpointing(on)
         model.zero_grad()
         model(pixels(15), MIXED)["moves"].square().sum().backward()
-        found.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
-    assert all(torch.equal(found[1][name], gradient) for name, gradient in found[0].items())
+        result.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    assert all(torch.equal(result[1][name], gradient) for name, gradient in result[0].items())
 
 
 def test_parameters_by_their_place() -> None:
@@ -105,20 +111,24 @@ def test_parameters_by_their_place() -> None:
 def test_heat_is_input_times_gradient() -> None:
     model, clip = build(), pixels(3)
     with torch.inference_mode():
-        found = model.heat(clip, "moves", 1)
-    assert (tuple(found.heat.shape), found.method) == ((3, 14, 14), "input x gradient")
-    assert float(found.heat.sum()) == pytest.approx(1)
+        result = model.heat(clip, "moves", 1)
+    assert (tuple(result.heat.shape), result.method) == ((3, 14, 14), "input x gradient")
+    assert float(result.heat.sum()) == pytest.approx(1)
     inputs = clip.clone().requires_grad_()
     model(inputs, ((1, 3),))["moves"][0, 1].backward()
     wanted = fn.adaptive_avg_pool2d((inputs.grad * clip).sum(1).clamp_min(0), 14)
-    torch.testing.assert_close(found.heat, wanted / wanted.sum(), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(result.heat, wanted / wanted.sum(), rtol=1e-4, atol=1e-7)
     with pytest.raises(UserError, match="conv3d"):
         model.heat(clip)
 
 
 @pytest.mark.parametrize(
     ("changes", "key"),
-    [({"channels": ()}, "model.channels"), ({"channels": (8, 0)}, "model.channels"), ({"drop_path": 0.1}, "model.drop_path")],
+    [
+        ({"channels": ()}, "model.channels"),
+        ({"channels": (8, 0)}, "model.channels"),
+        ({"drop_path": 0.1}, "model.drop_path"),
+    ],
 )
 def test_options_that_make_no_network(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError, match=key):
@@ -138,8 +148,13 @@ def test_from_a_recipe_to_an_exported_graph(sandbox: Path, tmp_path: Path, capsy
         f"out: {run}\nsteps: 3\nbatch: 8\nworkers: 0\nevaluate_every: -1\nema: 0.5\naccumulation: 2\n"
     )
     assert main(["train", str(recipe), "--model.motion", "differences"]) == 0
-    assert main(["evaluate", str(run), "--catalog", str(sandbox), "--workers", "0", "--json", str(tmp_path / "found.json")]) == 0
-    assert {found["dataset"] for found in json.loads((tmp_path / "found.json").read_text())} == {"ssv2", "imagenet"}
+    assert (
+        main(
+            ["evaluate", str(run), "--catalog", str(sandbox), "--workers", "0", "--json", str(tmp_path / "found.json")]
+        )
+        == 0
+    )
+    assert {item["dataset"] for item in json.loads((tmp_path / "found.json").read_text())} == {"ssv2", "imagenet"}
     model = CoVeR.from_pretrained(run)
     assert model.config == Conv3dConfig(size=32, frames=4, channels=(8, 16), motion="differences")
 
@@ -148,13 +163,15 @@ def test_from_a_recipe_to_an_exported_graph(sandbox: Path, tmp_path: Path, capsy
         logits = model(model.normalize(clips.flatten(0, 1)), ((3, 4),))
     for form, file in (("onnx", "m.onnx"), ("torch", "m.pt2")):
         assert main(["export", str(run), "--format", form, "--out", str(tmp_path / file)]) == 0
-    (found,) = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(["ssv2"], {"clips": clips.numpy()})
-    np.testing.assert_allclose(found, logits["ssv2"].softmax(-1), atol=1e-5)
+    (result,) = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(["ssv2"], {"clips": clips.numpy()})
+    np.testing.assert_allclose(result, logits["ssv2"].softmax(-1), atol=1e-5)
     program = torch.export.load(tmp_path / "m.pt2").module()
     torch.testing.assert_close(program(clips)["ssv2"], logits["ssv2"].softmax(-1))
 
     capsys.readouterr()
-    assert main(["export", str(run), "--format", "transformers", "--head", "ssv2", "--out", str(tmp_path / "theirs")]) == 2
+    assert (
+        main(["export", str(run), "--format", "transformers", "--head", "ssv2", "--out", str(tmp_path / "theirs")]) == 2
+    )
     assert "conv3d" in capsys.readouterr().err
     again = ["train", str(recipe), "--out", str(tmp_path / "other"), "--start.checkpoint", str(run)]
     assert main([*again, "--model", "{backbone: timesformer}"]) == 2

@@ -1,4 +1,6 @@
-"""The roll-out is that of full token-to-token matrices, built here from the parameters alone; and it finds what a model reads."""
+"""The roll-out is that of full token-to-token matrices, built here from the parameters alone; and it finds what a model
+reads.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,25 @@ from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 
-CONFIG: dict[str, Any] = {"width": 24, "depth": 3, "attention_heads": 3, "patch": 4, "size": 12, "frames": 5, "layer_scale": 0.7}
+CONFIG: dict[str, Any] = {
+    "width": 24,
+    "depth": 3,
+    "attention_heads": 3,
+    "patch": 4,
+    "size": 12,
+    "frames": 5,
+    "layer_scale": 0.7,
+}
 HEADS = (Head("things", ("cat", "dog")), Head("moves", ("up", "down", "left"), loss="sigmoid"))
 MODES = pytest.mark.parametrize(
     "mode",
-    [{}, {"time": "additive"}, {"attention": "joint"}, {"attention": "joint", "time": "additive"}, {"attention": "space"}],
+    [
+        {},
+        {"time": "additive"},
+        {"attention": "joint"},
+        {"attention": "joint", "time": "additive"},
+        {"attention": "space"},
+    ],
     ids=lambda mode: " ".join(mode.values()) or "divided",
 )
 SHAPES = pytest.mark.parametrize(("count", "height", "width"), [(5, 12, 12), (3, 8, 16), (1, 12, 12)])
@@ -42,8 +58,9 @@ def clip(count: int = 5, height: int = 12, width: int = 12) -> Tensor:
 
 
 class Whole:
-    """The network on one list of tokens, with a P x P matrix for every attention head of every step: token 0 is the class token of the
-    clip, or, where frames are kept apart, tokens 0 to T - 1 are those of the frames."""
+    """The network on one list of tokens, with a P x P matrix for every attention head of every step: token 0 is the
+    class token of the clip, or, where frames are kept apart, tokens 0 to T - 1 are those of the frames.
+    """
 
     def __init__(self, model: CoVeR, frames: Tensor) -> None:
         self.weights = {name.removeprefix("backbone."): parameter for name, parameter in model.named_parameters()}
@@ -82,9 +99,15 @@ class Whole:
     def attended(self, x: Tensor, number: int, step: str) -> Tensor:
         """A branch, and its matrices noted."""
         block, config = f"blocks.{number}", self.config
-        names = ("temporal_norm", "temporal_attn", "temporal_scale") if step == "temporal" else ("norm1", "attn", "scale1")
+        names = (
+            ("temporal_norm", "temporal_attn", "temporal_scale") if step == "temporal" else ("norm1", "attn", "scale1")
+        )
         norm, attention, scale = (f"{block}.{name}" for name in names)
-        q, k, v = self.linear(self.normed(x, norm), f"{attention}.qkv").unflatten(1, (3, config.attention_heads, -1)).unbind(1)
+        q, k, v = (
+            self.linear(self.normed(x, norm), f"{attention}.qkv")
+            .unflatten(1, (3, config.attention_heads, -1))
+            .unbind(1)
+        )
         if config.time == "rotary" and (step == "temporal" or config.attention == "joint") and self.count > 1:
             q, k = self.turned(q), self.turned(k)
         scores = torch.einsum("phd,rhd->hpr", q, k) / q.shape[-1] ** 0.5
@@ -100,10 +123,14 @@ class Whole:
         return branch * self.weights[scale]
 
     def turned(self, x: Tensor) -> Tensor:
-        """Rotary positions: each pair of channels as a complex number, turned by the frame's angle; not the class token."""
+        """Rotary positions: each pair of channels as a complex number, turned by the frame's angle; not the class
+        token.
+        """
         half = x.shape[-1] // 2
         rates = 100.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-        frame = torch.tensor([0] * self.classes + [f for f in range(self.count) for _ in range(self.each)], dtype=torch.float64)
+        frame = torch.tensor(
+            [0] * self.classes + [f for f in range(self.count) for _ in range(self.each)], dtype=torch.float64
+        )
         angle = frame[:, None, None] * rates
         turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
         return torch.cat([turned.real, turned.imag], -1)
@@ -120,25 +147,26 @@ class Whole:
             index = torch.tensor(group)
             share = scores[index][:, index].softmax(-1)
             if step == "spatial" and self.classes == 1:
-                share = torch.cat([share[:1] / self.count, share[1:]])  # the class token's outcome is the mean over frames
+                # the class token's outcome is the mean over frames
+                share = torch.cat([share[:1] / self.count, share[1:]])
             rows = rows.index_put((index[:, None], index[None]), share, accumulate=True)
         return rows
 
     def factors(self, weighted: bool) -> list[Tensor]:
         """A matrix for every step, in the order of the computation."""
-        found = []
+        results = []
         for step, matrices in self.steps:
             identity = torch.eye(len(matrices[0]), dtype=torch.float64)
             if weighted and step == "temporal" and self.count == 1:
                 continue  # a softmax of a single key is 1 whatever it is: nothing is chosen
             if weighted:
-                found.append(identity + sum((m.detach() * m.grad).clamp_min(0) for m in matrices) / len(matrices))
+                results.append(identity + sum((m.detach() * m.grad).clamp_min(0) for m in matrices) / len(matrices))
                 continue
             mean = sum(m.detach() for m in matrices) / len(matrices)
             if step == "temporal":
                 mean[0] = identity[0]
-            found.append((mean + identity) / (mean + identity).sum(-1, keepdim=True))
-        return found
+            results.append((mean + identity) / (mean + identity).sum(-1, keepdim=True))
+        return results
 
     def rolled(self, weighted: bool = False) -> Tensor:
         """The product of all of them: what is on top comes last."""
@@ -147,10 +175,10 @@ class Whole:
             product = factor @ product
         return product
 
-    def check(self, found: Heat, row: Tensor) -> None:
+    def check(self, results: Heat, row: Tensor) -> None:
         heat = row[self.classes :].unflatten(0, (self.count, self.each))
-        torch.testing.assert_close(found.heat.double().flatten(1), heat / heat.sum(), rtol=1e-4, atol=1e-7)
-        assert found.own == pytest.approx(float(row[: self.classes].sum()), rel=1e-5)
+        torch.testing.assert_close(results.heat.double().flatten(1), heat / heat.sum(), rtol=1e-4, atol=1e-7)
+        assert results.own == pytest.approx(float(row[: self.classes].sum()), rel=1e-5)
 
 
 @MODES
@@ -164,37 +192,44 @@ def test_the_roll_out_is_that_of_whole_matrices(mode: dict[str, Any], count: int
     rolled = whole.rolled()
     torch.testing.assert_close(rolled.sum(-1), torch.ones(len(rolled), dtype=torch.float64))
     assert all(bool((factor >= 0).all()) for factor in whole.factors(False))
-    found = model.heat(frames)
-    whole.check(found, rolled[: whole.classes].mean(0))
-    assert found.heat.shape == (count, height // 4, width // 4)
-    assert found.own + float(rolled[: whole.classes, whole.classes :].mean(0).sum()) == pytest.approx(1)
+    result = model.heat(frames)
+    whole.check(result, rolled[: whole.classes].mean(0))
+    assert result.heat.shape == (count, height // 4, width // 4)
+    assert result.own + float(rolled[: whole.classes, whole.classes :].mean(0).sum()) == pytest.approx(1)
 
 
 @MODES
 @SHAPES
-def test_the_heat_of_a_class_is_that_of_whole_matrices(mode: dict[str, Any], count: int, height: int, width: int) -> None:
+def test_the_heat_of_a_class_is_that_of_whole_matrices(
+    mode: dict[str, Any], count: int, height: int, width: int
+) -> None:
     model, frames = build(**mode), clip(count, height, width)
     heats = []
     for head, place in (("things", 1), ("moves", 0), ("moves", 2)):
         whole = Whole(model, frames)
         whole.logits[head][place].backward()
-        found = model.heat(frames, head, place)
-        whole.check(found, whole.rolled(weighted=True)[: whole.classes].mean(0))
-        torch.testing.assert_close(found.frame_weights, found.heat.flatten(1).sum(1))
-        assert float(found.frame_weights.sum()) == pytest.approx(1)
-        heats.append(found.heat)
+        result = model.heat(frames, head, place)
+        whole.check(result, whole.rolled(weighted=True)[: whole.classes].mean(0))
+        torch.testing.assert_close(result.frame_weights, result.heat.flatten(1).sum(1))
+        assert float(result.frame_weights.sum()) == pytest.approx(1)
+        heats.append(result.heat)
     assert float((heats[0] - heats[1]).abs().sum()) > 0.05  # every class has its own
     assert float((heats[1] - heats[2]).abs().sum()) > 0.05
 
 
 def test_an_image_passes_over_time_however_it_is_trained() -> None:
-    """A branch of a single key is the identity, whether it is computed or left out; and clips keep their attention in time."""
+    """A branch of a single key is the identity, whether it is computed or left out; and clips keep their attention in
+    time.
+    """
     model, frames = build(image_temporal="skip"), clip(1)
     whole = Whole(model, frames)
     whole.check(model.heat(frames), whole.rolled()[0])
     with model.backbone.attention_maps() as maps:
         model(clip(5), ((1, 4), (1, 1)))
-    assert {name.rpartition(".")[2]: len(attended) for name, attended in maps.items()} == {"attn": 1, "temporal_attn": 1}
+    assert {name.rpartition(".")[2]: len(attended) for name, attended in maps.items()} == {
+        "attn": 1,
+        "temporal_attn": 1,
+    }
     assert maps["blocks.0.temporal_attn"][0].q.shape == (1, 10 * 3, 4, 8)
 
 
@@ -219,24 +254,24 @@ def test_whoever_has_switched_gradients_off_may_ask(mode: Any) -> None:
     wanted = [model.heat(frames, "things", 1).heat, model.heat(frames).heat]
     with mode():
         own = frames + 0  # made in that mode
-        found = [model.heat(own, "things", 1).heat, model.heat(own).heat]
+        results = [model.heat(own, "things", 1).heat, model.heat(own).heat]
         assert torch.is_inference_mode_enabled() is (mode is torch.inference_mode)
-    assert all(torch.equal(one, other) and not other.is_inference() for one, other in zip(wanted, found, strict=True))
-    assert not any(heat.requires_grad for heat in found)
+    assert all(torch.equal(one, other) and not other.is_inference() for one, other in zip(wanted, results, strict=True))
+    assert not any(heat.requires_grad for heat in results)
 
 
 def test_a_roll_out_asks_before_every_layer_and_ends_when_it_is_told() -> None:
-    model, frames, asked, computed = build(), clip(), list[int](), list[int]()
-    model.heat(frames, "things", 0, check=lambda: asked.append(1))
-    model.heat(frames, check=lambda: asked.append(2))
-    assert asked == [1] * 6 + [2] * 6  # three layers, each computed twice
+    model, frames, requested, computed = build(), clip(), list[int](), list[int]()
+    model.heat(frames, "things", 0, check=lambda: requested.append(1))
+    model.heat(frames, check=lambda: requested.append(2))
+    assert requested == [1] * 6 + [2] * 6  # three layers, each computed twice
     for before in range(6):
-        asked.clear()
+        requested.clear()
         computed.clear()
 
         def check() -> None:
-            asked.append(0)
-            if len(asked) > before:  # noqa: B023
+            requested.append(0)
+            if len(requested) > before:  # noqa: B023
                 raise InterruptedError
 
         hooks = [block.register_forward_hook(lambda *arguments: computed.append(1)) for block in model.backbone.blocks]
@@ -263,18 +298,20 @@ def test_a_roll_out_within_a_look_at_attention_leaves_it_its_own() -> None:
 def test_a_classifier_that_reads_nothing_has_no_heat() -> None:
     model = build()
     torch.nn.init.zeros_(model.heads["things"].weight)
-    found = model.heat(clip(), "things", 0)
-    assert not bool(found.heat.any())
-    assert not bool(found.heat.isnan().any())
+    result = model.heat(clip(), "things", 0)
+    assert not bool(result.heat.any())
+    assert not bool(result.heat.isnan().any())
 
 
 # --- what a model reads
 
 
 def planted(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Clips of noise with two marks, each in a frame and a patch of its own: a colour of two, and stripes of two directions.
+    """Clips of noise with two marks, each in a frame and a patch of its own: a colour of two, and stripes of two
+    directions.
 
-    Returns frames `(count, 4, 3, 16, 16)`, the two labels `(2, count)`, and the marks' frames and patches `(2, count)` each.
+    Returns frames `(count, 4, 3, 16, 16)`, the two labels `(2, count)`, and the marks' frames and patches `(2, count)`
+    each.
     """
     generator = torch.Generator().manual_seed(seed)
     frames = torch.rand(count, 4, 3, 16, 16, generator=generator) * 0.6 - 0.3
@@ -292,7 +329,9 @@ def planted(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def trained() -> CoVeR:
-    """A model that names both marks. Of one layer: deeper ones need not read a mark where it lies, for patches tell each other."""
+    """A model that names both marks. Of one layer: deeper ones need not read a mark where it lies, for patches tell
+    each other.
+    """
     torch.manual_seed(0)
     heads = (Head("colour", ("blue", "red")), Head("stripes", ("upright", "level")))
     model = CoVeR(TimeSformerConfig(width=32, depth=1, attention_heads=2, patch=4, size=16, frames=4), heads)

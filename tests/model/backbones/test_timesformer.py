@@ -52,9 +52,9 @@ def pixels(frames: int, seed: int = 0, size: int = SHAPE["size"]) -> Tensor:
     return torch.randn(frames, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def close(found: Tensor, wanted: Tensor) -> None:
+def close(results: Tensor, wanted: Tensor) -> None:
     """Equal up to fp32 rounding, measured against the largest entry."""
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * max(1.0, float(wanted.detach().abs().max())))
+    torch.testing.assert_close(results, wanted, rtol=1e-5, atol=1e-5 * max(1.0, float(wanted.detach().abs().max())))
 
 
 def one_by_one(frames: Tensor, groups: Groups) -> list[Tensor]:
@@ -69,11 +69,15 @@ MIXED: Groups = ((2, 8), (3, 4), (1, 2), (2, 1))
 def test_a_pack_equals_its_clips_and_images_run_separately(mode: dict[str, Any]) -> None:
     model = build(**mode)
     frames = pixels(sum(samples * length for samples, length in MIXED))
-    weights = {head.name: torch.randn(8, len(head.classes), generator=torch.Generator().manual_seed(7)) for head in HEADS}
+    weights = {
+        head.name: torch.randn(8, len(head.classes), generator=torch.Generator().manual_seed(7)) for head in HEADS
+    }
 
     packed = model(frames, MIXED)
     sum((packed[name] * weights[name]).sum() for name in packed).backward()
-    packed_gradient = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    packed_gradient = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
 
     model.zero_grad(set_to_none=True)
     for number, sample in enumerate(one_by_one(frames, MIXED)):
@@ -81,7 +85,9 @@ def test_a_pack_equals_its_clips_and_images_run_separately(mode: dict[str, Any])
         for name in alone:
             close(packed[name][number], alone[name][0])
         sum((alone[name] * weights[name][number]).sum() for name in alone).backward()
-    assert packed_gradient.keys() == {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert packed_gradient.keys() == {
+        name for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     for name, parameter in model.named_parameters():
         close(packed_gradient[name], parameter.grad)
 
@@ -114,7 +120,7 @@ def test_dropping_every_branch_leaves_the_embedded_class_token(mode: dict[str, A
     close(features, model.backbone.norm(model.backbone.cls_token + model.backbone.pos_embed[:, :1])[0].expand(3, -1))
 
 
-# --- against the transformers library ---------------------------------------------------------------------------------------------
+# --- against the transformers library ---------------------------------------------------------------------------------
 
 
 def copy_into(theirs: nn.Module, values: dict[str, Tensor]) -> None:
@@ -156,24 +162,38 @@ def timesformer_weights(ours: CoVeR) -> dict[str, Tensor]:
         "embeddings.patch_embeddings.projection.bias": state["patch_embed.bias"],
     }
     names = {
-        "temporal_norm": "temporal_layernorm", "temporal_attn.qkv": "temporal_attention.attention.qkv",
-        "temporal_attn.proj": "temporal_attention.output.dense", "temporal_fc": "temporal_dense", "norm1": "layernorm_before",
-        "attn.qkv": "attention.attention.qkv", "attn.proj": "attention.output.dense", "norm2": "layernorm_after",
-        "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
-    }  # fmt: skip
+        "temporal_norm": "temporal_layernorm",
+        "temporal_attn.qkv": "temporal_attention.attention.qkv",
+        "temporal_attn.proj": "temporal_attention.output.dense",
+        "temporal_fc": "temporal_dense",
+        "norm1": "layernorm_before",
+        "attn.qkv": "attention.attention.qkv",
+        "attn.proj": "attention.output.dense",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
     for kind in ("weight", "bias"):
         values[f"layernorm.{kind}"] = state[f"norm.{kind}"]
         for i in range(SHAPE["depth"]):
-            values |= {f"encoder.layer.{i}.{theirs}.{kind}": state[f"blocks.{i}.{mine}.{kind}"] for mine, theirs in names.items()}
+            values |= {
+                f"encoder.layer.{i}.{theirs}.{kind}": state[f"blocks.{i}.{mine}.{kind}"]
+                for mine, theirs in names.items()
+            }
     return values
 
 
 def their_shape(size: int = SHAPE["size"]) -> dict[str, Any]:
     return {
-        "hidden_size": SHAPE["width"], "num_hidden_layers": SHAPE["depth"], "num_attention_heads": SHAPE["attention_heads"],
-        "intermediate_size": 4 * SHAPE["width"], "image_size": size, "patch_size": SHAPE["patch"], "hidden_act": "gelu",
+        "hidden_size": SHAPE["width"],
+        "num_hidden_layers": SHAPE["depth"],
+        "num_attention_heads": SHAPE["attention_heads"],
+        "intermediate_size": 4 * SHAPE["width"],
+        "image_size": size,
+        "patch_size": SHAPE["patch"],
+        "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
-    }  # fmt: skip
+    }
 
 
 def their_timesformer(frames: int, size: int = SHAPE["size"], kind: str = "divided_space_time") -> nn.Module:
@@ -184,12 +204,13 @@ def their_timesformer(frames: int, size: int = SHAPE["size"], kind: str = "divid
 
 def same_gradients(ours: CoVeR, theirs: nn.Module, rename: Callable[[CoVeR], dict[str, Tensor]]) -> None:
     """The gradients of `ours` under the foreign names equal those of the foreign network, parameter by parameter."""
-    found = copy.deepcopy(ours)
-    for name, parameter in found.named_parameters():
+    result = copy.deepcopy(ours)
+    for name, parameter in result.named_parameters():
         gradient = ours.get_parameter(name).grad
-        parameter.data = torch.zeros_like(parameter) if gradient is None else gradient  # none: heads, branches not taken
+        # none: heads, branches not taken
+        parameter.data = torch.zeros_like(parameter) if gradient is None else gradient
     wanted = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    renamed = rename(found)
+    renamed = rename(result)
     assert renamed.keys() == wanted.keys()
     for name, gradient in renamed.items():
         close(gradient, wanted[name])
@@ -204,9 +225,9 @@ def test_an_image_equals_transformers_vit(time: str, size: int) -> None:
     theirs = ViTModel(ViTConfig(**their_shape(size)), add_pooling_layer=False).eval()
     copy_into(theirs, vit_weights(ours))
     images, weights = pixels(3, size=size), torch.randn(3, SHAPE["width"], generator=torch.Generator().manual_seed(9))
-    found, wanted = ours.forward_features(images, ((3, 1),)), theirs(images).last_hidden_state[:, 0]
-    close(found, wanted)
-    (found * weights).sum().backward()
+    result, wanted = ours.forward_features(images, ((3, 1),)), theirs(images).last_hidden_state[:, 0]
+    close(result, wanted)
+    (result * weights).sum().backward()
     (wanted * weights).sum().backward()
     same_gradients(ours, theirs, vit_weights)
 
@@ -216,12 +237,19 @@ def test_an_image_equals_transformers_vit(time: str, size: int) -> None:
 def test_a_clip_equals_transformers_timesformer(frames: int, size: int) -> None:
     ours, theirs = build(time="additive", image_time="first", frames=frames, size=size), their_timesformer(frames, size)
     copy_into(theirs, timesformer_weights(ours))
-    clips, weights = pixels(2 * frames, size=size), torch.randn(2, SHAPE["width"], generator=torch.Generator().manual_seed(9))
-    found, wanted = ours.forward_features(clips, ((2, frames),)), theirs(clips.unflatten(0, (2, frames))).last_hidden_state[:, 0]
-    close(found, wanted)
-    (found * weights).sum().backward()
+    clips, weights = (
+        pixels(2 * frames, size=size),
+        torch.randn(2, SHAPE["width"], generator=torch.Generator().manual_seed(9)),
+    )
+    result, wanted = (
+        ours.forward_features(clips, ((2, frames),)),
+        theirs(clips.unflatten(0, (2, frames))).last_hidden_state[:, 0],
+    )
+    close(result, wanted)
+    (result * weights).sum().backward()
     (wanted * weights).sum().backward()
-    if frames == 1:  # a softmax over one key passes nothing to queries and keys: theirs are zero up to rounding, ours are not computed
+    # a softmax over one key passes nothing to queries and keys: theirs are zero up to rounding, ours are not computed
+    if frames == 1:
         for block in ours.backbone.blocks:
             assert not block.temporal_attn.qkv.weight.grad[: 2 * SHAPE["width"]].any()
     same_gradients(ours, theirs, timesformer_weights)
@@ -233,7 +261,9 @@ def test_clips_in_a_pack_equal_transformers_timesformer() -> None:
     clips = pixels(8)
     with torch.no_grad():
         wanted = theirs(clips.unflatten(0, (2, 4))).last_hidden_state[:, 0]
-        in_a_pack = ours.forward_features(torch.cat([pixels(6, seed=5), clips, pixels(2, seed=6)]), ((3, 2), (2, 4), (2, 1)))
+        in_a_pack = ours.forward_features(
+            torch.cat([pixels(6, seed=5), clips, pixels(2, seed=6)]), ((3, 2), (2, 4), (2, 1))
+        )
     close(in_a_pack[3:5], wanted)
 
 
@@ -243,13 +273,22 @@ def without_temporal(ours: CoVeR) -> dict[str, Tensor]:
     values = {"embeddings.cls_token": state["cls_token"], "embeddings.position_embeddings": state["pos_embed"]}
     if "time_embed" in state:
         values["embeddings.time_embeddings"] = state["time_embed"]
-    names = {"norm1": "layernorm_before", "attn.qkv": "attention.attention.qkv", "attn.proj": "attention.output.dense",
-             "norm2": "layernorm_after", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}  # fmt: skip
+    names = {
+        "norm1": "layernorm_before",
+        "attn.qkv": "attention.attention.qkv",
+        "attn.proj": "attention.output.dense",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
     for kind in ("weight", "bias"):
         values[f"embeddings.patch_embeddings.projection.{kind}"] = state[f"patch_embed.{kind}"]
         values[f"layernorm.{kind}"] = state[f"norm.{kind}"]
         for i in range(SHAPE["depth"]):
-            values |= {f"encoder.layer.{i}.{theirs}.{kind}": state[f"blocks.{i}.{mine}.{kind}"] for mine, theirs in names.items()}
+            values |= {
+                f"encoder.layer.{i}.{theirs}.{kind}": state[f"blocks.{i}.{mine}.{kind}"]
+                for mine, theirs in names.items()
+            }
     return values
 
 
@@ -262,9 +301,9 @@ def test_joint_attention_equals_transformers(frames: int) -> None:
     copy_into(theirs, without_temporal(ours))
     clips = pixels(2 * frames)
     wanted = theirs(clips.unflatten(0, (2, frames))).last_hidden_state[:, 0]
-    found = ours.forward_features(clips, ((2, frames),))
-    close(found, wanted)
-    found.square().sum().backward()
+    result = ours.forward_features(clips, ((2, frames),))
+    close(result, wanted)
+    result.square().sum().backward()
     wanted.square().sum().backward()
     same_gradients(ours, theirs, without_temporal)
 
@@ -286,7 +325,10 @@ def test_another_size_or_length_equals_transformers_in_nearest_mode(size: int, f
     theirs.config.num_frames, theirs.config.image_size = frames, size  # read when it runs; the embeddings stay
     clips = pixels(2 * frames, size=size)
     with torch.no_grad():
-        close(ours.forward_features(clips, ((2, frames),)), theirs(clips.unflatten(0, (2, frames))).last_hidden_state[:, 0])
+        close(
+            ours.forward_features(clips, ((2, frames),)),
+            theirs(clips.unflatten(0, (2, frames))).last_hidden_state[:, 0],
+        )
 
 
 @pytest.mark.parametrize("size", [16, 40, 56])
@@ -298,10 +340,13 @@ def test_another_size_equals_transformers_vit_in_bicubic_mode(size: int) -> None
     copy_into(theirs, vit_weights(ours))
     images = pixels(2, size=size)
     with torch.no_grad():
-        close(ours.forward_features(images, ((2, 1),)), theirs(images, interpolate_pos_encoding=True).last_hidden_state[:, 0])
+        close(
+            ours.forward_features(images, ((2, 1),)),
+            theirs(images, interpolate_pos_encoding=True).last_hidden_state[:, 0],
+        )
 
 
-# --- images are single-frame videos -----------------------------------------------------------------------------------------------
+# --- images are single-frame videos -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("frames", [2, 4, 5, 16])
@@ -325,12 +370,15 @@ def test_the_order_of_frames_matters_and_attending_differs_from_skipping() -> No
 @pytest.mark.parametrize("time", ["rotary", "additive"])
 @pytest.mark.parametrize("image_temporal", ["attend", "skip"])
 @pytest.mark.parametrize("how", ["fresh", "copied"])
-def test_a_fresh_temporal_branch_is_the_image_vit(time: str, image_temporal: str, how: Literal["fresh", "copied"]) -> None:
+def test_a_fresh_temporal_branch_is_the_image_vit(
+    time: str, image_temporal: str, how: Literal["fresh", "copied"]
+) -> None:
     model = build(time=time, image_temporal=image_temporal)
     model.backbone.reset_temporal(how)
     image = pixels(1)
     clip = model.forward_features(image.expand(4, -1, -1, -1), ((1, 4),))
-    skipping = build(time=time, image_temporal="skip")  # the same spatial weights, and a temporal branch that no image passes
+    # the same spatial weights, and a temporal branch that no image passes
+    skipping = build(time=time, image_temporal="skip")
     close(clip, skipping.forward_features(image, ((1, 1),)))
     close(model.forward_features(image, ((1, 1),)), clip)
     for block in model.backbone.blocks:
@@ -343,7 +391,9 @@ def test_a_fresh_temporal_branch_is_the_image_vit(time: str, image_temporal: str
 def test_a_new_trunk_passes_gradients_of_the_same_order_at_any_width(width: int) -> None:
     """Initial scales follow a layer's width: every layer's output and gradient stay within an order of magnitude."""
     torch.manual_seed(0)
-    model = CoVeR(TimeSformerConfig(width=width, depth=4, attention_heads=4, patch=8, size=32, patch_embed="conv"), HEADS)
+    model = CoVeR(
+        TimeSformerConfig(width=width, depth=4, attention_heads=4, patch=8, size=32, patch_embed="conv"), HEADS
+    )
     intermediates: dict[str, torch.Tensor] = {}
     features = model.forward_features(torch.randn(6, 3, 32, 32), ((1, 4), (2, 1)), intermediates=intermediates)
     branches = [value.std().item() for name, value in intermediates.items() if name.endswith(("spatial", "mlp"))]
@@ -371,10 +421,15 @@ def test_a_convolutional_stem_is_its_convolutions_one_after_another() -> None:
 
 
 def test_a_temporal_difference_branch_computes_what_changes_between_frames() -> None:
-    """Before temporal_fc: nothing in a still clip, the opposite for the clip read backwards, something where things move."""
+    """Before temporal_fc: nothing in a still clip, the opposite for the clip read backwards, something where things
+    move.
+    """
     torch.manual_seed(0)
     model = CoVeR(TimeSformerConfig(**SHAPE))  # small weights, as training begins: content hardly moves the attention
-    block, clip = model.backbone.blocks[0], torch.randn(8, 10, SHAPE["width"], generator=torch.Generator().manual_seed(3))
+    block, clip = (
+        model.backbone.blocks[0],
+        torch.randn(8, 10, SHAPE["width"], generator=torch.Generator().manual_seed(3)),
+    )
     rotations = model.backbone._rotations(((1, 8),), clip.device)
     still, moving, backwards = (
         block.temporal_attn.proj(block.temporal_attn.across_frames(x, ((1, 8),), rotations))
@@ -401,7 +456,9 @@ def test_a_new_model_starts_as_an_image_vit_with_small_heads(patch_embed: Litera
 def test_every_parameter_gets_a_gradient(time: str) -> None:
     model = build(time=time, image_temporal="attend")
     sum(logits.square().sum() for logits in model(pixels(9), ((2, 4), (1, 1))).values()).backward()
-    silent = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    silent = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
     assert silent == []
 
 
@@ -409,10 +466,12 @@ def test_images_alone_train_the_temporal_branch_only_when_they_attend() -> None:
     for mode, wanted in (("attend", True), ("skip", False)):
         model = build(image_temporal=mode)
         model(pixels(2), ((2, 1),))["things"].square().sum().backward()
-        assert {p.grad is not None for name, p in model.named_parameters() if name.endswith("temporal_fc.weight")} == {wanted}
+        assert {p.grad is not None for name, p in model.named_parameters() if name.endswith("temporal_fc.weight")} == {
+            wanted
+        }
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------------------
+# --- parts ------------------------------------------------------------------------------------------------------------
 
 
 def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -457,7 +516,7 @@ def test_normalise_takes_bytes_and_floats() -> None:
     assert torch.equal(model.normalize(frames / 255), model.normalize(frames))
 
 
-# --- sizes and errors -------------------------------------------------------------------------------------------------------------
+# --- sizes and errors -------------------------------------------------------------------------------------------------
 
 
 def classes(count: int) -> tuple[str, ...]:
@@ -466,7 +525,9 @@ def classes(count: int) -> tuple[str, ...]:
 
 def parameters(preset: str, heads: dict[str, int], **changes: Any) -> int:
     with torch.device("meta"):
-        model = CoVeR(named_config(preset, **changes), tuple(Head(name, classes(count)) for name, count in heads.items()))
+        model = CoVeR(
+            named_config(preset, **changes), tuple(Head(name, classes(count)) for name, count in heads.items())
+        )
     return sum(parameter.numel() for parameter in model.parameters())
 
 

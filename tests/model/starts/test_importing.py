@@ -1,7 +1,8 @@
-"""A foreign checkpoint computes after its import what it computed before; every tensor is accounted for, every surprise refused.
+"""A foreign checkpoint computes after its import what it computed before; every tensor is accounted for, every surprise
+refused.
 
-The references are the networks of the transformers library, every parameter random. TimeSformer's own names and timm's are made by
-renaming theirs, by rules that are written out here.
+The references are the networks of the transformers library, every parameter random. TimeSformer's own names and timm's
+are made by renaming theirs, by rules that are written out here.
 """
 
 from __future__ import annotations
@@ -26,13 +27,19 @@ from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.release import load_release, read_config, save_release
+from cover.model.starts.conventions import ImportOptions
 from cover.model.starts.importing import FATES, import_weights
-from cover.model.starts.settings import ImportOptions
 
 SHAPE: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80, "image_size": 24, "patch_size": 8,
-    "id2label": {0: "left", 1: "right", 2: "up"}, "label2id": {"left": 0, "right": 1, "up": 2},
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 80,
+    "image_size": 24,
+    "patch_size": 8,
+    "id2label": {0: "left", 1: "right", 2: "up"},
+    "label2id": {"left": 0, "right": 1, "up": 2},
+}
 NO_CONFIG = ImportOptions(attention_heads=4, head="mine")  # of a width that does not tell
 
 
@@ -47,7 +54,9 @@ def randomised(module: nn.Module) -> Any:
 
 
 def timesformer(frames: int = 4, **changes: Any) -> Any:
-    return randomised(TimesformerForVideoClassification(TimesformerConfig(**{**SHAPE, "num_frames": frames, **changes})))
+    return randomised(
+        TimesformerForVideoClassification(TimesformerConfig(**{**SHAPE, "num_frames": frames, **changes}))
+    )
 
 
 def vit(**changes: Any) -> Any:
@@ -58,39 +67,50 @@ def pixels(*shape: int, size: int = 24) -> Tensor:
     return torch.randn(*shape, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def close(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * max(1.0, float(wanted.abs().max())))
+def close(results: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(results, wanted, rtol=1e-5, atol=1e-5 * max(1.0, float(wanted.abs().max())))
 
 
 @torch.no_grad()
 def same_clips(release: Path, theirs: nn.Module, frames: int, size: int = 24) -> None:
     """Both give the same logits for two clips."""
     model, clips = load_release(release), pixels(2, frames, size=size)
-    ((_, found),) = model(clips.flatten(0, 1), ((2, frames),)).items()
-    close(found, theirs(clips).logits)
+    ((_, result),) = model(clips.flatten(0, 1), ((2, frames),)).items()
+    close(result, theirs(clips).logits)
 
 
 @torch.no_grad()
 def same_images(release: Path, theirs: nn.Module) -> None:
     """Both give the same logits for images, and ours for clips that repeat an image."""
     model, images = load_release(release), pixels(2)
-    ((_, found),) = model(torch.cat([images[:1].expand(3, -1, -1, -1), images]), ((1, 3), (2, 1))).items()
-    close(found[1:], theirs(images).logits)
+    ((_, result),) = model(torch.cat([images[:1].expand(3, -1, -1, -1), images]), ((1, 3), (2, 1))).items()
+    close(result[1:], theirs(images).logits)
     if model.config.attention != "joint":  # where a token that is there thrice weighs more
-        close(found[:1], found[1:2])
+        close(result[:1], result[1:2])
 
 
-# --- names by other rules ---------------------------------------------------------------------------------------------------------
+# --- names by other rules ---------------------------------------------------------------------------------------------
 
 TO_OFFICIAL = (
-    (r"^timesformer\.", ""), (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"), (r"embeddings\.cls_token", "cls_token"),
-    (r"embeddings\.position_embeddings", "pos_embed"), (r"embeddings\.time_embeddings", "time_embed"), (r"encoder\.layer\.", "blocks."),
-    (r"temporal_layernorm", "temporal_norm1"), (r"temporal_attention\.attention\.qkv", "temporal_attn.qkv"),
-    (r"temporal_attention\.output\.dense", "temporal_attn.proj"), (r"temporal_dense", "temporal_fc"),
-    (r"attention\.attention\.qkv", "attn.qkv"), (r"attention\.output\.dense", "attn.proj"), (r"intermediate\.dense", "mlp.fc1"),
-    (r"output\.dense", "mlp.fc2"), (r"layernorm_before", "norm1"), (r"layernorm_after", "norm2"), (r"^layernorm", "norm"),
+    (r"^timesformer\.", ""),
+    (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+    (r"embeddings\.cls_token", "cls_token"),
+    (r"embeddings\.position_embeddings", "pos_embed"),
+    (r"embeddings\.time_embeddings", "time_embed"),
+    (r"encoder\.layer\.", "blocks."),
+    (r"temporal_layernorm", "temporal_norm1"),
+    (r"temporal_attention\.attention\.qkv", "temporal_attn.qkv"),
+    (r"temporal_attention\.output\.dense", "temporal_attn.proj"),
+    (r"temporal_dense", "temporal_fc"),
+    (r"attention\.attention\.qkv", "attn.qkv"),
+    (r"attention\.output\.dense", "attn.proj"),
+    (r"intermediate\.dense", "mlp.fc1"),
+    (r"output\.dense", "mlp.fc2"),
+    (r"layernorm_before", "norm1"),
+    (r"layernorm_after", "norm2"),
+    (r"^layernorm", "norm"),
     (r"^classifier", "head"),
-)  # fmt: skip
+)
 
 
 def renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
@@ -111,8 +131,14 @@ def timm(theirs: nn.Module) -> dict[str, Tensor]:
     for name, value in state.items():
         for old, new in (("q_proj", "qkv"), ("o_proj", "proj")):
             if f".{old}." in name:
-                whole = value if old == "o_proj" else torch.cat([state[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"])
-                named[re.sub(r"^vit\.layers", "blocks", name).replace(f"attention.{old}", f"attn.{new}")] = whole.clone()
+                whole = (
+                    value
+                    if old == "o_proj"
+                    else torch.cat([state[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"])
+                )
+                named[re.sub(r"^vit\.layers", "blocks", name).replace(f"attention.{old}", f"attn.{new}")] = (
+                    whole.clone()
+                )
         if "_proj." not in name:
             named[renamed(name, ((r"^vit\.layers\.", "blocks."), (r"^vit\.", ""), *TO_OFFICIAL[1:]))] = value.clone()
     return named
@@ -123,7 +149,7 @@ def folder(path: Path, theirs: Any, **saving: Any) -> Path:
     return path
 
 
-# --- the same function ------------------------------------------------------------------------------------------------------------
+# --- the same function ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("frames", [1, 4, 8])
@@ -162,7 +188,11 @@ def test_the_official_names(tmp_path: Path, prefix: str) -> None:
     theirs = timesformer()
     torch.save({"epoch": 3, "model_state": official(theirs, prefix), "optimizer_state": {}}, tmp_path / "K400.pyth")
     report = import_weights(str(tmp_path / "K400.pyth"), tmp_path / "ours", ImportOptions(attention_heads=4))
-    assert (report["head"]["name"], report["pixels"]["mean"], report["pixels"]["std"]) == ("K400", (0.45,) * 3, (0.225,) * 3)
+    assert (report["head"]["name"], report["pixels"]["mean"], report["pixels"]["std"]) == (
+        "K400",
+        (0.45,) * 3,
+        (0.225,) * 3,
+    )
     same_clips(tmp_path / "ours", theirs, 4)
 
 
@@ -170,7 +200,9 @@ def test_the_official_names(tmp_path: Path, prefix: str) -> None:
 @pytest.mark.parametrize("attention", ["divided", "joint", "space"])
 def test_a_transformers_vit(tmp_path: Path, time: Any, attention: Any) -> None:
     theirs = vit()
-    report = import_weights(str(folder(tmp_path / "theirs", theirs)), tmp_path / "ours", ImportOptions(time=time, attention=attention))
+    report = import_weights(
+        str(folder(tmp_path / "theirs", theirs)), tmp_path / "ours", ImportOptions(time=time, attention=attention)
+    )
     assert (report["model"]["norm_eps"], report["model"]["time"]) == (1e-12, time)
     same_images(tmp_path / "ours", theirs)
 
@@ -178,7 +210,9 @@ def test_a_transformers_vit(tmp_path: Path, time: Any, attention: Any) -> None:
 def test_a_vit_under_the_names_it_has_in_memory(tmp_path: Path) -> None:
     theirs = vit()
     folder(tmp_path / "theirs", theirs)
-    assert "vit.encoder.layer.0.attention.attention.query.weight" in load_file(tmp_path / "theirs" / "model.safetensors")
+    assert "vit.encoder.layer.0.attention.attention.query.weight" in load_file(
+        tmp_path / "theirs" / "model.safetensors"
+    )
     assert "vit.layers.0.attention.q_proj.weight" in theirs.state_dict()
     save_file(theirs.state_dict(), tmp_path / "theirs" / "model.safetensors")
     import_weights(str(tmp_path / "theirs"), tmp_path / "ours")
@@ -188,7 +222,9 @@ def test_a_vit_under_the_names_it_has_in_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["vit.safetensors", "vit.bin", "vit.pth"])
 def test_the_names_of_timm(tmp_path: Path, file: str) -> None:
     theirs = vit(layer_norm_eps=1e-6)
-    save_file(timm(theirs), tmp_path / file) if file.endswith("s") else torch.save({"model": timm(theirs)}, tmp_path / file)
+    save_file(timm(theirs), tmp_path / file) if file.endswith("s") else torch.save(
+        {"model": timm(theirs)}, tmp_path / file
+    )
     report = import_weights(str(tmp_path / file), tmp_path / "ours", NO_CONFIG)
     assert (report["format"], report["model"]["time"], report["model"]["resize"]) == ("timm ViT", "rotary", "bicubic")
     same_images(tmp_path / "ours", theirs)
@@ -197,7 +233,8 @@ def test_the_names_of_timm(tmp_path: Path, file: str) -> None:
 def test_layer_scale_is_a_factor_on_the_branches(tmp_path: Path) -> None:
     theirs = vit(layer_norm_eps=1e-6)
     state, generator = timm(theirs), torch.Generator().manual_seed(2)
-    for number, layer in enumerate(theirs.vit.layers):  # the reference has the factors multiplied into its last projections
+    # the reference has the factors multiplied into its last projections
+    for number, layer in enumerate(theirs.vit.layers):
         for key, last in (("ls1", layer.attention.o_proj), ("ls2", layer.mlp.fc2)):
             gamma = torch.rand(32, generator=generator) + 0.5
             state[f"blocks.{number}.{key}.gamma"] = gamma
@@ -206,7 +243,9 @@ def test_layer_scale_is_a_factor_on_the_branches(tmp_path: Path) -> None:
     save_file(state, tmp_path / "vit.safetensors")
     report = import_weights(str(tmp_path / "vit.safetensors"), tmp_path / "ours", NO_CONFIG)
     same_images(tmp_path / "ours", theirs)
-    assert {row["fate"] for row in report["tensors"] if row["tensor"].endswith("temporal_scale")} == {"copied to the temporal branch"}
+    assert {row["fate"] for row in report["tensors"] if row["tensor"].endswith("temporal_scale")} == {
+        "copied to the temporal branch"
+    }
 
 
 @pytest.mark.parametrize(("frames", "size"), [(4, 48), (8, 24), (3, 24), (8, 48)])
@@ -235,7 +274,7 @@ def test_half_precision_becomes_single(tmp_path: Path) -> None:
     same_clips(tmp_path / "ours", theirs.float(), 4)
 
 
-# --- what is reported -------------------------------------------------------------------------------------------------------------
+# --- what is reported -------------------------------------------------------------------------------------------------
 
 
 def test_every_tensor_of_both_sides_is_listed_once(tmp_path: Path) -> None:
@@ -284,22 +323,33 @@ def test_class_names_and_pixels_of_a_transformers_folder(tmp_path: Path, file: s
     assert model.head_list == (Head("moves", ("left", "right", "up")),)
     assert (model.config.mean, model.config.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert load_release(tmp_path / "plain").head_list[0].name == "a_model_fine-tuned"
-    assert (model.metadata["frames"], model.metadata["step"], model.metadata["datasets"]["moves"]["media"]) == (4, 0, "video")
+    assert (model.metadata["frames"], model.metadata["step"], model.metadata["datasets"]["moves"]["media"]) == (
+        4,
+        0,
+        "video",
+    )
 
 
 @pytest.mark.parametrize(
     ("source_frames", "frames", "recipe", "sampling"),
     [
-        (8, None, "", "dense@1.067"), (16, None, "", "dense@0.5333"), (8, 16, "", "dense@0.5333"), (4, None, "", "dense@2.133"),
+        (8, None, "", "dense@1.067"),
+        (16, None, "", "dense@0.5333"),
+        (8, 16, "", "dense@0.5333"),
+        (4, None, "", "dense@2.133"),
         (8, None, "DATA: {SAMPLING_RATE: 3, MEAN: [0.1, 0.1, 0.1], STD: [0.2, 0.2, 0.2]}", "dense@0.1"),
         (8, None, "no: [yaml", "dense@1.067"),
     ],
-)  # fmt: skip
-def test_how_clips_are_taken(tmp_path: Path, source_frames: int, frames: int | None, recipe: str, sampling: str) -> None:
+)
+def test_how_clips_are_taken(
+    tmp_path: Path, source_frames: int, frames: int | None, recipe: str, sampling: str
+) -> None:
     torch.save({"model_state": official(timesformer(source_frames)), "cfg": recipe}, tmp_path / "k.pyth")
-    report = import_weights(str(tmp_path / "k.pyth"), tmp_path / "ours", ImportOptions(attention_heads=4, frames=frames))
-    told = read_config(tmp_path / "ours").datasets["k"]
-    assert (told["sampling"], told["views"]) == (sampling, "1x3")
+    report = import_weights(
+        str(tmp_path / "k.pyth"), tmp_path / "ours", ImportOptions(attention_heads=4, frames=frames)
+    )
+    record = read_config(tmp_path / "ours").datasets["k"]
+    assert (record["sampling"], record["views"]) == (sampling, "1x3")
     assert (report["pixels"]["mean"][0] == 0.1) == ("MEAN" in recipe)
     assert read_config(tmp_path / "ours").frames == (frames or source_frames)
 
@@ -307,8 +357,15 @@ def test_how_clips_are_taken(tmp_path: Path, source_frames: int, frames: int | N
 def test_a_timm_folder(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     save_file(timm(vit()), tmp_path / "theirs" / "model.safetensors")
-    told = {"architecture": "vit", "global_pool": "token", "label_names": ["crane", "dog", "crane"], "model_args": {"num_heads": 8}}
-    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**told, "pretrained_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3}}))
+    record = {
+        "architecture": "vit",
+        "global_pool": "token",
+        "label_names": ["crane", "dog", "crane"],
+        "model_args": {"num_heads": 8},
+    }
+    (tmp_path / "theirs" / "config.json").write_text(
+        json.dumps({**record, "pretrained_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3}})
+    )
     import_weights(str(tmp_path / "theirs"), tmp_path / "ours", ImportOptions(head="things"))
     model = load_release(tmp_path / "ours")
     assert (model.config.attention_heads, model.config.mean, model.config.std) == (8, (0.1,) * 3, (0.2,) * 3)
@@ -329,7 +386,7 @@ def test_class_names_from_a_file(tmp_path: Path) -> None:
         import_weights(str(tmp_path / "v.safetensors"), tmp_path / "again", wishes)
 
 
-# --- surprises --------------------------------------------------------------------------------------------------------------------
+# --- surprises --------------------------------------------------------------------------------------------------------
 
 
 class Runs:
@@ -373,7 +430,10 @@ def put(name: str, *shape: int) -> Callable[[dict[str, Tensor]], Any]:
 
 
 SURPRISES: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
-    "unexpected": (put("blocks.0.attn.gate", 3), 'model.blocks.0.attn.gate: no part of the format "official TimeSformer"'),
+    "unexpected": (
+        put("blocks.0.attn.gate", 3),
+        'model.blocks.0.attn.gate: no part of the format "official TimeSformer"',
+    ),
     "fc_norm": (put("fc_norm.weight", 32), "--unused model.fc_norm.weight"),
     "a block too many": (put("blocks.2.norm1.weight", 32), "the tensor blocks.2."),
     "a block far off": (put("blocks.99999999.norm1.weight", 32), "a block has the number 99999999"),
@@ -386,8 +446,14 @@ SURPRISES: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "sides": (put("pos_embed", 10, 32), "model.pos_embed is (10, 32), and should have 3 sides"),
     "no square": (put("pos_embed", 1, 12, 32), "model.pos_embed has 12 entries"),
     "colours": (put("patch_embed.proj.weight", 32, 1, 8, 8), "takes 1 colours"),
-    "integers": (lambda state: state.update({"model.norm.bias": torch.ones(32, dtype=torch.long)}), "holds torch.int64"),
-    "twice": (lambda state: state.update({"norm.bias": torch.ones(32)}), "model.norm.bias and norm.bias are the same tensor twice"),
+    "integers": (
+        lambda state: state.update({"model.norm.bias": torch.ones(32, dtype=torch.long)}),
+        "holds torch.int64",
+    ),
+    "twice": (
+        lambda state: state.update({"norm.bias": torch.ones(32)}),
+        "model.norm.bias and norm.bias are the same tensor twice",
+    ),
     "no tensor": (lambda state: state.update({"model.x": 3}), "model.x is no tensor but int"),
     "foreign": (lambda state: (state.clear(), state.update({"conv1.weight": torch.ones(3)})), "are of no known format"),
 }
@@ -469,12 +535,18 @@ def test_a_timm_configuration_of_another_function(tmp_path: Path, told: dict[str
 
 @pytest.mark.parametrize(
     ("told", "part"),
-    [({"do_rescale": False}, "do_rescale"), ({"rescale_factor": 0.5}, "rescale_factor"), ({"image_std": None}, "image_std")],
+    [
+        ({"do_rescale": False}, "do_rescale"),
+        ({"rescale_factor": 0.5}, "rescale_factor"),
+        ({"image_std": None}, "image_std"),
+    ],
     ids=str,
 )
 def test_pixels_that_are_read_otherwise(tmp_path: Path, told: dict[str, Any], part: str) -> None:
     source = folder(tmp_path / "theirs", timesformer())
-    (source / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1] * 3, "image_std": [0.2] * 3, **told}))
+    (source / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1] * 3, "image_std": [0.2] * 3, **told})
+    )
     assert part in refusal(source, tmp_path / "ours", ImportOptions())
 
 
@@ -486,16 +558,27 @@ def test_folders_that_are_no_checkpoint(tmp_path: Path) -> None:
     assert "has 2 files of weights" in refusal(tmp_path / "empty", tmp_path / "ours")
     (tmp_path / "empty" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../a.safetensors"}}')
     assert "names ../a.safetensors, which is not beside it" in refusal(tmp_path / "empty", tmp_path / "ours")
-    save_release(tmp_path / "release", CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16)), {})
+    save_release(
+        tmp_path / "release", CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16)), {}
+    )
     assert "is a release of this package already" in refusal(tmp_path / "release", tmp_path / "ours")
 
 
-# --- typed ------------------------------------------------------------------------------------------------------------------------
+# --- typed ------------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_typed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = folder(tmp_path / "theirs", timesformer())
-    typed = ["import-weights", str(source), "--out", str(tmp_path / "ours"), "--head", "moves", "--json", str(tmp_path / "report.json")]
+    typed = [
+        "import-weights",
+        str(source),
+        "--out",
+        str(tmp_path / "ours"),
+        "--head",
+        "moves",
+        "--json",
+        str(tmp_path / "report.json"),
+    ]
     assert main(typed) == 0
     out, err = capfd.readouterr()
     assert out.splitlines()[0].split() == ["what", "became", "of", "it", "tensors", "numbers"]
@@ -504,7 +587,10 @@ def test_what_is_typed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["counts"]["loaded"]["tensors"] == len(report["tensors"]) == len(timesformer().state_dict())
     assert main(typed) == 2
-    assert capfd.readouterr().err == f"cover import-weights: {tmp_path / 'ours'}: is there already; choose a new folder with --out\n"
+    assert (
+        capfd.readouterr().err
+        == f"cover import-weights: {tmp_path / 'ours'}: is there already; choose a new folder with --out\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.pyth", "runs/nowhere.pyth", "a/b/c", "./a/b"])
@@ -515,16 +601,18 @@ def test_no_such_source(tmp_path: Path, capfd: pytest.CaptureFixture[str], name:
     ]
 
 
-def test_an_imported_folder_predicts_and_starts_a_run(tmp_path: Path, sandbox: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_imported_folder_predicts_and_starts_a_run(
+    tmp_path: Path, sandbox: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     mini = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 512, "image_size": 32}
     source = folder(tmp_path / "theirs", timesformer(2, **mini, layer_norm_eps=1e-5))
     assert main(["import-weights", str(source), "--out", str(tmp_path / "ours"), "--head", "moves"]) == 0
     clip, image = (next(sandbox.parent.rglob(f"*.{ending}")) for ending in ("mp4", "JPEG"))
     capfd.readouterr()
     assert main(["predict", str(tmp_path / "ours"), str(clip), str(image), "--top", "3", "--json", "-"]) == 0
-    for found in json.loads(capfd.readouterr().out):
-        assert sorted(name for name, _ in found["heads"]["moves"]) == ["left", "right", "up"]
-        assert sum(share for _, share in found["heads"]["moves"]) == pytest.approx(1, abs=1e-5)
+    for item in json.loads(capfd.readouterr().out):
+        assert sorted(name for name, _ in item["heads"]["moves"]) == ["left", "right", "up"]
+        assert sum(share for _, share in item["heads"]["moves"]) == pytest.approx(1, abs=1e-5)
     data = f"data: {{sets: [ssv2, imagenet], catalog: {sandbox}, frames: 2}}\nmodel: {{time: additive}}"
     (tmp_path / "recipe.yaml").write_text(
         f"{data}\nstart: {{checkpoint: {tmp_path / 'ours'}}}\nout: {tmp_path / 'run'}\nsteps: 1\nbatch: 4\nworkers: 0\nevaluate_every: -1\n"
@@ -543,7 +631,7 @@ def test_a_release_without_a_head_has_nothing_to_predict(tmp_path: Path, capfd: 
     assert "has no head" in line
 
 
-# --- from the Hub's cache ---------------------------------------------------------------------------------------------------------
+# --- from the Hub's cache ---------------------------------------------------------------------------------------------
 
 
 def test_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
