@@ -80,9 +80,10 @@ class _Wandb:
     def __init__(self, project: str, run: Path, recipe: dict[str, Any]) -> None:
         import wandb
 
-        told, quiet = _known_id(run), wandb.Settings(silent=True, console="off")
+        run_id, quiet = _known_id(run), wandb.Settings(silent=True, console="off")
+        wandb.setup(quiet)  # else a resumed run without network warns that `resume` has no effect
         try:
-            self._run = wandb.init(project=project, id=told, resume="allow", name=run.name, dir=str(run), config=recipe, settings=quiet)
+            self._run = wandb.init(project=project, id=run_id, resume="allow", name=run.name, dir=str(run), config=recipe, settings=quiet)
         except wandb.errors.Error as error:
             why = str(error).splitlines()[0]
             raise UserError(f"log.wandb: {why} (wandb login, or set WANDB_MODE=offline)") from None
