@@ -103,10 +103,11 @@ class _Wandb:
     def __init__(self, project: str, run: Path, recipe: dict[str, Any]) -> None:
         import wandb
 
-        record, quiet = _wandb_id(run), wandb.Settings(silent=True, console="off")
+        run_id, quiet = _wandb_id(run), wandb.Settings(silent=True, console="off")
+        wandb.setup(quiet)  # else a resumed run without network warns that `resume` has no effect
         try:
             self._run = wandb.init(
-                project=project, id=record, resume="allow", name=run.name, dir=str(run), config=recipe, settings=quiet
+                project=project, id=run_id, resume="allow", name=run.name, dir=str(run), config=recipe, settings=quiet
             )
         except wandb.errors.Error as error:
             why = str(error).splitlines()[0]
