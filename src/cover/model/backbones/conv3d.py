@@ -41,6 +41,11 @@ class Conv3dConfig(BackboneConfig):
     def summary(self) -> dict[str, str]:
         return {"channels": "-".join(map(str, self.channels)), "motion": self.motion}
 
+    def difference(self, theirs: Conv3dConfig, temporal: bool) -> str | None:
+        if theirs.motion != self.motion:  # frames and differences have tensors of the same shapes
+            return f"its model.motion is {theirs.motion}, this run's {self.motion}: set model.motion"
+        return None
+
 
 @dataclass(frozen=True)
 class Conv3dOptions(BackboneOptions):
