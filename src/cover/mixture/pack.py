@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Sample:
     """One clip or image, ready to be packed.
 
-    `frames`: uint8 `(T, 3, H, W)`. `targets` and `multi_hot`: its row of the Pack's. `weight`: 1, or 0
-    where the file could not be read (its frames are then black and count for nothing). `problem`: what is wrong with the file, None if
+    `frames`: uint8 `(T, 3, H, W)`. `targets` and `multi_hot`: its row of the Pack's. `weight`: 1, or 0 where the file
+    could not be read (its frames are then black and count for nothing). `problem`: what is wrong with the file, None if
     nothing. `drawn`: what each transform drew for it, in the order of the draws.
     """
 

@@ -53,18 +53,18 @@ class FiniteCheck:
         if self._pending is None:
             return
         (step, outcome), self._pending = self._pending, None
-        loss, norm, leaving = outcome.told.tolist()
+        loss, norm, leaving = outcome.totals.tolist()
         self.leaving = self.leaving or leaving > 0
         if math.isfinite(loss) and math.isfinite(norm):
             return
         self.skipped += 1
         found = self._record(step, outcome, loss, norm)
-        told = f"step {step + 1}: the loss is {loss} and the gradient norm {norm}; the update was left out, {found} in {self.path}"
+        report = f"step {step + 1}: the loss is {loss} and the gradient norm {norm}; the update was left out, {found} in {self.path}"
         if self.policy.policy == "stop":
-            raise UserError(f"{told}: lower optimizer.lr, raise optimizer.warmup, or set nonfinite.policy to skip")
+            raise UserError(f"{report}: lower optimizer.lr, raise optimizer.warmup, or set nonfinite.policy to skip")
         if self.skipped > self.policy.budget:
-            raise UserError(f"{told}: {self.skipped} updates left out, more than nonfinite.budget ({self.policy.budget})")
-        say(told)
+            raise UserError(f"{report}: {self.skipped} updates left out, more than nonfinite.budget ({self.policy.budget})")
+        say(report)
 
     def _record(self, step: int, outcome: Outcome, loss: float, norm: float) -> str:
         """Append the line of a step; returns what it lists."""
@@ -97,7 +97,7 @@ class ReadingCheck:
     """Looks at every Pack of this rank, on the host, and at certain steps, with the other ranks, at all of them."""
 
     def __init__(self, names: Sequence[str], allowed: float, team: Team) -> None:
-        """`allowed`: the share of a data set's draws that may be unreadable."""
+        """`allowed`: the fraction of a data set's draws that may be unreadable."""
         self.names, self.allowed, self.team = list(names), allowed, team
         self._own = torch.zeros(2, len(names))
         self._all = torch.zeros(2, len(names))
@@ -109,11 +109,12 @@ class ReadingCheck:
         self._examples |= {problem.dataset: problem for problem in pack.problems if problem.kind == "unreadable"}
 
     def judge(self, step: int) -> None:
-        """Raises `UserError`, on every rank, where more than the allowed share of the last draws (at least `LEAST`) of a data set could not
-        be read. Every rank has to call it, after `step` steps."""
-        told = self.team.gather((self._own, self._examples))
-        self._all += torch.stack([counts for counts, _ in told]).sum(0)
-        examples = {name: problem for _, found in told for name, problem in found.items()}
+        """Raises `UserError`, on every rank, where more than the allowed fraction of the last draws (at least `LEAST`) of
+        a data set could not be read. Every rank has to call it, after `step` steps.
+        """
+        gathered = self.team.gather((self._own, self._examples))
+        self._all += torch.stack([counts for counts, _ in gathered]).sum(0)
+        examples = {name: problem for _, found in gathered for name, problem in found.items()}
         self._own = torch.zeros_like(self._own)
         for place, name in enumerate(self.names):
             drawn, lost = self._all[:, place].int().tolist()

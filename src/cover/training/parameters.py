@@ -62,11 +62,11 @@ def describe_patterns(model: CoVeR, patterns: Mapping[str, Pattern]) -> list[str
 
 def freeze_kept(model: CoVeR, trained: Container[str]) -> None:
     """Stop the gradients of the heads that none of the data sets `trained` trains, and name them."""
-    kept = [head.name for head in retained_heads(model.head_list, trained)]
-    for name in kept:
+    retained = [head.name for head in retained_heads(model.head_list, trained)]
+    for name in retained:
         model.heads[name].requires_grad_(False)
-    if kept:
-        say(f"heads kept as they are: {', '.join(kept)}")
+    if retained:
+        say(f"heads kept as they are: {', '.join(retained)}")
 
 
 def freeze_matched(model: CoVeR, patterns: Mapping[str, Pattern]) -> None:

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept? The last few, and the best on `dev`."""
+"""The checkpoints of a run that stay on disk: the last few, and the best on `dev`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cover.model.release import CHECKPOINTS, steps_saved
 
 BEST = "best"  # a link to the best checkpoint, beside them
 MEASURES = ("top1", "map")  # of a data set's results on dev, whichever it has
-Scores = Mapping[str, float]  # data set -> share
+Scores = Mapping[str, float]  # data set -> top-1 or mean average precision, 0 to 1
 
 
 def dev_scores(log: Path) -> dict[int, dict[str, float]]:

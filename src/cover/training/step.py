@@ -66,13 +66,13 @@ def sample_losses(
 
     Cross-entropy for softmax heads, `sigmoid_loss` for those named in `sigmoid`; `targets_SH` and `multi_hot_SK` as in a Pack. Every head
     sees every sample, masked where the target is -1: shapes are static and every parameter takes part in every step. Heads behind
-    the last column of `targets_SH` are kept as they are (`heads.with_kept`), and have no loss.
+    the last column of `targets_SH` are retained as they are (`mixture.dataset.with_retained`), and have no loss.
     """
     loss_S = torch.zeros(len(targets_SH), device=targets_SH.device)
     hit_S = torch.ones(len(targets_SH), device=targets_SH.device)
     assert len(logits) >= targets_SH.shape[1], "every column is of a head"
     first = 0
-    for (name, scores), target in zip(logits.items(), targets_SH.unbind(1), strict=False):  # kept heads come last
+    for (name, scores), target in zip(logits.items(), targets_SH.unbind(1), strict=False):  # retained heads come last
         mine = target >= 0
         if name in sigmoid:
             assert multi_hot_SK is not None, f"{name} is a sigmoid head, and the Pack has no classes for it"
@@ -145,22 +145,22 @@ class Alone:
 class Outcome:
     """What came of a step. Nothing of it is read from the device before it is asked for.
 
-    `told`: float32 `(3,)`, the same on every rank: the loss, the gradient norm before clipping, and how many ranks were told to leave.
+    `totals`: float32 `(3,)`, the same on every rank: the loss, the gradient norm before clipping, and how many ranks were told to leave.
     `samples`: of this rank's micro-batches, the draws' seeds and losses, `(S,)` both.
     """
 
-    told: Tensor
+    totals: Tensor
     samples: list[tuple[Tensor, Tensor]]
 
     @property
     def loss(self) -> Tensor:
         """Of the whole step, over all ranks."""
-        return self.told[0]
+        return self.totals[0]
 
     @property
     def norm(self) -> Tensor:
         """Of the whole step's gradient, over all ranks."""
-        return self.told[1]
+        return self.totals[1]
 
 
 def forward_backward(
