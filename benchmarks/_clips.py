@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cover.media.encode import Encoding, encode_video
-from cover.media.source import Part, Source
+from cover.media.source import ByteRange, Source
 
 
 @dataclass(frozen=True)
@@ -27,35 +27,40 @@ class Kind:
     options: dict[str, str]
 
 
-# The encoders' own defaults, as in files found in the wild: x264 puts a key frame every 250 frames and up to 3 B-frames in a row.
+# The encoders' own defaults, as in files found in the wild: x264 puts a key frame every 250 frames and up to 3 B-frames
+# in a row.
 KINDS = {
     "320x240 h264": Kind(320, 240, "libx264", ".mp4", 10, 30, {"crf": "23"}),
     "720p h264": Kind(1280, 720, "libx264", ".mp4", 10, 30, {"crf": "23"}),
-    "VP9 webm": Kind(320, 240, "libvpx-vp9", ".webm", 4, 12, {"crf": "32", "b": "0", "cpu-used": "5", "deadline": "good"}),
+    "VP9 webm": Kind(
+        320, 240, "libvpx-vp9", ".webm", 4, 12, {"crf": "32", "b": "0", "cpu-used": "5", "deadline": "good"}
+    ),
 }
 
 
 def make_clips(folder: Path, count: int) -> dict[str, list[Source]]:
-    """`count` files of every kind, those of 720p prepared as `cover prepare` does, and the prepared ones as parts of a shard."""
+    """`count` files of every kind, those of 720p prepared as `cover prepare` does, and the prepared ones as parts of a
+    shard.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[Source]] = {
+    results: dict[str, list[Source]] = {
         name: [_made(folder / f"{number}-{kind.width}{kind.ending}", kind, number) for number in range(count)]
         for name, kind in KINDS.items()
     }
     prepared = [folder / f"{number}-prepared.mp4" for number in range(count)]
-    for source, out in zip(found["720p h264"], prepared, strict=True):
+    for source, out in zip(results["720p h264"], prepared, strict=True):
         if not out.exists():
             encode_video(source, out, Encoding())
-    found["prepared"] = list(prepared)
-    found["prepared, shard"] = _shard(folder / "shard.tar", prepared)
-    return found
+    results["prepared"] = list(prepared)
+    results["prepared, shard"] = _shard(folder / "shard.tar", prepared)
+    return results
 
 
 def _shard(shard: Path, files: list[Path]) -> list[Source]:
     parts: list[Source] = []
     with shard.open("wb") as out:
         for file in files:
-            parts.append(Part(str(shard), out.tell(), file.stat().st_size))
+            parts.append(ByteRange(str(shard), out.tell(), file.stat().st_size))
             out.write(file.read_bytes())
     return parts
 
@@ -87,13 +92,14 @@ def _pictures(kind: Kind, rng: np.random.Generator) -> Iterator[np.ndarray]:
         for patch, x, y in zip(patches, *swing, strict=True):
             column, row = int((width - side) * x), int((height - side) * y)
             picture[row : row + side, column : column + side] = patch[:side, :side]
-        yield np.clip(picture + rng.normal(0, 3, picture.shape), 0, 255).astype(np.uint8)
+        yield np.max_grad_norm(picture + rng.normal(0, 3, picture.shape), 0, 255).astype(np.uint8)
 
 
 def _texture(side: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of several scales, uint8 `(side, side, 3)`."""
     layers = [
-        np.stack([_enlarged(rng.normal(size=(2**octave, 2**octave)), side) for _ in range(3)], axis=-1) / octave for octave in range(2, 8)
+        np.stack([_enlarged(rng.normal(size=(2**octave, 2**octave)), side) for _ in range(3)], axis=-1) / octave
+        for octave in range(2, 8)
     ]
     total = np.sum(layers, axis=0)
     return ((total - total.min()) / (total.max() - total.min()) * 255).astype(np.uint8)

@@ -1,6 +1,8 @@
-"""How is a comparison measured? Contenders take turns, round by round, in one process; what is quoted is a median or a ratio of one round.
+"""How is a comparison measured? Contenders take turns, round by round, in one process; what is quoted is a median or a
+ratio of one round.
 
-A machine's speed drifts by a factor of two over minutes, so a time alone says little: two times of one round, taken seconds apart, do.
+A machine's speed drifts by a factor of two over minutes, so a time alone says little: two times of one round, taken
+seconds apart, do.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ Work = Callable[[], object]
 
 
 def in_turns(contenders: Mapping[str, Work], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every contender in every round, the order turning by one place each round; the first call of each is not counted."""
+    """Seconds of every contender in every round, the order turning by one place each round; the first call of each is
+    not counted.
+    """
     for work in contenders.values():
         work()
     names, seconds = list(contenders), {name: [] for name in contenders}
@@ -57,7 +61,9 @@ def matmul(device: torch.device, dtype: torch.dtype) -> tuple[Work, float]:
 
 
 def peak_bytes(work: Work, device: torch.device) -> int:
-    """The most memory that tensors take up during `work`, above what they take up before it, by the allocator's own account."""
+    """The most memory that tensors take up during `work`, above what they take up before it, by the allocator's own
+    account.
+    """
     gc.collect()
     _wait(device)
     if device.type == "cuda":
@@ -67,19 +73,24 @@ def peak_bytes(work: Work, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
-    held = peak = 0
+    present = peak = 0
     for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
+            present += event.nbytes()
+            peak = max(peak, present)
     return peak
 
 
 KINDS = {  # of operations, by what their names hold
-    "matrix products": ("mm", "gemm", "matmul"), "attention": ("attention", "flash", "fmha", "softmax"), "GELU": ("gelu",),
-    "norms": ("norm",), "copies, biases among them": ("copy", "cat", "fill", "clone"), "sums": ("sum",), "optimizer": ("adamw",),
+    "matrix products": ("mm", "gemm", "matmul"),
+    "attention": ("attention", "flash", "fmha", "softmax"),
+    "GELU": ("gelu",),
+    "norms": ("norm",),
+    "copies, biases among them": ("copy", "cat", "fill", "clone"),
+    "sums": ("sum",),
+    "optimizer": ("adamw",),
     "patches": ("conv",),
-}  # fmt: skip
+}
 
 
 def by_operation(work: Work, device: torch.device) -> dict[str, float]:
@@ -89,7 +100,9 @@ def by_operation(work: Work, device: torch.device) -> dict[str, float]:
         once(work, device)
     seconds: dict[str, float] = dict.fromkeys([*KINDS, "the rest"], 0.0)
     for event in recorded.key_averages():
-        kind = next((kind for kind, words in KINDS.items() if any(word in event.key.lower() for word in words)), "the rest")
+        kind = next(
+            (kind for kind, words in KINDS.items() if any(word in event.key.lower() for word in words)), "the rest"
+        )
         seconds[kind] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
     return {kind: spent / sum(seconds.values()) for kind, spent in seconds.items()}
 
@@ -97,7 +110,12 @@ def by_operation(work: Work, device: torch.device) -> dict[str, float]:
 def where(device: torch.device) -> dict[str, Any]:
     """What the figures were measured on."""
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": card, "threads": torch.get_num_threads(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+    return {
+        "device": card,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -110,10 +128,10 @@ def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
 
 
-def write(found: Any, target: str | None) -> None:
+def write(results: Any, target: str | None) -> None:
     """As JSON into a file, where one was asked for."""
     if target:
-        Path(target).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        Path(target).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def _wait(device: torch.device) -> None:

@@ -1,7 +1,8 @@
-"""Who the model is compared with: the same function, written as others write it, behind the interface that a training step needs.
+"""Who the model is compared with: the same function, written as others write it, behind the interface that a training
+step needs.
 
-Every peer is called as `network(frames, groups)` with one group at a time, and has `normalize` and `config` as the model itself has, so
-that all of them go through the very step function that `cover train` uses.
+Every peer is called as `network(frames, groups)` with one group at a time, and has `normalize` and `config` as the
+model itself has, so that all of them go through the very step function that `cover train` uses.
 """
 
 from __future__ import annotations
@@ -10,10 +11,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as fn
-from cover.model.timesformer import Groups, ModelConfig, TimeSformer
 from torch import Tensor, nn
 
+from cover.model.backbone import Groups
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+
 HEAD = "classes"
+
+
+class _NoBranches:
+    """The backbone of a peer, as far as a training step without drop-path asks for it."""
+
+    def drop_shape(self) -> tuple[int, int]:
+        return (0, 0)
 
 
 class _Peer(nn.Module):
@@ -21,16 +32,16 @@ class _Peer(nn.Module):
 
     mean: Tensor
     std: Tensor
-    normalize = TimeSformer.normalize
+    normalize = CoVeR.normalize
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: TimeSformerConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.backbone = config, _NoBranches()
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
 
-# --- a plain TimeSformer ----------------------------------------------------------------------------------------------------------
+# --- a plain TimeSformer ----------------------------------------------------------------------------------------------
 
 
 class _PlainAttention(nn.Module):
@@ -46,9 +57,11 @@ class _PlainAttention(nn.Module):
 
 
 class _PlainBlock(nn.Module):
-    """A block on `(S, 1 + T P, D)`, the class token apart from the patches of all frames, as the released code keeps them."""
+    """A block on `(S, 1 + T P, D)`, the class token apart from the patches of all frames, as the released code keeps
+    them.
+    """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: TimeSformerConfig) -> None:
         super().__init__()
         width = config.width
         self.temporal_norm, self.norm1, self.norm2 = (nn.LayerNorm(width, eps=config.norm_eps) for _ in range(3))
@@ -64,15 +77,17 @@ class _PlainBlock(nn.Module):
         patches = patches + moved.view(samples, -1, frames, width).transpose(1, 2)
 
         each = torch.cat([token.expand(-1, frames, -1).reshape(-1, 1, width), patches.flatten(0, 1)], 1)
-        seen = self.attn(self.norm1(each)).view(samples, frames, -1, width)
-        x = torch.cat([token + seen[:, :, 0].mean(1, keepdim=True), (patches + seen[:, :, 1:]).flatten(1, 2)], 1)
+        visited = self.attn(self.norm1(each)).view(samples, frames, -1, width)
+        x = torch.cat([token + visited[:, :, 0].mean(1, keepdim=True), (patches + visited[:, :, 1:]).flatten(1, 2)], 1)
         return x + self.mlp(self.norm2(x))
 
 
 class PlainTimeSformer(_Peer):
-    """TimeSformer written down as the paper has it, with PyTorch's fused attention: the strongest fair peer, once compiled."""
+    """TimeSformer written down as the paper has it, with PyTorch's fused attention: the strongest fair peer, once
+    compiled.
+    """
 
-    def __init__(self, config: ModelConfig, classes: int) -> None:
+    def __init__(self, config: TimeSformerConfig, classes: int) -> None:
         super().__init__(config)
         self.patch_embed = nn.Conv2d(3, config.width, config.patch, config.patch)
         self.cls_token, self.pos_embed, self.time_embed = (
@@ -82,7 +97,7 @@ class PlainTimeSformer(_Peer):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.head = nn.Linear(config.width, classes)
 
-    def forward(self, frames: Tensor, groups: Groups, keep: None = None) -> dict[str, Tensor]:
+    def forward(self, frames: Tensor, groups: Groups, drop: None = None) -> dict[str, Tensor]:
         ((samples, length),) = groups
         patches = self.patch_embed(frames).flatten(2).transpose(1, 2) + self.pos_embed[:, 1:]
         patches = patches.view(samples, length, *patches.shape[1:]) + self.time_embed[:, :length, None]
@@ -92,13 +107,13 @@ class PlainTimeSformer(_Peer):
             x = block(x, length)
         return {HEAD: self.head(self.norm(x[:, 0]))}
 
-    def compile_blocks(self) -> None:
+    def compile_stages(self) -> None:
         for block in self.blocks:
             block.compile()
 
-    def fill(self, ours: TimeSformer) -> PlainTimeSformer:
+    def fill(self, ours: CoVeR) -> PlainTimeSformer:
         """Take the weights of `ours`."""
-        names = {"mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2", f"heads.{HEAD}": "head"}
+        names = {"backbone.": "", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2", f"heads.{HEAD}": "head"}
         state = {}
         for name, value in ours.state_dict().items():
             for mine, theirs in names.items():
@@ -108,41 +123,50 @@ class PlainTimeSformer(_Peer):
         return self
 
 
-# --- transformers -----------------------------------------------------------------------------------------------------------------
+# --- transformers -----------------------------------------------------------------------------------------------------
 
 
 class TransformersTimeSformer(_Peer):
-    """transformers' TimesformerForVideoClassification, once for every length of clip, as its configuration fixes T; weights are shared."""
+    """transformers' TimesformerForVideoClassification, once for every length of clip, as its configuration fixes T;
+    weights are shared.
+    """
 
-    def __init__(self, config: ModelConfig, classes: int, lengths: tuple[int, ...]) -> None:
+    def __init__(self, config: TimeSformerConfig, classes: int, lengths: tuple[int, ...]) -> None:
         from transformers import TimesformerConfig, TimesformerForVideoClassification
 
         super().__init__(config)
         shape: dict[str, Any] = {
-            "image_size": config.size, "patch_size": config.patch, "hidden_size": config.width, "num_hidden_layers": config.depth,
-            "num_attention_heads": config.attention_heads, "intermediate_size": int(config.width * config.mlp_ratio),
-            "layer_norm_eps": config.norm_eps, "num_labels": classes,
-        }  # fmt: skip
-        made = [TimesformerForVideoClassification(TimesformerConfig(num_frames=length, **shape)) for length in lengths]
-        for other in made[1:]:
-            _share(made[0], other)
-        self.by_length = nn.ModuleDict({str(length): network for length, network in zip(lengths, made, strict=True)})
+            "image_size": config.size,
+            "patch_size": config.patch,
+            "hidden_size": config.width,
+            "num_hidden_layers": config.depth,
+            "num_attention_heads": config.attention_heads,
+            "intermediate_size": int(config.width * config.mlp_ratio),
+            "layer_norm_eps": config.norm_eps,
+            "num_labels": classes,
+        }
+        outputs = [
+            TimesformerForVideoClassification(TimesformerConfig(num_frames=length, **shape)) for length in lengths
+        ]
+        for other in outputs[1:]:
+            _share(outputs[0], other)
+        self.by_length = nn.ModuleDict({str(length): network for length, network in zip(lengths, outputs, strict=True)})
 
-    def forward(self, frames: Tensor, groups: Groups, keep: None = None) -> dict[str, Tensor]:
+    def forward(self, frames: Tensor, groups: Groups, drop: None = None) -> dict[str, Tensor]:
         (group,) = groups
         return {HEAD: self.by_length[str(group[1])](frames.unflatten(0, group)).logits}
 
-    def compile_blocks(self) -> None:
+    def compile_stages(self) -> None:
         for network in self.by_length.values():
             for layer in network.timesformer.encoder.layer:
                 layer.compile()
 
-    def fill(self, ours: TimeSformer) -> TransformersTimeSformer:
+    def fill(self, ours: CoVeR) -> TransformersTimeSformer:
         """Take the weights of `ours`."""
-        from cover.model.foreign import to_transformers
+        from cover.model.starts.to_transformers import to_transformers
 
         longest = max(self.by_length, key=int)
-        self.by_length[longest].load_state_dict(to_transformers(ours.state_dict(), HEAD, ours.config.depth))
+        self.by_length[longest].load_state_dict(to_transformers(ours, HEAD))
         return self
 
 
@@ -158,20 +182,20 @@ def _share(owner: nn.Module, other: nn.Module) -> None:
             setattr(module, name.rpartition(".")[2], theirs.detach()[:, : parameter.shape[1]])
 
 
-# --- images as clips --------------------------------------------------------------------------------------------------------------
+# --- images as clips --------------------------------------------------------------------------------------------------
 
 
 class Repeating(_Peer):
     """The model with every image repeated to the length of the clips: what one does without a Pack."""
 
-    def __init__(self, ours: TimeSformer) -> None:
+    def __init__(self, ours: CoVeR) -> None:
         super().__init__(ours.config)
         self.ours = ours
 
-    def forward(self, frames: Tensor, groups: Groups, keep: None = None) -> dict[str, Tensor]:
+    def forward(self, frames: Tensor, groups: Groups, drop: None = None) -> dict[str, Tensor]:
         (clips, length), (images, _) = groups
         long = torch.cat([frames[: clips * length], frames[clips * length :].repeat_interleave(length, 0)])
         return self.ours(long, ((clips + images, length),))
 
-    def compile_blocks(self) -> None:
-        self.ours.compile_blocks()
+    def compile_stages(self) -> None:
+        self.ours.compile_stages()

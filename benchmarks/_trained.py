@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from cover.datasets.index import index
-from cover.sandbox.generate import generate
-from cover.sandbox.settings import Settings
+from cover.synthetic.generate import generate
+from cover.synthetic.settings import Settings
 from cover.training.recipe import Data, Optimizer, Recipe
 from cover.training.train import train
 
@@ -17,11 +17,18 @@ WORKERS = min(2, os.cpu_count() or 1)
 
 def trained(folder: Path, steps: int) -> tuple[Path, Path]:
     """The run and the catalog of a `mini`, trained in `folder` on two generated data sets."""
-    easy = Settings(clutter=0.1, shake=0.05, distractors=0, kinetics=(400, 240), moments=(400, 240), ssv2=(2, 2), imagenet=(2, 2))
+    easy = Settings(
+        clutter=0.1, shake=0.05, distractors=0, kinetics=(400, 240), moments=(400, 240), ssv2=(2, 2), imagenet=(2, 2)
+    )
     catalog = generate(folder / "sandbox", easy, WORKERS)
     index(catalog, WORKERS, list(SETS))
     recipe = Recipe(
-        Data(list(SETS), str(catalog)), str(folder / "run"), steps=steps, batch=24, workers=WORKERS, evaluate_every=-1,
+        Data(list(SETS), str(catalog)),
+        str(folder / "run"),
+        steps=steps,
+        batch=24,
+        workers=WORKERS,
+        evaluate_every=-1,
         optimizer=Optimizer(lr=1e-3),
-    )  # fmt: skip
+    )
     return train(recipe), catalog

@@ -1,4 +1,5 @@
-"""Which kernel runs the two attentions of a block fastest? The fused one on strided views, as the model does, or separate products.
+"""Which kernel runs the two attentions of a block fastest? The fused one on strided views, as the model does, or
+separate products.
 
     python benchmarks/attention.py
     python benchmarks/attention.py --device cuda --dtype bf16
@@ -20,13 +21,17 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import Work, in_turns, ratio, show, where
-from cover.model.attention import attend_along, attend_over_time
 
 from cover.machine import reuse_memory
+from cover.model.layers import attend_along, attend_over_time
 
 Attend = Callable[[Tensor, int], Tensor]
 # title: clips, frames, tokens, heads, channels of a head
-SHAPES = {"width 192, 8 x 112": (8, 8, 50, 3, 64), "B/16, 8 x 224": (1, 8, 197, 12, 64), "mini, 8 x 32": (24, 8, 17, 4, 32)}
+SHAPES = {
+    "width 192, 8 x 112": (8, 8, 50, 3, 64),
+    "B/16, 8 x 224": (1, 8, 197, 12, 64),
+    "mini, 8 x 32": (24, 8, 17, 4, 32),
+}
 
 
 def by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -73,8 +78,9 @@ def main() -> None:
         spatial = torch.randn(clips * frames, tokens, 3 * width, device=device, dtype=dtype, requires_grad=True)
         temporal = torch.randn(3, clips, frames, tokens, width, device=device, dtype=dtype, requires_grad=True)
         kernels: dict[str, tuple[Tensor, Attend, Attend]] = {
-            "spatial": (spatial, attend_along, along_by_products), "temporal": (temporal, over_time, over_time_by_products),
-        }  # fmt: skip
+            "spatial": (spatial, attend_along, along_by_products),
+            "temporal": (temporal, over_time, over_time_by_products),
+        }
         for name, (qkv, fused, products) in kernels.items():
             torch.testing.assert_close(fused(qkv, heads), products(qkv, heads), rtol=1e-2, atol=1e-2)
             for backward in (False, True):
@@ -83,7 +89,11 @@ def main() -> None:
                 times = [f"{1e3 * statistics.median(seconds[kind]):.2f}" for kind in tasks]
                 stage = "forward and backward" if backward else "forward"
                 rows.append([title, name, stage, *times, f"{ratio(seconds, 'products', 'fused'):.2f}"])
-    show(f"attention, {where(device)['device']}, {args.dtype}", ["model", "attention", "", "fused, ms", "products, ms", "ratio"], rows)
+    show(
+        f"attention, {where(device)['device']}, {args.dtype}",
+        ["model", "attention", "", "fused, ms", "products, ms", "ratio"],
+        rows,
+    )
 
 
 if __name__ == "__main__":

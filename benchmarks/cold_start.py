@@ -1,10 +1,12 @@
-"""How long is `cover predict` on the way to its first answer? The whole command against import, decode and forward pass by themselves.
+"""How long is `cover predict` on the way to its first answer? The whole command against import, decode and forward pass
+by themselves.
 
     python benchmarks/cold_start.py                      # mini and B/16, one made clip
     python benchmarks/cold_start.py --presets B/16 --json cold.json
 
-The command and a process that does no more than import torch and the model's code, decode the clip's frames and run the network on them
-take turns. What the command does besides is: start, read its arguments, read the weights, ask the file for its length, print.
+The command and a process that does no more than import torch and the model's code, decode the clip's frames and run the
+network on them take turns. What the command does besides is: start, read its arguments, read the weights, ask the file
+for its length, print.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from _measure import show, where, write
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
-from cover.model.weights import save_release
 
-from cover.sandbox.encode import encode
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
+from cover.synthetic.render import encode
 
 FRAMES = 8
 PARTS = ("import", "decode", "forward")
@@ -36,13 +39,13 @@ from pathlib import Path
 preset, path, frames = sys.argv[1], sys.argv[2], int(sys.argv[3])
 marks = [time.perf_counter()]
 import torch
-from cover.media.clips import Sampling, Views
+from cover.media.sampling import Sampling, Views
 from cover.evaluation.protocol import ViewPlan, read_views
-from cover.model.presets import model_config
-from cover.model.timesformer import TimeSformer
-from cover.model.weights import load_release
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.release import load_release
 marks.append(time.perf_counter())
-model, about = load_release(Path(preset))
+model = load_release(Path(preset))
 marks.append(time.perf_counter())
 (clips,), _ = read_views(path, "video", [ViewPlan(Sampling("whole"), Views(1, 3), frames, model.config.size)], 4.0)
 marks.append(time.perf_counter())
@@ -57,16 +60,18 @@ print(json.dumps({"import": seconds[0], "weights": seconds[1], "decode": seconds
 def make_release(folder: Path, preset: str) -> Path:
     """A release of random weights with one head of 400 classes."""
     classes = tuple(f"class {number}" for number in range(400))
-    model = TimeSformer(model_config(preset, frames=FRAMES), (Head("kinetics400", classes),))
-    about = {"step": 0, "frames": FRAMES, "datasets": {"kinetics400": {"sampling": "whole", "views": "1x3"}}}
-    save_release(folder, model, about)
+    model = CoVeR(named_config(preset, frames=FRAMES), (Head("kinetics400", classes),))
+    metadata = {"step": 0, "frames": FRAMES, "datasets": {"kinetics400": {"sampling": "whole", "views": "1x3"}}}
+    save_release(folder, model, metadata)
     return folder
 
 
 def command(release: Path, clip: str) -> float:
     """Seconds of the whole process of `cover predict`."""
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "cover", "predict", str(release), clip], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "cover", "predict", str(release), clip], capture_output=True, text=True, check=True
+    )
     assert "class " in done.stdout
     return time.perf_counter() - began
 
@@ -78,15 +83,17 @@ def bare(release: Path, clip: str) -> dict[str, float]:
 
 
 def compare(preset: str, clip: str, rounds: int) -> dict[str, float]:
-    """Medians of both, and of the rounds' ratios; the first round, which reads everything into the file cache, is not counted."""
+    """Medians of both, and of the rounds' ratios; the first round, which reads everything into the file cache, is not
+    counted.
+    """
     with TemporaryDirectory() as folder:
         release = make_release(Path(folder) / "release", preset)
         pairs = [(command(release, clip), bare(release, clip)) for _ in range(rounds + 1)][1:]
     sums = [sum(parts[name] for name in PARTS) for _, parts in pairs]
-    found = {name: statistics.median(parts[name] for _, parts in pairs) for name in (*PARTS, "weights")}
+    results = {name: statistics.median(parts[name] for _, parts in pairs) for name in (*PARTS, "weights")}
     whole = [seconds for seconds, _ in pairs]
     ratio = statistics.median(a / b for a, b in zip(whole, sums, strict=True))
-    return {**found, "sum": statistics.median(sums), "command": statistics.median(whole), "ratio": ratio}
+    return {**results, "sum": statistics.median(sums), "command": statistics.median(whole), "ratio": ratio}
 
 
 def main() -> None:
@@ -98,12 +105,22 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
-        encode(clip, np.random.default_rng(0).integers(0, 256, (48, 15, 20, 3), dtype=np.uint8).repeat(16, axis=1).repeat(16, axis=2))
-        found = {preset: compare(preset, str(clip), args.rounds) for preset in args.presets}
+        encode(
+            clip,
+            np.random.default_rng(0)
+            .integers(0, 256, (48, 15, 20, 3), dtype=np.uint8)
+            .repeat(16, axis=1)
+            .repeat(16, axis=2),
+        )
+        results = {preset: compare(preset, str(clip), args.rounds) for preset in args.presets}
     columns = ["model", *PARTS, "their sum", "cover predict", "times", "weights alone"]
     names = [*PARTS, "sum", "command", "ratio", "weights"]
-    show("Cold start, seconds", columns, [[preset, *(f"{row[name]:.2f}" for name in names)] for preset, row in found.items()])
-    write({"where": where(torch.device("cpu")), "found": found}, args.json)
+    show(
+        "Cold start, seconds",
+        columns,
+        [[preset, *(f"{row[name]:.2f}" for name in names)] for preset, row in results.items()],
+    )
+    write({"where": where(torch.device("cpu")), "found": results}, args.json)
 
 
 if __name__ == "__main__":

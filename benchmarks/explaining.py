@@ -1,12 +1,14 @@
-"""Does the heat of `cover explain` lie on what counts? How far the probability of a class falls when the hottest places are covered.
+"""Does the heat of `cover explain` lie on what counts? How far the probability of a class falls when the hottest places
+are covered.
 
-    python benchmarks/explaining.py                                                          # of a small model that is trained first
-    python benchmarks/explaining.py runs/cotrain --catalog sandbox/catalog.yaml              # 40 files of every data set; a table
-    python benchmarks/explaining.py runs/cotrain --catalog sandbox/catalog.yaml --samples 200 --share 0.05 --json explaining.json
+    python benchmarks/explaining.py                                                          # of a small model that is
+    trained first python benchmarks/explaining.py runs/cotrain --catalog sandbox/catalog.yaml              # 40 files of
+    every data set; a table python benchmarks/explaining.py runs/cotrain --catalog sandbox/catalog.yaml --samples 200
+    --share 0.05 --json explaining.json
 
-Of every file the middle view, and its likeliest class. A share of all its patches gets the mean colour of the view: those with the most
-heat by either method, as many at random, and those with the least. The table has by how many points the probability falls, on average,
-with the standard error. A map that says nothing falls as far as chance does.
+Of every file the middle view, and its likeliest class. A share of all its patches gets the mean colour of the view:
+those with the most heat by either method, as many at random, and those with the least. The table has by how many points
+the probability falls, on average, with the standard error. A map that says nothing falls as far as chance does.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from _measure import show, where, write
 from _trained import trained
 
 from cover.datasets.catalog import load_catalog
-from cover.evaluation.tasks import find_tasks
-from cover.inference.explain import Explanation, Question, explanations
+from cover.evaluation.protocol import find_tasks
+from cover.inference.explain import ExplainOptions, Explanation, explanations
 from cover.inference.predictor import Predictor
 
 ORDERS = ("gradient", "rollout", "random", "coldest")
@@ -42,30 +44,38 @@ def covered(frames: np.ndarray, heat: np.ndarray, places: np.ndarray) -> np.ndar
 
 def falls(predictor: Predictor, file: str, head: str, share: float, rng: np.random.Generator) -> list[float]:
     """By how much the probability of the likeliest class falls, for each of `ORDERS`."""
-    found: dict[str, Explanation] = {}
+    results: dict[str, Explanation] = {}
     for method in ("gradient", "rollout"):
-        _, (found[method],) = explanations(predictor, file, Question((head,), method=method))
-    each = found["gradient"]
+        _, (results[method],) = explanations(predictor, file, ExplainOptions((head,), method=method))
+    each = results["gradient"]
     count, size = max(1, round(share * each.heat.size)), each.heat.size
-    places = {method: np.argsort(-one.heat, axis=None)[:count] for method, one in found.items()}
+    places = {method: np.argsort(-one.heat, axis=None)[:count] for method, one in results.items()}
     places |= {"random": rng.permutation(size)[:count], "coldest": np.argsort(each.heat, axis=None)[:count]}
     views = [each.frames, *(covered(each.frames, each.heat, places[order]) for order in ORDERS)]
     place = each.prediction.classes.index(each.named)
-    before, *after = (float(seen.scores[head][place]) for seen in predictor.run([view[None] for view in views]))
+    before, *after = (float(item.scores[head][place]) for item in predictor.run([view[None] for view in views]))
     return [before - share for share in after]
 
 
-def measured(predictor: Predictor, catalog: Path, args: argparse.Namespace) -> tuple[list[list[str]], dict[str, dict[str, float]]]:
+def measured(
+    predictor: Predictor, catalog: Path, args: argparse.Namespace
+) -> tuple[list[list[str]], dict[str, dict[str, float]]]:
     """Of every data set: a row of the table, and the points."""
-    rows, found, rng = [], {}, np.random.default_rng(0)
-    for task in find_tasks(load_catalog(catalog), predictor.model, predictor.about["frames"], args.split):
+    rows, result, rng = [], {}, np.random.default_rng(0)
+    for task in find_tasks(load_catalog(catalog), predictor.model, predictor.metadata["frames"], args.split):
         files = [str(row.path) for row in task.manifest.rows() if row.state == "ok"]
         chosen = rng.permutation(len(files))[: args.samples]
         each = np.array([falls(predictor, files[number], task.head.name, args.share, rng) for number in chosen])
         means, errors = 100 * each.mean(0), 100 * each.std(0, ddof=1) / len(each) ** 0.5
-        rows.append([task.spec.name, str(len(each)), *(f"{mean:.1f} ± {error:.1f}" for mean, error in zip(means, errors, strict=True))])
-        found[task.spec.name] = dict(zip(ORDERS, means.tolist(), strict=True))
-    return rows, found
+        rows.append(
+            [
+                task.spec.name,
+                str(len(each)),
+                *(f"{mean:.1f} ± {error:.1f}" for mean, error in zip(means, errors, strict=True)),
+            ]
+        )
+        result[task.spec.name] = dict(zip(ORDERS, means.tolist(), strict=True))
+    return rows, result
 
 
 def main() -> None:
@@ -84,9 +94,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         checkpoint, catalog = (args.checkpoint, args.catalog) if args.checkpoint else trained(Path(name), args.steps)
         predictor = Predictor.load(checkpoint, args.device)
-        rows, found = measured(predictor, catalog, args)
+        rows, result = measured(predictor, catalog, args)
     show(f"points lost with {args.share:.1%} of the patches covered", ["data set", "files", *ORDERS], rows)
-    write({**where(predictor.device), "checkpoint": args.checkpoint, "share": args.share, "points": found}, args.json)
+    write({**where(predictor.device), "checkpoint": args.checkpoint, "share": args.share, "points": result}, args.json)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Does an exported model say what the original says, and how fast is it?
 
-    python benchmarks/export.py                              # speed at S/16, then top-1 of a small model that is trained first; tables
-    python benchmarks/export.py --only speed --rounds 21 --clips 4
-    python benchmarks/export.py --only accuracy --checkpoint runs/cotrain --catalog sandbox/catalog.yaml --json export.json
+    python benchmarks/export.py                              # speed at S/16, then top-1 of a small model that is
+    trained first; tables python benchmarks/export.py --only speed --rounds 21 --clips 4 python benchmarks/export.py
+    --only accuracy --checkpoint runs/cotrain --catalog sandbox/catalog.yaml --json export.json
 
-Speed: random weights, clips of 8 x 112, every contender on as many threads. Accuracy: all clips of the validation splits of a checkpoint's
-video data sets, in the views of `cover evaluate`; every contender gets the very same pixels. Without --checkpoint a `mini` is trained
-first, on two generated data sets.
+Speed: random weights, clips of 8 x 112, every contender on as many threads. Accuracy: all clips of the validation
+splits of a checkpoint's video data sets, in the views of `cover evaluate`; every contender gets the very same pixels.
+Without --checkpoint a `mini` is trained first, on two generated data sets.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import in_turns, ratio, show, where, write
 from _trained import trained
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
-from cover.model.weights import find_release, save_release
 
 from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import open_manifest
@@ -36,6 +33,10 @@ from cover.inference.export import export_onnx, export_torch
 from cover.inference.predictor import Predictor
 from cover.inference.views import ViewRequest, read_file
 from cover.machine import reuse_memory
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import find_release, save_release
 
 CPU = torch.device("cpu")
 TORCH, PROGRAM, ONNX, INT8 = "cover, eager", ".pt2", "onnx", "onnx, int8"
@@ -60,7 +61,7 @@ def contenders(release: Path, folder: Path) -> dict[str, Classify]:
 
     @torch.inference_mode()
     def exported(clips: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: found.numpy() for name, found in program(torch.from_numpy(clips)).items()}
+        return {name: item.numpy() for name, item in program(torch.from_numpy(clips)).items()}
 
     return {TORCH: eager, PROGRAM: exported, ONNX: session(folder / "model.onnx"), INT8: session(folder / "int8.onnx")}
 
@@ -82,10 +83,15 @@ def session(path: Path) -> Classify:
 def speed(folder: Path, rounds: int, clips: int) -> dict[str, Any]:
     """S/16 at 8 x 112 with a head of 400 classes."""
     head = Head("kinetics", tuple(map(str, range(400))))
-    model = TimeSformer(model_config("S/16", size=112), (head,))
-    save_release(folder / "s16", model, {"step": 0, "frames": 8, "datasets": {"kinetics": {"sampling": "dense", "views": "1x1"}}})
+    model = CoVeR(named_config("S/16", size=112), (head,))
+    save_release(
+        folder / "s16", model, {"step": 0, "frames": 8, "datasets": {"kinetics": {"sampling": "dense", "views": "1x1"}}}
+    )
     batch = np.random.default_rng(0).integers(0, 256, (clips, 8, 3, 112, 112), dtype=np.uint8)
-    work = {name: lambda classify=classify: classify(batch) for name, classify in contenders(folder / "s16", folder / "s16_out").items()}
+    work = {
+        name: lambda classify=classify: classify(batch)
+        for name, classify in contenders(folder / "s16", folder / "s16_out").items()
+    }
     seconds = in_turns(work, rounds, CPU)
     medians = {name: 1e3 * statistics.median(times) / clips for name, times in seconds.items()}
     ratios = {name: ratio(seconds, name, TORCH) for name in seconds}
@@ -101,18 +107,22 @@ def accuracy(folder: Path, checkpoint: Path, catalog: Path) -> dict[str, Any]:
     """Top-1 of every contender on what the model has not seen."""
     release = find_release(checkpoint)
     classify = contenders(release, folder / "out")
-    sets = [name for name, told in Predictor.load(release).about["datasets"].items() if told["media"] == "video"]
-    found: dict[str, Any] = {}
+    sets = [name for name, item in Predictor.load(release).metadata["datasets"].items() if item["media"] == "video"]
+    results: dict[str, Any] = {}
     for name in sets:
         right, scores = dict.fromkeys(classify, 0), {each: list[np.ndarray]() for each in classify}
         for label, views in validation(catalog, release, name):
             for each, function in classify.items():
                 scores[each].append(function(views)[name].mean(0))
                 right[each] += int(scores[each][-1].argmax()) == label
-        found[name] = compared(right, scores)
-        rows = [[each, *map(str, told.values())] for each, told in found[name]["rows"].items()]
-        show(f"{name}: {found[name]['clips']} clips", ["", "top-1, %", "same class as cover", "largest difference"], rows)
-    return found
+        results[name] = compared(right, scores)
+        rows = [[each, *map(str, item.values())] for each, item in results[name]["rows"].items()]
+        show(
+            f"{name}: {results[name]['clips']} clips",
+            ["", "top-1, %", "same class as cover", "largest difference"],
+            rows,
+        )
+    return results
 
 
 def validation(catalog: Path, release: Path, name: str) -> Iterator[tuple[int, np.ndarray]]:
@@ -145,21 +155,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--clips", type=int, default=1, help="at once")
     parser.add_argument("--steps", type=int, default=400, help="of training, without --checkpoint")
-    parser.add_argument("--checkpoint", type=Path, help="a run, a checkpoint or a release folder, instead of training one")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a run, a checkpoint or a release folder, instead of training one"
+    )
     parser.add_argument("--catalog", type=Path, help="of the checkpoint's data sets, indexed")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     reuse_memory()
-    about = where(CPU)
-    print(f"{about['date']}, {about['device']}, {about['threads']} threads, torch {about['torch']}")
+    metadata = where(CPU)
+    print(f"{metadata['date']}, {metadata['device']}, {metadata['threads']} threads, torch {metadata['torch']}")
     with tempfile.TemporaryDirectory() as name:
-        folder, found = Path(name), dict[str, Any](about)
+        folder, result = Path(name), dict[str, Any](metadata)
         if "speed" in args.only:
-            found["speed"] = speed(folder, args.rounds, args.clips)
+            result["speed"] = speed(folder, args.rounds, args.clips)
         if "accuracy" in args.only:
-            given = (args.checkpoint, args.catalog) if args.checkpoint and args.catalog else trained(folder, args.steps)
-            found["accuracy"] = accuracy(folder, *given)
-    write(found, args.json)
+            value = (args.checkpoint, args.catalog) if args.checkpoint and args.catalog else trained(folder, args.steps)
+            result["accuracy"] = accuracy(folder, *value)
+    write(result, args.json)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python benchmarks/million.py
     python benchmarks/million.py --rows 100000 --batches 1000 --json million.json
 
-The catalog: four data sets in the proportions of Kinetics-400, Something-Something-v2, Moments in Time and ImageNet. The schedule's
-figures are of a process of its own. For the readers every row stands for one of a few small files, so that 10,000 batches take minutes.
+The catalog: four data sets in the proportions of Kinetics-400, Something-Something-v2, Moments in Time and ImageNet.
+The schedule's figures are of a process of its own. For the readers every row stands for one of a few small files, so
+that 10,000 batches take minutes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from cover.mixture.loader import packs
 from cover.mixture.mixture import Mixture
 from cover.mixture.rates import Data
 
-SHARES = {"kinetics": 0.097, "ssv2": 0.068, "moments": 0.319, "imagenet": 0.516}  # of the samples (COMPUTED in the article's proportions)
+# of the samples (COMPUTED in the article's proportions)
+SHARES = {"kinetics": 0.097, "ssv2": 0.068, "moments": 0.319, "imagenet": 0.516}
 FRAMES, SIZE, BATCH, FILES = 8, 16, 8, 16
 MIB = 2**20
 
@@ -49,13 +51,18 @@ def make_catalog(folder: Path, rows: int) -> Catalog:
         Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(media / f"{number}.jpg")
         _clip(media / f"{number}.mp4", rng)
     kinds = {name: "image" if name == "imagenet" else "video" for name in SHARES}
-    lines = [f"{name}: {{format: folder, root: {media}, media: {kind}, annotations: {{train: .}}}}" for name, kind in kinds.items()]
+    lines = [
+        f"{name}: {{format: folder, root: {media}, media: {kind}, annotations: {{train: .}}}}"
+        for name, kind in kinds.items()
+    ]
     (folder / "catalog.yaml").write_text("\n".join(lines) + "\n")
     catalog = load_catalog(folder / "catalog.yaml")
     classes = ClassList.of([f"class {number}" for number in range(400)], "made")
     for name, share in SHARES.items():
         path = catalog.manifest_path(name, "train")
-        write_manifest(path, name, "train", catalog.spec(name).media, classes, _rows(media, kinds[name], round(rows * share)))
+        write_manifest(
+            path, name, "train", catalog.spec(name).media, classes, _rows(media, kinds[name], round(rows * share))
+        )
     return catalog
 
 
@@ -64,10 +71,24 @@ def _rows(media: Path, kind: str, count: int) -> Iterator[Row]:
     for number in range(count):
         path = str(media / f"{number % FILES}.{'mp4' if video else 'jpg'}")
         yield Row(
-            sample_id=f"{number:08d}_000010_000020", source_id=f"{number:011d}", path=path, offset=None, length=None, label=number % 400,
-            start=None, end=None, youtube_start=10.0, youtube_end=20.0, frames=12 if video else 1, fps=12.0 if video else 0.0, width=32,
-            height=24, codec="h264" if video else "jpeg", state="ok", why="",
-        )  # fmt: skip
+            sample_id=f"{number:08d}_000010_000020",
+            source_id=f"{number:011d}",
+            path=path,
+            offset=None,
+            length=None,
+            label=number % 400,
+            start=None,
+            end=None,
+            youtube_start=10.0,
+            youtube_end=20.0,
+            frames=12 if video else 1,
+            fps=12.0 if video else 0.0,
+            width=32,
+            height=24,
+            codec="h264" if video else "jpeg",
+            state="ok",
+            why="",
+        )
 
 
 def _clip(path: Path, rng: np.random.Generator) -> None:
@@ -75,7 +96,11 @@ def _clip(path: Path, rng: np.random.Generator) -> None:
         stream = container.add_stream("libx264", rate=12, options={"g": "6"})
         stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
         for _ in range(12):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8), format="rgb24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8), format="rgb24")
+                )
+            )
         container.mux(stream.encode())
 
 
@@ -87,7 +112,9 @@ def mixture_of(catalog: Catalog) -> Mixture:
 
 
 def schedule_costs(catalog_path: Path) -> dict[str, float]:
-    """In a process of its own: seconds and MiB of opening the manifests, of 1,000 draws with their rows, of a step far ahead."""
+    """In a process of its own: seconds and MiB of opening the manifests, of 1,000 draws with their rows, of a step far
+    ahead.
+    """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_schedule_costs, (catalog_path,))
 
@@ -103,10 +130,14 @@ def _schedule_costs(catalog_path: Path) -> dict[str, float]:
     drawn = time.perf_counter()
     schedule.step(100_000)
     return {
-        "rows": sum(map(len, by_name.values())), "open_s": opened - began, "draws": len(rows), "draws_s": drawn - opened,
-        "far_s": time.perf_counter() - drawn, "own_mib": (anonymous(os.getpid()) - before) / MIB,
+        "rows": sum(map(len, by_name.values())),
+        "open_s": opened - began,
+        "draws": len(rows),
+        "draws_s": drawn - opened,
+        "far_s": time.perf_counter() - drawn,
+        "own_mib": (anonymous(os.getpid()) - before) / MIB,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }  # fmt: skip
+    }
 
 
 def anonymous(pid: int) -> int:
@@ -126,15 +157,15 @@ def reader_memory(catalog: Catalog, batches: int, workers: int) -> list[dict[str
     """MiB of each reading process, its own and with shared pages, after a tenth of the batches and at nine more times."""
     mixture = mixture_of(catalog)
     schedule, reader = mixture.schedule(BATCH), mixture.reader(SIZE)
-    seen, found = set(_children()), []
+    visited, result = set(_children()), []
     began = time.perf_counter()
     for number, _ in enumerate(packs(schedule, reader, 0, batches, workers), start=1):
         if number == 1:
-            mine = _readers(seen, workers)
+            mine = _readers(visited, workers)
         if number % (batches // 10) == 0:
             own, whole = ([_status(pid, key) / MIB for pid in mine] for key in ("RssAnon", "VmRSS"))
-            found.append({"batches": number, "seconds": time.perf_counter() - began, "own_mib": own, "rss_mib": whole})
-    return found
+            result.append({"batches": number, "seconds": time.perf_counter() - began, "own_mib": own, "rss_mib": whole})
+    return result
 
 
 def _readers(before: set[int], workers: int) -> list[int]:
@@ -167,15 +198,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         catalog = make_catalog(Path(folder), args.rows)
         costs = schedule_costs(catalog.path)
-        columns = ["rows", "manifests opened, s", "1,000 draws, s", "step 100,000, s", "memory of its own, MiB", "peak with torch, MiB"]
+        columns = [
+            "rows",
+            "manifests opened, s",
+            "1,000 draws, s",
+            "step 100,000, s",
+            "memory of its own, MiB",
+            "peak with torch, MiB",
+        ]
         values = [f"{costs['rows']:.0f}", *(f"{costs[key]:.3f}" for key in ("open_s", "draws_s", "far_s"))]
         show("schedule", columns, [[*values, f"{costs['own_mib']:.0f}", f"{costs['peak_mib']:.0f}"]])
         memory = reader_memory(catalog, args.batches, args.workers)
         rows = [
-            [str(line["batches"]), f"{line['seconds']:.0f}", *(" ".join(f"{m:.0f}" for m in line[key]) for key in ("own_mib", "rss_mib"))]
+            [
+                str(line["batches"]),
+                f"{line['seconds']:.0f}",
+                *(" ".join(f"{m:.0f}" for m in line[key]) for key in ("own_mib", "rss_mib")),
+            ]
             for line in memory
         ]
-        show(f"{args.workers} readers, batches of {BATCH}", ["batches", "s", "memory of their own, MiB", "resident, MiB"], rows)
+        show(
+            f"{args.workers} readers, batches of {BATCH}",
+            ["batches", "s", "memory of their own, MiB", "resident, MiB"],
+            rows,
+        )
         write({**where(torch.device("cpu")), "schedule": costs, "readers": memory}, args.json)
 
 

@@ -1,12 +1,12 @@
 """How fast is the model, against the machine's matmul peak, against transformers' TimeSformer, and against a plain one?
 
-    python benchmarks/model.py                               # every workload that fits the device; table, then JSON with --json FILE
-    python benchmarks/model.py --only small mixed --rounds 9
-    python benchmarks/model.py --device cuda --only base large mixed mixed-large
+    python benchmarks/model.py                               # every workload that fits the device; table, then JSON
+    with --json FILE python benchmarks/model.py --only small mixed --rounds 9 python benchmarks/model.py --device cuda
+    --only base large mixed mixed-large
 
-Needs torch alone, and transformers for its rows. A row's share of the peak counts the multiply-adds of the function, not those that a way
-of computing it adds. The training step is the one that `cover train` takes, for every row: pixels normalised on the device, cross-entropy,
-backward pass, clipping, fused AdamW.
+Needs torch alone, and transformers for its rows. A row's share of the peak counts the multiply-adds of the function,
+not those that a way of computing it adds. The training step is the one that `cover train` takes, for every row: pixels
+normalised on the device, cross-entropy, backward pass, clipping, fused AdamW.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import Work, by_operation, in_turns, matmul, peak_bytes, ratio, show, where, write
 from _peers import HEAD, PlainTimeSformer, Repeating, TransformersTimeSformer
-from cover.model.presets import model_config
-from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
 
 from cover.machine import reuse_memory
 from cover.mixture.pack import Pack
+from cover.model.backbone import Groups
+from cover.model.backbones import named_config
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.model.profile import forward_cost, on_meta
 from cover.training.step import StepSettings, train_step
 
@@ -50,24 +53,32 @@ class Workload:
     groups: dict[str, Groups]  # device -> groups
     dtypes: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"cpu": ("fp32",), "cuda": ("fp32", "bf16")})
 
-    def config(self, **changes: Any) -> ModelConfig:
+    def config(self, **changes: Any) -> TimeSformerConfig:
         """The function that transformers' TimeSformer computes: additive time, an image being a clip of one frame."""
         frames = self.groups["cpu"][0][1]
-        return model_config(self.preset, size=self.size, frames=frames, time="additive", image_time="first", **changes)
+        return named_config(self.preset, size=self.size, frames=frames, time="additive", image_time="first", **changes)
 
 
 WORKLOADS = {
     "small": Workload("width 192, depth 12, clips of 8 x 112", "Ti/16", 112, {"cpu": ((8, 8),), "cuda": ((64, 8),)}),
     "base": Workload("B/16, clips of 8 x 224", "B/16", 224, {"cpu": ((1, 8),), "cuda": ((16, 8),)}),
-    "large": Workload("L/16, clips of 16 x 224", "L/16", 224, {"cpu": ((1, 16),), "cuda": ((8, 16),)}, {"cpu": (), "cuda": ("bf16",)}),
+    "large": Workload(
+        "L/16, clips of 16 x 224", "L/16", 224, {"cpu": ((1, 16),), "cuda": ((8, 16),)}, {"cpu": (), "cuda": ("bf16",)}
+    ),
     "mixed": Workload(
-        "width 192, depth 12: 4 clips of 8 x 112 and 32 images", "Ti/16", 112, {"cpu": ((4, 8), (32, 1)), "cuda": ((4, 8), (32, 1))}
+        "width 192, depth 12: 4 clips of 8 x 112 and 32 images",
+        "Ti/16",
+        112,
+        {"cpu": ((4, 8), (32, 1)), "cuda": ((4, 8), (32, 1))},
     ),
     "mixed-large": Workload(
-        "B/16: 16 clips of 8 x 224 and 128 images", "B/16", 224, {"cpu": ((16, 8), (128, 1)), "cuda": ((16, 8), (128, 1))},
+        "B/16: 16 clips of 8 x 224 and 128 images",
+        "B/16",
+        224,
+        {"cpu": ((16, 8), (128, 1)), "cuda": ((16, 8), (128, 1))},
         {"cpu": (), "cuda": ("bf16",)},
     ),
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -105,13 +116,15 @@ class Contender:
 
 def make_pack(groups: Groups, size: int, device: torch.device) -> Pack:
     """Random pixels and classes."""
-    made = torch.Generator().manual_seed(0)
+    output = torch.Generator().manual_seed(0)
     samples = sum(count for count, _ in groups)
     pack = Pack(
-        frames=torch.randint(0, 256, (sum(s * t for s, t in groups), 3, size, size), dtype=torch.uint8, generator=made),
+        frames=torch.randint(
+            0, 256, (sum(s * t for s, t in groups), 3, size, size), dtype=torch.uint8, generator=output
+        ),
         groups=groups,
         dataset=torch.zeros(samples, dtype=torch.int64),
-        targets=torch.randint(0, CLASSES, (samples, 1), generator=made),
+        targets=torch.randint(0, CLASSES, (samples, 1), generator=output),
         weight=torch.ones(samples),
         seed=torch.zeros(samples, dtype=torch.int64),
     )
@@ -127,7 +140,7 @@ def part_of(pack: Pack, number: int) -> Pack:
     return Pack(frames=pack.frames[frame : frame + count * length], groups=(pack.groups[number],), **named)
 
 
-def randomised(model: TimeSformer) -> TimeSformer:
+def randomised(model: CoVeR) -> CoVeR:
     """No parameter at zero: a mistake in a peer's weights would hide there."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -142,39 +155,46 @@ def contenders(work: Workload, device: torch.device, bf16: bool, compiled: bool)
     pack = make_pack(groups, work.size, device)
     parts = [part_of(pack, number) for number in range(len(groups))]
     settings = StepSettings(sum(count for count, _ in groups), torch.ones(1, device=device), bf16=bf16)
-    ours = randomised(TimeSformer(work.config(), (Head(HEAD, tuple(map(str, range(CLASSES)))),)))
+    ours = randomised(CoVeR(work.config(), (Head(HEAD, tuple(map(str, range(CLASSES)))),)))
     lengths = tuple(length for _, length in groups)
-    made: dict[str, tuple[Callable[[], nn.Module], list[Pack]]] = {}
+    outputs: dict[str, tuple[Callable[[], nn.Module], list[Pack]]] = {}
     if len(groups) == 1:
-        made[OURS] = (lambda: copy.deepcopy(ours), parts)
-        made["ours, rotary time"] = (
-            lambda: TimeSformer(model_config(work.preset, size=work.size, frames=lengths[0]), ours.head_list),
+        outputs[OURS] = (lambda: copy.deepcopy(ours), parts)
+        outputs["ours, rotary time"] = (
+            lambda: CoVeR(named_config(work.preset, size=work.size, frames=lengths[0]), ours.head_list),
             parts,
         )
     else:
-        made[PACKED] = (lambda: copy.deepcopy(ours), [pack])
-        made["ours, two passes"] = (lambda: copy.deepcopy(ours), parts)
-        made["ours, images repeated"] = (lambda: Repeating(copy.deepcopy(ours)), [pack])
+        outputs[PACKED] = (lambda: copy.deepcopy(ours), [pack])
+        outputs["ours, two passes"] = (lambda: copy.deepcopy(ours), parts)
+        outputs["ours, images repeated"] = (lambda: Repeating(copy.deepcopy(ours)), [pack])
     suffix = "" if len(groups) == 1 else ", two passes"
     if importlib.util.find_spec("transformers"):
-        made[f"transformers{suffix}"] = (lambda: TransformersTimeSformer(ours.config, CLASSES, lengths).fill(ours), parts)
-    made[f"plain, fused attention{suffix}"] = (lambda: PlainTimeSformer(ours.config, CLASSES).fill(ours), parts)
-    found = {}
-    for name, (build, packs) in made.items():
+        outputs[f"transformers{suffix}"] = (
+            lambda: TransformersTimeSformer(ours.config, CLASSES, lengths).fill(ours),
+            parts,
+        )
+    outputs[f"plain, fused attention{suffix}"] = (lambda: PlainTimeSformer(ours.config, CLASSES).fill(ours), parts)
+    results = {}
+    for name, (build, packs) in outputs.items():
         for ways in [False, True] if compiled else [False]:
             network = build().to(device)
             if ways:
-                network.compile_blocks()  # type: ignore[operator]
-            found[f"{name}, {'compiled' if ways else 'eager'}"] = Contender(network, packs, settings)
-    return found
+                network.compile_stages()  # type: ignore[operator]
+            results[f"{name}, {'compiled' if ways else 'eager'}"] = Contender(network, packs, settings)
+    return results
 
 
 def check_same(rows: dict[str, Contender], bf16: bool) -> float:
-    """The largest difference of logits between rows of the same function. Raises AssertionError where it is more than rounding."""
-    found = {name: row.forward().float() for name, row in rows.items() if "rotary" not in name}
-    wanted = next(iter(found.values()))
-    apart = max(float((scores - wanted).abs().max()) for name, scores in found.items() if "repeated" not in name)
-    assert apart <= (0.05 if bf16 else 1e-4) * float(wanted.abs().max()), f"the rows do not compute the same function: {apart}"
+    """The largest difference of logits between rows of the same function. Raises AssertionError where it is more than
+    rounding.
+    """
+    results = {name: row.forward().float() for name, row in rows.items() if "rotary" not in name}
+    wanted = next(iter(results.values()))
+    apart = max(float((scores - wanted).abs().max()) for name, scores in results.items() if "repeated" not in name)
+    assert apart <= (0.05 if bf16 else 1e-4) * float(wanted.abs().max()), (
+        f"the rows do not compute the same function: {apart}"
+    )
     return apart
 
 
@@ -183,33 +203,49 @@ def measure(name: str, device: torch.device, dtype: str, rounds: int, compiled: 
     work = WORKLOADS[name]
     torch.manual_seed(0)
     torch._dynamo.reset()
-    torch._dynamo.config.recompile_limit = 64  # many networks and layouts in one process: none of them may fall back to eager
+    # many networks and layouts in one process: none of them may fall back to eager
+    torch._dynamo.config.recompile_limit = 64
     rows = contenders(work, device, dtype == "bf16", compiled)
     apart = check_same(rows, dtype == "bf16")
     operations = 2 * forward_cost(on_meta(work.config(), {}), work.groups[device.type], work.size).multiply_adds
     peak, peak_operations = matmul(device, torch.bfloat16 if dtype == "bf16" else torch.float32)
-    found: dict[str, Any] = {"workload": name, "title": work.title, "dtype": dtype, "groups": work.groups[device.type], "apart": apart}
+    results: dict[str, Any] = {
+        "workload": name,
+        "title": work.title,
+        "dtype": dtype,
+        "groups": work.groups[device.type],
+        "apart": apart,
+    }
     for stage, factor in (("forward", 1), ("training step", 3)):
-        tasks: dict[str, Work] = {"matmul": peak, **{n: row.forward if factor == 1 else row.train for n, row in rows.items()}}
+        tasks: dict[str, Work] = {
+            "matmul": peak,
+            **{n: row.forward if factor == 1 else row.train for n, row in rows.items()},
+        }
         seconds = in_turns(tasks, rounds, device)
-        found[stage] = {
+        results[stage] = {
             "rows": table_rows(seconds, factor * operations, peak_operations),
             "rounds": rounds,
             "operations": factor * operations,
         }
     first = next(iter(rows.values()))
-    found["forward"]["by_operation"] = by_operation(first.forward, device)
-    found["training step"]["by_operation"] = by_operation(first.train, device)
+    results["forward"]["by_operation"] = by_operation(first.forward, device)
+    results["training step"]["by_operation"] = by_operation(first.train, device)
     for row_name, row in rows.items():
-        found["training step"]["rows"][row_name]["peak_bytes"] = row.first_step_memory(device)
+        results["training step"]["rows"][row_name]["peak_bytes"] = row.first_step_memory(device)
         row.optimizer = None
-    return found
+    return results
 
 
 def table_rows(seconds: dict[str, list[float]], operations: float, peak_operations: float) -> dict[str, Any]:
-    """Per row: median milliseconds, its share of the matmul rate of the same round, and its time against our best row's."""
+    """Per row: median milliseconds, its share of the matmul rate of the same round, and its time against our best
+    row's.
+    """
     names = [name for name in seconds if name != "matmul"]
-    ours = [name for name in names if name.startswith(PACKED if any("packed" in n for n in names) else OURS) and "rotary" not in name]
+    ours = [
+        name
+        for name in names
+        if name.startswith(PACKED if any("packed" in n for n in names) else OURS) and "rotary" not in name
+    ]
     best = min(ours, key=lambda name: statistics.median(seconds[name]))
     return {
         name: {
@@ -221,22 +257,32 @@ def table_rows(seconds: dict[str, list[float]], operations: float, peak_operatio
     }
 
 
-def report(found: dict[str, Any]) -> None:
+def report(results: dict[str, Any]) -> None:
     columns = ["row", "ms", "of matmul peak", "times our best", "peak MiB above parameters"]
     for stage in ("forward", "training step"):
         rows = [
-            [name, f"{row['milliseconds']:.1f}", f"{row['share_of_peak']:.0%}", f"{row['times_ours']:.2f}",
-             f"{row['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in row else ""]
-            for name, row in found[stage]["rows"].items()
-        ]  # fmt: skip
-        show(f"{found['title']}, {found['dtype']}: {stage}", columns, rows)
-        shares = [(kind, share) for kind, share in found[stage]["by_operation"].items() if share >= 0.005]
-        print(f"\nwhere {next(iter(found[stage]['rows']))} spends it: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares))
+            [
+                name,
+                f"{row['milliseconds']:.1f}",
+                f"{row['share_of_peak']:.0%}",
+                f"{row['times_ours']:.2f}",
+                f"{row['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in row else "",
+            ]
+            for name, row in results[stage]["rows"].items()
+        ]
+        show(f"{results['title']}, {results['dtype']}: {stage}", columns, rows)
+        shares = [(kind, share) for kind, share in results[stage]["by_operation"].items() if share >= 0.005]
+        print(
+            f"\nwhere {next(iter(results[stage]['rows']))} spends it: "
+            + ", ".join(f"{kind} {share:.0%}" for kind, share in shares)
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=list(WORKLOADS), help="these workloads (default: all of the device)")
+    parser.add_argument(
+        "--only", nargs="*", choices=list(WORKLOADS), help="these workloads (default: all of the device)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-compile", action="store_true", help="eager rows alone")

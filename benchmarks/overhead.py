@@ -1,12 +1,13 @@
-"""What does a run add to its steps? The very loop of `cover train` against the bare training step on the same Packs, in turns.
+"""What does a run add to its steps? The very loop of `cover train` against the bare training step on the same Packs, in
+turns.
 
     python benchmarks/overhead.py                      # S/16, clips of 8 x 112 and images, on generated files
     python benchmarks/overhead.py --steps 20 --json found.json
 
-In each step of a real run, the bare step (forward, backward, clipping, optimizer; no tally, no checks) is taken too, on a copy of the
-model, before or after the run's own in turn. What the run needs beside is everything else that its clock counts as compute: logs, checks,
-augmentation, averaged weights. Reading files is left out, and so are evaluation and checkpoints; the schedule and the collating of samples
-that lie in memory, which workers do, are timed apart and added.
+In each step of a real run, the bare step (forward, backward, clipping, optimizer; no tally, no checks) is taken too, on
+a copy of the model, before or after the run's own in turn. What the run needs beside is everything else that its clock
+counts as compute: logs, checks, augmentation, averaged weights. Reading files is left out, and so are evaluation and
+checkpoints; the schedule and the collating of samples that lie in memory, which workers do, are timed apart and added.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from _measure import show, where, write
 
 import cover.training.train as loop
 from cover.datasets.index import index
+from cover.hardware import pick_device
 from cover.machine import reuse_memory
 from cover.mixture.mixture import Mixture
 from cover.mixture.pack import collate
-from cover.model.device import pick_device
-from cover.sandbox.generate import generate
-from cover.sandbox.settings import Settings
-from cover.training.ema import Ema
+from cover.model.backbones.timesformer import TimeSformerOptions
+from cover.synthetic.generate import generate
+from cover.synthetic.settings import Settings
 from cover.training.guards import FiniteCheck, ReadingCheck
-from cover.training.log import RunLog
-from cover.training.optimizer import build_optimizer
-from cover.training.recipe import Data, Model, Recipe
+from cover.training.logging import RunLog
+from cover.training.optim import Ema, build_optimizer
+from cover.training.recipe import Data, Recipe
 
 SETS = ["kinetics", "ssv2", "moments", "imagenet"]
 PIECES: dict[str, tuple[tuple[Any, str], ...]] = {
@@ -61,11 +62,12 @@ class Turns:
         if not self.seconds["run"]:
             self.twin = copy.deepcopy(model)
             self.twin_optimizer = build_optimizer(self.twin, self.recipe.optimizer)
-        if len(self.seconds["run"]) == self.recipe.log_every:  # the first window is not counted: memory is touched for the first time
+        # the first window is not counted: memory is touched for the first time
+        if len(self.seconds["run"]) == self.recipe.log_every:
             for seconds in self.pieces.values():
                 seconds.clear()
-        for own, given in zip(self.twin_optimizer.param_groups, optimizer.param_groups, strict=True):
-            own["lr"] = given["lr"]
+        for own, value in zip(self.twin_optimizer.param_groups, optimizer.param_groups, strict=True):
+            own["lr"] = value["lr"]
         works: dict[str, Callable[[], Any]] = {
             "bare": lambda: self.real_step(self.twin, self.twin_optimizer, parts, settings),
             "run": lambda: self.real_step(model, optimizer, parts, settings, *rest),
@@ -87,7 +89,11 @@ def watch(pieces: dict[str, list[float]]) -> None:
     for title, places in PIECES.items():
         for owner, name in places:
             whole = getattr(owner, name)
-            setattr(owner, name, lambda *given, _whole=whole, _into=pieces[title], **how: timed(lambda: _whole(*given, **how), _into))
+            setattr(
+                owner,
+                name,
+                lambda *given, _whole=whole, _into=pieces[title], **how: timed(lambda: _whole(*given, **how), _into),
+            )
 
 
 def compute_seconds(run: Path, after: int) -> float:
@@ -126,16 +132,21 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     added |= {"schedule": schedule, "collate": collating}
     mean = sum(bare) / steps
     return {
-        "steps": steps, "bare_ms": 1000 * mean, "beside_ms": 1000 * (beside / steps + schedule + collating),
+        "steps": steps,
+        "bare_ms": 1000 * mean,
+        "beside_ms": 1000 * (beside / steps + schedule + collating),
         "step_in_run": statistics.median(b / a for a, b in zip(bare, own, strict=True)),
-        "overhead": (beside / steps + schedule + collating) / mean, "pieces_ms": {title: 1000 * s for title, s in added.items()},
-    }  # fmt: skip
+        "overhead": (beside / steps + schedule + collating) / mean,
+        "pieces_ms": {title: 1000 * s for title, s in added.items()},
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--window", type=int, default=4, help="steps per line of the log; the first window is not counted")
+    parser.add_argument(
+        "--window", type=int, default=4, help="steps per line of the log; the first window is not counted"
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--ema", type=float, default=0.999, help="0 for none")
     parser.add_argument("--tensorboard", action="store_true")
@@ -147,16 +158,32 @@ def main() -> None:
         catalog = generate(Path(folder), Settings(size=0.02), workers=0)
         index(catalog, 0)
         recipe = Recipe(
-            Data(SETS, str(catalog), frames=8), str(Path(folder) / "run"), args.steps, args.batch, Model("S/16", 112), ema=args.ema,
-            workers=0, device=args.device, log_every=args.window, evaluate_every=-1,
-        )  # fmt: skip
-        found = {**measure(recipe), "where": where(pick_device(args.device))}
-    rows = [[title, f"{value:.2f}", f"{value / found['bare_ms']:.2%}"] for title, value in found["pieces_ms"].items()]
+            Data(SETS, str(catalog), frames=8),
+            str(Path(folder) / "run"),
+            args.steps,
+            args.batch,
+            TimeSformerOptions(preset="S/16", size=112),
+            ema=args.ema,
+            workers=0,
+            device=args.device,
+            log_every=args.window,
+            evaluate_every=-1,
+        )
+        results = {**measure(recipe), "where": where(pick_device(args.device))}
+    rows = [
+        [title, f"{value:.2f}", f"{value / results['bare_ms']:.2%}"] for title, value in results["pieces_ms"].items()
+    ]
     rows.sort(key=lambda row: -float(row[1]))
-    total = ["all beside the step", f"{found['beside_ms']:.2f}", f"{found['overhead']:.2%}"]
-    show(f"S/16, 8 x 112, batch {args.batch}: bare step {found['bare_ms']:.0f} ms", ["", "ms a step", "of the bare step"], [*rows, total])
-    print(f"\nthe step itself inside the run: {found['step_in_run']:.3f} times the bare one, over {found['steps']} steps; {found['where']}")
-    write(found, args.json)
+    total = ["all beside the step", f"{results['beside_ms']:.2f}", f"{results['overhead']:.2%}"]
+    show(
+        f"S/16, 8 x 112, batch {args.batch}: bare step {results['bare_ms']:.0f} ms",
+        ["", "ms a step", "of the bare step"],
+        [*rows, total],
+    )
+    print(
+        f"\nthe step itself inside the run: {results['step_in_run']:.3f} times the bare one, over {results['steps']} steps; {results['where']}"
+    )
+    write(results, args.json)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python benchmarks/plan.py                       # table; JSON with --json FILE
     python benchmarks/plan.py --device cuda --mfu 0.4
 
-Steps and a large matrix product take turns; a step is planned from the product's rate in the same rounds and the share of it that `cover
-plan` assumes. On a GPU too the peak is that of the product, not that of its maker's sheet, so that the card need not be in the table.
+Steps and a large matrix product take turns; a step is planned from the product's rate in the same rounds and the share
+of it that `cover plan` assumes. On a GPU too the peak is that of the product, not that of its maker's sheet, so that
+the card need not be in the table.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _measure import in_turns, matmul, peak_bytes, show, where, write
-from cover.model.presets import model_config
-from cover.model.timesformer import Groups, Head, TimeSformer
 
 from cover.hardware import CPU_MFU, GPU_MFU
 from cover.machine import reuse_memory
+from cover.model.backbone import Groups
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.model.profile import count_parameters, forward_cost, on_meta
 from cover.planning.memory import StepOptions, step_memory
 from cover.training.step import StepSettings, train_step
@@ -43,8 +46,8 @@ class Case:
 
     @property
     def title(self) -> str:
-        held = " + ".join(f"{samples} x {frames}" for samples, frames in self.groups)
-        return f"{self.preset}, {self.size} px, {held}{', checkpointing' * self.checkpointing}"
+        present = " + ".join(f"{samples} x {frames}" for samples, frames in self.groups)
+        return f"{self.preset}, {self.size} px, {present}{', checkpointing' * self.checkpointing}"
 
 
 CASES = {
@@ -66,8 +69,8 @@ CASES = {
 
 def measure(case: Case, device: torch.device, bf16: bool, share: float, rounds: int) -> dict[str, Any]:
     """Planned and measured seconds and bytes of one case."""
-    config = model_config(case.preset, size=case.size, frames=case.groups[0][1])
-    network = TimeSformer(config, (Head(HEAD, tuple(map(str, range(CLASSES)))),)).to(device).train()
+    config = named_config(case.preset, size=case.size, frames=case.groups[0][1])
+    network = CoVeR(config, (Head(HEAD, tuple(map(str, range(CLASSES)))),)).to(device).train()
     network.set_checkpointing(case.checkpointing)
     pack = make_pack(case.groups, case.size, device)
     settings = StepSettings(len(pack.seed), torch.ones(1, device=device), bf16=bf16)
@@ -80,7 +83,7 @@ def measure(case: Case, device: torch.device, bf16: bool, share: float, rounds: 
     seconds = in_turns({"step": step, "matmul": product}, rounds, device)
     network.zero_grad(set_to_none=True)
     state = sum(3 * parameter.nbytes for parameter in network.parameters())  # weights and AdamW's two means
-    found = state + pack.frames.nbytes + peak_bytes(step, device)
+    result = state + pack.frames.nbytes + peak_bytes(step, device)
     model = on_meta(config, {HEAD: CLASSES})
     memory = step_memory(model, case.groups, case.size, StepOptions(case.checkpointing, bf16))
     passes = 4 if case.checkpointing else 3
@@ -88,7 +91,7 @@ def measure(case: Case, device: torch.device, bf16: bool, share: float, rounds: 
     return {
         "case": case.title,
         "parameters": count_parameters(model).total,
-        "bytes": found,
+        "bytes": result,
         "bytes_planned": memory.tensors,
         "seconds": statistics.median(seconds["step"]),
         "seconds_planned": 2 * passes * forward_cost(model, case.groups, case.size).multiply_adds / rate / share,
@@ -116,7 +119,9 @@ def report(rows: list[dict[str, Any]], share: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--mfu", type=float, help="share of the matrix product's rate (default: what cover plan assumes)")
+    parser.add_argument(
+        "--mfu", type=float, help="share of the matrix product's rate (default: what cover plan assumes)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--first", type=int, help="only so many cases")
     parser.add_argument("--json", metavar="FILE")

@@ -1,10 +1,11 @@
-"""What does a 16-frame clip cost before and after `cover prepare`? CPU time of decoding and cropping, original and prepared in turns.
+"""What does a 16-frame clip cost before and after `cover prepare`? CPU time of decoding and cropping, original and
+prepared in turns.
 
     python benchmarks/prepared.py            # on made clips of 720 lines
     python benchmarks/prepared.py FILE...
 
-Each file is first encoded as people find it on the net (x264's defaults: 720 and 240 lines, a key frame in 250), then those two as
-`cover prepare` does.
+Each file is first encoded as people find it on the net (x264's defaults: 720 and 240 lines, a key frame in 250), then
+those two as `cover prepare` does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from cover.media.stream import open_video
 from cover.transforms.crop import crop_resize
 
 FRAMES, SIZE = 16, 224
-INTERVALS = {"4/30 s": 4 / 30, "32/30 s": 32 / 30}  # between frames: of 2 s clips, and TimeSformer's of the whole of a Kinetics clip
+# between frames: of 2 s clips, and TimeSformer's of the whole of a Kinetics clip
+INTERVALS = {"4/30 s": 4 / 30, "32/30 s": 32 / 30}
 
 
 def as_found(source: str, lines: int, out: Path) -> Path:
@@ -69,7 +71,9 @@ def rows_of(source: str, lines: int, folder: Path, rounds: int) -> list[list[str
     for name, interval in INTERVALS.items():
         first, second = milliseconds([before, after], interval, rounds)
         sizes = [f"{file.stat().st_size / 1000:.0f}" for file in (before, after)]
-        rows.append([Path(source).name, str(lines), name, f"{first:.1f}", f"{second:.1f}", f"{first / second:.1f}", *sizes])
+        rows.append(
+            [Path(source).name, str(lines), name, f"{first:.1f}", f"{second:.1f}", f"{first / second:.1f}", *sizes]
+        )
     return rows
 
 
@@ -80,7 +84,9 @@ def main() -> None:
     args = parser.parse_args()
     with TemporaryDirectory() as folder:
         files = args.files or [str(clip) for clip in make_clips(Path(folder) / "made", 1)["720p h264"]]
-        rows = [row for file in files for lines in (720, 240) for row in rows_of(file, lines, Path(folder), args.rounds)]
+        rows = [
+            row for file in files for lines in (720, 240) for row in rows_of(file, lines, Path(folder), args.rounds)
+        ]
     print_table(["file", "lines", "interval", "ms before", "ms after", "times less", "kB before", "kB after"], rows)
 
 

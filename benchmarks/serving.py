@@ -1,11 +1,13 @@
-"""What does sharing forward passes gain a server, how long does a client wait, and does the server stay as large as it is?
+"""What does sharing forward passes gain a server, how long does a client wait, and does the server stay as large as it
+is?
 
-    python benchmarks/serving.py                                # one minute with and one without, by turns of 15 s; a table
-    python benchmarks/serving.py --seconds 300 --clients 16 --json serving.json
+    python benchmarks/serving.py                                # one minute with and one without, by turns of 15 s; a
+    table python benchmarks/serving.py --seconds 300 --clients 16 --json serving.json
 
-Two `cover serve` of one checkpoint (S/16 at 112, clips of 8 frames, random weights), one of which has every file computed alone. So many
-clients send clips and images without a pause to one of them at a time, the other being idle. Times are of whole requests on the loopback;
-memory is that of the server with its processes (proportional set size: what they share counts once).
+Two `cover serve` of one checkpoint (S/16 at 112, clips of 8 frames, random weights), one of which has every file
+computed alone. So many clients send clips and images without a pause to one of them at a time, the other being idle.
+Times are of whole requests on the loopback; memory is that of the server with its processes (proportional set size:
+what they share counts once).
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from _clips import KINDS, _made
 from _measure import show, where, write
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
-from cover.model.weights import save_release
+
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 CLASSES, FRAMES, SIZE = 400, 8, 112
 SERVERS = {"shared": [], "alone": ["--pack-frames", "1", "--wait-ms", "0"]}
@@ -59,7 +63,9 @@ def make_release(folder: Path) -> Path:
     sampling = {"kinetics": "dense", "ssv2": "segments", "imagenet": "segments"}
     sets = {name: {"sampling": how, "views": "1x1"} for name, how in sampling.items()}
     save_release(
-        folder, TimeSformer(model_config("S/16", size=SIZE, frames=FRAMES), heads), {"step": 0, "frames": FRAMES, "datasets": sets}
+        folder,
+        CoVeR(named_config("S/16", size=SIZE, frames=FRAMES), heads),
+        {"step": 0, "frames": FRAMES, "datasets": sets},
     )
     return folder
 
@@ -77,7 +83,20 @@ def make_files(folder: Path, count: int) -> dict[str, list[bytes]]:
 
 @contextmanager
 def started(release: Path, folder: Path, options: list[str]) -> Iterator[Server]:
-    command = [sys.executable, "-m", "cover", "serve", str(release), "--port", "0", "--device", "cpu", "--spool", str(folder), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "cover",
+        "serve",
+        str(release),
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        "--spool",
+        str(folder),
+        *options,
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout
@@ -133,11 +152,11 @@ def memory(pid: int) -> float:
     """MB of a process and all that descend from it."""
     rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.split()
     parents = dict(zip(map(int, rows[::2]), map(int, rows[1::2]), strict=True))
-    found, more = set[int](), {pid}
+    result, more = set[int](), {pid}
     while more:
-        found |= more
+        result |= more
         more = {each for each, parent in parents.items() if parent in more}
-    return sum(_share(each) for each in found)
+    return sum(_share(each) for each in result)
 
 
 def _share(pid: int) -> float:
@@ -158,7 +177,11 @@ def row(name: str, server: Server) -> list[str]:
     for times in server.times.values():
         cuts = statistics.quantiles(times, n=100) if len(times) > 1 else [0.0] * 99
         cells.append(" / ".join(f"{1e3 * cuts[percent - 1]:.0f}" for percent in (50, 95, 99)))
-    return [*cells, json.dumps(server.errors) if server.errors else "0", f"{server.megabytes[0]:.0f} to {server.megabytes[-1]:.0f}"]
+    return [
+        *cells,
+        json.dumps(server.errors) if server.errors else "0",
+        f"{server.megabytes[0]:.0f} to {server.megabytes[-1]:.0f}",
+    ]
 
 
 def main() -> None:
@@ -168,7 +191,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=3, help="clips, and as many images")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
-    about = where(torch.device("cpu"))
+    metadata = where(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         release, files = make_release(folder / "release"), make_files(folder, args.files)
@@ -181,13 +204,14 @@ def main() -> None:
         for number in range(pieces):
             for server in list(servers.values())[:: 1 if number % 2 else -1]:
                 load(server, files, args.clients, args.seconds / pieces)
-    title = f"{about['date']}, {about['device']}, {about['threads']} threads, {args.clients} clients, {args.seconds:g} s each"
+    title = f"{metadata['date']}, {metadata['device']}, {metadata['threads']} threads, {args.clients} clients, {args.seconds:g} s each"
     columns = ["passes", "files/s", "clip, p50 / p95 / p99 ms", "image", "errors", "MB, first to last piece"]
     show(title, columns, [row(name, server) for name, server in servers.items()])
     facts = {
-        name: {key: value for key, value in vars(server).items() if key not in ("process", "port")} for name, server in servers.items()
+        name: {key: value for key, value in vars(server).items() if key not in ("process", "port")}
+        for name, server in servers.items()
     }
-    write({**about, "clients": args.clients, "servers": facts}, args.json)
+    write({**metadata, "clients": args.clients, "servers": facts}, args.json)
 
 
 if __name__ == "__main__":

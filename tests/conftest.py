@@ -31,10 +31,12 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The catalog of the smallest sandbox, indexed: kinetics, ssv2, moments, imagenet. Shared by all tests, never changed."""
+    """The catalog of the smallest sandbox, indexed: kinetics, ssv2, moments, imagenet. Shared by all tests, never
+    changed.
+    """
     from cover.datasets.index import index
-    from cover.sandbox.generate import generate
-    from cover.sandbox.settings import Settings
+    from cover.synthetic.generate import generate
+    from cover.synthetic.settings import Settings
 
     catalog = generate(tmp_path_factory.mktemp("sandbox"), Settings(size=0.01), workers=0)
     index(catalog, workers=0)
@@ -54,18 +56,23 @@ def trained(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_set(tmp_path: Path) -> MakeSet:
-    """Writes and indexes a small csv data set: make_set({"a.mp4": "left", "b.mp4": "right"}, flip="swap") -> its catalog.
+    """Writes and indexes a small csv data set: make_set({"a.mp4": "left", "b.mp4": "right"}, flip="swap") -> its
+    catalog.
 
-    Files are clips of 12 frames at 10 fps, or png images, 64 x 48 pixels of noise of their own. Those in `absent` are listed and not
-    written, those in `corrupt` hold no picture. The list is both `train` and `val`; `column` "labels" makes a
-    multi-label set of values such as "left|up"; other keywords go into the catalog.
+    Files are clips of 12 frames at 10 fps, or png images, 64 x 48 pixels of noise of their own. Those in `absent` are
+    listed and not written, those in `corrupt` hold no picture. The list is both `train` and `val`; `column` "labels"
+    makes a multi-label set of values such as "left|up"; other keywords go into the catalog.
     """
     from cover.datasets.index import index
 
     def make(
-        files: Mapping[str, str], name: str = "mine", absent: Iterable[str] = (), corrupt: Iterable[str] = (), column: str = "label",
+        files: Mapping[str, str],
+        name: str = "mine",
+        absent: Iterable[str] = (),
+        corrupt: Iterable[str] = (),
+        column: str = "label",
         **keys: object,
-    ) -> Path:  # fmt: skip
+    ) -> Path:
         root = tmp_path / name
         root.mkdir()
         for number, file in enumerate(files):

@@ -12,7 +12,11 @@ import yaml
 from cover.cli import main
 
 ROOT = Path(__file__).parents[1]
-LINES = [line for line in (ROOT / "docs/ablations.md").read_text(encoding="utf-8").splitlines() if line.startswith("cover train")]
+LINES = [
+    line
+    for line in (ROOT / "docs/ablations.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("cover train")
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +32,22 @@ def test_a_line_runs_and_changes_what_it_says(line: str, pretrained: Path, sandb
     _, command, recipe, *words = shlex.split(line)
     assert words.pop(0) == "--out"
     words.pop(0)
-    short = ["--data.catalog", str(sandbox), "--start.checkpoint", str(pretrained), "--steps", "2", "--batch", "8", "--workers", "0",
-             "--out", str(tmp_path / "run"), "--evaluate_every", "-1"]  # fmt: skip
+    short = [
+        "--data.catalog",
+        str(sandbox),
+        "--start.checkpoint",
+        str(pretrained),
+        "--steps",
+        "2",
+        "--batch",
+        "8",
+        "--workers",
+        "0",
+        "--out",
+        str(tmp_path / "run"),
+        "--evaluate_every",
+        "-1",
+    ]
     assert main([command, str(ROOT / recipe), *short, *words]) == 0
     resolved = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text(encoding="utf-8"))
     section, key = words[0].removeprefix("--").split(".")
@@ -40,5 +58,14 @@ def test_a_line_runs_and_changes_what_it_says(line: str, pretrained: Path, sandb
 
 def test_every_ablation_has_its_line() -> None:
     text = " ".join(LINES)
-    for wanted in ("time additive", "image_temporal skip", "alpha 0 ", "alpha 0.5", "joint", "space", "temporal copied", "alternating"):
+    for wanted in (
+        "time additive",
+        "image_temporal skip",
+        "alpha 0 ",
+        "alpha 0.5",
+        "joint",
+        "space",
+        "temporal copied",
+        "alternating",
+    ):
         assert wanted in text + " "

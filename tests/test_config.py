@@ -94,11 +94,15 @@ def test_every_way_to_write_a_float_gives_a_float(recipe: Any, number: str) -> N
     assert recipe("steps: 1", "--optimizer.lr", number).optimizer.lr == 0.001
 
 
-@pytest.mark.parametrize("word", ["2024-01-02", "007", "010", "1e3", "3", "1.5", "yes", "no", "on", "true", "1:30", ".inf"])
+@pytest.mark.parametrize(
+    "word", ["2024-01-02", "007", "010", "1e3", "3", "1.5", "yes", "no", "on", "true", "1:30", ".inf"]
+)
 def test_text_that_looks_like_something_else_stays_text(recipe: Any, word: str) -> None:
     loaded = recipe(f"steps: 1\ntitle: {word}\nnote: {word}\ntags: [{word}, null]\nrates: {{{word}: 1}}")
     assert (loaded.title, loaded.note, loaded.tags, loaded.rates) == (word, word, [word, "null"], {word: 1.0})
-    loaded = recipe("steps: 1", "--title", word, "--note", word, "--tags", f"[{word}, null]", "--rates", f"{{{word}: 2}}")
+    loaded = recipe(
+        "steps: 1", "--title", word, "--note", word, "--tags", f"[{word}, null]", "--rates", f"{{{word}: 2}}"
+    )
     assert (loaded.title, loaded.note, loaded.tags, loaded.rates) == (word, word, [word, "null"], {word: 2.0})
 
 
@@ -138,7 +142,9 @@ def test_true_and_false_alone_are_truth_values(recipe: Any, word: str) -> None:
     ],
 )
 def test_override_forms(recipe: Any, override: list[str], expected: dict[str, Any]) -> None:
-    assert recipe("steps: 1\nnote: x\nrates: {k: 1}", *override) == Recipe(**{"steps": 1, "note": "x", "rates": {"k": 1.0}, **expected})
+    assert recipe("steps: 1\nnote: x\nrates: {k: 1}", *override) == Recipe(
+        **{"steps": 1, "note": "x", "rates": {"k": 1.0}, **expected}
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,8 +154,16 @@ def test_override_forms(recipe: Any, override: list[str], expected: dict[str, An
         ("steps: 1", ["--optimizer.lrr", "1"], 'x.yaml: unknown key "optimizer.lrr"; did you mean "optimizer.lr"?'),
         ("steps: 1\nlr: 1", [], 'x.yaml: unknown key "lr"; did you mean "optimizer.lr"?'),
         ("steps: 1\noptimizer: {zzz: 1}", [], 'x.yaml: unknown key "optimizer.zzz"; known: betas, clip, lr, name'),
-        ("steps: 1\nsources: {a: {wight: 1}}", [], 'x.yaml: unknown key "sources.a.wight"; did you mean "sources.a.weight"?'),
-        ("steps: 1", ["--sources.a.wight=1"], 'x.yaml: unknown key "sources.a.wight"; did you mean "sources.a.weight"?'),
+        (
+            "steps: 1\nsources: {a: {wight: 1}}",
+            [],
+            'x.yaml: unknown key "sources.a.wight"; did you mean "sources.a.weight"?',
+        ),
+        (
+            "steps: 1",
+            ["--sources.a.wight=1"],
+            'x.yaml: unknown key "sources.a.wight"; did you mean "sources.a.weight"?',
+        ),
         ("steps: 1", ["--optimizer.lr.x", "1"], 'x.yaml: unknown key "optimizer.lr.x"'),
         ("steps: 1", ["--rates.", "1"], 'x.yaml: unknown key "rates."'),
         ("steps: 1\noptimizer: {lr: fast}", [], 'x.yaml: optimizer.lr: expected float, got "fast"'),
@@ -180,7 +194,11 @@ def test_override_forms(recipe: Any, override: list[str], expected: dict[str, An
         ("steps: 1", ["--optimizer", "{lr: "], "x.yaml: optimizer: line 1, column 6: not YAML: "),
         ("steps: 1", ["--title"], "x.yaml: --title needs a value: write --title value or --title=value"),
         ("steps: 1", ["--title", "--bf16", "true"], "x.yaml: --title needs a value: "),
-        ("steps: 1", ["title"], 'x.yaml: "title" on the command line belongs to no key: write --key value or --key=value'),
+        (
+            "steps: 1",
+            ["title"],
+            'x.yaml: "title" on the command line belongs to no key: write --key value or --key=value',
+        ),
     ],
 )
 def test_every_mistake_is_one_line(recipe: Any, text: str, overrides: list[str], message: str) -> None:
@@ -198,7 +216,11 @@ def test_a_missing_key_of_a_required_section_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"title: caf\xe9")
-    for path, reason in ((tmp_path / "no.yaml", "No such file"), (tmp_path, "directory"), (tmp_path / "latin.yaml", "not UTF-8")):
+    for path, reason in (
+        (tmp_path / "no.yaml", "No such file"),
+        (tmp_path, "directory"),
+        (tmp_path / "latin.yaml", "not UTF-8"),
+    ):
         with pytest.raises(UserError, match=reason) as caught:
             load(Recipe, path, [])
         assert str(caught.value).startswith(f"{path}: ")
@@ -230,7 +252,11 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.samp
 floats = st.floats(allow_nan=False)
 names = st.text("abcXYZ-_ 019é", min_size=1, max_size=6)
 optimizers = st.builds(
-    Optimizer, lr=floats, betas=st.tuples(floats, floats), name=st.sampled_from(["adamw", "sgd"]), clip=st.none() | floats
+    Optimizer,
+    lr=floats,
+    betas=st.tuples(floats, floats),
+    name=st.sampled_from(["adamw", "sgd"]),
+    clip=st.none() | floats,
 )
 recipes = st.builds(
     Recipe,

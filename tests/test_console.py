@@ -20,9 +20,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(console, "time", made)
-    return made
+    output = Clock()
+    monkeypatch.setattr(console, "time", output)
+    return output
 
 
 def test_the_time_left_goes_by_what_items_take(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,7 +33,11 @@ def test_the_time_left_goes_by_what_items_take(clock: Clock, capsys: pytest.Capt
         meter.advance(note="short", work=50)
         clock.now += 10
         meter.advance(note="short too", work=100)
-    assert capsys.readouterr().err.splitlines() == ["study: 2/5, 0:20 left  long", "study: 4/5, 0:05 left  short too", "study: 4/5 in 1:35"]
+    assert capsys.readouterr().err.splitlines() == [
+        "study: 2/5, 0:20 left  long",
+        "study: 4/5, 0:05 left  short too",
+        "study: 4/5 in 1:35",
+    ]
 
 
 def test_the_time_left_of_equal_items(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,7 +53,9 @@ def test_the_time_left_of_equal_items(clock: Clock, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.splitlines() == ["index: 6/10, 0:40 left", "index: 6/10 in 1:20"]
 
 
-def test_a_terminal_shows_the_same(clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_shows_the_same(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(console, "_can_redraw", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     console._terminal.cache_clear()

@@ -1,6 +1,7 @@
 """Every block of code on every page is executed by a test, or says what it would need; every link leads somewhere.
 
-A block that no test can execute is marked by a comment on the line before it, as `<!-- needs: data -->`. With `-s` the counts are printed.
+A block that no test can execute is marked by a comment on the line before it, as `<!-- needs: data -->`. With `-s` the
+counts are printed.
 """
 
 from __future__ import annotations
@@ -30,17 +31,27 @@ ROOT = Path(__file__).parents[1]
 PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
 # Executed by the tests below.
-HERE = ("README", "cotraining", "importing", "own_loop", "protocols", "quick_start", "reading", "transfer", "troubleshooting")
+HERE = (
+    "README",
+    "cotraining",
+    "importing",
+    "own_loop",
+    "protocols",
+    "quick_start",
+    "reading",
+    "transfer",
+    "troubleshooting",
+)
 # Page -> the test that executes its blocks, and the kinds of them that it does execute.
 ELSEWHERE = {
     "ablations": ("tests/test_ablations_page.py", "bash"),
-    "adding_a_format": ("tests/datasets/adapters/test_own_format.py", "python yaml"),
+    "adding_a_format": ("tests/datasets/formats/test_own_format.py", "python yaml"),
     "adding_a_head": ("tests/experiments/test_adding_pages.py", "sh yaml"),
-    "csv": ("tests/datasets/adapters/test_csv_many.py", "csv yaml"),
+    "csv": ("tests/datasets/formats/test_lists.py", "csv yaml"),
     "exporting": ("tests/inference/test_exporting_page.py", "sh python"),
     "explaining": ("tests/inference/test_explaining_page.py", "sh python"),
     "indexing": ("tests/datasets/test_indexing_page.py", "sh"),
-    "logs": ("tests/training/test_log.py", "sh python"),
+    "logs": ("tests/training/test_logging.py", "sh python"),
     "many_machines": ("tests/training/test_distributed.py", "sh"),
     "own_data": ("tests/experiments/test_adding_pages.py", "sh yaml"),
     "planning": ("tests/training/test_plan.py", "sh text"),
@@ -99,24 +110,26 @@ def blocks_of(page: str) -> Iterator[Block]:
     assert begun is None, f"{page}.md, line {(begun or (0,))[0] + 1}: the block has no end"
 
 
-# --- what there is ----------------------------------------------------------------------------------------------------------------
+# --- what there is ----------------------------------------------------------------------------------------------------
 
 
 def test_every_block_is_executed_or_marked() -> None:
-    found: Counter[str] = Counter()
+    results: Counter[str] = Counter()
     neither = []
     for block in (block for page in PAGES for block in blocks_of(page)):
         if block.needs is not None:
             assert block.needs in NEEDS, f"{block.place}: {block.needs} is none of {', '.join(NEEDS)}"
-            found["marked"] += 1
+            results["marked"] += 1
         elif block.page in HERE or block.kind in ELSEWHERE.get(block.page, ("", ""))[1].split():
-            found["executed"] += 1
+            results["executed"] += 1
         else:
             neither.append(f"{block.place}: {block.kind or 'no word'} behind the fence")
-    print(f"\nblocks of the pages: {found['executed']} executed, {found['marked']} marked as needing {', '.join(NEEDS)}")
+    print(
+        f"\nblocks of the pages: {results['executed']} executed, {results['marked']} marked as needing {', '.join(NEEDS)}"
+    )
     assert not neither, "\n".join(neither)
-    assert found["executed"] >= 90
-    assert found["marked"] <= 11, "a mark is for what no test can have; there are more of them than there were"
+    assert results["executed"] >= 90
+    assert results["marked"] <= 11, "a mark is for what no test can have; there are more of them than there were"
 
 
 def test_the_tests_that_are_named_are_there() -> None:
@@ -131,7 +144,7 @@ def test_marks_stand_directly_before_a_block(page: str) -> None:
     assert len(marks) == sum(block.needs is not None for block in (*blocks_of(page), *commands_of(page)))
 
 
-# --- the blocks that are executed here --------------------------------------------------------------------------------------------
+# --- the blocks that are executed here --------------------------------------------------------------------------------
 
 
 @dataclass
@@ -161,7 +174,9 @@ class Reader:
             if words[0] == "sandbox" or (words[0] == "index" and words[1].startswith("sandbox/")):
                 continue  # they are there, and shared by all tests
             # Where files are broken on purpose, 1 says so.
-            assert main([*words, *quicker(words)]) <= (words[0] == "index"), f"{block.place}: {line}\n{self.capfd.readouterr().err}"
+            assert main([*words, *quicker(words)]) <= (words[0] == "index"), (
+                f"{block.place}: {line}\n{self.capfd.readouterr().err}"
+            )
 
     def file(self, block: Block) -> None:
         first, _, _ = block.text.partition("\n")
@@ -176,7 +191,11 @@ def quicker(words: list[str]) -> list[str]:
     """What a command is given so that it takes a moment and leaves what tests share as it is."""
     if words[0] == "overlap" and words[1].startswith("sandbox/"):
         return ["--out", "leaks", "--workers", "0"]
-    less = {"train": ["--steps", "2"], "add": ["--epochs", "1"], "transfer": ["--jobs", "1", "--seeds", "1", "--epochs", "1"]}
+    less = {
+        "train": ["--steps", "2"],
+        "add": ["--epochs", "1"],
+        "transfer": ["--jobs", "1", "--seeds", "1", "--epochs", "1"],
+    }
     few = less.get(words[0], [])
     return few if words[0] in ("transfer", "import-weights", "describe") else [*few, "--workers", "0"]
 
@@ -206,7 +225,9 @@ def bring_run(sandbox: Path, trained: Path) -> None:
 
 
 def bring_own_sets(sandbox: Path, trained: Path) -> None:
-    """The README's catalog, its data sets generated ones and a folder of clips, and two files to predict. No run, and no sandbox."""
+    """The README's catalog, its data sets generated ones and a folder of clips, and two files to predict. No run, and
+    no sandbox.
+    """
     bring_clips(sandbox, trained)
     Path("sandbox").unlink()
     shutil.copytree(ROOT / "recipes", "recipes")
@@ -216,8 +237,12 @@ def bring_own_sets(sandbox: Path, trained: Path) -> None:
         if entry["format"] == "folder":
             entry["root"] = "clips"
         else:  # where its lists lie: the one of the test split is empty
-            made = generated[entry["format"]]
-            entries[name] = {**entry, "root": str(sandbox.parent / made["root"]), "annotations": made["annotations"]}
+            output = generated[entry["format"]]
+            entries[name] = {
+                **entry,
+                "root": str(sandbox.parent / output["root"]),
+                "annotations": output["annotations"],
+            }
     Path("catalog.yaml").write_text(yaml.safe_dump(entries), encoding="utf-8")
     bring_clip(sandbox, trained)
     shutil.copy(next((sandbox.parent / "imagenet_like/val").rglob("*.JPEG")), "photo.jpg")
@@ -239,7 +264,12 @@ BRING: dict[str, Callable[[Path, Path], None]] = {
 
 @pytest.mark.parametrize("page", HERE)
 def test_page(
-    page: str, sandbox: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    page: str,
+    sandbox: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     BRING.get(page, link_sandbox)(sandbox, trained)
@@ -255,7 +285,7 @@ def test_the_loop_of_ones_own_is_forty_lines() -> None:
     assert len([line for line in program.splitlines() if line and not line.startswith("#")]) <= 40
 
 
-# --- links ------------------------------------------------------------------------------------------------------------------------
+# --- links ------------------------------------------------------------------------------------------------------------
 
 
 def prose_of(page: Path) -> str:
@@ -299,16 +329,24 @@ def test_no_page_knows_a_machine_s_paths() -> None:
 
 def test_the_version_of_torch_is_the_one_that_is_tested() -> None:
     (tested,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    told = {version for path in PAGES.values() for version in re.findall(r"\btorch==([\d.]+)", path.read_text(encoding="utf-8"))}
-    assert told == {tested}
+    lines = {
+        version
+        for path in PAGES.values()
+        for version in re.findall(r"\btorch==([\d.]+)", path.read_text(encoding="utf-8"))
+    }
+    assert lines == {tested}
 
 
 def test_the_versions_are_for_the_oldest_python_too() -> None:
     """Of those that are installed here; the project says `>=3.11`, and distributions still bring 3.11.2."""
     pins = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
-    here = [found for name, version in pins.items() for found in metadata.distributions(name=name) if found.version == version]
+    here = [
+        item for name, version in pins.items() for item in metadata.distributions(name=name) if item.version == version
+    ]
     assert len(here) >= 30
-    refused = [found.name for found in here if not SpecifierSet(found.metadata["Requires-Python"] or "").contains("3.11.0")]
+    refused = [
+        item.name for item in here if not SpecifierSet(item.metadata["Requires-Python"] or "").contains("3.11.0")
+    ]
     assert not refused, "choose versions that Python 3.11.0 takes"
 
 
@@ -321,13 +359,18 @@ def test_hints_name_an_extra_and_no_index() -> None:
         assert not re.search(rf"{NAME}\\?\[[a-z{{]", text), path
         for line in re.findall(r"pip install [^\n]*?'\.\[\w+\]'", text):
             assert line.startswith("pip install -c constraints.txt -e '.["), f"{path}: {line}"
-        assert {*re.findall(r"-e '\.\[(\w+)\]'", text), *re.findall(r"\binstall\([\"'](\w+)[\"']\)", text)} <= extras.keys(), path
+        assert {
+            *re.findall(r"-e '\.\[(\w+)\]'", text),
+            *re.findall(r"\binstall\([\"'](\w+)[\"']\)", text),
+        } <= extras.keys(), path
 
 
 @pytest.mark.full
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("sphinx", reason="needs pip install -c constraints.txt -e '.[docs]'")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(ROOT / "docs"), str(tmp_path / "site")]
-    built = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    built = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert built.returncode == 0, built.stderr
     assert {path.stem for path in (tmp_path / "site").glob("*.html")} >= {*PAGES.keys(), "api"} - {"README"}

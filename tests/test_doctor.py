@@ -11,21 +11,32 @@ from pathlib import Path
 
 import pytest
 import torch
-from cover.model.timesformer import TimeSformer
 
+from cover import doctor
 from cover.cli import main
-from cover.doctor import checks
-from cover.doctor.trial import trial
-from cover.sandbox.encode import VIDEO
+from cover.doctor import try_out
+from cover.model.cover import CoVeR
+from cover.synthetic.render import VIDEO
 
 Usage = namedtuple("Usage", "total used free")
 
 
 def test_everything_of_this_machine_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--quick", "--json", "-"]) == 0
-    found = {one["topic"]: one for one in json.loads(capfd.readouterr().out)}
-    assert {"python", "torch", "av", "processor", "ffmpeg", "decoders", "encoder", "disk", "temporary", "open files"} <= set(found)
-    assert found["torch"] == {"topic": "torch", "state": "ok", "found": metadata.version("torch"), "fix": ""}
+    results = {one["topic"]: one for one in json.loads(capfd.readouterr().out)}
+    assert {
+        "python",
+        "torch",
+        "av",
+        "processor",
+        "ffmpeg",
+        "decoders",
+        "encoder",
+        "disk",
+        "temporary",
+        "open files",
+    } <= set(results)
+    assert results["torch"] == {"topic": "torch", "state": "ok", "found": metadata.version("torch"), "fix": ""}
     assert main(["doctor", "--quick"]) == 0
     out, err = capfd.readouterr()
     assert f"ok    torch           {metadata.version('torch')}\n" in out
@@ -33,8 +44,8 @@ def test_everything_of_this_machine_is_told(capfd: pytest.CaptureFixture[str]) -
 
 
 def test_the_trial_reads_and_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cover.doctor.trial.SECONDS", 0.3)
-    reading, training = trial(torch.device("cpu"), 1)
+    monkeypatch.setattr("cover.doctor.SECONDS", 0.3)
+    reading, training = try_out(torch.device("cpu"), 1)
     assert (reading.state, training.state) == ("ok", "ok"), (reading, training)
     assert "clips of 8 frames a second" in reading.found
     assert "ms a step on cpu" in training.found
@@ -62,72 +73,79 @@ def test_a_full_disk() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))
     try:
-        (found,) = checks._trial("cpu", 0)
+        (result,) = doctor._trial("cpu", 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (found.topic, found.state) == ("writing", "bad")
-    assert "File too large" in found.found
-    assert "TMPDIR" in found.fix
+    assert (result.topic, result.state) == ("writing", "bad")
+    assert "File too large" in result.found
+    assert "TMPDIR" in result.fix
 
 
 def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
-    (found,) = checks._trial("cpu", 0)
-    assert (found.topic, found.state, "/nowhere" in found.found, "TMPDIR" in found.fix) == ("writing", "bad", True, True)
+    (result,) = doctor._trial("cpu", 0)
+    assert (result.topic, result.state, "/nowhere" in result.found, "TMPDIR" in result.fix) == (
+        "writing",
+        "bad",
+        True,
+        True,
+    )
 
 
 def test_an_encoder_that_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VIDEO, ".mp4", ("no_such_encoder", {}))
-    (found,) = checks._trial("cpu", 0)
-    assert (found.topic, found.state) == ("writing", "bad")
-    assert "no_such_encoder" in found.found
-    assert "pip install" in found.fix
+    (result,) = doctor._trial("cpu", 0)
+    assert (result.topic, result.state) == ("writing", "bad")
+    assert "no_such_encoder" in result.found
+    assert "pip install" in result.fix
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_clip_that_cannot_be_read(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cover.doctor.trial.encode", lambda path, frames: path.write_bytes(b"none"))
-    (found,) = checks._trial("cpu", workers)
-    assert (found.topic, found.state) == ("reading", "bad")
-    assert "Invalid data" in found.found
-    assert found.fix
+    monkeypatch.setattr("cover.doctor.encode", lambda path, frames: path.write_bytes(b"none"))
+    (result,) = doctor._trial("cpu", workers)
+    assert (result.topic, result.state) == ("reading", "bad")
+    assert "Invalid data" in result.found
+    assert result.fix
 
 
 def test_a_device_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(model: TimeSformer, device: torch.device) -> TimeSformer:
+    def full(model: CoVeR, device: torch.device) -> CoVeR:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
 
-    monkeypatch.setattr("cover.doctor.trial.SECONDS", 0.1)
-    monkeypatch.setattr(TimeSformer, "to", full)
-    training = checks._trial("cpu", 0)[-1]
+    monkeypatch.setattr("cover.doctor.SECONDS", 0.1)
+    monkeypatch.setattr(CoVeR, "to", full)
+    training = doctor._trial("cpu", 0)[-1]
     assert (training.topic, training.state, "out of memory" in training.found) == ("training", "bad", True)
 
 
 def test_old_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["torch>=99.1", "no-such-package>=1.0", "numpy>=1.0", 'ray[data]>=99; extra == "cluster"']
     monkeypatch.setattr(metadata, "requires", lambda name: wanted)
-    found = {one.topic: one for one in checks.versions()}
-    assert (found["torch"].state, "older than 99.1" in found["torch"].found) == ("bad", True)
-    assert found["torch"].fix == "pip install -c constraints.txt 'torch>=99.1'"
-    assert (found["no-such-package"].state, found["no-such-package"].found) == ("bad", "not installed")
-    assert found["numpy"].state == "ok"
-    assert "ray" not in found
+    results = {one.topic: one for one in doctor.versions()}
+    assert (results["torch"].state, "older than 99.1" in results["torch"].found) == ("bad", True)
+    assert results["torch"].fix == "pip install -c constraints.txt 'torch>=99.1'"
+    assert (results["no-such-package"].state, results["no-such-package"].found) == ("bad", "not installed")
+    assert results["numpy"].state == "ok"
+    assert "ray" not in results
 
 
 def test_an_extra_that_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "OPTIONAL", {"no-such-package": "serve"})
-    assert [one.found for one in checks.versions()][-1] == "without: serve (pip install -c constraints.txt -e '.[serve]')"
+    monkeypatch.setattr(doctor, "OPTIONAL", {"no-such-package": "serve"})
+    assert [one.found for one in doctor.versions()][
+        -1
+    ] == "without: serve (pip install -c constraints.txt -e '.[serve]')"
 
 
 def test_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (fine,) = checks.shared_memory(0, tmp_path)
+    (fine,) = doctor.shared_memory(0, tmp_path)
     assert fine.state == "ok"
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(64 << 20, 0, 64 << 20))
-    (few,) = checks.shared_memory(4, tmp_path)
+    (few,) = doctor.shared_memory(4, tmp_path)
     assert (few.state, few.fix) == ("warn", "docker run --shm-size 2g (or --ipc=host), or --workers 0")
-    assert list(checks.shared_memory(4, tmp_path / "none")) == []
-    assert [(one.topic, one.state) for one in checks.disk(tmp_path)] == [("disk", "warn"), ("temporary", "warn")]
-    (files,) = checks.limits(10**9)
+    assert list(doctor.shared_memory(4, tmp_path / "none")) == []
+    assert [(one.topic, one.state) for one in doctor.disk(tmp_path)] == [("disk", "warn"), ("temporary", "warn")]
+    (files,) = doctor.limits(10**9)
     assert (files.state, files.fix.startswith("ulimit -n ")) == ("warn", True)
 
 
@@ -135,28 +153,28 @@ def test_a_container_with_fewer_cores(tmp_path: Path) -> None:
     limit = tmp_path / "cpu.max"
     for text, cores in (("150000 100000\n", 1.5), ("max 100000\n", None), ("", None)):
         limit.write_text(text)
-        assert checks.allowed_cores(limit) == cores
-    assert checks.allowed_cores(tmp_path / "none") is None
+        assert doctor.allowed_cores(limit) == cores
+    assert doctor.allowed_cores(tmp_path / "none") is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_pytorch_does_not_use(tmp_path: Path) -> None:
     driver = tmp_path / "version"
-    assert [one.state for one in checks.devices(driver) if one.topic == "gpu"] == ["ok"]
+    assert [one.state for one in doctor.devices(driver) if one.topic == "gpu"] == ["ok"]
     driver.write_text("NVRM")
-    (found,) = (one for one in checks.devices(driver) if one.topic == "gpu")
-    assert (found.state, "pytorch.org" in found.fix) == ("bad", True)
+    (result,) = (one for one in doctor.devices(driver) if one.topic == "gpu")
+    assert (result.state, "pytorch.org" in result.fix) == ("bad", True)
 
 
 def test_a_codec_that_is_lacking() -> None:
-    (found,) = (one for one in checks.ffmpeg(["h264", "no_such_codec"]) if one.topic == "decoders")
-    assert (found.state, found.found) == ("bad", "without no_such_codec")
-    assert "pip install" in found.fix
+    (result,) = (one for one in doctor.ffmpeg(["h264", "no_such_codec"]) if one.topic == "decoders")
+    assert (result.state, result.found) == ("bad", "without no_such_codec")
+    assert "pip install" in result.fix
 
 
 def test_remedies_stand_below_what_is_amiss(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: ["torch>=99.1"])
-    assert checks.doctor("cpu", 0, True, None) is False
+    assert doctor.doctor("cpu", 0, True, None) is False
     out, err = capfd.readouterr()
     place = out.splitlines().index(next(line for line in out.splitlines() if line.startswith("bad   torch")))
     assert out.splitlines()[place + 1].strip() == "-> pip install -c constraints.txt 'torch>=99.1'"

@@ -13,7 +13,9 @@ import pytest
 import cover
 
 SOURCE = Path(cover.__file__).parent
-MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py") if path.name != "__init__.py" or path.parent != SOURCE)
+MODULES = sorted(
+    path.relative_to(SOURCE) for path in SOURCE.rglob("*.py") if path.name != "__init__.py" or path.parent != SOURCE
+)
 # Lowest first; rooms of one line stand side by side.
 LAYERS = (
     ("errors",),
@@ -24,20 +26,32 @@ LAYERS = (
     ("datasets",),
     ("transforms",),
     ("model",),
+    ("distributed",),
     ("mixture",),
     ("evaluation",),
     ("training",),
     ("planning",),
     ("inference",),
     ("serve",),
-    ("sandbox",),
+    ("synthetic",),
     ("experiments",),
     ("doctor",),
     ("cli",),
     ("__main__",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
-OPTIONAL = {"matplotlib", "transformers", "ray", "fastapi", "uvicorn", "onnx", "onnxscript", "onnxruntime", "gradio", "torchcodec"}
+OPTIONAL = {
+    "matplotlib",
+    "transformers",
+    "ray",
+    "fastapi",
+    "uvicorn",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "gradio",
+    "torchcodec",
+}
 OPTIONAL |= {"prometheus_client", "tensorboard", "wandb", "trackio"}
 
 
@@ -46,7 +60,9 @@ def room_of(module: Path) -> str:
 
 
 def imports(module: Path, everywhere: bool) -> Iterator[str]:
-    """Dotted names a module imports; `everywhere` counts those inside functions too. Types-only imports cost nothing at run time."""
+    """Dotted names a module imports; `everywhere` counts those inside functions too. Types-only imports cost nothing at
+    run time.
+    """
     package = ["cover", *module.parts[:-1]]
     pending: list[ast.AST] = [ast.parse((SOURCE / module).read_text(encoding="utf-8"))]
     while pending:
@@ -57,7 +73,9 @@ def imports(module: Path, everywhere: bool) -> Iterator[str]:
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             origin = ".".join(part for part in (base, node.module) if part)
             yield from (f"{origin}.{alias.name}" for alias in node.names)
-        elif everywhere or not (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_for_types_only(node)):
+        elif everywhere or not (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_for_types_only(node)
+        ):
             pending.extend(ast.iter_child_nodes(node))
 
 
@@ -73,7 +91,9 @@ def test_imports_point_down(module: Path) -> None:
         if not name.startswith("cover."):
             continue
         other = name.split(".")[1]
-        assert other == room or other not in HEIGHT or HEIGHT[other] < HEIGHT[room], f"{module} imports {name}, which lies no lower"
+        assert other == room or other not in HEIGHT or HEIGHT[other] < HEIGHT[room], (
+            f"{module} imports {name}, which lies no lower"
+        )
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if room_of(module) == "model"], ids=str)

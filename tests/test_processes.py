@@ -127,17 +127,17 @@ def test_what_the_work_raises_comes_back(pool: ProcessPool) -> None:
 
 
 def test_no_more_is_read_ahead_than_twice_the_processes(tmp_path: Path) -> None:
-    taken: list[int] = []
+    chosen: list[int] = []
 
     def items() -> Iterator[int]:
         for number in range(50):
-            taken.append(number)
+            chosen.append(number)
             yield number
 
     with ProcessPool(2) as pool:
         results = pool.map(double_or_die, items())
         assert [next(results) for _ in range(3)] == [0, 2, 4]
-        assert len(taken) <= 3 + 2 * 2
+        assert len(chosen) <= 3 + 2 * 2
         assert list(results) == [2 * number for number in range(3, 50)]
 
 
@@ -225,4 +225,5 @@ def test_nothing_is_left_of_a_command_that_is_ended(tmp_path: Path, number: sign
             started.kill()
         _, err = started.communicate(timeout=20)
     wait_until(lambda: all(map(dead, workers)))
-    assert err.count("Traceback") == (number == signal.SIGINT), err  # the command's own KeyboardInterrupt, and no worker's
+    # the command's own KeyboardInterrupt, and no worker's
+    assert err.count("Traceback") == (number == signal.SIGINT), err

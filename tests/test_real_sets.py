@@ -1,4 +1,6 @@
-"""Odd and broken files beside real clips: the way from index to evaluation ends normally, and every file that is not read is counted."""
+"""Odd and broken files beside real clips: the way from index to evaluation ends normally, and every file that is not
+read is counted.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def mixed(test_data: Path, tmp_path: Path) -> Path:
         csv.writer(out).writerows([("path", "class", "split"), *rows])
     catalog = tmp_path / "catalog.yaml"
     lists = f"{{train: {tmp_path}/list.csv, val: {tmp_path}/list.csv}}"
-    catalog.write_text(f"mixed: {{format: csv, root: {test_data}, media: video, dev: 0, annotations: {lists}}}\n", encoding="utf-8")
+    catalog.write_text(
+        f"mixed: {{format: csv, root: {test_data}, media: video, dev: 0, annotations: {lists}}}\n", encoding="utf-8"
+    )
     return catalog
 
 
@@ -40,16 +44,18 @@ def test_torture_files_among_real_clips(mixed: Path, tmp_path: Path) -> None:
         assert result["unreadable"] + result["too_short"] == len(result["unusable"]) > 5
 
     listed = indexed["train"]["listed"]
-    recipe = Recipe(Data(["mixed"], str(mixed), frames=2), str(tmp_path / "run"), steps=12, batch=12, workers=0, evaluate_every=-1)
+    recipe = Recipe(
+        Data(["mixed"], str(mixed), frames=2), str(tmp_path / "run"), steps=12, batch=12, workers=0, evaluate_every=-1
+    )
     log = [json.loads(line) for line in (train(recipe) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    about = log[0]["datasets"]["mixed"]
-    assert about["train_samples"] + sum(about["not_ok"].values()) == listed
+    metadata = log[0]["datasets"]["mixed"]
+    assert metadata["train_samples"] + sum(metadata["not_ok"].values()) == listed
     windows = [line for line in log if line["event"] == "train"]
     assert windows[-1]["seen"]["mixed"] == 144
     assert sum(line.get("files_damaged", 0) for line in windows) >= 1
 
-    (found,) = evaluate_release(tmp_path / "run", mixed, "val", (), None, ("plain",), "cpu", 0, 0)
-    assert found["n_listed"] == indexed["val"]["listed"]
-    assert found["n_read"] == indexed["val"]["ok"] == found["n_listed"] - sum(found["not_ok"].values())
-    assert found["n_notes"] == 2  # of the files cut short, each named
-    assert found["top1_listed"] < found["top1"] or found["top1"] == 0
+    (value,) = evaluate_release(tmp_path / "run", mixed, "val", (), None, ("plain",), "cpu", 0, 0)
+    assert value["n_listed"] == indexed["val"]["listed"]
+    assert value["n_read"] == indexed["val"]["ok"] == value["n_listed"] - sum(value["not_ok"].values())
+    assert value["n_notes"] == 2  # of the files cut short, each named
+    assert value["top1_listed"] < value["top1"] or value["top1"] == 0

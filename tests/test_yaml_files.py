@@ -15,12 +15,30 @@ from cover.yaml_files import Plain, is_null, parse_yaml, read_yaml, resolve
 @pytest.mark.parametrize(
     ("word", "value"),
     [
-        ("1e-1", 0.1), ("1E3", 1000.0), ("-.5e2", -50.0), ("5.", 5.0), ("3", 3), ("-0", 0), ("1_000", 1000), ("0x1f", 31),
-        ("true", True), ("FALSE", False), ("null", None), ("~", None), ("", None), ("-.inf", -math.inf),
-        ("010", "010"), ("08", "08"), ("yes", "yes"), ("no", "no"), ("off", "off"), ("1:30", "1:30"), ("2024-01-02", "2024-01-02"),
+        ("1e-1", 0.1),
+        ("1E3", 1000.0),
+        ("-.5e2", -50.0),
+        ("5.", 5.0),
+        ("3", 3),
+        ("-0", 0),
+        ("1_000", 1000),
+        ("0x1f", 31),
+        ("true", True),
+        ("FALSE", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("-.inf", -math.inf),
+        ("010", "010"),
+        ("08", "08"),
+        ("yes", "yes"),
+        ("no", "no"),
+        ("off", "off"),
+        ("1:30", "1:30"),
+        ("2024-01-02", "2024-01-02"),
         ("9" * 5000, "9" * 5000),
     ],
-)  # fmt: skip
+)
 def test_a_word_has_its_text_and_its_value(word: str, value: Any) -> None:
     tree = parse_yaml(f"a: {word}\nb: [{word}]", "x") if word else parse_yaml("a:\nb: [~]", "x")
     assert isinstance(tree["a"], Plain)
@@ -40,15 +58,23 @@ def test_keys_are_texts() -> None:
 
 
 def test_aliases_and_merges_are_no_duplicates() -> None:
-    tree = parse_yaml("a: &a {x: 2, y: 1}\nb: &b {<<: *a, y: 3}\nc: {<<: *b, x: 4}\nd: {<<: [*b, *a], z: 1}\ne: *a\n", "x")
+    tree = parse_yaml(
+        "a: &a {x: 2, y: 1}\nb: &b {<<: *a, y: 3}\nc: {<<: *b, x: 4}\nd: {<<: [*b, *a], z: 1}\ne: *a\n", "x"
+    )
     assert resolve(tree) == {
-        "a": {"x": 2, "y": 1}, "b": {"x": 2, "y": 3}, "c": {"x": 4, "y": 3}, "d": {"x": 2, "y": 3, "z": 1}, "e": {"x": 2, "y": 1},
-    }  # fmt: skip
+        "a": {"x": 2, "y": 1},
+        "b": {"x": 2, "y": 3},
+        "c": {"x": 4, "y": 3},
+        "d": {"x": 2, "y": 3, "z": 1},
+        "e": {"x": 2, "y": 1},
+    }
 
 
 def bomb(line: str) -> str:
     """Ten lines that stand for 9^10 words."""
-    return "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {line.format(', '.join([f'*a{n - 1}'] * 9))}\n" for n in range(1, 11))
+    return "a0: &a0 {x: 1}\n" + "".join(
+        f"a{n}: &a{n} {line.format(', '.join([f'*a{n - 1}'] * 9))}\n" for n in range(1, 11)
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +120,11 @@ def test_an_empty_file_has_no_keys(tmp_path: Path, text: str) -> None:
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"title: caf\xe9")
-    for path, reason in ((tmp_path / "no.yaml", "No such file"), (tmp_path, "directory"), (tmp_path / "latin.yaml", "not UTF-8")):
+    for path, reason in (
+        (tmp_path / "no.yaml", "No such file"),
+        (tmp_path, "directory"),
+        (tmp_path / "latin.yaml", "not UTF-8"),
+    ):
         with pytest.raises(UserError, match=reason) as caught:
             read_yaml(path)
         assert str(caught.value).startswith(f"{path}: ")

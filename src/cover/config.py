@@ -2,13 +2,14 @@
 
     recipe = load(Recipe, Path("recipes/mine.yaml"), ["--optimizer.lr", "3e-4", "--rates={ssv2: 2}"])
 
-A schema is a dataclass whose fields are plain values, lists and tuples of them, further dataclasses ("sections"), and dictionaries from
-a name to any of these. A field may be a union of dataclasses whose first field has the same name, a Literal of one value in each: its
-value chooses one.
+A schema is a dataclass whose fields are plain values, lists and tuples of them, further dataclasses ("sections"), and
+dictionaries from a name to any of these. A field may be a union of dataclasses whose first field has the same name, a
+Literal of one value in each: its value chooses one.
 
-The walk over the schema is our own. jsonargparse knows dataclass trees and dotted overrides too, but it takes `lr: null` for "not given",
-opens a text in place of a section as a file, resolves words such as `010` before it knows that a text is expected, and names neither the
-full key of a mistake inside a dictionary (`sources.a.wight`) nor the nearest key. With those mended it would be more code than this.
+The walk over the schema is our own. jsonargparse knows dataclass trees and dotted overrides too, but it takes `lr:
+null` for "not given", opens a text in place of a section as a file, resolves words such as `010` before it knows that a
+text is expected, and names neither the full key of a mistake inside a dictionary (`sources.a.wight`) nor the nearest
+key. With those mended it would be more code than this.
 """
 
 from __future__ import annotations
@@ -32,15 +33,17 @@ T = TypeVar("T")
 
 
 def load(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
-    """The resolved tree: the defaults of `schema`, over them the file, over that `--a.b value` or `--a.b=value` in their order.
+    """The resolved tree: the defaults of `schema`, over them the file, over that `--a.b value` or `--a.b=value` in
+    their order.
 
-    The value of an override is the text itself for a text field (`null` is nothing where the field may be null), and YAML or JSON for
-    every other. For a section or a dictionary it replaces all that the file says there.
+    The value of an override is the text itself for a text field (`null` is nothing where the field may be null), and
+    YAML or JSON for every other. For a section or a dictionary it replaces all that the file says there.
 
-    Raises `UserError`, one line that names the file and the key, for a file that cannot be read and for a key that is unknown, missing,
-    given twice or of another type. A ValueError from `__post_init__` of a schema becomes such a line too.
+    Raises `UserError`, one line that names the file and the key, for a file that cannot be read and for a key that is
+    unknown, missing, given twice or of another type. A ValueError from `__post_init__` of a schema becomes such a line
+    too.
     """
-    root = _Node(schema)
+    root = _SchemaNode(schema)
     tree = read_yaml(path)
     try:
         for key, text in _pairs(overrides):
@@ -52,24 +55,31 @@ def load(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
 
 def dump(value: Any) -> str:
     """A resolved tree as YAML; `load` gives an equal tree back."""
-    return yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(_plain(value), Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def changed(value: Any) -> Any:
-    """Those fields of a tree that differ from their defaults, as plain values: a key that a later version of a schema adds is left out."""
+    """Those fields of a tree that differ from their defaults, as plain values: a key that a later version of a schema
+    adds is left out.
+    """
     if isinstance(value, dict):
         return {name: changed(item) for name, item in value.items()}
     if not is_dataclass(value) or isinstance(value, type):
         return _plain(value)
-    given = {name: (getattr(value, name), _default(field)) for name, (field, _) in _fields(type(value)).items()}
-    different = {name: both for name, both in given.items() if both[0] != both[1]}
+    values = {name: (getattr(value, name), _default(field)) for name, (field, _) in _fields(type(value)).items()}
+    different = {name: both for name, both in values.items() if both[0] != both[1]}
     # One section of a union in place of another is given in full: nothing else would tell which one it is.
-    return {name: changed(item) if type(item) is type(default) else _plain(item) for name, (item, default) in different.items()}
+    return {
+        name: changed(item) if type(item) is type(default) else _plain(item)
+        for name, (item, default) in different.items()
+    }
 
 
 def keys(schema: type) -> list[str]:
     """One line per key: `optimizer.lr: float = 0.001  peak learning rate`, the help from `field(metadata={"help": …})`."""
-    lines = [(f"{leaf.key}: {_name(leaf.kind)}{_default_text(leaf)}", leaf.help) for leaf in _Node(schema).leaves()]
+    lines = [
+        (f"{leaf.key}: {_name(leaf.kind)}{_default_text(leaf)}", leaf.help) for leaf in _SchemaNode(schema).leaves()
+    ]
     width = max((len(head) for head, _ in lines if len(head) <= 60), default=0)
     return [f"{head:<{width}}  {text}".rstrip() for head, text in lines]
 
@@ -78,10 +88,10 @@ class _Mistake(Exception):
     """A mistake in one line, without the name of the file."""
 
 
-# --- the schema --------------------------------------------------------------------------------------------------------------
+# --- the schema -------------------------------------------------------------------------------------------------------
 
 
-class _Node(NamedTuple):
+class _SchemaNode(NamedTuple):
     """A key of the schema: its type, its dotted name and its default (MISSING where a value is required)."""
 
     kind: Any
@@ -89,23 +99,25 @@ class _Node(NamedTuple):
     default: Any = MISSING
     help: str = ""
 
-    def child(self, name: str) -> _Node | None:
+    def child(self, name: str) -> _SchemaNode | None:
         """The key `name` below this one; None where there is none."""
         inner, key = _bare(self.kind), f"{self.key}.{name}" if self.key else name
         if get_origin(inner) is dict and name:
-            return _Node(get_args(inner)[1], key, self.default.get(name, MISSING) if isinstance(self.default, dict) else MISSING)
+            return _SchemaNode(
+                get_args(inner)[1], key, self.default.get(name, MISSING) if isinstance(self.default, dict) else MISSING
+            )
         if name not in self.names():
             return None
         inner = next(section for section in _sections(inner) if name in _fields(section))
         field, kind = _fields(inner)[name]
         # A default section may differ from its class's defaults: its own values count.
         default = getattr(self.default, name) if isinstance(self.default, inner) else _default(field)
-        return _Node(kind, key, default, field.metadata.get("help", ""))
+        return _SchemaNode(kind, key, default, field.metadata.get("help", ""))
 
     def names(self) -> list[str]:
         return list(dict.fromkeys(name for section in _sections(self.kind) for name in _fields(section)))
 
-    def leaves(self) -> Iterator[_Node]:
+    def leaves(self) -> Iterator[_SchemaNode]:
         inner = _bare(self.kind)
         named_sections = get_origin(inner) is dict and _is_section(_bare(get_args(inner)[1]))
         children = ["NAME"] if named_sections else self.names()
@@ -162,51 +174,51 @@ def _name(kind: Any) -> str:
     return "null" if kind is type(None) else str(kind.__name__)
 
 
-def _default_text(leaf: _Node) -> str:
+def _default_text(leaf: _SchemaNode) -> str:
     return " (required)" if leaf.default is MISSING else f" = {show(_plain(leaf.default))}"
 
 
-# --- a plain tree into a typed one -------------------------------------------------------------------------------------------
+# --- a plain tree into a typed one ------------------------------------------------------------------------------------
 
 
-def _build(node: _Node, given: Any) -> Any:
+def _build(node: _SchemaNode, value: Any) -> Any:
     inner = _bare(node.kind)
-    if _optional(node.kind) and is_null(given):
+    if _optional(node.kind) and is_null(value):
         return None
     if _sections(inner):
-        section = _mapping(given, node)
+        section = _mapping(value, node)
         return _section(_chosen(node, section), section)
     if get_origin(inner) is dict:
-        return {name: _build(_known(node, name), item) for name, item in _mapping(given, node).items()}
-    return _leaf(node, given)
+        return {name: _build(_known_keys(node, name), item) for name, item in _mapping(value, node).items()}
+    return _leaf(node, value)
 
 
-def _chosen(node: _Node, given: Mapping[str, Any]) -> _Node:
+def _chosen(node: _SchemaNode, value: Mapping[str, Any]) -> _SchemaNode:
     """The place with the one section of a union that the first field names; where that is not given, the default's."""
     sections = _sections(node.kind)
     if len(sections) == 1:
         return node
     name = next(iter(_fields(sections[0])))
     values = {get_args(_fields(section)[name][1])[0]: section for section in sections}
-    wanted = str(given.get(name, getattr(node.default, name, MISSING)))
+    wanted = str(value.get(name, getattr(node.default, name, MISSING)))
     if wanted not in values:
-        raise _Mistake(f"{_dotted(node, name)}: expected {_name(Literal[tuple(values)])}, got {show(given.get(name))}")
+        raise _Mistake(f"{_dotted(node, name)}: expected {_name(Literal[tuple(values)])}, got {show(value.get(name))}")
     return node._replace(kind=values[wanted])
 
 
-def _section(node: _Node, given: Mapping[str, Any]) -> Any:
-    for name in given:
-        _known(node, name)
-    values = {name: _field_value(_known(node, name), given, name) for name in node.names()}
+def _section(node: _SchemaNode, value: Mapping[str, Any]) -> Any:
+    for name in value:
+        _known_keys(node, name)
+    values = {name: _field_value(_known_keys(node, name), value, name) for name in node.names()}
     try:
         return _bare(node.kind)(**values)
     except ValueError as error:
         raise _Mistake(f"{node.key}: {error}" if node.key else str(error)) from None
 
 
-def _field_value(node: _Node, given: Mapping[str, Any], name: str) -> Any:
-    if name in given:
-        return _build(node, given[name])
+def _field_value(node: _SchemaNode, value: Mapping[str, Any], name: str) -> Any:
+    if name in value:
+        return _build(node, value[name])
     if node.default is not MISSING:
         return node.default
     if _sections(node.kind):
@@ -214,28 +226,34 @@ def _field_value(node: _Node, given: Mapping[str, Any], name: str) -> Any:
     raise _Mistake(f'"{node.key}" is missing: it needs {_name(node.kind)}')
 
 
-def _leaf(node: _Node, given: Any) -> Any:
+def _leaf(node: _SchemaNode, value: Any) -> Any:
     try:
-        if is_null(given):
+        if is_null(value):
             raise ValueError  # although `null` in a list of texts is a text
-        return _read(_bare(node.kind), given)
+        return _read(_bare(node.kind), value)
     except ValueError:
-        choices = [str(choice) for member in _members(node.kind) if get_origin(member) is Literal for choice in get_args(member)]
-        close = difflib.get_close_matches(str(given), choices, n=1)
+        choices = [
+            str(choice)
+            for member in _members(node.kind)
+            if get_origin(member) is Literal
+            for choice in get_args(member)
+        ]
+        close = difflib.get_close_matches(str(value), choices, n=1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
-        raise _Mistake(f"{node.key}: expected {_name(node.kind)}, got {show(given)}{hint}") from None
+        raise _Mistake(f"{node.key}: expected {_name(node.kind)}, got {show(value)}{hint}") from None
 
 
-def _read(kind: Any, given: Any) -> Any:
-    """A text, a `Plain` word or a list as a `kind`: a text, number or truth value, one of the texts of a Literal, a list or a tuple.
-    Raises ValueError where it is none."""
+def _read(kind: Any, values: Any) -> Any:
+    """A text, a `Plain` word or a list as a `kind`: a text, number or truth value, one of the texts of a Literal, a
+    list or a tuple. Raises ValueError where it is none.
+    """
     origin, inside = get_origin(kind), get_args(kind)
-    if origin in (list, tuple) and isinstance(given, list):
-        kinds = inside * len(given) if origin is list else inside
-        return origin(_read(item_kind, item) for item_kind, item in zip(kinds, given, strict=True))
-    if isinstance(given, str) and (kind is str or (origin is Literal and given in inside)):
-        return str(given)
-    value = resolve(given)
+    if origin in (list, tuple) and isinstance(values, list):
+        kinds = inside * len(values) if origin is list else inside
+        return origin(_read(item_kind, item) for item_kind, item in zip(kinds, values, strict=True))
+    if isinstance(values, str) and (kind is str or (origin is Literal and values in inside)):
+        return str(values)
+    value = resolve(values)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
@@ -243,34 +261,34 @@ def _read(kind: Any, given: Any) -> Any:
     return value
 
 
-def _mapping(given: Any, node: _Node) -> dict[str, Any]:
-    """`given` as a section. An empty one, all of whose lines are commented out, is the same as none."""
-    if is_null(given):
+def _mapping(value: Any, node: _SchemaNode) -> dict[str, Any]:
+    """`value` as a section. An empty one, all of whose lines are commented out, is the same as none."""
+    if is_null(value):
         return {}
-    if not isinstance(given, dict):
-        raise _Mistake(f"{node.key}: expected keys with values, got {show(given)}")
-    return given
+    if not isinstance(value, dict):
+        raise _Mistake(f"{node.key}: expected keys with values, got {show(value)}")
+    return value
 
 
-def _known(node: _Node, name: str) -> _Node:
+def _known_keys(node: _SchemaNode, name: str) -> _SchemaNode:
     child = node.child(name)
     if child is None:
         raise _Mistake(f'unknown key "{_dotted(node, name)}"{_hint(node, name)}')
     return child
 
 
-def _dotted(node: _Node, name: str) -> str:
+def _dotted(node: _SchemaNode, name: str) -> str:
     return f"{node.key}.{name}" if node.key else name
 
 
-def _hint(node: _Node, name: str) -> str:
+def _hint(node: _SchemaNode, name: str) -> str:
     """The nearest key of the same section, else the key of this name in a section below, else all keys of this section."""
     close = [_dotted(node, sibling) for sibling in difflib.get_close_matches(name, node.names(), n=1)]
     deeper = [leaf.key for leaf in node.leaves() if leaf.key.rpartition(".")[2] == name]
     return f'; did you mean "{(close + deeper)[0]}"?' if close or deeper else nearest(name, node.names())
 
 
-# --- the command line --------------------------------------------------------------------------------------------------------
+# --- the command line -------------------------------------------------------------------------------------------------
 
 
 def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -286,19 +304,22 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield key, text
 
 
-def _override(node: _Node, tree: dict[str, Any], key: str, text: str) -> None:
+def _override(node: _SchemaNode, tree: dict[str, Any], key: str, text: str) -> None:
     """Put the value of `--key text` into the tree of the file."""
-    leaf = functools.reduce(_known, key.split("."), node)
+    leaf = functools.reduce(_known_keys, key.split("."), node)
     *parents, last = key.split(".")
     for name in parents:
-        node = _known(node, name)
-        # One more entry leaves the default entries of a dictionary in place. A copy, for the file's YAML aliases may share a section.
-        tree[name] = dict(_mapping(tree.get(name, _plain(node.default) if isinstance(node.default, dict) else None), node))
+        node = _known_keys(node, name)
+        # One more entry leaves the default entries of a dictionary in place. A copy, for the file's YAML aliases may
+        # share a section.
+        tree[name] = dict(
+            _mapping(tree.get(name, _plain(node.default) if isinstance(node.default, dict) else None), node)
+        )
         tree = tree[name]
     tree[last] = _override_value(leaf, text)
 
 
-def _override_value(leaf: _Node, text: str) -> Any:
+def _override_value(leaf: _SchemaNode, text: str) -> Any:
     if str in _members(leaf.kind):
         return None if text == "null" and _optional(leaf.kind) else text
     try:
@@ -307,10 +328,10 @@ def _override_value(leaf: _Node, text: str) -> Any:
         raise _Mistake(str(error)) from None
 
 
-# --- the way back ------------------------------------------------------------------------------------------------------------
+# --- the way back -----------------------------------------------------------------------------------------------------
 
 
-class _Dumper(Dumper):
+class _RecipeDumper(Dumper):
     """YAML with sections as blocks, lists on one line and no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -320,7 +341,7 @@ class _Dumper(Dumper):
         return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 
 
-_Dumper.add_representer(list, _Dumper.represent_row)
+_RecipeDumper.add_representer(list, _RecipeDumper.represent_row)
 
 
 def _plain(value: Any) -> Any:
@@ -335,7 +356,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-# --- writing a schema --------------------------------------------------------------------------------------------------------
+# --- writing a schema -------------------------------------------------------------------------------------------------
 
 
 def option(default: Any, text: str) -> Any:

@@ -37,7 +37,9 @@ _silent = False
 
 
 def be_silent() -> None:
-    """From now on this process logs nothing and shows no progress, because another process that does the same work does."""
+    """From now on this process logs nothing and shows no progress, because another process that does the same work
+    does.
+    """
     global _silent  # noqa: PLW0603
     _silent = True
 
@@ -55,8 +57,8 @@ class Meter:
     ...     for _ in range(3):
     ...         meter.advance()
 
-    `work`: the total work of the remaining items, in any unit, where it differs much between them. The time left is then estimated from
-    the `work` given to `advance` instead of the number of items.
+    `work`: the total work of the remaining items, in any unit, where it differs much between them. The time left is
+    then estimated from the `work` given to `advance` instead of the number of items.
     """
 
     def __init__(self, label: str, total: int, done: int = 0, work: float | None = None) -> None:
@@ -66,9 +68,15 @@ class Meter:
         self._live: Progress | None = None
         if _can_redraw():
             self._live = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _TimeLeft(self),
-                TextColumn("{task.fields[note]}"), console=_terminal(), transient=LiveTable.shown > 0,
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                _TimeLeft(self),
+                TextColumn("{task.fields[note]}"),
+                console=_terminal(),
+                transient=LiveTable.shown > 0,
+            )
             self._task = self._live.add_task(label, total=total, completed=done, note="")
 
     def __enter__(self) -> Meter:
@@ -76,7 +84,9 @@ class Meter:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live:
             self._live.stop()
         elif kind is None and time.monotonic() - self._began > 2:
@@ -116,7 +126,8 @@ class _TimeLeft(ProgressColumn):
 
 
 class LiveTable:
-    """A progress bar with a table and some lines below it, redrawn in place twice a second on a terminal, else plain lines.
+    """A progress bar with a table and some lines below it, redrawn in place twice a second on a terminal, else plain
+    lines.
 
     >>> with LiveTable("train", total=3) as table:
     ...     table.show(["", "loss"], [["ssv2", "1.20"]], ["lr 1e-3"], plain="step 1/3  ssv2 1.20")
@@ -132,9 +143,12 @@ class LiveTable:
         self._live: Live | None = None
         if _can_redraw():
             self._bar = Progress(
-                TextColumn("{task.description}", markup=False), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
                 TextColumn("left"),
-            )  # fmt: skip
+            )
             self._task = self._bar.add_task(label, total=total, completed=done)
             self._live = Live(self._bar, console=_terminal(), refresh_per_second=2)
 
@@ -174,7 +188,9 @@ class LiveTable:
 
 @cache
 def _terminal() -> Console:
-    """One console for the process: the displays of one console are drawn below each other, those of two overwrite each other."""
+    """One console for the process: the displays of one console are drawn below each other, those of two overwrite each
+    other.
+    """
     return Console(stderr=True)
 
 
@@ -193,15 +209,17 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
 
 @contextmanager
 def flushed(stdout: IO[str]) -> Iterator[None]:
-    """Flush `stdout` at the end of the block. Raises `UserError` where it cannot be written, as on a full disk, but `BrokenPipeError`
-    where its reader is gone."""
+    """Flush `stdout` at the end of the block. Raises `UserError` where it cannot be written, as on a full disk, but
+    `BrokenPipeError` where its reader is gone.
+    """
     try:
         yield
         stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # else the flush at the end of the process would fail again
+        # else the flush at the end of the process would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         raise UserError(f"stdout: cannot be written: {error.strerror or error}") from None
 
 
@@ -227,7 +245,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | N
 
 
 def write_json(value: Any, target: str | Path) -> None:
-    """`value` as JSON to a file, or to stdout where `target` is `-`. Raises `UserError` where the file cannot be written."""
+    """`value` as JSON to a file, or to stdout where `target` is `-`. Raises `UserError` where the file cannot be
+    written.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False)
     if str(target) == "-":
         print(text)

@@ -1,9 +1,9 @@
-"""Accelerators and clusters of them: speeds, memory and links from their makers' sheets, and this machine's own, measured.
+"""Devices: which one to use, and the speed, memory and links of common accelerators.
 
-NVIDIA's data sheets: "H100 Tensor Core GPU" (SXM5, PCIe), "H200 Tensor Core GPU" (SXM), "A100 Tensor Core GPU" (40 and 80 GB SXM), "L40S";
-for the RTX 4090 the "Ada GPU architecture" white paper, appendix A. Speeds are those of dense matrices (the sheets print twice that, with
-sparsity) with sums in float32; float32 without TF32, as PyTorch multiplies unless told otherwise. Links are one direction: half of what
-the sheets add up.
+From NVIDIA's data sheets: "H100 Tensor Core GPU" (SXM5, PCIe), "H200 Tensor Core GPU" (SXM), "A100 Tensor Core GPU" (40
+and 80 GB SXM), "L40S"; for the RTX 4090 the "Ada GPU architecture" white paper, appendix A. Speeds are those of dense
+matrices (the sheets print twice that, with sparsity) with sums in float32; float32 without TF32, as PyTorch multiplies
+by default. Links are one direction: half of what the sheets add up. The CPU of this machine is measured.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ import torch
 from cover.errors import UserError, nearest
 from cover.machine import cores as cores_here
 
-USABLE = 0.94  # of the memory on the sheet: driver, context, error correction (a sheet's 80 GB H100 offers about 79 GiB, an L40S 45 of 48)
+# of the memory on the sheet: driver, context, error correction (a sheet's 80 GB H100 offers about 79 GiB, an L40S 45 of
+# 48)
+USABLE = 0.94
 MATMUL_SIDE, MATMUL_ROUNDS = 1536, 5
-GPU_MFU, CPU_MFU = 0.40, 0.50  # of the peak that training reaches: assumed; and about what was measured (docs/planning.md)
+# of the peak that training reaches: assumed; and about what was measured (docs/planning.md)
+GPU_MFU, CPU_MFU = 0.40, 0.50
 GPU_CORES = 12  # for each GPU: those of common machines of eight (assumed)
 
 
 @dataclass(frozen=True)
 class Device:
-    """`bf16`, `fp32`: FLOP/s at most. `memory`: bytes. `link`: bytes/s, one way, to the others of its machine, of which it has `beside`.
+    """`bf16`, `fp32`: FLOP/s at most. `memory`: bytes. `link`: bytes/s, one way, to the others of its machine, of which
+    it has `beside`.
 
     `shared`: its cores also read the data (a CPU).
     """
@@ -49,15 +53,15 @@ class Device:
 class Cluster:
     """What a run is planned on: `devices` of one kind, `beside` each other in a machine, `cores` of a CPU for each.
 
-    `share`: of the peak arithmetic that training reaches. `network`: bytes/s of each device to other machines. `assumed`: whether the
-    share was not given.
+    `mfu`: of the peak arithmetic that training reaches. `network`: bytes/s of each device to other machines. `assumed`:
+    whether the share was not given.
     """
 
     device: Device
     devices: int
     beside: int
     cores: int
-    share: float
+    mfu: float
     network: float
     assumed: bool = False
 
@@ -85,9 +89,14 @@ DEVICES = {
 }
 # The names that CUDA gives them, the more specific first.
 _CUDA_NAMES = (
-    (r"H200", "h200"), (r"H100.*PCIe", "h100-pcie"), (r"H100", "h100"), (r"A100.*80", "a100-80"), (r"A100", "a100-40"),
-    (r"L40S", "l40s"), (r"RTX 4090", "rtx4090"),
-)  # fmt: skip
+    (r"H200", "h200"),
+    (r"H100.*PCIe", "h100-pcie"),
+    (r"H100", "h100"),
+    (r"A100.*80", "a100-80"),
+    (r"A100", "a100-40"),
+    (r"L40S", "l40s"),
+    (r"RTX 4090", "rtx4090"),
+)
 
 
 def find_device(name: str) -> Device:
@@ -98,7 +107,9 @@ def find_device(name: str) -> Device:
         return _here()
     if name == "cpu":
         return _cpu()
-    raise UserError(f'--device: unknown device "{name}"{nearest(name, [*DEVICES, "cpu", "auto"])}; known are {", ".join(DEVICES)}, cpu')
+    raise UserError(
+        f'--device: unknown device "{name}"{nearest(name, [*DEVICES, "cpu", "auto"])}; known are {", ".join(DEVICES)}, cpu'
+    )
 
 
 def _here() -> Device:
@@ -108,7 +119,9 @@ def _here() -> Device:
     for pattern, name in _CUDA_NAMES:
         if re.search(pattern, title):
             return DEVICES[name]
-    raise UserError(f"--device: this machine's {title} is not in the table; name one that is like it: {', '.join(DEVICES)}")
+    raise UserError(
+        f"--device: this machine's {title} is not in the table; name one that is like it: {', '.join(DEVICES)}"
+    )
 
 
 def _cpu() -> Device:
@@ -130,15 +143,29 @@ def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def make_cluster(
-    device: Device, devices: int, cores: int | None, share: float | None, network_gbit: float, beside: int | None = None
+    device: Device, devices: int, cores: int | None, mfu: float | None, network_gbit: float, beside: int | None = None
 ) -> Cluster:
-    """A cluster, with defaults for what is None: cores, `share` and `beside`. Raises `UserError`."""
+    """A cluster, with defaults for what is None: cores, `mfu` and `beside`. Raises `UserError`."""
     if device.shared and devices > 1:
         raise UserError(f"--gpus: {devices} of this CPU cannot be planned; name a device, as in --device h200")
-    if share is not None and not 0 < share <= 1:
-        raise UserError(f"--mfu: {share:g} is no share of the peak; give one above 0 and at most 1, as in 0.4")
+    if mfu is not None and not 0 < mfu <= 1:
+        raise UserError(f"--mfu: {mfu:g} is no share of the peak; give one above 0 and at most 1, as in 0.4")
     if not network_gbit > 0:
         raise UserError(f"--network: {network_gbit:g} is no speed; give Gbit/s for each device, as in 400")
     default_cores, default_share = (cores_here(), CPU_MFU) if device.shared else (GPU_CORES, GPU_MFU)
     network = network_gbit * 1e9 / 8
-    return Cluster(device, devices, beside or device.beside, cores or default_cores, share or default_share, network, share is None)
+    return Cluster(
+        device, devices, beside or device.beside, cores or default_cores, mfu or default_share, network, mfu is None
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU, else the CPU. Raises `UserError` on a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
+    return device

@@ -51,8 +51,9 @@ def _watch_and_end(launcher: int) -> None:
 def reuse_memory() -> bool:
     """Make the C library keep freed memory for the next tensors; whether it could (glibc alone).
 
-    By default it gives large blocks back to the system at once and asks for them anew, and the system hands out every page of them
-    empty: on a CPU a tenth to a sixth of a forward pass (docs/performance.md). The process stays as large as it ever was.
+    By default it gives large blocks back to the system at once and asks for them anew, and the system hands out every
+    page of them empty: on a CPU a tenth to a sixth of a forward pass (docs/performance.md). The process stays as large
+    as it ever was.
     """
     import ctypes
 

@@ -1,11 +1,12 @@
 """A pool of worker processes: a file that crashes or hangs its worker costs that file alone.
 
-Every worker has a pipe of its own and a thread of `concurrent.futures` in front of it. The libraries cost a promise here:
-`ProcessPoolExecutor` gives up all of its workers, and what they were doing, when one of them dies, and knows no time limit. pebble 5.2
-replaces a worker that dies over its item, but its workers share one pipe and one lock: when an idle worker is killed the whole pool
-ends, and when a worker is killed while it hands over its result (for want of memory, say) the others wait for the lock without end.
-The `DataLoader` of training and evaluation (mixture/loader.py, evaluation/reading.py) is not replaced by this pool: it hands tensors
-over in shared memory, where a pipe copies every frame twice.
+Every worker has a pipe of its own and a thread of `concurrent.futures` in front of it. The libraries cost a promise
+here: `ProcessPoolExecutor` gives up all of its workers, and what they were doing, when one of them dies, and knows no
+time limit. pebble 5.2 replaces a worker that dies over its item, but its workers share one pipe and one lock: when an
+idle worker is killed the whole pool ends, and when a worker is killed while it hands over its result (for want of
+memory, say) the others wait for the lock without end. The `DataLoader` of training and evaluation (mixture/loader.py,
+evaluation/evaluate.py) is not replaced by this pool: it hands tensors over in shared memory, where a pipe copies every
+frame twice.
 """
 
 from __future__ import annotations
@@ -49,14 +50,20 @@ class PoolError(RuntimeError):
 class ProcessPool:
     """`workers` processes, each started when it is first needed. With 0 workers, all is done in this process.
 
-    `begin` is called in every new process. `preload` names a module that a server process imports once, so that new workers start in
-    milliseconds (not on Windows); without it each worker is a fresh interpreter. Neither forks a process that runs threads. Workers
-    ignore Ctrl-C, which is this process's to handle, and end with it, even when it is killed. `children`: whether workers start
-    processes of their own. What a worker runs must be importable by name, and it raises what the work raises.
+    `begin` is called in every new process. `preload` names a module that a server process imports once, so that new
+    workers start in milliseconds (not on Windows); without it each worker is a fresh interpreter. Neither forks a
+    process that runs threads. Workers ignore Ctrl-C, which is this process's to handle, and end with it, even when it
+    is killed. `children`: whether workers start processes of their own. What a worker runs must be importable by name,
+    and it raises what the work raises.
     """
 
     def __init__(
-        self, workers: int, begin: Callable[[], None] | None = None, *, preload: str | None = None, children: bool = False
+        self,
+        workers: int,
+        begin: Callable[[], None] | None = None,
+        *,
+        preload: str | None = None,
+        children: bool = False,
     ) -> None:
         self.workers, self.replaced = workers, 0
         self._closing, self._closed = threading.Lock(), False
@@ -91,8 +98,8 @@ class ProcessPool:
     def call(self, work: Callable[[T], R], item: T, seconds: float | None = None, deadline: float | None = None) -> R:
         """`work(item)` in a worker, from any thread.
 
-        Raises `WorkerLost` where the worker dies or takes more than `seconds`; `queue.Empty` where none is free by `deadline` (of
-        `time.monotonic`); `PoolError` where no process can be started.
+        Raises `WorkerLost` where the worker dies or takes more than `seconds`; `queue.Empty` where none is free by
+        `deadline` (of `time.monotonic`); `PoolError` where no process can be started.
         """
         if not self.workers:
             return work(item)
@@ -119,8 +126,8 @@ class ProcessPool:
     def map(self, work: Callable[[T], R], items: Iterable[T], lost: Callable[[T], R] | None = None) -> Iterator[R]:
         """`work(item)` of all items in their order, read ahead by `AHEAD` for each worker.
 
-        `lost(item)` stands for the result of an item that ends its worker twice; without it, `WorkerLost` is raised at the first time.
-        May be called again while an earlier map is under way.
+        `lost(item)` stands for the result of an item that ends its worker twice; without it, `WorkerLost` is raised at
+        the first time. May be called again while an earlier map is under way.
         """
         if not self.workers:
             yield from map(work, items)
@@ -136,7 +143,9 @@ class ProcessPool:
     def as_completed(
         self, work: Callable[[T], R], items: Sequence[T], chunk: int = 1, lost: Callable[[T], R] | None = None
     ) -> Iterator[list[tuple[T, R]]]:
-        """`(item, work(item))` of all items, `chunk` at a time as they are done, in no particular order. `lost` as in `map`."""
+        """`(item, work(item))` of all items, `chunk` at a time as they are done, in no particular order. `lost` as in
+        `map`.
+        """
         chunks = deque(items[first : first + chunk] for first in range(0, len(items), chunk))
         if not self.workers:
             yield from (_each(work, part) for part in chunks)
@@ -149,7 +158,9 @@ class ProcessPool:
             for future in done:
                 yield future.result()
 
-    def _call_chunk(self, work: Callable[[T], R], items: Sequence[T], lost: Callable[[T], R] | None) -> list[tuple[T, R]]:
+    def _call_chunk(
+        self, work: Callable[[T], R], items: Sequence[T], lost: Callable[[T], R] | None
+    ) -> list[tuple[T, R]]:
         try:
             return self.call(partial(_each, work), items)
         except WorkerLost:
@@ -210,13 +221,17 @@ class _Worker:
         if self._pipe is not None:
             self._pipe.close()
         self._pipe, far = self._context.Pipe()
-        self._process = self._context.Process(target=_serve, args=(far, self._begin), name="cover-worker", daemon=self._daemon)
+        self._process = self._context.Process(
+            target=_serve, args=(far, self._begin), name="cover-worker", daemon=self._daemon
+        )
         self._ready = False
         self._process.start()
         far.close()  # so that the pipe ends with the process
 
     def is_ready(self) -> bool:
-        """Waits for the first message of a new process. False where there is none, or it died or does not start in time."""
+        """Waits for the first message of a new process. False where there is none, or it died or does not start in
+        time.
+        """
         if not self._ready and self._pipe is not None:
             try:
                 self._ready = self.receive(START_S)

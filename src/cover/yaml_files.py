@@ -2,9 +2,9 @@
 
     tree = read_yaml(Path("catalog.yaml"))
 
-YAML leaves open whether an unquoted word such as `1e3`, `010` or `no` is a text, a number or a truth value; YAML 1.1 and 1.2 differ.
-Here the place where it stands decides. Every unquoted word is a `Plain`, which keeps the text as it was written: where a text is
-expected it is that text, elsewhere `resolve` gives its value.
+YAML leaves open whether an unquoted word such as `1e3`, `010` or `no` is a text, a number or a truth value; YAML 1.1
+and 1.2 differ. Here the place where it stands decides. Every unquoted word is a `Plain`, which keeps the text as it was
+written: where a text is expected it is that text, elsewhere `resolve` gives its value.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Plain(str):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file; an empty file has none. Values are as those of `parse_yaml`.
 
-    Raises `UserError`, one line that names the file and the line, for a file that cannot be read, that is not YAML or whose top level is
-    not a mapping.
+    Raises `UserError`, one line that names the file and the line, for a file that cannot be read, that is not YAML or
+    whose top level is not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -60,15 +60,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """A YAML text as dictionaries, lists, texts (`str`, where quoted) and `Plain` words. Keys are texts as written, and each is given once.
+    """A YAML text as dictionaries, lists, texts (`str`, where quoted) and `Plain` words. Keys are texts as written, and
+    each is given once.
 
     Raises `UserError`, one line that begins with `where` and names the line and the column, both counted from 1.
     """
     try:
-        reader = _Reader(text)
+        reader = _YamlReader(text)
     except yaml.reader.ReaderError as error:
         line, column = text.count("\n", 0, error.position) + 1, error.position - text.rfind("\n", 0, error.position)
-        raise UserError(f"{where}: line {line}, column {column}: the character {chr(error.character)!r} is not allowed in YAML") from None
+        raise UserError(
+            f"{where}: line {line}, column {column}: the character {chr(error.character)!r} is not allowed in YAML"
+        ) from None
     try:
         node = reader.get_single_node()
         return Plain() if node is None else reader.tree(node)
@@ -76,13 +79,17 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "line ?"
         reason = ", ".join(part for part in (error.context, error.problem) if part).replace("\n", " ")
-        raise UserError(f"{where}: {place}: {'' if isinstance(error, _Refused) else 'not YAML: '}{reason}") from None
+        raise UserError(
+            f"{where}: {place}: {'' if isinstance(error, _InvalidYaml) else 'not YAML: '}{reason}"
+        ) from None
     except RecursionError:
         raise UserError(f"{where}: line {reader.line + 1}: nested too deeply") from None
 
 
 def resolve(value: Any) -> Any:
-    """The value of a `Plain` word by the rules of YAML 1.2: None, a truth value, a number or a text. Lists and mappings item by item."""
+    """The value of a `Plain` word by the rules of YAML 1.2: None, a truth value, a number or a text. Lists and mappings
+    item by item.
+    """
     if isinstance(value, dict):
         return {key: resolve(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -102,13 +109,16 @@ def show(value: Any) -> str:
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what `read_yaml` gives back: a `Plain` word as it is, and a text that looks like a number to any YAML in quotes."""
+    """Writes what `read_yaml` gives back: a `Plain` word as it is, and a text that looks like a number to any YAML in
+    quotes.
+    """
 
     def represent_word(self, word: Plain) -> yaml.Node:
         return self.represent_scalar(self.resolve(yaml.ScalarNode, str(word), (True, False)), str(word))
 
     def represent_text(self, text: str) -> yaml.Node:
-        # PyYAML itself quotes what YAML 1.1 takes for something else, as in 010. Only double quotes keep every kind of line break.
+        # PyYAML itself quotes what YAML 1.1 takes for something else, as in 010. Only double quotes keep every kind of
+        # line break.
         quotes = None if isinstance(_resolve_word(text), str) else "'"
         return self.represent_scalar(f"{_TAG}str", text, style=quotes if text.isprintable() else '"')
 
@@ -129,7 +139,7 @@ def _resolve_word(word: str) -> Any:
     return word
 
 
-class _Reader(yaml.SafeLoader):
+class _YamlReader(yaml.SafeLoader):
     """PyYAML's parser, with a construction of its own that resolves no word and builds no object."""
 
     def __init__(self, text: str) -> None:
@@ -137,7 +147,8 @@ class _Reader(yaml.SafeLoader):
         self._nodes = 0
 
     def tree(self, node: yaml.Node, depth: int = 0) -> Any:
-        # Counted as it is expanded: ten lines of aliases of aliases stand for more than any memory holds, and one may hold itself.
+        # Counted as it is expanded: ten lines of aliases of aliases stand for more than any memory holds, and one may
+        # hold itself.
         self._nodes += 1
         if self._nodes > MOST_NODES or depth > DEEPEST:
             _refuse(node, "too large once its aliases (*) are written out" if depth <= DEEPEST else "nested too deeply")
@@ -166,21 +177,21 @@ class _Reader(yaml.SafeLoader):
 
     def _merged(self, node: yaml.Node, depth: int) -> dict[str, Any]:
         """What `<<: *a` or `<<: [*a, *b]` brings in; of several the first counts."""
-        found: dict[str, Any] = {}
-        given = self.tree(node, depth + 1)
-        for tree in reversed(given if isinstance(given, list) else [given]):
+        results: dict[str, Any] = {}
+        value = self.tree(node, depth + 1)
+        for tree in reversed(value if isinstance(value, list) else [value]):
             if not isinstance(tree, dict):
                 _refuse(node, "<< takes a mapping, or a list of them")
-            found |= tree
-        return found
+            results |= tree
+        return results
 
 
-_Reader.yaml_implicit_resolvers = {}
+_YamlReader.yaml_implicit_resolvers = {}
 
 
-class _Refused(yaml.MarkedYAMLError):
+class _InvalidYaml(yaml.MarkedYAMLError):
     """What is YAML and is not read."""
 
 
 def _refuse(node: yaml.Node, problem: str) -> NoReturn:
-    raise _Refused(problem=problem, problem_mark=node.start_mark)
+    raise _InvalidYaml(problem=problem, problem_mark=node.start_mark)

@@ -20,10 +20,10 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_measurement_asks_for_none(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = argparse.ArgumentParser.parse_args
+    value = argparse.ArgumentParser.parse_args
 
     def parse(self: argparse.ArgumentParser, *arguments: Any) -> None:
-        given(self, *arguments)
+        value(self, *arguments)
         raise Parsed
 
     monkeypatch.syspath_prepend(FOLDER)

@@ -45,11 +45,25 @@ def test_it_starts_with_torch_alone() -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("workload", ["small", "mixed"])
 def test_every_row_is_measured(workload: str, tmp_path: Path) -> None:
-    found = tmp_path / "found.json"
-    command = [sys.executable, str(SCRIPT), "--only", workload, "--rounds", "1", "--no-compile", "--device", "cpu", "--json", str(found)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    value = tmp_path / "found.json"
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--only",
+        workload,
+        "--rounds",
+        "1",
+        "--no-compile",
+        "--device",
+        "cpu",
+        "--json",
+        str(value),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
-    (result,) = json.loads(found.read_text())["results"]
+    (result,) = json.loads(value.read_text())["results"]
     for stage in ("forward", "training step"):
         rows = result[stage]["rows"]
         assert any(name.startswith("transformers") for name in rows)

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
+
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 MakeSet = Callable[..., Path]
 Cover = Callable[..., tuple[int, str, str]]
@@ -57,7 +60,9 @@ def test_an_empty_split(tmp_path: Path, cover: Cover, refused: Callable[..., str
     if code:  # refused at once, or else no run begins with it
         assert (code, len(err.splitlines())) == (2, 1)
         return
-    (tmp_path / "recipe.yaml").write_text(f"data: {{sets: [mine], catalog: {catalog}}}\nout: {tmp_path / 'run'}\nsteps: 1\nworkers: 0\n")
+    (tmp_path / "recipe.yaml").write_text(
+        f"data: {{sets: [mine], catalog: {catalog}}}\nout: {tmp_path / 'run'}\nsteps: 1\nworkers: 0\n"
+    )
     assert "nothing to train on" in refused("train", tmp_path / "recipe.yaml")
 
 
@@ -74,12 +79,25 @@ def test_a_folder_of_something_else(refused: Callable[..., str], tmp_path: Path)
 
 def test_overlap_counts_and_trains_without_what_it_found(cover: Cover, make_set: MakeSet, tmp_path: Path) -> None:
     make_set({"a.png": "x"}, name="first")
-    catalog = make_set({"d.png": "x", "e.png": "y", "f.png": "y"}, name="second", annotations="{train: list.csv}")  # a and d are the same
+    # a and d are the same
+    catalog = make_set({"d.png": "x", "e.png": "y", "f.png": "y"}, name="second", annotations="{train: list.csv}")
     code, out, err = cover("overlap", catalog, "--frames", "--workers", 0, "--json", tmp_path / "leaks.json")
     assert code == 0
     assert next(line.split() for line in out.splitlines() if line.startswith("first val")) == [
-        "first", "val", "second", "train", "0", "1", "1", "/", "1", "1", "1", "/", "1",
-    ]  # fmt: skip
+        "first",
+        "val",
+        "second",
+        "train",
+        "0",
+        "1",
+        "1",
+        "/",
+        "1",
+        "1",
+        "1",
+        "/",
+        "1",
+    ]
     assert err.splitlines()[-1] == f"next: cover train RECIPE --data.catalog {catalog}"
     rows = json.loads((tmp_path / "leaks.json").read_text())["excluded"]
     assert [(row["dataset"], row["excluded"]) for row in rows] == [("first", 1), ("second", 1)]
@@ -92,10 +110,16 @@ def test_overlap_counts_and_trains_without_what_it_found(cover: Cover, make_set:
 
 
 def test_overlap_as_json_and_of_named_sets(cover: Cover, sandbox: Path, tmp_path: Path) -> None:
-    code, out, _ = cover("overlap", sandbox, "ssv2", "--workers", 0, "--json", "-", "--out", tmp_path / "list", "imagenet")
-    found = json.loads(out)
-    assert (code, {row["dataset"] for row in found["splits"]}, found["kinds"]) == (0, {"ssv2", "imagenet"}, ["source", "file"])
-    assert [row["excluded"] for row in found["excluded"]] == [0, 0]
+    code, out, _ = cover(
+        "overlap", sandbox, "ssv2", "--workers", 0, "--json", "-", "--out", tmp_path / "list", "imagenet"
+    )
+    result = json.loads(out)
+    assert (code, {row["dataset"] for row in result["splits"]}, result["kinds"]) == (
+        0,
+        {"ssv2", "imagenet"},
+        ["source", "file"],
+    )
+    assert [row["excluded"] for row in result["excluded"]] == [0, 0]
     assert (tmp_path / "list" / "exclusions.arrow").is_file()
 
 
@@ -109,12 +133,16 @@ def test_overlap_refuses(refused: Callable[..., str], sandbox: Path, tmp_path: P
     assert "mine-train.arrow: no such manifest; `cover index`" in refused("overlap", catalog)
 
 
-def test_a_stale_list_of_exclusions(cover: Cover, refused: Callable[..., str], make_set: MakeSet, tmp_path: Path) -> None:
+def test_a_stale_list_of_exclusions(
+    cover: Cover, refused: Callable[..., str], make_set: MakeSet, tmp_path: Path
+) -> None:
     catalog = make_set({"a.png": "x", "b.png": "y"}, annotations="{train: list.csv}")
     cover("overlap", catalog, "--workers", 0)
     (tmp_path / "mine/b.png").write_bytes((tmp_path / "mine/a.png").read_bytes())
     cover("index", catalog, "--workers", 0)
-    (tmp_path / "recipe.yaml").write_text(f"data: {{sets: [mine], catalog: {catalog}}}\nout: {tmp_path / 'run'}\nsteps: 1\nworkers: 0\n")
+    (tmp_path / "recipe.yaml").write_text(
+        f"data: {{sets: [mine], catalog: {catalog}}}\nout: {tmp_path / 'run'}\nsteps: 1\nworkers: 0\n"
+    )
     line = refused("train", tmp_path / "recipe.yaml")
     assert f"stale: mine-train.arrow has changed since it was made; run `cover overlap {catalog}` again" in line
 
@@ -125,9 +153,11 @@ def test_unusable_files_are_counted_and_give_exit_code_1(cover: Cover, make_set:
     assert code == 1
     assert "gone.mp4: no such file" in err
     assert "listed" in out
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),))
-    about = {"step": 1, "frames": 2, "datasets": {"mine": {"sampling": "whole", "views": "1x1"}}}
-    save_release(tmp_path / "release", model, about)
+    model = CoVeR(
+        TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),)
+    )
+    metadata = {"step": 1, "frames": 2, "datasets": {"mine": {"sampling": "whole", "views": "1x1"}}}
+    save_release(tmp_path / "release", model, metadata)
     code, out, _ = cover("evaluate", tmp_path / "release", "--catalog", catalog, "--workers", 0, "--json", "-")
     (row,) = json.loads(out)
     assert (code, row["n_read"], row["n_listed"]) == (1, 2, 3)

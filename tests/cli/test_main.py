@@ -14,9 +14,25 @@ from cover import __version__
 
 Cover = Callable[..., tuple[int, str, str]]
 WORDS = (
-    "sandbox", "index", "overlap", "prepare", "train", "add", "plan", "describe", "evaluate", "transfer", "study", "predict", "explain",
-    "serve", "import-weights", "export", "doctor", "demo",
-)  # fmt: skip
+    "sandbox",
+    "index",
+    "overlap",
+    "prepare",
+    "train",
+    "add",
+    "plan",
+    "describe",
+    "evaluate",
+    "transfer",
+    "study",
+    "predict",
+    "explain",
+    "serve",
+    "import-weights",
+    "export",
+    "doctor",
+    "demo",
+)
 
 
 @pytest.mark.parametrize("command", WORDS)
@@ -33,7 +49,9 @@ def test_help_lists_every_command_and_train_every_key(cover: Cover) -> None:
     assert cover("--version") == (0, f"cover {__version__}\n", "")
     code, out, err = cover("train", "--keys")
     assert (code, err) == (0, "")
-    assert any(line.startswith("optimizer.lr: float = 0.001") and "peak learning rate" in line for line in out.splitlines())
+    assert any(
+        line.startswith("optimizer.lr: float = 0.001") and "peak learning rate" in line for line in out.splitlines()
+    )
 
 
 def test_no_command_and_a_wrong_one(refused: Callable[..., str]) -> None:
@@ -44,19 +62,26 @@ def test_no_command_and_a_wrong_one(refused: Callable[..., str]) -> None:
 @pytest.mark.parametrize("command", WORDS)
 def test_an_unknown_argument(refused: Callable[..., str], command: str, tmp_path: Path) -> None:
     needed = {
-        "sandbox": [tmp_path], "predict": ["a", "b"], "explain": ["a", "b"], "doctor": [], "demo": [],
+        "sandbox": [tmp_path],
+        "predict": ["a", "b"],
+        "explain": ["a", "b"],
+        "doctor": [],
+        "demo": [],
         "import-weights": ["a", "--out", "b"],
-        "prepare": ["a", "--out", "b"], "add": ["a", "--data", "b"],
+        "prepare": ["a", "--out", "b"],
+        "add": ["a", "--data", "b"],
         "transfer": ["--source", "a=b", "--target", "c", "--epochs", "1"],
         "export": ["a", "--format", "transformers", "--out", "b"],
-    }  # fmt: skip
+    }
     line = refused(command, *needed.get(command, ["a"]), "--colour-of-the-sky", "blue")
     assert command in ("train", "add", "plan", "study") or "--colour-of-the-sky" in line
 
 
 def test_no_traceback_from_a_real_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cover", "evaluate", str(tmp_path / "nowhere")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
         f"cover evaluate: {tmp_path / 'nowhere'}: does not exist; give a run folder, a checkpoint or a release"
@@ -64,7 +89,9 @@ def test_no_traceback_from_a_real_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line"), [("a: 1\na: 2\n", 2), ("a:\n\tb: 1\n", 2), ("- a\n", 1), ("a: &a [*a]\n", 1), ("a: [\n", 2)], ids=repr
+    ("text", "line"),
+    [("a: 1\na: 2\n", 2), ("a:\n\tb: 1\n", 2), ("- a\n", 1), ("a: &a [*a]\n", 1), ("a: [\n", 2)],
+    ids=repr,
 )
 @pytest.mark.parametrize("command", ["train", "index", "study"])
 def test_a_recipe_a_catalog_and_a_study_are_read_alike(

@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
+
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 Cover = Callable[..., tuple[int, str, str]]
 
@@ -38,7 +41,9 @@ Cover = Callable[..., tuple[int, str, str]]
     ],
     ids=lambda value: value[0] if isinstance(value, list) and value[0].startswith("--") else "",
 )
-def test_a_recipe_that_is_wrong(recipe: Path, refused: Callable[..., str], arguments: list[str], parts: list[str]) -> None:
+def test_a_recipe_that_is_wrong(
+    recipe: Path, refused: Callable[..., str], arguments: list[str], parts: list[str]
+) -> None:
     line = refused("train", recipe, *arguments)
     assert [part for part in parts if part not in line] == []
     assert not (recipe.parent / "a run" / "log.jsonl").exists()
@@ -76,9 +81,14 @@ def test_a_manifest_that_is_missing(refused: Callable[..., str], recipe: Path, t
 
 
 def test_heads_of_a_start_that_do_not_match(refused: Callable[..., str], recipe: Path, tmp_path: Path) -> None:
-    model = TimeSformer(ModelConfig(width=128, depth=4, attention_heads=4, patch=8, size=32, frames=2), (Head("ssv2", ("a", "b")),))
+    model = CoVeR(
+        TimeSformerConfig(width=128, depth=4, attention_heads=4, patch=8, size=32, frames=2),
+        (Head("ssv2", ("a", "b")),),
+    )
     save_release(tmp_path / "release", model, {})
-    assert 'its head "ssv2" has other classes (2) than this run' in refused("train", recipe, "--start.checkpoint", tmp_path / "release")
+    assert 'its head "ssv2" has other classes (2) than this run' in refused(
+        "train", recipe, "--start.checkpoint", tmp_path / "release"
+    )
 
 
 def test_train_prints_the_run_and_says_what_to_type_next(cover: Cover, recipe: Path, tmp_path: Path) -> None:
@@ -115,12 +125,16 @@ def test_describe_refuses(refused: Callable[..., str], arguments: list[str], par
 
 def test_describe_the_network_of_the_article(cover: Cover) -> None:
     """431 M parameters and 17.6 T multiply-adds in three views, as UniFormerV2 prints them for CoVeR."""
-    asked = ("L/16", "--frames", 16, "--size", 448, "--heads", "k400=400,ssv2=174,mit=339,imagenet=1000")
-    code, out, err = cover("describe", *asked)
+    requested = ("L/16", "--frames", 16, "--size", 448, "--heads", "k400=400,ssv2=174,mit=339,imagenet=1000")
+    code, out, err = cover("describe", *requested)
     assert (code, err) == (0, "")
     rows = dict(re.split(r" {2,}", line.strip()) for line in out.splitlines() if re.search(r"\S {2,}\S", line))
-    assert (rows["parameters"], rows["multiply-adds of 1x3 views"], rows["tokens of a clip"]) == ("431.9 M", "17.63 T", "12,560")
-    code, out, err = cover("describe", *asked, "--json", "-")
+    assert (rows["parameters"], rows["multiply-adds of 1x3 views"], rows["tokens of a clip"]) == (
+        "431.9 M",
+        "17.63 T",
+        "12,560",
+    )
+    code, out, err = cover("describe", *requested, "--json", "-")
     facts = json.loads(out)
     assert (code, err, facts["preset"], facts["views"], facts["heads"]["mit"]) == (0, "", "L/16", "1x3", 339)
     assert facts["multiply_adds_per_protocol"] == 3 * facts["multiply_adds_per_view"]
@@ -128,12 +142,16 @@ def test_describe_the_network_of_the_article(cover: Cover) -> None:
 
 
 def test_describe_a_step_and_write_it(cover: Cover, tmp_path: Path) -> None:
-    code, out, _ = cover("describe", "mini", "--batch", 2, "--images", 4, "--views", "2x1", "--json", tmp_path / "cost.json")
+    code, out, _ = cover(
+        "describe", "mini", "--batch", 2, "--images", 4, "--views", "2x1", "--json", tmp_path / "cost.json"
+    )
     assert code == 0
     assert "heads (none; --heads names them)" in out
     assert "a training step of 2 clips and 4 images" in out
     facts = json.loads((tmp_path / "cost.json").read_text())
-    assert facts["multiply_adds_per_step"] == 3 * (2 * facts["multiply_adds_per_view"] + 4 * facts["multiply_adds_per_image"])
+    assert facts["multiply_adds_per_step"] == 3 * (
+        2 * facts["multiply_adds_per_view"] + 4 * facts["multiply_adds_per_image"]
+    )
     assert facts["multiply_adds_per_protocol"] == 2 * facts["multiply_adds_per_view"]
     assert facts["activation_bytes_checkpointed"] < facts["activation_bytes"]
     assert facts["activation_bytes_bf16"] < facts["activation_bytes"]

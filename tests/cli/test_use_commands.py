@@ -11,15 +11,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
 from cover import CoVeR
+from cover.model.backbones import named_config
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 MakeSet = Callable[..., Path]
 Cover = Callable[..., tuple[int, str, str]]
-SERVE_NUMBERS = ("port", "queue", "pack-frames", "max-mb", "max-seconds", "max-megapixels", "upload-seconds", "deadline", "workers")
+SERVE_NUMBERS = (
+    "port",
+    "queue",
+    "pack-frames",
+    "max-mb",
+    "max-seconds",
+    "max-megapixels",
+    "upload-seconds",
+    "deadline",
+    "workers",
+)
 
 
 def test_no_such_checkpoint(refused: Callable[..., str], sandbox: Path, tmp_path: Path) -> None:
@@ -30,10 +41,14 @@ def test_no_such_checkpoint(refused: Callable[..., str], sandbox: Path, tmp_path
 
 
 def test_a_checkpoint_whose_heads_do_not_match(refused: Callable[..., str], sandbox: Path, tmp_path: Path) -> None:
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("ssv2", ("a", "b")),))
+    model = CoVeR(
+        TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("ssv2", ("a", "b")),)
+    )
     save_release(tmp_path / "release", model, {"step": 1, "frames": 2, "datasets": {}})
     assert 'head "ssv2" was trained on class list' in refused("evaluate", tmp_path / "release", "--catalog", sandbox)
-    assert 'has no head "kinetics"; its heads: ssv2' in refused("evaluate", tmp_path / "release", "kinetics", "--catalog", sandbox)
+    assert 'has no head "kinetics"; its heads: ssv2' in refused(
+        "evaluate", tmp_path / "release", "kinetics", "--catalog", sandbox
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,28 +65,47 @@ def test_a_checkpoint_whose_heads_do_not_match(refused: Callable[..., str], sand
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_evaluate_refuses(trained: Path, sandbox: Path, refused: Callable[..., str], arguments: list[str], part: str) -> None:
+def test_evaluate_refuses(
+    trained: Path, sandbox: Path, refused: Callable[..., str], arguments: list[str], part: str
+) -> None:
     assert part in refused("evaluate", trained, "--catalog", sandbox, *arguments)
 
 
 def test_a_model_that_was_never_trained_is_evaluated(cover: Cover, make_set: MakeSet, tmp_path: Path) -> None:
     catalog = make_set({"a.mp4": "left", "b.mp4": "right"})
-    CoVeR(model_config("mini", size=16, frames=3), (Head("mine", ("left", "right")),)).save_pretrained(tmp_path / "bare")
+    CoVeR(named_config("mini", size=16, frames=3), (Head("mine", ("left", "right")),)).save_pretrained(
+        tmp_path / "bare"
+    )
     code, out, err = cover("evaluate", tmp_path / "bare", "--catalog", catalog, "--workers", 0)
     assert code == 0, err
     titles, row = (re.split(r"\s{2,}", line.strip()) for line in out.splitlines()[:2])
-    told = dict(zip(titles, row, strict=True))
-    assert (told["frames"], told["step"], told["read"]) == ("3", "-", "2")
+    record = dict(zip(titles, row, strict=True))
+    assert (record["frames"], record["step"], record["read"]) == ("3", "-", "2")
 
 
 def test_names_may_stand_behind_options(cover: Cover, trained: Path, sandbox: Path) -> None:
-    code, out, _ = cover("evaluate", trained, "imagenet", "--catalog", sandbox, "--workers", 0, "--json", "-", "kinetics", "--views", "1x1")
+    code, out, _ = cover(
+        "evaluate",
+        trained,
+        "imagenet",
+        "--catalog",
+        sandbox,
+        "--workers",
+        0,
+        "--json",
+        "-",
+        "kinetics",
+        "--views",
+        "1x1",
+    )
     assert (code, [row["dataset"] for row in json.loads(out)]) == (0, ["imagenet", "kinetics"])
     code, out, _ = cover("index", sandbox, "--workers", 0, "--json", "-", "imagenet")
     assert (code, {row["dataset"] for row in json.loads(out)}) == (0, {"imagenet"})
 
 
-def test_results_that_cannot_be_written(refused: Callable[..., str], trained: Path, sandbox: Path, tmp_path: Path) -> None:
+def test_results_that_cannot_be_written(
+    refused: Callable[..., str], trained: Path, sandbox: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     target = tmp_path / "file" / "out.json"
     arguments = ("imagenet", "--catalog", sandbox, "--workers", 0, "--json", target)
@@ -85,8 +119,8 @@ def test_json_alone_on_stdout(cover: Cover, trained: Path, sandbox: Path) -> Non
     assert "top-1" not in err
     image = next((sandbox.parent / "imagenet_like" / "val").rglob("*.JPEG"))
     code, out, _ = cover("predict", trained, image, "--top", 2, "--json", "-")
-    (found,) = json.loads(out)
-    assert (code, found["file"], {len(top) for top in found["heads"].values()}) == (0, str(image), {2})
+    (result,) = json.loads(out)
+    assert (code, result["file"], {len(top) for top in result["heads"].values()}) == (0, str(image), {2})
     code, out, _ = cover("index", sandbox, "imagenet", "--workers", 0, "--json", "-")
     assert [(row["split"], row["probed"]) for row in json.loads(out)] == [("train", 0), ("dev", 0), ("val", 0)]
     assert code == 0
@@ -95,17 +129,36 @@ def test_json_alone_on_stdout(cover: Cover, trained: Path, sandbox: Path) -> Non
 def test_tables_on_stdout_and_json_in_a_file(cover: Cover, trained: Path, sandbox: Path, tmp_path: Path) -> None:
     target = tmp_path / "new" / "out.json"
     code, out, _ = cover(
-        "evaluate", trained, "imagenet", "ssv2", "--catalog", sandbox, "--workers", 0, "--shuffle-frames", "--json", target
+        "evaluate",
+        trained,
+        "imagenet",
+        "ssv2",
+        "--catalog",
+        sandbox,
+        "--workers",
+        0,
+        "--shuffle-frames",
+        "--json",
+        target,
     )
     assert code == 0
     rows = json.loads(target.read_text())
-    assert [(row["dataset"], row["variant"]) for row in rows] == [("imagenet", "plain"), ("ssv2", "plain"), ("ssv2", "shuffled")]
+    assert [(row["dataset"], row["variant"]) for row in rows] == [
+        ("imagenet", "plain"),
+        ("ssv2", "plain"),
+        ("ssv2", "shuffled"),
+    ]
     assert [line.split()[0] for line in out.splitlines()] == ["data", "imagenet", "ssv2", "ssv2"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [(["--head", "ssv3"], 'did you mean "ssv2"'), (["--views", "x"], "as in 1x3"), (["--top", "0"], "--top"), (["--top", "few"], "--top")],
+    [
+        (["--head", "ssv3"], 'did you mean "ssv2"'),
+        (["--views", "x"], "as in 1x3"),
+        (["--top", "0"], "--top"),
+        (["--top", "few"], "--top"),
+    ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_predict_refuses(trained: Path, refused: Callable[..., str], arguments: list[str], part: str) -> None:
@@ -119,13 +172,22 @@ def test_a_file_whose_name_is_no_text(trained: Path, sandbox: Path, tmp_path: Pa
         Path(os.fsdecode(odd)).write_bytes(source.read_bytes())
     except OSError:
         pytest.skip("this file system holds valid names only")
-    command = [sys.executable, "-m", "cover", "predict", os.fspath(trained), odd, "--json", os.fspath(tmp_path / "out.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "cover",
+        "predict",
+        os.fspath(trained),
+        odd,
+        "--json",
+        os.fspath(tmp_path / "out.json"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(command, capture_output=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert b"\\udcff.jpg" in done.stdout
-    (found,) = json.loads((tmp_path / "out.json").read_text())
-    assert os.fsencode(found["file"]) == odd
+    (result,) = json.loads((tmp_path / "out.json").read_text())
+    assert os.fsencode(result["file"]) == odd
 
 
 @pytest.mark.parametrize(

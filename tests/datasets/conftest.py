@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cover.datasets.annotations import Listing
 from cover.datasets.catalog import DatasetSpec, load_catalog
-from cover.datasets.listing import Listing
 
 
 class Tree:

@@ -1,6 +1,8 @@
-"""Whatever is wrong with a data set, `cover index` says it in one line that names the place, and nothing vanishes unsaid.
+"""Whatever is wrong with a data set, `cover index` says it in one line that names the place, and nothing vanishes
+unsaid.
 
-One small set of each format, two training samples of two classes and one for evaluation; each case damages it in one way.
+One small set of each format, two training samples of two classes and one for evaluation; each case damages it in one
+way.
 """
 
 from __future__ import annotations
@@ -40,10 +42,16 @@ LISTS: dict[str, dict[str, str]] = {
     "folder": {},
     "csv": {"train.csv": "path,label\na.mp4,jump\nb.mp4,run\n", "val.csv": "path,label\nc.mp4,run\n"},
     "list": {"train.txt": "a.mp4 jump\nb.mp4 run\n", "val.txt": "c.mp4 run\n"},
-    "splits": {"trainlist01.txt": "jump/a.avi 1\nrun/b.avi 2\n", "testlist01.txt": "run/c.avi\n", "classInd.txt": "1 jump\n2 run\n"},
+    "splits": {
+        "trainlist01.txt": "jump/a.avi 1\nrun/b.avi 2\n",
+        "testlist01.txt": "run/c.avi\n",
+        "classInd.txt": "1 jump\n2 run\n",
+    },
 }
 FILES = {
-    "kinetics": [f"{split}/{id * 11}_000000_000010.mp4" for split, id in (("train", "a"), ("train", "b"), ("val", "c"))],
+    "kinetics": [
+        f"{split}/{id * 11}_000000_000010.mp4" for split, id in (("train", "a"), ("train", "b"), ("val", "c"))
+    ],
     "ssv2": [f"20bn-something-something-v2/{id}.webm" for id in (1, 2, 3)],
     "moments": ["training/jump/a.mp4", "training/run/b.mp4", "validation/run/c.mp4"],
     "imagenet": ["train/n00000001/a.JPEG", "train/n00000002/b.JPEG", "val/n00000002/c.JPEG"],
@@ -60,12 +68,17 @@ Damage = Callable[[Path, str], object]
 @pytest.fixture
 def pictures(sandbox: Path) -> dict[str, Path]:
     """A clip and an image, to be copied."""
-    found = {"video": sandbox.parent.glob("moments_like/training/*/*.mp4"), "image": sandbox.parent.glob("imagenet_like/train/*/*.JPEG")}
-    return {media: next(files) for media, files in found.items()}
+    results = {
+        "video": sandbox.parent.glob("moments_like/training/*/*.mp4"),
+        "image": sandbox.parent.glob("imagenet_like/train/*/*.JPEG"),
+    }
+    return {media: next(files) for media, files in results.items()}
 
 
 class Bench:
-    """Builds a good set, damages it, and indexes it: exit code, what stderr says without the root's own path, and the counts."""
+    """Builds a good set, damages it, and indexes it: exit code, what stderr says without the root's own path, and the
+    counts.
+    """
 
     def __init__(self, folder: Path, pictures: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
         self.folder, self.root, self.pictures, self.capsys = folder, folder / "set", pictures, capsys
@@ -84,7 +97,9 @@ class Bench:
         return path
 
     def index(self) -> tuple[int, str]:
-        code = main(["index", str(self.folder / "catalog.yaml"), "--workers", "0", "--json", str(self.folder / "out.json")])
+        code = main(
+            ["index", str(self.folder / "catalog.yaml"), "--workers", "0", "--json", str(self.folder / "out.json")]
+        )
         return code, self.capsys.readouterr().err.replace(f"{self.folder}/", "")
 
     def refuses(self, form: str, message: str, damage: Damage, **keys: object) -> None:
@@ -148,7 +163,7 @@ def no_files(root: Path, form: str) -> None:
     (root / "videos.tar").write_bytes(b"x")
 
 
-# --- what cannot be indexed: exit 2, one line ---------------------------------------------------------------------------------------
+# --- what cannot be indexed: exit 2, one line -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -166,7 +181,9 @@ def test_root_with_archives_alone(bench: Bench, form: str) -> None:
 def test_class_folders_that_are_still_packed(bench: Bench, form: str) -> None:
     bench.refuses(form, r"no (class )?folder .*in set/train.*; set/train holds (jump|n00000001)\.tar, ", packed_classes)
     shutil.rmtree(bench.root)
-    bench.refuses(form, r"in set; set holds data\.zip\.part, .*unpack", only_archives, annotations={"train": "."}, media="image")
+    bench.refuses(
+        form, r"in set; set holds data\.zip\.part, .*unpack", only_archives, annotations={"train": "."}, media="image"
+    )
 
 
 @pytest.mark.parametrize("form", list(LISTED))
@@ -194,7 +211,9 @@ def test_list_that_was_cut_off(bench: Bench, form: str, message: str) -> None:
 
 @pytest.mark.parametrize("form", list(LISTED))
 def test_empty_list(bench: Bench, form: str) -> None:
-    bench.refuses(form, rf"set/{re.escape(LISTED[form])}(: empty| lists no sample|, row 1: not JSON)", listed(lambda data: b""))
+    bench.refuses(
+        form, rf"set/{re.escape(LISTED[form])}(: empty| lists no sample|, row 1: not JSON)", listed(lambda data: b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,7 +246,9 @@ def test_label_outside_the_class_list(bench: Bench, form: str) -> None:
             folder = (root / FILES[form][2]).parent
             folder.rename(folder.with_name({"imagenet": "n00000009", "folder": "swim"}[form]))
 
-    place = {"ssv2": r"validation\.json, item 1", "folder": "set/val", "imagenet": "set/val/n00000009"}.get(form, r"(val|test).*, row [12]")
+    place = {"ssv2": r"validation\.json, item 1", "folder": "set/val", "imagenet": "set/val/n00000009"}.get(
+        form, r"(val|test).*, row [12]"
+    )
     bench.refuses(form, rf'{place}: label "(swim|Dropping it|n00000009)" is not among the 2 classes of ', rename)
 
 
@@ -237,7 +258,9 @@ def test_class_list_that_is_unsound(bench: Bench, form: str) -> None:
         return lambda root, form: (root / "names.txt").write_text(text)
 
     bench.refuses(form, r"set/names\.txt: no class in it; write one name per line", write(""), classes="names.txt")
-    bench.refuses(form, r'set/names\.txt, row 3: the class "a" is listed twice', write("a\nb\na\n"), classes="names.txt")
+    bench.refuses(
+        form, r'set/names\.txt, row 3: the class "a" is listed twice', write("a\nb\na\n"), classes="names.txt"
+    )
     bench.refuses(form, r"set/gone\.txt: cannot be read: No such file", write(""), classes="gone.txt")
 
 
@@ -257,7 +280,9 @@ def test_media_of_another_kind(bench: Bench) -> None:
 
 @pytest.fixture
 def without_override(bench: Bench) -> Iterator[None]:
-    """Root may read what it likes; without these two capabilities it may not. They are of the thread that gives them up."""
+    """Root may read what it likes; without these two capabilities it may not. They are of the thread that gives them
+    up.
+    """
     if sys.platform != "linux":
         pytest.skip("capabilities are Linux's")
     libc, head, data = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
@@ -278,18 +303,28 @@ def without_override(bench: Bench) -> Iterator[None]:
 def test_what_may_not_be_read(bench: Bench, form: str) -> None:
     if form not in ("moments", "csv", "list"):  # the others are listed file by file
         folder = (Path("set") / FILES[form][0]).parent
-        bench.refuses(form, f"{folder}: this folder cannot be listed: Permission denied", lambda root, f: (root.parent / folder).chmod(0))
+        bench.refuses(
+            form,
+            f"{folder}: this folder cannot be listed: Permission denied",
+            lambda root, f: (root.parent / folder).chmod(0),
+        )
         (bench.folder / folder).chmod(0o755)
     if form in LISTED:
-        bench.refuses(form, rf"{LISTED[form]}: cannot be read: Permission denied", lambda root, form: (root / LISTED[form]).chmod(0))
+        bench.refuses(
+            form,
+            rf"{LISTED[form]}: cannot be read: Permission denied",
+            lambda root, form: (root / LISTED[form]).chmod(0),
+        )
         (bench.root / LISTED[form]).chmod(0o644)
     result = bench.counts(form, first_file(lambda path: path.chmod(0)), 1)
     assert (result["unreadable"], result["unusable"][0]["why"]) == (1, "cannot be read: Permission denied")
     (bench.root / FILES[form][0]).chmod(0o644)
-    bench.refuses(form, r"catalog\.yaml: mine: set/.* cannot be read: Permission denied", lambda root, form: root.chmod(0))
+    bench.refuses(
+        form, r"catalog\.yaml: mine: set/.* cannot be read: Permission denied", lambda root, form: root.chmod(0)
+    )
 
 
-# --- what is counted, or said and left out: exit 1 or 0 ------------------------------------------------------------------------------
+# --- what is counted, or said and left out: exit 1 or 0 ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -303,7 +338,9 @@ def test_what_may_not_be_read(bench: Bench, form: str) -> None:
         (lambda path: (path.unlink(), path.symlink_to(path)), "unreadable", "symbolic links"),
     ],
 )
-def test_file_that_cannot_be_used(bench: Bench, form: str, change: Callable[[Path], object], state: str, why: str) -> None:
+def test_file_that_cannot_be_used(
+    bench: Bench, form: str, change: Callable[[Path], object], state: str, why: str
+) -> None:
     result = bench.counts(form, first_file(change), 1)
     assert (result["listed"], result["ok"], result[state]) == (2, 1, 1)
     (row,) = result["unusable"]
@@ -328,10 +365,14 @@ def test_file_of_another_ending(bench: Bench, form: str) -> None:
 def test_files_that_are_still_packed(bench: Bench, form: str) -> None:
     result = bench.counts(form, no_files, 1)
     assert result["missing"] == 2
-    assert f"files are missing, and {bench.root} holds videos.tar: fetch them whole and unpack them" in result["remarks"]
+    assert (
+        f"files are missing, and {bench.root} holds videos.tar: fetch them whole and unpack them" in result["remarks"]
+    )
 
 
-@pytest.mark.parametrize("name", ["20bn-something-something-v2-00", "a.tar.gz.part", "videos/train_3.tgz", "b.zip.001", "c.mp4.crdownload"])
+@pytest.mark.parametrize(
+    "name", ["20bn-something-something-v2-00", "a.tar.gz.part", "videos/train_3.tgz", "b.zip.001", "c.mp4.crdownload"]
+)
 def test_names_of_archives_and_unfinished_downloads(bench: Bench, name: str) -> None:
     result = bench.counts("csv", lambda root, form: (bench.put(name).write_bytes(b"x"), (root / "a.mp4").unlink()), 1)
     assert f"files are missing, and {bench.root} holds {name}: fetch them whole and unpack them" in result["remarks"]
@@ -347,9 +388,10 @@ def test_id_that_is_listed_twice(bench: Bench, form: str) -> None:
 
     result = bench.counts(form, listed(double), 0)
     assert result["listed"] == 3
-    found = [remark.rpartition(": ")[0] for remark in result["remarks"]]
-    different = ["listed more than once, with different labels"] if form != "splits" else []  # there the folder is the class
-    assert found == ["listed more than once", *different]
+    results = [remark.rpartition(": ")[0] for remark in result["remarks"]]
+    # there the folder is the class
+    different = ["listed more than once, with different labels"] if form != "splits" else []
+    assert results == ["listed more than once", *different]
 
 
 @pytest.mark.parametrize("form", ["csv", "kinetics", "ssv2"])
@@ -365,7 +407,9 @@ def test_list_without_labels(bench: Bench, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["folder", "imagenet"])
 def test_picture_beside_the_class_folders(bench: Bench, form: str) -> None:
-    result = bench.counts(form, first_file(lambda path: shutil.copyfile(path, path.parent.parent / f"stray{path.suffix}")), 0)
+    result = bench.counts(
+        form, first_file(lambda path: shutil.copyfile(path, path.parent.parent / f"stray{path.suffix}")), 0
+    )
     assert result["listed"] == 2
     (remark,) = result["remarks"]
     assert re.fullmatch(r"left out, for they lie in no class folder: 1 files, the first .*train/stray\.\w+", remark)
@@ -386,6 +430,8 @@ def test_the_page_has_what_is_said() -> None:
     said = [message for cell in table for message in re.findall("`([^`]{10,})`", cell)]
     source = "".join(path.read_text(encoding="utf-8") for path in (PAGE.parents[1] / "src/cover").rglob("*.py"))
     assert len(said) > 25
-    stands_for_another = re.compile(r"[^A-Za-z]*(\b[A-Z]{4,}\b|row N)[^A-Za-z]*|[:;] (?=[A-Za-z])|Permission denied|No such file.*")
+    stands_for_another = re.compile(
+        r"[^A-Za-z]*(\b[A-Z]{4,}\b|row N)[^A-Za-z]*|[:;] (?=[A-Za-z])|Permission denied|No such file.*"
+    )
     for words in (words for message in said for words in stands_for_another.sub("\n", message).split("\n")):
         assert words in source, words

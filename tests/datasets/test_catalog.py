@@ -8,7 +8,7 @@ import pytest
 
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
-from cover.media.clips import Sampling, Views
+from cover.media.sampling import Sampling, Views
 
 GOOD = "format: csv, root: data, media: video, annotations: {train: train.csv}"
 
@@ -22,7 +22,10 @@ def write(tmp_path: Path, text: str) -> Path:
 def test_defaults_by_format(tmp_path: Path) -> None:
     lists = "root: data, annotations: {train: a, val: /b/val.csv}"
     catalog = load_catalog(
-        write(tmp_path, "\n".join(f"{form}: {{format: {form}, {lists}}}" for form in ("kinetics", "ssv2", "moments", "imagenet")))
+        write(
+            tmp_path,
+            "\n".join(f"{form}: {{format: {form}, {lists}}}" for form in ("kinetics", "ssv2", "moments", "imagenet")),
+        )
     )
     specs = catalog.specs
     assert [spec.media for spec in specs.values()] == ["video", "video", "video", "image"]
@@ -47,25 +50,40 @@ def test_everything_given(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("k4: {formt: kinetics, root: x}", 'catalog.yaml: k4.formt: unknown key; did you mean "format"?'),
-        ("k4: {format: kinetcs, root: x}", 'catalog.yaml: k4.format: unknown value "kinetcs"; did you mean "kinetics"?'),
+        (
+            "k4: {format: kinetcs, root: x}",
+            'catalog.yaml: k4.format: unknown value "kinetcs"; did you mean "kinetics"?',
+        ),
         ("k4: {format: kinetics}", "catalog.yaml: k4.root: missing"),
         ("k4: {format: kinetics, root: [3]}", "catalog.yaml: k4.root: expected text, got [3]"),
         ("k4: {format: kinetics, root: }", "catalog.yaml: k4.root: expected text, got null"),
-        ("k4: {format: kinetics, root: x, annotations: {train: null}}", "k4.annotations: train: expected text, got null"),
+        (
+            "k4: {format: kinetics, root: x, annotations: {train: null}}",
+            "k4.annotations: train: expected text, got null",
+        ),
         ("k4: {format: kinetics, root: .}", "catalog.yaml: k4.annotations: not given, and"),
         ("k4: {format: kinetics, root: x}", "/x does not exist"),
         ("k4: {format: kinetics, root: catalog.yaml}", "catalog.yaml is not a folder"),
         ("k4: {format: mine.py:mine, root: .}", "k4.format:"),
         ("k4: {format: mine:mine, root: .}", 'k4.format: unknown value "mine:mine"'),
-        ("k4: {format: kinetics, root: x, annotations: {trian: a}}", 'k4.annotations: unknown split "trian"; did you mean "train"?'),
+        (
+            "k4: {format: kinetics, root: x, annotations: {trian: a}}",
+            'k4.annotations: unknown split "trian"; did you mean "train"?',
+        ),
         ("k4: {format: kinetics, root: x, annotations: {train: a}, media: image}", "k4.media: kinetics holds videos"),
         ("k4: {format: csv, root: x, annotations: {train: a}}", "k4.annotations.train:"),
-        (f"k4: {{{GOOD}, sampling: danse}}", 'catalog.yaml: k4.sampling: unknown clip sampling "danse"; did you mean "dense"?'),
+        (
+            f"k4: {{{GOOD}, sampling: danse}}",
+            'catalog.yaml: k4.sampling: unknown clip sampling "danse"; did you mean "dense"?',
+        ),
         (f"k4: {{{GOOD}, views: 3}}", "k4.views: "),
         (f"k4: {{{GOOD}, crop_scale: [1, 0.3]}}", "k4.crop_scale: expected [low, high]"),
         (f"k4: {{{GOOD}, dev: 1.5}}", "k4.dev: expected a fraction"),
         (f"k4: {{{GOOD}, dev: yes}}", 'k4.dev: expected a number, got "yes"'),
-        (f"k4: {{{GOOD}}}\nss: {{{GOOD}}}\nk4: {{{GOOD}}}", 'catalog.yaml: line 3, column 1: "k4" is given twice, first on line 1'),
+        (
+            f"k4: {{{GOOD}}}\nss: {{{GOOD}}}\nk4: {{{GOOD}}}",
+            'catalog.yaml: line 3, column 1: "k4" is given twice, first on line 1',
+        ),
         ("k4: {format: csv, root: x, root: y}", '"root" is given twice'),
         ("k4: [", "catalog.yaml: line 1, column 6: not YAML"),
         ("", "catalog.yaml: no data set"),

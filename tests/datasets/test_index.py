@@ -11,9 +11,9 @@ import av
 import numpy as np
 import pytest
 
-from cover.datasets import probing
+from cover.datasets import probe
+from cover.datasets.annotations import ListedSample
 from cover.datasets.index import carve_dev, index, print_index
-from cover.datasets.listing import Listed
 from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
 
@@ -52,8 +52,12 @@ def test_states(tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
     results = index(write_tree(tmp_path), workers)
     train, val = by_split(results)["train"], by_split(results)["val"]
     assert {state: train[state] for state in ("listed", "ok", "missing", "unreadable", "too_short")} == {
-        "listed": 5, "ok": 2, "missing": 1, "unreadable": 1, "too_short": 1,
-    }  # fmt: skip
+        "listed": 5,
+        "ok": 2,
+        "missing": 1,
+        "unreadable": 1,
+        "too_short": 1,
+    }
     assert train["hours"] == pytest.approx(3 / 3600)
     assert (train["probed"], val["probed"], val["classes"]) == (4, 1, 2)
     assert train["class_digest"] == val["class_digest"]
@@ -85,20 +89,20 @@ def test_rerun_probes_only_what_changed(tmp_path: Path) -> None:
 
 def test_interrupted_run_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalog = write_tree(tmp_path)
-    real, calls = probing.probe, []
+    real, calls = probe.probe, []
 
-    def interrupted(path: str, media: Any) -> probing.MediaError:
+    def interrupted(path: str, media: Any) -> probe.MediaError:
         calls.append(path)
         if len(calls) > 2:
             raise KeyboardInterrupt
         return real(path, media)
 
-    monkeypatch.setattr(probing, "probe", interrupted)
-    monkeypatch.setattr(probing, "_CHUNK", 1)
+    monkeypatch.setattr(probe, "probe", interrupted)
+    monkeypatch.setattr(probe, "_CHUNK", 1)
     with pytest.raises(KeyboardInterrupt):
         index(catalog, 0)
     assert not list((tmp_path / "manifests").glob("mine-*"))
-    monkeypatch.setattr(probing, "probe", real)
+    monkeypatch.setattr(probe, "probe", real)
     assert sum(result["probed"] for result in index(catalog, 0)) == 5 - 2
     assert sorted(file.name for file in (tmp_path / "manifests").iterdir()) == ["mine-train.arrow", "mine-val.arrow"]
 
@@ -123,8 +127,8 @@ def test_bad_list_ends_before_any_file_is_opened(tmp_path: Path) -> None:
         index(catalog, 0, names=["yours"])
 
 
-def rows_of(sources: list[str]) -> list[Listed]:
-    return [Listed(f"{source}-{n}", source, "/x", 0) for source in sources for n in range(3)]
+def rows_of(sources: list[str]) -> list[ListedSample]:
+    return [ListedSample(f"{source}-{n}", source, "/x", 0) for source in sources for n in range(3)]
 
 
 def test_dev_shares_no_source_with_train() -> None:
@@ -160,11 +164,11 @@ def test_dev_is_a_manifest_of_its_own(tmp_path: Path) -> None:
 
 def test_dead_worker_costs_no_file(tmp_path: Path) -> None:
     paths = [str(tmp_path / f"{number}.png") for number in range(200)]
-    with probing.Prober(1) as prober:
+    with probe.Prober(1) as prober:
         parts = prober.probe(paths, "image")
-        found = next(parts)
+        result = next(parts)
         for child in multiprocessing.active_children():
             child.kill()
-        found += [pair for part in parts for pair in part]
-    assert sorted(path for path, _ in found) == sorted(paths)
-    assert {facts.state for _, facts in found} == {"missing"}
+        result += [pair for part in parts for pair in part]
+    assert sorted(path for path, _ in result) == sorted(paths)
+    assert {facts.state for _, facts in result} == {"missing"}

@@ -20,17 +20,17 @@ import pytest
 from PIL import Image
 
 from cover.cli import main
-from cover.datasets.index import How, index, index_share
+from cover.datasets.index import IndexShard, ProbeOptions, index, index_share
 from cover.datasets.manifest import open_manifest
-from cover.datasets.shares import Share
 from cover.errors import UserError
 
 FILES = 400
 
 
 def write_images(root: Path, count: int = FILES) -> Path:
-    """A csv list of one large picture under many names (so that there is time to kill the reader), among them a broken one and
-    one that is not there."""
+    """A csv list of one large picture under many names (so that there is time to kill the reader), among them a broken
+    one and one that is not there.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (400, 500, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(root / "0.png")
     for number in range(1, count - 1):
@@ -48,7 +48,11 @@ def write_clip(path: Path, frames: int = 40) -> Path:
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         for _ in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(rng.integers(0, 256, (64, 96, 3), dtype=np.uint8), format="rgb24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(rng.integers(0, 256, (64, 96, 3), dtype=np.uint8), format="rgb24")
+                )
+            )
         container.mux(stream.encode())
     return path
 
@@ -104,7 +108,7 @@ def test_killed_share_is_continued(tmp_path: Path) -> None:
     whole = bytes_of(catalog)
     start_anew(catalog)
     done = kill_in_the_middle(catalog, "--shard", "1/1")
-    (result,) = index_share(catalog, Share(1, 1), How(2))
+    (result,) = index_share(catalog, IndexShard(1, 1), ProbeOptions(2))
     assert FILES - done <= result["probed"] <= FILES - done + 1
     assert total(index(catalog, 0), "probed") == 0
     assert bytes_of(catalog) == whole
@@ -124,8 +128,8 @@ def test_killed_run_that_believes_no_earlier_one_is_continued(tmp_path: Path) ->
 def test_forced_share_begins_anew_once_it_is_through(tmp_path: Path) -> None:
     catalog = write_images(tmp_path, 20)
     for _ in range(2):
-        assert index_share(catalog, Share(1, 1), How(0, force=True))[0]["probed"] == 20
-    assert index_share(catalog, Share(1, 1), How(0))[0]["probed"] == 0
+        assert index_share(catalog, IndexShard(1, 1), ProbeOptions(0, force=True))[0]["probed"] == 20
+    assert index_share(catalog, IndexShard(1, 1), ProbeOptions(0))[0]["probed"] == 0
 
 
 def test_share_that_is_still_running_keeps_its_journal(tmp_path: Path) -> None:
@@ -167,12 +171,17 @@ def test_shares_are_one_run(tmp_path: Path) -> None:
     index(catalog, 0)
     whole = bytes_of(catalog)
     start_anew(catalog)
-    results = [index_share(catalog, Share(number, 3), How(0))[0] for number in (1, 2, 3)]
+    results = [index_share(catalog, IndexShard(number, 3), ProbeOptions(0))[0] for number in (1, 2, 3)]
     assert [result["files"] for result in results] != [0, 0, 61]
     assert total(results, "files") == 61
-    assert (total(results, "probed"), total(results, "ok"), total(results, "missing"), total(results, "unreadable")) == (60, 59, 1, 1)
+    assert (
+        total(results, "probed"),
+        total(results, "ok"),
+        total(results, "missing"),
+        total(results, "unreadable"),
+    ) == (60, 59, 1, 1)
     assert len({result["probe_cache"] for result in results}) == 3
-    assert total(index_share(catalog, Share(2, 3), How(0)), "probed") == 0  # a job that is started twice
+    assert total(index_share(catalog, IndexShard(2, 3), ProbeOptions(0)), "probed") == 0  # a job that is started twice
     assert total(index(catalog, 0), "probed") == 0
     assert bytes_of(catalog) == whole
 
@@ -183,7 +192,10 @@ def test_jobs_side_by_side(tmp_path: Path) -> None:
     whole = bytes_of(catalog)
     start_anew(catalog)
     command = [sys.executable, "-m", "cover", "index", str(catalog), "--workers", "0", "--shard"]
-    jobs = [subprocess.Popen([*command, f"{number}/2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for number in (1, 2)]
+    jobs = [
+        subprocess.Popen([*command, f"{number}/2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for number in (1, 2)
+    ]
     said = [job.communicate() for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0]
     assert f"next: cover index {catalog}" in said[0][1]
@@ -194,7 +206,7 @@ def test_jobs_side_by_side(tmp_path: Path) -> None:
 def test_what_changed_since_its_share_was_probed_is_probed_again(tmp_path: Path) -> None:
     catalog = write_images(tmp_path, 20)
     for number in (1, 2):
-        index_share(catalog, Share(number, 2), How(0))
+        index_share(catalog, IndexShard(number, 2), ProbeOptions(0))
     (tmp_path / "7.png").unlink()
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "7.png")
     with (tmp_path / "train.csv").open("a") as file:
@@ -203,12 +215,15 @@ def test_what_changed_since_its_share_was_probed_is_probed_again(tmp_path: Path)
     results = index(catalog, 0)
     assert total(results, "probed") == 2
     rows = [row for result in results for row in open_manifest(Path(result["manifest"])).rows()]
-    assert {row.sample_id: row.width for row in rows if row.sample_id in ("7.png", "more.png")} == {"7.png": 30, "more.png": 500}
+    assert {row.sample_id: row.width for row in rows if row.sample_id in ("7.png", "more.png")} == {
+        "7.png": 30,
+        "more.png": 500,
+    }
 
 
 def test_a_missing_share_is_made_up_for(tmp_path: Path) -> None:
     catalog = write_images(tmp_path, 60)
-    first = index_share(catalog, Share(1, 2), How(0))[0]
+    first = index_share(catalog, IndexShard(1, 2), ProbeOptions(0))[0]
     assert total(index(catalog, 0), "probed") == 60 - first["probed"]
 
 
@@ -216,22 +231,24 @@ def test_force_in_shares_believes_no_earlier_run(tmp_path: Path) -> None:
     catalog = write_images(tmp_path, 20)
     index(catalog, 0)
     for number in (1, 2):
-        assert index_share(catalog, Share(number, 2), How(0, force=True))[0]["probed"] > 0
+        assert index_share(catalog, IndexShard(number, 2), ProbeOptions(0, force=True))[0]["probed"] > 0
     assert total(index(catalog, 0), "probed") == 0
 
 
 def test_shares_are_even() -> None:
     paths = [f"/data/k400/train/class_{n % 400}/{n:011d}_000010_000020.mp4" for n in range(32_000)]
     random.Random(0).shuffle(paths)
-    sizes = Counter({number: len(Share(number, 16).of(paths)) for number in range(1, 17)})
+    sizes = Counter({number: len(IndexShard(number, 16).of(paths)) for number in range(1, 17)})
     assert sizes.total() == len(paths)
     assert max(sizes.values()) - min(sizes.values()) < 400
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/", "a/b", "1/0", "-1/4", "1/4/2", "²/4"])
 def test_shares_that_are_none(text: str) -> None:
-    with pytest.raises(UserError, match=r"--shard .*: expected NUMBER/COUNT, the number from 1 to the count, as in 3/16"):
-        Share.parse(text)
+    with pytest.raises(
+        UserError, match=r"--shard .*: expected NUMBER/COUNT, the number from 1 to the count, as in 3/16"
+    ):
+        IndexShard.parse(text)
 
 
 # --- to the last frame
@@ -262,12 +279,20 @@ def test_deep_finds_damage(clips: Path, capsys: pytest.CaptureFixture[str]) -> N
     after = rows_of(deep)
     assert replace(after[0], deep=False) == before[0]
     assert 5 < after[1].frames < before[1].frames < 40
-    assert after[1].why == after[2].why == f"partial: Invalid data found when processing input, {after[1].frames} of 40 frames"
-    assert after[3].why == f"0 frames in the segment; {after[1].why}"
+    assert (
+        after[1].damage
+        == after[2].damage
+        == f"Invalid data found when processing input, {after[1].frames} of 40 frames"
+    )
+    assert (after[3].why, after[3].damage) == ("0 frames in the segment", after[1].damage)
+    assert [row["why"] for row in deep["unusable"]][2] == f"0 frames in the segment; partial: {after[1].damage}"
     assert main(["index", str(clips), "--workers", "0"]) == 1
     out, err = capsys.readouterr()
     assert "partial" in out
-    assert f"mine train: partial: {clips.parent / 'half.mp4'}: Invalid data found when processing input, {after[1].frames}" in err
+    assert (
+        f"mine train: partial: {clips.parent / 'half.mp4'}: Invalid data found when processing input, {after[1].frames}"
+        in err
+    )
 
 
 def test_deep_is_not_forgotten(clips: Path) -> None:
@@ -283,9 +308,9 @@ def test_deep_is_not_forgotten(clips: Path) -> None:
 
 
 def test_deep_journal_is_not_overruled_by_a_shallow_share(clips: Path) -> None:
-    index_share(clips, Share(1, 1), How(0, deep=True))
-    index_share(clips, Share(1, 2), How(0, force=True))
-    index_share(clips, Share(2, 2), How(0, force=True))
+    index_share(clips, IndexShard(1, 1), ProbeOptions(0, deep=True))
+    index_share(clips, IndexShard(1, 2), ProbeOptions(0, force=True))
+    index_share(clips, IndexShard(2, 2), ProbeOptions(0, force=True))
     assert (index(clips, 0)[0]["probed"], index(clips, 0)[0]["partial"]) == (0, 2)
 
 
@@ -309,7 +334,10 @@ def test_file_out_of_reach_is_not_missing(tmp_path: Path) -> None:
     for _ in range(2):
         (result,) = index(tmp_path / "catalog.yaml", 0)
         assert (result["unreadable"], result["missing"], result["probed"]) == (3, 1, 0)
-        assert [row["why"] for row in result["unusable"]][:2] == ["Too many levels of symbolic links", "File name too long"]
+        assert [row["why"] for row in result["unusable"]][:2] == [
+            "Too many levels of symbolic links",
+            "File name too long",
+        ]
 
 
 def test_archives_that_were_not_unpacked_are_named(tmp_path: Path) -> None:
@@ -318,15 +346,23 @@ def test_archives_that_were_not_unpacked_are_named(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("path,label\na.mp4,a\n")
     (tmp_path / "catalog.yaml").write_text("mine: {format: csv, root: ., dev: 0}\n")
     remark = index(tmp_path / "catalog.yaml", 0)[0]["remarks"][-1]
-    assert remark == f"files are missing, and {tmp_path} holds part_1.tar.gz, part_2.tar.gz.part: fetch them whole and unpack them"
+    assert (
+        remark
+        == f"files are missing, and {tmp_path} holds part_1.tar.gz, part_2.tar.gz.part: fetch them whole and unpack them"
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on files")
 def test_full_disk(tmp_path: Path) -> None:
     catalog = write_images(tmp_path, 60)
-    command = f"ulimit -f 1; exec {shlex.join([sys.executable, '-m', 'cover', 'index', str(catalog), '--workers', '0'])}"
+    command = (
+        f"ulimit -f 1; exec {shlex.join([sys.executable, '-m', 'cover', 'index', str(catalog), '--workers', '0'])}"
+    )
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert ".mine.found.all.jsonl: cannot be written: File too large; run the command again to go on from here" in done.stderr
+    assert (
+        ".mine.found.all.jsonl: cannot be written: File too large; run the command again to go on from here"
+        in done.stderr
+    )
     assert 0 < total(index(catalog, 0), "probed") < 60

@@ -15,10 +15,32 @@ from cover.errors import UserError
 
 CLASSES = ClassList.of(["a", "b, 雪"], "classes.txt")
 ROW = Row(
-    sample_id='odd "id"', source_id="-s", path="/x/ø.mp4", offset=None, length=None, label=1, start=0.5, end=None, youtube_start=10.0,
-    youtube_end=None, frames=30, fps=29.97, width=320, height=240, codec="h264", state="ok", why="", size=12, mtime_ns=2**60,
-)  # fmt: skip
-ROWS = [ROW, replace(ROW, label=None), replace(ROW, state="missing", why="no such file", offset=7, length=9), replace(ROW, label=0)]
+    sample_id='odd "id"',
+    source_id="-s",
+    path="/x/ø.mp4",
+    offset=None,
+    length=None,
+    label=1,
+    start=0.5,
+    end=None,
+    youtube_start=10.0,
+    youtube_end=None,
+    frames=30,
+    fps=29.97,
+    width=320,
+    height=240,
+    codec="h264",
+    state="ok",
+    why="",
+    size=12,
+    mtime_ns=2**60,
+)
+ROWS = [
+    ROW,
+    replace(ROW, label=None),
+    replace(ROW, state="missing", why="no such file", offset=7, length=9),
+    replace(ROW, label=0),
+]
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -35,7 +57,9 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_many_batches(tmp_path: Path) -> None:
     path = tmp_path / "m.arrow"
-    write_manifest(path, "mine", "train", "video", CLASSES, (replace(ROW, sample_id=str(i), label=i % 2) for i in range(70_000)))
+    write_manifest(
+        path, "mine", "train", "video", CLASSES, (replace(ROW, sample_id=str(i), label=i % 2) for i in range(70_000))
+    )
     manifest = open_manifest(path)
     assert [manifest.row(i).sample_id for i in (0, 65_535, 65_536, 69_999)] == ["0", "65535", "65536", "69999"]
     assert manifest.labels.sum() == 35_000
@@ -68,7 +92,11 @@ def test_failed_write_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_class_list() -> None:
-    assert CLASSES.digest == ClassList.of(("a", "b, 雪"), "elsewhere").digest != ClassList.of(["b, 雪", "a"], "classes.txt").digest
+    assert (
+        CLASSES.digest
+        == ClassList.of(("a", "b, 雪"), "elsewhere").digest
+        != ClassList.of(["b, 雪", "a"], "classes.txt").digest
+    )
     with pytest.raises(UserError, match='"a" is listed twice'):
         ClassList.of(["a", "a"], "classes.txt")
 
@@ -81,7 +109,7 @@ def test_not_a_manifest(tmp_path: Path) -> None:
         open_manifest(tmp_path / "m.arrow")
 
 
-# --- any number of labels ---------------------------------------------------------------------------------------------------------
+# --- any number of labels ---------------------------------------------------------------------------------------------
 
 MANY = ClassList.of(["a", "b", "c"], "classes.txt", many=True)
 HELD: list[list[int] | None] = [[0, 2], [], None, [1]]
@@ -89,7 +117,9 @@ HELD: list[list[int] | None] = [[0, 2], [], None, [1]]
 
 def test_many_labels_round_trip(tmp_path: Path) -> None:
     rows = [replace(ROW, label=None, labels=labels) for labels in HELD]
-    write_manifest(tmp_path / "m.arrow", "mine", "train", "video", MANY, [*rows, replace(rows[0], state="missing", why="gone")])
+    write_manifest(
+        tmp_path / "m.arrow", "mine", "train", "video", MANY, [*rows, replace(rows[0], state="missing", why="gone")]
+    )
     manifest = open_manifest(tmp_path / "m.arrow")
     assert manifest.classes == MANY != CLASSES
     assert [manifest.row(i) for i in range(4)] == rows == list(manifest.rows())[:4]
@@ -105,7 +135,9 @@ def test_class_counts_of_one_label_each(tmp_path: Path) -> None:
 
 def test_many_labels_stay_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "m.arrow"
-    write_manifest(path, "mine", "train", "video", MANY, (replace(ROW, label=None, labels=[i % 3]) for i in range(50_000)))
+    write_manifest(
+        path, "mine", "train", "video", MANY, (replace(ROW, label=None, labels=[i % 3]) for i in range(50_000))
+    )
     before = pa.total_allocated_bytes()
     manifest = open_manifest(path)
     assert manifest.row(49_999).labels == [49_999 % 3]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cover.studies.grid.file import Study
 from PIL import Image
 
 from cover import config
 from cover.cli import main
 from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import open_manifest
+from cover.experiments.study.study_file import Study
 
 SETS = ("010", "1e3", "yes", "null")
 CLASSES = ("010", "1e3", "no", "null")
@@ -84,5 +84,10 @@ def test_a_study_names_them(tmp_path: Path) -> None:
         "sizes: {1e3: {epochs: 1e-1}}\nlrs: [1e-3]\nweights: {null: 1e-1}\n"
     )
     study = config.load(Study, tmp_path / "study.yaml")
-    assert (study.targets, study.videos, study.folds, study.weights) == (["010", "yes"], ["010", "yes", "1e3"], {"010": 2}, {"null": 0.1})
+    assert (study.targets, study.videos, study.folds, study.weights) == (
+        ["010", "yes"],
+        ["010", "yes", "1e3"],
+        {"010": 2},
+        {"null": 0.1},
+    )
     assert (study.margin, study.sizes["1e3"].epochs, study.lrs) == (0.2, 0.1, [1e-3])

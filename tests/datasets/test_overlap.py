@@ -1,4 +1,6 @@
-"""Planted leaks are found by id, by bytes and by pictures, different clips are not, and training leaves out what was found."""
+"""Planted leaks are found by id, by bytes and by pictures, different clips are not, and training leaves out what was
+found.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from cover.datasets import fingerprints
-from cover.datasets.alike import CROPS, Gallery, frame_hashes, video_hashes
+from cover.datasets import phash
 from cover.datasets.catalog import load_catalog
 from cover.datasets.exclusions import excluded_rows, read_exclusions
 from cover.datasets.index import index
 from cover.datasets.overlap import overlap, print_overlap
+from cover.datasets.phash import CROPS, HashIndex, frame_hashes, video_hashes
 from cover.datasets.prepare import prepare
 from cover.errors import UserError
 from cover.mixture.mixture import Mixture
@@ -36,11 +38,13 @@ KINETICS = "label,youtube_id,time_start,time_end,split\n"
 def clip(seed: int, frames: int = 20, width: int = 128, height: int = 96) -> np.ndarray:
     """uint8 `(T, H, W, 3)`: a smooth picture of its own that moves and changes, another in every frame."""
     rng = np.random.default_rng(seed)
-    two = [np.asarray(Image.fromarray(part).resize((2 * width, height), Image.Resampling.BICUBIC))
-           for part in rng.integers(0, 256, (2, 6, 14, 3), dtype=np.uint8)]  # fmt: skip
+    two = [
+        np.asarray(Image.fromarray(part).resize((2 * width, height), Image.Resampling.BICUBIC))
+        for part in rng.integers(0, 256, (2, 6, 14, 3), dtype=np.uint8)
+    ]
     shares = np.linspace(0, 1, frames)
-    moved = [(1 - share) * two[0] + share * two[1] for share in shares]
-    return np.stack([one[:, int(share * width / 2) :][:, :width] for one, share in zip(moved, shares)]).astype(np.uint8)
+    moved = [(1 - shard) * two[0] + shard * two[1] for shard in shares]
+    return np.stack([one[:, int(shard * width / 2) :][:, :width] for one, shard in zip(moved, shares)]).astype(np.uint8)
 
 
 def write_clip(path: Path, frames: np.ndarray, codec: str = "libx264", crf: int = 23) -> None:
@@ -59,8 +63,8 @@ def resized(frames: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(frame).resize((width, height))) for frame in frames])
 
 
-def cropped(frames: np.ndarray, share: float) -> np.ndarray:
-    top, left = (int(side * (1 - share) / 2) for side in frames.shape[1:3])
+def cropped(frames: np.ndarray, shard: float) -> np.ndarray:
+    top, left = (int(side * (1 - shard) / 2) for side in frames.shape[1:3])
     return frames[:, top : frames.shape[1] - top, left : frames.shape[2] - left]
 
 
@@ -82,28 +86,38 @@ def of(results: dict[str, Any], left: str, right: str) -> dict[str, Any]:
     """The counts of a pair of splits, by kind: (distinct, left rows, right rows)."""
     for pair in results["pairs"]:
         if [f"{pair[side]['dataset']} {pair[side]['split']}" for side in ("left", "right")] == [left, right]:
-            return {kind: (pair[kind]["distinct"], pair[kind]["left_rows"], pair[kind]["right_rows"]) for kind in results["kinds"]}
+            return {
+                kind: (pair[kind]["distinct"], pair[kind]["left_rows"], pair[kind]["right_rows"])
+                for kind in results["kinds"]
+            }
     raise AssertionError(f"no pair {left}, {right}")
 
 
-# --- by id -----------------------------------------------------------------------------------------------------------------------
+# --- by id ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def lists(tmp_path: Path) -> Path:
-    """Two Kinetics and a Moments set that are lists alone. Shared: AAA (twice in k6 train), BBB between k4 val and k6 train, CCC
-    between k4 val and k4 test, DDD between k4 train and m val."""
+    """Two Kinetics and a Moments set that are lists alone. Shared: AAA (twice in k6 train), BBB between k4 val and k6
+    train, CCC between k4 val and k4 test, DDD between k4 train and m val.
+    """
     ids = {name: f"{name}_-_-_-_-"[:11] for name in ("AAA", "BBB", "CCC", "DDD", "EEE", "FFF")}
     rows = {
-        "k4/train": [("DDD", 0), ("FFF", 0)], "k4/val": [("AAA", 0), ("BBB", 5), ("CCC", 0)], "k4/test": [("CCC", 90)],
+        "k4/train": [("DDD", 0), ("FFF", 0)],
+        "k4/val": [("AAA", 0), ("BBB", 5), ("CCC", 0)],
+        "k4/test": [("CCC", 90)],
         "k6/train": [("AAA", 0), ("AAA", 50), ("BBB", 0), ("EEE", 0)],
-    }  # fmt: skip
-    for name, held in rows.items():
+    }
+    for name, present in rows.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / f"{name}.csv").write_text(KINETICS + "".join(f"jump,{ids[i]},{t},{t + 10},x\n" for i, t in held))
+        (tmp_path / f"{name}.csv").write_text(KINETICS + "".join(f"jump,{ids[i]},{t},{t + 10},x\n" for i, t in present))
     (tmp_path / "m").mkdir()
     (tmp_path / "m/validationSet.csv").write_text(f"jump/yt-{ids['DDD']}_3.mp4,jump,1,0\njump/getty-1.mp4,jump,1,0\n")
-    sets = ["k4: {format: kinetics, root: k4, dev: 0}", "k6: {format: kinetics, root: k6, dev: 0}", "m: {format: moments, root: m}"]
+    sets = [
+        "k4: {format: kinetics, root: k4, dev: 0}",
+        "k6: {format: kinetics, root: k6, dev: 0}",
+        "m: {format: moments, root: m}",
+    ]
     (tmp_path / "catalog.yaml").write_text("\n".join(sets) + "\n")
     index(tmp_path / "catalog.yaml", 0)
     return tmp_path / "catalog.yaml"
@@ -112,23 +126,35 @@ def lists(tmp_path: Path) -> Path:
 def test_ids_are_matched_without_any_file(lists: Path) -> None:
     results = overlap(lists, 0)
     counts = {
-        (f"{pair['left']['dataset']} {pair['left']['split']}", f"{pair['right']['dataset']} {pair['right']['split']}"): (
-            pair["source"]["distinct"], pair["source"]["left_rows"], pair["source"]["right_rows"],
+        (
+            f"{pair['left']['dataset']} {pair['left']['split']}",
+            f"{pair['right']['dataset']} {pair['right']['split']}",
+        ): (
+            pair["source"]["distinct"],
+            pair["source"]["left_rows"],
+            pair["source"]["right_rows"],
         )
         for pair in results["pairs"]
-    }  # fmt: skip
+    }
     assert len(counts) == 10
     assert {pair: count for pair, count in counts.items() if any(count)} == {
-        ("k4 val", "k4 test"): (1, 1, 1), ("k4 val", "k6 train"): (2, 2, 3), ("k4 train", "m val"): (1, 1, 1),
-    }  # fmt: skip
+        ("k4 val", "k4 test"): (1, 1, 1),
+        ("k4 val", "k6 train"): (2, 2, 3),
+        ("k4 train", "m val"): (1, 1, 1),
+    }
     assert all(pair["file"]["distinct"] == 0 for pair in results["pairs"])
     assert [(row["dataset"], row["train_rows"], row["excluded"], row["by"]) for row in results["excluded"]] == [
-        ("k4", 2, 1, {"source": 1}), ("k6", 4, 3, {"source": 3}),
-    ]  # fmt: skip
+        ("k4", 2, 1, {"source": 1}),
+        ("k6", 4, 3, {"source": 3}),
+    ]
 
 
 def test_examples_show_the_times_beside(lists: Path) -> None:
-    pair = next(pair for pair in overlap(lists, 0)["pairs"] if (pair["left"]["split"], pair["right"]["split"]) == ("val", "test"))
+    pair = next(
+        pair
+        for pair in overlap(lists, 0)["pairs"]
+        if (pair["left"]["split"], pair["right"]["split"]) == ("val", "test")
+    )
     (example,) = pair["source"]["examples"]
     assert example["left"]["source_id"] == example["right"]["source_id"]
     assert (example["left"]["youtube_times"], example["right"]["youtube_times"]) == ([0, 10], [90, 100])
@@ -160,27 +186,35 @@ def test_the_published_lists(test_data: Path, tmp_path: Path, splits: tuple[str,
     index(tmp_path / "catalog.yaml", 0)
     results = overlap(tmp_path / "catalog.yaml", 0)
     wanted = {
-        ("k400 val", "k600 val"): 13_569, ("k400 val", "k600 test"): 450, ("k400 test", "k600 test"): 27_589,
-        ("k600 val", "k600 test"): 28, ("k400 val", "k400 test"): 0,
-    }  # fmt: skip
+        ("k400 val", "k600 val"): 13_569,
+        ("k400 val", "k600 test"): 450,
+        ("k400 test", "k600 test"): 27_589,
+        ("k600 val", "k600 test"): 28,
+        ("k400 val", "k400 test"): 0,
+    }
     found = [pair for pair in wanted if all(part.split()[1] in splits for part in pair)]
     assert {pair: of(results, *pair)["source"][0] for pair in found} == {pair: wanted[pair] for pair in found}
 
 
-# --- by bytes and by pictures ----------------------------------------------------------------------------------------------------
+# --- by bytes and by pictures -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
-    """Clips 0 to 9 for training; for evaluation in another set clips of their own, and leaks under other names: a copy of 0; 1 encoded
-    anew, 2 resized, 3 cropped, 4 brighter; and two clips, 5 for training and 30, that begin with the same black frames."""
+    """Clips 0 to 9 for training; for evaluation in another set clips of their own, and leaks under other names: a copy
+    of 0; 1 encoded anew, 2 resized, 3 cropped, 4 brighter; and two clips, 5 for training and 30, that begin with the
+    same black frames.
+    """
     train_clips = {number: black_first(clip(number)) if number == 5 else clip(number) for number in range(10)}
     for number, frames in train_clips.items():
         write_clip(tmp_path / f"one/t{number}.mp4", frames)
     leaks = {
-        "encoded": clip(1), "resized": resized(clip(2), 80, 60), "cropped": cropped(clip(3), 0.9), "brighter": brighter(clip(4)),
+        "encoded": clip(1),
+        "resized": resized(clip(2), 80, 60),
+        "cropped": cropped(clip(3), 0.9),
+        "brighter": brighter(clip(4)),
         "black": black_first(clip(30)),
-    }  # fmt: skip
+    }
     for name, frames in leaks.items():
         write_clip(tmp_path / f"two/{name}.mp4", frames, crf=32)
     for number in (20, 21, 22):
@@ -203,13 +237,14 @@ def test_a_copy_under_another_name(clips: Path) -> None:
 
 def test_clips_that_were_encoded_resized_cropped_or_brightened(clips: Path) -> None:
     results = overlap(clips, 0, frames=True)
-    found = {(e["left"]["sample_id"], e["right"]["sample_id"]) for e in results["pairs"][0]["frames"]["examples"]}
+    entries = {(e["left"]["sample_id"], e["right"]["sample_id"]) for e in results["pairs"][0]["frames"]["examples"]}
     wanted = {("t0.mp4", "copy.mp4"), ("t1.mp4", "encoded.mp4"), ("t2.mp4", "resized.mp4"), ("t3.mp4", "cropped.mp4")}
-    assert found == wanted | {("t4.mp4", "brighter.mp4")}
+    assert entries == wanted | {("t4.mp4", "brighter.mp4")}
     assert of(results, "one train", "two val")["frames"] == (5, 5, 5)
     assert results["excluded"][0] == {"dataset": "one", "train_rows": 10, "excluded": 5, "by": {"file": 1, "frames": 5}}
     chance = results["chance"]["video"]
-    assert (chance["pairs"], chance["matched"], chance["rate"]) == (5 * 5 + 4 * 5, 0, 0.0)  # labels take turns down either list
+    # labels take turns down either list
+    assert (chance["pairs"], chance["matched"], chance["rate"]) == (5 * 5 + 4 * 5, 0, 0.0)
     assert 0 < chance["upper"] < 0.1
     assert chance["compared"] == 90
 
@@ -217,7 +252,7 @@ def test_clips_that_were_encoded_resized_cropped_or_brightened(clips: Path) -> N
 def test_runs_agree_and_a_second_reads_nothing(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = overlap(clips, 2, frames=True)
 
-    def no_reading(portion: fingerprints.Portion) -> None:
+    def no_reading(portion: phash.HashInput) -> None:
         raise AssertionError(f"read again: {portion.path}")
 
     monkeypatch.setattr("cover.datasets.overlap.of_bytes", no_reading)
@@ -229,7 +264,7 @@ def test_runs_agree_and_a_second_reads_nothing(clips: Path, monkeypatch: pytest.
 
 
 def test_interrupted_work_is_kept(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = fingerprints.video_hashes, []
+    real, calls = phash.video_hashes, []
 
     def interrupted(path: str, start: float, seconds: float) -> tuple[int, ...] | None:
         calls.append(path)
@@ -237,8 +272,8 @@ def test_interrupted_work_is_kept(clips: Path, monkeypatch: pytest.MonkeyPatch) 
             raise KeyboardInterrupt
         return real(path, start, seconds)
 
-    monkeypatch.setattr(fingerprints, "_CHUNK", 1)
-    monkeypatch.setattr(fingerprints, "video_hashes", interrupted)
+    monkeypatch.setattr(phash, "_FILES_PER_TASK", 1)
+    monkeypatch.setattr(phash, "video_hashes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         overlap(clips, 0, frames=True)
     overlap(clips, 0, frames=True)
@@ -250,7 +285,9 @@ def test_images(tmp_path: Path) -> None:
         write_image(tmp_path / f"one/train/{'ab'[number % 2]}/{number}.png", clip(number)[0])
     write_image(tmp_path / "two/val/a/copy.jpg", resized(clip(2)[:1], 100, 70)[0])
     write_image(tmp_path / "two/val/b/other.jpg", clip(50)[0])
-    (tmp_path / "catalog.yaml").write_text("one: {format: folder, root: one, dev: 0}\ntwo: {format: folder, root: two}\n")
+    (tmp_path / "catalog.yaml").write_text(
+        "one: {format: folder, root: one, dev: 0}\ntwo: {format: folder, root: two}\n"
+    )
     index(tmp_path / "catalog.yaml", 0)
     results = overlap(tmp_path / "catalog.yaml", 0, frames=True)
     (example,) = results["pairs"][0]["frames"]["examples"]
@@ -265,8 +302,10 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
 
 @pytest.fixture
 def related(clips: Path) -> Path:
-    """Beside `clips`: rows below the root of `one`, of which t7.mp4 is in its train split; the same name below another root, which is
-    another clip; and two Moments sets with the publisher's own id getty-1 in both, of which one's files are there."""
+    """Beside `clips`: rows below the root of `one`, of which t7.mp4 is in its train split; the same name below another
+    root, which is another clip; and two Moments sets with the publisher's own id getty-1 in both, of which one's files
+    are there.
+    """
     write_list(clips.parent / "one", "val", ["t7.mp4"])
     write_clip(clips.parent / "four/t7.mp4", clip(60))
     write_list(clips.parent / "four", "val", ["t7.mp4"])
@@ -283,8 +322,13 @@ def related(clips: Path) -> Path:
 
 def matrix(results: dict[str, Any], kind: str) -> dict[tuple[str, ...], tuple[int, ...]]:
     """The counts of all pairs that share something."""
-    names = [tuple(pair[side][part] for side in ("left", "right") for part in ("dataset", "split")) for pair in results["pairs"]]
-    counts = (tuple(pair[kind][count] for count in ("distinct", "left_rows", "right_rows")) for pair in results["pairs"])
+    names = [
+        tuple(pair[side][part] for side in ("left", "right") for part in ("dataset", "split"))
+        for pair in results["pairs"]
+    ]
+    counts = (
+        tuple(pair[kind][count] for count in ("distinct", "left_rows", "right_rows")) for pair in results["pairs"]
+    )
     return {name: count for name, count in zip(names, counts) if any(count)}
 
 
@@ -292,9 +336,11 @@ def matrix(results: dict[str, Any], kind: str) -> dict[tuple[str, ...], tuple[in
 def test_prepared_data_match_as_their_originals_do(related: Path, tmp_path: Path, shard_bytes: int | None) -> None:
     before = overlap(related, 0, frames=True)
     assert matrix(before, "source") == {
-        ("one", "train", "one", "val"): (1, 1, 1), ("one", "train", "three", "val"): (1, 1, 1), ("one", "val", "three", "val"): (1, 1, 1),
+        ("one", "train", "one", "val"): (1, 1, 1),
+        ("one", "train", "three", "val"): (1, 1, 1),
+        ("one", "val", "three", "val"): (1, 1, 1),
         ("m1", "train", "m2", "val"): (1, 1, 1),
-    }  # fmt: skip
+    }
     prepare(related, tmp_path / "fast", 0, shard_bytes=shard_bytes)
     again = prepare(tmp_path / "fast/catalog.yaml", tmp_path / "twice", 0, shard_bytes=shard_bytes)
     assert sum(result["failed"] for result in again) == 0
@@ -302,8 +348,8 @@ def test_prepared_data_match_as_their_originals_do(related: Path, tmp_path: Path
         after = overlap(tmp_path / folder / "catalog.yaml", 0, frames=True)
         for kind in ("source", "frames"):
             assert matrix(after, kind) == matrix(before, kind), kind
-            found = [[split["comparable"][kind] for split in results["splits"]] for results in (before, after)]
-            assert found[0] == found[1], kind
+            entries = [[split["comparable"][kind] for split in results["splits"]] for results in (before, after)]
+            assert entries[0] == entries[1], kind
         assert after["chance"]["video"]["pairs"] == before["chance"]["video"]["pairs"]
 
 
@@ -311,7 +357,9 @@ def test_prepared_images_in_shards(tmp_path: Path) -> None:
     for number in range(4):
         write_image(tmp_path / f"one/train/{'ab'[number % 2]}/{number}.png", clip(number)[0])
     write_image(tmp_path / "two/val/a/copy.jpg", resized(clip(2)[:1], 100, 70)[0])
-    (tmp_path / "catalog.yaml").write_text("one: {format: folder, root: one, dev: 0}\ntwo: {format: folder, root: two}\n")
+    (tmp_path / "catalog.yaml").write_text(
+        "one: {format: folder, root: one, dev: 0}\ntwo: {format: folder, root: two}\n"
+    )
     index(tmp_path / "catalog.yaml", 0)
     prepare(tmp_path / "catalog.yaml", tmp_path / "fast", 0, shard_bytes=8_000)
     results = overlap(tmp_path / "fast/catalog.yaml", 0, frames=True)
@@ -329,7 +377,9 @@ def test_prepared_data_beside_originals(related: Path, tmp_path: Path) -> None:
     assert (counts["source"], counts["frames"]) == ((10, 10, 10), (10, 10, 10))
 
 
-def test_what_lies_behind_urls_is_compared_by_id(related: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_lies_behind_urls_is_compared_by_id(
+    related: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepare(related, tmp_path / "fast", 0, shard_bytes=20_000, url="memory://bucket/fast")
     results = overlap(tmp_path / "fast/catalog.yaml", 0, frames=True)
     assert matrix(results, "source") == matrix(overlap(related, 0), "source")
@@ -355,7 +405,7 @@ def test_the_index_finds_what_comparing_all_pairs_finds() -> None:
     for item in range(1, 300, 2):
         flips = [sum(1 << int(bit) for bit in rng.choice(64, item // 20, replace=False)) for _ in range(5)]
         frames[item, :, 0] = frames[item - 1, :, item % CROPS] ^ np.array(flips, np.uint64)
-    gallery = Gallery([tuple(item.ravel().tolist()) for item in frames], np.arange(300), video=True)
+    gallery = HashIndex([tuple(item.ravel().tolist()) for item in frames], np.arange(300), video=True)
     everything = np.array(list(combinations(range(300), 2)))
     matching = everything[gallery.matches(everything)]
     assert gallery.pairs().tolist() == matching.tolist()
@@ -369,15 +419,17 @@ def test_the_index_misses_no_pair_whose_bits_are_spread() -> None:
     spread = [(0, 1, 16, 17, 32, 33, 48), (0, 1, 2, 16, 17, 18, 32, 33, 48, 49), (3, 4, 5, 20, 21, 22, 40, 41, 50, 51)]
     second = first ^ np.array([sum(1 << bit for bit in bits) for bits in spread], np.uint64)[:, None]
     items = [tuple(frames.ravel().tolist()) for frames in (first, second)]
-    assert Gallery(items, np.arange(2), video=True).pairs().tolist() == [[0, 1]]
-    assert Gallery(items, np.zeros(2, np.int64), video=True).pairs().tolist() == [], "of one group"
+    assert HashIndex(items, np.arange(2), video=True).pairs().tolist() == [[0, 1]]
+    assert HashIndex(items, np.zeros(2, np.int64), video=True).pairs().tolist() == [], "of one group"
 
 
-# --- the list of exclusions ------------------------------------------------------------------------------------------------------
+# --- the list of exclusions -------------------------------------------------------------------------------------------
 
 
 def recipe_of(catalog: Path, out: Path, **data: Any) -> Recipe:
-    base = Recipe(Data(["one"], str(catalog), frames=2), str(out), steps=2, batch=5, workers=0, log_every=1, evaluate_every=-1)
+    base = Recipe(
+        Data(["one"], str(catalog), frames=2), str(out), steps=2, batch=5, workers=0, log_every=1, evaluate_every=-1
+    )
     return replace(base, data=replace(base.data, **data))
 
 
@@ -401,18 +453,20 @@ def test_training_never_draws_what_is_excluded(clips: Path, tmp_path: Path, caps
 
 
 def test_the_list_says_why(clips: Path) -> None:
-    found, about = read_exclusions(Path(overlap(clips, 0)["exclusions"]))
-    (item,) = found
+    result, metadata = read_exclusions(Path(overlap(clips, 0)["exclusions"]))
+    (item,) = result
     assert (item.dataset, item.row, item.sample_id, item.reason) == ("one", 0, "t0.mp4", "file")
     assert (item.matched_dataset, item.matched_split, item.matched_sample_id) == ("two", "val", "copy.mp4")
-    assert set(about["manifests"]) == {"one-train.arrow", "two-val.arrow"}
+    assert set(metadata["manifests"]) == {"one-train.arrow", "two-val.arrow"}
 
 
 def test_dev_rows_of_its_own_exclude_nothing_and_those_of_others_do(tmp_path: Path) -> None:
     for name in ("k4", "k6"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.csv").write_text(KINETICS + "".join(f"jump,{n:011d},0,10,x\n" for n in range(400)))
-    (tmp_path / "catalog.yaml").write_text("k4: {format: kinetics, root: k4}\nk6: {format: kinetics, root: k6, dev: 0}\n")
+    (tmp_path / "catalog.yaml").write_text(
+        "k4: {format: kinetics, root: k4}\nk6: {format: kinetics, root: k6, dev: 0}\n"
+    )
     index(tmp_path / "catalog.yaml", 0)
     results = overlap(tmp_path / "catalog.yaml", 0)
     dev = next(row["rows"] for row in results["splits"] if row["split"] == "dev")
@@ -435,10 +489,14 @@ def test_a_stale_list_is_refused(clips: Path, tmp_path: Path) -> None:
     overlap(clips, 0)
     assert excluded_rows(load_catalog(clips), ["one"]) is not None
     index(clips, 0)
-    assert excluded_rows(load_catalog(clips), ["one"]) is not None, "indexing again what has not changed makes nothing stale"
+    assert excluded_rows(load_catalog(clips), ["one"]) is not None, (
+        "indexing again what has not changed makes nothing stale"
+    )
     shutil.copyfile(tmp_path / "two/v20.mp4", tmp_path / "two/absent.mp4")
     index(clips, 0)
-    with pytest.raises(UserError, match=r"stale: two-val\.arrow has changed.*run `cover overlap .*catalog\.yaml` again") as error:
+    with pytest.raises(
+        UserError, match=r"stale: two-val\.arrow has changed.*run `cover overlap .*catalog\.yaml` again"
+    ) as error:
         train(recipe_of(clips, tmp_path / "run"))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,6 @@
-"""Prepared data are the originals, small and quick: the same samples at the same times, whatever happened while they were made."""
+"""Prepared data are the originals, small and quick: the same samples at the same times, whatever happened while they
+were made.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,9 @@ def test_same_samples(clips: Path, tmp_path: Path, shards: int | None, capsys: p
     spec, original = load_catalog(out / "catalog.yaml").spec("mine"), load_catalog(clips).spec("mine")
     for key in ("media", "flip", "sampling", "views", "crop_scale", "splits"):
         assert getattr(spec, key) == getattr(original, key)
-    assert results[0]["bytes_after"] == sum(row.size or 0 for row in manifest(out / "catalog.yaml").rows() if row.state == "ok")
+    assert results[0]["bytes_after"] == sum(
+        row.size or 0 for row in manifest(out / "catalog.yaml").rows() if row.state == "ok"
+    )
     assert not list(out.rglob(".*"))
     print_prepare(results)
     assert "prepared" in capsys.readouterr().out
@@ -136,7 +140,9 @@ def test_shards_are_what_other_tools_read(clips: Path, tmp_path: Path) -> None:
     prepare(clips, tmp_path / "fast", 0, shard_bytes=SHARD)
     rows = [row for row in manifest(tmp_path / "fast/catalog.yaml").rows() if row.state == "ok"]
     shards = sorted(tmp_path.glob("fast/mine/train-*.tar"))
-    assert [shard.name for shard in shards] == [f"train-{number:06d}-{digest(shard)}.tar" for number, shard in enumerate(shards)]
+    assert [shard.name for shard in shards] == [
+        f"train-{number:06d}-{digest(shard)}.tar" for number, shard in enumerate(shards)
+    ]
     assert len(shards) > 1
     samples: list[dict[str, bytes]] = []
     for shard in shards:
@@ -157,10 +163,13 @@ def test_shards_are_what_other_tools_read(clips: Path, tmp_path: Path) -> None:
 
 
 def test_several_labels_of_a_sample(clips: Path, tmp_path: Path) -> None:
-    from cover.datasets.shards import Member, write_shard
+    from cover.datasets.shards import ShardEntry, write_shard
 
     (tmp_path / "a.mp4").write_bytes(b"picture")
-    members = [Member("one", ".mp4", tmp_path / "a.mp4", None, [0, 3]), Member("two", ".mp4", tmp_path / "a.mp4", None, None)]
+    members = [
+        ShardEntry("one", ".mp4", tmp_path / "a.mp4", None, [0, 3]),
+        ShardEntry("two", ".mp4", tmp_path / "a.mp4", None, None),
+    ]
     shard, places = write_shard(tmp_path / "x", members, tmp_path / "x.part")
     assert [shard.read_bytes()[first : first + length] for first, length in places] == [b"picture"] * 2
     with tarfile.open(shard) as tar:
@@ -181,7 +190,9 @@ def test_multi_label_set(make_set: MakeSet, tmp_path: Path) -> None:
     assert after.classes.many
     assert_same_samples(manifest(catalog), after)
     with tarfile.open(next(tmp_path.glob("fast/mine/train-000000-*.tar"))) as tar:
-        assert [json.loads(tar.extractfile(name).read())["labels"] for name in tar.getnames() if name.endswith("json")] == [[0, 1], []]
+        assert [
+            json.loads(tar.extractfile(name).read())["labels"] for name in tar.getnames() if name.endswith("json")
+        ] == [[0, 1], []]
 
 
 def test_names_of_any_kind(make_set: MakeSet, tmp_path: Path) -> None:
@@ -206,7 +217,11 @@ def test_segments_become_files(tmp_path: Path, make_set: MakeSet) -> None:
     prepare(catalog, tmp_path / "fast", 0)
     before, after = manifest(catalog), manifest(tmp_path / "fast/catalog.yaml")
     assert_same_samples(before, after)
-    assert [(row.start, row.end, row.frames) for row in islice(after.rows(), 3)] == [(None, None, 5), (None, None, 7), (None, None, 5)]
+    assert [(row.start, row.end, row.frames) for row in islice(after.rows(), 3)] == [
+        (None, None, 5),
+        (None, None, 7),
+        (None, None, 5),
+    ]
     assert len({row.path for row in islice(after.rows(), 3)}) == 3
 
 
@@ -261,7 +276,9 @@ def test_only_what_changed_is_done_again(clips: Path, tmp_path: Path) -> None:
     assert [result["encoded"] for result in prepare(clips, out, 0)] == [1, 0]
     assert tree(out) == before
     shutil.copy(tmp_path / "mine/clip 1.mp4", tmp_path / "mine/clip 2.mp4")
-    with pytest.raises(UserError, match=r"mine train: .*clip 2\.mp4 has changed since `cover index`; run it again first"):
+    with pytest.raises(
+        UserError, match=r"mine train: .*clip 2\.mp4 has changed since `cover index`; run it again first"
+    ):
         prepare(clips, out, 0, encoding=Encoding(crf=30))
     index(clips, 0)
     assert [result["encoded"] for result in prepare(clips, out, 0)] == [1, 1]
@@ -314,7 +331,9 @@ def test_killed_and_run_again(make_set: MakeSet, tmp_path: Path, shards: bool) -
     command = [*map(str, [sys.executable, "-m", "cover", "prepare", catalog, "--workers", 2, *options, "--out"])]
     subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
     for enough in (3, 25, 60):
-        running = subprocess.Popen([*command, tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        running = subprocess.Popen(
+            [*command, tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while running.poll() is None and made_so_far(tmp_path / "killed") < enough:
             time.sleep(0.005)
         assert running.poll() is None, "it was to be killed before its end"
@@ -322,17 +341,23 @@ def test_killed_and_run_again(make_set: MakeSet, tmp_path: Path, shards: bool) -
         running.wait()
         with (tmp_path / "killed/manifests/mine-train.made.jsonl").open("ab") as file:
             file.write(b'{"made_of": "a line that was cut o')
-    kept = made_so_far(tmp_path / "killed")
+    retained = made_so_far(tmp_path / "killed")
     done = subprocess.run([*command, tmp_path / "killed", "--json", "-"], check=True, capture_output=True)
     lost = 40 if shards else 3  # a shard that was just being put into its place is made again, with all its samples
-    assert sum(result["encoded"] for result in json.loads(done.stdout)) <= 80 - kept + lost
+    assert sum(result["encoded"] for result in json.loads(done.stdout)) <= 80 - retained + lost
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
 
 
 def made_so_far(out: Path) -> int:
-    """How many samples are known to be made: whole lines, and not those of a list that is just being written anew beside it."""
+    """How many samples are known to be made: whole lines, and not those of a list that is just being written anew
+    beside it.
+    """
     lists = [file for file in out.glob("manifests/*.made.jsonl") if not file.name.startswith(".")]
-    return sum(line.endswith(b"}\n") and b'"made_of": "' in line for file in lists for line in file.read_bytes().splitlines(keepends=True))
+    return sum(
+        line.endswith(b"}\n") and b'"made_of": "' in line
+        for file in lists
+        for line in file.read_bytes().splitlines(keepends=True)
+    )
 
 
 @pytest.fixture
@@ -340,7 +365,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 200 kB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("a file system of its own cannot be mounted here")
     yield disk
@@ -379,7 +406,9 @@ def test_originals_are_safe(clips: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=why):
             prepare(clips, out, 0)
     (tmp_path / "others").mkdir()
-    (tmp_path / "others/catalog.yaml").write_text(f"mine: {{format: csv, root: {tmp_path / 'mine'}, annotations: {{train: list.csv}}}}")
+    (tmp_path / "others/catalog.yaml").write_text(
+        f"mine: {{format: csv, root: {tmp_path / 'mine'}, annotations: {{train: list.csv}}}}"
+    )
     with pytest.raises(UserError, match="is the catalog of mine, which is not prepared"):
         prepare(clips, tmp_path / "others", 0)
     assert tree(tmp_path / "mine") == before
@@ -436,8 +465,13 @@ def test_the_page_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     named = [line.split()[0] for line in page.splitlines() if line.startswith("    fast/")]
     assert files >= {name for name in named if not name.endswith(".mp4")}
     (shard,) = (name for name in files if name.startswith("shards/ssv2/train-000000-"))
-    assert manifest(tmp_path / "shards/catalog.yaml", name="ssv2").row(0).path == f"s3://bucket/sandbox/{shard.removeprefix('shards/')}"
-    assert re.fullmatch(r"fast/ssv2/train/../.*\.mp4", min(name for name in files if name.startswith("fast/ssv2/train/")))
+    assert (
+        manifest(tmp_path / "shards/catalog.yaml", name="ssv2").row(0).path
+        == f"s3://bucket/sandbox/{shard.removeprefix('shards/')}"
+    )
+    assert re.fullmatch(
+        r"fast/ssv2/train/../.*\.mp4", min(name for name in files if name.startswith("fast/ssv2/train/"))
+    )
 
 
 def test_command_line(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -463,7 +497,9 @@ def test_command_line(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_exclusions_are_taken_over(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overlap(clips, 0)
     prepare(clips, tmp_path / "fast", 0)
-    before, after = (excluded_rows(load_catalog(catalog), ["mine"]) for catalog in (clips, tmp_path / "fast/catalog.yaml"))
+    before, after = (
+        excluded_rows(load_catalog(catalog), ["mine"]) for catalog in (clips, tmp_path / "fast/catalog.yaml")
+    )
     assert before
     assert after
     assert len(after["mine"]) > 0  # the list is both train and val
@@ -479,13 +515,19 @@ def test_exclusions_are_taken_over(clips: Path, tmp_path: Path, capsys: pytest.C
 
 def test_exclusions_of_a_set_that_was_not_prepared_again(make_set: MakeSet, tmp_path: Path) -> None:
     make_set({"a0.png": "one", "a1.png": "two"}, name="a")
-    catalog, root, out = make_set({"b0.png": "one", "b1.png": "two"}, name="b"), tmp_path / "b", tmp_path / "fast/catalog.yaml"
+    catalog, root, out = (
+        make_set({"b0.png": "one", "b1.png": "two"}, name="b"),
+        tmp_path / "b",
+        tmp_path / "fast/catalog.yaml",
+    )
     prepare(catalog, tmp_path / "fast", 0)
     shutil.copy(root / "b0.png", root / "b2.png")
     with (root / "b2.png").open("ab") as file:
         file.write(b"its own bytes, so that nothing matches it")
     (root / "train.csv").write_text("path,label\nb2.png,one\nb0.png,one\nb1.png,two\n")
-    catalog.write_text(catalog.read_text().replace("root: b, annotations: {train: list.csv", "root: b, annotations: {train: train.csv"))
+    catalog.write_text(
+        catalog.read_text().replace("root: b, annotations: {train: list.csv", "root: b, annotations: {train: train.csv")
+    )
     index(catalog, 0)
     overlap(catalog, 0)
     prepare(catalog, tmp_path / "fast", 0, ["a"])
@@ -493,7 +535,8 @@ def test_exclusions_of_a_set_that_was_not_prepared_again(make_set: MakeSet, tmp_
     assert before
     assert after
     assert after["a"].tolist() == before["a"].tolist() == [0, 1]
-    with pytest.raises(UserError, match="made without b"):  # rows 1 and 2 of b as it is are not those of b as it was prepared
+    # rows 1 and 2 of b as it is are not those of b as it was prepared
+    with pytest.raises(UserError, match="made without b"):
         excluded_rows(load_catalog(out), ["a", "b"])
     prepare(catalog, tmp_path / "fast", 0, ["b"])
     after = excluded_rows(load_catalog(out), ["a", "b"])
@@ -505,7 +548,9 @@ def test_no_two_runs_in_one_folder(clips: Path, tmp_path: Path) -> None:
     prepare(clips, tmp_path / "fast", 0)
     lock = tmp_path / "fast/prepare.lock"
     hold = f"import fcntl; file = open({str(lock)!r}, 'r+'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another `cover prepare` is writing into"):
@@ -516,7 +561,17 @@ def test_no_two_runs_in_one_folder(clips: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace makes the system call fail")
 def test_file_system_without_locks(clips: Path, tmp_path: Path) -> None:
-    without = ["strace", "-f", "--seccomp-bpf", "-o", str(tmp_path / "trace"), "-e", "trace=flock", "-e", "inject=flock:error=ENOSYS"]
+    without = [
+        "strace",
+        "-f",
+        "--seccomp-bpf",
+        "-o",
+        str(tmp_path / "trace"),
+        "-e",
+        "trace=flock",
+        "-e",
+        "inject=flock:error=ENOSYS",
+    ]
     typed = [sys.executable, "-m", "cover", "prepare", str(clips), "--out", str(tmp_path / "fast"), "--workers", "0"]
     ended = subprocess.run([*without, *typed], capture_output=True, text=True, check=False)
     if "ENOSYS" not in (tmp_path / "trace").read_text():
@@ -537,7 +592,9 @@ def test_trouble_is_told_where_it_is(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         prepare(clips, out, 0)
     assert str(refused.value).startswith(f"{out / '.prepare/mine'}")
-    assert "Not a directory: 0 of 20 samples are done (0 B) and kept; run the same command to go on" in str(refused.value)
+    assert "Not a directory: 0 of 20 samples are done (0 B) and kept; run the same command to go on" in str(
+        refused.value
+    )
 
 
 def test_file_that_may_not_grow(clips: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Whatever ends a run, the manifest that stands is right; what failed for a moment is tried again; nothing is left lying about."""
+"""Whatever ends a run, the manifest that stands is right; what failed for a moment is tried again; nothing is left
+lying about.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from cover.datasets.index import index
 from cover.datasets.manifest import Manifest, open_manifest
 from cover.datasets.prepare import prepare
 from cover.datasets.prepare_log import PreparedSample
-from cover.datasets.prepare_split import Layout, SplitJob, make
+from cover.datasets.prepare_split import OutputLayout, SplitJob, make
 from cover.errors import UserError
 from cover.media.decode import probe
 from cover.media.encode import Encoding
@@ -60,7 +62,9 @@ def prepare_killed(word: str, after: int, catalog: Path, out: Path, shards: bool
     """Whether it was killed; else it has done its work."""
     options = ["--shards", "--shard-size", str(SHARD / 1e6)] if shards else []
     arguments = ["prepare", str(catalog), "--out", str(out), "--workers", "0", *options]
-    ended = subprocess.run([sys.executable, "-c", KILLED, word, str(after), *arguments], capture_output=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, word, str(after), *arguments], capture_output=True, check=False
+    )
     assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
     return ended.returncode != 0
 
@@ -138,7 +142,9 @@ def clips(make_set: MakeSet) -> Path:
 
 
 @pytest.mark.parametrize("shards", [False, True])
-@pytest.mark.parametrize("word", ["os.remove {}/mine/train", "os.rename {}/manifests/.mine-train.made.jsonl", ".part", "/val"])
+@pytest.mark.parametrize(
+    "word", ["os.remove {}/mine/train", "os.rename {}/manifests/.mine-train.made.jsonl", ".part", "/val"]
+)
 def test_what_a_killed_run_left_goes(images: Path, tmp_path: Path, shards: bool, word: str) -> None:
     """Killed while old files are removed, before the list of them is renewed, or before it is noted what was made."""
     out, size = tmp_path / "fast", SHARD if shards else None
@@ -153,7 +159,8 @@ def test_what_a_killed_run_left_goes(images: Path, tmp_path: Path, shards: bool,
 
 def test_a_file_that_was_not_noted_goes(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "fast"
-    prepare_killed("os.remove", 5, images, out, shards=False)  # in place already: it is its temporary name that is about to go
+    # in place already: it is its temporary name that is about to go
+    prepare_killed("os.remove", 5, images, out, shards=False)
     lying = [file for file in out.glob("mine/train/*/*") if file.is_file()]
     noted = (out / "manifests/mine-train.made.jsonl").read_text()
     assert any(file.name not in noted for file in lying)
@@ -209,11 +216,11 @@ def killing_readers_of(file: Path) -> Iterator[list[int]]:
 
 def _children() -> list[int]:
     """The processes that any thread of this one has started."""
-    found: list[int] = []
+    results: list[int] = []
     for thread in Path("/proc/self/task").iterdir():
         with suppress(OSError):  # the thread has ended
-            found += map(int, (thread / "children").read_text().split())
-    return found
+            results += map(int, (thread / "children").read_text().split())
+    return results
 
 
 def _kill_readers(file: str, killed: list[int], ended: threading.Event) -> None:
@@ -261,8 +268,10 @@ def test_worker_that_was_killed(long_clip: tuple[Path, Path], tmp_path: Path, sh
 
 
 def test_failures_that_are_remembered_are_those_of_the_file(make_set: MakeSet, tmp_path: Path) -> None:
-    catalog = make_set({"0.mp4": "a", "1.mp4": "b", "2.png": "a", "3.mp4": "b"}, annotations="{train: list.csv}", media="video")
-    layout = Layout(tmp_path / "fast", Encoding(), None, None)
+    catalog = make_set(
+        {"0.mp4": "a", "1.mp4": "b", "2.png": "a", "3.mp4": "b"}, annotations="{train: list.csv}", media="video"
+    )
+    layout = OutputLayout(tmp_path / "fast", Encoding(), None, None)
     job = SplitJob("mine", "train", manifest(catalog), layout, "root", str(catalog))
     job.close()
     work = {"manifest": job.manifest.path, "layout": layout, "split": job.folder}
@@ -320,9 +329,9 @@ def test_a_damage_is_still_told(clips: Path, tmp_path: Path, deep: bool) -> None
     result = prepare(clips, tmp_path / "fast", 0)[0]
     before, after = manifest(clips).row(0), manifest(tmp_path / "fast/catalog.yaml").row(0)
     assert after.state == "ok"
-    assert after.why.startswith(f"partial: {result['failures'][0]['why']}, {after.frames} of 12 frames")
-    assert after.why == before.why or not deep
-    assert [row.why for row in manifest(tmp_path / "fast/catalog.yaml").rows()][1:] == [""] * 7
+    assert after.damage.startswith(f"{result['failures'][0]['why']}, {after.frames} of 12 frames")
+    assert after.damage == before.damage or not deep
+    assert [row.damage for row in manifest(tmp_path / "fast/catalog.yaml").rows()][1:] == [""] * 7
     assert prepare(clips, tmp_path / "fast", 0)[0]["encoded"] == 0  # it is the file's own
 
 
@@ -339,8 +348,8 @@ def test_folder_of_frames_with_a_bad_one(tmp_path: Path) -> None:
     result = prepare(catalog, tmp_path / "fast", 0)[0]
     assert (result["partial"], result["failed"]) == (1, 0)
     before, after = manifest(catalog).row(0), manifest(tmp_path / "fast/catalog.yaml").row(0)
-    assert (after.frames, after.state, after.why) == (6, "ok", "partial: 00006.png: empty file, 6 of 10 frames")
-    assert after.why == before.why
+    assert (after.frames, after.state, after.damage) == (6, "ok", "00006.png: empty file, 6 of 10 frames")
+    assert after.damage == before.damage
     assert after.seconds == pytest.approx(before.seconds)
 
 
@@ -355,10 +364,16 @@ def test_records_that_do_not_fit_are_dropped(images: Path, tmp_path: Path) -> No
     records = [json.loads(line) for line in lines]
     samples, shards = [r for r in records if "made_of" in r], [r for r in records if "shard" in r]
     odd = [
-        {**samples[0], "colour": "red"}, {"made_of": samples[1]["made_of"]}, {**samples[2], "bytes": "many"},
-        {**samples[3], "origin": None}, {**shards[0], "samples": []}, {**shards[1], "places": [[1]]}, {**shards[2], "shard": 3},
-        {"shard": "mine/train-1.tar"}, {},
-    ]  # fmt: skip
+        {**samples[0], "colour": "red"},
+        {"made_of": samples[1]["made_of"]},
+        {**samples[2], "bytes": "many"},
+        {**samples[3], "origin": None},
+        {**shards[0], "samples": []},
+        {**shards[1], "places": [[1]]},
+        {**shards[2], "shard": 3},
+        {"shard": "mine/train-1.tar"},
+        {},
+    ]
     listed.write_text("\n".join([header, *map(json.dumps, [*odd, *samples[4:], *shards[3:]])]) + "\n")
     result = prepare(images, out, 0, shard_bytes=SHARD)[0]
     assert result["failed"] == 0
@@ -372,11 +387,15 @@ def test_sets_of_the_same_name_from_two_catalogs(images: Path, tmp_path: Path) -
     before = tree(out)
     other = tmp_path / "other"
     shutil.copytree(tmp_path / "mine", other / "mine")
-    (other / "catalog.yaml").write_text("mine: {format: csv, root: mine, media: image, annotations: {test: list.csv}, dev: 0}")
+    (other / "catalog.yaml").write_text(
+        "mine: {format: csv, root: mine, media: image, annotations: {test: list.csv}, dev: 0}"
+    )
     index(other / "catalog.yaml", 0)
     with pytest.raises(UserError) as refused:
         prepare(other / "catalog.yaml", out, 0)
-    assert f"--out: {out} holds mine of {images}, which is not {other / 'catalog.yaml'}; name another folder" in str(refused.value)
+    assert f"--out: {out} holds mine of {images}, which is not {other / 'catalog.yaml'}; name another folder" in str(
+        refused.value
+    )
     assert "\n" not in str(refused.value)
     assert tree(out) == before
     for file in out.glob("manifests/mine-*"):

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from cover.datasets.probe import Facts
 from cover.datasets.probe_cache import ProbeCache, ProbedFile, cache_path, caches, read_cache
-from cover.datasets.probing import Facts
 from cover.errors import UserError
 
 ENTRIES = [
-    ProbedFile("/videos/gøød, \u2028one.mp4", (10, 1_700_000_000_123_456_789), Facts("ok", "", 20, 30000 / 1001, 64, 48, "h264")),
-    ProbedFile("/videos/damaged.mp4", (11, 5), Facts("ok", "partial: damage, 2 of 9 frames", 2, 10.0, 64, 48, "vp9", True)),
+    ProbedFile(
+        "/videos/gøød, \u2028one.mp4",
+        (10, 1_700_000_000_123_456_789),
+        Facts("ok", "", 20, 30000 / 1001, 64, 48, "h264"),
+    ),
+    ProbedFile("/videos/damaged.mp4", (11, 5), Facts("ok", "", 2, 10.0, 64, 48, "vp9", True, "damage, 2 of 9 frames")),
     ProbedFile("/videos/text.mp4", (12, -5), Facts("unreadable", 'not a video: "quoted"\nand more')),
 ]
 
@@ -54,7 +58,9 @@ def test_what_a_dead_machine_leaves_is_passed_over(tmp_path: Path) -> None:
     file = tmp_path / "cache"
     write(file, ENTRIES)
     with file.open("ab") as cache:
-        cache.write(b'\0\0\0\0\n\xff\xfe\n[1, "video", "/a", 1]\n[2, "video", "/a", 1, 2, ["ok"]]\n17\n[1, "video", "/a", 1, 2, 3]\n')
+        cache.write(
+            b'\0\0\0\0\n\xff\xfe\n[2, "video", "/a", 1]\n[1, "video", "/a", 1, 2, ["ok"]]\n17\n[2, "video", "/a", 1, 2, 3]\n'
+        )
     write(file, ENTRIES[:1])
     assert list(read_cache(file, "video")) == [*ENTRIES, ENTRIES[0]]
 
@@ -69,5 +75,7 @@ def test_journals_of_one_data_set(tmp_path: Path) -> None:
 def test_full_disk_is_told(tmp_path: Path) -> None:
     file = cache_path(tmp_path, "mine")
     file.symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"\.mine\.found\.all\.jsonl: cannot be written: No space left on device; run .* again"):
+    with pytest.raises(
+        UserError, match=r"\.mine\.found\.all\.jsonl: cannot be written: No space left on device; run .* again"
+    ):
         write(file, ENTRIES)

@@ -1,4 +1,6 @@
-"""Numbers against a hand count, with files that are missing, corrupt or lost; and nothing about how they are computed changes them."""
+"""Numbers against a hand count, with files that are missing, corrupt or lost; and nothing about how they are computed
+changes them.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +12,32 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from torch import Tensor
 
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
-from cover.evaluation import reading
-from cover.evaluation.evaluate import evaluate, evaluate_release
-from cover.evaluation.protocol import ViewPlan, read_views
-from cover.evaluation.reading import Variant
-from cover.evaluation.tasks import Task, find_tasks
-from cover.media.clips import Views
+from cover.evaluation import evaluate as evaluate_module
+from cover.evaluation.evaluate import Variant, evaluate, evaluate_release
+from cover.evaluation.protocol import EvaluationTask, ViewPlan, find_tasks, read_views
+from cover.media.sampling import Views
+from cover.model.backbone import Groups
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 MakeSet = Callable[..., Path]
 FRAMES, SIZE = 4, 16
 FILES = {"a.mp4": "x", "b.mp4": "y", "c.mp4": "y", "d.mp4": "z", "gone.mp4": "y", "bad.mp4": "x", "lost.mp4": "y"}
 
 
-class Watched(TimeSformer):
+class Watched(CoVeR):
     """A model that remembers what it was shown."""
 
     def __init__(self, classes: tuple[str, ...], seed: int = 0, name: str = "mine") -> None:
-        super().__init__(ModelConfig(width=16, depth=2, attention_heads=2, patch=8, size=SIZE), (Head(name, classes),))
+        super().__init__(
+            TimeSformerConfig(width=16, depth=2, attention_heads=2, patch=8, size=SIZE), (Head(name, classes),)
+        )
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():
@@ -55,12 +60,14 @@ def broken_set(make_set: MakeSet) -> Path:
     return catalog
 
 
-def task_of(catalog: Path, model: TimeSformer, views: str | None = None) -> Task:
+def task_of(catalog: Path, model: CoVeR, views: str | None = None) -> EvaluationTask:
     (task,) = find_tasks(load_catalog(catalog), model, FRAMES, "val", ["mine"], Views.parse(views) if views else None)
     return task
 
 
-def results_of(catalog: Path, model: TimeSformer, *variants: Variant, views: str | None = None, workers: int = 0, seed: int = 0) -> Any:
+def results_of(
+    catalog: Path, model: CoVeR, *variants: Variant, views: str | None = None, workers: int = 0, seed: int = 0
+) -> Any:
     return evaluate(model, task_of(catalog, model, views), "cpu", workers, variants or ("plain",), seed)
 
 
@@ -90,27 +97,33 @@ def test_every_readable_file_counts_once_by_its_own_scores(broken_set: Path) -> 
         for file in ("a.mp4", "b.mp4", "c.mp4", "d.mp4"):
             plan = ViewPlan(load_catalog(broken_set).spec("mine").sampling, Views(2, 3), FRAMES, SIZE)
             (clips,), _ = read_views(str(broken_set.parent / "mine" / file), "video", [plan], 1.2)
-            scores = torch.stack([model(model.normalize(torch.from_numpy(clip)), ((1, FRAMES),))["mine"][0].softmax(0) for clip in clips])
+            scores = torch.stack(
+                [model(model.normalize(torch.from_numpy(clip)), ((1, FRAMES),))["mine"][0].softmax(0) for clip in clips]
+            )
             right += "xyz"[int(scores.mean(0).argmax())] == FILES[file]
         assert result["top1"] == right / 4
 
 
 @pytest.mark.parametrize("most_frames", [1, 25, 10_000])
-def test_batches_and_workers_change_nothing(broken_set: Path, most_frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_and_workers_change_nothing(
+    broken_set: Path, most_frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     variants: tuple[Variant, ...] = ("plain", "shuffled", "single")
     model, usual = Watched(("x", "y", "z")), Watched(("x", "y", "z"))
     wanted = results_of(broken_set, usual, *variants)
-    monkeypatch.setattr(reading, "BATCH_FRAMES", most_frames)
+    monkeypatch.setattr(evaluate_module, "BATCH_FRAMES", most_frames)
     assert results_of(broken_set, model, *variants) == wanted
     assert sum(groups[0][0] for groups in model.groups) == sum(groups[0][0] for groups in usual.groups) == 3 * 4 * 3
     for place in range(3):
-        found, expected = (torch.cat(each.shown[place::3]) for each in (model, usual))
-        assert torch.equal(found, expected), variants[place]
+        result, expected = (torch.cat(each.shown[place::3]) for each in (model, usual))
+        assert torch.equal(result, expected), variants[place]
 
 
 def test_worker_processes_change_nothing(broken_set: Path) -> None:
     model = Watched(("x", "y", "z"))
-    assert results_of(broken_set, model, "plain", "shuffled", workers=2) == results_of(broken_set, model, "plain", "shuffled")
+    assert results_of(broken_set, model, "plain", "shuffled", workers=2) == results_of(
+        broken_set, model, "plain", "shuffled"
+    )
 
 
 def test_variants_show_the_same_frames_in_another_order_or_one_of_them(broken_set: Path) -> None:
@@ -118,12 +131,19 @@ def test_variants_show_the_same_frames_in_another_order_or_one_of_them(broken_se
     results = results_of(broken_set, model, "plain", "shuffled", "single", views="2x1")
     plain, shuffled, single = model.shown
     assert plain.shape == shuffled.shape == (8, FRAMES, 3, SIZE, SIZE)
-    orders = [[next(i for i in range(FRAMES) if torch.equal(frame, clip[i])) for frame in moved] for clip, moved in zip(plain, shuffled)]
+    orders = [
+        [next(i for i in range(FRAMES) if torch.equal(frame, clip[i])) for frame in moved]
+        for clip, moved in zip(plain, shuffled)
+    ]
     assert all(sorted(order) == list(range(FRAMES)) for order in orders)
     assert len({tuple(order) for order in orders}) > 2
     assert torch.equal(single, plain[:, [FRAMES // 2]])
     assert model.groups == [((8, FRAMES),), ((8, FRAMES),), ((8, 1),)]
-    assert {variant: result["frames"] for variant, result in results.items()} == {"plain": FRAMES, "shuffled": FRAMES, "single": 1}
+    assert {variant: result["frames"] for variant, result in results.items()} == {
+        "plain": FRAMES,
+        "shuffled": FRAMES,
+        "single": 1,
+    }
 
 
 def test_the_orders_follow_the_seed(broken_set: Path) -> None:
@@ -158,14 +178,16 @@ def test_a_split_of_which_nothing_can_be_read(make_set: MakeSet) -> None:
     assert (result["n_read"], result["n_listed"], result["top1"], result["top1_listed"]) == (0, 2, None, 0)
 
 
-# --- a checkpoint and a catalog ---------------------------------------------------------------------------------------------------
+# --- a checkpoint and a catalog ---------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_is_measured_on_every_set_it_has_a_head_for(trained: Path, sandbox: Path) -> None:
     results = evaluate_release(trained, sandbox, "val", [], "1x1", ["plain", "shuffled", "single"], "cpu", 0, 0)
-    found = [(row["dataset"], row["variant"]) for row in results]
-    videos = [(name, variant) for name in ("kinetics", "ssv2", "moments") for variant in ("plain", "shuffled", "single")]
-    assert found == [*videos, ("imagenet", "plain")]
+    entries = [(row["dataset"], row["variant"]) for row in results]
+    videos = [
+        (name, variant) for name in ("kinetics", "ssv2", "moments") for variant in ("plain", "shuffled", "single")
+    ]
+    assert entries == [*videos, ("imagenet", "plain")]
     for row in results:
         assert row["n_read"] == row["n_listed"] == sum(total for _, total in row["per_class"])
         assert row["step"] == 4
@@ -178,7 +200,9 @@ def test_evaluation_during_training_is_the_same_number(sandbox: Path, tmp_path: 
     from cover.training.recipe import Data, Recipe
     from cover.training.train import train
 
-    run = train(Recipe(Data(["ssv2", "imagenet"], str(sandbox), frames=2), str(tmp_path / "run"), steps=2, batch=4, workers=0))
+    run = train(
+        Recipe(Data(["ssv2", "imagenet"], str(sandbox), frames=2), str(tmp_path / "run"), steps=2, batch=4, workers=0)
+    )
     dev = next(line for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if line["event"] == "dev")
     for row in evaluate_release(run, sandbox, "dev", [], None, ["plain"], "cpu", 0, 0):
         assert {key: row[key] for key in dev["datasets"][row["dataset"]]} == dev["datasets"][row["dataset"]]
@@ -210,7 +234,7 @@ def test_a_split_that_is_not_there(trained: Path, sandbox: Path) -> None:
     one_line(error)
 
 
-# --- beside the plain number ------------------------------------------------------------------------------------------------------
+# --- beside the plain number ------------------------------------------------------------------------------------------
 
 
 class _OneOf:
@@ -235,8 +259,8 @@ def test_two_processes_count_as_one(broken_set: Path) -> None:
     pool: list[list[Any]] = []
     for rank in (0, 1):
         model = Watched(("x", "y", "z"))
-        found = evaluate(model, task_of(broken_set, model), "cpu", 0, variants, 0, _OneOf(rank, pool))
-    assert found == whole
+        result = evaluate(model, task_of(broken_set, model), "cpu", 0, variants, 0, _OneOf(rank, pool))
+    assert result == whole
 
 
 def test_backwards_is_backwards(broken_set: Path) -> None:
@@ -250,14 +274,16 @@ def test_scores_by_hand(broken_set: Path, tmp_path: Path) -> None:
     model = Watched(("x", "y", "z"))
     save_release(tmp_path / "release", model, {"frames": FRAMES, "step": 7})
     file = tmp_path / "scores.arrow"
-    (found,) = evaluate_release(tmp_path / "release", broken_set, "val", (), "2x3", ("plain",), "cpu", 0, 0, scores=file)
+    (result,) = evaluate_release(
+        tmp_path / "release", broken_set, "val", (), "2x3", ("plain",), "cpu", 0, 0, scores=file
+    )
     table = pa.ipc.open_file(str(file)).read_all()
-    assert table.num_rows == found["n_read"] == 4
+    assert table.num_rows == result["n_read"] == 4
     views = np.array(table["view_scores"].to_pylist())
     assert views.shape == (4, 6, 3)
     assert np.allclose(np.array(table["scores"].to_pylist()), views.mean(1), atol=1e-6)
     right = views.mean(1).argmax(1) == table["label"].to_numpy()
-    assert right.mean() == found["top1"]
+    assert right.mean() == result["top1"]
     manifest = task_of(broken_set, model).manifest
     assert table["sample_id"].to_pylist() == [manifest.row(number).sample_id for number in table["row"].to_pylist()]
 
@@ -273,9 +299,9 @@ def test_a_head_on_another_set_by_class_names(broken_set: Path) -> None:
     with torch.no_grad():  # always y among the classes that both know, though q scores higher
         model.heads["other"].weight.zero_()
         model.heads["other"].bias.copy_(torch.tensor([1.0, 5.0, 0.0, 0.0]))
-    found = evaluate(model, task, "cpu", 0)["plain"]
-    assert (found["n_read"], found["n_listed"], found["unmapped"]) == (3, 5, ["x"])  # x: a.mp4 and bad.mp4
-    assert found["top1"] == 2 / 3
+    result = evaluate(model, task, "cpu", 0)["plain"]
+    assert (result["n_read"], result["n_listed"], result["unmapped"]) == (3, 5, ["x"])  # x: a.mp4 and bad.mp4
+    assert result["top1"] == 2 / 3
     strangers = Watched(("p", "q"), name="other")
     with pytest.raises(UserError, match="has 0 of the 3 class names"):
         find_tasks(load_catalog(broken_set), strangers, FRAMES, "val", other_heads={"mine": "other"})

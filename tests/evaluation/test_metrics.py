@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cover.evaluation.metrics import MeanAveragePrecision, TopK, average_precision
+from cover.evaluation.metrics import MeanAveragePrecision, Outcomes, TopK, average_precision, calibration_error
 
 
 def counted(scores: list[list[float]], labels: list[int], listed: int | None = None) -> dict:
@@ -24,9 +24,14 @@ def counted(scores: list[list[float]], labels: list[int], listed: int | None = N
 def test_hand_count() -> None:
     scores = [[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.7, 0.2, 0.1], [0.1, 0.2, 0.7]]
     assert counted(scores, [0, 1, 1, 2], listed=5) == {
-        "top1": 0.75, "top5": None, "mean_class": (1 + 0.5 + 1) / 3, "top1_listed": 0.6, "n_read": 4, "n_listed": 5,
+        "top1": 0.75,
+        "top5": None,
+        "mean_class": (1 + 0.5 + 1) / 3,
+        "top1_listed": 0.6,
+        "n_read": 4,
+        "n_listed": 5,
         "per_class": [[1, 1], [1, 2], [1, 1]],
-    }  # fmt: skip
+    }
 
 
 def test_top5_takes_the_fifth_and_not_the_sixth() -> None:
@@ -82,7 +87,12 @@ def rank_by_sorting(scores: torch.Tensor, labels: torch.Tensor, k: int) -> int:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**31), samples=st.integers(1, 60), classes=st.integers(2, 12), cuts=st.lists(st.integers(0, 60), max_size=5))
+@given(
+    seed=st.integers(0, 2**31),
+    samples=st.integers(1, 60),
+    classes=st.integers(2, 12),
+    cuts=st.lists(st.integers(0, 60), max_size=5),
+)
 def test_batches_change_nothing(seed: int, samples: int, classes: int, cuts: list[int]) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.stack([torch.randperm(classes, generator=generator) for _ in range(samples)]).float()
@@ -99,27 +109,31 @@ def test_batches_change_nothing(seed: int, samples: int, classes: int, cuts: lis
         assert whole.result()["top5"] == rank_by_sorting(scores, labels, 5) / samples
 
 
-# --- any number of classes --------------------------------------------------------------------------------------------------------
+# --- any number of classes --------------------------------------------------------------------------------------------
 
 
 def ranked(
-    scores: list[list[float]], hot: list[list[int]], listed: int | None = None, positives: list[int] | None = None
+    scores: list[list[float]], multi_hot: list[list[int]], listed: int | None = None, positives: list[int] | None = None
 ) -> dict[str, Any]:
-    held = np.array(hot).sum(0) if positives is None else np.array(positives)
-    counter = MeanAveragePrecision(held, len(hot) if listed is None else listed)
-    counter.update(torch.tensor(scores), torch.tensor(hot))
+    present = np.array(multi_hot).sum(0) if positives is None else np.array(positives)
+    counter = MeanAveragePrecision(present, len(multi_hot) if listed is None else listed)
+    counter.update(torch.tensor(scores), torch.tensor(multi_hot))
     return counter.result()
 
 
 def test_average_precision_by_hand() -> None:
     scores = [[0.9, 0.1, 0.5], [0.8, 0.9, 0.5], [0.7, 0.8, 0.5], [0.6, 0.2, 0.5]]
-    hot = [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]]
+    multi_hot = [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]]
     first = (1 / 1 + 2 / 3) / 2  # right at ranks 1 and 3
     second = (1 / 1 + 2 / 3) / 2  # ranks: 0.9 right, 0.8 wrong, 0.2 right, 0.1 wrong
-    assert ranked(scores, hot) == {
-        "map": pytest.approx((first + second) / 2), "map_listed": pytest.approx((first + second) / 2), "hit1": 0.5,
-        "n_read": 4, "n_listed": 4, "per_class": [[pytest.approx(first), 2], [pytest.approx(second), 2], [None, 0]],
-    }  # fmt: skip
+    assert ranked(scores, multi_hot) == {
+        "map": pytest.approx((first + second) / 2),
+        "map_listed": pytest.approx((first + second) / 2),
+        "hit1": 0.5,
+        "n_read": 4,
+        "n_listed": 4,
+        "per_class": [[pytest.approx(first), 2], [pytest.approx(second), 2], [None, 0]],
+    }
 
 
 def test_ties_are_taken_together_whatever_their_order() -> None:
@@ -179,14 +193,80 @@ def slow_average_precision(scores: list[float], positive: list[bool]) -> float:
 def test_against_a_slow_count_and_in_any_batches(data: st.DataObject, samples: int, classes: int, levels: int) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     scores = torch.randint(levels, (samples, classes), generator=generator).float() / levels
-    hot = torch.randint(2, (samples, classes), generator=generator)
-    whole, parts = (MeanAveragePrecision(hot.sum(0).numpy(), samples) for _ in range(2))
-    whole.update(scores, hot)
+    multi_hot = torch.randint(2, (samples, classes), generator=generator)
+    whole, parts = (MeanAveragePrecision(multi_hot.sum(0).numpy(), samples) for _ in range(2))
+    whole.update(scores, multi_hot)
     order, cut = torch.randperm(samples, generator=generator), data.draw(st.integers(0, samples))
     for rows in (order[:cut], order[cut:]):
-        parts.update(scores[rows], hot[rows])
+        parts.update(scores[rows], multi_hot[rows])
     assert parts.result() == whole.result()
-    occurring = [place for place in range(classes) if hot[:, place].any()]
-    slow = [slow_average_precision(scores[:, place].tolist(), hot[:, place].bool().tolist()) for place in occurring]
+    occurring = [place for place in range(classes) if multi_hot[:, place].any()]
+    slow = [
+        slow_average_precision(scores[:, place].tolist(), multi_hot[:, place].bool().tolist()) for place in occurring
+    ]
     assert [whole.result()["per_class"][place][0] for place in occurring] == pytest.approx(slow)
-    assert whole.result()["map"] == whole.result()["map_listed"] == (pytest.approx(sum(slow) / len(slow)) if slow else None)
+    assert (
+        whole.result()["map"]
+        == whole.result()["map_listed"]
+        == (pytest.approx(sum(slow) / len(slow)) if slow else None)
+    )
+
+
+def random_scores(seed: int, samples: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    scores = torch.from_numpy(rng.integers(0, 4, (samples, classes)) / 4).float()  # many ties
+    return scores, torch.from_numpy(rng.integers(0, classes, samples))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60), st.integers(2, 9), st.integers(1, 5))
+def test_right_as_the_counters_have_it_however_it_is_split(seed: int, samples: int, classes: int, parts: int) -> None:
+    scores, labels = random_scores(seed, samples, classes)
+    counter = TopK(classes, samples)
+    counter.update(scores, labels)
+    mine, others = Outcomes(), [Outcomes() for _ in range(parts)]
+    for number, other in enumerate(others):
+        rows = list(range(number, samples, parts))
+        other.update(rows, scores[rows], labels[rows])
+    mine.merge(others)
+    assert mine.rows.tolist() == list(range(samples))
+    assert mine.right.mean() == counter.result()["top1"]
+    assert np.array_equal(mine.labels, labels.numpy())
+
+
+def test_confusions_by_hand() -> None:
+    outcomes = Outcomes()
+    eye = torch.eye(3)
+    outcomes.update(range(6), eye[[0, 1, 1, 2, 2, 0]], torch.tensor([0, 0, 0, 0, 1, 2]))
+    value = outcomes.result(np.arange(6), ["a", "b", "c"], seed=0)
+    assert value["confusions"][0] == {"true": "a", "predicted": "b", "count": 2, "of": 4}
+    assert {(pair["true"], pair["predicted"]) for pair in value["confusions"]} == {
+        ("a", "b"),
+        ("a", "c"),
+        ("b", "c"),
+        ("c", "a"),
+    }
+    assert value["top1_interval"]["low"] <= 1 / 6 <= value["top1_interval"]["high"]
+    assert value["top1_interval"]["sources"] == 6
+
+
+def test_a_row_that_is_not_a_number_is_wrong() -> None:
+    outcomes = Outcomes()
+    outcomes.update([0], torch.tensor([[float("nan"), 0.5]]), torch.tensor([0]))
+    assert outcomes.predicted.tolist() == [-1]
+
+
+def test_nothing_read() -> None:
+    assert Outcomes().result(np.zeros(0), ["a"], 0) == {"top1_interval": None, "ece": None, "confusions": []}
+
+
+def test_calibration_error_by_hand() -> None:
+    confidence = np.array([0.95, 0.95, 0.55, 0.55])
+    assert calibration_error(confidence, np.array([True, True, True, False])) == pytest.approx(0.5 * 0.05 + 0.5 * 0.05)
+    assert calibration_error(np.array([1.0, 1.0]), np.array([True, True])) == 0
+    assert calibration_error(np.array([1.0, 0.99]), np.array([False, False])) == pytest.approx(0.995)
+
+
+def test_a_calibrated_classifier_has_a_small_error() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.3, 1, 50_000)
+    assert calibration_error(confidence, rng.random(50_000) < confidence) < 0.01

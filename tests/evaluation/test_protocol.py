@@ -12,8 +12,8 @@ from PIL import Image
 
 from cover.evaluation import protocol
 from cover.evaluation.protocol import ViewPlan, read_views
-from cover.media.clips import Sampling, Views
 from cover.media.decode import MediaError
+from cover.media.sampling import Sampling, Views
 
 RATE, COUNT = 10, 30
 
@@ -40,19 +40,23 @@ def at(frames: np.ndarray, times: list[float]) -> np.ndarray:
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (48, 64), (48, 48)])
 def test_views_by_hand(tmp_path: Path, width: int, height: int) -> None:
     frames = write(tmp_path / "a.mkv", width, height)
-    (clips,), partial = read_views(str(tmp_path / "a.mkv"), "video", [ViewPlan(Sampling("whole"), Views(2, 3), 3, 48)], COUNT / RATE)
+    (clips,), partial = read_views(
+        str(tmp_path / "a.mkv"), "video", [ViewPlan(Sampling("whole"), Views(2, 3), 3, 48)], COUNT / RATE
+    )
     assert partial is None
     assert clips.shape == (6, 3, 3, 48, 48)
     for view, times in enumerate(([0.25, 1.25, 2.25], [0.75, 1.75, 2.75])):
-        for crop, share in enumerate((0, 0.5, 1)):
-            left, top = int((width - 48) * share), int((height - 48) * share)
+        for crop, fraction in enumerate((0, 0.5, 1)):
+            left, top = int((width - 48) * fraction), int((height - 48) * fraction)
             wanted = at(frames, times)[:, top : top + 48, left : left + 48].transpose(0, 3, 1, 2)
             assert np.array_equal(clips[3 * view + crop], wanted)
 
 
 def test_dense_clips_beyond_the_end_repeat_the_last_frame(tmp_path: Path) -> None:
     frames = write(tmp_path / "a.mkv", 48, 48, count=5)
-    (clips,), _ = read_views(str(tmp_path / "a.mkv"), "video", [ViewPlan(Sampling("dense", 0.2), Views(2, 1), 6, 48)], 0.5)
+    (clips,), _ = read_views(
+        str(tmp_path / "a.mkv"), "video", [ViewPlan(Sampling("dense", 0.2), Views(2, 1), 6, 48)], 0.5
+    )
     wanted = frames[[0, 2, 4, 4, 4, 4]].transpose(0, 3, 1, 2)
     assert np.array_equal(clips, np.stack([wanted, wanted]))
 

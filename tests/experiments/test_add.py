@@ -1,4 +1,6 @@
-"""A new head on a released model: what was known stays as promised, the figures are those of an evaluation, and nothing is done twice."""
+"""A new head on a released model: what was known stays as promised, the figures are those of an evaluation, and nothing
+is done twice.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import find_release, save_release
 from safetensors.torch import load_file
 
 from cover import config
@@ -21,10 +21,22 @@ from cover.datasets.manifest import open_manifest
 from cover.evaluation.evaluate import evaluate_release
 from cover.evaluation.metrics import MeanAveragePrecision, TopK
 from cover.evaluation.statistics import difference
+from cover.experiments.add.add_recipe import (
+    REPLAY,
+    AddRequest,
+    add_recipe,
+    batch_for,
+    epochs_for,
+    in_short,
+    replay_epochs,
+)
 from cover.experiments.add.measure import old_sets, right_answers
-from cover.experiments.add.recipe import REPLAY, AddRequest, add_recipe, batch_for, epochs_for, in_short, replay_epochs
 from cover.mixture.mixture import Mixture
-from cover.training.recipe import Augment, Data, Model, Optimizer, Pattern, Recipe, SetAugment
+from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import find_release, save_release
+from cover.training.recipe import Augment, Data, Optimizer, Pattern, Recipe, SetAugment
 from cover.training.train import train, with_steps
 
 Add = Callable[..., dict[str, Any]]
@@ -43,13 +55,29 @@ def release(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def add(sandbox: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Add:
     """add("probe", "--compare") -> the results of adding `ssv2` in one epoch, and under `said` what was said."""
 
-    def typed(how: str, *more: object, catalog: Path = sandbox, origin: Path = release, out: str = "run") -> dict[str, Any]:
-        words = [origin, "--data", "ssv2", "--catalog", catalog, "--how", how, "--epochs", 1, "--workers", 0, "--out", tmp_path / out]
+    def typed(
+        how: str, *more: object, catalog: Path = sandbox, origin: Path = release, out: str = "run"
+    ) -> dict[str, Any]:
+        words = [
+            origin,
+            "--data",
+            "ssv2",
+            "--catalog",
+            catalog,
+            "--how",
+            how,
+            "--epochs",
+            1,
+            "--workers",
+            0,
+            "--out",
+            tmp_path / out,
+        ]
         code = main([str(word) for word in ("add", *words, *more)])
         output = capsys.readouterr()
         assert code == 0, output.err
-        found: dict[str, Any] = json.loads((tmp_path / out / "add" / "results.json").read_text(encoding="utf-8"))
-        return {**found, "said": output.err, "shown": output.out}
+        result: dict[str, Any] = json.loads((tmp_path / out / "add" / "results.json").read_text(encoding="utf-8"))
+        return {**result, "said": output.err, "shown": output.out}
 
     return typed
 
@@ -75,90 +103,110 @@ def moved(before: Path, after: Path) -> set[str]:
 
 
 def top1(run: Path, catalog: Path) -> dict[str, float]:
-    return {row["dataset"]: row["top1"] for row in evaluate_release(run, catalog, "val", (), None, ("plain",), "cpu", 0, 0)}
+    return {
+        row["dataset"]: row["top1"] for row in evaluate_release(run, catalog, "val", (), None, ("plain",), "cpu", 0, 0)
+    }
 
 
 def without(catalog: Path, name: str, tmp_path: Path) -> Path:
     """The same catalog on a machine that lacks a data set: its manifests are those of the whole one."""
-    lines, kept, keep = catalog.read_text(encoding="utf-8").splitlines(), [], True
+    lines, retained, keep = catalog.read_text(encoding="utf-8").splitlines(), [], True
     for line in lines:
         keep = keep if line.startswith((" ", "#")) else not line.startswith(f"{name}:")
-        kept += [line.replace("root: ", f"root: {catalog.parent}/")] if keep else []
-    (tmp_path / "less.yaml").write_text("\n".join(kept), encoding="utf-8")
+        retained += [line.replace("root: ", f"root: {catalog.parent}/")] if keep else []
+    (tmp_path / "less.yaml").write_text("\n".join(retained), encoding="utf-8")
     (tmp_path / "manifests").symlink_to(catalog.parent / "manifests")
     return tmp_path / "less.yaml"
 
 
-# --- the three ways ---------------------------------------------------------------------------------------------------------------
+# --- the three ways ---------------------------------------------------------------------------------------------------
 
 
 def test_a_probe_leaves_all_that_was_known_as_it_is(add: Add, release: Path, sandbox: Path, tmp_path: Path) -> None:
-    found = add("probe", "--compare")
+    result = add("probe", "--compare")
     run = tmp_path / "run"
     assert moved(release, run) == set()
     before, after = top1(release, sandbox), top1(run, sandbox)
-    assert {name: after[name] for name in before} == before, "what is said to be unchanged is not measured again: here it is"
-    assert {row["dataset"]: row["after"]["value"] for row in found["old"]} == before
-    assert all(row["unchanged"] and row["difference"]["low"] == row["difference"]["high"] == 0 for row in found["old"])
-    assert found["new"]["value"] == after["ssv2"]
-    assert found["new"]["low"] <= after["ssv2"] <= found["new"]["high"]
-    assert found["shown"].count("unchanged, bit for bit") == 2
+    assert {name: after[name] for name in before} == before, (
+        "what is said to be unchanged is not measured again: here it is"
+    )
+    assert {row["dataset"]: row["after"]["value"] for row in result["old"]} == before
+    assert all(row["unchanged"] and row["difference"]["low"] == row["difference"]["high"] == 0 for row in result["old"])
+    assert result["new"]["value"] == after["ssv2"]
+    assert result["new"]["low"] <= after["ssv2"] <= result["new"]["high"]
+    assert result["shown"].count("unchanged, bit for bit") == 2
 
-    alone = found["compare"]
+    alone = result["compare"]
     assert alone["start"] is None
     assert alone["alone"]["value"] == top1(run / "add" / "baseline", sandbox)["ssv2"]
     assert alone["difference"]["value"] == pytest.approx(after["ssv2"] - alone["alone"]["value"])
-    assert alone["epochs"] == found["epochs"]
-    assert f"ssv2 alone, from random weights, as many epochs: {alone['alone']['value']:.1%}" in found["shown"]
+    assert alone["epochs"] == result["epochs"]
+    assert f"ssv2 alone, from random weights, as many epochs: {alone['alone']['value']:.1%}" in result["shown"]
 
 
 def test_alone_moves_all_but_the_old_heads(add: Add, release: Path, sandbox: Path, tmp_path: Path) -> None:
-    found = add("alone", "--optimizer.lr", "3e-3")
+    result = add("alone", "--optimizer.lr", "3e-3")
     assert moved(release, tmp_path / "run") == {""}
-    assert "WITHOUT REPLAY: the heads of kinetics, imagenet stay as they are" in found["said"]
+    assert "WITHOUT REPLAY: the heads of kinetics, imagenet stay as they are" in result["said"]
     before, after = top1(release, sandbox), top1(tmp_path / "run", sandbox)
-    for row in found["old"]:
+    for row in result["old"]:
         assert (row["before"]["value"], row["after"]["value"]) == (before[row["dataset"]], after[row["dataset"]])
         assert not row["trained"]
         assert not row["unchanged"]
-    assert found["compare"] is None
+    assert result["compare"] is None
 
-    kept = {path.name.partition("-val-")[0]: [] for path in (tmp_path / "run/add/measured").glob("*.json")}
+    retained = {path.name.partition("-val-")[0]: [] for path in (tmp_path / "run/add/measured").glob("*.json")}
     for path in sorted((tmp_path / "run/add/measured").glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
-        kept[path.name.partition("-val-")[0]].append(json.loads(path.read_text(encoding="utf-8")))
-    (row,) = (row for row in found["old"] if row["dataset"] == "imagenet")
-    first, second = kept["imagenet"]
+        retained[path.name.partition("-val-")[0]].append(json.loads(path.read_text(encoding="utf-8")))
+    (row,) = (row for row in result["old"] if row["dataset"] == "imagenet")
+    first, second = retained["imagenet"]
     sources = open_manifest(load_catalog(sandbox).manifest_path("imagenet", "val")).sources(np.array(first["rows"]))
     wanted = difference(second["right"], first["right"], sources, 0)
-    assert (row["difference"]["value"], row["difference"]["low"], row["difference"]["high"]) == (wanted.value, wanted.low, wanted.high)
+    assert (row["difference"]["value"], row["difference"]["low"], row["difference"]["high"]) == (
+        wanted.value,
+        wanted.low,
+        wanted.high,
+    )
 
 
-def test_replay_goes_over_what_is_here_and_names_what_is_not(add: Add, release: Path, sandbox: Path, tmp_path: Path) -> None:
+def test_replay_goes_over_what_is_here_and_names_what_is_not(
+    add: Add, release: Path, sandbox: Path, tmp_path: Path
+) -> None:
     less = without(sandbox, "imagenet", tmp_path)
-    found = add("replay", catalog=less)
-    assert "WITHOUT REPLAY: imagenet: not in less.yaml; its head stays as it is while all below it moves" in found["said"]
-    assert found["not_replayed"] == {"imagenet": "not in less.yaml"}
+    result = add("replay", catalog=less)
+    assert (
+        "WITHOUT REPLAY: imagenet: not in less.yaml; its head stays as it is while all below it moves" in result["said"]
+    )
+    assert result["not_replayed"] == {"imagenet": "not in less.yaml"}
     assert moved(release, tmp_path / "run") == {"", "kinetics"}
-    kinetics, imagenet = found["old"]
+    kinetics, imagenet = result["old"]
     assert (kinetics["trained"], imagenet["trained"]) == (True, False)
     assert imagenet["why_not"] == "not in less.yaml"
-    assert "kept; not measured: not in less.yaml" in found["shown"]
-    sizes = {name: len(open_manifest(load_catalog(sandbox).manifest_path(name, "train")).usable) for name in ("ssv2", "kinetics")}
-    seen = {name: epochs * sizes[name] for name, epochs in found["epochs"].items()}
-    assert seen["kinetics"] == pytest.approx(REPLAY * seen["ssv2"], abs=2)
+    assert "kept; not measured: not in less.yaml" in result["shown"]
+    sizes = {
+        name: len(open_manifest(load_catalog(sandbox).manifest_path(name, "train")).usable)
+        for name in ("ssv2", "kinetics")
+    }
+    visited = {name: epochs * sizes[name] for name, epochs in result["epochs"].items()}
+    assert visited["kinetics"] == pytest.approx(REPLAY * visited["ssv2"], abs=2)
 
 
 def test_a_head_that_several_sets_share_is_replayed_as_one(add: Add, sandbox: Path, tmp_path: Path) -> None:
     data = Data(["kinetics", "moments", "imagenet"], str(sandbox), frames=4, heads={"actions": ["kinetics", "moments"]})
     origin = train(Recipe(data, str(tmp_path / "shared"), steps=2, batch=8, workers=0, evaluate_every=-1))
-    found = add("replay", origin=origin)
+    result = add("replay", origin=origin)
     assert moved(origin, tmp_path / "run") == {"", "actions", "imagenet"}
-    assert [(row["dataset"], row["head"]) for row in found["old"]] == [
-        ("kinetics", "actions"), ("moments", "actions"), ("imagenet", "imagenet"),
-    ]  # fmt: skip
+    assert [(row["dataset"], row["head"]) for row in result["old"]] == [
+        ("kinetics", "actions"),
+        ("moments", "actions"),
+        ("imagenet", "imagenet"),
+    ]
     heads = (Head("actions", ("x",), serves=("kinetics", "elsewhere")),)
     known = old_sets(heads, load_catalog(sandbox))
-    assert known.absent == {"elsewhere": "not in catalog.yaml", "kinetics": 'it shares the head "actions" with one that is absent'}
+    assert known.absent == {
+        "elsewhere": "not in catalog.yaml",
+        "kinetics": 'it shares the head "actions" with one that is absent',
+    }
     known = old_sets((Head("kinetics", ("x",)),), load_catalog(sandbox))
     assert known.absent == {"kinetics": 'its classes are not those of the head "kinetics"'}
     assert known.replayable == []
@@ -168,7 +216,9 @@ def test_an_old_head_of_any_number_of_classes(sandbox: Path, make_set: MakeSet, 
     catalog = make_set({"a.mp4": "left|up", "b.mp4": "up", "c.mp4": "left", "d.mp4": ""}, column="labels", name="homes")
     data = Data(["homes"], str(catalog), frames=4)
     origin = train(Recipe(data, str(tmp_path / "homes_run"), steps=2, batch=4, workers=0, evaluate_every=-1))
-    whole = catalog.read_text(encoding="utf-8") + sandbox.read_text(encoding="utf-8").replace("root: ", f"root: {sandbox.parent}/")
+    whole = catalog.read_text(encoding="utf-8") + sandbox.read_text(encoding="utf-8").replace(
+        "root: ", f"root: {sandbox.parent}/"
+    )
     catalog.write_text(whole, encoding="utf-8")
     (row,) = add("alone", origin=origin, catalog=catalog)["old"]  # ssv2 is indexed on the way
     assert (row["dataset"], row["measure"], row["n_read"]) == ("homes", "hit1", 4)
@@ -176,22 +226,30 @@ def test_an_old_head_of_any_number_of_classes(sandbox: Path, make_set: MakeSet, 
     assert (row["after"]["value"], row["map"]) == (wanted["hit1"], wanted["map"])
 
 
-# --- once and no more -------------------------------------------------------------------------------------------------------------
+# --- once and no more -------------------------------------------------------------------------------------------------
 
 
 def test_what_is_done_is_not_done_again(add: Add, tmp_path: Path) -> None:
     first = add("probe")
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.suffix in (".safetensors", ".json")}
+    files = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "run").rglob("*")
+        if path.suffix in (".safetensors", ".json")
+    }
     files = {path: when for path, when in files.items() if path.name != "results.json"}
     lost = next(path for path in files if path.parent.name == "measured" and path.name.startswith("ssv2"))
     lost.unlink()
     again = add("probe", "--compare")
-    assert {key: again[key] for key in ("old", "new", "epochs")} == {key: first[key] for key in ("old", "new", "epochs")}
+    assert {key: again[key] for key in ("old", "new", "epochs")} == {
+        key: first[key] for key in ("old", "new", "epochs")
+    }
     assert {path for path, when in files.items() if path.stat().st_mtime_ns != when} == {lost}
     assert again["compare"] is not None
 
 
-def test_the_recipe_can_be_run_by_hand_and_is_then_measured(add: Add, sandbox: Path, release: Path, tmp_path: Path) -> None:
+def test_the_recipe_can_be_run_by_hand_and_is_then_measured(
+    add: Add, sandbox: Path, release: Path, tmp_path: Path
+) -> None:
     out, words = tmp_path / "run", ["--catalog", str(sandbox), "--how", "replay", "--workers", "0", "--epochs", "1"]
     assert main(["add", str(release), "--data", "ssv2", "--out", str(out), *words, "--only-recipe"]) == 0
     assert [path.name for path in out.rglob("*")] == ["add", "recipe.yaml"]
@@ -200,8 +258,8 @@ def test_the_recipe_can_be_run_by_hand_and_is_then_measured(add: Add, sandbox: P
     assert with_steps(written, Mixture.open(written.data)) == resolved
     weights = find_release(out) / "model.safetensors"
     before = weights.stat().st_mtime_ns
-    found = add("replay")
-    assert (weights.stat().st_mtime_ns, found["epochs"].keys()) == (before, {"ssv2", "kinetics", "imagenet"})
+    result = add("replay")
+    assert (weights.stat().st_mtime_ns, result["epochs"].keys()) == (before, {"ssv2", "kinetics", "imagenet"})
 
 
 def test_an_interrupted_run_goes_on_where_it_was(add: Add, sandbox: Path, release: Path, tmp_path: Path) -> None:
@@ -218,7 +276,7 @@ def test_an_interrupted_run_goes_on_where_it_was(add: Add, sandbox: Path, releas
     assert again["new"] == torn["new"] == whole["new"]
 
 
-# --- the recipe -------------------------------------------------------------------------------------------------------------------
+# --- the recipe -------------------------------------------------------------------------------------------------------
 
 
 def test_epochs_and_batch_follow_the_size() -> None:
@@ -232,28 +290,53 @@ def test_epochs_and_batch_follow_the_size() -> None:
     assert drawn["large"] / drawn["small"] == pytest.approx(10, rel=0.01)
 
 
-def test_a_release_of_images_begins_to_look_in_time_unless_only_its_features_are_used(sandbox: Path, tmp_path: Path) -> None:
-    images = train(Recipe(Data(["imagenet"], str(sandbox), frames=4), str(tmp_path / "i"), steps=1, batch=8, workers=0, evaluate_every=-1))
+def test_a_release_of_images_begins_to_look_in_time_unless_only_its_features_are_used(
+    sandbox: Path, tmp_path: Path
+) -> None:
+    images = train(
+        Recipe(
+            Data(["imagenet"], str(sandbox), frames=4),
+            str(tmp_path / "i"),
+            steps=1,
+            batch=8,
+            workers=0,
+            evaluate_every=-1,
+        )
+    )
     starts = {}
     for how in ("probe", "alone"):
         request = AddRequest(find_release(images), "ssv2", sandbox, how, tmp_path / how)  # type: ignore[arg-type]
         starts[how] = add_recipe(request, 100, {}, {}).start
-    assert {how: (start.temporal, start.heads) for how, start in starts.items()} == {"probe": ("keep", "keep"), "alone": ("fresh", "keep")}
+    assert {how: (start.temporal, start.heads) for how, start in starts.items()} == {
+        "probe": ("keep", "keep"),
+        "alone": ("fresh", "keep"),
+    }
 
 
 def test_the_network_is_the_release_s(sandbox: Path, tmp_path: Path) -> None:
-    shape = ModelConfig(width=192, depth=12, attention_heads=3, patch=16, size=64, frames=2, time="additive", image_temporal="skip")
-    save_release(tmp_path / "release", TimeSformer(shape, (Head("old", ("a", "b")),)), {"step": 1, "frames": 2, "datasets": {}})
+    shape = TimeSformerConfig(
+        width=192, depth=12, attention_heads=3, patch=16, size=64, frames=2, time="additive", image_temporal="skip"
+    )
+    save_release(
+        tmp_path / "release", CoVeR(shape, (Head("old", ("a", "b")),)), {"step": 1, "frames": 2, "datasets": {}}
+    )
     recipe = add_recipe(AddRequest(tmp_path / "release", "ssv2", sandbox, "probe", tmp_path / "run", 2.5), 100, {}, {})
-    assert (recipe.model, recipe.data.frames) == (Model("Ti/16", 64, time="additive", image_temporal="skip"), 2)
+    assert (recipe.model, recipe.data.frames) == (
+        TimeSformerOptions("Ti/16", 64, time="additive", image_temporal="skip"),
+        2,
+    )
     assert recipe.data.epochs == {"ssv2": 2.5}
 
 
 def test_a_recipe_in_short_is_the_same_recipe(tmp_path: Path) -> None:
     recipe = Recipe(
-        Data(["a"], frames=16, epochs={"a": 3}), "run", 0, model=Model(), augment=Augment(sets={"a": SetAugment(erase=0.2)}),
+        Data(["a"], frames=16, epochs={"a": 3}),
+        "run",
+        0,
+        model=TimeSformerOptions(),
+        augment=Augment(sets={"a": SetAugment(erase=0.2)}),
         optimizer=Optimizer(lr=1e-2, patterns={"x": Pattern(freeze=True), "y": Pattern()}),
-    )  # fmt: skip
+    )
     (tmp_path / "short.yaml").write_text(in_short(recipe), encoding="utf-8")
     assert config.load(Recipe, tmp_path / "short.yaml") == recipe
     assert set(in_short(recipe).split()) & {"catalog:", "precision:", "momentum:"} == set()
@@ -262,18 +345,23 @@ def test_a_recipe_in_short_is_the_same_recipe(tmp_path: Path) -> None:
 def test_right_answers_are_those_that_are_counted() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 4, (200, 5), generator=generator) / 3  # many ties
-    labels, hot = torch.randint(0, 5, (200,), generator=generator), torch.randint(0, 2, (200, 5), generator=generator)
+    labels, multi_hot = (
+        torch.randint(0, 5, (200,), generator=generator),
+        torch.randint(0, 2, (200, 5), generator=generator),
+    )
     counter, ranks = TopK(5, 200), MeanAveragePrecision(np.ones(5, np.int64), 200)
     counter.update(scores, labels)
-    ranks.update(scores, hot)
+    ranks.update(scores, multi_hot)
     assert right_answers(scores, labels).float().mean() == pytest.approx(counter.result()["top1"])
-    assert right_answers(scores, hot).float().mean() == pytest.approx(ranks.result()["hit1"])
+    assert right_answers(scores, multi_hot).float().mean() == pytest.approx(ranks.result()["hit1"])
 
 
-# --- what cannot be done ----------------------------------------------------------------------------------------------------------
+# --- what cannot be done ----------------------------------------------------------------------------------------------
 
 
-def test_wrong_use_is_one_line(refused: Callable[..., str], release: Path, sandbox: Path, tmp_path: Path, add: Add) -> None:
+def test_wrong_use_is_one_line(
+    refused: Callable[..., str], release: Path, sandbox: Path, tmp_path: Path, add: Add
+) -> None:
     here = ["--catalog", sandbox, "--out", tmp_path / "x"]
     assert 'its head "kinetics" is for kinetics already' in refused(release, "--data", "kinetics", *here)
     assert 'no data set "sv2"; did you mean "ssv2"?' in refused(release, "--data", "sv2", *here)
@@ -286,15 +374,24 @@ def test_wrong_use_is_one_line(refused: Callable[..., str], release: Path, sandb
     )
     assert not (tmp_path / "x" / "checkpoints").exists()
     elsewhere = tmp_path / "elsewhere"
-    save_release(elsewhere, TimeSformer(ModelConfig(width=128, depth=4, attention_heads=4, patch=8, size=32), (Head("k700", ("a", "b")),)),
-                 {"step": 1, "frames": 4, "datasets": {}})  # fmt: skip
-    assert "none of the release's data sets (k700) is here" in refused(elsewhere, "--data", "ssv2", "--how", "replay", *here)
+    save_release(
+        elsewhere,
+        CoVeR(TimeSformerConfig(width=128, depth=4, attention_heads=4, patch=8, size=32), (Head("k700", ("a", "b")),)),
+        {"step": 1, "frames": 4, "datasets": {}},
+    )
+    assert "none of the release's data sets (k700) is here" in refused(
+        elsewhere, "--data", "ssv2", "--how", "replay", *here
+    )
     add("probe")
-    line = refused(release, "--data", "ssv2", "--how", "alone", "--epochs", 1, "--catalog", sandbox, "--out", tmp_path / "run")
+    line = refused(
+        release, "--data", "ssv2", "--how", "alone", "--epochs", 1, "--catalog", sandbox, "--out", tmp_path / "run"
+    )
     assert "was begun with optimizer." in line
 
 
-def test_a_set_without_samples_to_measure_on(refused: Callable[..., str], release: Path, make_set: MakeSet, tmp_path: Path) -> None:
+def test_a_set_without_samples_to_measure_on(
+    refused: Callable[..., str], release: Path, make_set: MakeSet, tmp_path: Path
+) -> None:
     catalog = make_set({"a.mp4": "left", "b.mp4": "right"}, annotations="{train: list.csv}")
     line = refused(release, "--data", "mine", "--catalog", catalog, "--out", tmp_path / "x")
     assert "mine: no readable and labelled sample in val, dev, test" in line

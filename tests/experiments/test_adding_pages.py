@@ -1,4 +1,6 @@
-"""The commands of the pages on one's own data and on adding a head do what these say, on generated clips and in fewer steps."""
+"""The commands of the pages on one's own data and on adding a head do what these say, on generated clips and in fewer
+steps.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cover.model.weights import find_release, read_config
 
 from cover.cli import main
-from cover.experiments.add import recipe as settings
+from cover.experiments.add import add_recipe as settings
+from cover.model.release import find_release, read_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 ADDING, OWN = ((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("adding_a_head", "own_data"))
@@ -29,7 +31,11 @@ def write_files(page: str) -> list[str]:
 
 def commands_of(page: str) -> list[list[str]]:
     """The words behind `cover` of every line of the blocks that are executed."""
-    return [shlex.split(line)[1:] for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    return [
+        shlex.split(line)[1:]
+        for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+        for line in block.splitlines()
+    ]
 
 
 def run(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -42,22 +48,40 @@ def run(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return output.out
 
 
-def test_adding_a_head(sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_adding_a_head(
+    sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("sandbox").symlink_to(sandbox.parent)
     assert write_files(ADDING) == ["release.yaml", "mine.yaml"]
     commands = commands_of(ADDING)
     kinds = [command[0] for command in commands]
-    assert kinds == ["sandbox", "index", "train", "add", "predict", "add", "add", "add", "train", "add", "plan", "train", "evaluate"]
+    assert kinds == [
+        "sandbox",
+        "index",
+        "train",
+        "add",
+        "predict",
+        "add",
+        "add",
+        "add",
+        "train",
+        "add",
+        "plan",
+        "train",
+        "evaluate",
+    ]
     for place, command in enumerate(commands):
         few = ["--steps", "2"] if command[:2] == ["train", "release.yaml"] else []
         if place == 9:
             before = (find_release("runs/by_hand") / "model.safetensors").stat().st_mtime_ns
         run([*command, *few], capsys)
-    assert (find_release("runs/by_hand") / "model.safetensors").stat().st_mtime_ns == before, "measured, and not trained again"
+    assert (find_release("runs/by_hand") / "model.safetensors").stat().st_mtime_ns == before, (
+        "measured, and not trained again"
+    )
     for out in ("runs/ssv2_probe", "runs/ssv2_replay", "runs/ssv2_alone", "runs/mine"):
-        assert [head["name"] for head in read_config(find_release(out))["heads"]][:1] == ["ssv2"]
-        assert {head["name"] for head in read_config(find_release(out))["heads"]} == {"ssv2", "kinetics", "imagenet"}
+        assert [head.name for head in read_config(find_release(out)).heads][:1] == ["ssv2"]
+        assert {head.name for head in read_config(find_release(out)).heads} == {"ssv2", "kinetics", "imagenet"}
     assert json.loads(Path("runs/ssv2_probe/add/results.json").read_text(encoding="utf-8"))["compare"]
 
 
@@ -67,7 +91,12 @@ def test_the_settings_are_those_of_the_code() -> None:
     assert f"(`probe`: to {settings.MOST_EPOCHS['probe']})" in table
     assert (settings.BATCH, settings.LEAST_BATCH, settings.BATCH * settings.STEPS_IN_AN_EPOCH) == (32, 8, 256)
     assert (settings.PROBE.lr, settings.PROBE.weight_decay, settings.PROBE.warmup) == (1e-2, 0, 0.05)
-    assert (settings.FINE.lr, settings.FINE.layer_decay, settings.FINE.head_lr, settings.FINE.warmup) == (5e-4, 0.75, 4, 0.1)
+    assert (settings.FINE.lr, settings.FINE.layer_decay, settings.FINE.head_lr, settings.FINE.warmup) == (
+        5e-4,
+        0.75,
+        4,
+        0.1,
+    )
     assert (settings.SMOOTHING, settings.REPLAY, settings.REPLAY_ALPHA) == (0.1, 0.5, 0.5)
 
 
@@ -83,15 +112,28 @@ def make_clips(sandbox: Path) -> None:
     Path("val.txt").write_text("".join(lines[1::2]), encoding="utf-8")
 
 
-def test_own_data(sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_data(
+    sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("sandbox").symlink_to(sandbox.parent)
     make_clips(sandbox)
     assert write_files(OWN[: OWN.index("## The same on real clips")]) == ["catalog.yaml", "scratch.yaml", "start.yaml"]
     commands = commands_of(OWN)
     assert [command[0] for command in commands] == [
-        "index", "plan", "train", "evaluate", "sandbox", "index", "train", "add", "train", "evaluate", "predict", "predict",
-    ]  # fmt: skip
+        "index",
+        "plan",
+        "train",
+        "evaluate",
+        "sandbox",
+        "index",
+        "train",
+        "add",
+        "train",
+        "evaluate",
+        "predict",
+        "predict",
+    ]
     printed = []
     for command in commands:
         less = {"add": ["--epochs", "1"], "train": ["--steps", "2", "--batch", "8"]}.get(command[0], [])

@@ -57,7 +57,11 @@ def test_the_results_keep_their_contract(demo: DemoRun) -> None:
         assert row["chance"] == 1 / row["classes"]
         assert row["n_read"] == row["n_listed"] > 0
         measured = {key for key in ("single", "cotrained", "cotrained_shuffled") if row[key] is not None}
-        wanted = {"kinetics": {"single", "cotrained_shuffled"}, "ssv2": {"single", "cotrained_shuffled"}, "moments": {"cotrained_shuffled"}}
+        wanted = {
+            "kinetics": {"single", "cotrained_shuffled"},
+            "ssv2": {"single", "cotrained_shuffled"},
+            "moments": {"cotrained_shuffled"},
+        }
         assert measured == {"cotrained"} | wanted.get(name, set())
         for key in measured:
             assert 0 <= row[key] <= 1
@@ -79,14 +83,18 @@ def test_the_single_runs_are_the_cotraining_with_one_set(demo: DemoRun) -> None:
     together = cotrain["cotrain"]
     assert set(alone) == {"pretrain", "single_ssv2", "single_kinetics"}
     log = [json.loads(line) for line in (demo.out / "runs" / "cotrain" / "log.jsonl").read_text().splitlines()]
-    seen = [line for line in log if line["event"] == "train"][-1]["seen"]
+    visited = [line for line in log if line["event"] == "train"][-1]["seen"]
     for name in ("ssv2", "kinetics"):
         single = alone[f"single_{name}"]
         assert single["data"]["sets"] == [name]
         differing = {key for key in together if together[key] != single[key]}
         assert differing <= {"data", "out", "batch", "steps"}
-        assert abs(single["steps"] * single["batch"] - seen[name]) <= single["batch"] / 2
-    assert together["start"] == {"checkpoint": str(demo.out / "runs" / "pretrain"), "temporal": "fresh", "heads": "drop"}
+        assert abs(single["steps"] * single["batch"] - visited[name]) <= single["batch"] / 2
+    assert together["start"] == {
+        "checkpoint": str(demo.out / "runs" / "pretrain"),
+        "temporal": "fresh",
+        "heads": "drop",
+    }
 
 
 def test_it_can_be_run_again(demo: DemoRun) -> None:

@@ -16,22 +16,47 @@ from cover.experiments.run_files import read_log
 HOSTILE = '<img src="http://evil" onerror=alert(1)> & \'quoted\' "ü" 跳'
 
 
-def row(**given: Any) -> dict[str, Any]:
+def row(**value: Any) -> dict[str, Any]:
     return {
-        "chance": 0.1, "single": 0.604, "cotrained": 0.632, "cotrained_shuffled": 0.147, "cotrained_single_frame": 0.121,
-        "n_read": 398, "n_listed": 1400, "top5": 0.951, "mean_class": 0.618, "classes": 10, "views": "1x3", "split": "val",
-        "step": 1612, "class_digest": "9f31c2ab04de", "media": "video", **given,
-    }  # fmt: skip
+        "chance": 0.1,
+        "single": 0.604,
+        "cotrained": 0.632,
+        "cotrained_shuffled": 0.147,
+        "cotrained_single_frame": 0.121,
+        "n_read": 398,
+        "n_listed": 1400,
+        "top5": 0.951,
+        "mean_class": 0.618,
+        "classes": 10,
+        "views": "1x3",
+        "split": "val",
+        "step": 1612,
+        "class_digest": "9f31c2ab04de",
+        "media": "video",
+        **value,
+    }
 
 
 def log_line(step: int, **loss: float) -> str:
     names = list(loss)
     each = {name: round(1 / len(names), 3) for name in names}
-    return json.dumps({
-        "event": "train", "step": step, "seconds": step / 2, "loss": loss, "top1": each, "lr": 0.001, "samples_per_s": 151.0,
-        "wait_share": 0.037, "rate_wanted": each, "rate_realised": each, "epochs": dict.fromkeys(names, step / 7),
-        "seen": dict.fromkeys(names, 8 * step), "grad_norm": 1.0,
-    })  # fmt: skip
+    return json.dumps(
+        {
+            "event": "train",
+            "step": step,
+            "seconds": step / 2,
+            "loss": loss,
+            "top1": each,
+            "lr": 0.001,
+            "samples_per_s": 151.0,
+            "wait_share": 0.037,
+            "rate_wanted": each,
+            "rate_realised": each,
+            "epochs": dict.fromkeys(names, step / 7),
+            "seen": dict.fromkeys(names, 8 * step),
+            "grad_norm": 1.0,
+        }
+    )
 
 
 def write_log(path: Path, lines: list[str], tail: str = "") -> Path:
@@ -44,7 +69,10 @@ def whole_demo(folder: Path) -> DemoResults:
     both = [log_line(step, motion=2.3 / step, image=3.0 / step) for step in range(10, 60, 10)]
     frames = np.random.default_rng(0).integers(0, 255, (8, 24, 32, 3), dtype=np.uint8)
     return DemoResults(
-        results={"wall_seconds": 1159.0, "datasets": {"motion": row(), "image": row(cotrained_shuffled=None, single=None, n_read=77)}},
+        results={
+            "wall_seconds": 1159.0,
+            "datasets": {"motion": row(), "image": row(cotrained_shuffled=None, single=None, n_read=77)},
+        },
         stages=[("sandbox", 61.0), ("co-training", 505.0)],
         runs={"co-training": write_log(folder / "co.jsonl", [*both, dev])},
         clips=[
@@ -96,7 +124,10 @@ def test_hostile_names_stay_text(tmp_path: Path, parse: Any) -> None:
     frames = np.zeros((3, 8, 8, 3), np.uint8)
     log = write_log(tmp_path / "log.jsonl", [log_line(step, **{HOSTILE: 1.0, "b": 2.0}) for step in (1, 2)])
     demo = DemoResults(
-        results={"wall_seconds": 1.0, "datasets": {HOSTILE: row(views=HOSTILE, split=HOSTILE, media=HOSTILE, class_digest=HOSTILE)}},
+        results={
+            "wall_seconds": 1.0,
+            "datasets": {HOSTILE: row(views=HOSTILE, split=HOSTILE, media=HOSTILE, class_digest=HOSTILE)},
+        },
         stages=[(HOSTILE, 1.0)],
         runs={HOSTILE: log},
         clips=[PredictedClip(HOSTILE, HOSTILE + "\udc80", frames, HOSTILE, [(HOSTILE, 0.5)])],
@@ -120,13 +151,24 @@ def test_nulls_and_absent_keys_are_dashes(tmp_path: Path, parse: Any) -> None:
 
 
 def test_an_empty_story_is_still_a_page(tmp_path: Path, parse: Any) -> None:
-    assert "No data set was evaluated." in parse(write_demo_report(tmp_path, DemoResults({})).read_text(encoding="utf-8")).words
+    assert (
+        "No data set was evaluated."
+        in parse(write_demo_report(tmp_path, DemoResults({})).read_text(encoding="utf-8")).words
+    )
 
 
 def test_torn_and_missing_logs_are_said_and_drawn_around(tmp_path: Path, parse: Any) -> None:
-    torn = write_log(tmp_path / "torn.jsonl", [log_line(1, a=2.0, b=1.0), log_line(2, a=1.5, b=float("nan"))], '{"event":"train","st')
-    runs = {"co-training": torn, "single: a": tmp_path / "gone.jsonl", "pre-training": write_log(tmp_path / "empty.jsonl", [])}
-    page = parse(write_demo_report(tmp_path, DemoResults({"datasets": {"a": row()}}, runs=runs)).read_text(encoding="utf-8"))
+    torn = write_log(
+        tmp_path / "torn.jsonl", [log_line(1, a=2.0, b=1.0), log_line(2, a=1.5, b=float("nan"))], '{"event":"train","st'
+    )
+    runs = {
+        "co-training": torn,
+        "single: a": tmp_path / "gone.jsonl",
+        "pre-training": write_log(tmp_path / "empty.jsonl", []),
+    }
+    page = parse(
+        write_demo_report(tmp_path, DemoResults({"datasets": {"a": row()}}, runs=runs)).read_text(encoding="utf-8")
+    )
     assert "co-training: 1 unreadable line left out." in page.words
     assert "single: a: gone.jsonl: No such file or directory." in page.words
     assert "pre-training: no train line in its log." in page.words
@@ -138,7 +180,11 @@ def test_torn_and_missing_logs_are_said_and_drawn_around(tmp_path: Path, parse: 
 def test_one_logged_step_and_no_frames_are_enough(tmp_path: Path, parse: Any) -> None:
     log = write_log(tmp_path / "log.jsonl", [log_line(0, a=0.0)])
     strip = PredictedClip("a", "a.mp4", np.zeros((0, 8, 8, 3), np.uint8), "x", [])
-    page = parse(write_demo_report(tmp_path, DemoResults({}, runs={"co-training": log}, clips=[strip])).read_text(encoding="utf-8"))
+    page = parse(
+        write_demo_report(tmp_path, DemoResults({}, runs={"co-training": log}, clips=[strip])).read_text(
+            encoding="utf-8"
+        )
+    )
     assert "No frame could be read." in page.words
     assert "No prediction." in page.words
 
@@ -146,7 +192,10 @@ def test_one_logged_step_and_no_frames_are_enough(tmp_path: Path, parse: Any) ->
 @pytest.mark.parametrize("shape", [(2, 20, 30), (8, 300, 200), (64, 16, 16)])
 def test_strips_of_any_length_and_size(tmp_path: Path, shape: tuple[int, int, int], parse: Any) -> None:
     strip = PredictedClip("a", "a.mp4", np.zeros((*shape, 3), np.uint8), "x", [("x", 1.0)])
-    assert parse(write_demo_report(tmp_path, DemoResults({}, clips=[strip])).read_text(encoding="utf-8")).tags.count("img") == 1
+    assert (
+        parse(write_demo_report(tmp_path, DemoResults({}, clips=[strip])).read_text(encoding="utf-8")).tags.count("img")
+        == 1
+    )
 
 
 def test_differences_have_a_verdict(tmp_path: Path, parse: Any) -> None:
@@ -158,7 +207,9 @@ def test_differences_have_a_verdict(tmp_path: Path, parse: Any) -> None:
         "chance": row(cotrained=0.11, cotrained_shuffled=0.11),
         "few": row(single=0.0, cotrained=1.0, n_read=1),
     }
-    lines = {line.split(" | ")[0].removeprefix("| "): line for line in numbers_markdown({"datasets": sets}).splitlines()}
+    lines = {
+        line.split(" | ")[0].removeprefix("| "): line for line in numbers_markdown({"datasets": sets}).splitlines()
+    }
     assert "| 70.0 (+20.0 points: better) | 14.7 (-55.3 points: worse) |" in lines["up (video)"]
     assert "| 62.0 (+2.0 points: no difference shown) |" in lines["same (video)"]
     assert "| 70.0 (-20.0 points: worse) |" in lines["down (video)"]
@@ -173,7 +224,8 @@ def test_differences_have_a_verdict(tmp_path: Path, parse: Any) -> None:
 def test_what_the_numbers_cannot_carry_is_said(tmp_path: Path) -> None:
     results = {"datasets": {"a": row(), "b": row(n_read=77)}}
     generated, real = (
-        write_demo_report(tmp_path, DemoResults(results, generated=given)).read_text(encoding="utf-8") for given in (True, False)
+        write_demo_report(tmp_path, DemoResults(results, generated=item)).read_text(encoding="utf-8")
+        for item in (True, False)
     )
     assert "77 to 398 samples per data set" in generated
     assert "nothing about real videos" in generated

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
 from cover.cli import main
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 PAGE = (Path(__file__).parents[2] / "docs/explaining.md").read_text(encoding="utf-8")
 
@@ -22,7 +24,7 @@ PAGE = (Path(__file__).parents[2] / "docs/explaining.md").read_text(encoding="ut
 def make_run(folder: Path) -> None:
     """What training would leave, but for what it learned."""
     heads = (Head("kinetics", ("left", "right")), Head("imagenet", ("cat", "dog", "cup")))
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
     sets = {"kinetics": {"sampling": "dense@0.1", "views": "1x3"}, "imagenet": {"sampling": "whole", "views": "1x1"}}
     with torch.no_grad():
         for parameter in model.parameters():
@@ -33,7 +35,11 @@ def make_run(folder: Path) -> None:
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "run")
-    commands = [shlex.split(line)[1:] for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+    commands = [
+        shlex.split(line)[1:]
+        for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+        for line in block.splitlines()
+    ]
     assert [command[0] for command in commands] == ["sandbox", "train", "explain", "explain", "explain"]
     assert main([*commands[0], "--workers", "0"]) == 0
     for folder, name in (("kinetics_like", "clip.mp4"), ("imagenet_like", "photo.JPEG")):
@@ -48,14 +54,21 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         map(str, [*Path("explained/clip.mp4").iterdir(), *Path("right").iterdir(), *Path("photo").iterdir()])
     )
     assert sorted(path.name for path in Path("explained/clip.mp4").iterdir()) == [
-        "explanation.json", "imagenet.mp4", "imagenet.png", "kinetics.mp4", "kinetics.png",
-    ]  # fmt: skip
-    told = {name: json.loads(Path(name, "explanation.json").read_text()) for name in ("explained/clip.mp4", "right", "photo")}
-    assert told["right"]["heads"]["kinetics"]["class"] == "right"
-    assert (list(told["photo"]["heads"]), told["photo"]["method"]) == (["imagenet"], "rollout")
+        "explanation.json",
+        "imagenet.mp4",
+        "imagenet.png",
+        "kinetics.mp4",
+        "kinetics.png",
+    ]
+    record = {
+        name: json.loads(Path(name, "explanation.json").read_text())
+        for name in ("explained/clip.mp4", "right", "photo")
+    }
+    assert record["right"]["heads"]["kinetics"]["class"] == "right"
+    assert (list(record["photo"]["heads"]), record["photo"]["method"]) == (["imagenet"], "rollout")
     shutil.copy("sandbox/kinetics_like/val/clip.mp4", "clip.mp4")
     names: dict[str, object] = {}
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(code, names)
-    (found,) = names["found"]  # type: ignore[misc]
-    np.testing.assert_allclose(found.heat, told["explained/clip.mp4"]["heads"]["kinetics"]["heat"], atol=2e-6)
+    (result,) = names["found"]  # type: ignore[misc]
+    np.testing.assert_allclose(result.heat, record["explained/clip.mp4"]["heads"]["kinetics"]["heat"], atol=2e-6)

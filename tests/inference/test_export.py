@@ -10,27 +10,40 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.foreign_config import Wishes
-from cover.model.importing import import_weights
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import load_release, save_release
 from safetensors.torch import load_file
 from transformers import TimesformerForVideoClassification
 
 from cover.cli import main
 from cover.errors import UserError
 from cover.inference.export import export_transformers
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import load_release, save_release
+from cover.model.starts.conventions import ImportOptions
+from cover.model.starts.importing import import_weights
 
 SHAPE: dict[str, Any] = {
-    "width": 32, "depth": 2, "attention_heads": 4, "mlp_ratio": 2.5, "patch": 8, "size": 24, "frames": 4, "time": "additive",
-    "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "norm_eps": 1e-5, "image_time": "first", "resize": "nearest",
-}  # fmt: skip
+    "width": 32,
+    "depth": 2,
+    "attention_heads": 4,
+    "mlp_ratio": 2.5,
+    "patch": 8,
+    "size": 24,
+    "frames": 4,
+    "time": "additive",
+    "mean": (0.1, 0.2, 0.3),
+    "std": (0.4, 0.5, 0.6),
+    "norm_eps": 1e-5,
+    "image_time": "first",
+    "resize": "nearest",
+}
 MOVES, THINGS = Head("moves", ("up", "döwn", "left")), Head("things", ("cat", "dog"))
 
 
-def release(path: Path, *heads: Head, **changes: Any) -> TimeSformer:
+def release(path: Path, *heads: Head, **changes: Any) -> CoVeR:
     """A saved model whose every parameter is random."""
-    model, generator = TimeSformer(ModelConfig(**{**SHAPE, **changes}), heads).eval(), torch.Generator().manual_seed(0)
+    model, generator = CoVeR(TimeSformerConfig(**{**SHAPE, **changes}), heads).eval(), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.3, generator=generator)
@@ -40,12 +53,12 @@ def release(path: Path, *heads: Head, **changes: Any) -> TimeSformer:
 
 @pytest.mark.parametrize(
     "changes", [{}, {"frames": 1}, {"attention": "joint"}, {"image_time": "none", "resize": "bicubic"}], ids=str
-)  # fmt: skip
+)
 def test_transformers_computes_the_same(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = release(tmp_path / "ours", MOVES, THINGS, **changes)
     export_transformers(tmp_path / "ours", "things", tmp_path / "theirs")
-    theirs, told = TimesformerForVideoClassification.from_pretrained(tmp_path / "theirs", output_loading_info=True)
-    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    theirs, record = TimesformerForVideoClassification.from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not any(record[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert theirs.config.id2label == {0: "cat", 1: "dog"}
     clips = torch.randn(2, model.config.frames, 3, 24, 24, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -58,12 +71,14 @@ def test_there_and_back_every_bit_is_the_same(tmp_path: Path, attention: str) ->
     release(tmp_path / "ours", MOVES, attention=attention)
     export_transformers(tmp_path / "ours", None, tmp_path / "theirs")
     TimesformerForVideoClassification.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "again")
-    (tmp_path / "again" / "preprocessor_config.json").write_bytes((tmp_path / "theirs" / "preprocessor_config.json").read_bytes())
-    import_weights(str(tmp_path / "again"), tmp_path / "back", Wishes(head="moves"))
+    (tmp_path / "again" / "preprocessor_config.json").write_bytes(
+        (tmp_path / "theirs" / "preprocessor_config.json").read_bytes()
+    )
+    import_weights(str(tmp_path / "again"), tmp_path / "back", ImportOptions(head="moves"))
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "back"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    ours, back = (load_release(tmp_path / name)[0] for name in ("ours", "back"))
+    ours, back = (load_release(tmp_path / name) for name in ("ours", "back"))
     assert (back.config, back.head_list) == (ours.config, ours.head_list)
 
 
@@ -82,7 +97,9 @@ def test_a_folder_that_could_not_be_finished(tmp_path: Path, monkeypatch: pytest
         patch.setattr(Path, "write_text", full)
         with pytest.raises(UserError, match=r"theirs.*: cannot be written: No space left on device"):
             export_transformers(tmp_path / "ours", "moves", out)
-    assert sorted(path.name for path in tmp_path.rglob("*") if "ours" not in path.parts) == (["theirs"] if there else [])
+    assert sorted(path.name for path in tmp_path.rglob("*") if "ours" not in path.parts) == (
+        ["theirs"] if there else []
+    )
     export_transformers(tmp_path / "ours", "moves", out)
     assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
 
@@ -102,7 +119,9 @@ def test_a_folder_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest
     assert [path.name for path in out.rglob("*")] == ["mine"]
 
 
-def test_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_where_the_user_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     release(tmp_path / "ours", MOVES)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -145,7 +164,10 @@ def test_what_stands_in_the_way(tmp_path: Path, changes: dict[str, Any], part: s
 
 def test_which_head(tmp_path: Path) -> None:
     release(tmp_path / "two", MOVES, THINGS)
-    for head, part in ((None, "which head\\? --head one of moves, things"), ("move", 'has no head "move"; did you mean "moves"')):
+    for head, part in (
+        (None, "which head\\? --head one of moves, things"),
+        ("move", 'has no head "move"; did you mean "moves"'),
+    ):
         with pytest.raises(UserError, match=part):
             export_transformers(tmp_path / "two", head, tmp_path / "theirs")
     release(tmp_path / "none")
@@ -155,14 +177,26 @@ def test_which_head(tmp_path: Path) -> None:
 
 def test_what_is_typed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     release(tmp_path / "ours", MOVES)
-    typed = ["export", str(tmp_path / "ours"), "--format", "transformers", "--head", "moves", "--out", str(tmp_path / "theirs")]
+    typed = [
+        "export",
+        str(tmp_path / "ours"),
+        "--format",
+        "transformers",
+        "--head",
+        "moves",
+        "--out",
+        str(tmp_path / "theirs"),
+    ]
     assert main(typed) == 0
     out, err = capfd.readouterr()
     assert out == f"{tmp_path / 'theirs'}\n"
     assert err.startswith("next, in Python: ")
     assert json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8"))["id2label"]["1"] == "döwn"
     assert main(typed) == 2
-    assert capfd.readouterr().err == f"cover export: {tmp_path / 'theirs'}: is there already; choose a new folder with --out\n"
+    assert (
+        capfd.readouterr().err
+        == f"cover export: {tmp_path / 'theirs'}: is there already; choose a new folder with --out\n"
+    )
     assert main(["export", str(tmp_path / "nowhere"), "--format", "transformers", "--out", str(tmp_path / "x")]) == 2
     assert "nowhere: does not exist" in capfd.readouterr().err
 

@@ -1,4 +1,6 @@
-"""A model that has left for onnxruntime or torch.export says what it said before, of any number of clips, and tells how to ask it."""
+"""A model that has left for onnxruntime or torch.export says what it said before, of any number of clips, and tells how
+to ask it.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,23 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, TimeSformer
-from cover.model.weights import save_release
 
 import cover
 from cover.cli import main
 from cover.errors import UserError
-from cover.inference.export import export_onnx, export_torch, onnx_file
-from cover.inference.export.choice import data_of, written_beside
+from cover.inference.export import export_onnx, export_torch, onnx
+from cover.inference.export.graph import data_of, write_then_rename
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 # Heads in no order of their names, one of them multi-label, and one called as an operation is.
-HEADS = (Head("ssv2", ("up", "döwn", "left")), Head("add", ("bark", "laugh"), "sigmoid"), Head("imagenet", ("cat", "dog", "cup", "hat")))
+HEADS = (
+    Head("ssv2", ("up", "döwn", "left")),
+    Head("add", ("bark", "laugh"), "sigmoid"),
+    Head("imagenet", ("cat", "dog", "cup", "hat")),
+)
 SETS = {
     "ssv2": {"sampling": "segments", "views": "1x3"},
     "add": {"sampling": "dense@0.25", "views": "2x1"},
@@ -32,10 +39,11 @@ SETS = {
 }
 
 
-def release(path: Path, heads: tuple[Head, ...] = HEADS, **changes: Any) -> TimeSformer:
+def release(path: Path, heads: tuple[Head, ...] = HEADS, **changes: Any) -> CoVeR:
     """A saved mini, shortened, whose every parameter is random and whose probabilities differ widely from clip to clip."""
-    model = TimeSformer(
-        model_config("mini", **{"frames": 4, "depth": 1, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), **changes}), heads
+    model = CoVeR(
+        named_config("mini", **{"frames": 4, "depth": 1, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), **changes}),
+        heads,
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -51,23 +59,34 @@ def release(path: Path, heads: tuple[Head, ...] = HEADS, **changes: Any) -> Time
 def noise(clips: int, frames: int, size: int = 32) -> torch.Tensor:
     """Clips of large spots, each of its own."""
     spots = torch.randint(
-        0, 256, (clips, frames, 3, size // 8, size // 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(clips)
+        0,
+        256,
+        (clips, frames, 3, size // 8, size // 8),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(clips),
     )
     return spots.repeat_interleave(8, 3).repeat_interleave(8, 4)
 
 
 @torch.no_grad()
-def said(model: TimeSformer, clips: torch.Tensor) -> dict[str, torch.Tensor]:
+def said(model: CoVeR, clips: torch.Tensor) -> dict[str, torch.Tensor]:
     """Probabilities by torch's own functions."""
     logits = model(model.normalize(clips.flatten(0, 1)), (tuple(clips.shape[:2]),))  # type: ignore[arg-type]
-    return {head.name: (torch.sigmoid if head.loss == "sigmoid" else torch.softmax)(logits[head.name], *[-1][: head.loss == "softmax"])
-            for head in model.head_list}  # fmt: skip
+    return {
+        head.name: (torch.sigmoid if head.loss == "sigmoid" else torch.softmax)(
+            logits[head.name], *[-1][: head.loss == "softmax"]
+        )
+        for head in model.head_list
+    }
 
 
 def by_onnxruntime(path: Path, clips: torch.Tensor) -> dict[str, torch.Tensor]:
     session = onnxruntime.InferenceSession(path)
     names = [output.name for output in session.get_outputs()]
-    return {name: torch.from_numpy(found) for name, found in zip(names, session.run(names, {"clips": clips.numpy()}), strict=True)}
+    return {
+        name: torch.from_numpy(item)
+        for name, item in zip(names, session.run(names, {"clips": clips.numpy()}), strict=True)
+    }
 
 
 def facts_of(path: Path) -> dict[str, Any]:
@@ -94,12 +113,12 @@ def test_both_say_the_same_of_any_number_of_clips(tmp_path: Path, changes: dict[
     for count in (1, 5):
         clips = noise(count, frames)
         wanted = said(model, clips)
-        for found in (by_onnxruntime(tmp_path / "model.onnx", clips), program(clips)):
-            assert set(found) == set(wanted)
+        for item in (by_onnxruntime(tmp_path / "model.onnx", clips), program(clips)):
+            assert set(item) == set(wanted)
             for name, probabilities in wanted.items():
-                assert found[name].dtype == torch.float32
-                torch.testing.assert_close(found[name], probabilities, rtol=0, atol=1e-4)
-                torch.testing.assert_close(found[name].log(), probabilities.log(), rtol=0, atol=1e-3)
+                assert item[name].dtype == torch.float32
+                torch.testing.assert_close(item[name], probabilities, rtol=0, atol=1e-4)
+                torch.testing.assert_close(item[name].log(), probabilities.log(), rtol=0, atol=1e-3)
     assert wanted["imagenet"].std(0).max() > 0.01  # of different clips different things are said
 
 
@@ -117,7 +136,10 @@ def test_what_is_typed_and_told(tmp_path: Path, capfd: pytest.CaptureFixture[str
     check_facts(facts_of(out), tmp_path / "run/model.safetensors")
     (clips,) = onnxruntime.InferenceSession(out).get_inputs()
     assert (clips.name, clips.type, clips.shape) == ("clips", "tensor(uint8)", ["batch", 4, 3, 32, 32])
-    assert {name: tuple(found.shape) for name, found in by_onnxruntime(out, noise(3, 4)).items()} == {"imagenet": (3, 4), "add": (3, 2)}
+    assert {name: tuple(item.shape) for name, item in by_onnxruntime(out, noise(3, 4)).items()} == {
+        "imagenet": (3, 4),
+        "add": (3, 2),
+    }
     for wrong in (noise(2, 5), noise(2, 4, 40)):
         with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="clips"):
             by_onnxruntime(out, wrong)
@@ -125,13 +147,13 @@ def test_what_is_typed_and_told(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert [path.name for path in out.parent.iterdir()] == ["two.onnx"]
 
 
-def check_facts(told: dict[str, Any], weights: Path) -> None:
-    assert told["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert (told["cover"], told["step"], told["precision"], told["input"]) == (cover.__version__, 7, "float32", "clips")
-    assert (told["frames"], told["size"], told["resize"]["short_side"]) == (4, 32, 32)
-    assert (told["normalisation"]["mean"], told["normalisation"]["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+def check_facts(text: dict[str, Any], weights: Path) -> None:
+    assert text["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (text["cover"], text["step"], text["precision"], text["input"]) == (cover.__version__, 7, "float32", "clips")
+    assert (text["frames"], text["size"], text["resize"]["short_side"]) == (4, 32, 32)
+    assert (text["normalisation"]["mean"], text["normalisation"]["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     keys = ("classes", "loss", "sampling", "interval", "views")
-    assert {name: [head[key] for key in keys] for name, head in told["heads"].items()} == {
+    assert {name: [head[key] for key in keys] for name, head in text["heads"].items()} == {
         "imagenet": [["cat", "dog", "cup", "hat"], "softmax", "whole", None, "1x1"],
         "add": [["bark", "laugh"], "sigmoid", "dense", 0.25, "2x1"],
     }
@@ -143,8 +165,8 @@ def test_weights_of_8_bits(tmp_path: Path) -> None:
     assert (tmp_path / "int8.onnx").stat().st_size < 0.5 * (tmp_path / "run/model.safetensors").stat().st_size
     assert facts_of(tmp_path / "int8.onnx")["precision"] == "int8"
     clips = noise(6, 4)
-    wanted, found = said(model, clips), by_onnxruntime(tmp_path / "int8.onnx", clips)
-    differences = [float((found[name] - wanted[name]).abs().max()) for name in wanted]
+    wanted, result = said(model, clips), by_onnxruntime(tmp_path / "int8.onnx", clips)
+    differences = [float((result[name] - wanted[name]).abs().max()) for name in wanted]
     assert 1e-5 < max(differences) < 0.2
     assert 1e-5 < apart < 0.2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.onnx", "run"]
@@ -152,11 +174,13 @@ def test_weights_of_8_bits(tmp_path: Path) -> None:
 
 def test_large_weights_lie_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = release(tmp_path / "run")
-    monkeypatch.setattr("cover.inference.export.onnx_file.LARGEST", 1000)
+    monkeypatch.setattr("cover.inference.export.onnx.LARGEST", 1000)
     export_onnx(tmp_path / "run", ["ssv2"], tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx.data").stat().st_size > (tmp_path / "model.onnx").stat().st_size
     clips = noise(2, 4)
-    torch.testing.assert_close(by_onnxruntime(tmp_path / "model.onnx", clips)["ssv2"], said(model, clips)["ssv2"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        by_onnxruntime(tmp_path / "model.onnx", clips)["ssv2"], said(model, clips)["ssv2"], rtol=0, atol=1e-4
+    )
     (tmp_path / "model.onnx").unlink()
     with pytest.raises(UserError, match=r"model\.onnx\.data: is there already"):
         export_onnx(tmp_path / "run", ["ssv2"], tmp_path / "model.onnx")
@@ -169,7 +193,10 @@ def test_probabilities_that_are_no_numbers(tmp_path: Path, head: str, int8: bool
     model = release(tmp_path / "run")
     torch.nn.init.constant_(model.heads[head].bias, float("nan"))
     save_release(tmp_path / "run", model, {"step": 7, "frames": 4, "datasets": SETS})
-    with pytest.raises(UserError, match=f"model.onnx: not written: on noise the checkpoint's probabilities of {head} are not all finite"):
+    with pytest.raises(
+        UserError,
+        match=f"model.onnx: not written: on noise the checkpoint's probabilities of {head} are not all finite",
+    ):
         export_onnx(tmp_path / "run", [], tmp_path / "model.onnx", int8=int8)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -183,7 +210,7 @@ class Disturbed(torch.nn.Module):
 
     def forward(self, clips: torch.Tensor) -> dict[str, torch.Tensor]:
         behind = (torch.arange(clips.shape[0]) > 0)[:, None]
-        return {name: torch.where(behind, found + self.share, found) for name, found in self.inner(clips).items()}
+        return {name: torch.where(behind, item + self.share, item) for name, item in self.inner(clips).items()}
 
 
 @pytest.mark.parametrize(
@@ -193,10 +220,12 @@ class Disturbed(torch.nn.Module):
         (float("nan"), "its probabilities of ssv2 are not all finite"),
     ],
 )
-def test_a_graph_that_is_wrong_for_several_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, part: str) -> None:
+def test_a_graph_that_is_wrong_for_several_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, part: str
+) -> None:
     release(tmp_path / "run")
-    right = onnx_file.trace
-    monkeypatch.setattr(onnx_file, "trace", lambda classifier: right(Disturbed(classifier, share)))  # type: ignore[arg-type]
+    right = onnx.trace
+    monkeypatch.setattr(onnx, "trace", lambda classifier: right(Disturbed(classifier, share)))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=f"model.onnx: not written: .*{part}"):
         export_onnx(tmp_path / "run", [], tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -204,7 +233,7 @@ def test_a_graph_that_is_wrong_for_several_clips(tmp_path: Path, monkeypatch: py
 
 def write_two(out: Path, meanwhile: str | None = None) -> None:
     """A model and its weights, during which somebody else writes a file called `meanwhile`."""
-    with written_beside(out) as path:
+    with write_then_rename(out) as path:
         path.write_text("model")
         data_of(path).write_text("weights")
         if meanwhile:
@@ -217,7 +246,9 @@ def no_links(*args: object) -> None:
 
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
-def test_a_file_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, links: bool) -> None:
+def test_a_file_that_comes_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, links: bool
+) -> None:
     if not links:
         monkeypatch.setattr(os, "link", no_links)
     with pytest.raises(UserError, match=f"{name}: has come meanwhile, and is left as it is"):
@@ -230,13 +261,13 @@ def test_a_model_comes_after_its_weights(tmp_path: Path, monkeypatch: pytest.Mon
     placed: list[str] = []
     link, rename, there = os.link if links else no_links, Path.rename, Path.iterdir
 
-    def linked(made: Path, out: Path) -> None:
-        link(made, out)
+    def linked(output: Path, out: Path) -> None:
+        link(output, out)
         placed.append(out.name)
 
-    def renamed(made: Path, out: Path) -> Path:
+    def renamed(output: Path, out: Path) -> Path:
         placed.append(out.name)
-        return rename(made, out)
+        return rename(output, out)
 
     monkeypatch.setattr(os, "link", linked)
     monkeypatch.setattr(Path, "rename", renamed)
@@ -264,7 +295,7 @@ def test_a_model_comes_after_its_weights(tmp_path: Path, monkeypatch: pytest.Mon
         (["onnx", "--out", "there.onnx/new.onnx"], "there.onnx/new.onnx: cannot be written: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], typed: list[str], part: str
 ) -> None:
@@ -282,13 +313,19 @@ def test_refused_in_one_line(
 
 def test_a_head_called_as_the_input(tmp_path: Path) -> None:
     model = release(tmp_path / "run", (Head("ssv2", ("a", "b")), Head("clips", ("a", "b"))))
-    save_release(tmp_path / "run", model, {"step": 0, "frames": 4, "datasets": {"ssv2": SETS["ssv2"], "clips": SETS["ssv2"]}})
+    save_release(
+        tmp_path / "run", model, {"step": 0, "frames": 4, "datasets": {"ssv2": SETS["ssv2"], "clips": SETS["ssv2"]}}
+    )
     with pytest.raises(UserError, match='the head "clips" has the name of the input'):
         export_onnx(tmp_path / "run", [], tmp_path / "model.onnx")
 
 
 def test_without_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "onnxscript" else there(name, *more))
-    with pytest.raises(UserError, match=r"needs the package onnxscript: pip install -c constraints\.txt -e '\.\[export\]'$"):
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "onnxscript" else there(name, *more)
+    )
+    with pytest.raises(
+        UserError, match=r"needs the package onnxscript: pip install -c constraints\.txt -e '\.\[export\]'$"
+    ):
         export_onnx(tmp_path / "run", [], tmp_path / "model.onnx")

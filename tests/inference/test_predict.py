@@ -1,4 +1,6 @@
-"""`cover predict`: one row for every input, in order, whatever the input holds; runs that are killed go on; features and timelines."""
+"""`cover predict`: one row for every input, in order, whatever the input holds; runs that are killed go on; features
+and timelines.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from PIL import Image
 
 import cover
@@ -32,8 +32,12 @@ from cover.inference import views
 from cover.inference.predict import find_inputs
 from cover.inference.predictor import Predictor
 from cover.inference.views import Windows
-from cover.media.clips import Sampling, Views
 from cover.media.decode import MediaError
+from cover.media.sampling import Sampling, Views
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 Typed = Callable[..., tuple[int, str, str]]
 HEADS = (Head("act", ("run", "sit", "fall")), Head("thing", ("cup", "dog")))
@@ -41,7 +45,7 @@ SETS = {"act": {"sampling": "dense@0.2", "views": "2x1"}, "thing": {"sampling": 
 
 
 def make_release(folder: Path, heads: tuple[Head, ...] = HEADS, step: int = 7) -> Path:
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.4, generator=torch.Generator().manual_seed(parameter.numel()))
@@ -97,7 +101,7 @@ def rows_in(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-# --- what is meant ----------------------------------------------------------------------------------------------------------------
+# --- what is meant ----------------------------------------------------------------------------------------------------
 
 
 def test_files_folders_patterns_and_lists(files: Path) -> None:
@@ -105,7 +109,12 @@ def test_files_folders_patterns_and_lists(files: Path) -> None:
     assert find_inputs([str(files)], io.BytesIO()) == inside
     assert find_inputs([str(files / "*.mp4")], io.BytesIO()) == inside[:3]
     assert find_inputs([str(files / "**" / "e.png")], io.BytesIO()) == inside[3:]
-    assert find_inputs(["-", "x.mp4"], io.BytesIO(f"{inside[2]}\n\n{files}\r\n".encode())) == [inside[2], *inside[:2], inside[3], "x.mp4"]
+    assert find_inputs(["-", "x.mp4"], io.BytesIO(f"{inside[2]}\n\n{files}\r\n".encode())) == [
+        inside[2],
+        *inside[:2],
+        inside[3],
+        "x.mp4",
+    ]
     assert find_inputs(["s3://bucket/a*.mp4", "gone.mp4"], io.BytesIO()) == ["s3://bucket/a*.mp4", "gone.mp4"]
 
 
@@ -132,8 +141,8 @@ def test_a_list_behind_an_option(typed: Typed, files: Path, monkeypatch: pytest.
 
 
 def test_a_list_of_names_that_are_no_text() -> None:
-    (found,) = find_inputs(["-"], io.BytesIO(b"\xff.mp4\n"))
-    assert os.fsencode(found) == b"\xff.mp4"
+    (result,) = find_inputs(["-"], io.BytesIO(b"\xff.mp4\n"))
+    assert os.fsencode(result) == b"\xff.mp4"
 
 
 def test_nothing_is_meant(tmp_path: Path) -> None:
@@ -146,7 +155,7 @@ def test_nothing_is_meant(tmp_path: Path) -> None:
             find_inputs(names, io.BytesIO())
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------------------
+# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -154,17 +163,24 @@ def test_one_row_for_every_file_in_order(typed: Typed, release: Path, files: Pat
     code, out, err = typed(files, "--format", "jsonl", "--top", 2, "--workers", workers)
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, [Path(row["file"]).name for row in rows]) == (1, ["a.mp4", "b.mp4", "c, d.mp4", "e.png"])
-    assert [line for line in err.splitlines() if "b.mp4" in line] == [f"{files / 'b.mp4'}: unreadable: {rows[1]['error']}"]
+    assert [line for line in err.splitlines() if "b.mp4" in line] == [
+        f"{files / 'b.mp4'}: unreadable: {rows[1]['error']}"
+    ]
     predictor = Predictor.load(release)
     for row in (rows[0], rows[2], rows[3]):
-        found = predictor(row["file"])
+        result = predictor(row["file"])
         for head, top in row["heads"].items():
-            assert [name for name, _ in top] == [name for name, _ in found[head].top(2)]
-            assert [share for _, share in top] == pytest.approx([share for _, share in found[head].top(2)], abs=2e-6)
+            assert [name for name, _ in top] == [name for name, _ in result[head].top(2)]
+            assert [share for _, share in top] == pytest.approx([share for _, share in result[head].top(2)], abs=2e-6)
     assert rows[0]["protocol"] == {
-        "checkpoint": str(release), "step": 7, "decoder": f"pyav {av.__version__}", "frames": 3,
-        "views": {"act": "2x1", "thing": "1x3"}, "sampling": {"act": "dense@0.2", "thing": "whole"}, "top": 2,
-    }  # fmt: skip
+        "checkpoint": str(release),
+        "step": 7,
+        "decoder": f"pyav {av.__version__}",
+        "frames": 3,
+        "views": {"act": "2x1", "thing": "1x3"},
+        "sampling": {"act": "dense@0.2", "thing": "whole"},
+        "top": 2,
+    }
 
 
 def test_chosen_heads_and_views(typed: Typed, files: Path) -> None:
@@ -188,7 +204,9 @@ def test_csv_has_one_line_for_every_file(typed: Typed, files: Path) -> None:
 
 def test_pretty_shows_files_and_shares(typed: Typed, files: Path) -> None:
     _, out, _ = typed(files, "--top", 1)
-    assert [line for line in out.splitlines() if not line.startswith(" ")] == [str(files / n) for n in ("a.mp4", "c, d.mp4", "e.png")]
+    assert [line for line in out.splitlines() if not line.startswith(" ")] == [
+        str(files / n) for n in ("a.mp4", "c, d.mp4", "e.png")
+    ]
     assert out.count("%") == 6
 
 
@@ -206,10 +224,10 @@ def test_nothing_but_unreadable_files(
     typed: Typed, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, told = typed(files / "b.mp4", tmp_path / "gone.mp4", "--out", "rows.jsonl", *options)
+    code, _, record = typed(files / "b.mp4", tmp_path / "gone.mp4", "--out", "rows.jsonl", *options)
     assert code == 1
     assert ["error" in row for row in rows_in(tmp_path / "rows.jsonl")] == [True, True]
-    assert told.count(": unreadable: ") == 2
+    assert record.count(": unreadable: ") == 2
     if "--embed" in options:
         assert np.isnan(np.load("f.npy")).all()
 
@@ -220,19 +238,21 @@ def test_every_torture_file_gets_the_row_that_is_expected(typed: Typed, test_dat
         expected = {row["path"]: row["expect"] for row in csv.DictReader(lines)}
     out = tmp_path / "rows.jsonl"
     assert typed(folder, "--out", out, "--workers", 2)[0] == 1
-    found = {os.path.relpath(row["file"], folder): row for row in rows_in(out)}
-    assert len(rows_in(out)) == len(found) == len(expected) == 72
+    results = {os.path.relpath(row["file"], folder): row for row in rows_in(out)}
+    assert len(rows_in(out)) == len(results) == len(expected) == 72
     for path, what in expected.items():
-        kind = "unreadable" if "error" in found[path] else "partial" if "partial" in found[path] else "frames"
+        kind = "unreadable" if "error" in results[path] else "partial" if "partial" in results[path] else "frames"
         assert kind == what, path
 
 
-# --- runs that end early ------------------------------------------------------------------------------------------------------------
+# --- runs that end early ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
 @pytest.mark.parametrize("window", [[], ["--window", "1"]], ids=["whole", "windows"])
-def test_a_file_cut_anywhere_is_taken_up(typed: Typed, files: Path, tmp_path: Path, ending: str, window: list[str]) -> None:
+def test_a_file_cut_anywhere_is_taken_up(
+    typed: Typed, files: Path, tmp_path: Path, ending: str, window: list[str]
+) -> None:
     out = tmp_path / f"rows.{ending}"
     arguments = (files, "--out", out, "--workers", 0, *window)
     code, printed, _ = typed(*arguments)
@@ -244,15 +264,17 @@ def test_a_file_cut_anywhere_is_taken_up(typed: Typed, files: Path, tmp_path: Pa
         assert out.read_bytes() == whole, cut
 
 
-def test_rows_that_are_there_are_not_made_again(typed: Typed, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_are_there_are_not_made_again(
+    typed: Typed, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "rows.jsonl"
     assert typed(files / "a.mp4", "--out", out)[0] == 0
     before = out.read_bytes()
-    seen: list[int] = []
+    visited: list[int] = []
     run = Predictor.run
-    monkeypatch.setattr(Predictor, "run", lambda self, clips: (seen.append(len(clips)), run(self, clips))[1])
+    monkeypatch.setattr(Predictor, "run", lambda self, clips: (visited.append(len(clips)), run(self, clips))[1])
     code, _, err = typed(files / "a.mp4", files / "e.png", "--out", out)
-    assert (code, sum(seen)) == (0, 2)  # two heads that look differently at one image
+    assert (code, sum(visited)) == (0, 2)  # two heads that look differently at one image
     assert "goes on behind 1 rows; 1 of 2 files are left" in err
     assert out.read_bytes().startswith(before)
 
@@ -262,7 +284,18 @@ def test_a_killed_run_goes_on(release: Path, files: Path, tmp_path: Path) -> Non
     for copy in copies:
         copy.write_bytes((files / "a.mp4").read_bytes())
     out = tmp_path / "rows.jsonl"
-    command = [sys.executable, "-m", "cover", "predict", str(release), *map(str, copies), "--out", str(out), "--workers", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "cover",
+        "predict",
+        str(release),
+        *map(str, copies),
+        "--out",
+        str(out),
+        "--workers",
+        "0",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         while running.poll() is None and not (out.exists() and out.stat().st_size):
@@ -280,9 +313,11 @@ def test_another_protocol_is_refused(typed: Typed, files: Path, tmp_path: Path) 
         typed(files / "a.mp4", "--out", out)
     other = make_release(tmp_path / "other", step=8)
     for out, arguments, part in (
-        (rows, ["--views", "1x1"], "was written with views"), (rows, ["--top", "1"], "was written with top 5, this run has 1"),
-        (table, ["--top", "1"], "has other columns"), (table, ["--window", "1"], "was written with stride null"),
-    ):  # fmt: skip
+        (rows, ["--views", "1x1"], "was written with views"),
+        (rows, ["--top", "1"], "was written with top 5, this run has 1"),
+        (table, ["--top", "1"], "has other columns"),
+        (table, ["--window", "1"], "was written with stride null"),
+    ):
         before = out.read_bytes()
         code, _, err = typed(files / "a.mp4", "--out", out, *arguments)
         assert (code, part in err, len(err.splitlines())) == (2, True, 1), err
@@ -310,7 +345,7 @@ def test_another_file_is_not_overwritten(typed: Typed, files: Path, tmp_path: Pa
         ("rows.csv", lambda rows: [rows[0], b"x" * 200_000 + rows[1], *rows[2:]], 2),
     ],
     ids=["protocol", "name", "latin1", "csv-latin1", "csv-json", "csv-protocol", "csv-cells", "csv-long"],
-)  # fmt: skip
+)
 def test_damaged_rows_are_refused(
     typed: Typed, files: Path, tmp_path: Path, name: str, damage: Callable[[list[bytes]], list[bytes]], line: int
 ) -> None:
@@ -325,21 +360,21 @@ def test_damaged_rows_are_refused(
 
 
 def test_the_list_of_a_run_that_went_on_has_all_rows(typed: Typed, files: Path, tmp_path: Path) -> None:
-    asked = [files / name for name in ("a.mp4", "b.mp4", "e.png")]
-    typed(*asked, "--json", tmp_path / "wanted.json")
-    rows, found = tmp_path / "rows.jsonl", tmp_path / "rows.json"
+    requested = [files / name for name in ("a.mp4", "b.mp4", "e.png")]
+    typed(*requested, "--json", tmp_path / "wanted.json")
+    rows, result = tmp_path / "rows.jsonl", tmp_path / "rows.json"
     typed(files / "e.png", files / "b.mp4", files / "c, d.mp4", "--out", rows)
     for _ in range(2):
-        code, _, err = typed(*asked, "--out", rows, "--json", found)
-        assert (code, json.loads(found.read_text())) == (1, json.loads((tmp_path / "wanted.json").read_text())), err
+        code, _, err = typed(*requested, "--out", rows, "--json", result)
+        assert (code, json.loads(result.read_text())) == (1, json.loads((tmp_path / "wanted.json").read_text())), err
     table = tmp_path / "rows.csv"
-    assert typed(files / "a.mp4", "--out", table, "--json", found)[0] == 0
-    code, _, err = typed(files / "a.mp4", files / "e.png", "--out", table, "--json", found)
+    assert typed(files / "a.mp4", "--out", table, "--json", result)[0] == 0
+    code, _, err = typed(files / "a.mp4", files / "e.png", "--out", table, "--json", result)
     wanted = f"--json: cannot list the rows of an earlier .csv; leave it out, or give another --out than {table}"
     assert (code, err) == (2, f"cover predict: {wanted}\n")
 
 
-# --- places that are full -----------------------------------------------------------------------------------------------------------
+# --- places that are full ---------------------------------------------------------------------------------------------
 
 
 def limited(limit: str, release: Path, *arguments: object, stdout: str = "/dev/null") -> tuple[int, str]:
@@ -355,14 +390,16 @@ def limited(limit: str, release: Path, *arguments: object, stdout: str = "/dev/n
 def test_a_full_disk_ends_rows_in_one_line(release: Path, files: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / name
     arguments = (release, files / "a.mp4", files / "c, d.mp4", files / "e.png", "--out", out)
-    told = f"cover predict: --out {out}: cannot be written: File too large; the same command goes on from here\n"
-    assert limited("ulimit -f 1", *arguments) == (2, told)
+    record = f"cover predict: --out {out}: cannot be written: File too large; the same command goes on from here\n"
+    assert limited("ulimit -f 1", *arguments) == (2, record)
     assert out.stat().st_size == 1024
     assert limited("true", *arguments)[0] == 0
 
 
 @pytest.mark.parametrize(("name", "window"), [("f.npy", 0.05), ("f.arrow", 0.5)])
-def test_a_full_disk_ends_features_in_one_line(release: Path, files: Path, tmp_path: Path, name: str, window: float) -> None:
+def test_a_full_disk_ends_features_in_one_line(
+    release: Path, files: Path, tmp_path: Path, name: str, window: float
+) -> None:
     target = tmp_path / name
     code, err = limited("ulimit -f 1", release, files / "c, d.mp4", "--embed", target, "--window", window)
     assert (code, len(err.splitlines())) == (2, 1), err
@@ -372,7 +409,9 @@ def test_a_full_disk_ends_features_in_one_line(release: Path, files: Path, tmp_p
 
 
 @pytest.mark.parametrize("options", [[], ["--format", "csv"], ["--json", "-"], ["--out", "rows.jsonl"]], ids=" ".join)
-def test_stdout_that_is_full(release: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+def test_stdout_that_is_full(
+    release: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     code, err = limited("true", release, files / "a.mp4", *options, stdout="/dev/full")
     assert (code, err) == (2, "cover predict: stdout: cannot be written: No space left on device\n")
@@ -382,12 +421,14 @@ def test_stdout_that_nobody_reads(release: Path, files: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "cover", "predict", str(release), str(files / "a.mp4")]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=writing, stderr=subprocess.PIPE, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=writing, stderr=subprocess.PIPE, check=False
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-# --- timelines --------------------------------------------------------------------------------------------------------------------
+# --- timelines --------------------------------------------------------------------------------------------------------
 
 
 def test_windows_tile_a_video() -> None:
@@ -406,17 +447,17 @@ def test_a_window_is_seen_as_a_video_of_its_length(release: Path, files: Path, m
     predictor, path = Predictor.load(release), str(files / "c, d.mp4")
     for most in (1, 12, 10_000):
         monkeypatch.setattr("cover.inference.views.CHUNK_FRAMES", most)
-        found = predictor.timeline(path, 2.0, 1.0)
-        assert [(part.start, part.end) for part in found] == [(0, 2), (1, 3), (2, 4), (2.5, 4.5)]
-        for part in found:
+        result = predictor.timeline(path, 2.0, 1.0)
+        assert [(part.start, part.end) for part in result] == [(0, 2), (1, 3), (2, 4), (2.5, 4.5)]
+        for part in result:
             for head in HEADS:
-                told = SETS[head.name]
-                plan = ViewPlan(Sampling.parse(told["sampling"]), Views.parse(told["views"]), 3, 16)
+                record = SETS[head.name]
+                plan = ViewPlan(Sampling.parse(record["sampling"]), Views.parse(record["views"]), 3, 16)
                 (clips,), _ = read_views(path, "video", [plan], 2.0, part.start)
                 with torch.inference_mode():
-                    logits = predictor.model(predictor.model.normalize(torch.from_numpy(clips).flatten(0, 1)), ((len(clips), 3),))[
-                        head.name
-                    ]
+                    logits = predictor.model(
+                        predictor.model.normalize(torch.from_numpy(clips).flatten(0, 1)), ((len(clips), 3),)
+                    )[head.name]
                 assert part[head.name].scores == pytest.approx(logits.softmax(-1).mean(0).numpy(), abs=1e-6)
 
 
@@ -427,17 +468,21 @@ def test_timeline_rows(typed: Typed, release: Path, files: Path, workers: int, m
     rows = {Path(row["file"]).name: row for row in map(json.loads, out.splitlines())}
     assert (code, len(rows), rows["c, d.mp4"]["protocol"]["stride"]) == (1, 4, 1)
     wanted = Predictor.load(release).timeline(files / "c, d.mp4", 2.0, 1.0)
-    for head, told in rows["c, d.mp4"]["timeline"].items():
-        assert [(part["start"], part["end"]) for part in told] == [(part.start, part.end) for part in wanted]
-        assert [part["top"][0][0] for part in told] == [part[head].top(1)[0][0] for part in wanted]
+    for head, record in rows["c, d.mp4"]["timeline"].items():
+        assert [(part["start"], part["end"]) for part in record] == [(part.start, part.end) for part in wanted]
+        assert [part["top"][0][0] for part in record] == [part[head].top(1)[0][0] for part in wanted]
     assert "timeline" not in rows["e.png"]
     _, out, _ = typed(files / "c, d.mp4", "--window", 2, "--format", "csv", "--head", "act")
-    assert [(row["start"], row["end"]) for row in csv.DictReader(io.StringIO(out))] == [("0.0", "2.0"), ("2.0", "4.0"), ("2.5", "4.5")]
+    assert [(row["start"], row["end"]) for row in csv.DictReader(io.StringIO(out))] == [
+        ("0.0", "2.0"),
+        ("2.0", "4.0"),
+        ("2.5", "4.5"),
+    ]
     _, out, _ = typed(files / "c, d.mp4", "--window", 2)
     assert "2.50 -     4.50 s" in out
 
 
-# --- features ---------------------------------------------------------------------------------------------------------------------
+# --- features ---------------------------------------------------------------------------------------------------------
 
 
 def test_features_and_names(typed: Typed, release: Path, files: Path, tmp_path: Path) -> None:
@@ -448,8 +493,10 @@ def test_features_and_names(typed: Typed, release: Path, files: Path, tmp_path: 
     names = list(csv.DictReader((tmp_path / "f.csv").open(encoding="utf-8")))
     table = pa.ipc.open_file(tmp_path / "f.arrow").read_all()
     assert (array.shape, array.dtype, [Path(row["file"]).name for row in names]) == (
-        (4, 16), np.float32, ["a.mp4", "b.mp4", "c, d.mp4", "e.png"],
-    )  # fmt: skip
+        (4, 16),
+        np.float32,
+        ["a.mp4", "b.mp4", "c, d.mp4", "e.png"],
+    )
     for number, row in enumerate(names):
         vector = table["features"][number].as_py()
         if row["problem"]:
@@ -488,7 +535,7 @@ def test_the_list_of_features_replaces_nothing_else(typed: Typed, files: Path, t
         assert [Path(row["file"]).name for row in csv.DictReader(mine.open(encoding="utf-8"))] == [file]
 
 
-# --- wrong use ----------------------------------------------------------------------------------------------------------------------
+# --- wrong use --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -510,7 +557,9 @@ def test_the_list_of_features_replaces_nothing_else(typed: Typed, files: Path, t
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_refused(typed: Typed, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], part: str) -> None:
+def test_refused(
+    typed: Typed, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], part: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = typed(files / "a.mp4", *arguments)
     assert (code, out, len(err.splitlines())) == (2, "", 1), err
@@ -518,7 +567,7 @@ def test_refused(typed: Typed, files: Path, tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-# --- reading processes -------------------------------------------------------------------------------------------------------------
+# --- reading processes ------------------------------------------------------------------------------------------------
 
 
 def crash_on_some_files() -> None:
@@ -543,14 +592,14 @@ def test_a_file_that_crashes_the_decoder_has_its_row(
     names = [files / "a.mp4", crash, files / "e.png", files / "c, d.mp4"]
     code, _, err = typed(*names, "--workers", workers, "--out", rows)
     assert code == 1
-    found = rows_in(rows)
-    assert [row["file"] for row in found] == list(map(str, names))
-    assert [row.get("error") for row in found] == [None, "the decoder crashed on it", None, None]
-    assert all(set(row["heads"]) == {"act", "thing"} for row in found if "error" not in row)
+    result = rows_in(rows)
+    assert [row["file"] for row in result] == list(map(str, names))
+    assert [row.get("error") for row in result] == [None, "the decoder crashed on it", None, None]
+    assert all(set(row["heads"]) == {"act", "thing"} for row in result if "error" not in row)
     assert f"{crash}: unreadable: the decoder crashed on it" in err.splitlines()
 
 
-# --- in Python ----------------------------------------------------------------------------------------------------------------------
+# --- in Python --------------------------------------------------------------------------------------------------------
 
 
 def test_one_head_or_several(release: Path, files: Path, tmp_path: Path) -> None:

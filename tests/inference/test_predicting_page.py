@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
 from cover.cli import main
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 
 PAGE = (Path(__file__).parents[2] / "docs/predicting.md").read_text(encoding="utf-8")
 
@@ -23,7 +25,7 @@ PAGE = (Path(__file__).parents[2] / "docs/predicting.md").read_text(encoding="ut
 def make_run(folder: Path) -> None:
     """What training would leave, but for what it learned."""
     heads = (Head("kinetics", ("left", "right")), Head("imagenet", ("cat", "dog", "cup")))
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
     sets = {head.name: {"sampling": "dense@0.1", "views": "1x3"} for head in heads}
     with torch.no_grad():
         for parameter in model.parameters():
@@ -34,7 +36,11 @@ def make_run(folder: Path) -> None:
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "run")
-    commands = [shlex.split(line)[1:] for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+    commands = [
+        shlex.split(line)[1:]
+        for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+        for line in block.splitlines()
+    ]
     assert [command[0] for command in commands] == ["sandbox", "train", *["predict"] * 7, "doctor"]
     for command in commands:
         if command[0] != "train":  # the run is there

@@ -10,22 +10,23 @@ import av
 import numpy as np
 import pytest
 import torch
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import load_release, save_release
 
 from cover import CoVeR
 from cover.datasets.catalog import load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
-from cover.evaluation import reading
+from cover.evaluation import evaluate as evaluate_module
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.metrics import TopK
-from cover.evaluation.tasks import find_tasks
+from cover.evaluation.protocol import find_tasks
 from cover.inference.predictor import Predictor
-from cover.media.clips import Views
 from cover.media.decode import MediaError
+from cover.media.sampling import Views
+from cover.model.backbones import named_config
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.heads import Head
+from cover.model.release import load_release, save_release
 
 MakeSet = Callable[..., Path]
 
@@ -34,43 +35,51 @@ def first_file(sandbox: Path, name: str) -> str:
     return open_manifest(load_catalog(sandbox).manifest_path(name, "val")).row(0).path
 
 
-def evaluated_scores(model: TimeSformer, catalog: Path, name: str, frames: int, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+def evaluated_scores(
+    model: CoVeR, catalog: Path, name: str, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> np.ndarray:
     """What evaluation counts, sample by sample."""
-    seen: list[torch.Tensor] = []
-    monkeypatch.setattr(reading, "BATCH_FRAMES", 1)
+    visited: list[torch.Tensor] = []
+    monkeypatch.setattr(evaluate_module, "BATCH_FRAMES", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(TopK, "update", lambda self, scores, labels: seen.append(scores))
+        patch.setattr(TopK, "update", lambda self, scores, labels: visited.append(scores))
         (task,) = find_tasks(load_catalog(catalog), model, frames, "val", [name])
         evaluate(model, task, "cpu", 0)
-    return torch.cat(seen).numpy()
+    return torch.cat(visited).numpy()
 
 
 def test_the_likeliest_classes_of_every_head(trained: Path, sandbox: Path) -> None:
     predictor = Predictor.load(trained)
     for name in ("ssv2", "imagenet"):
-        found = predictor(first_file(sandbox, name))
-        assert list(found) == ["kinetics", "ssv2", "moments", "imagenet"]
-        for head, prediction in found.items():
+        result = predictor(first_file(sandbox, name))
+        assert list(result) == ["kinetics", "ssv2", "moments", "imagenet"]
+        for head, prediction in result.items():
             classes = open_manifest(load_catalog(sandbox).manifest_path(head, "val")).classes.names
             assert prediction.classes == classes
             assert prediction.scores.sum() == pytest.approx(1, abs=1e-5)
             top = prediction.top(3)
             assert [share for _, share in top] == sorted(prediction.scores.tolist(), reverse=True)[:3]
-            assert [classes.index(word) for word, _ in top] == np.argsort(-prediction.scores, kind="stable")[:3].tolist()
+            assert [classes.index(word) for word, _ in top] == np.argsort(-prediction.scores, kind="stable")[
+                :3
+            ].tolist()
             assert len(prediction.top(99)) == len(classes)
 
 
 @pytest.mark.parametrize("name", ["kinetics", "ssv2", "moments", "imagenet"])
-def test_a_prediction_is_what_evaluation_counts(trained: Path, sandbox: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prediction_is_what_evaluation_counts(
+    trained: Path, sandbox: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predictor = Predictor.load(trained)
-    wanted = evaluated_scores(predictor.model, sandbox, name, predictor.about["frames"], monkeypatch)
+    wanted = evaluated_scores(predictor.model, sandbox, name, predictor.metadata["frames"], monkeypatch)
     manifest = open_manifest(load_catalog(sandbox).manifest_path(name, "val"))
     for row in (0, len(manifest) - 1):
         assert np.array_equal(predictor(manifest.row(row).path, [name])[name].scores, wanted[row])
         assert predictor(manifest.row(row).path)[name].scores == pytest.approx(wanted[row], abs=1e-6)
 
 
-def test_a_video_of_changing_rate_is_looked_at_alike(make_set: MakeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_of_changing_rate_is_looked_at_alike(
+    make_set: MakeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What counts as the length of a video has to be the same for both."""
     catalog = make_set({"a.mp4": "x", "b.mp4": "y"}, sampling="whole")
     rng, path = np.random.default_rng(0), tmp_path / "mine" / "a.mp4"
@@ -84,13 +93,15 @@ def test_a_video_of_changing_rate_is_looked_at_alike(make_set: MakeSet, tmp_path
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     index(catalog, 0)
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),))
+    model = CoVeR(
+        TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(parameter.numel()))
-    about = {"step": 0, "frames": 6, "datasets": {"mine": {"sampling": "whole", "views": "2x1"}}}
-    save_release(tmp_path / "release", model, about)
-    predictor = Predictor(*load_release(tmp_path / "release"))
+    metadata = {"step": 0, "frames": 6, "datasets": {"mine": {"sampling": "whole", "views": "2x1"}}}
+    save_release(tmp_path / "release", model, metadata)
+    predictor = Predictor(load_release(tmp_path / "release"))
     (task,) = find_tasks(load_catalog(catalog), predictor.model, 6, "val", views=Views(2, 1))
     wanted: dict[int, np.ndarray] = {}
     with monkeypatch.context() as patch:
@@ -121,7 +132,9 @@ def test_a_file_that_cannot_be_read(trained: Path, tmp_path: Path) -> None:
             Predictor.load(trained)(tmp_path / name)
 
 
-def test_files_are_told_apart_by_content_where_their_ending_says_nothing(trained: Path, sandbox: Path, tmp_path: Path) -> None:
+def test_files_are_told_apart_by_content_where_their_ending_says_nothing(
+    trained: Path, sandbox: Path, tmp_path: Path
+) -> None:
     predictor = Predictor.load(trained)
     for name, plain in (("imagenet", "picture"), ("kinetics", "clip")):
         source = Path(first_file(sandbox, name))
@@ -130,9 +143,9 @@ def test_files_are_told_apart_by_content_where_their_ending_says_nothing(trained
 
 
 def test_a_model_that_was_never_trained_says_what_it_lacks(tmp_path: Path) -> None:
-    CoVeR(model_config("mini", size=16, frames=3), (Head("act", ("a", "b")),)).save_pretrained(tmp_path)
+    CoVeR(named_config("mini", size=16, frames=3), (Head("act", ("a", "b")),)).save_pretrained(tmp_path)
     predictor = Predictor.load(tmp_path)
-    assert predictor.about["frames"] == 3
+    assert predictor.metadata["frames"] == 3
     with pytest.raises(UserError, match=r'about\.datasets, "act": \{"sampling"'):
         predictor(tmp_path / "a.mp4")
     with pytest.raises(UserError, match='no head "act2"; did you mean "act"'):

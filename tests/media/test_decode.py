@@ -20,7 +20,7 @@ from PIL import Image
 from cover.errors import UserError
 from cover.media import video
 from cover.media.decode import MediaError, check_decoder, decode_at, decode_image, probe
-from cover.media.source import Part
+from cover.media.source import ByteRange
 
 BITS, BLOCK, HEIGHT = 10, 8, 32  # a frame's number as black and white blocks, lowest bit first
 
@@ -105,11 +105,11 @@ def test_order_repeats_and_times_outside_the_clip(clip: Path) -> None:
 
 
 def test_probe_agrees_with_what_was_written(clip: Path) -> None:
-    found = probe(clip, "video")
-    assert found.frames == 60
-    assert found.fps == pytest.approx(25, abs=0.03)
-    assert found.duration == pytest.approx(2.4, abs=0.03)
-    assert (found.width, found.height) == (BITS * BLOCK, HEIGHT)
+    result = probe(clip, "video")
+    assert result.frames == 60
+    assert result.fps == pytest.approx(25, abs=0.03)
+    assert result.duration == pytest.approx(2.4, abs=0.03)
+    assert (result.width, result.height) == (BITS * BLOCK, HEIGHT)
 
 
 def test_b_frames_are_really_there(tmp_path: Path) -> None:
@@ -137,9 +137,18 @@ GROUPS = {
     "one.mp4": ("libx264", {"g": "999", "bf": "2"}),
     "intra_refresh.mp4": ("libx264", {"g": "12", "x264-params": "intra-refresh=1"}),
     "hevc.mp4": ("libx265", {"g": "12", "x265-params": "log-level=none:open-gop=1:bframes=3:pools=1:frame-threads=1"}),
-    "layers.mp4": ("libx265", {"g": "24", "x265-params": "log-level=none:temporal-layers=3:bframes=4:b-adapt=0:pools=1:frame-threads=1"}),
-    "vp9.webm": ("libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}),
-    "vp8.webm": ("libvpx", {"g": "12", "deadline": "good", "cpu-used": "4", "auto-alt-ref": "1", "lag-in-frames": "16", "crf": "10"}),
+    "layers.mp4": (
+        "libx265",
+        {"g": "24", "x265-params": "log-level=none:temporal-layers=3:bframes=4:b-adapt=0:pools=1:frame-threads=1"},
+    ),
+    "vp9.webm": (
+        "libvpx-vp9",
+        {"g": "12", "deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"},
+    ),
+    "vp8.webm": (
+        "libvpx",
+        {"g": "12", "deadline": "good", "cpu-used": "4", "auto-alt-ref": "1", "lag-in-frames": "16", "crf": "10"},
+    ),
     "av1.mp4": ("libsvtav1", {"g": "12", "preset": "12"}),
     "mpeg2.ts": ("mpeg2video", {"g": "12", "bf": "2"}),
     "mpeg4.mkv": ("mpeg4", {"g": "12", "bf": "2"}),
@@ -195,9 +204,9 @@ def test_variable_rate(tmp_path: Path, name: str) -> None:
     path = write_clip(tmp_path / name, stamps=stamps, count=len(stamps), tick=Fraction(1, 1000))
     wanted = [0.0, 0.031, 0.033, 0.5, 0.566, 1.0, 1.8, 1.834, 1.85, 9.0]
     assert numbers(decode_at(path, wanted).frames) == [0, 0, 1, 2, 3, 5, 5, 6, 7, 8]
-    found = probe(path, "video")
-    assert found.frames == 9
-    assert found.fps == pytest.approx(8 / 1.883, rel=1e-3)
+    result = probe(path, "video")
+    assert result.frames == 9
+    assert result.fps == pytest.approx(8 / 1.883, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["late.mkv", "late.ts", "late.mp4"])
@@ -216,8 +225,8 @@ def test_display_matrix(tmp_path: Path, degrees: int, mirrored: bool) -> None:
     shown = decode_at(path, [0.04]).frames[0]
     assert shown.shape == upright.shape
     assert np.abs(shown.astype(int) - upright).mean() < 8
-    found = probe(path, "video")
-    assert (found.height, found.width) == upright.shape[:2]
+    result = probe(path, "video")
+    assert (result.height, result.width) == upright.shape[:2]
 
 
 def test_cover_art_is_not_the_video(tmp_path: Path) -> None:
@@ -250,12 +259,16 @@ def test_full_range_and_limited_range_give_the_same_white(tmp_path: Path) -> Non
         path = write_clip(tmp_path / f"{pix_fmt}.mp4", count=3, pix_fmt=pix_fmt, options={"crf": "5"})
         frame = decode_at(path, [0.0]).frames[0]
         assert frame.max() <= 3, pix_fmt
-        white = write_clip(tmp_path / f"{pix_fmt}-white.mp4", frames=[np.full((HEIGHT, 80, 3), 255, np.uint8)], pix_fmt=pix_fmt)
+        white = write_clip(
+            tmp_path / f"{pix_fmt}-white.mp4", frames=[np.full((HEIGHT, 80, 3), 255, np.uint8)], pix_fmt=pix_fmt
+        )
         assert decode_at(white, [0.0]).frames.min() >= 252, pix_fmt
 
 
 def test_a_file_cut_short_gives_what_is_left_and_says_so(tmp_path: Path) -> None:
-    whole = write_clip(tmp_path / "whole.mp4", count=200, options={"g": "20"}, mux={"movflags": "faststart"}).read_bytes()
+    whole = write_clip(
+        tmp_path / "whole.mp4", count=200, options={"g": "20"}, mux={"movflags": "faststart"}
+    ).read_bytes()
     path = tmp_path / "cut.mp4"
     path.write_bytes(whole[: len(whole) * 7 // 10])
     decoded = decode_at(path, [0.4, 7.9])
@@ -293,16 +306,18 @@ def test_damage_anywhere_ends_in_frames_or_a_reason(tmp_path: Path, name: str) -
 def test_zeros_in_the_middle_end_the_frames(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
     """Containers that find their way again behind the damage too: what follows would refer to pictures that are gone."""
     rng = np.random.default_rng(0)
-    pictures = [np.clip(numbered(n) + rng.integers(-20, 20, (HEIGHT, 80, 3)), 0, 255).astype(np.uint8) for n in range(100)]
+    pictures = [
+        np.clip(numbered(n) + rng.integers(-20, 20, (HEIGHT, 80, 3)), 0, 255).astype(np.uint8) for n in range(100)
+    ]
     data = bytearray(write_clip(tmp_path / name, codec, count=100, options=options, frames=pictures).read_bytes())
     data[len(data) * 2 // 5 : len(data) // 2] = bytes(len(data) // 2 - len(data) * 2 // 5)
     (tmp_path / name).write_bytes(data)
     decoded = decode_at(tmp_path / name, np.arange(100) / 25)
-    found = numbers(decoded.frames)
-    last = found[-1]
+    result = numbers(decoded.frames)
+    last = result[-1]
     assert decoded.partial
     assert 20 < last < 60
-    assert found == [*range(last + 1), *[last] * (99 - last)]
+    assert result == [*range(last + 1), *[last] * (99 - last)]
     assert decode_at(tmp_path / name, np.arange(15) / 25).partial is None  # asked for alone, what lies before is sound
 
 
@@ -417,10 +432,10 @@ def test_a_stretch_of_a_shard_is_as_good_as_a_file(remote: tuple[Path, str]) -> 
     clip, url = remote
     size = clip.stat().st_size
     for place in (url, str(clip.with_name("shard.tar"))):
-        part = Part(place, 77, size)
+        part = ByteRange(place, 77, size)
         assert probe(part, "video") == probe(clip, "video")
         assert np.array_equal(decode_at(part, [0.0, 1.0, 2.0]).frames, decode_at(clip, [0.0, 1.0, 2.0]).frames)
-        image = Part(place, 77 + size, clip.with_name("image.png").stat().st_size)
+        image = ByteRange(place, 77 + size, clip.with_name("image.png").stat().st_size)
         assert np.array_equal(decode_image(image), numbered(9))
         assert probe(image, "image").codec == "png"
 
@@ -428,11 +443,11 @@ def test_a_stretch_of_a_shard_is_as_good_as_a_file(remote: tuple[Path, str]) -> 
 def test_what_cannot_be_fetched_says_why(remote: tuple[Path, str]) -> None:
     clip, url = remote
     with pytest.raises(MediaError, match="the shard ends 5 bytes too early"):
-        decode_image(Part(str(clip), 0, clip.stat().st_size + 5))
+        decode_image(ByteRange(str(clip), 0, clip.stat().st_size + 5))
     with pytest.raises(MediaError, match="cannot be read"):
         decode_at("memory://bucket/nothing.mp4", [0.0])
     with pytest.raises(MediaError, match="not a video"):
-        decode_at(Part(url, 0, 50), [0.0])
+        decode_at(ByteRange(url, 0, 50), [0.0])
     with pytest.raises(MediaError, match=r"cannot be read: .*nosuch"):
         probe("nosuch://bucket/clip.mp4", "video")
 
@@ -447,19 +462,22 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     undo = {1: 0, 2: 0, 3: 180, 4: 180, 5: 90, 6: 90, 7: -90, 8: -90}[orientation]
     stored = Image.fromarray(upright).rotate(undo, expand=True)
     if orientation in (2, 4, 5, 7):
-        stored = stored.transpose(Image.Transpose.FLIP_LEFT_RIGHT if orientation in (2, 4) else Image.Transpose.FLIP_TOP_BOTTOM)
+        stored = stored.transpose(
+            Image.Transpose.FLIP_LEFT_RIGHT if orientation in (2, 4) else Image.Transpose.FLIP_TOP_BOTTOM
+        )
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "image.jpg", exif=exif, quality=95)
     image = decode_image(tmp_path / "image.jpg")
     assert image.shape == upright.shape
     assert np.abs(image.astype(int) - upright).mean() < 5
-    found = probe(tmp_path / "image.jpg", "image")
-    assert (found.frames, found.width, found.height, found.codec) == (1, 64, 48, "jpeg")
+    result = probe(tmp_path / "image.jpg", "image")
+    assert (result.frames, result.width, result.height, result.codec) == (1, 64, 48, "jpeg")
 
 
 @pytest.mark.parametrize(
-    ("mode", "name"), [("L", "a.png"), ("P", "a.gif"), ("RGBA", "a.png"), ("CMYK", "a.jpg"), ("1", "a.png"), ("LA", "a.png")]
+    ("mode", "name"),
+    [("L", "a.png"), ("P", "a.gif"), ("RGBA", "a.png"), ("CMYK", "a.jpg"), ("1", "a.png"), ("LA", "a.png")],
 )
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, name: str) -> None:
     Image.new("RGB", (20, 10), (255, 255, 255)).convert(mode).save(tmp_path / name)
@@ -518,10 +536,16 @@ def torchcodec_loads() -> None:
 
 
 @pytest.mark.usefixtures("torchcodec_loads")
-@pytest.mark.parametrize("name", [*CLIPS, "gaps.mp4", "late.mkv", *(name for name in GROUPS if name != "intra_refresh.mp4")])
+@pytest.mark.parametrize(
+    "name", [*CLIPS, "gaps.mp4", "late.mkv", *(name for name in GROUPS if name != "intra_refresh.mp4")]
+)
 def test_both_decoders_choose_the_same_frames(tmp_path: Path, name: str) -> None:
     odd = {
-        "gaps.mp4": {"stamps": np.cumsum([0, 33, 33, 500, 33, 34, 1200, 10, 40]).tolist(), "count": 9, "tick": Fraction(1, 1000)},
+        "gaps.mp4": {
+            "stamps": np.cumsum([0, 33, 33, 500, 33, 34, 1200, 10, 40]).tolist(),
+            "count": 9,
+            "tick": Fraction(1, 1000),
+        },
         "late.mkv": {"stamps": range(125, 225), "count": 100},
     }
     how = odd.get(name) or CLIPS.get(name) or dict(zip(("codec", "options"), GROUPS[name]))
@@ -533,9 +557,13 @@ def test_both_decoders_choose_the_same_frames(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.usefixtures("torchcodec_loads")
-@pytest.mark.parametrize(("degrees", "mirrored"), [(0, False), (90, False), (180, False), (-90, False), (0, True), (90, True), (180, True)])
+@pytest.mark.parametrize(
+    ("degrees", "mirrored"), [(0, False), (90, False), (180, False), (-90, False), (0, True), (90, True), (180, True)]
+)
 def test_both_decoders_turn_pictures_alike(tmp_path: Path, degrees: int, mirrored: bool) -> None:
-    path = write_clip(tmp_path / "turned.mp4", count=20, display=(degrees, mirrored), frames=map(numbered, range(200, 220)))
+    path = write_clip(
+        tmp_path / "turned.mp4", count=20, display=(degrees, mirrored), frames=map(numbered, range(200, 220))
+    )
     ours, theirs = (decode_at(path, [0.0, 0.4], decoder=decoder).frames for decoder in ("pyav", "torchcodec"))
     assert ours.shape == theirs.shape
     assert np.abs(ours.astype(int) - theirs).mean() < 3
@@ -580,15 +608,15 @@ def test_real_files(test_data: Path, row: dict[str, str]) -> None:
             with pytest.raises(MediaError):
                 use()
         return
-    found = probe(path, "video")
-    decoded = decode_at(path, np.linspace(0, found.duration, 8))
+    result = probe(path, "video")
+    decoded = decode_at(path, np.linspace(0, result.duration, 8))
     assert (decoded.partial is None) == (row["expect"] == "frames")
-    assert (found.width, found.height) == displayed(row) == decoded.frames.shape[2:0:-1]
-    assert found.start == pytest.approx(float(row["first_pts_s"]), abs=1e-3)
+    assert (result.width, result.height) == displayed(row) == decoded.frames.shape[2:0:-1]
+    assert result.start == pytest.approx(float(row["first_pts_s"]), abs=1e-3)
     if row["expect"] == "frames":
         # MPEG-4 in avi can hold a packet without a picture of its own
-        assert int(row["n_decoded"]) <= found.frames <= int(row["n_decoded"]) + ("mpeg4" in row["codec"])
-        assert found.duration == pytest.approx(float(row["duration_s"]) + 1 / found.fps, abs=1.1 / found.fps)
+        assert int(row["n_decoded"]) <= result.frames <= int(row["n_decoded"]) + ("mpeg4" in row["codec"])
+        assert result.duration == pytest.approx(float(row["duration_s"]) + 1 / result.fps, abs=1.1 / result.fps)
 
 
 ONE_BY_ONE = [
@@ -617,7 +645,9 @@ def test_each_real_frame_is_found_by_its_own_time_stamp(test_data: Path, name: s
     size = decode_at(path, [0.0]).frames.shape[1:3]
     turns = everything[0].rotation // 90
     across = size[::-1] if turns % 2 == 0 else size
-    plain = np.stack([np.rot90(frame.to_ndarray(format="rgb24", width=across[0], height=across[1]), turns) for frame in everything])
+    plain = np.stack(
+        [np.rot90(frame.to_ndarray(format="rgb24", width=across[0], height=across[1]), turns) for frame in everything]
+    )
     times = [float((frame.pts - everything[0].pts) * frame.time_base) for frame in everything]
     if path.suffix == ".avi":  # its stamps are scrambled: the decoder's order holds, at the steady pace avi has
         times = [float(number * pace) for number in range(len(times))]

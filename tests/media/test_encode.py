@@ -32,7 +32,9 @@ def numbers(path: Path, times: Sequence[float]) -> list[int]:
     return [int(sum(1 << bit for bit in range(BITS) if row[bit])) for row in bars]
 
 
-def write_numbered(path: Path, stamps: Sequence[int], codec: str = "libx264", tick: Fraction = Fraction(1, 1000)) -> Path:
+def write_numbered(
+    path: Path, stamps: Sequence[int], codec: str = "libx264", tick: Fraction = Fraction(1, 1000)
+) -> Path:
     """A video whose frames are numbered, with time stamps in ticks, sound, and few key frames."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
@@ -55,15 +57,17 @@ def write_numbered(path: Path, stamps: Sequence[int], codec: str = "libx264", ti
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """300 numbered frames at uneven times, 12 s in all."""
     steps = np.random.default_rng(0).integers(10, 71, 299)
-    return write_numbered(tmp_path_factory.mktemp("uneven") / "uneven.mp4", list(accumulate(map(int, steps), initial=0)))
+    return write_numbered(
+        tmp_path_factory.mktemp("uneven") / "uneven.mp4", list(accumulate(map(int, steps), initial=0))
+    )
 
 
 @pytest.mark.parametrize("key_interval", [0.5, 0.04, 100.0])
 def test_same_frames_at_the_same_times(uneven: Path, tmp_path: Path, key_interval: float) -> None:
-    out, asked = tmp_path / "out.mp4", np.random.default_rng(1).uniform(0, 13, 400).tolist()
+    out, requested = tmp_path / "out.mp4", np.random.default_rng(1).uniform(0, 13, 400).tolist()
     encoded = encode_video(uneven, out, Encoding(key_interval=key_interval))
-    assert numbers(out, asked) == numbers(uneven, asked)
-    assert len(set(numbers(out, asked))) > 150
+    assert numbers(out, requested) == numbers(uneven, requested)
+    assert len(set(numbers(out, requested))) > 150
     assert (encoded.frames, encoded.partial, encoded.copied) == (300, None, False)
 
 
@@ -72,17 +76,18 @@ def test_same_frames_at_the_same_times(uneven: Path, tmp_path: Path, key_interva
 def test_other_codecs_and_containers(tmp_path: Path, codec: str, ending: str) -> None:
     source = write_numbered(tmp_path / f"source{ending}", range(0, 3000, 40), codec)
     encode_video(source, tmp_path / "out.mp4", Encoding())
-    asked = np.arange(0, 3.1, 0.02).tolist()
-    assert numbers(tmp_path / "out.mp4", asked) == numbers(source, asked)
+    requested = np.arange(0, 3.1, 0.02).tolist()
+    assert numbers(tmp_path / "out.mp4", requested) == numbers(source, requested)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 2.0), (1.0, None), (0.513, 3.217), (8.0, 9.5), (11.0, 50.0)])
 def test_segment_becomes_a_file_of_its_own(uneven: Path, tmp_path: Path, start: float, end: float | None) -> None:
     out = tmp_path / "out.mp4"
     encoded = encode_video(uneven, out, Encoding(), start, end)
-    asked = np.arange(0.0003, min(end or 13, 13) - start - 0.002, 0.01)  # between ticks: at them the tolerance is a matter of rounding
-    assert numbers(out, asked.tolist()) == numbers(uneven, (start + asked).tolist())
-    assert probe(out).frames == encoded.frames == len(set(numbers(out, asked.tolist())))
+    # between ticks: at them the tolerance is a matter of rounding
+    requested = np.arange(0.0003, min(end or 13, 13) - start - 0.002, 0.01)
+    assert numbers(out, requested.tolist()) == numbers(uneven, (start + requested).tolist())
+    assert probe(out).frames == encoded.frames == len(set(numbers(out, requested.tolist())))
 
 
 def test_segment_behind_the_end_is_refused(uneven: Path, tmp_path: Path) -> None:
@@ -104,7 +109,8 @@ def test_layout_of_the_file(uneven: Path, tmp_path: Path) -> None:
     assert all(0.5 * place <= time < 0.5 * place + 0.1 for place, time in enumerate(keys))
     with av.open(str(out)) as container:
         container.streams.video[0].codec_context.skip_frame = "NONREF"
-        assert sum(1 for _ in container.decode(video=0)) < 300 / 2  # nothing refers to the rest: they need not be decoded
+        # nothing refers to the rest: they need not be decoded
+        assert sum(1 for _ in container.decode(video=0)) < 300 / 2
     for place, packet in enumerate(packets):  # closed groups: nothing in front of a key frame comes behind it
         assert not packet.is_keyframe or all(other.pts > packet.pts for other in packets[place + 1 :])
 
@@ -118,8 +124,8 @@ def test_same_bytes_every_time(uneven: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("short_side", "size"), [(256, (160, 64)), (32, (80, 32)), (31, (78, 30 + 2)), (1, (2, 2))])
 def test_never_scaled_up_and_even(uneven: Path, tmp_path: Path, short_side: int, size: tuple[int, int]) -> None:
     encoded = encode_video(uneven, tmp_path / "out.mp4", Encoding(short_side=short_side), 0, 0.5)
-    found = probe(tmp_path / "out.mp4")
-    assert (found.width, found.height) == (encoded.width, encoded.height) == size
+    result = probe(tmp_path / "out.mp4")
+    assert (result.width, result.height) == (encoded.width, encoded.height) == size
 
 
 def test_damage_ends_it(uneven: Path, tmp_path: Path) -> None:
@@ -130,8 +136,8 @@ def test_damage_ends_it(uneven: Path, tmp_path: Path) -> None:
     cut.write_bytes(data)
     encoded = encode_video(cut, tmp_path / "out.mp4", Encoding())
     assert 20 < encoded.frames < 100
-    asked = np.arange(0, encoded.last, 0.04).tolist()
-    assert numbers(tmp_path / "out.mp4", asked) == numbers(cut, asked)
+    requested = np.arange(0, encoded.last, 0.04).tolist()
+    assert numbers(tmp_path / "out.mp4", requested) == numbers(cut, requested)
 
 
 def test_folder_of_images(tmp_path: Path) -> None:
@@ -141,8 +147,8 @@ def test_folder_of_images(tmp_path: Path) -> None:
         Image.fromarray(picture(number)).save(folder / f"{number + 1:05d}.png")
     (folder / "00007.png").unlink()
     encode_video(folder, tmp_path / "out.mp4", Encoding())
-    asked = np.arange(0, 1.7, 0.02).tolist()
-    assert numbers(tmp_path / "out.mp4", asked) == numbers(folder, asked)
+    requested = np.arange(0, 1.7, 0.02).tolist()
+    assert numbers(tmp_path / "out.mp4", requested) == numbers(folder, requested)
 
 
 def test_folder_ends_at_a_bad_image(tmp_path: Path) -> None:
@@ -165,11 +171,12 @@ def test_real_files_look_the_same(test_data: Path, tmp_path: Path) -> None:
     apart = {}
     for row in rows:
         source, out = test_data / "torture" / row["path"], tmp_path / "out.mp4"
-        if int(row["n_decoded"]) < 2 or (row["w"] == "1280" and "full_range" not in row["path"]):  # big ones take their time
+        # big ones take their time
+        if int(row["n_decoded"]) < 2 or (row["w"] == "1280" and "full_range" not in row["path"]):
             continue
         encoded = encode_video(source, out, Encoding(short_side=128, crf=8))
-        asked = np.linspace(0, encoded.last, 4).tolist()
-        before, after = (small(decode_at(path, asked).frames) for path in (source, out))
+        requested = np.linspace(0, encoded.last, 4).tolist()
+        before, after = (small(decode_at(path, requested).frames) for path in (source, out))
         apart[row["path"]] = float(np.abs(before - after).mean())
     assert max(apart.values()) < 6, max(apart, key=lambda path: apart[path])  # of 255
     assert len(apart) > 50
@@ -178,7 +185,9 @@ def test_real_files_look_the_same(test_data: Path, tmp_path: Path) -> None:
 
 def small(frames: np.ndarray) -> np.ndarray:
     """float (N, 24, 24, 3)."""
-    return np.stack([np.asarray(Image.fromarray(frame).resize((24, 24), Image.Resampling.BOX), float) for frame in frames])
+    return np.stack(
+        [np.asarray(Image.fromarray(frame).resize((24, 24), Image.Resampling.BOX), float) for frame in frames]
+    )
 
 
 # --- images
@@ -186,7 +195,9 @@ def small(frames: np.ndarray) -> np.ndarray:
 
 def write_image(path: Path, width: int, height: int, **options: object) -> Path:
     y, x = np.mgrid[:height, :width]
-    Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)).save(path, **options)
+    Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)).save(
+        path, **options
+    )
     return path
 
 
@@ -195,7 +206,12 @@ def test_small_image_is_copied(tmp_path: Path, name: str) -> None:
     source = write_image(tmp_path / name, 300, 200)
     encoded = encode_image(source, tmp_path / "out", Encoding())
     assert (tmp_path / "out").read_bytes() == source.read_bytes()
-    assert (encoded.copied, encoded.width, encoded.height, encoded.codec) == (True, 300, 200, {"a.jpg": "jpeg", "a.png": "png"}[name])
+    assert (encoded.copied, encoded.width, encoded.height, encoded.codec) == (
+        True,
+        300,
+        200,
+        {"a.jpg": "jpeg", "a.png": "png"}[name],
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from PIL import Image
 from cover.media.decode import MediaError, decode_at, probe
 
 
-def write_frames(folder: Path, numbers: list[int], pattern: str = "{:06d}.png", size: tuple[int, int] = (40, 30)) -> Path:
+def write_frames(
+    folder: Path, numbers: list[int], pattern: str = "{:06d}.png", size: tuple[int, int] = (40, 30)
+) -> Path:
     """Frame n is grey of level n."""
     folder.mkdir(exist_ok=True)
     for number in numbers:
@@ -27,9 +29,9 @@ def shown(folder: Path, times: list[float]) -> list[int]:
 def test_frames_at_12_a_second(tmp_path: Path, pattern: str) -> None:
     folder = write_frames(tmp_path / "78687", list(range(1, 25)), pattern)
     (folder / "notes.txt").touch()
-    found = probe(folder)
-    assert (found.frames, found.width, found.height, found.start) == (24, 40, 30, 0.0)
-    assert (found.fps, found.duration) == pytest.approx((12, 2))
+    result = probe(folder)
+    assert (result.frames, result.width, result.height, result.start) == (24, 40, 30, 0.0)
+    assert (result.fps, result.duration) == pytest.approx((12, 2))
     assert shown(folder, [0, 1 / 12, 0.9 / 12, 1.0, 5.0, -1.0]) == [1, 2, 1, 13, 24, 1]
 
 
@@ -40,7 +42,9 @@ def test_absent_number_leaves_its_time_to_the_frame_before(tmp_path: Path) -> No
 
 
 def test_size_hint_is_met(tmp_path: Path) -> None:
-    assert decode_at(write_frames(tmp_path / "a", [1, 2], "{}.jpg", (400, 300)), [0.0, 0.1], size_hint=60).frames.shape == (2, 60, 80, 3)
+    assert decode_at(
+        write_frames(tmp_path / "a", [1, 2], "{}.jpg", (400, 300)), [0.0, 0.1], size_hint=60
+    ).frames.shape == (2, 60, 80, 3)
     assert decode_at(write_frames(tmp_path / "b", [1, 2]), [0.0], size_hint=60).frames.shape == (1, 30, 40, 3)
 
 

@@ -32,7 +32,9 @@ def cut(path: Path, share: float) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4"), ("a.mkv", "libx264")])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4"), ("a.mkv", "libx264")]
+)
 def test_sound_files_measure_the_same(tmp_path: Path, name: str, codec: str) -> None:
     path = write_noise(tmp_path / name, codec=codec)
     assert probe_deep(path) == (probe(path), "")
@@ -40,11 +42,10 @@ def test_sound_files_measure_the_same(tmp_path: Path, name: str, codec: str) -> 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.mkv", "libx264")])
 def test_half_a_file_is_partial(tmp_path: Path, name: str, codec: str) -> None:
-    found, why = probe_deep(cut(write_noise(tmp_path / name, codec=codec), 0.5))
-    assert 5 < found.frames < 30
-    assert found.duration == pytest.approx(found.frames / 10, abs=0.01)
-    assert why.startswith("partial: ")
-    assert why.endswith((f", {found.frames} of 40 frames", f", {found.frames} of about 40 frames"))
+    result, why = probe_deep(cut(write_noise(tmp_path / name, codec=codec), 0.5))
+    assert 5 < result.frames < 30
+    assert result.duration == pytest.approx(result.frames / 10, abs=0.01)
+    assert why.endswith((f", {result.frames} of 40 frames", f", {result.frames} of about 40 frames"))
 
 
 def test_damage_inside(tmp_path: Path) -> None:
@@ -54,14 +55,14 @@ def test_damage_inside(tmp_path: Path) -> None:
     data[middle : middle + 3000] = bytes(3000)
     path.write_bytes(data)
     assert probe(path).frames == 40
-    found, why = probe_deep(path)
-    assert 5 < found.frames < 30
-    assert why.endswith(f", {found.frames} of 40 frames")
+    result, why = probe_deep(path)
+    assert 5 < result.frames < 30
+    assert why.endswith(f", {result.frames} of 40 frames")
 
 
 def test_late_start_is_no_early_end(tmp_path: Path) -> None:
-    found, why = probe_deep(write_noise(tmp_path / "a.mkv", first=50))
-    assert (found.start, found.frames, why) == (5.0, 40, "")
+    result, why = probe_deep(write_noise(tmp_path / "a.mkv", first=50))
+    assert (result.start, result.frames, why) == (5.0, 40, "")
 
 
 def test_images_are_decoded_at_full_size(tmp_path: Path) -> None:
@@ -77,9 +78,9 @@ def test_folder_of_frames(tmp_path: Path) -> None:
         Image.fromarray(np.full((48, 64, 3), number, np.uint8)).save(tmp_path / f"{number:05d}.png")
     assert probe_deep(tmp_path) == (probe(tmp_path), "")
     cut(tmp_path / "00007.png", 0.6)
-    found, why = probe_deep(tmp_path)
-    assert (found.frames, found.duration) == (6, pytest.approx(0.5))
-    assert why.startswith("partial: 00007.png: ")
+    result, why = probe_deep(tmp_path)
+    assert (result.frames, result.duration) == (6, pytest.approx(0.5))
+    assert why.startswith("00007.png: ")
     assert why.endswith(", 6 of 10 frames")
     cut(tmp_path / "00001.png", 0.6)
     with pytest.raises(MediaError, match="damaged image"):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from cover.media.video import frames_at, runs_for
 
-GROUPS = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 3)), min_size=1, max_size=8)  # packets, of which lead their key frame
+# packets, of which lead their key frame
+GROUPS = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 3)), min_size=1, max_size=8)
 
 
 @st.composite
@@ -45,6 +46,6 @@ def test_runs(stream: tuple[np.ndarray, np.ndarray, set[int]]) -> None:
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.lists(st.floats(-1, 60), min_size=1, max_size=20))
 def test_frames_at(steps: list[int], times: list[float]) -> None:
     seconds = np.cumsum(steps) / 25
-    for time, found in zip(times, frames_at(seconds, times, 1e-3), strict=True):
+    for time, result in zip(times, frames_at(seconds, times, 1e-3), strict=True):
         begun = [number for number, start in enumerate(seconds) if start - 1e-3 <= time]
-        assert found == (begun[-1] if begun else 0)
+        assert result == (begun[-1] if begun else 0)

@@ -1,4 +1,6 @@
-"""Alternating steps: over a run they hold what the mixed steps hold, and what one step holds is known to a plan and to the log."""
+"""Alternating steps: over a run they hold what the mixed steps hold, and what one step holds is known to a plan and to
+the log.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cover.training.devices import find_device
-from cover.training.plan import make_cluster, plan
-from cover.training.reading_cost import reading_costs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cover.errors import UserError
+from cover.hardware import find_device, make_cluster
 from cover.mixture.dataset import MixtureDataset
 from cover.mixture.published import planned_mixture
 from cover.mixture.schedule import Alternating, Schedule, split_batch
+from cover.planning.estimate import plan
+from cover.planning.reading import reading_costs
 from cover.training.recipe import Augment, Data, Recipe
 from cover.training.train import train
 
@@ -63,25 +65,34 @@ def test_a_step_is_of_one_length_and_drawn_tells_what_steps_hold(given_rates: li
 
 def test_no_clip_is_seen_again_before_all_have_been_seen() -> None:
     schedule = Alternating(0, split_batch(datasets([1, 1, 2]), 10, 1))
-    rows = [draw.row for step in range(40) for group in schedule.step(step) for draw in group if draw.dataset == "hills"]
+    rows = [
+        draw.row for step in range(40) for group in schedule.step(step) for draw in group if draw.dataset == "hills"
+    ]
     assert sorted(rows[:50]) == list(range(50))
 
 
 def recipe(sandbox: Path, out: Path, **changes: object) -> Recipe:
     base = Recipe(
-        Data(["ssv2", "imagenet"], str(sandbox), frames=4, batches="alternating", weights={"ssv2": 1, "imagenet": 1}), str(out), steps=6,
-        batch=8, workers=0, log_every=1, evaluate_every=-1,
-    )  # fmt: skip
+        Data(["ssv2", "imagenet"], str(sandbox), frames=4, batches="alternating", weights={"ssv2": 1, "imagenet": 1}),
+        str(out),
+        steps=6,
+        batch=8,
+        workers=0,
+        log_every=1,
+        evaluate_every=-1,
+    )
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
 def test_a_run_of_alternating_steps(sandbox: Path, tmp_path: Path) -> None:
     run = train(recipe(sandbox, tmp_path / "run", augment=Augment(mixup=0.8)))
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    seen = [line["seen"] for line in lines if line["event"] == "train"]
-    assert [sum(each.values()) for each in seen] == [8 * (step + 1) for step in range(6)]
-    assert seen[-1] == {"ssv2": 24, "imagenet": 24}
-    losses = [{name for name, loss in line["loss"].items() if loss is not None} for line in lines if line["event"] == "train"]
+    visited = [line["seen"] for line in lines if line["event"] == "train"]
+    assert [sum(each.values()) for each in visited] == [8 * (step + 1) for step in range(6)]
+    assert visited[-1] == {"ssv2": 24, "imagenet": 24}
+    losses = [
+        {name for name, loss in line["loss"].items() if loss is not None} for line in lines if line["event"] == "train"
+    ]
     assert all(len(names) == 1 for names in losses)
 
 
@@ -93,7 +104,7 @@ def test_micro_batches_and_ranks_are_refused(sandbox: Path, tmp_path: Path) -> N
         planned(recipe(sandbox, tmp_path / "run"), devices=2)
 
 
-# --- what a step holds ------------------------------------------------------------------------------------------------------
+# --- what a step holds ------------------------------------------------------------------------------------------------
 
 
 @given(rates, st.integers(4, 40))
@@ -102,8 +113,9 @@ def test_the_mean_and_the_largest_step_are_those_of_the_draws(given_rates: list[
         schedule = kind(0, split_batch(datasets(given_rates), batch, 1))
         lengths = [group.frames for group in schedule.groups]
         frames = [
-            sum(len(draws) * length for draws, length in zip(schedule.step(step), lengths, strict=True)) for step in range(batch)
-        ]  # fmt: skip
+            sum(len(draws) * length for draws, length in zip(schedule.step(step), lengths, strict=True))
+            for step in range(batch)
+        ]
         assert sum(samples * length for samples, length in schedule.mean_step) * batch == sum(frames)
         assert sum(samples * length for samples, length in schedule.largest_step) == max(frames)
 
@@ -123,7 +135,10 @@ def test_a_plan_has_the_memory_of_the_largest_step_and_the_time_of_the_mean_one(
     assert in_turn["time"] == together["time"]
     assert in_turn["step"]["tokens"] == together["step"]["tokens"]
     assert together["step"]["groups"] == [{"samples": 40, "frames": 4}, {"samples": 20, "frames": 1}]
-    assert [in_turn["step"]["holds"], together["step"]["holds"]] == ["60 clips of 4, or 60 images", "40 clips of 4 + 20 images"]
+    assert [in_turn["step"]["holds"], together["step"]["holds"]] == [
+        "60 clips of 4, or 60 images",
+        "40 clips of 4 + 20 images",
+    ]
     activations = [[way["activations"] for way in facts["memory"]["ways"]] for facts in (in_turn, together, whole)]
     assert activations[0] == activations[2], "60 clips of 4 frames at once"
     assert all(ours > 1.2 * theirs for ours, theirs in zip(activations[0], activations[1], strict=True))
@@ -132,5 +147,6 @@ def test_a_plan_has_the_memory_of_the_largest_step_and_the_time_of_the_mean_one(
 def test_the_log_has_the_work_of_the_mean_step(sandbox: Path, tmp_path: Path) -> None:
     run = train(recipe(sandbox, tmp_path / "run"))
     start = json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    clips_and_images = [8 * 4 * (1 + 16), 8 * 1 * (1 + 16)]  # tokens of 8 clips of 4 frames, and of 8 images, of 32 pixels
+    # tokens of 8 clips of 4 frames, and of 8 images, of 32 pixels
+    clips_and_images = [8 * 4 * (1 + 16), 8 * 1 * (1 + 16)]
     assert start["tokens_per_step"] == sum(clips_and_images) / 2, "as many steps of each"

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cover.model.timesformer import Head
 
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError
 from cover.mixture.dataset import LabelMap, make_heads
+from cover.model.heads import Head
 from cover.training.recipe import Data, Recipe
 
 SETS = {
@@ -70,7 +70,9 @@ def test_the_order_of_the_mixture_does_not_change_a_shared_head() -> None:
 
 
 def test_one_class_and_any_number_do_not_mix() -> None:
-    with pytest.raises(UserError, match=r"data\.heads\.all: a sample of k400 has one class, one of homes any number") as error:
+    with pytest.raises(
+        UserError, match=r"data\.heads\.all: a sample of k400 has one class, one of homes any number"
+    ) as error:
         make_heads(SETS, {"all": ["k400", "homes"]})
     assert "\n" not in str(error.value)
 

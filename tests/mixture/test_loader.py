@@ -39,11 +39,14 @@ def datasets_of(catalog_path: Path, frames: dict[str, int]) -> list[MixtureDatas
     manifests = {name: open_manifest(catalog.manifest_path(name, "train")) for name in frames}
     rates = rates_by({name: len(manifest.usable) for name, manifest in manifests.items()})
     return [
-        replace(MixtureDataset.of(catalog.spec(name), manifests[name]), frames=frames[name], rate=rates[name]) for name in frames
-    ]  # fmt: skip
+        replace(MixtureDataset.of(catalog.spec(name), manifests[name]), frames=frames[name], rate=rates[name])
+        for name in frames
+    ]
 
 
-def reader_of(datasets: list[MixtureDataset], transforms: Sequence[Transform] = JITTER, own: Any = None, flip: bool = True) -> SampleReader:
+def reader_of(
+    datasets: list[MixtureDataset], transforms: Sequence[Transform] = JITTER, own: Any = None, flip: bool = True
+) -> SampleReader:
     """Each data set has a head of its own."""
     heads = make_heads({each.name: each.classes for each in datasets}, {})
     return SampleReader(datasets, heads, SIZE, transforms, own, flip)
@@ -126,10 +129,10 @@ def test_a_file_lost_after_indexing(make_set: MakeSet, damage: str) -> None:
     after = next(packs(schedule, reader, 0, 1, workers=0))
     lost = [draw.row for draw in schedule.step(0)[0]].index(1)
     assert after.weight.tolist() == [0.0 if number == lost else 1.0 for number in range(3)]
-    frames, kept = after.frames.view(3, 4, 3, SIZE, SIZE), [number for number in range(3) if number != lost]
+    frames, retained = after.frames.view(3, 4, 3, SIZE, SIZE), [number for number in range(3) if number != lost]
     assert not frames[lost].any()
-    assert torch.equal(frames[kept], before.frames.view(3, 4, 3, SIZE, SIZE)[kept])
-    assert torch.equal(after.drawn[ColourJitter][kept], before.drawn[ColourJitter][kept])
+    assert torch.equal(frames[retained], before.frames.view(3, 4, 3, SIZE, SIZE)[retained])
+    assert torch.equal(after.drawn[ColourJitter][retained], before.drawn[ColourJitter][retained])
     assert before.problems == ()
     (problem,) = after.problems
     assert (problem.path, problem.kind, problem.dataset) == (str(victim), "unreadable", "mine")
@@ -142,11 +145,15 @@ def test_a_part_of_a_file_shorter_than_its_clip_repeats_its_own_last_frame(make_
     (dataset,) = datasets_of(catalog, {"mine": 7})
     (row,) = dataset.manifest.rows()
     pixels, _ = loader.read_pixels(dataset, row, np.random.default_rng(0), 64)
-    np.testing.assert_array_equal(pixels, decode_at(row.path, [0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5], size_hint=pixels.shape[1]).frames)
+    np.testing.assert_array_equal(
+        pixels, decode_at(row.path, [0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5], size_hint=pixels.shape[1]).frames
+    )
 
 
 def test_missing_and_corrupt_files_are_never_drawn(make_set: MakeSet) -> None:
-    catalog = make_set({"a.mp4": "x", "gone.mp4": "x", "bad.mp4": "y", "b.mp4": "y"}, absent=["gone.mp4"], corrupt=["bad.mp4"])
+    catalog = make_set(
+        {"a.mp4": "x", "gone.mp4": "x", "bad.mp4": "y", "b.mp4": "y"}, absent=["gone.mp4"], corrupt=["bad.mp4"]
+    )
     schedule = schedule_of(datasets_of(catalog, {"mine": 2}), 4)
     assert {draw.row for step in range(8) for draw in schedule.step(step)[0]} == {0, 3}
 
@@ -157,15 +164,15 @@ CLASSES = {"a.mp4": "pull left", "b.mp4": "pull right", "c.mp4": "spin left", "d
 def flips(datasets: list[MixtureDataset], row: int, draws: int = 24) -> set[tuple[bool, int]]:
     """What happens to a row over many draws: whether its frames are mirrored, and the class it then trains."""
     plain, flipping = (reader_of(datasets, flip=flip) for flip in (False, True))
-    found = set()
+    results = set()
     for seed in range(draws):
         draw = Draw("mine", row, 0, seed)
         straight, sample = plain.read(draw), flipping.read(draw)
         mirrored = torch.equal(sample.frames, straight.frames.flip(-1))
         assert mirrored != torch.equal(sample.frames, straight.frames)
         assert torch.equal(sample.drawn[ColourJitter], straight.drawn[ColourJitter])
-        found.add((mirrored, int(sample.targets[0])))
-    return found
+        results.add((mirrored, int(sample.targets[0])))
+    return results
 
 
 def test_flips_swap_the_labels_of_mirror_pairs(make_set: MakeSet) -> None:
@@ -184,7 +191,9 @@ def test_flips_by_the_data_sets_policy(make_set: MakeSet, policy: str, wanted: s
 def test_the_sandbox_swaps_left_and_right(sandbox: Path) -> None:
     (dataset,) = datasets_of(sandbox, {"ssv2": 4})
     names = dataset.classes.names
-    labels = LabelMap.of("ssv2", dataset.classes, make_heads({"ssv2": dataset.classes}, {}), swap=dataset.spec.flip == "swap")
+    labels = LabelMap.of(
+        "ssv2", dataset.classes, make_heads({"ssv2": dataset.classes}, {}), swap=dataset.spec.flip == "swap"
+    )
     assert labels.mirror is not None
     moved = {names[label]: names[other] for label, other in enumerate(labels.mirror) if other not in (-1, label)}
     assert moved
@@ -195,7 +204,8 @@ def test_the_sandbox_swaps_left_and_right(sandbox: Path) -> None:
 def test_crops_follow_the_data_sets_own_range(make_set: MakeSet) -> None:
     (dataset,) = datasets_of(make_set({"a.png": "x", "b.png": "y"}), {"mine": 1})
     middle = crop_resize(decode_image(dataset.manifest.row(0).path)[None], middle_box(64, 48), SIZE)
-    for scale, distinct in (((1.0, 1.0), 1), ((0.05, 0.3), 10)):  # a whole 64 x 48 picture fits no box of the wanted shapes
+    # a whole 64 x 48 picture fits no box of the wanted shapes
+    for scale, distinct in (((1.0, 1.0), 1), ((0.05, 0.3), 10)):
         ranged = replace(dataset, source=(replace(dataset.spec, crop_scale=scale), dataset.manifest))
         reader = reader_of([ranged], flip=False)
         crops = [reader.read(Draw("mine", 0, 0, seed)).frames.numpy() for seed in range(10)]
@@ -209,7 +219,9 @@ def test_two_crops_of_a_clip_from_one_decode(sandbox: Path, monkeypatch: pytest.
     reader = reader_of(datasets, flip=False)
     (draws,) = Schedule(0, split_batch(datasets, 8, 1)).step(0)
     decoded: list[list[float]] = []
-    monkeypatch.setattr(loader, "decode_at", lambda path, times, **how: decoded.append(list(times)) or decode_at(path, times, **how))
+    monkeypatch.setattr(
+        loader, "decode_at", lambda path, times, **how: decoded.append(list(times)) or decode_at(path, times, **how)
+    )
     together = reader.read_all(draws)
     assert len(decoded) == 4
     apart = [reader.read(draw) for draw in draws]
@@ -223,7 +235,7 @@ def test_two_crops_of_a_clip_from_one_decode(sandbox: Path, monkeypatch: pytest.
         assert not torch.equal(first.drawn[ColourJitter], second.drawn[ColourJitter])
 
 
-# --- the transforms of a data set -----------------------------------------------------------------------------------------------------
+# --- the transforms of a data set -------------------------------------------------------------------------------------
 
 
 def test_every_data_set_has_its_own_settings(sandbox: Path) -> None:
@@ -245,7 +257,7 @@ def test_other_transforms_for_one_data_set_are_refused(sandbox: Path) -> None:
         reader_of(datasets, JITTER, {"imagenet": ()})
 
 
-# --- any number of classes --------------------------------------------------------------------------------------------------------
+# --- any number of classes --------------------------------------------------------------------------------------------
 
 
 OTHER = Head("other", ("a", "b"), "sigmoid")
@@ -257,7 +269,8 @@ def mixed_reader(datasets: list[MixtureDataset], flip: bool = True) -> SampleRea
     return SampleReader(datasets, heads, SIZE, JITTER, flip=flip)
 
 
-HOMES = {"a.png": "pull left|drop", "b.png": "pull right", "c.png": "", "d.png": "drop"}  # labels: drop 0, pull left 1, pull right 2
+# labels: drop 0, pull left 1, pull right 2
+HOMES = {"a.png": "pull left|drop", "b.png": "pull right", "c.png": "", "d.png": "drop"}
 
 
 def test_a_pack_says_which_classes_each_sample_has(make_set: MakeSet) -> None:
@@ -285,12 +298,14 @@ def test_a_mixture_without_multi_label_sets_carries_nothing_more(make_set: MakeS
 
 def many_flips(datasets: list[MixtureDataset], row: int) -> set[tuple[bool, tuple[int, ...]]]:
     plain, flipping = (mixed_reader(datasets, flip=flip) for flip in (False, True))
-    found = set()
+    results = set()
     for seed in range(24):
         straight, sample = (reader.read(Draw("homes", row, 0, seed)) for reader in (plain, flipping))
         assert sample.multi_hot is not None
-        found.add((torch.equal(sample.frames, straight.frames.flip(-1)), tuple(sample.multi_hot.nonzero().flatten().tolist())))
-    return found
+        results.add(
+            (torch.equal(sample.frames, straight.frames.flip(-1)), tuple(sample.multi_hot.nonzero().flatten().tolist()))
+        )
+    return results
 
 
 def test_flips_swap_each_of_several_labels(make_set: MakeSet) -> None:
@@ -305,7 +320,8 @@ def test_flips_swap_each_of_several_labels(make_set: MakeSet) -> None:
 def test_one_label_without_a_mirror_image_keeps_a_sample_as_it_is(make_set: MakeSet) -> None:
     make_set({"e.png": "x", "f.png": "y"})
     datasets = datasets_of(
-        make_set({"a.png": "drop|spin left", "b.png": "z"}, name="homes", column="labels", flip="swap"), {"mine": 1, "homes": 1}
+        make_set({"a.png": "drop|spin left", "b.png": "z"}, name="homes", column="labels", flip="swap"),
+        {"mine": 1, "homes": 1},
     )
     assert many_flips(datasets, 0) == {(False, (2, 3))}
     assert many_flips(datasets, 1) == {(False, (4,)), (True, (4,))}

@@ -20,11 +20,16 @@ from cover.mixture.schedule import Group, Schedule, draw_seed, split_batch
 STEPS = 24
 
 
-def make_datasets(sizes: list[int], frames: list[int], alpha: float = 1.0, weights: list[float] | None = None) -> list[MixtureDataset]:
+def make_datasets(
+    sizes: list[int], frames: list[int], alpha: float = 1.0, weights: list[float] | None = None
+) -> list[MixtureDataset]:
     """Sets s0, s1, … whose usable rows are 3, 10, 17, …: not all rows of a manifest can be drawn."""
     names = [f"s{number}" for number in range(len(sizes))]
     rates = rates_by(dict(zip(names, sizes)), alpha, dict(zip(names, weights)) if weights else None)
-    return [MixtureDataset(name, 3 + 7 * np.arange(size), length, rates[name]) for name, size, length in zip(names, sizes, frames)]
+    return [
+        MixtureDataset(name, 3 + 7 * np.arange(size), length, rates[name])
+        for name, size, length in zip(names, sizes, frames)
+    ]
 
 
 @st.composite
@@ -55,7 +60,9 @@ def test_quotas_hold_at_every_step(mixture: tuple[int, tuple[Group, ...]]) -> No
                 wanted = (step + 1) * group.samples * dataset.rate / total
                 assert isinstance(wanted, Fraction)
                 assert abs(drawn[dataset.name] - wanted) < 1
-        assert schedule.drawn(step + 1) == {dataset.name: drawn[dataset.name] for group in groups for dataset in group.datasets}
+        assert schedule.drawn(step + 1) == {
+            dataset.name: drawn[dataset.name] for group in groups for dataset in group.datasets
+        }
 
 
 @settings(max_examples=30, deadline=None)
@@ -72,7 +79,9 @@ def test_any_step_first(mixture: tuple[int, tuple[Group, ...]], order: list[int]
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 400), min_size=2, max_size=4), st.integers(1, 12))
 def test_the_ranks_share_one_global_batch(seed: int, sizes: list[int], quarter: int) -> None:
     frames = [16, 8, 1, 1][: len(sizes)]
-    groups = tuple(replace(group, samples=4 * group.samples) for group in split_batch(make_datasets(sizes, frames), quarter + 2, 1))
+    groups = tuple(
+        replace(group, samples=4 * group.samples) for group in split_batch(make_datasets(sizes, frames), quarter + 2, 1)
+    )
     schedule = Schedule(seed, groups)
     for step in (0, 5):
         whole = schedule.step(step)
@@ -114,7 +123,9 @@ def test_the_data_sets_of_a_group_are_mixed_over_the_ranks() -> None:
 
 
 def test_seeds_tell_everything_apart() -> None:
-    places = [(seed, name, epoch, row) for seed in (0, 1) for name in ("a", "b") for epoch in range(4) for row in range(50)]
+    places = [
+        (seed, name, epoch, row) for seed in (0, 1) for name in ("a", "b") for epoch in range(4) for row in range(50)
+    ]
     seeds = {draw_seed(*place) for place in places}
     assert len(seeds) == len(places)
     assert max(seeds).bit_length() == 64
@@ -134,7 +145,9 @@ def test_rates_follow_size_to_the_alpha(sizes: dict[str, int], alpha: float) -> 
     rates = rates_by(sizes, alpha)
     total = sum(size**alpha for size in sizes.values())
     assert sum(rates.values()) == 1
-    assert {name: float(rate) for name, rate in rates.items()} == pytest.approx({n: s**alpha / total for n, s in sizes.items()}, abs=1e-8)
+    assert {name: float(rate) for name, rate in rates.items()} == pytest.approx(
+        {n: s**alpha / total for n, s in sizes.items()}, abs=1e-8
+    )
 
 
 def test_explicit_weights_replace_sizes() -> None:
@@ -145,7 +158,12 @@ def test_longest_clips_first_and_images_last_at_least_one_each() -> None:
     datasets = make_datasets([1, 100_000, 1, 1], [4, 8, 1, 16])
     groups = split_batch(datasets, 8, 1)
     assert [(group.frames, group.samples) for group in groups] == [(16, 1), (8, 5), (4, 1), (1, 1)]
-    assert [(group.frames, group.samples) for group in split_batch(datasets, 64, 1)] == [(16, 1), (8, 61), (4, 1), (1, 1)]
+    assert [(group.frames, group.samples) for group in split_batch(datasets, 64, 1)] == [
+        (16, 1),
+        (8, 61),
+        (4, 1),
+        (1, 1),
+    ]
     wanted = Schedule(0, groups).rates
     assert sum(wanted.values()) == pytest.approx(1)
     assert wanted["s1"] == 0.625
@@ -156,7 +174,9 @@ def test_rates_by_wanted_epochs_and_the_steps_that_make_them() -> None:
     assert rates_by(sizes, epochs=epochs) == pytest.approx({"a": 2 / 3, "b": 1 / 3})
     steps = steps_for(sizes, epochs, batch=32)
     assert steps == math.ceil(4500 / 32)
-    datasets = [MixtureDataset(name, np.arange(size), 1, rates_by(sizes, epochs=epochs)[name]) for name, size in sizes.items()]
+    datasets = [
+        MixtureDataset(name, np.arange(size), 1, rates_by(sizes, epochs=epochs)[name]) for name, size in sizes.items()
+    ]
     drawn = Schedule(0, split_batch(datasets, 32, 1)).drawn(steps)
     assert {name: drawn[name] / sizes[name] for name in sizes} == pytest.approx(epochs, rel=0.01)
     with pytest.raises(UserError, match=r"^data\.epochs\.b: a positive number of epochs is needed[^\n]*$"):
@@ -186,14 +206,17 @@ def test_batches_that_cannot_be_shared_out(batch: int, divisor: int, message: st
 @settings(max_examples=40, deadline=None)
 @given(mixtures(), st.integers(1, 4))
 def test_crops_of_a_clip_are_drawn_together(mixture: tuple[int, tuple[Group, ...]], crops: int) -> None:
-    """A clip is drawn `crops` times in a row under as many seeds, and what is drawn of it otherwise is what one crop would draw."""
+    """A clip is drawn `crops` times in a row under as many seeds, and what is drawn of it otherwise is what one crop
+    would draw.
+    """
     seed, groups = mixture
     several = tuple(replace(g, datasets=tuple(replace(dataset, crops=crops) for dataset in g.datasets)) for g in groups)
     draws = [draw for step in range(STEPS) for group in Schedule(seed, several).step(step) for draw in group]
     assert len({draw.seed for draw in draws}) == len(draws)
     by_clip = Counter(draw.clip for draw in draws)
     assert max(by_clip.values()) <= crops
-    assert sum(count < crops for count in by_clip.values()) <= sum(len(group.datasets) for group in groups)  # each set's last
+    # each set's last
+    assert sum(count < crops for count in by_clip.values()) <= sum(len(group.datasets) for group in groups)
     for draw in draws:
         first = draw_seed(seed, draw.dataset, draw.epoch, draw.row)
         assert (draw.seed == first) if draw.clip_seed is None else (draw.clip_seed == first != draw.seed)

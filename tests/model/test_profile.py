@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.presets import model_config
-from cover.model.timesformer import Groups, Head, ModelConfig, TimeSformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cover.errors import UserError
+from cover.model.backbone import Groups
+from cover.model.backbones import named_config
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.model.profile import (
     count_parameters,
     forward_cost,
@@ -40,11 +43,11 @@ KINDS = pytest.mark.parametrize(
 LAYOUT = pytest.mark.parametrize("groups", LAYOUTS, ids=str)
 
 
-def build(config: ModelConfig, heads: dict[str, int] = HEADS) -> TimeSformer:
-    return TimeSformer(config, tuple(Head(name, tuple(map(str, range(classes)))) for name, classes in heads.items()))
+def build(config: TimeSformerConfig, heads: dict[str, int] = HEADS) -> CoVeR:
+    return CoVeR(config, tuple(Head(name, tuple(map(str, range(classes)))) for name, classes in heads.items()))
 
 
-def products(config: ModelConfig, groups: Groups, size: int, classes: int) -> int:
+def products(config: TimeSformerConfig, groups: Groups, size: int, classes: int) -> int:
     """Multiply-adds of the published function, product by product: each as rows x columns x inner length."""
     width, hidden, patches = config.width, int(config.width * config.mlp_ratio), (size // config.patch) ** 2
     total = sum(samples for samples, _ in groups) * width * classes
@@ -63,27 +66,29 @@ def products(config: ModelConfig, groups: Groups, size: int, classes: int) -> in
     return total
 
 
-# --- multiply-adds ----------------------------------------------------------------------------------------------------------------
+# --- multiply-adds ----------------------------------------------------------------------------------------------------
 
 
 @KINDS
 @LAYOUT
 def test_every_product_is_counted(kind: dict[str, Any], groups: Groups) -> None:
     """Attention's two products and those of the blocks that are written by hand among them."""
-    config = ModelConfig(**SHAPE, **kind)
+    config = TimeSformerConfig(**SHAPE, **kind)
     for size in (24, 40):
         assert forward_cost(on_meta(config, HEADS), groups, size).multiply_adds == products(config, groups, size, 8)
 
 
-@pytest.mark.parametrize("changes", [{"mlp_ratio": 2.7}, {"patch": 4}, {"layer_scale": 0.1}, {"width": 20, "attention_heads": 2}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"mlp_ratio": 2.7}, {"patch": 4}, {"layer_scale": 0.1}, {"width": 20, "attention_heads": 2}], ids=str
+)
 def test_multiply_adds_of_other_shapes(changes: dict[str, Any]) -> None:
-    config = ModelConfig(**{**SHAPE, **changes})
+    config = TimeSformerConfig(**{**SHAPE, **changes})
     assert forward_cost(on_meta(config, {}), LAYOUTS[2], 24).multiply_adds == products(config, LAYOUTS[2], 24, 0)
 
 
 def test_what_a_small_cpu_runs_is_what_is_counted() -> None:
     """The counter does not know the fused attention of a CPU, but the products of the plain one."""
-    config, groups = ModelConfig(**SHAPE), LAYOUTS[3]
+    config, groups = TimeSformerConfig(**SHAPE), LAYOUTS[3]
     model = build(config)
     model.set_merging(False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -93,7 +98,7 @@ def test_what_a_small_cpu_runs_is_what_is_counted() -> None:
 
 @pytest.mark.parametrize("groups", LAYOUTS[:2], ids=str)
 def test_a_training_step_is_three_forward_passes(groups: Groups) -> None:
-    config = ModelConfig(**SHAPE)
+    config = TimeSformerConfig(**SHAPE)
     model = on_meta(config, HEADS)
     model.set_merging(False)
     frames = torch.empty(sum(s * t for s, t in groups), 3, 24, 24, device="meta", requires_grad=True)
@@ -103,14 +108,14 @@ def test_a_training_step_is_three_forward_passes(groups: Groups) -> None:
 
 
 def test_a_count_changes_nothing_of_the_network() -> None:
-    model = on_meta(ModelConfig(**SHAPE), HEADS)
+    model = on_meta(TimeSformerConfig(**SHAPE), HEADS)
     forward_cost(model, LAYOUTS[2], 24)
     assert model.training
     assert all(block.merging for block in model.blocks)
     assert all(parameter.is_meta and parameter.requires_grad for parameter in model.parameters())
 
 
-# --- the published figures --------------------------------------------------------------------------------------------------------
+# --- the published figures --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -121,12 +126,14 @@ def test_a_count_changes_nothing_of_the_network() -> None:
         ("B/16", 96, 224, {"k400": 400}, 121.4, 7.14),
         ("L/16", 16, 448, COTRAINED, 431, 17.6),
     ],
-    ids=["TimeSformer", "TimeSformer-HR", "TimeSformer-L", "CoVeR"],
+    ids=["CoVeR", "CoVeR-HR", "CoVeR-L", "CoVeR"],
 )
 @pytest.mark.parametrize("time", ["rotary", "additive"])
-def test_published_sizes(preset: str, frames: int, size: int, heads: dict[str, int], millions: float, tera: float, time: str) -> None:
-    """TimeSformer, table 2 and section 4; CoVeR's as UniFormerV2 prints them (tables 6 to 11), three views each."""
-    config = model_config(preset, frames=frames, size=size, time=time)
+def test_published_sizes(
+    preset: str, frames: int, size: int, heads: dict[str, int], millions: float, tera: float, time: str
+) -> None:
+    """CoVeR, table 2 and section 4; CoVeR's as UniFormerV2 prints them (tables 6 to 11), three views each."""
+    config = named_config(preset, frames=frames, size=size, time=time)
     model = on_meta(config, heads)
     assert count_parameters(model).total / 1e6 == pytest.approx(millions, rel=5e-3)
     assert 3 * forward_cost(model, ((1, frames),), size).multiply_adds / 1e12 == pytest.approx(tera, rel=5e-3)
@@ -134,17 +141,24 @@ def test_published_sizes(preset: str, frames: int, size: int, heads: dict[str, i
 
 @pytest.mark.parametrize(
     ("attention", "frames", "giga"),
-    [("divided", 8, 195.83), ("joint", 8, 180.16), ("space", 8, 140.50), ("divided", 1, 17.56 + 4.18), ("space", 1, 17.56)],
+    [
+        ("divided", 8, 195.83),
+        ("joint", 8, 180.16),
+        ("space", 8, 140.50),
+        ("divided", 1, 17.56 + 4.18),
+        ("space", 1, 17.56),
+    ],
 )
 def test_multiply_adds_of_the_attention_kinds(attention: Any, frames: int, giga: float) -> None:
-    """As counted on transformers' models, whose temporal branch leaves the class token out where ours computes and drops
-    it (0.35 %). An image passes three more products in each divided block than in a ViT (`space`)."""
-    model = on_meta(model_config("B/16", attention=attention, time="additive"), {"k400": 400} if frames > 1 else {})
+    """As counted on transformers' models, whose temporal branch leaves the class token out where ours computes and
+    drops it (0.35 %). An image passes three more products in each divided block than in a ViT (`space`).
+    """
+    model = on_meta(named_config("B/16", attention=attention, time="additive"), {"k400": 400} if frames > 1 else {})
     assert forward_cost(model, ((1, frames),), 224).multiply_adds / 1e9 == pytest.approx(giga, rel=4e-3)
 
 
 def test_merged_matrices_save_what_is_known_of_them() -> None:
-    model = on_meta(model_config("B/16"), {"k400": 400}).eval()
+    model = on_meta(named_config("B/16"), {"k400": 400}).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(8, 3, 224, 224, device="meta"), ((1, 8),))
     assert counter.get_total_flops() / 2e9 == pytest.approx(190.80, abs=0.01)
@@ -152,36 +166,36 @@ def test_merged_matrices_save_what_is_known_of_them() -> None:
 
 @pytest.mark.parametrize(("attention", "millions"), [("space", 85.9), ("joint", 85.9), ("divided", 121.4)])
 def test_parameters_of_the_attention_kinds(attention: str, millions: float) -> None:
-    """TimeSformer, table 1."""
-    assert count_parameters(on_meta(model_config("B/16", attention=attention), {"k400": 400})).total / 1e6 == pytest.approx(
-        millions, rel=5e-3
-    )
+    """CoVeR, table 1."""
+    assert count_parameters(
+        on_meta(named_config("B/16", attention=attention), {"k400": 400})
+    ).total / 1e6 == pytest.approx(millions, rel=5e-3)
 
 
-# --- parameters and tokens --------------------------------------------------------------------------------------------------------
+# --- parameters and tokens --------------------------------------------------------------------------------------------
 
 
 @KINDS
 def test_parameters_in_their_parts(kind: dict[str, Any]) -> None:
-    config = ModelConfig(**SHAPE, **kind)
-    found, model = count_parameters(on_meta(config, HEADS)), build(config)
-    assert found == count_parameters(model)
-    assert found.total == found.trained == sum(p.numel() for p in model.parameters())
-    assert found.heads == 8 * 32 + 8
-    assert found.temporal == sum(p.numel() for name, p in model.named_parameters() if model.is_temporal(name))
-    assert count_parameters(on_meta(config, {})).total == found.body
+    config = TimeSformerConfig(**SHAPE, **kind)
+    result, model = count_parameters(on_meta(config, HEADS)), build(config)
+    assert result == count_parameters(model)
+    assert result.total == result.trained == sum(p.numel() for p in model.parameters())
+    assert result.heads == 8 * 32 + 8
+    assert result.temporal == sum(p.numel() for name, p in model.named_parameters() if model.is_temporal(name))
+    assert count_parameters(on_meta(config, {})).total == result.body
     assert largest_stage(model) == sum(p.numel() for p in model.blocks[0].parameters())
 
 
 def test_a_head_is_no_temporal_parameter_whatever_its_name() -> None:
-    config = ModelConfig(**SHAPE)
+    config = TimeSformerConfig(**SHAPE)
     plain, named = on_meta(config, {"a": 2}), on_meta(config, {"temporal": 2})
     assert count_parameters(named) == count_parameters(plain)
     assert temporal_parameters(named) == temporal_parameters(plain)
 
 
 def test_tokens_and_packs() -> None:
-    assert forward_cost(on_meta(ModelConfig(), {}), pack_of(1, 8, 0), 224).tokens == 8 * 197
+    assert forward_cost(on_meta(TimeSformerConfig(), {}), pack_of(1, 8, 0), 224).tokens == 8 * 197
     assert pack_of(2, 8, 3) == ((2, 8), (3, 1))
     assert pack_of(2, 1, 3) == ((5, 1),)
     assert pack_of(0, 8, 3) == ((3, 1),)
@@ -190,22 +204,23 @@ def test_tokens_and_packs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "part"), [("a", 0, "a=0"), ("a", 10**7, "1 to 1,000,000"), ("keys", 2, "keys"), ("a.b", 2, "a.b")]
+    ("name", "classes", "part"),
+    [("a", 0, "a=0"), ("a", 10**7, "1 to 1,000,000"), ("keys", 2, "keys"), ("a.b", 2, "a.b")],
 )
 def test_heads_that_cannot_be(name: str, classes: int, part: str) -> None:
     with pytest.raises(UserError, match=r"^heads: ") as error:
-        on_meta(ModelConfig(**SHAPE), {name: classes})
+        on_meta(TimeSformerConfig(**SHAPE), {name: classes})
     assert part in str(error.value)
     assert "\n" not in str(error.value)
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 class Kept:
     """The distinct storages that autograd holds, parameters left out."""
 
-    def __init__(self, model: TimeSformer) -> None:
+    def __init__(self, model: CoVeR) -> None:
         self.parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         self.storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
@@ -220,25 +235,25 @@ class Kept:
         return sum(storage.nbytes() for storage in self.storages.values())
 
 
-def kept(config: ModelConfig, groups: Groups, size: int, checkpointing: bool = False, bf16: bool = False) -> int:
+def kept(config: TimeSformerConfig, groups: Groups, size: int, checkpointing: bool = False, bf16: bool = False) -> int:
     """Bytes held after a forward pass; with `checkpointing` while the last block has been computed again."""
     model = build(config).train()
     model.set_checkpointing(checkpointing)
-    held, inputs = Kept(model), []
+    present, inputs = Kept(model), []
     for block in model.blocks:
         block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
     frames = torch.randn(sum(s * t for s, t in groups), 3, size, size)
-    held.note(frames)  # as floats they stay, also where bf16 has its own
+    present.note(frames)  # as floats they stay, also where bf16 has its own
     with (
-        torch.autograd.graph.saved_tensors_hooks(held.note, lambda x: x),
+        torch.autograd.graph.saved_tensors_hooks(present.note, lambda x: x),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
         _ = model(frames, groups)
         if checkpointing:  # what a checkpoint holds is hidden from the hooks
             _ = model.blocks[-1].forward(*inputs[-1])
             for arguments in inputs:
-                held.note(arguments[0])
-    return held.bytes
+                present.note(arguments[0])
+    return present.bytes
 
 
 WIDER: dict[str, Any] = {"width": 96, "depth": 3, "attention_heads": 4, "patch": 8, "frames": 4}
@@ -249,26 +264,28 @@ CHECKPOINTING = pytest.mark.parametrize("checkpointing", [False, True], ids=["al
 @KINDS
 @LAYOUT
 def test_activation_memory(kind: dict[str, Any], groups: Groups, checkpointing: bool) -> None:
-    config = ModelConfig(**WIDER, **kind)
+    config = TimeSformerConfig(**WIDER, **kind)
     trace = trace_step(on_meta(config, HEADS), groups, 32, backward=False)
     assert trace.activation_bytes(checkpointing) == pytest.approx(kept(config, groups, 32, checkpointing), rel=0.01)
 
 
 @CHECKPOINTING
 @pytest.mark.parametrize("groups", LAYOUTS[1:4], ids=str)
-@pytest.mark.parametrize("kind", [{}, {"attention": "joint"}, {"image_temporal": "skip"}, {"layer_scale": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "kind", [{}, {"attention": "joint"}, {"image_temporal": "skip"}, {"layer_scale": 0.1}], ids=str
+)
 def test_activation_memory_under_autocast(kind: dict[str, Any], groups: Groups, checkpointing: bool) -> None:
-    config = ModelConfig(**WIDER, **kind)
+    config = TimeSformerConfig(**WIDER, **kind)
     trace = trace_step(on_meta(config, HEADS), groups, 32, bf16=True, backward=False)
-    found = kept(config, groups, 32, checkpointing, bf16=True)
-    assert trace.activation_bytes(checkpointing) == pytest.approx(found, rel=0.05)
+    result = kept(config, groups, 32, checkpointing, bf16=True)
+    assert trace.activation_bytes(checkpointing) == pytest.approx(result, rel=0.05)
 
 
 def test_dropout_masks_are_those_of_the_device() -> None:
-    config = ModelConfig(**WIDER, dropout=0.1)
+    config = TimeSformerConfig(**WIDER, dropout=0.1)
     none, gpu, cpu = (
         trace_step(on_meta(each, HEADS), ((2, 4),), 32, byte_masks=masks, backward=False).forward
-        for each, masks in ((ModelConfig(**WIDER), True), (config, True), (config, False))
+        for each, masks in ((TimeSformerConfig(**WIDER), True), (config, True), (config, False))
     )
     width, tokens = config.width, 2 * 4 * 17
     masks = tokens * width * (1 + config.depth * (1 + 1 + 1 + 4))  # embedding; time, space, MLP's output and inside
@@ -278,7 +295,7 @@ def test_dropout_masks_are_those_of_the_device() -> None:
 
 def test_nothing_is_traced_of_what_is_not_trained() -> None:
     """A frozen prefix keeps nothing and gets no gradients."""
-    config, groups = ModelConfig(**WIDER), ((2, 4),)
+    config, groups = TimeSformerConfig(**WIDER), ((2, 4),)
     whole, part, none = on_meta(config, HEADS), on_meta(config, HEADS), on_meta(config, HEADS).requires_grad_(False)
     for name, parameter in part.named_parameters():
         parameter.requires_grad_(name.startswith(("blocks.2", "norm", "heads")))
@@ -292,11 +309,11 @@ def test_nothing_is_traced_of_what_is_not_trained() -> None:
 
 
 class Plain(nn.Module):
-    """Another family than TimeSformer: what the profile asks of a network and nothing more."""
+    """Another family than CoVeR: what the profile asks of a network and nothing more."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = ModelConfig(width=6)
+        self.config = TimeSformerConfig(width=6)
         self.blocks = nn.ModuleList([nn.Conv3d(3, 4, 3, padding=1), nn.Conv3d(4, 6, 3, padding=1)])
         self.heads = nn.ModuleDict({"a": nn.Linear(6, 5)})
 
@@ -323,6 +340,7 @@ def test_any_network_has_a_profile() -> None:
     assert cost.multiply_adds == places * 27 * (3 * 4 + 4 * 6) + 2 * 6 * 5
     trace = trace_step(model, ((2, 4),), 8)
     frames, first, last = places * 3 * 4, places * 4 * 4, places * 6 * 4
-    assert trace.forward == pytest.approx(frames + first, abs=200)  # features and logits are few, the last map is not kept
+    # features and logits are few, the last map is not kept
+    assert trace.forward == pytest.approx(frames + first, abs=200)
     assert max(sum(moment[1:]) for moment in trace.moments) >= frames + first + last
     assert trace.moments[-1].gradients == 4 * count_parameters(model).total

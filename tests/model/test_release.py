@@ -1,188 +1,255 @@
-"""A model leaves for a folder and comes back the same, from a folder, a run or the Hub's cache, with a card for its readers."""
+"""A release comes back as it was written, starts another model, and says in one line what is wrong with it."""
 
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import subprocess
-import sys
+import re
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-import yaml
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import load_release, save_release, start_from
 
-import cover
-from cover import CoVeR
-from cover.datasets.manifest import ClassList
+from cover.cli import main
 from cover.errors import UserError
+from cover.model.backbones.conv3d import Conv3dConfig
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import find_release, load_release, save_release, start_from, steps_saved
 
 SHAPE: dict[str, Any] = {"width": 16, "depth": 2, "attention_heads": 2, "patch": 8, "size": 16, "frames": 4}
-HEADS = (Head("moves", ("up", "döwn")), Head("things", ("cat", "dog", "cow")))
-SETS = {
-    "moves": {"media": "video", "sampling": "dense@1.067", "views": "1x3", "class_digest": "?", "train_samples": 12345},
-    "things": {"media": "image", "sampling": "segments", "views": "1x1", "class_digest": "?"},
-}
-ABOUT = {"cover": "0.1.0", "step": 70, "frames": 4, "datasets": SETS}
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+MOTION, THINGS, OTHERS = (
+    Head("motion", ("up", "döwn")),
+    Head("things", ("cat", "dog", "cow")),
+    Head("others", ("x", "y")),
+)
 
 
-def build(**changes: Any) -> CoVeR:
+def build(*heads: Head, seed: int = 0, **changes: Any) -> CoVeR:
     """A model whose every parameter is random."""
-    model = CoVeR(ModelConfig(**{**SHAPE, **changes}), HEADS, ABOUT)
-    generator = torch.Generator().manual_seed(0)
+    model, generator = CoVeR(TimeSformerConfig(**{**SHAPE, **changes}), heads), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2, generator=generator)
-    return model.eval()
-
-
-def front_matter(card: str) -> dict[str, Any]:
-    found = yaml.safe_load(card.split("---\n")[1])
-    assert isinstance(found, dict)
-    return found
-
-
-@pytest.mark.parametrize("changes", [{}, {"time": "additive", "mean": (0.1, 0.2, 0.3), "norm_eps": 1e-5, "layer_scale": 0.1}], ids=str)
-def test_saved_and_loaded(tmp_path: Path, changes: dict[str, Any]) -> None:
-    model = build(**changes)
-    model.save_pretrained(tmp_path / "release")
-    found = CoVeR.from_pretrained(tmp_path / "release")
-    assert isinstance(found, TimeSformer)
-    assert (found.config, found.head_list, found.about, found.training) == (model.config, HEADS, ABOUT, False)
-    frames = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    wanted = model(model.normalize(frames), ((1, 4), (1, 1)))
-    for name, logits in found(found.normalize(frames), ((1, 4), (1, 1))).items():
-        assert torch.equal(logits, wanted[name])
-    assert load_release(tmp_path / "release")[1] == ABOUT
-
-
-def test_a_run_is_a_release(trained: Path) -> None:
-    model = CoVeR.from_pretrained(str(trained))
-    assert model.about["step"] == 4
-    assert [head.name for head in model.head_list] == ["kinetics", "ssv2", "moments", "imagenet"]
-    (card,) = trained.glob("checkpoints/*/README.md")
-    assert "\n- imagenet: " in card.read_text(encoding="utf-8")
-
-
-def test_the_card(tmp_path: Path) -> None:
-    build().save_pretrained(tmp_path)
-    card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "license" not in front_matter(card)
-    assert front_matter(card)["library_name"] == "cover-video"
-    assert {"video-classification", "image-classification"} <= set(front_matter(card)["tags"])
-    for head in HEADS:
-        assert f"| {head.name} | {len(head.classes)} | `{ClassList.of(head.classes, '').digest}` |" in card
-    assert "- moves: 12,345 videos\n" in card
-    assert "- things" not in card  # nothing says how many there were
-    assert "16 x 16 px, 4 frames" in card
-
-
-def test_the_lines_of_use_on_the_card_work(tmp_path: Path) -> None:
-    build().save_pretrained(tmp_path)
-    (code,) = (part.split("```")[0] for part in (tmp_path / "README.md").read_text(encoding="utf-8").split("```python\n")[1:])
-    names: dict[str, Any] = {"frames": torch.zeros(4, 3, 16, 16, dtype=torch.uint8)}
-    exec(code.replace("FOLDER_OR_HUB_ID", str(tmp_path)), names)
-    assert {name: tuple(logits.shape) for name, logits in names["logits"].items()} == {"moves": (1, 2), "things": (1, 3)}
-
-
-def test_a_card_that_is_there_stays(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("mine")
-    build().save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "mine"
-
-
-@pytest.mark.parametrize("about", [{}, {"step": 3}, {"imported": {"weights": "a/b", "format": "timm ViT"}}], ids=str)
-def test_a_card_of_little_knowledge(tmp_path: Path, about: dict[str, Any]) -> None:
-    save_release(tmp_path, TimeSformer(ModelConfig(**SHAPE)), about)
-    card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "no classifier" in card
-    assert ("`a/b`" in card) == ("imported" in about)
-
-
-def test_a_start_with_another_number_of_attention_heads(tmp_path: Path) -> None:
-    build().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="its network has 2 attention heads, this run's has 4"):
-        start_from(TimeSformer(ModelConfig(**{**SHAPE, "attention_heads": 4}), HEADS), tmp_path, "keep")
-
-
-# --- the Hub ----------------------------------------------------------------------------------------------------------------------
+    return model
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The Hub library's cache, empty, with no way to the Hub."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return tmp_path / "cache"
+def release(tmp_path: Path) -> Path:
+    save_release(tmp_path / "release", build(MOTION, THINGS), {"step": 7, "frames": 4})
+    return tmp_path / "release"
 
 
-def cached(cache: Path, model: CoVeR, revision: str = "main") -> Path:
-    repository = cache / "models--them--moves"
-    model.save_pretrained(repository / "snapshots" / COMMIT)
-    (repository / "refs").mkdir()
-    (repository / "refs" / revision).write_text(COMMIT)
-    return repository / "snapshots" / COMMIT
+def copied(model: CoVeR) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("revision", [None, "v1", COMMIT])
-def test_a_hub_id(cache: Path, revision: str | None) -> None:
-    model = build()
-    cached(cache, model, revision if revision == "v1" else "main")
-    found = CoVeR.from_pretrained("them/moves", revision)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in found.state_dict().items())
-    with pytest.raises(UserError, match="not in the Hub's cache"):
-        CoVeR.from_pretrained("them/moves", "v2")
-
-
-def test_offline_and_not_cached(cache: Path) -> None:
-    with pytest.raises(UserError, match="them/moves: no such folder here, and it is not in the Hub's cache") as error:
-        CoVeR.from_pretrained("them/moves")
+def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
     assert "\n" not in str(error.value)
+    return str(error.value)
 
 
-def test_the_switch_that_users_have(tmp_path: Path) -> None:
-    cached(tmp_path / "cache", build())
-    code = "from cover import CoVeR; print(CoVeR.from_pretrained('them/moves').about['step'])"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "70\n"), done.stderr
+@pytest.mark.parametrize("time", ["rotary", "additive"])
+def test_a_release_comes_back_as_it_was_written(tmp_path: Path, time: str) -> None:
+    model = build(MOTION, THINGS, time=time, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), image_temporal="skip")
+    save_release(tmp_path, model, {"step": 7, "note": "ü"})
+    result = load_release(tmp_path)
+    assert result.config == model.config
+    assert result.head_list == model.head_list
+    assert result.metadata == {"step": 7, "note": "ü"}
+    assert not result.training
+    assert result.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(result.state_dict()[name], value) for name, value in model.state_dict().items())
+    pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    for name, logits in model.eval()(model.normalize(pixels), ((1, 4), (1, 1))).items():
+        assert torch.equal(result(result.normalize(pixels), ((1, 4), (1, 1)))[name], logits)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "./a/b"])
-def test_no_such_folder(cache: Path, name: str) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        CoVeR.from_pretrained(name)
+def test_keep_takes_everything_but_heads_that_are_not_shared(release: Path) -> None:
+    theirs = load_release(release)
+    ours = build(THINGS, OTHERS, seed=1)
+    before = copied(ours)
+    notes = start_from(ours, release, "keep")
+    for name, value in ours.state_dict().items():
+        # on a trained trunk a new head starts at zero
+        new = torch.zeros_like(before[name]) if name.endswith("weight") else before[name]
+        wanted = new if name.startswith("heads.others") else theirs.state_dict()[name]
+        assert torch.equal(value, wanted), name
+    assert any("others" in note and "new" in note for note in notes)
+    assert any("motion" in note and "left out" in note for note in notes)
 
 
-def test_nothing_is_unpickled(cache: Path, tmp_path: Path) -> None:
-    snapshot = cached(cache, build())
-    for name in ("pytorch_model.bin", "model.pkl"):
-        (snapshot / name).write_bytes(pickle.dumps(os.mkdir))
-    (snapshot / "model.safetensors").write_bytes((snapshot / "pytorch_model.bin").read_bytes())
-    with pytest.raises(UserError, match=r"model\.safetensors: cannot be read"):
-        CoVeR.from_pretrained("them/moves")
+def test_copied_is_the_published_start(release: Path) -> None:
+    theirs, ours = load_release(release).state_dict(), build(MOTION, THINGS, seed=1)
+    start_from(ours, release, "copied")
+    for name, value in ours.state_dict().items():
+        if "temporal_fc" in name:
+            assert not value.any()
+        else:
+            assert torch.equal(
+                value, theirs[name.replace("temporal_attn", "attn").replace("temporal_norm", "norm1")]
+            ), name
 
 
-def test_uploading_without_a_way_to_the_hub(cache: Path) -> None:
-    with pytest.raises(UserError, match="them/moves: cannot be uploaded: ") as error:
-        build().push_to_hub("them/moves")
-    assert "\n" not in str(error.value)
+def test_fresh_differs_from_copied_in_the_temporal_attention_alone(release: Path) -> None:
+    fresh, copied_branch = build(MOTION, THINGS, seed=1), build(MOTION, THINGS, seed=1)
+    start_from(fresh, release, "fresh")
+    start_from(copied_branch, release, "copied")
+    changed = {
+        name for name, value in fresh.state_dict().items() if not torch.equal(value, copied_branch.state_dict()[name])
+    }
+    parts = ("qkv.weight", "qkv.bias", "proj.weight", "proj.bias")
+    assert changed == {
+        f"backbone.blocks.{block}.temporal_attn.{part}" for block in range(fresh.config.depth) for part in parts
+    }
 
 
-def test_the_package_has_it_on_demand(tmp_path: Path) -> None:
-    code = "import sys, cover; print('torch' in sys.modules, cover.CoVeR.__name__, 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.stdout == "False CoVeR True\n", done.stderr
-    with pytest.raises(AttributeError, match="no attribute 'Cover'"):
-        _ = cover.Cover
+def test_fresh_changes_the_kind_of_time(release: Path) -> None:
+    ours = build(MOTION, time="additive")
+    start_from(ours, release, "fresh")
+    assert not ours.backbone.time_embed.any()
+    assert torch.equal(ours.backbone.pos_embed, load_release(release).backbone.pos_embed)
+    with pytest.raises(UserError, match=r"its model\.time is rotary, this run's additive"):
+        start_from(build(MOTION, time="additive"), release, "keep")
 
 
-def test_a_release_is_two_files_and_a_card(tmp_path: Path) -> None:
-    build().save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["about"] == ABOUT
+def test_a_head_of_other_classes(release: Path) -> None:
+    ours = build(Head("things", ("cat", "cow", "dog")))
+    before = copied(ours)
+    with pytest.raises(UserError, match='its head "things" has other classes') as error:
+        start_from(ours, release, "keep")
+    one_line(error)
+    assert all(torch.equal(ours.state_dict()[name], value) for name, value in before.items())
+
+
+def test_a_head_of_another_loss(release: Path) -> None:
+    ours = build(Head("things", THINGS.classes, "sigmoid"))
+    with pytest.raises(UserError, match='its head "things" is a softmax, this run\'s a sigmoid') as error:
+        start_from(ours, release, "keep")
+    one_line(error)
+
+
+@pytest.mark.parametrize("temporal", ["fresh", "copied", "keep"])
+@pytest.mark.parametrize("name", ["temporal", "time_embed"])
+def test_a_head_that_is_called_as_the_temporal_branch_is_taken_over(
+    tmp_path: Path, temporal: Literal["fresh", "copied", "keep"], name: str
+) -> None:
+    head = Head(name, ("up", "down"))
+    theirs, ours = build(head), build(head, seed=1)
+    save_release(tmp_path / "release", theirs, {"step": 7})
+    notes = start_from(ours, tmp_path / "release", temporal)
+    assert torch.equal(ours.heads[name].weight, theirs.heads[name].weight)
+    assert not any("new heads" in note or "left out" in note for note in notes)
+
+
+def test_another_family_of_networks(release: Path) -> None:
+    with pytest.raises(UserError, match=r"is a timesformer, this run's a conv3d: set model\.backbone"):
+        start_from(CoVeR(Conv3dConfig(size=16), (MOTION,)), release, "keep")
+
+
+def test_what_a_head_is_comes_back(tmp_path: Path) -> None:
+    heads = (
+        Head("all", ("a", "b", "c"), "sigmoid", ("homes", "sounds")),
+        Head("both", ("x",), serves=("left", "right")),
+        THINGS,
+    )
+    save_release(tmp_path, build(*heads), {"step": 0})
+    assert load_release(tmp_path).head_list == heads
+
+
+def test_a_new_sigmoid_head_keeps_its_start(release: Path) -> None:
+    ours = CoVeR(TimeSformerConfig(**SHAPE), (THINGS, Head("sounds", tuple("abcde"), "sigmoid")))
+    notes = start_from(ours, release, "keep")
+    assert "new heads, starting at zero: sounds" in notes
+    assert not ours.heads["sounds"].weight.any()
+    assert torch.allclose(ours.heads["sounds"].bias.sigmoid(), torch.tensor(0.2))
+
+
+@pytest.mark.parametrize("changes", [{"width": 32}, {"depth": 3}, {"depth": 1}, {"patch": 4}], ids=str)
+def test_another_network(release: Path, changes: dict[str, int]) -> None:
+    ours = build(MOTION, **changes)
+    before = copied(ours)
+    with pytest.raises(UserError, match=re.escape(str(release))) as error:
+        start_from(ours, release, "keep")
+    one_line(error)
+    assert all(torch.equal(ours.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
+def test_a_release_with_a_file_missing(release: Path, missing: str) -> None:
+    (release / missing).unlink()
+    with pytest.raises(UserError, match=missing) as error:
+        load_release(release)
+    one_line(error)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 200, -20])
+def test_weights_cut_short(release: Path, keep: int) -> None:
+    weights = release / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"model\.safetensors") as error:
+        load_release(release)
+    one_line(error)
+
+
+WHOLE = {"backbone": {"family": "timesformer"}, "heads": [], "head_dropout": 0.0, "metadata": {}}
+HOLED = {
+    "not json": "{",
+    "a list": "[]",
+    "a number": "3",
+    "empty": "{}",
+    "heads that are none": json.dumps({**WHOLE, "heads": [3]}),
+    "a backbone that is none": json.dumps({**WHOLE, "backbone": 3}),
+    "a family that is none": json.dumps({**WHOLE, "backbone": {"family": "resnet"}}),
+    "a newer network": json.dumps({**WHOLE, "backbone": {"family": "timesformer", "gate": 1}}),
+    "a network with the wrong types": json.dumps({**WHOLE, "backbone": {"family": "timesformer", "width": "wide"}}),
+}
+
+
+@pytest.mark.parametrize("text", HOLED.values(), ids=HOLED.keys())
+def test_a_damaged_configuration(release: Path, text: str) -> None:
+    (release / "config.json").write_text(text)
+    for use in (lambda: load_release(release), lambda: start_from(build(THINGS, width=32), release, "keep")):
+        with pytest.raises(UserError, match=re.escape(str(release))) as error:
+            use()
+        one_line(error)
+
+
+def test_a_release_of_an_earlier_version_is_refused_by_name(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (release / "config.json").write_text(
+        json.dumps({"format": 1, "model": {"width": 16}, "heads": [], "metadata": {"step": 7}})
+    )
+    assert main(["predict", str(release), "clip.mp4"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(release / "config.json") in line
+    assert "earlier version" in line
+
+
+def test_a_configuration_of_another_size_than_its_weights(release: Path) -> None:
+    config = json.loads((release / "config.json").read_text())
+    config["backbone"]["width"] = 32
+    (release / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="this model needs"):
+        load_release(release)
+
+
+def test_a_run_means_its_last_checkpoint(release: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (9, 10, 100):
+        shutil.copytree(release, run / "checkpoints" / f"step-{step:07d}")
+    (run / "checkpoints" / ".step-0000101.77").mkdir()
+    assert steps_saved(run) == [9, 10, 100]
+    assert find_release(run).name == "step-0000100"
+    assert find_release(run / "checkpoints" / "step-0000009").name == "step-0000009"
+    assert find_release(str(release)) == release
+
+
+def test_no_checkpoint_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist") as error:
+        find_release(tmp_path / "nowhere")
+    one_line(error)
+    with pytest.raises(UserError, match="no checkpoint in it") as error:
+        find_release(tmp_path)
+    one_line(error)

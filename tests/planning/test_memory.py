@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.lean import Groups
-from cover.model.presets import model_config
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
 
 from cover.mixture.pack import Pack, split_pack
+from cover.model.backbones import named_config
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.layers import Groups
 from cover.model.profile import on_meta, temporal_parameters
 from cover.planning.memory import StepMemory, StepOptions, step_memory
 from cover.training.step import StepSettings, train_step
@@ -21,7 +23,7 @@ MEASURE = Path(__file__).parents[2] / "benchmarks" / "_measure.py"
 CLASSES = 100
 VIDEO: Groups = ((6, 4),)
 MIXED: Groups = ((8, 8), (16, 1))
-LARGE = on_meta(model_config("L/16", frames=8), {"a": 400})
+LARGE = on_meta(named_config("L/16", frames=8), {"a": 400})
 
 
 def peak_bytes(work: Any) -> int:
@@ -51,9 +53,11 @@ def make_pack(groups: Groups, size: int) -> Pack:
     )
 
 
-def measured(config: ModelConfig, groups: Groups, size: int, options: StepOptions, frozen: frozenset[str] = frozenset()) -> tuple[int, int]:
+def measured(
+    config: TimeSformerConfig, groups: Groups, size: int, options: StepOptions, frozen: frozenset[str] = frozenset()
+) -> tuple[int, int]:
     """(what stays, most above it) of a step like every one but the first, in bytes."""
-    model = TimeSformer(config, (Head("a", tuple(map(str, range(CLASSES)))),)).train()
+    model = CoVeR(config, (Head("a", tuple(map(str, range(CLASSES)))),)).train()
     model.set_checkpointing(options.checkpointing)
     freeze(model, frozen)
     pack = make_pack(groups, size)
@@ -66,11 +70,16 @@ def measured(config: ModelConfig, groups: Groups, size: int, options: StepOption
 
     step()
     model.zero_grad(set_to_none=True)
-    held = [*model.parameters(), *(value for state in optimizer.state.values() for value in state.values() if value.dim())]
-    return sum(tensor.nbytes for tensor in held), peak_bytes(step) + pack.frames.nbytes
+    present = [
+        *model.parameters(),
+        *(value for state in optimizer.state.values() for value in state.values() if value.dim()),
+    ]
+    return sum(tensor.nbytes for tensor in present), peak_bytes(step) + pack.frames.nbytes
 
 
-def planned(config: ModelConfig, groups: Groups, size: int, options: StepOptions, frozen: frozenset[str] = frozenset()) -> tuple[int, int]:
+def planned(
+    config: TimeSformerConfig, groups: Groups, size: int, options: StepOptions, frozen: frozenset[str] = frozenset()
+) -> tuple[int, int]:
     model = on_meta(config, {"a": CLASSES})
     freeze(model, frozen)
     memory = step_memory(model, groups, size, options)
@@ -89,7 +98,8 @@ PLANS: dict[str, tuple[str, int, Groups, dict[str, Any], dict[str, Any]]] = {
     "weights alone": ("S/16", 32, ((1, 4),), {}, {}),
     "images": ("mini", 32, ((64, 1),), {}, {}),
 }
-CHECKPOINTED = ("mixed", "joint", "micro-batches", "images")  # the others' blocks are computed anew in the full checks only
+# the others' blocks are computed anew in the full checks only
+CHECKPOINTED = ("mixed", "joint", "micro-batches", "images")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +111,7 @@ CHECKPOINTED = ("mixed", "joint", "micro-batches", "images")  # the others' bloc
 )
 def test_a_step_takes_what_was_planned(plan: str, checkpointing: bool) -> None:
     preset, size, groups, changes, options = PLANS[plan]
-    config = model_config(preset, size=size, frames=groups[0][1], **changes)
+    config = named_config(preset, size=size, frames=groups[0][1], **changes)
     how = StepOptions(checkpointing=checkpointing, **options)
     (state, step), (state_found, step_found) = planned(config, groups, size, how), measured(config, groups, size, how)
     assert state == state_found
@@ -110,7 +120,7 @@ def test_a_step_takes_what_was_planned(plan: str, checkpointing: bool) -> None:
 
 @pytest.mark.parametrize("part", ["temporal", "prefix", "body"])
 def test_what_is_not_trained_has_no_gradient_and_no_optimizer(part: str) -> None:
-    config, groups = model_config("Ti/16", size=64), ((16, 1),)
+    config, groups = named_config("Ti/16", size=64), ((16, 1),)
     model = on_meta(config, {"a": CLASSES})
     names = [name for name, _ in model.named_parameters()]
     prefix = ("cls_token", "pos_embed", "patch_embed", *(f"blocks.{number}." for number in range(6)))
@@ -119,12 +129,14 @@ def test_what_is_not_trained_has_no_gradient_and_no_optimizer(part: str) -> None
         "prefix": frozenset(name for name in names if name.startswith(prefix)),
         "body": frozenset(name for name in names if not name.startswith("heads.")),
     }[part]
-    (state, step), (state_found, step_found) = (run(config, groups, 64, StepOptions(), frozen) for run in (planned, measured))
+    (state, step), (state_found, step_found) = (
+        run(config, groups, 64, StepOptions(), frozen) for run in (planned, measured)
+    )
     assert state == state_found
     assert state + step == pytest.approx(state_found + step_found, rel=0.05)
 
 
-# --- several devices ------------------------------------------------------------------------------------------------------------
+# --- several devices --------------------------------------------------------------------------------------------------
 
 
 def of_large(**options: Any) -> StepMemory:

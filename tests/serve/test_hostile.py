@@ -1,6 +1,8 @@
-"""Ten thousand hostile requests: no crash, no answer that is not documented, no file, process or connection left behind.
+"""Ten thousand hostile requests: no crash, no answer that is not documented, no file, process or connection left
+behind.
 
-HOSTILE=N sends N of them. Those that schemathesis makes up from the OpenAPI document take part where its command is on the PATH.
+HOSTILE=N sends N of them. Those that schemathesis makes up from the OpenAPI document take part where its command is on
+the PATH.
 """
 
 from __future__ import annotations
@@ -29,14 +31,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from PIL import Image
 
-pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
+
+pytest.importorskip(
+    "uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'"
+)
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
 COUNT, CLIENTS = int(os.environ.get("HOSTILE", "10000")), 12
-ROUTES = ("/", "/healthz", "/readyz", "/metrics", "/v1/model", "/openapi.json", "/../../etc/passwd", "/v1/predict", "/v1/explain")
+ROUTES = (
+    "/",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/v1/model",
+    "/openapi.json",
+    "/../../etc/passwd",
+    "/v1/predict",
+    "/v1/explain",
+)
 METHODS = ("POST", "GET", "PUT", "DELETE", "TRACE", "X")
 QUERIES = (
     "",
@@ -65,11 +82,11 @@ class Running:
     def processes(self) -> set[int]:
         rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.split()
         parents = dict(zip(map(int, rows[::2]), map(int, rows[1::2])))
-        found, more = set[int](), {self.process.pid}
+        result, more = set[int](), {self.process.pid}
         while more:
-            found |= more
+            result |= more
             more = {pid for pid, parent in parents.items() if parent in more}
-        return found
+        return result
 
     def open_files(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
@@ -87,13 +104,31 @@ class Running:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("hostile")
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),))
+    model = CoVeR(
+        TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),)
+    )
     torch.nn.init.normal_(model.heads["mine"].weight)
-    save_release(folder / "release", model, {"step": 1, "frames": 2, "datasets": {"mine": {"sampling": "whole", "views": "1x1"}}})
+    save_release(
+        folder / "release", model, {"step": 1, "frames": 2, "datasets": {"mine": {"sampling": "whole", "views": "1x1"}}}
+    )
     (folder / "spool").mkdir()
-    command = [sys.executable, "-m", "cover", "serve", str(folder / "release"), "--port", "0", "--page", "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "cover",
+        "serve",
+        str(folder / "release"),
+        "--port",
+        "0",
+        "--page",
+        "--workers",
+        "2",
+    ]
     command += ["--spool", str(folder / "spool"), "--max-mb", "1", "--upload-seconds", "2", "--decode-seconds", "2"]
-    with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
         assert process.stdout
         try:
             yield Running(process, int(process.stdout.readline().rpartition(":")[2]), folder / "spool")
@@ -116,7 +151,12 @@ def bomb(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(min(width * height // 8, 8_000_000)), 9)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + chunk(b"IDAT", zlib.compress(bytes(min(width * height // 8, 8_000_000)), 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 def bodies() -> list[bytes]:
@@ -132,11 +172,25 @@ def bodies() -> list[bytes]:
         b"II*\0",
         b"G" * 600,
     )
-    lists = (b"#EXTM3U\nfile:///etc/passwd\n", b"ffconcat version 1.0\nfile /etc/passwd\n", b"<?xml?><svg/>", b"%!PS\n", b"v=0\r\n")
+    lists = (
+        b"#EXTM3U\nfile:///etc/passwd\n",
+        b"ffconcat version 1.0\nfile /etc/passwd\n",
+        b"<?xml?><svg/>",
+        b"%!PS\n",
+        b"v=0\r\n",
+    )
     return [
-        good, b"", good[:40], bomb(100_000, 100_000), bomb(7_000, 7_000), pickle.dumps([1]), b"PK\3\4", bytes(2 << 20),
-        *(start + random.Random(number).randbytes(3000) for number, start in enumerate(starts)), *lists,
-    ]  # fmt: skip
+        good,
+        b"",
+        good[:40],
+        bomb(100_000, 100_000),
+        bomb(7_000, 7_000),
+        pickle.dumps([1]),
+        b"PK\3\4",
+        bytes(2 << 20),
+        *(start + random.Random(number).randbytes(3000) for number, start in enumerate(starts)),
+        *lists,
+    ]
 
 
 def wrapped(rng: random.Random, body: bytes) -> tuple[bytes, dict[str, str]]:
@@ -145,17 +199,33 @@ def wrapped(rng: random.Random, body: bytes) -> tuple[bytes, dict[str, str]]:
     filename = rng.choice(["a.mp4", "../../../etc/passwd", "\0", "x" * 3000, '"; name="file'])
     part = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="{filename}"\r\n\r\n'.encode()
     if rng.random() < 0.5:
-        return part + body + rng.choice([b"\r\n--b--\r\n", b"\r\n--b", b""]), {"content-type": "multipart/form-data; boundary=b"}
-    kind = rng.choice(["video/mp4", "image/png", "application/octet-stream", "text/html", "application/json", "multipart/form-data", ""])
+        return part + body + rng.choice([b"\r\n--b--\r\n", b"\r\n--b", b""]), {
+            "content-type": "multipart/form-data; boundary=b"
+        }
+    kind = rng.choice(
+        [
+            "video/mp4",
+            "image/png",
+            "application/octet-stream",
+            "text/html",
+            "application/json",
+            "multipart/form-data",
+            "",
+        ]
+    )
     return body, {"content-type": kind}
 
 
-def hostile_request(server: Running, number: int, found: list[bytes]) -> str:
+def hostile_request(server: Running, number: int, results: list[bytes]) -> str:
     """One of them: what came of it, in a word."""
     rng = random.Random(number)
-    method, path = ("POST", rng.choice(["/v1/predict", "/v1/explain"])) if rng.random() < 0.7 else (rng.choice(METHODS), rng.choice(ROUTES))
+    method, path = (
+        ("POST", rng.choice(["/v1/predict", "/v1/explain"]))
+        if rng.random() < 0.7
+        else (rng.choice(METHODS), rng.choice(ROUTES))
+    )
     path += rng.choice(QUERIES)
-    body, headers = wrapped(rng, rng.choice(found))
+    body, headers = wrapped(rng, rng.choice(results))
     with contextlib.suppress(ConnectionError):
         if rng.random() < 0.15:
             return abandoned(server, rng, path, body)
@@ -189,11 +259,11 @@ def check_nothing_is_left(server: Running, processes: int, files: int) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
 def test_the_list(server: Running) -> None:
-    found = bodies()
+    result = bodies()
     server.ask("POST", "/v1/predict", photo(), {"content-type": "image/png"})
     processes, files = len(server.processes()), server.open_files()
     with ThreadPoolExecutor(CLIENTS) as crowd:
-        answers = Counter(crowd.map(lambda number: hostile_request(server, number, found), range(COUNT)))
+        answers = Counter(crowd.map(lambda number: hostile_request(server, number, result), range(COUNT)))
     print(dict(answers))
     assert answers.total() == COUNT
     assert {"200", "415", "422", "413", "left", "rubbish"} <= set(answers)
@@ -201,7 +271,8 @@ def test_the_list(server: Running) -> None:
 
 
 @pytest.mark.skipif(
-    not shutil.which("schemathesis"), reason="schemathesis is not on the PATH: pip install schemathesis, in a place of its own"
+    not shutil.which("schemathesis"),
+    reason="schemathesis is not on the PATH: pip install schemathesis, in a place of its own",
 )
 def test_what_schemathesis_makes_up(server: Running, tmp_path: Path) -> None:
     processes, files = len(server.processes()), server.open_files()
@@ -212,7 +283,15 @@ def test_what_schemathesis_makes_up(server: Running, tmp_path: Path) -> None:
         "--checks",
         "not_a_server_error,status_code_conformance",
     ]
-    command += ["--max-examples", str(max(10, COUNT // 10)), "--max-failures", "20", "--request-timeout", "60", "--no-color"]
+    command += [
+        "--max-examples",
+        str(max(10, COUNT // 10)),
+        "--max-failures",
+        "20",
+        "--request-timeout",
+        "60",
+        "--no-color",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     print(done.stdout[-3000:])
     assert done.returncode == 0, done.stdout[-8000:]

@@ -1,4 +1,6 @@
-"""The page in a real browser: a file is chosen, and its names are read. Needs Chromium; SCREENSHOTS=DIR keeps what it looked like."""
+"""The page in a real browser: a file is chosen, and its names are read. Needs Chromium; SCREENSHOTS=DIR keeps what it
+looked like.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 
-pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
+
+pytest.importorskip(
+    "uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'"
+)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.full, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 KEY = "0123456789abcdef"
@@ -33,9 +40,13 @@ class Browser:
 
     def __init__(self, profile: Path) -> None:
         from_us, to_us = os.pipe(), os.pipe()
-        options = "--headless=new --no-sandbox --disable-gpu --remote-debugging-pipe --window-size=1100,1250 --no-first-run"
+        options = (
+            "--headless=new --no-sandbox --disable-gpu --remote-debugging-pipe --window-size=1100,1250 --no-first-run"
+        )
         command = f"exec {CHROMIUM} {options} --user-data-dir='{profile}' about:blank 3<&{from_us[0]} 4>&{to_us[1]}"
-        self.process = subprocess.Popen(["bash", "-c", command], pass_fds=(from_us[0], to_us[1]), stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            ["bash", "-c", command], pass_fds=(from_us[0], to_us[1]), stderr=subprocess.DEVNULL
+        )
         os.close(from_us[0])
         os.close(to_us[1])
         self._out, self._in = from_us[1], to_us[0]
@@ -48,7 +59,12 @@ class Browser:
 
     def tell(self, method: str, **parameters: Any) -> dict[str, Any]:
         number = next(self._numbers)
-        message = {"id": number, "method": method, "params": parameters, **({"sessionId": self.session} if self.session else {})}
+        message = {
+            "id": number,
+            "method": method,
+            "params": parameters,
+            **({"sessionId": self.session} if self.session else {}),
+        }
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while (answer := self._next()).get("id") != number:
             self.events.append(answer)
@@ -62,8 +78,8 @@ class Browser:
             assert data, "the browser has gone"
             self._rest += data
         text, _, self._rest = self._rest.partition(b"\0")
-        found: dict[str, Any] = json.loads(text)
-        return found
+        result: dict[str, Any] = json.loads(text)
+        return result
 
     def value(self, expression: str) -> Any:
         result = self.tell("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
@@ -72,10 +88,10 @@ class Browser:
 
     def wait_for(self, expression: str, seconds: float = 30) -> Any:
         until = time.monotonic() + seconds
-        while not (found := self.value(expression)):
+        while not (result := self.value(expression)):
             assert time.monotonic() < until, (expression, self.value("document.body.innerText"))
             time.sleep(0.05)
-        return found
+        return result
 
     def open(self, url: str) -> None:
         self.tell("Page.navigate", url=url)
@@ -94,7 +110,9 @@ class Browser:
     def complaints(self) -> list[str]:
         """What the browser had to say of the page: errors of the script, of loading, of the policy."""
         texts = [event["params"]["entry"]["text"] for event in self.events if event.get("method") == "Log.entryAdded"]
-        return texts + [str(event["params"]) for event in self.events if event.get("method") == "Runtime.exceptionThrown"]
+        return texts + [
+            str(event["params"]) for event in self.events if event.get("method") == "Runtime.exceptionThrown"
+        ]
 
     def close(self) -> None:
         self.process.kill()
@@ -114,10 +132,17 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release whose class names are as odd as names get, and a clip."""
     folder = tmp_path_factory.mktemp("page")
-    odd = ("<img src=x onerror=alert(1)>", "Pushing something from left to right " * 3, "läuft & springt", "x", "y", "z")
+    odd = (
+        "<img src=x onerror=alert(1)>",
+        "Pushing something from left to right " * 3,
+        "läuft & springt",
+        "x",
+        "y",
+        "z",
+    )
     heads = (Head("ssv2", odd), Head("kinetics", tuple("abcdefg")), Head("a head of a long name", ("only",)))
     sets = {head.name: {"sampling": "segments", "views": "1x3"} for head in heads}
-    model = TimeSformer(ModelConfig(width=32, depth=2, attention_heads=2, patch=8, size=32), heads)
+    model = CoVeR(TimeSformerConfig(width=32, depth=2, attention_heads=2, patch=8, size=32), heads)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -145,7 +170,18 @@ def write_clip(folder: Path) -> None:
 
 @contextmanager
 def served(folder: Path, *options: str) -> Iterator[str]:
-    command = [sys.executable, "-m", "cover", "serve", str(folder / "release"), "--port", "0", "--page", "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "cover",
+        "serve",
+        str(folder / "release"),
+        "--port",
+        "0",
+        "--page",
+        "--workers",
+        "1",
+    ]
     command += ["--spool", str(folder), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout
@@ -156,10 +192,12 @@ def served(folder: Path, *options: str) -> Iterator[str]:
 
 
 def asked(url: str, file: Path) -> dict[str, Any]:
-    request = urllib.request.Request(f"{url}/v1/predict?top=5&timeline=8", file.read_bytes(), {"content-type": "video/webm"})
+    request = urllib.request.Request(
+        f"{url}/v1/predict?top=5&timeline=8", file.read_bytes(), {"content-type": "video/webm"}
+    )
     with urllib.request.urlopen(request) as response:
-        found: dict[str, Any] = json.load(response)
-        return found
+        result: dict[str, Any] = json.load(response)
+        return result
 
 
 def test_the_names_of_a_clip(browser: Browser, folder: Path) -> None:
@@ -167,13 +205,19 @@ def test_the_names_of_a_clip(browser: Browser, folder: Path) -> None:
         browser.open(f"{url}/")
         browser.screenshot("empty.png")
         browser.choose(folder / "clip.webm")
-        browser.wait_for("document.querySelectorAll('.guess').length === 11 && !document.getElementById('timeline').hidden")
+        browser.wait_for(
+            "document.querySelectorAll('.guess').length === 11 && !document.getElementById('timeline').hidden"
+        )
         wanted = asked(url, folder / "clip.webm")
-        shown = browser.value("[...document.querySelectorAll('#names section')].map(s => [s.querySelector('h2').textContent, "
-                              "...[...s.querySelectorAll('.guess > span:first-child')].map(e => e.textContent)])")  # fmt: skip
+        shown = browser.value(
+            "[...document.querySelectorAll('#names section')].map(s => [s.querySelector('h2').textContent, "
+            "...[...s.querySelectorAll('.guess > span:first-child')].map(e => e.textContent)])"
+        )
         assert shown == [[head, *(guess["name"] for guess in guesses)] for head, guesses in wanted["heads"].items()]
         bars = browser.value("[...document.querySelectorAll('progress')].map(bar => bar.value)")
-        assert bars == pytest.approx([guess["probability"] for guesses in wanted["heads"].values() for guess in guesses], abs=1e-6)
+        assert bars == pytest.approx(
+            [guess["probability"] for guesses in wanted["heads"].values() for guess in guesses], abs=1e-6
+        )
         cells = browser.value("[...document.querySelectorAll('#timeline tr')].map(row => row.cells.length)")
         assert cells == [9, 9, 9, 9]
         assert browser.wait_for("document.querySelector('video').videoWidth") == 320
@@ -195,8 +239,8 @@ LOOKS = {"wide": (1200, "light"), "wide_dark": (1200, "dark"), "phone": (390, "l
 def explained(url: str, file: Path, head: str) -> dict[str, Any]:
     request = urllib.request.Request(f"{url}/v1/explain?head={head}", file.read_bytes(), {"content-type": "video/webm"})
     with urllib.request.urlopen(request) as response:
-        found: dict[str, Any] = json.load(response)
-        return found
+        result: dict[str, Any] = json.load(response)
+        return result
 
 
 def ask_why(browser: Browser, number: int) -> None:
@@ -205,7 +249,9 @@ def ask_why(browser: Browser, number: int) -> None:
 
 
 def test_what_an_answer_rests_on(browser: Browser, folder: Path) -> None:
-    """A head is asked why: the frames come with their heat, painted as the server measured it; another head has another."""
+    """A head is asked why: the frames come with their heat, painted as the server measured it; another head has
+    another.
+    """
     with served(folder) as url:
         browser.open(f"{url}/")
         browser.choose(folder / "clip.webm")
@@ -215,12 +261,16 @@ def test_what_an_answer_rests_on(browser: Browser, folder: Path) -> None:
         bars = browser.value("[...document.querySelectorAll('#heat progress')].map(bar => bar.value)")
         assert bars == pytest.approx([frame["weight"] for frame in wanted["frames"]], abs=1e-5)
         browser.wait_for("[...document.querySelectorAll('#heat img')].every(image => image.naturalWidth === 32)")
-        opacities = browser.value("[...document.querySelectorAll('#heat canvas')].map(canvas => "
-                                  "[...canvas.getContext('2d').getImageData(0, 0, 4, 4).data].filter((_, i) => i % 4 === 3))")  # fmt: skip
+        opacities = browser.value(
+            "[...document.querySelectorAll('#heat canvas')].map(canvas => "
+            "[...canvas.getContext('2d').getImageData(0, 0, 4, 4).data].filter((_, i) => i % 4 === 3))"
+        )
         heat = np.array([frame["heat"] for frame in wanted["frames"]]).reshape(4, 16)
         np.testing.assert_allclose(opacities, 255 * 0.85 * np.sqrt(heat / heat.max()), atol=2)
         for name, (width, scheme) in LOOKS.items():
-            browser.tell("Emulation.setDeviceMetricsOverride", width=width, height=2400, deviceScaleFactor=1, mobile=width < 500)
+            browser.tell(
+                "Emulation.setDeviceMetricsOverride", width=width, height=2400, deviceScaleFactor=1, mobile=width < 500
+            )
             browser.tell("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
             assert browser.value("document.documentElement.scrollWidth <= innerWidth"), name
             browser.screenshot(f"reasons_{name}.png")
@@ -268,7 +318,9 @@ def test_heat_of_any_number_of_patches(browser: Browser, folder: Path) -> None:
         browser.open(f"{url}/")
         heat = "Array.from({ length: 512 }, () => Array(512).fill(2e-6))"
         frames = f"Array.from({{ length: 2 }}, () => ({{ time: 0, weight: .5, picture: '', heat: {heat} }}))"
-        shown = browser.value(f"heatOf({{ media: 'video', head: 'a', name: 'b', probability: 1, frames: {frames} }}).length")
+        shown = browser.value(
+            f"heatOf({{ media: 'video', head: 'a', name: 'b', probability: 1, frames: {frames} }}).length"
+        )
         assert shown == 3
 
 

@@ -1,4 +1,6 @@
-"""`cover serve` as it is typed: it says where it listens, answers what it took in before it stops, and leaves nothing behind."""
+"""`cover serve` as it is typed: it says where it listens, answers what it took in before it stops, and leaves nothing
+behind.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from PIL import Image
 
 from cover.cli import main
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 from cover.serve.uploads import UploadFolder
 
-pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
+pytest.importorskip(
+    "uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'"
+)
 COVER = [sys.executable, "-m", "cover"]
 Start = Callable[..., tuple[subprocess.Popen[str], int]]
 
@@ -34,9 +40,13 @@ Start = Callable[..., tuple[subprocess.Popen[str], int]]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release and an image."""
     folder = tmp_path_factory.mktemp("serve")
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),))
+    model = CoVeR(
+        TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("mine", ("x", "y")),)
+    )
     model.zero_head("mine")
-    save_release(folder / "release", model, {"step": 1, "frames": 2, "datasets": {"mine": {"sampling": "whole", "views": "1x1"}}})
+    save_release(
+        folder / "release", model, {"step": 1, "frames": 2, "datasets": {"mine": {"sampling": "whole", "views": "1x1"}}}
+    )
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(folder / "photo.png")
     (folder / "spool").mkdir()
     return folder
@@ -48,7 +58,18 @@ def start(folder: Path) -> Iterator[Start]:
     running: list[subprocess.Popen[str]] = []
 
     def started(*options: str) -> tuple[subprocess.Popen[str], int]:
-        command = [*COVER, "serve", str(folder / "release"), "--port", "0", "--workers", "1", "--spool", str(folder / "spool"), *options]
+        command = [
+            *COVER,
+            "serve",
+            str(folder / "release"),
+            "--port",
+            "0",
+            "--workers",
+            "1",
+            "--spool",
+            str(folder / "spool"),
+            *options,
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         running.append(server)
@@ -72,11 +93,11 @@ def members(server: subprocess.Popen[str]) -> set[int]:
     """The processes of a server: itself and all that descend from it."""
     rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.split()
     parents = dict(zip(map(int, rows[::2]), map(int, rows[1::2])))
-    found, more = set[int](), {server.pid}
+    result, more = set[int](), {server.pid}
     while more:
-        found |= more
+        result |= more
         more = {pid for pid, parent in parents.items() if parent in more}
-    return found
+    return result
 
 
 def alive(pid: int) -> bool:
@@ -100,7 +121,9 @@ def test_what_was_taken_in_is_answered_before_the_server_stops(start: Start, fol
     processes, photo = members(server), (folder / "photo.png").read_bytes()
     assert len(processes) >= 3
     with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
-        head = f"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: {len(photo)}\r\n\r\n"
+        head = (
+            f"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: {len(photo)}\r\n\r\n"
+        )
         line.sendall(head.encode() + photo[:50])
         wait_until(lambda: len(list((folder / "spool").glob("*/*"))) == 2)
         server.terminate()
@@ -134,8 +157,8 @@ def test_an_answer_comes_through_a_key(start: Start, folder: Path, tmp_path: Pat
     server, port = start("--key-file", str(tmp_path / "key"), "--page")
     assert ask(port, "POST", "/v1/predict", (folder / "photo.png").read_bytes())[0] == 401
     with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
-        told = {"authorization": "Bearer 0123456789abcdef", "content-type": "image/png"}
-        connection.request("POST", "/v1/predict?top=1", (folder / "photo.png").read_bytes(), told)
+        record = {"authorization": "Bearer 0123456789abcdef", "content-type": "image/png"}
+        connection.request("POST", "/v1/predict?top=1", (folder / "photo.png").read_bytes(), record)
         answer = json.loads(connection.getresponse().read())
     assert answer["heads"] == {"mine": [{"name": "x", "probability": 0.5}]}
     server.send_signal(signal.SIGINT)
@@ -165,14 +188,18 @@ def test_a_checkpoint_that_cannot_be_served(refused: Callable[..., str], folder:
     shutil.copytree(folder / "release", tmp_path / "pickled")
     (tmp_path / "pickled" / "model.safetensors").write_bytes(pickle.dumps({"weights": np.zeros(3)}))
     assert "model.safetensors: cannot be read" in refused(tmp_path / "pickled")
-    save_release(tmp_path / "headless", TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16)), {"datasets": {}})
+    save_release(
+        tmp_path / "headless",
+        CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16)),
+        {"datasets": {}},
+    )
     assert "has no head" in refused(tmp_path / "headless", "--spool", tmp_path)
 
 
 def test_a_place_that_cannot_be_had(refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:
     release = folder / "release"
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        line = refused(release, "--port", taken.getsockname()[1], "--spool", tmp_path, "--workers", 1)
+    with closing(socket.create_server(("127.0.0.1", 0))) as chosen:
+        line = refused(release, "--port", chosen.getsockname()[1], "--spool", tmp_path, "--workers", 1)
         assert "cannot be listened on" in line
     assert not list(tmp_path.iterdir())
     assert "no folder can be made here" in refused(release, "--spool", tmp_path / "nowhere")

@@ -1,4 +1,6 @@
-"""A server's answers are the Predictor's own, whoever shares the forward pass; what is wrong with a request is one line of JSON."""
+"""A server's answers are the Predictor's own, whoever shares the forward pass; what is wrong with a request is one line
+of JSON.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,15 @@ import av
 import numpy as np
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from PIL import Image
 
-from cover.inference.explain import Question, explanations
+from cover.inference.explain import ExplainOptions, explanations
 from cover.inference.predictor import Predictor
-from cover.media.clips import Views
+from cover.media.sampling import Views
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 from cover.serve.app import make_app
 from cover.serve.batching import Batcher
 from cover.serve.decoding import DecodeRequest, Decoders
@@ -46,10 +50,18 @@ from cover.serve.server import KEEP_ALIVE_S, uvicorn_config
 from cover.serve.service import ExplainQuery, Service
 from cover.serve.uploads import UploadFolder
 
-uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
+uvicorn = pytest.importorskip(
+    "uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'"
+)
 
-LIMITS = Limits(body=2 * MEGABYTE, upload_s=2, seconds=20, pixels=1_000_000, decode_s=5, deadline_s=20, queue=40, explanations=16)
-HEADS = (Head("ssv2", tuple("abcdefg")), Head("kinetics", tuple("uvwxyz")), Head("tags", ("sun", "rain"), loss="sigmoid"))
+LIMITS = Limits(
+    body=2 * MEGABYTE, upload_s=2, seconds=20, pixels=1_000_000, decode_s=5, deadline_s=20, queue=40, explanations=16
+)
+HEADS = (
+    Head("ssv2", tuple("abcdefg")),
+    Head("kinetics", tuple("uvwxyz")),
+    Head("tags", ("sun", "rain"), loss="sigmoid"),
+)
 SETS = {
     "ssv2": {"sampling": "segments", "views": "1x3"},
     "kinetics": {"sampling": "dense@0.1", "views": "2x3"},
@@ -64,7 +76,7 @@ SETS = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release whose weights are random, but such that what is seen matters; clips and images beside it."""
     folder = tmp_path_factory.mktemp("serve")
-    model = TimeSformer(ModelConfig(width=32, depth=2, attention_heads=2, patch=8, size=16), HEADS)
+    model = CoVeR(TimeSformerConfig(width=32, depth=2, attention_heads=2, patch=8, size=16), HEADS)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -95,7 +107,9 @@ class Server:
     service: Service
     port: int
 
-    def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
         """One request on a connection of its own: status and answer, read as JSON where it is."""
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
             connection.request(method, path, body, headers or {})
@@ -217,7 +231,9 @@ def test_those_that_share_a_pass_do_not_mix(server: Server, predictor: Predictor
     assert samples > passes
 
 
-def test_the_timeline_looks_at_each_part_as_at_a_video(server: Server, predictor: Predictor, folder: Path, tmp_path: Path) -> None:
+def test_the_timeline_looks_at_each_part_as_at_a_video(
+    server: Server, predictor: Predictor, folder: Path, tmp_path: Path
+) -> None:
     """Two halves, each written as a file of its own, give what the two parts of the whole do."""
     write_halves(tmp_path)
     status, answer = server.send((tmp_path / "whole.avi").read_bytes(), "?timeline=2")
@@ -238,17 +254,21 @@ def write_halves(folder: Path) -> None:
             container.mux(stream.encode())
 
 
-@pytest.mark.parametrize(("name", "head"), [("0.mp4", "ssv2"), ("1.mp4", "kinetics"), ("2.mp4", "tags"), ("0.png", "ssv2")])
-def test_an_explanation_is_that_of_the_command(server: Server, predictor: Predictor, folder: Path, name: str, head: str) -> None:
-    _, (wanted,) = explanations(predictor, str(folder / name), Question((head,)))
-    status, found = server.explain((folder / name).read_bytes(), f"?head={head}")
+@pytest.mark.parametrize(
+    ("name", "head"), [("0.mp4", "ssv2"), ("1.mp4", "kinetics"), ("2.mp4", "tags"), ("0.png", "ssv2")]
+)
+def test_an_explanation_is_that_of_the_command(
+    server: Server, predictor: Predictor, folder: Path, name: str, head: str
+) -> None:
+    _, (wanted,) = explanations(predictor, str(folder / name), ExplainOptions((head,)))
+    status, result = server.explain((folder / name).read_bytes(), f"?head={head}")
     assert status == 200
-    assert (found["head"], found["name"], found["damage"]) == (head, wanted.named, None)
-    assert found["probability"] == pytest.approx(wanted.probability, abs=1e-6)
-    assert [frame["time"] for frame in found["frames"]] == list(wanted.times)
-    np.testing.assert_allclose([frame["heat"] for frame in found["frames"]], wanted.heat, atol=2e-6)
-    assert [frame["weight"] for frame in found["frames"]] == pytest.approx(wanted.weights, abs=2e-6)
-    for frame, pixels in zip(found["frames"], wanted.frames, strict=True):
+    assert (result["head"], result["name"], result["damage"]) == (head, wanted.named, None)
+    assert result["probability"] == pytest.approx(wanted.probability, abs=1e-6)
+    assert [frame["time"] for frame in result["frames"]] == list(wanted.times)
+    np.testing.assert_allclose([frame["heat"] for frame in result["frames"]], wanted.heat, atol=2e-6)
+    assert [frame["weight"] for frame in result["frames"]] == pytest.approx(wanted.weights, abs=2e-6)
+    for frame, pixels in zip(result["frames"], wanted.frames, strict=True):
         kind, data = frame["picture"].split(",")
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), np.float32)
         assert kind == "data:image/jpeg;base64"
@@ -257,13 +277,13 @@ def test_an_explanation_is_that_of_the_command(server: Server, predictor: Predic
     other = wanted.prediction.top(2)[1][0]
     status, second = server.explain((folder / name).read_bytes(), f"?head={head}&class={other}")
     assert (status, second["name"]) == (200, other)
-    assert second["frames"][0]["heat"] != found["frames"][0]["heat"]
+    assert second["frames"][0]["heat"] != result["frames"][0]["heat"]
 
 
 def test_explanations_among_predictions(server: Server, predictor: Predictor, folder: Path) -> None:
     """Each has the model to itself while it is made, and no answer beside it changes."""
     files = {name: (folder / name).read_bytes() for name in ("0.mp4", "1.png", "2.mp4", "3.png")}
-    wanted = {name: explanations(predictor, str(folder / name), Question(("ssv2",)))[1][0].heat for name in files}
+    wanted = {name: explanations(predictor, str(folder / name), ExplainOptions(("ssv2",)))[1][0].heat for name in files}
     names = list(files) * 4
     with ThreadPoolExecutor(16) as crowd:
         named = [crowd.submit(server.send, files[name]) for name in names]
@@ -313,7 +333,9 @@ def test_only_so_many_explanations_at_once(server: Server, folder: Path, monkeyp
     assert server.service.explaining == 0
 
 
-def test_an_explanation_whose_client_has_left_is_not_computed(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explanation_whose_client_has_left_is_not_computed(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun: list[object] = []
     run = server.service.predictor.run
     monkeypatch.setattr(server.service.predictor, "run", lambda clips: begun.append(clips) or run(clips))
@@ -326,7 +348,9 @@ def test_an_explanation_whose_client_has_left_is_not_computed(server: Server, fo
     assert begun == []
 
 
-def test_an_explanation_that_has_begun_ends_with_its_client(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explanation_that_has_begun_ends_with_its_client(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before the next layer: the one at work is held until the client has left."""
     model, calls, gone = server.service.predictor.model, [], threading.Event()
 
@@ -366,27 +390,29 @@ def test_an_explanation_past_its_time_ends(server: Server, folder: Path, monkeyp
     assert (status, "too busy" in answer["error"], len(calls)) == (503, True, 1)
 
 
-def test_of_a_decoded_file_only_the_middle_view_outlasts_its_naming(service: Service, predictor: Predictor, folder: Path) -> None:
+def test_of_a_decoded_file_only_the_middle_view_outlasts_its_naming(
+    service: Service, predictor: Predictor, folder: Path
+) -> None:
     """Whatever waits for the model: the views of a head may be thirty times as many pixels."""
-    kinetics, seen = predictor.plan("kinetics"), list[Any]()
+    kinetics, visited = predictor.plan("kinetics"), list[Any]()
     job = DecodeRequest(str(folder / "0.mp4"), (kinetics, replace(kinetics, views=Views(1, 1))))
     decoded = service._decoders
 
     def decode(job: DecodeRequest, deadline: float) -> Any:
         pixels = decoded(job, deadline)
-        seen.append(weakref.ref(pixels.clips[0]))
+        visited.append(weakref.ref(pixels.clips[0]))
         return pixels
 
     service._decoders = decode  # type: ignore[assignment]
     try:
         with busy(service):
-            asked = service._asked_why(job, ExplainQuery("kinetics"), time.monotonic() + 20, threading.Event())
-            assert seen[0]().shape == (6, 4, 3, 16, 16)
-            seen.append(asked.pixels.clips)
-        asked.found.result(timeout=10)
+            requested = service._asked_why(job, ExplainQuery("kinetics"), time.monotonic() + 20, threading.Event())
+            assert visited[0]().shape == (6, 4, 3, 16, 16)
+            visited.append(requested.pixels.clips)
+        requested.found.result(timeout=10)
     finally:
         service._decoders = decoded
-    assert (seen[0](), seen[1], asked.view.shape) == (None, [], (4, 3, 16, 16))
+    assert (visited[0](), visited[1], requested.view.shape) == (None, [], (4, 3, 16, 16))
 
 
 def test_a_wrong_class_costs_no_search_and_is_looked_at_when_there_is_room(
@@ -412,17 +438,17 @@ def test_the_other_routes(server: Server) -> None:
 
 
 def test_every_error_is_documented_in_one_shape(server: Server) -> None:
-    found = server.ask("GET", "/openapi.json")[1]
+    result = server.ask("GET", "/openapi.json")[1]
     for route, answer in {"/v1/predict": "PredictResponse", "/v1/explain": "ExplainResponse"}.items():
-        told = found["paths"][route]["post"]
-        assert set(told["responses"]) == {"200", "400", "408", "413", "415", "422", "429", "500", "503"}
-        for status, response in told["responses"].items():
+        record = result["paths"][route]["post"]
+        assert set(record["responses"]) == {"200", "400", "408", "413", "415", "422", "429", "500", "503"}
+        for status, response in record["responses"].items():
             shape = response["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
             assert shape == (answer if status == "200" else "ErrorResponse")
-        assert set(told["requestBody"]["content"]) >= {"multipart/form-data", "video/*"}
-    assert list(found["components"]["schemas"]["ErrorResponse"]["properties"]) == ["error"]
-    asked = found["paths"]["/v1/explain"]["post"]["parameters"]
-    assert {each["name"]: each["required"] for each in asked} == {"head": True, "class": False}
+        assert set(record["requestBody"]["content"]) >= {"multipart/form-data", "video/*"}
+    assert list(result["components"]["schemas"]["ErrorResponse"]["properties"]) == ["error"]
+    requested = result["paths"]["/v1/explain"]["post"]["parameters"]
+    assert {each["name"]: each["required"] for each in requested} == {"head": True, "class": False}
 
 
 def test_the_page_loads_nothing_from_elsewhere(server: Server) -> None:
@@ -443,7 +469,14 @@ def test_the_page_loads_nothing_from_elsewhere(server: Server) -> None:
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds no pixels."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\4IDATxxxx" + bytes(100)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + b"\0\0\0\4IDATxxxx"
+        + bytes(100)
+    )
 
 
 def hostile(folder: Path) -> dict[str, tuple[bytes, int, str]]:
@@ -463,25 +496,29 @@ def hostile(folder: Path) -> dict[str, tuple[bytes, int, str]]:
         "pickle": (pickle.dumps({"model": np.zeros(3)}), 415, "neither a video nor an image"),
         "zip": (b"PK\3\4" + bytes(100), 415, "neither"),
         "text": (b"hello " * 100, 415, "neither"),
-        "playlist": (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:" + target + b"\n#EXT-X-ENDLIST\n", 415, "neither"),
+        "playlist": (
+            b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:" + target + b"\n#EXT-X-ENDLIST\n",
+            415,
+            "neither",
+        ),
         "concat list": (b"ffconcat version 1.0\nfile '" + target + b"'\n", 415, "neither"),
         "svg": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', 415, "neither"),
         "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "neither"),
         "noise in an mp4's clothes": (b"\0\0\0\x18ftypmp42" + os.urandom(5000), 422, "cannot be read"),
         "noise in a jpeg's clothes": (b"\xff\xd8\xff\xe0" + os.urandom(5000), 422, "cannot be read"),
         "noise in a gif's clothes": (b"GIF89a" + bytes(9), 422, "cannot be read"),
-    }  # fmt: skip
+    }
 
 
 def test_hostile_files(server: Server, folder: Path) -> None:
     for name, (data, status, part) in hostile(folder).items():
-        found, answer = server.send(data)
-        assert (found, list(answer)) == (status, ["error"]), (name, answer)
+        result, answer = server.send(data)
+        assert (result, list(answer)) == (status, ["error"]), (name, answer)
         assert part in answer["error"], name
         assert "\n" not in answer["error"]
         assert str(folder) not in answer["error"], name
         assert server.service.uploads.folder.name not in answer["error"], name
-        assert server.explain(data, "?head=ssv2") == (found, answer), name
+        assert server.explain(data, "?head=ssv2") == (result, answer), name
 
 
 def test_hostile_requests(server: Server, folder: Path) -> None:
@@ -498,9 +535,9 @@ def test_hostile_requests(server: Server, folder: Path) -> None:
         "two parts": (*form(clip, times=2), 422),
         "too large": (bytes(3 * MEGABYTE), {"content-type": "video/mp4"}, 413),
     }
-    for name, (data, told, status) in wrong.items():
-        found, answer = server.ask("POST", "/v1/predict", data, told)
-        assert (found, list(answer)) == (status, ["error"]), (name, answer)
+    for name, (data, record, status) in wrong.items():
+        result, answer = server.ask("POST", "/v1/predict", data, record)
+        assert (result, list(answer)) == (status, ["error"]), (name, answer)
     for query, part in {
         "?top=0": "query.top",
         "?top=x": "query.top",
@@ -524,7 +561,15 @@ def test_hostile_requests(server: Server, folder: Path) -> None:
 
 
 def test_a_name_is_never_a_path(server: Server, folder: Path, tmp_path: Path) -> None:
-    for name in ("../../escaped.mp4", str(tmp_path / "escaped.mp4"), "..\\escaped", "\0", "a" * 2000, "<script>", "é\r\nx: y"):
+    for name in (
+        "../../escaped.mp4",
+        str(tmp_path / "escaped.mp4"),
+        "..\\escaped",
+        "\0",
+        "a" * 2000,
+        "<script>",
+        "é\r\nx: y",
+    ):
         body, headers = form((folder / "0.mp4").read_bytes(), name)
         assert server.ask("POST", "/v1/predict", body, headers)[0] in (200, 400)
     assert not list(tmp_path.rglob("escaped*"))
@@ -534,7 +579,9 @@ def test_a_name_is_never_a_path(server: Server, folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/explain?head=ssv2", "/healthz", "/", "/nowhere"])
 def test_an_endless_body_is_ended_on_every_route(server: Server, path: str) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as line:
-        line.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: video/mp4\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+        line.sendall(
+            f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: video/mp4\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+        )
         ten_times_too_much = (b"40000\r\n" + bytes(0x40000) + b"\r\n") * 80
         with pytest.raises(OSError):
             line.sendall(ten_times_too_much)
@@ -552,9 +599,15 @@ def test_a_slow_upload_is_ended(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"\0\1\2\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n", b"X" * 99_999,
-             b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"x" * 99_999]
-)  # fmt: skip
+    "text",
+    [
+        b"\0\1\2\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"X" * 99_999,
+        b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"x" * 99_999,
+    ],
+)
 def test_what_is_no_http_or_has_too_large_a_head(server: Server, text: bytes) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as line:
         line.sendall(text)
@@ -613,7 +666,12 @@ def test_a_key(service: Service, folder: Path) -> None:
         clip = (folder / "0.mp4").read_bytes()
         for path in ("/healthz", "/readyz", "/", "/openapi.json"):
             assert server.ask("GET", path)[0] == 200
-        for told in ({}, {"authorization": "Bearer wrong"}, {"authorization": "k" * 20}, {"authorization": "Basic " + "k" * 20}):
+        for item in (
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": "k" * 20},
+            {"authorization": "Basic " + "k" * 20},
+        ):
             for method, path in (
                 ("POST", "/v1/predict"),
                 ("POST", "/v1/explain?head=ssv2"),
@@ -621,10 +679,10 @@ def test_a_key(service: Service, folder: Path) -> None:
                 ("GET", "/v1/model"),
                 ("GET", "/nowhere"),
             ):
-                status, answer = server.ask(method, path, clip, {"content-type": "video/mp4", **told})
+                status, answer = server.ask(method, path, clip, {"content-type": "video/mp4", **item})
                 assert (status, list(answer)) == (401, ["error"])
-        told = {"content-type": "video/mp4", "authorization": "Bearer " + "k" * 20}
-        assert server.ask("POST", "/v1/predict", clip, told)[0] == 200
+        item = {"content-type": "video/mp4", "authorization": "Bearer " + "k" * 20}
+        assert server.ask("POST", "/v1/predict", clip, item)[0] == 200
         assert "401" in server.ask("GET", "/openapi.json")[1]["paths"]["/v1/predict"]["post"]["responses"]
 
 
@@ -654,7 +712,9 @@ def hanging(tmp_path: Path) -> Path:
     return tmp_path / "pipe"
 
 
-def test_a_file_that_takes_too_long_is_given_up_and_no_other_waits_for_it(predictor: Predictor, folder: Path, hanging: Path) -> None:
+def test_a_file_that_takes_too_long_is_given_up_and_no_other_waits_for_it(
+    predictor: Predictor, folder: Path, hanging: Path
+) -> None:
     plans = (predictor.plan("ssv2"),)
     decoders = Decoders(2, replace(LIMITS, decode_s=0.5))
     with closing(decoders), ThreadPoolExecutor(1) as other:
@@ -710,15 +770,18 @@ def test_a_decoding_process_has_bounds(predictor: Predictor, folder: Path) -> No
 def test_a_pack_is_never_larger_than_it_may_be_and_none_waits_for_ever(predictor: Predictor) -> None:
     passes: list[tuple[int, int]] = []
     batcher = Batcher(
-        predictor.model, "cpu", Batching(frames=12, wait_s=0.2), lambda samples, frames, seconds: passes.append((samples, frames))
+        predictor.model,
+        "cpu",
+        Batching(frames=12, wait_s=0.2),
+        lambda samples, frames, seconds: passes.append((samples, frames)),
     )
     began = time.monotonic()
     clip, image = np.zeros((1, 4, 3, 16, 16), np.uint8), np.zeros((3, 1, 3, 16, 16), np.uint8)
     waiting = [batcher.put(views, began + 30) for views in (clip, image, clip, clip, np.repeat(clip, 5, axis=0), image)]
-    found = [future.result(timeout=10) for future in waiting]
+    results = [future.result(timeout=10) for future in waiting]
     batcher.close()
     assert passes == [(3, 11), (1, 4), (1, 20), (1, 3)]  # one that is larger goes alone
-    assert all(np.allclose(scores["ssv2"], found[0]["ssv2"], atol=1e-6) for scores in found[2:4])
+    assert all(np.allclose(scores["ssv2"], results[0]["ssv2"], atol=1e-6) for scores in results[2:4])
     assert not batcher.alive
     with pytest.raises(Refused, match="too busy"):
         batcher.put(clip, time.monotonic() + 1)
@@ -735,7 +798,9 @@ class Held:
         self.order: list[str] = []
         self.free = threading.Event()
         batching = Batching(frames=frames, wait_s=0)
-        self.batcher = Batcher(predictor.model, "cpu", batching, lambda samples, frames, seconds: self.order.append(f"pack of {samples}"))
+        self.batcher = Batcher(
+            predictor.model, "cpu", batching, lambda samples, frames, seconds: self.order.append(f"pack of {samples}")
+        )
         begun = threading.Event()
         self.batcher.put_alone(lambda: (begun.set(), self.free.wait(10)), self.until)
         assert begun.wait(10)
@@ -751,13 +816,18 @@ class Held:
 
 @pytest.fixture
 def held(predictor: Predictor) -> Iterator[Held]:
-    with closing(Held(predictor)) as held:
-        yield held
+    with closing(Held(predictor)) as present:
+        yield present
 
 
 def test_what_wants_the_model_alone_lets_packs_go_before_it(held: Held) -> None:
-    """One of these between two Packs: the second waits for those who came after it; and none is a forward pass to the metrics."""
-    alone = [held.batcher.put_alone(lambda number=number: held.order.append(f"alone {number}"), held.until) for number in range(3)]
+    """One of these between two Packs: the second waits for those who came after it; and none is a forward pass to the
+    metrics.
+    """
+    alone = [
+        held.batcher.put_alone(lambda number=number: held.order.append(f"alone {number}"), held.until)
+        for number in range(3)
+    ]
     named = [held.batcher.put(clip_of(60), held.until) for _ in range(3)]  # no two of them share a Pack
     held.close()
     assert held.order == ["pack of 1", "alone 0", "pack of 1", "alone 1", "pack of 1", "alone 2"]
@@ -785,7 +855,7 @@ def test_what_is_given_up_is_dropped_with_its_pixels(held: Held) -> None:
     gone = threading.Event()
     named = held.batcher.put(clip_of(60), held.until, gone)
     alone = held.batcher.put_alone(lambda: held.order.append("alone"), held.until, gone)
-    kept = held.batcher.put(clip_of(1), held.until)
+    retained = held.batcher.put(clip_of(1), held.until)
     pixels = weakref.ref(held.batcher._waiting[0].views)
     gone.set()
     held.batcher.drop_given_up()
@@ -795,7 +865,7 @@ def test_what_is_given_up_is_dropped_with_its_pixels(held: Held) -> None:
             put(held.until, gone)
     held.close()
     assert held.order == ["pack of 1"]
-    assert not kept.exception()
+    assert not retained.exception()
 
 
 def test_who_is_given_up_waits_for_no_room(held: Held) -> None:
@@ -815,11 +885,16 @@ def test_who_is_given_up_waits_for_no_room(held: Held) -> None:
 
 def test_what_is_too_late_is_not_computed(predictor: Predictor) -> None:
     passes: list[int] = []
-    batcher = Batcher(predictor.model, "cpu", Batching(frames=100, wait_s=0.2), lambda samples, frames, seconds: passes.append(samples))
+    batcher = Batcher(
+        predictor.model,
+        "cpu",
+        Batching(frames=100, wait_s=0.2),
+        lambda samples, frames, seconds: passes.append(samples),
+    )
     clip = np.zeros((1, 4, 3, 16, 16), np.uint8)
-    late, given_up, kept = (batcher.put(clip, time.monotonic() + seconds) for seconds in (0.05, 30, 30))
+    late, given_up, retained = (batcher.put(clip, time.monotonic() + seconds) for seconds in (0.05, 30, 30))
     given_up.cancel()
-    assert kept.result(timeout=10)["ssv2"].shape == (7,)
+    assert retained.result(timeout=10)["ssv2"].shape == (7,)
     with pytest.raises(Refused, match="too busy"):
         late.result(timeout=10)
     batcher.close()

@@ -18,14 +18,18 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
-from cover.model.weights import save_release
 from PIL import Image
 
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import save_release
 from cover.serve.middleware import Limits
 from cover.serve.server import KEEP_ALIVE_S
 
-pytest.importorskip("uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'")
+pytest.importorskip(
+    "uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'"
+)
 PAGE = Path(__file__).parents[2] / "docs/serving.md"
 
 
@@ -33,7 +37,7 @@ PAGE = Path(__file__).parents[2] / "docs/serving.md"
 def folder(tmp_path: Path) -> Path:
     heads = (Head("ssv2", ("up", "down")), Head("imagenet", tuple("abcdefg")))
     sets = {"ssv2": {"sampling": "segments", "views": "1x3"}, "imagenet": {"sampling": "whole", "views": "1x1"}}
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
     for head in heads:
         model.zero_head(head.name)
     save_release(tmp_path / "runs" / "cotrain", model, {"step": 1, "frames": 2, "datasets": sets})
@@ -47,26 +51,34 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("openssl")), reason="the page's commands need curl and openssl")
+@pytest.mark.skipif(
+    not (shutil.which("curl") and shutil.which("openssl")), reason="the page's commands need curl and openssl"
+)
 def test_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     text = PAGE.read_text(encoding="utf-8").replace("8000", port)
-    (start,), (clip, photo, timeline), (make_key,) = (block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    (start,), (clip, photo, timeline), (make_key,) = (
+        block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    )
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     command = [sys.executable, "-m", *shlex.split(start), "--spool", str(folder), "--workers", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) as server:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as server:
         try:
             assert server.stdout
             assert server.stdout.readline() == f"http://127.0.0.1:{port}\n"
-            assert {head: len(found) for head, found in typed(clip)["heads"].items()} == {"ssv2": 2, "imagenet": 3}
+            assert {head: len(item) for head, item in typed(clip)["heads"].items()} == {"ssv2": 2, "imagenet": 3}
             assert list(typed(photo)["heads"]) == ["imagenet"]
             assert [part["end"] for part in typed(timeline)["timeline"]] == [0.5, 1, 1.5, 2]
             assert executed(code) == "{'ssv2': 'up', 'imagenet': 'a'}\n"
             for route in re.findall(r"GET (/\S*)`", text):
-                done = subprocess.run(["curl", "-sf", f"http://127.0.0.1:{port}{route}"], capture_output=True, check=False)
+                done = subprocess.run(
+                    ["curl", "-sf", f"http://127.0.0.1:{port}{route}"], capture_output=True, check=False
+                )
                 assert (done.returncode, bool(done.stdout)) == (0, True), route
         finally:
             server.send_signal(signal.SIGTERM)
@@ -85,8 +97,8 @@ def test_limits_without_an_option() -> None:
 
 def typed(command: str) -> dict[str, object]:
     done = subprocess.run([*shlex.split(command), "-sS"], capture_output=True, text=True, check=True)
-    found: dict[str, object] = json.loads(done.stdout)
-    return found
+    result: dict[str, object] = json.loads(done.stdout)
+    return result
 
 
 def executed(code: str) -> str:

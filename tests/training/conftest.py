@@ -27,7 +27,9 @@ class Running:
         """Wait for something while the command runs."""
         while not ready():
             if self.process.poll() is not None:
-                pytest.fail(f"ended too early with {self.process.returncode}:\n{self.process.stderr.read() if self.process.stderr else ''}")
+                pytest.fail(
+                    f"ended too early with {self.process.returncode}:\n{self.process.stderr.read() if self.process.stderr else ''}"
+                )
             time.sleep(0.005)
 
     def ended(self) -> tuple[int, str]:
@@ -38,13 +40,13 @@ class Running:
     def ranks(self) -> list[int]:
         """The processes that a torchrun has started, by rank."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        found = {}
+        results = {}
         for pid in children.read_text().split():
             settings = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             rank = next((int(value[5:]) for value in settings if value.startswith(b"RANK=")), None)
             if rank is not None:
-                found[rank] = int(pid)
-        return [found[rank] for rank in sorted(found)]
+                results[rank] = int(pid)
+        return [results[rank] for rank in sorted(results)]
 
 
 Launch = Callable[..., Running]
@@ -61,12 +63,24 @@ def launch() -> Iterator[Launch]:
     def start(*arguments: Any, ranks: int = 0, restarts: int = 0, script: Path | None = None, **popen: Any) -> Running:
         command = [sys.executable]
         if ranks:
-            command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
+            command += [
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(ranks),
+                "--max-restarts",
+                str(restarts),
+            ]
         command += [str(script)] if script else ["-m", "cover"]
         process = subprocess.Popen(
-            [*command, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, **popen,
-        )  # fmt: skip
+            [*command, *map(str, arguments)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            **popen,
+        )
         started.append(process)
         return Running(process)
 

@@ -1,4 +1,6 @@
-"""Faults and their outcomes: files damaged, disks full or read-only, folders renamed; which checkpoints are kept; the exact resume."""
+"""Faults and their outcomes: files damaged, disks full or read-only, folders renamed; which checkpoints are kept; the
+exact resume.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,16 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.weights import find_release, load_release, steps_saved
 from safetensors.torch import load_file
 
 from cover import config
 from cover.errors import UserError
+from cover.model.backbones.timesformer import TimeSformerOptions
+from cover.model.release import find_release, load_release, steps_saved
 from cover.training.checkpoint import cut_lines, problem_of
-from cover.training.recipe import Augment, Checkpoints, Data, Model, NonFinite, Optimizer, Recipe
+from cover.training.recipe import Augment, Checkpoints, Data, NonFinite, Optimizer, Recipe
 from cover.training.retention import best_step, dev_scores
-from cover.training.step import Outcome, train_step
+from cover.training.step import StepResult, train_step
 from cover.training.train import train
 
 Launch = Callable[..., Any]
@@ -35,7 +38,15 @@ MakeSet = Callable[..., Path]
 
 
 def make_recipe(catalog: Path, out: Path, **changes: Any) -> Recipe:
-    base = Recipe(Data(["ssv2", "imagenet"], str(catalog), frames=4), str(out), steps=6, batch=8, workers=0, log_every=1, evaluate_every=-1)
+    base = Recipe(
+        Data(["ssv2", "imagenet"], str(catalog), frames=4),
+        str(out),
+        steps=6,
+        batch=8,
+        workers=0,
+        log_every=1,
+        evaluate_every=-1,
+    )
     return replace(base, **{"save_every": 2, **changes})
 
 
@@ -55,8 +66,8 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def same_weights(run: Path, other: Path) -> bool:
-    found, wanted = weights_of(run), weights_of(other)
-    return found.keys() == wanted.keys() and all(torch.equal(value, wanted[name]) for name, value in found.items())
+    result, wanted = weights_of(run), weights_of(other)
+    return result.keys() == wanted.keys() and all(torch.equal(value, wanted[name]) for name, value in result.items())
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -68,9 +79,14 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
 def whole(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unbroken run of six steps with checkpoints of steps 2, 4 and 6, everything random switched on."""
     recipe = make_recipe(
-        sandbox, tmp_path_factory.mktemp("whole") / "run", ema=0.9, checkpoints=Checkpoints(3), label_smoothing=0.1,
-        model=Model(drop_path=0.2, dropout=0.2, head_dropout=0.1), augment=Augment(randaugment="m7-n2", erase=0.3, mixup=0.8, cutmix=1.0),
-    )  # fmt: skip
+        sandbox,
+        tmp_path_factory.mktemp("whole") / "run",
+        ema=0.9,
+        checkpoints=Checkpoints(3),
+        label_smoothing=0.1,
+        model=TimeSformerOptions(drop_path=0.2, dropout=0.2, head_dropout=0.1),
+        augment=Augment(randaugment="m7-n2", erase=0.3, mixup=0.8, cutmix=1.0),
+    )
     return train(recipe)
 
 
@@ -95,7 +111,7 @@ def resume(run: Path, **changes: Any) -> None:
     train(replace(recipe, **changes), resume=True)
 
 
-# --- resumed to the last bit --------------------------------------------------------------------------------------------------------
+# --- resumed to the last bit ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [2, 4])
@@ -121,7 +137,7 @@ def test_what_does_not_change_the_result_may_change_at_a_resume(run: Path, whole
     assert steps_saved(run) == [6]
 
 
-# --- damage -------------------------------------------------------------------------------------------------------------------------
+# --- damage -----------------------------------------------------------------------------------------------------------
 
 
 def cut_short(folder: Path) -> None:
@@ -187,10 +203,12 @@ def test_a_checkpoint_half_written_is_none(run: Path, whole: Path) -> None:
     assert not (run / "checkpoints" / ".step-0000006.writing").exists()
 
 
-# --- disks --------------------------------------------------------------------------------------------------------------------------
+# --- disks ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_fills_up_stops_the_run_and_leaves_the_checkpoint_before(sandbox: Path, tmp_path: Path, launch: Launch) -> None:
+def test_a_disk_that_fills_up_stops_the_run_and_leaves_the_checkpoint_before(
+    sandbox: Path, tmp_path: Path, launch: Launch
+) -> None:
     """The limit on the size of a file, set while the run goes on, stands for the end of the disk."""
     run = tmp_path / "run"
     running = launch("train", written(make_recipe(sandbox, run, steps=5000, save_every=4), tmp_path))
@@ -207,7 +225,9 @@ def test_a_disk_that_fills_up_stops_the_run_and_leaves_the_checkpoint_before(san
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False
+    ).returncode:
         pytest.skip("no file system can be mounted here")
     try:
         yield folder
@@ -219,7 +239,9 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 def test_a_small_disk(sandbox: Path, tmp_path: Path, launch: Launch) -> None:
     with small_disk(tmp_path / "disk", "42m") as disk:
         run = disk / "run"
-        code, said = launch("train", written(make_recipe(sandbox, run, steps=200, checkpoints=Checkpoints(20)), tmp_path)).ended()
+        code, said = launch(
+            "train", written(make_recipe(sandbox, run, steps=200, checkpoints=Checkpoints(20)), tmp_path)
+        ).ended()
         assert code == 2
         (line,) = [line for line in said.splitlines() if line.startswith("cover train:")]
         assert "No space left on device; the checkpoint before it is intact" in line
@@ -250,15 +272,25 @@ def test_a_place_that_cannot_hold_checkpoints_is_found_before_the_first_step(san
     one_line(error)
 
 
-# --- data that go away --------------------------------------------------------------------------------------------------------------
+# --- data that go away ------------------------------------------------------------------------------------------------
 
 
 def test_a_data_folder_renamed_while_training_stops_the_run(make_set: MakeSet, tmp_path: Path) -> None:
     catalog = make_set({f"{letter}.png": letter for letter in "abcdefgh"})
-    recipe = Recipe(Data(["mine"], str(catalog)), str(tmp_path / "run"), steps=5000, batch=4, workers=0, log_every=1, evaluate_every=-1)
+    recipe = Recipe(
+        Data(["mine"], str(catalog)),
+        str(tmp_path / "run"),
+        steps=5000,
+        batch=4,
+        workers=0,
+        log_every=1,
+        evaluate_every=-1,
+    )
     away = threading.Thread(target=rename_after_a_step, args=(tmp_path,))
     away.start()
-    with pytest.raises(UserError, match=r"of the last \d+ draws of mine could not be read, more than data\.unreadable") as error:
+    with pytest.raises(
+        UserError, match=r"of the last \d+ draws of mine could not be read, more than data\.unreadable"
+    ) as error:
         train(recipe)
     away.join()
     assert "go on with --resume" in one_line(error)
@@ -277,17 +309,19 @@ def rename_after_a_step(folder: Path) -> None:
 def test_a_share_that_is_allowed_goes_on(make_set: MakeSet, tmp_path: Path) -> None:
     catalog = make_set({f"{letter}.png": letter for letter in "abcdefgh"})
     (tmp_path / "mine" / "b.png").write_bytes(b"lost")
-    recipe = Recipe(Data(["mine"], str(catalog)), str(tmp_path / "run"), steps=8, batch=4, workers=0, log_every=1, evaluate_every=-1)
+    recipe = Recipe(
+        Data(["mine"], str(catalog)), str(tmp_path / "run"), steps=8, batch=4, workers=0, log_every=1, evaluate_every=-1
+    )
     assert len(log_of(train(recipe))) == 8
     with pytest.raises(UserError, match="2 of the last 16 draws of mine"):
         train(replace(recipe, out=str(tmp_path / "strict"), data=replace(recipe.data, unreadable=0.1)))
 
 
-# --- numbers that are not ----------------------------------------------------------------------------------------------------------
+# --- numbers that are not ---------------------------------------------------------------------------------------------
 
 
 def test_a_wild_run_ends_without_a_checkpoint_and_names_its_draws(sandbox: Path, tmp_path: Path) -> None:
-    wild = Optimizer("sgd", lr=1e6, warmup=0, clip=0, momentum=0)
+    wild = Optimizer("sgd", lr=1e6, warmup=0, max_grad_norm=0, momentum=0)
     with pytest.raises(UserError, match=r"lower optimizer\.lr") as error:
         train(make_recipe(sandbox, tmp_path / "run", steps=8, optimizer=wild, save_every=100))
     line = json.loads((tmp_path / "run" / "nonfinite.jsonl").read_text(encoding="utf-8"))
@@ -297,16 +331,18 @@ def test_a_wild_run_ends_without_a_checkpoint_and_names_its_draws(sandbox: Path,
     assert steps_saved(tmp_path / "run") == []
 
 
-def test_a_gradient_that_is_not_finite_is_skipped_and_recorded(sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_is_not_finite_is_skipped_and_recorded(
+    sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
 
-    def step(model: torch.nn.Module, *given: Any) -> Outcome:
+    def step(model: torch.nn.Module, *value: Any) -> StepResult:
         calls.append(len(calls) + 1)
         hook = next(p for p in model.parameters() if p.requires_grad).register_hook(
             lambda gradient: gradient * (torch.inf if calls[-1] == 2 else 1)
         )
         try:
-            return train_step(model, *given)
+            return train_step(model, *value)
         finally:
             hook.remove()
 
@@ -321,7 +357,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_recorded(sandbox: Path, tm
 
 
 def test_skipping_has_a_budget(sandbox: Path, tmp_path: Path) -> None:
-    wild = Optimizer("sgd", lr=1e6, warmup=0, clip=0, momentum=0)
+    wild = Optimizer("sgd", lr=1e6, warmup=0, max_grad_norm=0, momentum=0)
     recipe = make_recipe(sandbox, tmp_path / "run", steps=12, optimizer=wild, nonfinite=NonFinite("skip", 2))
     with pytest.raises(UserError, match=r"3 updates left out, more than nonfinite\.budget \(2\)") as error:
         train(recipe)
@@ -329,11 +365,15 @@ def test_skipping_has_a_budget(sandbox: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "run" / "nonfinite.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 
-# --- what is kept -------------------------------------------------------------------------------------------------------------------
+# --- what is kept -----------------------------------------------------------------------------------------------------
 
 
 def test_the_best_by_mean_rank_is_not_the_best_by_mean_score() -> None:
-    scores = {2: {"a": 0.90, "b": 0.10, "c": 0.10}, 4: {"a": 0.30, "b": 0.12, "c": 0.12}, 6: {"a": 0.20, "b": 0.11, "c": 0.13}}
+    scores = {
+        2: {"a": 0.90, "b": 0.10, "c": 0.10},
+        4: {"a": 0.30, "b": 0.12, "c": 0.12},
+        6: {"a": 0.20, "b": 0.11, "c": 0.13},
+    }
     assert best_step(scores, [2, 4, 6], "mean_rank") == 4  # ranks 1 3 3, 2 1 2, 3 2 1
     assert best_step(scores, [2, 4, 6], "a") == 2
     assert best_step(scores, [4, 6], "c") == 6
@@ -342,18 +382,22 @@ def test_the_best_by_mean_rank_is_not_the_best_by_mean_score() -> None:
 
 
 def test_of_equals_the_earliest_is_the_best() -> None:
-    assert best_step({4: {"a": 0.5}, 2: {"a": 0.5}}, [2, 4], "mean_rank") == best_step({4: {"a": 0.5}, 2: {"a": 0.5}}, [2, 4], "a") == 2
+    assert (
+        best_step({4: {"a": 0.5}, 2: {"a": 0.5}}, [2, 4], "mean_rank")
+        == best_step({4: {"a": 0.5}, 2: {"a": 0.5}}, [2, 4], "a")
+        == 2
+    )
 
 
 def test_the_last_and_the_best_are_kept(sandbox: Path, tmp_path: Path) -> None:
     recipe = make_recipe(sandbox, tmp_path / "run", steps=8, checkpoints=Checkpoints(1, "ssv2"))
     run = train(replace(recipe, evaluate_every=2))
-    scores = {step: found["ssv2"] for step, found in dev_scores(run / "log.jsonl").items()}
+    scores = {step: item["ssv2"] for step, item in dev_scores(run / "log.jsonl").items()}
     assert list(scores) == [2, 4, 6, 8]
     best = max(scores, key=lambda step: (scores[step], -step))
     assert steps_saved(run) == sorted({best, 8})
     assert (run / "checkpoints" / "best").resolve() == checkpoint(run, best).resolve()
-    assert load_release(find_release(run / "checkpoints" / "best"))[1]["step"] == best
+    assert load_release(find_release(run / "checkpoints" / "best")).metadata["step"] == best
 
 
 def test_lines_beyond_a_step_are_cut_and_a_torn_one(tmp_path: Path) -> None:

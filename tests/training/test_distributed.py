@@ -17,15 +17,16 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.weights import find_release, steps_saved
 from safetensors.torch import load_file
 
 from cover import config
+from cover.distributed import ProcessGroup, workers_of_a_rank
 from cover.errors import UserError
 from cover.machine import cores
+from cover.model.backbones.timesformer import TimeSformerOptions
+from cover.model.release import find_release, steps_saved
 from cover.training.checkpoint import problem_of
-from cover.training.distributed import Team, workers_of_a_rank
-from cover.training.recipe import Augment, Checkpoints, Data, Distributed, Model, Optimizer, Recipe
+from cover.training.recipe import Augment, Checkpoints, Data, Distributed, Optimizer, Recipe
 from cover.training.train import train
 
 Launch = Callable[..., Any]
@@ -37,7 +38,15 @@ RTOL = {"sgd": 1e-5, "adamw": 1e-4}
 def make_recipe(catalog: Path, out: Path, **changes: Any) -> Recipe:
     data = Data(["ssv2", "imagenet"], str(catalog), frames=4, weights={"ssv2": 1, "imagenet": 1})
     base = Recipe(
-        data, str(out), steps=STEPS, batch=8, workers=0, log_every=1, evaluate_every=-1, save_every=STEPS // 2, checkpoints=Checkpoints(5)
+        data,
+        str(out),
+        steps=STEPS,
+        batch=8,
+        workers=0,
+        log_every=1,
+        evaluate_every=-1,
+        save_every=STEPS // 2,
+        checkpoints=Checkpoints(5),
     )
     return replace(base, **changes)
 
@@ -61,42 +70,46 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return load_file(find_release(run) / "model.safetensors")
 
 
-def same(found: dict[int, float], wanted: dict[int, float], rtol: float) -> bool:
-    return found == {step: pytest.approx(loss, rel=rtol) for step, loss in wanted.items()}
+def same(results: dict[int, float], wanted: dict[int, float], rtol: float) -> bool:
+    return results == {step: pytest.approx(loss, rel=rtol) for step, loss in wanted.items()}
 
 
 @pytest.fixture(scope="module")
 def alone(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Optimizer], Path]:
     """The run of one process with an optimizer."""
-    made: dict[str, Path] = {}
+    outputs: dict[str, Path] = {}
 
     def run(optimizer: Optimizer) -> Path:
-        if optimizer.name not in made:
-            recipe = make_recipe(sandbox, tmp_path_factory.mktemp("alone") / "run", optimizer=optimizer, evaluate_every=STEPS)
-            made[optimizer.name] = train(recipe)
-        return made[optimizer.name]
+        if optimizer.name not in outputs:
+            recipe = make_recipe(
+                sandbox, tmp_path_factory.mktemp("alone") / "run", optimizer=optimizer, evaluate_every=STEPS
+            )
+            outputs[optimizer.name] = train(recipe)
+        return outputs[optimizer.name]
 
     return run
 
 
 @pytest.fixture(scope="module")
-def together(sandbox: Path, tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> Callable[[str, Optimizer], Path]:
+def together(
+    sandbox: Path, tmp_path_factory: pytest.TempPathFactory, launch: Launch
+) -> Callable[[str, Optimizer], Path]:
     """The run of two ranks with a strategy and an optimizer."""
-    made: dict[tuple[str, str], Path] = {}
+    outputs: dict[tuple[str, str], Path] = {}
 
     def run(strategy: str, optimizer: Optimizer) -> Path:
-        if (strategy, optimizer.name) not in made:
+        if (strategy, optimizer.name) not in outputs:
             folder = tmp_path_factory.mktemp("together")
             recipe = make_recipe(sandbox, folder / "run", optimizer=optimizer, evaluate_every=STEPS)
             code, said = launch("train", written(recipe, folder), "--distributed.strategy", strategy, ranks=2).ended()
             assert code == 0, said
-            made[strategy, optimizer.name] = folder / "run"
-        return made[strategy, optimizer.name]
+            outputs[strategy, optimizer.name] = folder / "run"
+        return outputs[strategy, optimizer.name]
 
     return run
 
 
-# --- the same run -------------------------------------------------------------------------------------------------------------------
+# --- the same run -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -115,10 +128,12 @@ def test_two_ranks_train_as_one(
     one, two = alone(optimizer), together(strategy, optimizer)
     assert same(losses(two), losses(one), RTOL[optimizer.name])
     for name in ("grad_norm", "seen", "loss", "lr"):
-        assert [line[name] for line in log_of(two)] == [pytest.approx(line[name], rel=1e-3) for line in log_of(one)], name
+        assert [line[name] for line in log_of(two)] == [pytest.approx(line[name], rel=1e-3) for line in log_of(one)], (
+            name
+        )
     assert [line["top1"] for line in log_of(two)] == [line["top1"] for line in log_of(one)]
     assert log_of(two, "start")[0]["ranks"] == 2
-    counts = [{name: found["n_read"] for name, found in log_of(run, "dev")[0]["datasets"].items()} for run in (one, two)]
+    counts = [{name: item["n_read"] for name, item in log_of(run, "dev")[0]["datasets"].items()} for run in (one, two)]
     assert counts[0] == counts[1]
     assert sum(counts[0].values()) > 0
     for name, value in weights_of(one).items():
@@ -129,20 +144,32 @@ def test_two_ranks_train_as_one(
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_every_other_setting_at_once(sandbox: Path, tmp_path: Path, launch: Launch, strategy: str, ranks: int) -> None:
-    """Micro-batches, pairs that are mixed, an average of the weights, recomputed blocks; frozen parameters in a mixture of images."""
+    """Micro-batches, pairs that are mixed, an average of the weights, recomputed blocks; frozen parameters in a mixture
+    of images.
+    """
     for name, data in (("both", {}), ("images", {"sets": ["imagenet"], "weights": {}})):
         recipe = make_recipe(
-            sandbox, tmp_path / f"{name}-one", accumulation=2, batch=48, ema=0.9, steps=3, save_every=0, optimizer=SGD,
-            model=Model(drop_path=0.2, checkpointing=True), augment=Augment(mixup=0.8, randaugment="m7-n2", erase=0.2),
-        )  # fmt: skip
+            sandbox,
+            tmp_path / f"{name}-one",
+            accumulation=2,
+            batch=48,
+            ema=0.9,
+            steps=3,
+            save_every=0,
+            optimizer=SGD,
+            model=TimeSformerOptions(drop_path=0.2, checkpointing=True),
+            augment=Augment(mixup=0.8, randaugment="m7-n2", erase=0.2),
+        )
         recipe = replace(recipe, data=replace(recipe.data, **data))
         one, many = train(recipe), tmp_path / f"{name}-many"
-        code, said = launch("train", written(recipe, tmp_path), "--out", many, "--distributed.strategy", strategy, ranks=ranks).ended()
+        code, said = launch(
+            "train", written(recipe, tmp_path), "--out", many, "--distributed.strategy", strategy, ranks=ranks
+        ).ended()
         assert code == 0, said
         assert same(losses(many), losses(one), 1e-5)
 
 
-# --- resumed by others --------------------------------------------------------------------------------------------------------------
+# --- resumed by others ------------------------------------------------------------------------------------------------
 
 
 def half(run: Path, folder: Path) -> Path:
@@ -156,10 +183,19 @@ def half(run: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [("fsdp", "ddp"), pytest.param("ddp", "fsdp", marks=pytest.mark.full), pytest.param("fsdp", "fsdp", marks=pytest.mark.full)],
+    [
+        ("fsdp", "ddp"),
+        pytest.param("ddp", "fsdp", marks=pytest.mark.full),
+        pytest.param("fsdp", "fsdp", marks=pytest.mark.full),
+    ],
 )
 def test_a_checkpoint_of_one_strategy_is_resumed_under_the_other(
-    together: Callable[[str, Optimizer], Path], alone: Callable[[Optimizer], Path], launch: Launch, tmp_path: Path, before: str, after: str
+    together: Callable[[str, Optimizer], Path],
+    alone: Callable[[Optimizer], Path],
+    launch: Launch,
+    tmp_path: Path,
+    before: str,
+    after: str,
 ) -> None:
     run = half(together(before, ADAMW), tmp_path)
     recipe = replace(config.load(Recipe, run / "recipe.yaml"), out=str(run), distributed=Distributed(after))
@@ -177,13 +213,15 @@ def test_a_checkpoint_of_two_ranks_is_resumed_by_one(
     together: Callable[[str, Optimizer], Path], alone: Callable[[Optimizer], Path], tmp_path: Path
 ) -> None:
     run = half(together("fsdp", ADAMW), tmp_path)
-    recipe = replace(config.load(Recipe, run / "recipe.yaml"), out=str(run), accumulation=2, workers=1, distributed=Distributed())
+    recipe = replace(
+        config.load(Recipe, run / "recipe.yaml"), out=str(run), accumulation=2, workers=1, distributed=Distributed()
+    )
     (run / "recipe.yaml").write_text(config.dump(replace(recipe, accumulation=1)), encoding="utf-8")
     train(recipe, resume=True)
     assert same(losses(run), losses(alone(ADAMW)), RTOL["adamw"])
 
 
-# --- what befalls the ranks ---------------------------------------------------------------------------------------------------------
+# --- what befalls the ranks -------------------------------------------------------------------------------------------
 
 
 def long(catalog: Path, out: Path, **changes: Any) -> Recipe:
@@ -192,8 +230,11 @@ def long(catalog: Path, out: Path, **changes: Any) -> Recipe:
 
 @pytest.mark.full
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_rank_is_killed_and_torchrun_starts_anew(sandbox: Path, tmp_path: Path, launch: Launch, strategy: str) -> None:
-    recipe = long(sandbox, tmp_path / "run", model=Model(drop_path=0.2, dropout=0.1), ema=0.9, distributed=Distributed(strategy))
+def test_a_rank_is_killed_and_torchrun_starts_anew(
+    sandbox: Path, tmp_path: Path, launch: Launch, strategy: str
+) -> None:
+    model = TimeSformerOptions(drop_path=0.2, dropout=0.1)
+    recipe = long(sandbox, tmp_path / "run", model=model, ema=0.9, distributed=Distributed(strategy))
     file, run = written(recipe, tmp_path), tmp_path / "run"
     running = launch("train", file, ranks=2, restarts=2)
     running.until(lambda: bool(steps_saved(run)) and max(losses(run)) % 5 == 3)
@@ -225,9 +266,9 @@ import sys
 import torch
 
 from cover.cli import main
-from cover.model.timesformer import TimeSformer
+from cover.model.cover import CoVeR
 
-calls, normalize = 0, TimeSformer.normalize
+calls, normalize = 0, CoVeR.normalize
 
 
 def poisoned(self, frames):
@@ -240,7 +281,7 @@ def poisoned(self, frames):
     return pixels
 
 
-TimeSformer.normalize = poisoned
+CoVeR.normalize = poisoned
 sys.exit(main())
 '''
 
@@ -250,7 +291,9 @@ def test_a_value_that_is_not_a_number_on_one_rank(sandbox: Path, tmp_path: Path,
     script, run = tmp_path / "poison.py", tmp_path / "run"
     script.write_text(POISON)
     recipe = make_recipe(sandbox, run, steps=6, save_every=3)
-    code, said = launch("train", written(recipe, tmp_path), "--nonfinite.policy", policy, ranks=2, script=script).ended()
+    code, said = launch(
+        "train", written(recipe, tmp_path), "--nonfinite.policy", policy, ranks=2, script=script
+    ).ended()
     (line,) = [json.loads(text) for text in (run / "nonfinite.jsonl").read_text().splitlines()]
     assert (line["step"], line["cause"]) == (4, "loss")
     (draw,) = line["draws"]
@@ -285,7 +328,10 @@ def test_the_command_of_the_page(sandbox: Path, tmp_path: Path, launch: Launch) 
     assert (command[0], command[module : module + 3]) == ("torchrun", ["-m", "cover", "train"])
     recipe = written(make_recipe(sandbox, tmp_path / "run", steps=2), tmp_path)
     launched = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *command[1:-1], recipe], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "torch.distributed.run", *command[1:-1], recipe],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert launched.returncode == 0, launched.stderr
     assert launched.stdout == f"{tmp_path / 'run'}\n"  # once, whatever the number of ranks
@@ -300,17 +346,17 @@ def test_the_page_names_what_there_is() -> None:
         assert (PAGE.parents[1] / recipe).is_file()
 
 
-# --- one process --------------------------------------------------------------------------------------------------------------------
+# --- one process ------------------------------------------------------------------------------------------------------
 
 
 def test_alone_a_sum_is_the_value_itself() -> None:
-    team, value = Team(torch.device("cpu")), torch.tensor([1.0, 2.0])
-    assert team.leads
-    assert torch.equal(team.total(value), torch.tensor([1.0, 2.0]))
-    assert team.gather("x") == ["x"]
-    assert team.once(lambda: 3) == 3
+    group, value = ProcessGroup(torch.device("cpu")), torch.tensor([1.0, 2.0])
+    assert group.leads
+    assert torch.equal(group.total(value), torch.tensor([1.0, 2.0]))
+    assert group.gather("x") == ["x"]
+    assert group.once(lambda: 3) == 3
     with pytest.raises(UserError, match="as it is"):
-        team.once(lambda: fail("as it is"))
+        group.once(lambda: fail("as it is"))
 
 
 def fail(text: str) -> None:

@@ -1,4 +1,6 @@
-"""Heads of the starting checkpoint that a run does not train travel along, bit for bit, and are ready to be used in what it writes."""
+"""Heads of the starting checkpoint that a run does not train travel along, bit for bit, and are ready to be used in
+what it writes.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.timesformer import Head
-from cover.model.weights import find_release, read_config
 from safetensors.torch import load_file
 
 from cover import config
@@ -22,6 +22,8 @@ from cover.hardware import find_device, make_cluster
 from cover.inference.predictor import Predictor
 from cover.mixture.dataset import retained_heads, retained_metadata, with_retained
 from cover.mixture.published import planned_mixture
+from cover.model.heads import Head
+from cover.model.release import find_release, read_config
 from cover.planning.estimate import plan
 from cover.planning.reading import reading_costs
 from cover.training.recipe import Checkpoints, Data, Distributed, Optimizer, Pattern, Recipe, Start
@@ -35,9 +37,18 @@ PROBE = Optimizer(patterns={r"^(?!heads\.ssv2\.)": Pattern(freeze=True)})
 
 def make_recipe(catalog: Path, out: Path, origin: Path, **changes: Any) -> Recipe:
     base = Recipe(
-        Data(["ssv2"], str(catalog), frames=4), str(out), steps=4, batch=8, workers=0, log_every=1, evaluate_every=-1, save_every=2,
-        start=Start(str(origin), heads="keep"), label_smoothing=0.1, checkpoints=Checkpoints(5),
-    )  # fmt: skip
+        Data(["ssv2"], str(catalog), frames=4),
+        str(out),
+        steps=4,
+        batch=8,
+        workers=0,
+        log_every=1,
+        evaluate_every=-1,
+        save_every=2,
+        start=Start(str(origin), heads="keep"),
+        label_smoothing=0.1,
+        checkpoints=Checkpoints(5),
+    )
     return replace(base, **changes)
 
 
@@ -48,9 +59,14 @@ def catalog(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("sets")
     clips = sorted((sandbox.parent / "kinetics_like").rglob("*.mp4"))[:6]
-    rows = [f"{clip},{labels}" for clip, labels in zip(clips, ("sit|eat", "eat", "", "sit", "eat|read", "read"), strict=True)]
+    rows = [
+        f"{clip},{labels}"
+        for clip, labels in zip(clips, ("sit|eat", "eat", "", "sit", "eat|read", "read"), strict=True)
+    ]
     (folder / "homes.csv").write_text("\n".join(["path,labels", *rows]), encoding="utf-8")
-    text = "".join(line for line in sandbox.read_text(encoding="utf-8").splitlines(keepends=True) if not line.startswith("#"))
+    text = "".join(
+        line for line in sandbox.read_text(encoding="utf-8").splitlines(keepends=True) if not line.startswith("#")
+    )
     homes = "homes: {format: csv, root: ., media: video, dev: 0, annotations: {train: homes.csv, val: homes.csv}}\n"
     (folder / "catalog.yaml").write_text(text.replace("root: ", f"root: {sandbox.parent}/") + homes, encoding="utf-8")
     index(folder / "catalog.yaml", 0)
@@ -61,7 +77,9 @@ def catalog(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def release(catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with a head for each of `OLD`, one of them multi-label."""
     data = Data(list(OLD), str(catalog), frames=4)
-    return find_release(train(Recipe(data, str(tmp_path_factory.mktemp("old") / "run"), steps=4, batch=8, workers=0, evaluate_every=-1)))
+    return find_release(
+        train(Recipe(data, str(tmp_path_factory.mktemp("old") / "run"), steps=4, batch=8, workers=0, evaluate_every=-1))
+    )
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
@@ -79,18 +97,22 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
     return str(error.value)
 
 
-# --- which heads ----------------------------------------------------------------------------------------------------------------
+# --- which heads ------------------------------------------------------------------------------------------------------
 
 
 def test_trained_heads_come_first_and_kept_ones_in_the_checkpoint_s_order() -> None:
     ours = (Head("new", ("a", "b")), Head("both", ("x", "y"), serves=("left", "right")))
-    theirs = (Head("z", ("p",)), Head("both", ("x", "y"), serves=("left", "right")), Head("c", ("q",), "sigmoid", ("one", "two")))
+    theirs = (
+        Head("z", ("p",)),
+        Head("both", ("x", "y"), serves=("left", "right")),
+        Head("c", ("q",), "sigmoid", ("one", "two")),
+    )
     heads = with_retained(ours, theirs)
     assert [head.name for head in heads] == ["new", "both", "z", "c"]
     assert retained_heads(heads, ["new", "left", "right"]) == [theirs[0], theirs[2]]
     assert with_retained(heads[:2], heads) == heads, "what a run has written begins it again as it was"
-    told = {"z": {"views": "1x3"}, "one": {"views": "1x1"}, "left": {"views": "4x3"}}
-    assert retained_metadata(heads, ["new", "left", "right"], told) == {
+    record = {"z": {"views": "1x3"}, "one": {"views": "1x1"}, "left": {"views": "4x3"}}
+    assert retained_metadata(heads, ["new", "left", "right"], record) == {
         "z": {"views": "1x3", "kept": True},
         "one": {"views": "1x1", "kept": True},
     }
@@ -104,7 +126,9 @@ def test_trained_heads_come_first_and_kept_ones_in_the_checkpoint_s_order() -> N
     ],
 )
 def test_a_data_set_has_one_head(ours: Head, theirs: Head) -> None:
-    with pytest.raises(UserError, match=f'k400 is trained under the head "{ours.name}", and the checkpoint has "{theirs.name}"') as error:
+    with pytest.raises(
+        UserError, match=f'k400 is trained under the head "{ours.name}", and the checkpoint has "{theirs.name}"'
+    ) as error:
         with_retained([ours], [theirs])
     one_line(error)
 
@@ -115,24 +139,26 @@ def test_keeping_needs_a_checkpoint() -> None:
     one_line(error)
 
 
-# --- what a run makes of them ---------------------------------------------------------------------------------------------------
+# --- what a run makes of them -----------------------------------------------------------------------------------------
 
 
 def test_old_heads_travel_along_and_can_be_used(catalog: Path, release: Path, tmp_path: Path) -> None:
     run = train(make_recipe(catalog, tmp_path / "run", release, ema=0.9))
     before, after = read_config(release), read_config(find_release(run))
-    assert [head["name"] for head in after["heads"]] == ["ssv2", *OLD]
-    assert after["heads"][1:] == before["heads"]
+    assert [head.name for head in after.heads] == ["ssv2", *OLD]
+    assert after.heads[1:] == before.heads
     moving = moved(release, run)
     assert not any(name.startswith("heads.") for name in moving)
-    assert {name for name in weights_of(release) if name not in moving} == {name for name in weights_of(release) if name[:6] == "heads."}
+    assert {name for name in weights_of(release) if name not in moving} == {
+        name for name in weights_of(release) if name[:6] == "heads."
+    }
     assert weights_of(run)["heads.ssv2.weight"].any()
     for name in OLD:
-        assert after["about"]["datasets"][name] == {**before["about"]["datasets"][name], "kept": True}
+        assert after.datasets[name] == {**before.datasets[name], "kept": True}
     plans, old_plans = Predictor.load(run).plans(), Predictor.load(release).plans()
     assert {name: plans[name] for name in OLD} == old_plans
-    found = {row["dataset"] for row in evaluate_release(run, catalog, "val", (), None, ("plain",), "cpu", 0, 0)}
-    assert found == {"ssv2", *OLD}
+    results = {row["dataset"] for row in evaluate_release(run, catalog, "val", (), None, ("plain",), "cpu", 0, 0)}
+    assert results == {"ssv2", *OLD}
 
 
 def test_a_trained_head_is_no_kept_one(catalog: Path, release: Path, tmp_path: Path) -> None:
@@ -140,8 +166,8 @@ def test_a_trained_head_is_no_kept_one(catalog: Path, release: Path, tmp_path: P
     run = train(make_recipe(catalog, tmp_path / "run", release, data=data))
     heads = {name.split(".")[1] for name in moved(release, run) if name.startswith("heads.")}
     assert heads == {"kinetics"}
-    facts = read_config(find_release(run))["about"]["datasets"]
-    assert {name for name, told in facts.items() if told.get("kept")} == {"homes", "imagenet"}
+    facts = read_config(find_release(run)).datasets
+    assert {name for name, item in facts.items() if item.get("kept")} == {"homes", "imagenet"}
 
 
 def test_the_rest_of_the_run_is_as_without_them(catalog: Path, release: Path, tmp_path: Path) -> None:
@@ -175,11 +201,11 @@ def test_a_run_goes_on_to_the_same_weights_without_the_checkpoint_it_began_with(
     wanted = weights_of(train(recipe))
     shutil.rmtree(start)
     shutil.rmtree(tmp_path / "run/checkpoints/step-0000004")
-    found = weights_of(train(recipe, resume=True))
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], value) for name, value in wanted.items())
-    facts = read_config(find_release(tmp_path / "run"))["about"]["datasets"]
-    assert {name for name, told in facts.items() if told.get("kept")} == set(OLD)
+    result = weights_of(train(recipe, resume=True))
+    assert result.keys() == wanted.keys()
+    assert all(torch.equal(result[name], value) for name, value in wanted.items())
+    facts = read_config(find_release(tmp_path / "run")).datasets
+    assert {name for name, item in facts.items() if item.get("kept")} == set(OLD)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +218,9 @@ def test_a_run_goes_on_to_the_same_weights_without_the_checkpoint_it_began_with(
     ],
     ids=["fsdp-probe", "ddp-probe", "fsdp-all", "ddp-all"],
 )
-def test_two_ranks_train_as_one(catalog: Path, release: Path, tmp_path: Path, launch: Launch, strategy: Any, optimizer: Optimizer) -> None:
+def test_two_ranks_train_as_one(
+    catalog: Path, release: Path, tmp_path: Path, launch: Launch, strategy: Any, optimizer: Optimizer
+) -> None:
     optimizer = replace(optimizer, name="sgd", lr=0.02)  # Adam makes steps of what is rounding in gradients that cancel
     alone = make_recipe(catalog, tmp_path / "one", release, optimizer=optimizer)
     together = replace(alone, out=str(tmp_path / "two"), distributed=Distributed(strategy))
@@ -208,7 +236,7 @@ def test_two_ranks_train_as_one(catalog: Path, release: Path, tmp_path: Path, la
         assert moved(release, tmp_path / "two") == set()
 
 
-# --- what a plan makes of them --------------------------------------------------------------------------------------------------
+# --- what a plan makes of them ----------------------------------------------------------------------------------------
 
 
 def planned(recipe: Recipe) -> dict[str, Any]:
@@ -218,22 +246,27 @@ def planned(recipe: Recipe) -> dict[str, Any]:
 
 
 def test_a_plan_counts_them_and_does_not_train_them(catalog: Path, release: Path, tmp_path: Path) -> None:
-    kept, dropped = (
-        planned(make_recipe(catalog, tmp_path / "x", release, start=Start(str(release), heads=how))) for how in ("keep", "drop")
+    retained, dropped = (
+        planned(make_recipe(catalog, tmp_path / "x", release, start=Start(str(release), heads=how)))
+        for how in ("keep", "drop")
     )
     numbers = sum(value.numel() for name, value in weights_of(release).items() if name.startswith("heads."))
-    assert list(kept["step"]["heads"]) == ["ssv2", *OLD]
-    assert kept["step"]["parameters"] == dropped["step"]["parameters"] + numbers
-    assert kept["step"]["parameters_trained"] == dropped["step"]["parameters_trained"] == dropped["step"]["parameters"]
+    assert list(retained["step"]["heads"]) == ["ssv2", *OLD]
+    assert retained["step"]["parameters"] == dropped["step"]["parameters"] + numbers
+    assert (
+        retained["step"]["parameters_trained"] == dropped["step"]["parameters_trained"] == dropped["step"]["parameters"]
+    )
     probe = planned(make_recipe(catalog, tmp_path / "x", release, optimizer=PROBE))
-    classes = kept["step"]["heads"]["ssv2"]
-    assert probe["step"]["parameters_trained"] == classes * (weights_of(release)["norm.weight"].numel() + 1)
+    classes = retained["step"]["heads"]["ssv2"]
+    assert probe["step"]["parameters_trained"] == classes * (weights_of(release)["backbone.norm.weight"].numel() + 1)
     elsewhere = planned(make_recipe(catalog, tmp_path / "x", tmp_path / "not here"))
     assert elsewhere["step"]["parameters"] == dropped["step"]["parameters"]
 
 
-def test_the_log_names_what_is_kept(catalog: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_names_what_is_kept(
+    catalog: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = train(make_recipe(catalog, tmp_path / "run", release, steps=1))
     assert "heads kept as they are: kinetics, homes, imagenet" in capsys.readouterr().err
     start = json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert {name for name, told in start["datasets"].items() if told.get("kept")} == set(OLD)
+    assert {name for name, item in start["datasets"].items() if item.get("kept")} == set(OLD)

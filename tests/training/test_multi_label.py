@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cover.model.weights import find_release, load_release, read_config
 
 from cover import CoVeR
 from cover.cli import main
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
-from cover.evaluation import metrics, reading
-from cover.evaluation.evaluate import evaluate, evaluate_release
+from cover.evaluation import evaluate as evaluate_module
+from cover.evaluation import metrics
+from cover.evaluation.evaluate import evaluate, evaluate_release, print_results
 from cover.evaluation.metrics import MeanAveragePrecision
-from cover.evaluation.table import print_results
-from cover.evaluation.tasks import find_tasks
+from cover.evaluation.protocol import find_tasks
 from cover.inference.predictor import Predictor
+from cover.model.release import find_release, load_release
 from cover.training.recipe import Augment, Data, Recipe, Start
 from cover.training.train import train
 
@@ -34,9 +34,17 @@ MINE = {"e.png": "x", "f.png": "y"}
 TRUTH = [[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]]
 
 
-def make_recipe(catalog: Path, out: Path, sets: list[str], heads: dict[str, list[str]] | None = None, **changes: Any) -> Recipe:
+def make_recipe(
+    catalog: Path, out: Path, sets: list[str], heads: dict[str, list[str]] | None = None, **changes: Any
+) -> Recipe:
     base = Recipe(
-        Data(sets, str(catalog), frames=2, heads=heads or {}), str(out), steps=2, batch=6, workers=0, log_every=1, evaluate_every=-1
+        Data(sets, str(catalog), frames=2, heads=heads or {}),
+        str(out),
+        steps=2,
+        batch=6,
+        workers=0,
+        log_every=1,
+        evaluate_every=-1,
     )
     return replace(base, **changes)
 
@@ -53,16 +61,21 @@ def catalog(make_set: MakeSet) -> Path:
 
 
 def results_of(run: Path, catalog: Path, *names: str) -> dict[str, dict[str, Any]]:
-    found = evaluate_release(run, catalog, "val", names, None, ["plain"], "cpu", 0, 0)
-    return {row["dataset"]: row for row in found}
+    result = evaluate_release(run, catalog, "val", names, None, ["plain"], "cpu", 0, 0)
+    return {row["dataset"]: row for row in result}
 
 
 def test_trained_evaluated_and_predicted(catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = make_recipe(catalog, tmp_path / "run", ["mine", "homes"], steps=60, batch=6, augment=Augment(flip=False, colour=0))
+    recipe = make_recipe(
+        catalog, tmp_path / "run", ["mine", "homes"], steps=60, batch=6, augment=Augment(flip=False, colour=0)
+    )
     run = train(recipe)
     lines = log_of(run)
-    # One class in three has p = about 1/3 at the start: log(3) for each class a sample has, log(3/2) for each it has not.
-    assert lines[0]["loss"]["homes"] == pytest.approx(sum(math.log(3 if held else 1.5) for row in TRUTH for held in row) / 4, rel=0.03)
+    # One class in three has p = about 1/3 at the start: log(3) for each class a sample has, log(3/2) for each it has
+    # not.
+    assert lines[0]["loss"]["homes"] == pytest.approx(
+        sum(math.log(3 if item else 1.5) for row in TRUTH for item in row) / 4, rel=0.03
+    )
     assert lines[-1]["loss"]["homes"] < 0.2 * lines[0]["loss"]["homes"]
     assert (set(lines[-1]["top1"]), set(lines[-1]["hit1"])) == ({"mine"}, {"homes"})
     assert lines[-1]["hit1"]["homes"] == 1
@@ -81,12 +94,29 @@ def test_trained_evaluated_and_predicted(catalog: Path, tmp_path: Path, capsys: 
     predictor = Predictor.load(run)
     for number, (file, wanted) in enumerate(zip(HOMES, TRUTH)):
         scores = predictor(tmp_path / "homes" / file)["homes"].scores
-        assert (scores > 0.5).tolist() == [bool(held) for held in wanted], number
+        assert (scores > 0.5).tolist() == [bool(item) for item in wanted], number
     image = str(tmp_path / "homes" / "d.png")
-    assert main(["predict", str(run), image, "--top", "3", "--head", "homes", "--json", str(tmp_path / "p.json"), "--device", "cpu"]) == 0
-    (found,) = json.loads((tmp_path / "p.json").read_text())
-    assert sum(share for _, share in found["heads"]["homes"]) > 1.5
-    assert sorted(name for name, _ in found["heads"]["homes"]) == ["drink", "laugh", "sit"]
+    assert (
+        main(
+            [
+                "predict",
+                str(run),
+                image,
+                "--top",
+                "3",
+                "--head",
+                "homes",
+                "--json",
+                str(tmp_path / "p.json"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
+    (result,) = json.loads((tmp_path / "p.json").read_text())
+    assert sum(share for _, share in result["heads"]["homes"]) > 1.5
+    assert sorted(name for name, _ in result["heads"]["homes"]) == ["drink", "laugh", "sit"]
 
 
 def test_the_release_says_what_a_head_is(catalog: Path, tmp_path: Path) -> None:
@@ -97,58 +127,55 @@ def test_the_release_says_what_a_head_is(catalog: Path, tmp_path: Path) -> None:
         ("homes", "sigmoid", ("homes",)),
     ]
     model.save_pretrained(tmp_path / "again")
-    assert load_release(tmp_path / "again")[0].head_list == model.head_list
+    assert load_release(tmp_path / "again").head_list == model.head_list
     assert "- homes is multi-label" in (tmp_path / "again" / "README.md").read_text()
 
-    config = read_config(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
     config["heads"][1]["loss"] = "hinge"
     (tmp_path / "again" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match='no model of this version: the loss of the head homes is "hinge"'):
+    with pytest.raises(UserError, match='the loss of the head homes is "hinge"'):
         load_release(tmp_path / "again")
-
-
-def test_releases_written_before_heads_had_a_loss(trained: Path, tmp_path: Path) -> None:
-    config = read_config(find_release(trained))
-    config["heads"] = [{key: head[key] for key in ("name", "classes")} for head in config["heads"]]
-    for file in find_release(trained).glob("model*"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert load_release(tmp_path)[0].head_list == load_release(find_release(trained))[0].head_list
 
 
 def test_a_prediction_is_what_evaluation_counts(catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor.load(train(make_recipe(catalog, tmp_path / "run", ["mine", "homes"])))
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    monkeypatch.setattr(reading, "BATCH_FRAMES", 1)
-    monkeypatch.setattr(MeanAveragePrecision, "update", lambda self, scores, hot: seen.append((scores, hot)))
+    visited: list[tuple[torch.Tensor, torch.Tensor]] = []
+    monkeypatch.setattr(evaluate_module, "BATCH_FRAMES", 1)
+    monkeypatch.setattr(
+        MeanAveragePrecision, "update", lambda self, scores, multi_hot: visited.append((scores, multi_hot))
+    )
     (task,) = find_tasks(load_catalog(catalog), predictor.model, 2, "val", ["homes"])
     evaluate(predictor.model, task, "cpu", 0)
-    assert torch.cat([hot for _, hot in seen]).tolist() == TRUTH
-    for file, (scores, _) in zip(HOMES, seen):
+    assert torch.cat([multi_hot for _, multi_hot in visited]).tolist() == TRUTH
+    for file, (scores, _) in zip(HOMES, visited):
         assert np.array_equal(predictor(tmp_path / "homes" / file, ["homes"])["homes"].scores, scores[0].numpy())
 
 
 def test_files_not_read_count_in_the_figures_of_listed(make_set: MakeSet, tmp_path: Path) -> None:
-    catalog = make_set({**HOMES, "gone.png": "drink", "who.png": "?"}, name="homes", column="labels", absent=["gone.png"])
-    found = results_of(train(make_recipe(catalog, tmp_path / "run", ["homes"])), catalog)["homes"]
-    assert (found["n_read"], found["n_listed"]) == (4, 5), "a sample of unknown classes is not listed"
-    precisions = [precision for precision, _ in found["per_class"]]
-    assert found["map_listed"] == pytest.approx((precisions[0] * 2 / 3 + precisions[1] + precisions[2]) / 3)
+    catalog = make_set(
+        {**HOMES, "gone.png": "drink", "who.png": "?"}, name="homes", column="labels", absent=["gone.png"]
+    )
+    result = results_of(train(make_recipe(catalog, tmp_path / "run", ["homes"])), catalog)["homes"]
+    assert (result["n_read"], result["n_listed"]) == (4, 5), "a sample of unknown classes is not listed"
+    precisions = [precision for precision, _ in result["per_class"]]
+    assert result["map_listed"] == pytest.approx((precisions[0] * 2 / 3 + precisions[1] + precisions[2]) / 3)
 
 
 def test_stopped_and_resumed(catalog: Path, tmp_path: Path) -> None:
     recipe = make_recipe(catalog, tmp_path / "run", ["mine", "homes"], steps=4, save_every=2)
     last = train(recipe) / "checkpoints" / "step-0000004"
-    wanted = load_release(last)[0].state_dict()
+    wanted = load_release(last).state_dict()
     shutil.rmtree(last)
     train(recipe, resume=True)
-    assert all(torch.equal(value, wanted[name]) for name, value in load_release(last)[0].state_dict().items())
+    assert all(torch.equal(value, wanted[name]) for name, value in load_release(last).state_dict().items())
 
 
 def test_a_start_whose_head_has_another_loss(catalog: Path, make_set: MakeSet, tmp_path: Path) -> None:
     run = train(make_recipe(catalog, tmp_path / "run", ["homes"]))
     (tmp_path / "other").mkdir()
-    single = "path,label\n" + "".join(f"{tmp_path}/homes/{file},{name}\n" for file, name in zip(HOMES, ("drink", "laugh", "sit", "sit")))
+    single = "path,label\n" + "".join(
+        f"{tmp_path}/homes/{file},{name}\n" for file, name in zip(HOMES, ("drink", "laugh", "sit", "sit"))
+    )
     (tmp_path / "other" / "list.csv").write_text(single)
     entry = "homes: {format: csv, root: ., media: image, annotations: {train: list.csv, val: list.csv}, dev: 0}"
     (tmp_path / "other" / "catalog.yaml").write_text(entry)
@@ -158,11 +185,13 @@ def test_a_start_whose_head_has_another_loss(catalog: Path, make_set: MakeSet, t
     with pytest.raises(UserError, match='its head "homes" is a sigmoid, this run\'s a softmax') as error:
         train(make_recipe(tmp_path / "other" / "catalog.yaml", tmp_path / "bad", ["homes"], start=Start(str(run))))
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r'head "homes" was trained on samples of any number of classes, but homes-val\.arrow has one'):
+    with pytest.raises(
+        UserError, match=r'head "homes" was trained on samples of any number of classes, but homes-val\.arrow has one'
+    ):
         results_of(run, tmp_path / "other" / "catalog.yaml")
 
 
-# --- heads that several sets share ------------------------------------------------------------------------------------------------
+# --- heads that several sets share ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -174,9 +203,11 @@ def kinetics(make_set: MakeSet) -> Path:
 
 
 def test_a_shared_head(kinetics: Path, tmp_path: Path) -> None:
-    recipe = make_recipe(kinetics, tmp_path / "run", ["k600", "k400"], {"kinetics": ["k400", "k600"]}, steps=60, batch=5)
+    recipe = make_recipe(
+        kinetics, tmp_path / "run", ["k600", "k400"], {"kinetics": ["k400", "k600"]}, steps=60, batch=5
+    )
     run = train(replace(recipe, augment=Augment(flip=False, colour=0)))
-    (head,) = load_release(find_release(run))[0].head_list
+    (head,) = load_release(find_release(run)).head_list
     assert (head.name, head.datasets) == ("kinetics", ("k400", "k600"))
     assert head.classes == ("archery", "yoga", "bowling", "zumba")
     assert "kinetics is shared by k400, k600" in (find_release(run) / "README.md").read_text()
@@ -186,25 +217,31 @@ def test_a_shared_head(kinetics: Path, tmp_path: Path) -> None:
         "k600": (1, 3, "kinetics", 4),
     }
     assert list(results_of(run, kinetics, "k600")) == ["k600"]
-    found = Predictor.load(run)(tmp_path / "k600" / "d.png")
-    assert found["kinetics"].top(1)[0][0] == "zumba"
-    turned = make_recipe(kinetics, tmp_path / "again", ["k400", "k600"], {"kinetics": ["k400", "k600"]}, batch=5, start=Start(str(run)))
+    result = Predictor.load(run)(tmp_path / "k600" / "d.png")
+    assert result["kinetics"].top(1)[0][0] == "zumba"
+    turned = make_recipe(
+        kinetics, tmp_path / "again", ["k400", "k600"], {"kinetics": ["k400", "k600"]}, batch=5, start=Start(str(run))
+    )
     again = train(replace(turned, augment=Augment(flip=False, colour=0)))
     assert max(log_of(again)[0]["loss"].values()) < 0.2, "the order of the mixture is not that of the classes"
 
 
-def test_a_set_is_measured_over_its_own_classes(kinetics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = load_release(find_release(train(make_recipe(kinetics, tmp_path / "run", ["k400", "k600"], {"kinetics": ["k400", "k600"]}))))
+def test_a_set_is_measured_over_its_own_classes(
+    kinetics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_release(
+        find_release(train(make_recipe(kinetics, tmp_path / "run", ["k400", "k600"], {"kinetics": ["k400", "k600"]})))
+    )
     bias = torch.tensor([0.1, 0.2, 9.0, 0.3])  # archery, yoga, bowling, zumba
     with torch.no_grad():
         model.heads["kinetics"].weight.zero_()
         model.heads["kinetics"].bias.copy_(bias)
-    seen = []
-    monkeypatch.setattr(metrics.TopK, "update", lambda self, scores, labels: seen.append(scores))
+    visited = []
+    monkeypatch.setattr(metrics.TopK, "update", lambda self, scores, labels: visited.append(scores))
     for task in find_tasks(load_catalog(kinetics), model, 2, "val"):
         evaluate(model, task, "cpu", 0)
-    torch.testing.assert_close(seen[0], bias[[0, 1]].softmax(0).expand(2, -1))
-    torch.testing.assert_close(seen[1], bias[[2, 1, 3]].softmax(0).expand(3, -1))
+    torch.testing.assert_close(visited[0], bias[[0, 1]].softmax(0).expand(2, -1))
+    torch.testing.assert_close(visited[1], bias[[2, 1, 3]].softmax(0).expand(3, -1))
 
 
 def test_a_class_that_the_shared_head_lacks(kinetics: Path, make_set: MakeSet, tmp_path: Path) -> None:
@@ -213,7 +250,9 @@ def test_a_class_that_the_shared_head_lacks(kinetics: Path, make_set: MakeSet, t
     from cover.datasets.index import index
 
     index(kinetics, 0, ["k600"])
-    with pytest.raises(UserError, match=r'head "kinetics" lacks 1 classes of k600-val\.arrow, the first: "knitting"') as error:
+    with pytest.raises(
+        UserError, match=r'head "kinetics" lacks 1 classes of k600-val\.arrow, the first: "knitting"'
+    ) as error:
         results_of(run, kinetics)
     assert "\n" not in str(error.value)
 
@@ -222,7 +261,10 @@ def test_a_shared_multi_label_head(make_set: MakeSet, tmp_path: Path) -> None:
     make_set(HOMES, name="homes", column="labels")
     catalog = make_set({"g.png": "bark|laugh", "h.png": "bark"}, name="sounds", column="labels")
     run = train(make_recipe(catalog, tmp_path / "run", ["homes", "sounds"], {"all": ["homes", "sounds"]}, steps=3))
-    (head,) = load_release(find_release(run))[0].head_list
+    (head,) = load_release(find_release(run)).head_list
     assert (head.classes, head.loss) == (("drink", "laugh", "sit", "bark"), "sigmoid")
     results = results_of(run, catalog)
-    assert {name: [held for _, held in row["per_class"]] for name, row in results.items()} == {"homes": [2, 2, 2], "sounds": [2, 1]}
+    assert {name: [item for _, item in row["per_class"]] for name, row in results.items()} == {
+        "homes": [2, 2, 2],
+        "sounds": [2, 1],
+    }

@@ -1,4 +1,6 @@
-"""Every part of a recipe at once on real files: a run that is stopped and goes on ends with the same weights; and what recipes refuse."""
+"""Every part of a recipe at once on real files: a run that is stopped and goes on ends with the same weights; and what
+recipes refuse.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +12,31 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.weights import find_release, steps_saved
 from safetensors.torch import load_file
 
 from cover import config
 from cover.errors import UserError
+from cover.model.release import find_release, steps_saved
 from cover.training.recipe import Augment, Data, Optimizer, Pattern, Recipe, SetAugment
 from cover.training.train import train
 
 SETS = ["kinetics", "ssv2", "moments", "imagenet"]
 EVERYTHING = Augment(
-    colour=0.3, randaugment="m7-n4-std0.5", erase=0.25, mixup=0.8, cutmix=1.0, mix=0.7,
+    colour=0.3,
+    randaugment="m7-n4-std0.5",
+    erase=0.25,
+    mixup=0.8,
+    cutmix=1.0,
+    mix=0.7,
     sets={"imagenet": SetAugment(randaugment="", mix=1.0), "ssv2": SetAugment(erase=0.0)},
-)  # fmt: skip
+)
 LAYERED = Optimizer(
-    layer_decay=0.75, head_lr=5.0, schedule="steps", milestones=[0.5], patterns={"temporal": Pattern(lr=2.0, decay=0.01)}, warmup=0
+    layer_decay=0.75,
+    head_lr=5.0,
+    schedule="steps",
+    milestones=[0.5],
+    patterns={"temporal": Pattern(lr=2.0, decay=0.01)},
+    warmup=0,
 )
 
 
@@ -60,12 +72,14 @@ def test_a_run_that_goes_on_ends_with_the_same_weights(whole: Path, sandbox: Pat
     assert steps_saved(first) == [4]
     again = train(recipe, resume=True)
     assert losses_of(again) == losses_of(whole)
-    found, wanted = weights_of(again), weights_of(whole)
-    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+    result, wanted = weights_of(again), weights_of(whole)
+    assert [name for name in wanted if not torch.equal(result[name], wanted[name])] == []
 
 
 def test_micro_batches_and_workers_make_the_same_run(whole: Path, sandbox: Path, tmp_path: Path) -> None:
-    recipe = make_recipe(sandbox, tmp_path / "run", augment=EVERYTHING, optimizer=LAYERED, ema=0.9, accumulation=2, workers=1)
+    recipe = make_recipe(
+        sandbox, tmp_path / "run", augment=EVERYTHING, optimizer=LAYERED, ema=0.9, accumulation=2, workers=1
+    )
     assert losses_of(train(recipe)) == pytest.approx(losses_of(whole), rel=1e-4)
 
 
@@ -79,7 +93,9 @@ def test_every_augmentation_changes_the_run(whole: Path, sandbox: Path, tmp_path
 
 
 def test_the_average_is_released_and_the_run_itself_is_the_same_without(sandbox: Path, tmp_path: Path) -> None:
-    plain, averaged = (train(make_recipe(sandbox, tmp_path / str(ema), ema=ema, steps=3, save_every=1)) for ema in (0.0, 0.9))
+    plain, averaged = (
+        train(make_recipe(sandbox, tmp_path / str(ema), ema=ema, steps=3, save_every=1)) for ema in (0.0, 0.9)
+    )
     assert losses_of(plain) == losses_of(averaged)
     decay = (1 + 2) / (10 + 2)  # of the third update
     last, before = (load_file(averaged / "checkpoints" / f"step-{step:07d}" / "model.safetensors") for step in (3, 2))
@@ -92,7 +108,7 @@ def test_wanted_epochs_fix_rates_and_steps(sandbox: Path, tmp_path: Path) -> Non
     data = Data(["ssv2", "moments"], str(sandbox), frames=4, epochs={"ssv2": 0.5, "moments": 1.5})
     run = train(make_recipe(sandbox, tmp_path / "run", data=data, steps=0, batch=8, save_every=0))
     (start,), last = log_of(run, "start"), log_of(run)[-1]
-    sizes = {name: about["train_samples"] for name, about in start["datasets"].items()}
+    sizes = {name: metadata["train_samples"] for name, metadata in start["datasets"].items()}
     samples = 0.5 * sizes["ssv2"] + 1.5 * sizes["moments"]
     assert start["rate_wanted"]["ssv2"] == pytest.approx(0.5 * sizes["ssv2"] / samples)
     assert last["step"] == -(-samples // 8)
@@ -138,15 +154,24 @@ def test_patterns_and_sets_are_written_as_sections(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"steps": 0}, "steps: 0 is as many as data.epochs needs"),
-        ({"data": Data(["ssv2"], epochs={"ssv2": 1.0}, weights={"ssv2": 1.0})}, "data.epochs: rates come from data.weights or from"),
+        (
+            {"data": Data(["ssv2"], epochs={"ssv2": 1.0}, weights={"ssv2": 1.0})},
+            "data.epochs: rates come from data.weights or from",
+        ),
         ({"data": Data(["ssv2"], epochs={"ssv3": 1.0})}, 'data.epochs: "ssv3" is not one of data.sets'),
         ({"ema": 1.0}, r"ema: 1.0 is not in \[0, 1\)"),
         ({"augment": Augment(erase=1.5)}, "augment.erase: 1.5"),
         ({"augment": Augment(mixup=-1)}, "augment.mixup: -1"),
         ({"augment": Augment(randaugment="m7")}, 'augment.randaugment: "m7" is no RandAugment: write mM-nN'),
-        ({"augment": Augment(sets={"ssv3": SetAugment()})}, 'augment.sets: "ssv3" is not one of data.sets; did you mean "ssv2"'),
+        (
+            {"augment": Augment(sets={"ssv3": SetAugment()})},
+            'augment.sets: "ssv3" is not one of data.sets; did you mean "ssv2"',
+        ),
         ({"augment": Augment(sets={"ssv2": SetAugment(mix=2.0)})}, "augment.sets.ssv2.mix: 2.0 is not in"),
-        ({"augment": Augment(sets={"ssv2": SetAugment(randaugment="x")})}, 'augment.sets.ssv2.randaugment: "x" is no RandAugment'),
+        (
+            {"augment": Augment(sets={"ssv2": SetAugment(randaugment="x")})},
+            'augment.sets.ssv2.randaugment: "x" is no RandAugment',
+        ),
         ({"optimizer": Optimizer(schedule="steps")}, "optimizer.milestones: needed by the schedule steps"),
         ({"optimizer": Optimizer(milestones=[0.5])}, "optimizer.milestones: only for the schedule steps"),
         ({"optimizer": Optimizer(schedule="steps", milestones=[0.9, 0.5])}, "optimizer.milestones: .* rising"),
@@ -154,7 +179,7 @@ def test_patterns_and_sets_are_written_as_sections(tmp_path: Path) -> None:
         ({"optimizer": Optimizer(layer_decay=1.5)}, "optimizer.layer_decay: 1.5"),
         ({"optimizer": Optimizer(patterns={"x": Pattern(lr=-1)})}, 'optimizer.patterns: "x": lr: -1 is not 0 or more'),
     ],
-)  # fmt: skip
+)
 def test_what_a_recipe_refuses(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         Recipe(**{"data": Data(["ssv2"]), "out": "runs/x", "steps": 1, **changes})

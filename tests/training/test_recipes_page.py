@@ -1,4 +1,6 @@
-"""docs/recipes.md says what is so: its commands run, its settings load, its limits are the code's, its table is the folder's."""
+"""docs/recipes.md says what is so: its commands run, its settings load, its limits are the code's, its table is the
+folder's.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from cover.model.presets import model_config
-from cover.model.timesformer import TimeSformer
 
 from cover import config
-from cover.training.parameters import describe_patterns
+from cover.model.backbones import named_config
+from cover.model.cover import CoVeR
+from cover.training.optim import describe_patterns
 from cover.training.recipe import Recipe
 from cover.training.train import train
 from cover.transforms import randaugment
@@ -31,7 +33,18 @@ def block(first: str) -> str:
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_the_commands_run(command: list[str], sandbox: Path, tmp_path: Path) -> None:
     short = [] if "--steps" in command else ["--steps", "2"]
-    here = ["--data.catalog", str(sandbox), "--out", str(tmp_path / "run"), "--batch", "16", "--workers", "0", "--evaluate_every", "-1"]
+    here = [
+        "--data.catalog",
+        str(sandbox),
+        "--out",
+        str(tmp_path / "run"),
+        "--batch",
+        "16",
+        "--workers",
+        "0",
+        "--evaluate_every",
+        "-1",
+    ]
     recipe = config.load(Recipe, ROOT / command[0], [*command[1:], *here, *short, "--start.checkpoint", ""])
     assert (train(recipe) / "log.jsonl").is_file()
 
@@ -47,20 +60,39 @@ def test_the_settings_load(first: str, tmp_path: Path) -> None:
     recipe = config.load(Recipe, file)
     if first == "optimizer:":
         assert recipe.optimizer.layer_decay == 0.75
-        lines = describe_patterns(TimeSformer(model_config("Ti/16")), recipe.optimizer.patterns)
+        lines = describe_patterns(CoVeR(named_config("Ti/16")), recipe.optimizer.patterns)
         assert "frozen: 24 parameters" in lines[0]
     else:
         assert recipe.augment.of("imagenet").randaugment == "m9-n2"
 
 
 def test_the_limits_of_randaugment_are_the_code_s() -> None:
-    names = {"colour", "contrast", "brightness", "sharpness", "autocontrast", "equalize", "solarize", "posterize", "identity", "rotate"}
+    names = {
+        "colour",
+        "contrast",
+        "brightness",
+        "sharpness",
+        "autocontrast",
+        "equalize",
+        "solarize",
+        "posterize",
+        "identity",
+        "rotate",
+    }
     section = " ".join(PAGE[PAGE.index("**RandAugment**") : PAGE.index("**Mixup and cutmix.**")].split())
     assert names | {"shear_x", "shear_y", "translate_x", "translate_y"} == set(randaugment.OPERATIONS)
     assert all(name in section for name in (*names, "shear", "translate", "fourteen"))
     assert len(randaugment.OPERATIONS) == 14
-    limits = (randaugment.DEGREES, randaugment.SHEAR, randaugment.TRANSLATE, randaugment.FEWEST_BITS, randaugment.FACTOR)
-    for text, limit in zip(("to {:.0f} degrees", "shear ({})", "translate ({}", "8 to {} bits", "1 +- {}"), limits, strict=True):
+    limits = (
+        randaugment.DEGREES,
+        randaugment.SHEAR,
+        randaugment.TRANSLATE,
+        randaugment.FEWEST_BITS,
+        randaugment.FACTOR,
+    )
+    for text, limit in zip(
+        ("to {:.0f} degrees", "shear ({})", "translate ({}", "8 to {} bits", "1 +- {}"), limits, strict=True
+    ):
         assert text.format(limit) in section
 
 

@@ -7,23 +7,36 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from torch import Tensor
 
 from cover.mixture.pack import Pack, split_pack
-from cover.training.step import StepSettings, Tally, forward_backward, sample_losses, sigmoid_hits, sigmoid_loss
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.training.step import LossSums, StepSettings, forward_backward, sample_losses, sigmoid_hits, sigmoid_loss
 
-ONE, SOUNDS, HOMES = Head("one", ("a", "b", "c")), Head("sounds", ("x", "y"), "sigmoid"), Head("homes", ("p", "q", "r", "s"), "sigmoid")
+ONE, SOUNDS, HOMES = (
+    Head("one", ("a", "b", "c")),
+    Head("sounds", ("x", "y"), "sigmoid"),
+    Head("homes", ("p", "q", "r", "s"), "sigmoid"),
+)
 HEADS = (SOUNDS, ONE, HOMES)
 SIGMOID = ("sounds", "homes")
 DATASET = [1, 0, 2, 2, 1, 0]
 TARGETS = [[-1, 2, -1], [0, -1, -1], [-1, -1, 0], [-1, -1, 0], [-1, 0, -1], [0, -1, -1]]
-HOT = [[0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]]
+HOT = [
+    [0, 0, 0, 0, 0, 0],
+    [1, 1, 0, 0, 0, 0],
+    [0, 0, 1, 0, 0, 1],
+    [0, 0, 0, 0, 0, 0],
+    [0, 0, 0, 0, 0, 0],
+    [0, 1, 0, 0, 0, 0],
+]
 FACTORS = [2.0, 1.0, 0.5]
 
 
-def build(random: bool = True) -> TimeSformer:
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), HEADS)
+def build(random: bool = True) -> CoVeR:
+    model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), HEADS)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -46,10 +59,10 @@ def make_pack() -> Pack:
 
 
 def make_settings(smoothing: float = 0.0) -> StepSettings:
-    return StepSettings(10, torch.tensor(FACTORS), smoothing, clip=0.0, sigmoid=SIGMOID)
+    return StepSettings(10, torch.tensor(FACTORS), smoothing, max_grad_norm=0.0, sigmoid=SIGMOID)
 
 
-def logits_of(model: TimeSformer, pack: Pack) -> dict[str, list[list[float]]]:
+def logits_of(model: CoVeR, pack: Pack) -> dict[str, list[list[float]]]:
     with torch.no_grad():
         return {name: scores.tolist() for name, scores in model(model.normalize(pack.frames), pack.groups).items()}
 
@@ -71,16 +84,18 @@ def loss_by_hand(logits: dict[str, list[list[float]]], number: int, smoothing: f
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_of_a_mixed_pack_by_hand(smoothing: float) -> None:
-    model, pack, tally = build(), make_pack(), Tally(3, "cpu")
+    model, pack, tally = build(), make_pack(), LossSums(3, "cpu")
     loss = forward_backward(model, pack, make_settings(smoothing), tally)
     logits = logits_of(model, pack)
     each = [loss_by_hand(logits, number, smoothing) for number in range(6)]
     weighed = [FACTORS[DATASET[number]] * float(pack.weight[number]) * each[number] for number in range(6)]
     assert float(loss) == pytest.approx(sum(weighed) / 10, rel=1e-5)
-    assert [mean for mean, _, _ in tally.take()] == pytest.approx([(each[1] + each[5]) / 2, each[0], (each[2] + each[3]) / 2], rel=1e-5)
+    assert [mean for mean, _, _ in tally.take()] == pytest.approx(
+        [(each[1] + each[5]) / 2, each[0], (each[2] + each[3]) / 2], rel=1e-5
+    )
 
 
-def gradients(model: TimeSformer, pack: Pack) -> dict[str, Tensor]:
+def gradients(model: CoVeR, pack: Pack) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     forward_backward(model, pack, make_settings())
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -96,7 +111,9 @@ def test_what_a_row_does_not_train_does_not_reach_its_gradient() -> None:
     other[4] = 1  # of weight 0
     other[[1, 5], 2:] = 1 - other[[1, 5], 2:]
     other[[2, 3], :2] = 1 - other[[2, 3], :2]
-    assert all(torch.equal(wanted[name], value) for name, value in gradients(model, replace(pack, multi_hot=other)).items())
+    assert all(
+        torch.equal(wanted[name], value) for name, value in gradients(model, replace(pack, multi_hot=other)).items()
+    )
     other[2, 3] = 1 - other[2, 3]
     changed = gradients(model, replace(pack, multi_hot=other))
     assert not torch.equal(wanted["heads.homes.bias"], changed["heads.homes.bias"])
@@ -105,23 +122,26 @@ def test_what_a_row_does_not_train_does_not_reach_its_gradient() -> None:
 
 def test_a_head_that_no_row_trains_gets_zeros_not_nothing() -> None:
     pack = replace(make_pack(), targets=torch.tensor([[-1, 1, -1]] * 6))
-    found = gradients(build(), pack)
-    assert not found["heads.homes.weight"].any()
-    assert not found["heads.sounds.bias"].any()
-    assert found["heads.one.weight"].any()
+    result = gradients(build(), pack)
+    assert not result["heads.homes.weight"].any()
+    assert not result["heads.sounds.bias"].any()
+    assert result["heads.one.weight"].any()
 
 
 def test_the_gradient_on_the_logits_is_that_of_a_softmax_at_the_start() -> None:
     """For samples of one class: both heads begin by saying 1 / C."""
     for classes in (2, 3, 50):
         names = tuple(map(str, range(classes)))
-        model = TimeSformer(
-            ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("a", names), Head("b", names, "sigmoid"))
+        model = CoVeR(
+            TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16),
+            (Head("a", names), Head("b", names, "sigmoid")),
         )
         for name in ("a", "b"):
             model.zero_head(name)
         start = model.forward_head(torch.randn(4, 16))
-        assert torch.equal(start["b"], torch.full((4, classes), -math.log(classes - 1)) if classes > 2 else torch.zeros(4, 2))
+        assert torch.equal(
+            start["b"], torch.full((4, classes), -math.log(classes - 1)) if classes > 2 else torch.zeros(4, 2)
+        )
         logits = {name: scores.detach().requires_grad_() for name, scores in start.items()}
         labels = torch.tensor([0, 1, classes - 1, 0])
         multi_hot = torch.nn.functional.one_hot(labels, classes).to(torch.uint8)
@@ -136,7 +156,9 @@ def test_the_gradient_on_the_logits_is_that_of_a_softmax_at_the_start() -> None:
 
 
 def test_a_head_of_one_class() -> None:
-    model = TimeSformer(ModelConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("a", ("x",), "sigmoid"),))
+    model = CoVeR(
+        TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), (Head("a", ("x",), "sigmoid"),)
+    )
     model.zero_head("a")
     assert model.head_list[0].probabilities(model.forward_head(torch.randn(2, 16))["a"]).tolist() == [[0.5], [0.5]]
 

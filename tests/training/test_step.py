@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.timesformer import Head, ModelConfig, TimeSformer
 from torch import Tensor
 
 from cover.mixture.pack import Pack, split_pack
-from cover.training.step import StepSettings, Tally, drop_path_factors, forward_backward, sample_losses, train_step
+from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.training.step import LossSums, StepSettings, drop_path_factors, forward_backward, sample_losses, train_step
 from cover.transforms.colour import ColourJitter
 
 HEADS = (Head("a", ("0", "1", "2")), Head("b", ("0", "1", "2", "3", "4")))
@@ -24,8 +26,8 @@ FACTORS = [0.5, 2.0]
 BATCH = 10  # more than the Pack holds: the rest is on other ranks
 
 
-def build(depth: int = 2) -> TimeSformer:
-    model = TimeSformer(ModelConfig(width=16, depth=depth, attention_heads=2, patch=8, size=16), HEADS)
+def build(depth: int = 2) -> CoVeR:
+    model = CoVeR(TimeSformerConfig(width=16, depth=depth, attention_heads=2, patch=8, size=16), HEADS)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -48,26 +50,26 @@ def make_pack() -> Pack:
 
 
 def make_settings(**changes: Any) -> StepSettings:
-    return StepSettings(**{"batch": BATCH, "loss_weights": torch.tensor(FACTORS), "clip": 0.0, **changes})
+    return StepSettings(**{"batch": BATCH, "loss_weights": torch.tensor(FACTORS), "max_grad_norm": 0.0, **changes})
 
 
-def gradients(model: TimeSformer) -> dict[str, Tensor]:
+def gradients(model: CoVeR) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 @torch.no_grad()
-def logits_by_sample(model: TimeSformer, pack: Pack) -> list[dict[str, Tensor]]:
+def logits_by_sample(model: CoVeR, pack: Pack) -> list[dict[str, Tensor]]:
     """Every sample of a Pack by itself, its colours changed by hand."""
     lengths = [length for samples, length in pack.groups for _ in range(samples)]
-    found = []
+    results = []
     for number, frames in enumerate(pack.frames.split(lengths)):
         matrix, offset = pack.drawn[ColourJitter][number].split([3, 1], 1)
         lit = (torch.einsum("ij,fjhw->fihw", matrix, frames / 255) + offset[:, :, None]).clamp(0, 1)
-        found.append(model((lit - 0.5) / 0.5, ((1, len(frames)),)))
-    return found
+        results.append(model((lit - 0.5) / 0.5, ((1, len(frames)),)))
+    return results
 
 
-def loss_by_hand(model: TimeSformer, pack: Pack, smoothing: float) -> float:
+def loss_by_hand(model: CoVeR, pack: Pack, smoothing: float) -> float:
     total = 0.0
     for number, logits in enumerate(logits_by_sample(model, pack)):
         name, target = ("a", TARGETS[number][0]) if TARGETS[number][0] >= 0 else ("b", TARGETS[number][1])
@@ -101,7 +103,9 @@ def test_a_sample_of_weight_0_contributes_nothing() -> None:
 def test_every_parameter_is_trained_by_a_pack_of_both_kinds() -> None:
     model = build()
     forward_backward(model, make_pack(), make_settings())
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    assert [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ] == []
 
 
 def test_heads_that_a_pack_does_not_train_get_zeros_not_nothing() -> None:
@@ -114,14 +118,14 @@ def test_heads_that_a_pack_does_not_train_get_zeros_not_nothing() -> None:
 
 def test_accumulation_changes_nothing() -> None:
     pack, settings = make_pack(), make_settings(drop_path=0.4)
-    losses, found = [], []
+    losses, result = [], []
     for parts in (1, 2):
         model = build()
         losses.append(sum(float(forward_backward(model, micro, settings)) for micro in split_pack(pack, parts)))
-        found.append(gradients(model))
+        result.append(gradients(model))
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
-    for name, whole in found[0].items():
-        torch.testing.assert_close(found[1][name], whole, rtol=1e-5, atol=1e-6 * float(whole.abs().max()) + 1e-9)
+    for name, whole in result[0].items():
+        torch.testing.assert_close(result[1][name], whole, rtol=1e-5, atol=1e-6 * float(whole.abs().max()) + 1e-9)
 
 
 def test_micro_batches_hold_equal_shares_of_every_group() -> None:
@@ -133,47 +137,52 @@ def test_micro_batches_hold_equal_shares_of_every_group() -> None:
 
 
 def test_tally_counts_what_was_read() -> None:
-    model, pack, tally = build(), make_pack(), Tally(3, "cpu")
+    model, pack, tally = build(), make_pack(), LossSums(3, "cpu")
     forward_backward(model, pack, make_settings(), tally)
     losses, right = [[], [], []], [[], [], []]
     for number, logits in enumerate(logits_by_sample(model, pack)):
         if WEIGHT[number]:
             head, target = (("a", TARGETS[number][0]), ("b", TARGETS[number][1]))[DATASET[number]]
-            losses[DATASET[number]].append(float(torch.nn.functional.cross_entropy(logits[head], torch.tensor([target]))))
+            losses[DATASET[number]].append(
+                float(torch.nn.functional.cross_entropy(logits[head], torch.tensor([target])))
+            )
             right[DATASET[number]].append(int(logits[head].argmax()) == target)
-    for number, (loss, top1, seen) in enumerate(tally.take()):
-        assert seen == len(losses[number])
-        assert loss == pytest.approx(sum(losses[number]) / max(seen, 1), rel=1e-5)
-        assert top1 == pytest.approx(sum(right[number]) / max(seen, 1))
+    for number, (loss, top1, visited) in enumerate(tally.take()):
+        assert visited == len(losses[number])
+        assert loss == pytest.approx(sum(losses[number]) / max(visited, 1), rel=1e-5)
+        assert top1 == pytest.approx(sum(right[number]) / max(visited, 1))
     assert tally.take() == [(0, 0, 0)] * 3
 
 
 def test_a_sample_with_two_heads_adds_their_losses_and_is_right_where_both_are() -> None:
-    logits = {"verb": torch.tensor([[3.0, 0], [3, 0], [0, 3]]), "noun": torch.tensor([[0, 2.0, 0], [0, 2, 0], [0, 2, 0]])}
+    logits = {
+        "verb": torch.tensor([[3.0, 0], [3, 0], [0, 3]]),
+        "noun": torch.tensor([[0, 2.0, 0], [0, 2, 0], [0, 2, 0]]),
+    }
     loss, hit = sample_losses(logits, torch.tensor([[0, 1], [0, 2], [0, -1]]), 0.0)
     verb, noun = torch.tensor([3.0, 0]).log_softmax(0), torch.tensor([0, 2.0, 0]).log_softmax(0)
     assert loss.tolist() == pytest.approx([-float(verb[0] + noun[1]), -float(verb[0] + noun[2]), -float(verb[1])])
     assert hit.tolist() == [1, 0, 0]
 
 
-# --- drop-path --------------------------------------------------------------------------------------------------------------------
+# --- drop-path --------------------------------------------------------------------------------------------------------
 
 
 def test_drop_path_depends_on_the_draw_and_the_layer_alone() -> None:
     seeds = torch.tensor([5, 2**62 + 11, 0, 77, 2**63 - 1])
-    whole = drop_path_factors(seeds, 6, 0.5)
+    whole = drop_path_factors(seeds, (6, 3), 0.5)
     assert whole is not None
     assert whole.shape == (6, 3, 5)
     for place, seed in enumerate(seeds):
-        assert torch.equal(whole[:, :, [place]], drop_path_factors(seed[None], 6, 0.5))
+        assert torch.equal(whole[:, :, [place]], drop_path_factors(seed[None], (6, 3), 0.5))
     torch.manual_seed(1)
-    assert torch.equal(whole, drop_path_factors(seeds, 6, 0.5))
-    assert drop_path_factors(seeds, 6, 0.0) is None
+    assert torch.equal(whole, drop_path_factors(seeds, (6, 3), 0.5))
+    assert drop_path_factors(seeds, (6, 3), 0.0) is None
 
 
 def test_drop_path_rates_grow_to_the_last_layer_and_keep_the_mean() -> None:
     seeds = torch.cat([torch.arange(4000), torch.randint(2**62, (4000,), generator=torch.Generator().manual_seed(0))])
-    factors = drop_path_factors(seeds, 5, 0.4)
+    factors = drop_path_factors(seeds, (5, 3), 0.4)
     assert factors is not None
     assert (factors[0] == 1).all()
     for layer, rate in enumerate([0, 0.1, 0.2, 0.3, 0.4]):
@@ -183,39 +192,39 @@ def test_drop_path_rates_grow_to_the_last_layer_and_keep_the_mean() -> None:
 
 
 def test_branches_layers_and_neighbouring_seeds_are_dropped_independently() -> None:
-    dropped = (drop_path_factors(torch.arange(6000), 4, 0.5)[2:] == 0).double().flatten(0, 1)  # type: ignore[index]
+    dropped = (drop_path_factors(torch.arange(6000), (4, 3), 0.5)[2:] == 0).double().flatten(0, 1)  # type: ignore[index]
     neighbours = torch.cat([dropped[:, :-1], dropped[:, 1:]])
     correlation = torch.corrcoef(neighbours) - torch.eye(12)
     assert correlation.abs().max() < 0.06
 
 
-# --- the update -------------------------------------------------------------------------------------------------------------------
+# --- the update -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.01])
-def test_a_step_moves_the_weights_by_the_clipped_gradient(clip: float) -> None:
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.01])
+def test_a_step_moves_the_weights_by_the_clipped_gradient(max_grad_norm: float) -> None:
     model, pack = build(), make_pack()
     forward_backward(model, pack, make_settings())
     wanted = gradients(model)
     norm = torch.stack([value.double().norm() for value in wanted.values()]).norm()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    found = train_step(model, optimizer, [pack], make_settings(clip=clip)).norm
-    assert float(found) == pytest.approx(float(norm), rel=1e-5)
-    scale = clip / float(norm) if clip else 1.0
+    result = train_step(model, optimizer, [pack], make_settings(max_grad_norm=max_grad_norm)).norm
+    assert float(result) == pytest.approx(float(norm), rel=1e-5)
+    scale = max_grad_norm / float(norm) if max_grad_norm else 1.0
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[name] - 0.5 * scale * wanted[name], rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_of_the_step_before_are_forgotten() -> None:
-    found = []
+    results = []
     for stale in (False, True):
         model = build()
         if stale:
             forward_backward(model, make_pack(), make_settings())
         train_step(model, torch.optim.SGD(model.parameters(), lr=0.5), [make_pack()], make_settings())
-        found.append(model.state_dict())
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+        results.append(model.state_dict())
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
 OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], torch.optim.Optimizer]] = {
@@ -227,7 +236,7 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], torch.optim.Optimizer]] = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("before", [0, 1])
 def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(name: str, before: int) -> None:
-    found = []
+    results = []
     for broken in (True, False):
         model = build()
         optimizer = OPTIMIZERS[name](model.parameters())
@@ -236,12 +245,12 @@ def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(name: str, before: i
                 model.heads["a"].bias[0] += torch.inf if broken and number == before else 0
             if broken or number != before:
                 outcome = train_step(model, optimizer, [make_pack()], make_settings())
-                assert bool(outcome.totals.isfinite().all()) == (not broken or number != before)
+                assert bool(outcome.told.isfinite().all()) == (not broken or number != before)
             with torch.no_grad():
                 model.heads["a"].bias.nan_to_num_(posinf=0.5)
                 model.heads["a"].bias[0] = 0.5
-        found.append(model.state_dict())
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+        results.append(model.state_dict())
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -251,14 +260,14 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_changes_nothing(name:
     for broken in (True, False):
         model = build()
         optimizer = OPTIMIZERS[name](model.parameters())
-        train_step(model, optimizer, [make_pack()], make_settings(clip=1.0))
+        train_step(model, optimizer, [make_pack()], make_settings(max_grad_norm=1.0))
         if broken:
             hook = model.heads["b"].weight.register_hook(lambda gradient: gradient * value)
-            outcome = train_step(model, optimizer, [make_pack()], make_settings(clip=1.0))
+            outcome = train_step(model, optimizer, [make_pack()], make_settings(max_grad_norm=1.0))
             hook.remove()
             assert math.isfinite(outcome.loss)
             assert not math.isfinite(outcome.norm)
-        train_step(model, optimizer, [make_pack()], make_settings(clip=1.0))
+        train_step(model, optimizer, [make_pack()], make_settings(max_grad_norm=1.0))
         weights.append(model.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
@@ -268,7 +277,12 @@ def test_the_losses_of_the_samples_come_with_their_seeds() -> None:
     with torch.no_grad():
         model.heads["a"].bias[0] = torch.inf
     outcome = train_step(model, torch.optim.SGD(model.parameters(), lr=0.5), split_pack(pack, 2), make_settings())
-    lost = {seed for seeds, losses in outcome.samples for seed, loss in zip(seeds.tolist(), losses.tolist()) if not math.isfinite(loss)}
+    lost = {
+        seed
+        for seeds, losses in outcome.samples
+        for seed, loss in zip(seeds.tolist(), losses.tolist())
+        if not math.isfinite(loss)
+    }
     assert lost == {seed for seed, (target, _) in zip(pack.seed.tolist(), TARGETS) if target >= 0}
 
 

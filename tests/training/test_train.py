@@ -16,13 +16,16 @@ from typing import Any
 
 import pytest
 import torch
-from cover.model.weights import find_release, load_release, read_config, steps_saved
+import yaml
 from safetensors.torch import load_file
 
 from cover import config
 from cover.datasets.index import index
 from cover.errors import UserError
-from cover.training.recipe import Augment, Checkpoints, Data, Distributed, Model, NonFinite, Optimizer, Recipe, Start
+from cover.model.backbones.timesformer import TimeSformerOptions
+from cover.model.heads import head_of
+from cover.model.release import find_release, load_release, read_config, steps_saved
+from cover.training.recipe import Augment, Checkpoints, Data, Distributed, NonFinite, Optimizer, Recipe, Start
 from cover.training.train import train
 
 MakeSet = Callable[..., Path]
@@ -30,7 +33,9 @@ ALL = ["kinetics", "ssv2", "moments", "imagenet"]
 
 
 def make_recipe(catalog: Path, out: Path, sets: list[str], **changes: Any) -> Recipe:
-    base = Recipe(Data(sets, str(catalog), frames=4), str(out), steps=3, batch=8, workers=0, log_every=1, evaluate_every=-1)
+    base = Recipe(
+        Data(sets, str(catalog), frames=4), str(out), steps=3, batch=8, workers=0, log_every=1, evaluate_every=-1
+    )
     return replace(base, **changes)
 
 
@@ -48,17 +53,21 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
     return str(error.value)
 
 
-# --- the three kinds of recipe ----------------------------------------------------------------------------------------------------
+# --- the three kinds of recipe ----------------------------------------------------------------------------------------
 
 
 def test_pretraining_then_cotraining_then_one_set_alone(sandbox: Path, tmp_path: Path) -> None:
-    images = make_recipe(sandbox, tmp_path / "images", ["imagenet"], model=Model(image_temporal="skip"), evaluate_every=0)
+    images = make_recipe(
+        sandbox, tmp_path / "images", ["imagenet"], model=TimeSformerOptions(image_temporal="skip"), evaluate_every=0
+    )
     pretrained = train(images)
     before = weights_of(pretrained)
     for name, value in before.items():
         if "temporal_attn.proj" in name:
             source = name.replace("temporal_attn", "attn")
-            assert not torch.equal(value, before[source]), "the spatial attention moved away from the untrained temporal one"
+            assert not torch.equal(value, before[source]), (
+                "the spatial attention moved away from the untrained temporal one"
+            )
         if "temporal_fc" in name:
             assert not value.any()
     (dev,) = log_of(pretrained, "dev")
@@ -67,19 +76,31 @@ def test_pretraining_then_cotraining_then_one_set_alone(sandbox: Path, tmp_path:
     start = Start(str(pretrained), "fresh")
     together = train(make_recipe(sandbox, tmp_path / "together", ALL, start=start, steps=4, batch=12))
     alone = train(make_recipe(sandbox, tmp_path / "alone", ["ssv2"], start=start))
-    assert [head.name for head in load_release(find_release(together))[0].head_list] == ALL
-    assert [head.name for head in load_release(find_release(alone))[0].head_list] == ["ssv2"]
+    assert [head.name for head in load_release(find_release(together)).head_list] == ALL
+    assert [head.name for head in load_release(find_release(alone)).head_list] == ["ssv2"]
     for run in (together, alone):
         moved = weights_of(run)
-        assert all(not torch.equal(moved[name], before[name]) for name in moved if name in before and "heads" not in name)
+        assert all(
+            not torch.equal(moved[name], before[name]) for name in moved if name in before and head_of(name) is None
+        )
         assert all(moved[name].any() for name in moved)
+
+
+def test_the_head_of_a_set_is_trained_whatever_its_name_in_a_mixture_of_images(sandbox: Path, tmp_path: Path) -> None:
+    entry = yaml.safe_load(sandbox.read_text(encoding="utf-8"))["imagenet"]
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text(yaml.safe_dump({"temporal_things": {**entry, "root": str(sandbox.parent / entry["root"])}}))
+    index(catalog, workers=0)
+    weights = weights_of(train(make_recipe(catalog, tmp_path / "run", ["temporal_things"])))
+    assert weights["heads.temporal_things.bias"].any()
+    assert not weights["backbone.blocks.0.temporal_fc.weight"].any()
 
 
 def test_the_log_says_what_was_drawn(sandbox: Path, tmp_path: Path) -> None:
     run = train(make_recipe(sandbox, tmp_path / "run", ALL, steps=5, batch=12))
     (start,) = log_of(run, "start")
     lines = log_of(run)
-    sizes = {name: about["train_samples"] for name, about in start["datasets"].items()}
+    sizes = {name: metadata["train_samples"] for name, metadata in start["datasets"].items()}
     images = round(12 * sizes["imagenet"] / sum(sizes.values()))
     assert start["groups"] == [{"frames": 4, "samples": 12 - images}, {"frames": 1, "samples": images}]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
@@ -94,8 +115,8 @@ def test_the_log_says_what_was_drawn(sandbox: Path, tmp_path: Path) -> None:
         assert line["samples_per_s"] > 0
         assert 0 <= line["wait_share"] <= 1
     assert lines[0]["loss"]["imagenet"] == pytest.approx(math.log(12), rel=0.03), "heads start near chance"
-    about = read_config(find_release(run))["about"]
-    assert (about["step"], about["frames"], set(about["datasets"])) == (5, 4, set(ALL))
+    metadata = read_config(find_release(run)).metadata
+    assert (metadata["step"], metadata["frames"], set(metadata["datasets"])) == (5, 4, set(ALL))
 
 
 def test_training_learns_what_can_be_learned_by_heart(make_set: MakeSet, tmp_path: Path) -> None:
@@ -107,29 +128,41 @@ def test_training_learns_what_can_be_learned_by_heart(make_set: MakeSet, tmp_pat
 
 
 def test_every_other_setting_at_once(sandbox: Path, tmp_path: Path) -> None:
-    sgd = Optimizer("sgd", lr=0.01, clip=0, schedule="constant")
+    sgd = Optimizer("sgd", lr=0.01, max_grad_norm=0, schedule="constant")
     recipe = make_recipe(
-        sandbox, tmp_path / "run", ["ssv2", "imagenet"], accumulation=2, precision="bf16", label_smoothing=0.1, optimizer=sgd,
-        model=Model(time="additive", image_temporal="skip", drop_path=0.2),
-    )  # fmt: skip
+        sandbox,
+        tmp_path / "run",
+        ["ssv2", "imagenet"],
+        accumulation=2,
+        precision="bf16",
+        label_smoothing=0.1,
+        optimizer=sgd,
+        model=TimeSformerOptions(time="additive", image_temporal="skip", drop_path=0.2),
+    )
     recipe = replace(recipe, data=replace(recipe.data, weights={"ssv2": 1, "imagenet": 3}, loss_weights={"ssv2": 2}))
     run = train(recipe)
     assert log_of(run)[-1]["rate_wanted"] == {"ssv2": 0.25, "imagenet": 0.75}
     assert all(math.isfinite(line["step_loss"]) for line in log_of(run))
-    assert weights_of(run)["time_embed"].any()
+    assert weights_of(run)["backbone.time_embed"].any()
     assert config.load(Recipe, run / "recipe.yaml") == recipe
 
 
 def test_loss_weights_count_in_the_step_and_not_in_the_means(sandbox: Path, tmp_path: Path) -> None:
     recipe = make_recipe(sandbox, tmp_path / "plain", ["ssv2", "imagenet"], steps=1)
-    weighed = replace(recipe, out=str(tmp_path / "weighed"), data=replace(recipe.data, loss_weights={"ssv2": 3.0, "imagenet": 0.0}))
+    weighed = replace(
+        recipe, out=str(tmp_path / "weighed"), data=replace(recipe.data, loss_weights={"ssv2": 3.0, "imagenet": 0.0})
+    )
     plain, changed = (log_of(train(one))[0] for one in (recipe, weighed))
     assert changed["loss"] == plain["loss"]
-    assert plain["step_loss"] == pytest.approx(sum(plain["seen"][name] / 8 * plain["loss"][name] for name in plain["loss"]), rel=1e-5)
+    assert plain["step_loss"] == pytest.approx(
+        sum(plain["seen"][name] / 8 * plain["loss"][name] for name in plain["loss"]), rel=1e-5
+    )
     assert changed["step_loss"] == pytest.approx(3 * plain["seen"]["ssv2"] / 8 * plain["loss"]["ssv2"], rel=1e-5)
 
 
-def test_a_file_lost_after_indexing_is_counted_and_named(make_set: MakeSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_lost_after_indexing_is_counted_and_named(
+    make_set: MakeSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     catalog = make_set({f"{letter}.mp4": letter for letter in "abcd"})
     (tmp_path / "mine" / "b.mp4").write_bytes(b"lost")
     run = train(make_recipe(catalog, tmp_path / "run", ["mine"], steps=2, batch=4, log_every=2))
@@ -137,12 +170,12 @@ def test_a_file_lost_after_indexing_is_counted_and_named(make_set: MakeSet, tmp_
     assert line["files_damaged"] == 2
     assert all("b.mp4: unreadable" in note for note in line["files"])
     assert line["seen"] == {"mine": 8}
-    told = capfd.readouterr().err.splitlines()
-    assert any(text.endswith(" GB  2 damaged") for text in told)
-    assert told[-1].startswith("2 draws were of damaged or unreadable files; ")
+    record = capfd.readouterr().err.splitlines()
+    assert any(text.endswith(" GB  2 damaged") for text in record)
+    assert record[-1].startswith("2 draws were of damaged or unreadable files; ")
 
 
-# --- stopping and going on --------------------------------------------------------------------------------------------------------
+# --- stopping and going on --------------------------------------------------------------------------------------------
 
 STEPS, SAVE_EVERY = 16, 4
 
@@ -167,12 +200,21 @@ def logged_steps(run: Path) -> int:
 
 @pytest.fixture(scope="module")
 def stopped(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Two runs of one recipe: one unbroken, and one killed after its first checkpoint, resumed, terminated and resumed again."""
+    """Two runs of one recipe: one unbroken, and one killed after its first checkpoint, resumed, terminated and resumed
+    again.
+    """
     folder = tmp_path_factory.mktemp("stopped")
     recipe = make_recipe(
-        sandbox, folder / "broken", ALL, steps=STEPS, save_every=SAVE_EVERY, workers=2,
-        model=Model(drop_path=0.2), augment=Augment(colour=0.3), optimizer=Optimizer(lr=2e-3),
-    )  # fmt: skip
+        sandbox,
+        folder / "broken",
+        ALL,
+        steps=STEPS,
+        save_every=SAVE_EVERY,
+        workers=2,
+        model=TimeSformerOptions(drop_path=0.2),
+        augment=Augment(colour=0.3),
+        optimizer=Optimizer(lr=2e-3),
+    )
     file, run = folder / "recipe.yaml", folder / "broken"
     file.write_text(config.dump(recipe), encoding="utf-8")
     unbroken = cover(str(file), "--out", str(folder / "unbroken"), "--workers", "0")
@@ -183,24 +225,27 @@ def stopped(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     killed.communicate(timeout=60)  # ends only when its workers have let go of the pipes: none of them may outlive it
     at_kill = steps_saved(run)[-1], logged_steps(run)
     with (run / "log.jsonl").open("a", encoding="utf-8") as log:
-        log.write('{"event": "train", "step": 15, "step_loss": 0}\n{"event": "train", "step": 1')  # beyond the checkpoint, and torn
-    found: dict[str, Any] = {"recipe": recipe, "run": run, "at_kill": at_kill}
+        # beyond the checkpoint, and torn
+        log.write('{"event": "train", "step": 15, "step_loss": 0}\n{"event": "train", "step": 1')
+    results: dict[str, Any] = {"recipe": recipe, "run": run, "at_kill": at_kill}
 
     terminated = cover(str(file), "--resume", "--workers", "0")
-    wait_for(terminated, lambda: is_resumed(run, found["at_kill"][0]))
+    wait_for(terminated, lambda: is_resumed(run, results["at_kill"][0]))
     terminated.send_signal(signal.SIGTERM)
     terminated.communicate()
-    found |= {"at_term": (steps_saved(run)[-1], logged_steps(run)), "term_code": terminated.returncode}
+    results |= {"at_term": (steps_saved(run)[-1], logged_steps(run)), "term_code": terminated.returncode}
 
     finished = cover(str(file), "--resume")
-    found |= {"out": finished.communicate(), "code": finished.returncode}
+    results |= {"out": finished.communicate(), "code": finished.returncode}
     unbroken.communicate()
-    return {**found, "unbroken": folder / "unbroken", "unbroken_code": unbroken.returncode}
+    return {**results, "unbroken": folder / "unbroken", "unbroken_code": unbroken.returncode}
 
 
 def is_resumed(run: Path, saved: int) -> bool:
     """Whether a step has been logged since the run went on from step `saved`."""
-    _, resumed, since = (run / "log.jsonl").read_text(encoding="utf-8").rpartition(f'{{"event": "start", "step": {saved},')
+    _, resumed, since = (
+        (run / "log.jsonl").read_text(encoding="utf-8").rpartition(f'{{"event": "start", "step": {saved},')
+    )
     return bool(resumed) and '"train"' in since
 
 
@@ -208,7 +253,8 @@ def test_resumed_runs_repeat_the_loss_sequence(stopped: dict[str, Any]) -> None:
     assert (stopped["unbroken_code"], stopped["code"]) == (0, 0), stopped["out"]
     timing = {"seconds", "samples_per_s", "tokens_per_s", "flops_per_s", "mfu", "memory_bytes", "wait_share", "shares"}
     broken, unbroken = (
-        [{k: v for k, v in line.items() if k not in timing} for line in log_of(stopped[run])] for run in ("run", "unbroken")
+        [{k: v for k, v in line.items() if k not in timing} for line in log_of(stopped[run])]
+        for run in ("run", "unbroken")
     )
     assert [line["step"] for line in broken] == list(range(1, STEPS + 1))
     assert broken == unbroken
@@ -265,7 +311,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(sandbox: Path, t
     assert len(log_of(run, "start")) == 1
 
 
-# --- what is wrong before the first step ------------------------------------------------------------------------------------------
+# --- what is wrong before the first step ------------------------------------------------------------------------------
 
 
 def test_a_full_folder_is_not_overwritten(trained: Path, sandbox: Path) -> None:
@@ -283,7 +329,12 @@ def test_nothing_to_resume(sandbox: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "changes"),
-    [("optimizer.lr", {"optimizer": Optimizer(lr=5e-4)}), ("steps", {"steps": 9}), ("data.frames", {"frames": 2}), ("seed", {"seed": 1})],
+    [
+        ("optimizer.lr", {"optimizer": Optimizer(lr=5e-4)}),
+        ("steps", {"steps": 9}),
+        ("data.frames", {"frames": 2}),
+        ("seed", {"seed": 1}),
+    ],
 )
 def test_a_changed_recipe_is_not_resumed(trained: Path, key: str, changes: dict[str, Any]) -> None:
     recipe = config.load(Recipe, trained / "recipe.yaml")
@@ -296,7 +347,7 @@ def test_a_changed_recipe_is_not_resumed(trained: Path, key: str, changes: dict[
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(sandbox: Path, tmp_path: Path) -> None:
-    wild = Optimizer("sgd", lr=1e6, warmup=0, clip=0, momentum=0)
+    wild = Optimizer("sgd", lr=1e6, warmup=0, max_grad_norm=0, momentum=0)
     recipe = make_recipe(sandbox, tmp_path / "run", ["imagenet"], steps=8, optimizer=wild, save_every=100)
     with pytest.raises(UserError, match=r"lower optimizer\.lr") as error:
         train(recipe)
@@ -339,20 +390,33 @@ def test_a_folder_that_cannot_be_made(sandbox: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"steps": 0}, "steps"), ({"seed": -1}, "seed"), ({"label_smoothing": 1.5}, "label_smoothing"), ({"frames": 0}, "data.frames"),
-        ({"alpha": math.nan}, "data.alpha"), ({"weights": {"ssv3": 1}}, "data.weights"),
+        ({"steps": 0}, "steps"),
+        ({"seed": -1}, "seed"),
+        ({"label_smoothing": 1.5}, "label_smoothing"),
+        ({"frames": 0}, "data.frames"),
+        ({"alpha": math.nan}, "data.alpha"),
+        ({"weights": {"ssv3": 1}}, "data.weights"),
         ({"loss_weights": {"ssv2": -1}}, "data.loss_weights"),
-        ({"sets": ["ssv2", "ssv2"]}, "data.sets"), ({"sets": []}, "data.sets"), ({"model": Model(drop_path=1)}, "model.drop_path"),
-        ({"model": Model(size=0)}, "model.size"), ({"optimizer": Optimizer(lr=-1)}, "optimizer.lr"),
-        ({"optimizer": Optimizer(betas=(0.9, 1.0))}, "optimizer.betas"), ({"optimizer": Optimizer(warmup=2)}, "optimizer.warmup"),
-        ({"optimizer": Optimizer(clip=-1)}, "optimizer.clip"), ({"augment": Augment(colour=2)}, "augment.colour"),
-        ({"checkpoints": Checkpoints(keep=0)}, "checkpoints.keep"), ({"checkpoints": Checkpoints(best="ssv3")}, "checkpoints.best"),
-        ({"nonfinite": NonFinite(budget=-1)}, "nonfinite.budget"), ({"distributed": Distributed(timeout=0)}, "distributed.timeout"),
+        ({"sets": ["ssv2", "ssv2"]}, "data.sets"),
+        ({"sets": []}, "data.sets"),
+        ({"model": TimeSformerOptions(drop_path=1)}, "model.drop_path"),
+        ({"model": TimeSformerOptions(size=0)}, "model.size"),
+        ({"optimizer": Optimizer(lr=-1)}, "optimizer.lr"),
+        ({"optimizer": Optimizer(betas=(0.9, 1.0))}, "optimizer.betas"),
+        ({"optimizer": Optimizer(warmup=2)}, "optimizer.warmup"),
+        ({"optimizer": Optimizer(max_grad_norm=-1)}, "optimizer.max_grad_norm"),
+        ({"augment": Augment(colour=2)}, "augment.colour"),
+        ({"checkpoints": Checkpoints(keep=0)}, "checkpoints.keep"),
+        ({"checkpoints": Checkpoints(best="ssv3")}, "checkpoints.best"),
+        ({"nonfinite": NonFinite(budget=-1)}, "nonfinite.budget"),
+        ({"distributed": Distributed(timeout=0)}, "distributed.timeout"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_values_out_of_range(changes: dict[str, Any], key: str) -> None:
-    of_data = {name: changes.pop(name) for name in ("frames", "alpha", "weights", "loss_weights", "sets") if name in changes}
+    of_data = {
+        name: changes.pop(name) for name in ("frames", "alpha", "weights", "loss_weights", "sets") if name in changes
+    }
     with pytest.raises(UserError, match=rf"^{key}[.:]") as error:
         Recipe(Data(**{"sets": ["ssv2"], **of_data}), "runs/x", **{"steps": 1, **changes})
     one_line(error)
@@ -363,6 +427,8 @@ def test_memory_that_is_used_up_is_one_line(sandbox: Path, tmp_path: Path, monke
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
     monkeypatch.setattr("cover.training.train.train_step", full)
-    recipe = Recipe(Data(["ssv2"], str(sandbox), frames=4), str(tmp_path / "run"), steps=2, batch=8, accumulation=2, workers=0)
+    recipe = Recipe(
+        Data(["ssv2"], str(sandbox), frames=4), str(tmp_path / "run"), steps=2, batch=8, accumulation=2, workers=0
+    )
     with pytest.raises(UserError, match=r"4 samples at once do not fit.*raise accumulation"):
         train(recipe)

@@ -17,7 +17,7 @@ from cover.mixture.loader import Member, SampleReader, packs
 from cover.mixture.pack import Pack, augment_uint8, split_pack
 from cover.mixture.schedule import Schedule, Source, rates_by, split_batch
 from cover.training.recipe import Augment, SetAugment
-from cover.transforms.base import Groups, Stage, Transform, sample_of_frame
+from cover.transforms.base import FrameGroups, Stage, Transform, sample_of_frame
 from cover.transforms.colour import ColourJitter
 from cover.transforms.erasing import RandomErasing
 from cover.transforms.randaugment import RandAugment
@@ -36,7 +36,7 @@ class Invert(Transform):
         return "inverted" if rng.random() < self.chance else "as it is"
 
     @staticmethod
-    def apply(frames: torch.Tensor, drawn: Any, groups: Groups) -> torch.Tensor:
+    def apply(frames: torch.Tensor, drawn: Any, groups: FrameGroups) -> torch.Tensor:
         inverted = torch.tensor([word == "inverted" for word in drawn])[sample_of_frame(groups, frames.device)]
         return torch.where(inverted.view(-1, 1, 1, 1), 255 - frames, frames)
 
@@ -51,7 +51,7 @@ class Dim(Transform):
         return torch.tensor(rng.random(), dtype=torch.float32)
 
     @staticmethod
-    def apply(frames: torch.Tensor, drawn: torch.Tensor, groups: Groups) -> torch.Tensor:
+    def apply(frames: torch.Tensor, drawn: torch.Tensor, groups: FrameGroups) -> torch.Tensor:
         return frames * drawn[sample_of_frame(groups, frames.device)].view(-1, 1, 1, 1)
 
 
@@ -65,7 +65,7 @@ class Blank(Transform):
         return torch.zeros(1)
 
     @staticmethod
-    def apply(frames: torch.Tensor, drawn: torch.Tensor, groups: Groups) -> torch.Tensor:
+    def apply(frames: torch.Tensor, drawn: torch.Tensor, groups: FrameGroups) -> torch.Tensor:
         return frames * drawn[sample_of_frame(groups, frames.device)].view(-1, 1, 1, 1)
 
 
@@ -94,8 +94,8 @@ def test_draws_become_pixels_stage_by_stage(read: Callable[..., Pack]) -> None:
     assert torch.equal(sample_of_frame(pack.groups, torch.device("cpu")), samples)
     words, factors = pack.drawn[Invert], pack.drawn[Dim]
     assert set(words) == {"inverted", "as it is"}
-    for number, found in zip(samples.tolist(), zip(plain.frames, pack.pixels(normalize), strict=True), strict=True):
-        before, after = found
+    for number, result in zip(samples.tolist(), zip(plain.frames, pack.pixels(normalize), strict=True), strict=True):
+        before, after = result
         turned = 255 - before if words[number] == "inverted" else before
         torch.testing.assert_close(after, normalize(turned / 255 * factors[number]))
     assert not read(Blank()).pixels(normalize).any()
@@ -118,9 +118,9 @@ def test_a_pack_moves_with_what_was_drawn(read: Callable[..., Pack]) -> None:
 
 def test_a_recipe_gives_every_data_set_the_same_transforms_with_its_own_settings() -> None:
     augment = Augment(colour=0.2, randaugment="m7-n4", sets={"b": SetAugment(colour=0.0, randaugment="")})
-    found = augment.transforms(["a", "b"])
-    assert found["a"] == (ColourJitter(0.2), RandAugment(7, 4))
-    assert found["b"] == (ColourJitter(0.0), RandAugment())
+    result = augment.transforms(["a", "b"])
+    assert result["a"] == (ColourJitter(0.2), RandAugment(7, 4))
+    assert result["b"] == (ColourJitter(0.0), RandAugment())
     assert augment.transforms(["b"])["b"] == (ColourJitter(0.0),), "what no data set uses is left out"
     (_, erasing) = replace(augment, erase=0.25, randaugment="").transforms(["a"])["a"]
     assert erasing == RandomErasing(0.25)

@@ -31,12 +31,12 @@ def test_saturation_then_brightness_then_contrast(seed: int, strength: float) ->
     pixels = np.random.default_rng(seed).random((3, 4, 5)).astype(np.float32)
     grey = np.tensordot([0.299, 0.587, 0.114], pixels, 1)
     wanted = ((grey + saturation * (pixels - grey)) * brightness - 0.5) * contrast + 0.5
-    (found,) = ColourJitter.apply(torch.from_numpy(pixels)[None], drawn[None], ((1, 1),)).numpy()
-    assert found == pytest.approx(wanted.clip(0, 1), abs=1e-5)
+    (result,) = ColourJitter.apply(torch.from_numpy(pixels)[None], drawn[None], ((1, 1),)).numpy()
+    assert result == pytest.approx(wanted.clip(0, 1), abs=1e-5)
 
 
 def test_every_frame_gets_the_map_of_its_sample() -> None:
     frames = torch.full((4, 3, 2, 2), 0.5)
     maps = torch.stack([factor * torch.eye(3, 4) for factor in (0.5, 1.0)])
-    found = ColourJitter.apply(frames, maps, ((1, 3), (1, 1)))
-    assert found.amax((1, 2, 3)).tolist() == found.amin((1, 2, 3)).tolist() == [0.25, 0.25, 0.25, 0.5]
+    result = ColourJitter.apply(frames, maps, ((1, 3), (1, 1)))
+    assert result.amax((1, 2, 3)).tolist() == result.amin((1, 2, 3)).tolist() == [0.25, 0.25, 0.25, 0.5]

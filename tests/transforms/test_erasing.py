@@ -33,9 +33,9 @@ def test_nothing_is_erased_without_a_chance() -> None:
 
 def test_pixels_by_hand() -> None:
     frames = torch.arange(1.0, 5).view(4, 1, 1, 1).expand(4, 3, 6, 8).clone()
-    found = RandomErasing.apply(frames, torch.tensor([[1, 2, 4, 5], [0, 0, 0, 0]]), ((1, 3), (1, 1)))
-    assert torch.equal(found[3], frames[3])
+    result = RandomErasing.apply(frames, torch.tensor([[1, 2, 4, 5], [0, 0, 0, 0]]), ((1, 3), (1, 1)))
+    assert torch.equal(result[3], frames[3])
     for frame in range(3):
-        assert not found[frame, :, 2:5, 1:4].any()
-        assert int((found[frame] == 0).sum()) == 3 * 3 * 3
+        assert not result[frame, :, 2:5, 1:4].any()
+        assert int((result[frame] == 0).sum()) == 3 * 3 * 3
     assert frames.all(), "the frames given stay as they are"

@@ -26,13 +26,13 @@ def make_mix() -> Mix:
 
 def test_pixels_by_hand() -> None:
     frames = frames_of_a_pack()
-    found, partner, lam = Mixup.apply(frames, make_mix(), torch.ones(6), GROUPS)
-    torch.testing.assert_close(found[:3], 0.7 * frames[:3] + 0.3 * frames[3:6], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found[3:6], 0.7 * frames[3:6] + 0.3 * frames[:3], rtol=1e-6, atol=1e-6)
+    result, partner, lam = Mixup.apply(frames, make_mix(), torch.ones(6), GROUPS)
+    torch.testing.assert_close(result[:3], 0.7 * frames[:3] + 0.3 * frames[3:6], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(result[3:6], 0.7 * frames[3:6] + 0.3 * frames[:3], rtol=1e-6, atol=1e-6)
     wanted = frames[6].clone()
     wanted[:, :HALF, :HALF] = frames[7][:, :HALF, :HALF]
-    assert torch.equal(found[6], wanted)
-    assert torch.equal(found[8:], frames[8:])
+    assert torch.equal(result[6], wanted)
+    assert torch.equal(result[8:], frames[8:])
     assert partner.tolist() == [1, 0, 3, 2, 4, 5]
     assert lam.tolist() == pytest.approx([0.3, 0.3, 0.25, 0.25, 0, 0])
 
@@ -41,10 +41,10 @@ def test_pixels_by_hand() -> None:
 def test_where_a_partner_could_not_be_read_nothing_is_mixed(lost: int) -> None:
     frames, weight = frames_of_a_pack(), torch.ones(6)
     weight[lost] = 0
-    found, _, lam = Mixup.apply(frames, make_mix(), weight, GROUPS)
+    result, _, lam = Mixup.apply(frames, make_mix(), weight, GROUPS)
     pair, others = (slice(0, 6), slice(6, 8)) if lost == 0 else (slice(6, 8), slice(0, 6))
-    assert torch.equal(found[pair], frames[pair])
-    assert not torch.equal(found[others], frames[others])
+    assert torch.equal(result[pair], frames[pair])
+    assert not torch.equal(result[others], frames[others])
     assert lam[lost] == lam[lost ^ 1] == 0
 
 

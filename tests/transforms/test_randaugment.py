@@ -16,9 +16,11 @@ from cover.transforms.randaugment import Operations, RandAugment, affine_matrix,
 
 SIDE = 40
 ENHANCE = {
-    "colour": ImageEnhance.Color, "contrast": ImageEnhance.Contrast, "brightness": ImageEnhance.Brightness,
+    "colour": ImageEnhance.Color,
+    "contrast": ImageEnhance.Contrast,
+    "brightness": ImageEnhance.Brightness,
     "sharpness": ImageEnhance.Sharpness,
-}  # fmt: skip
+}
 
 
 def picture(seed: int, low: int = 20, high: int = 230) -> Tensor:
@@ -33,13 +35,13 @@ def picture(seed: int, low: int = 20, high: int = 230) -> Tensor:
 
 def by_pillow(name: str, amount: float, frame: Tensor) -> Tensor:
     image = Image.fromarray(frame.permute(1, 2, 0).numpy())
-    made: dict[str, Callable[[], Image.Image]] = {
+    outputs: dict[str, Callable[[], Image.Image]] = {
         "autocontrast": lambda: ImageOps.autocontrast(image),
         "equalize": lambda: ImageOps.equalize(image),
         "solarize": lambda: ImageOps.solarize(image, int(amount)),
         "posterize": lambda: ImageOps.posterize(image, int(amount)),
     }
-    result = ENHANCE[name](image).enhance(amount) if name in ENHANCE else made[name]()
+    result = ENHANCE[name](image).enhance(amount) if name in ENHANCE else outputs[name]()
     return torch.from_numpy(np.array(result)).permute(2, 0, 1)
 
 
@@ -74,10 +76,10 @@ def test_the_same_generator_draws_the_same() -> None:
 
 
 def test_every_operation_comes_and_none_mirrors() -> None:
-    found = draws("m10-n4-p1", 600)
-    assert {name for each in found if each for name, _ in each.colour} == set(randaugment.COLOUR)
-    matrices = [np.array(each.affine).reshape(2, 3) for each in found if each and each.affine]
-    assert 0.6 < len(matrices) / len(found) < 0.95  # 1 - (9/14)^4 = 0.83
+    result = draws("m10-n4-p1", 600)
+    assert {name for each in result if each for name, _ in each.colour} == set(randaugment.COLOUR)
+    matrices = [np.array(each.affine).reshape(2, 3) for each in result if each and each.affine]
+    assert 0.6 < len(matrices) / len(result) < 0.95  # 1 - (9/14)^4 = 0.83
     assert all(np.linalg.det(matrix[:, :2]) > 0.3 for matrix in matrices)
     ways = {tuple(np.sign(matrix[:, 2])) for matrix in matrices}
     assert ways >= {(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)}
@@ -114,8 +116,8 @@ def test_geometric_operations_at_their_published_limits(magnitude: int) -> None:
         rows = [(cos, sin, 0, -sin, cos, 0), (1, sign * shear, 0, 0, 1, 0), (1, 0, 0, sign * shear, 1, 0)]
         rows += [(1, 0, sign * move, 0, 1, 0), (1, 0, 0, 0, 1, sign * move)]
         wanted |= {tuple(np.round(row, 9) + 0.0) for row in rows}
-    found = {tuple(np.round(each.affine, 9) + 0.0) for each in draws(f"m{magnitude}-n1-p1") if each and each.affine}
-    assert found == wanted
+    results = {tuple(np.round(each.affine, 9) + 0.0) for each in draws(f"m{magnitude}-n1-p1") if each and each.affine}
+    assert results == wanted
 
 
 @pytest.mark.parametrize(("magnitude", "pixels"), [(10, 18), (5, 9)])
@@ -128,23 +130,26 @@ def test_a_translation_moves_by_45_percent_of_the_side_at_the_limit(magnitude: i
     moves = [each for each in operations if (each.affine or ())[2] or (each.affine or ())[5]]
     assert len(moves) == 4
     for wanted in shifted:
-        found = [RandAugment.apply(frame[None], (each,), ((1, 1),))[0].numpy() for each in moves]
-        assert sum(np.array_equal(moved, wanted) for moved in found) == 1
+        results = [RandAugment.apply(frame[None], (each,), ((1, 1),))[0].numpy() for each in moves]
+        assert sum(np.array_equal(moved, wanted) for moved in results) == 1
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
     ("name", "amount"),
     [
-        ("autocontrast", 0), ("equalize", 0), ("solarize", 256), ("solarize", 100),
+        ("autocontrast", 0),
+        ("equalize", 0),
+        ("solarize", 256),
+        ("solarize", 100),
         *(("posterize", bits) for bits in (4, 7, 8)),
         *((name, amount) for name in ENHANCE for amount in (0.1, 0.55, 1.0, 1.63, 1.9)),
     ],
-)  # fmt: skip
+)
 def test_colour_operations_are_pillow_s(name: str, amount: float, seed: int) -> None:
     frame = picture(seed)
-    (found,) = apply_operations(frame[None, None], [Operations(None, ((name, float(amount)),))])
-    assert (found[0].int() - by_pillow(name, amount, frame).int()).abs().max() <= 1
+    (result,) = apply_operations(frame[None, None], [Operations(None, ((name, float(amount)),))])
+    assert (result[0].int() - by_pillow(name, amount, frame).int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", ["autocontrast", "equalize"])
@@ -159,7 +164,7 @@ MOVES = [("rotate", 0.7), ("rotate", -1), ("shear_x", 1), ("shear_y", -0.5), ("t
 @pytest.mark.parametrize(("name", "fraction"), MOVES)
 def test_geometric_operations_are_pillow_s(name: str, fraction: float) -> None:
     frame, matrix = picture(3), affine_matrix(name, fraction)
-    (found,) = apply_operations(frame[None, None], [Operations(tuple(matrix[:2].ravel()), ())])
+    (result,) = apply_operations(frame[None, None], [Operations(tuple(matrix[:2].ravel()), ())])
     half = SIDE / 2  # Pillow counts in pixels from the corner, the map in half sides from the middle
     to_unit = np.array([[1 / half, 0, -1], [0, 1 / half, -1], [0, 0, 1]])
     pixels = np.linalg.inv(to_unit) @ matrix @ to_unit
@@ -174,26 +179,26 @@ def test_geometric_operations_are_pillow_s(name: str, fraction: float) -> None:
     inside = torch.from_numpy(((source > 1) & (source < SIDE - 1)).all(0).reshape(SIDE, SIDE))
     outside = torch.from_numpy(((source < -1) | (source > SIDE + 1)).any(0).reshape(SIDE, SIDE))
     assert inside.float().mean() > 0.4
-    assert (found[0].int() - wanted).abs()[:, inside].max() <= 1
-    assert (found[0][:, outside] == randaugment.FILL).all()
+    assert (result[0].int() - wanted).abs()[:, inside].max() <= 1
+    assert (result[0][:, outside] == randaugment.FILL).all()
 
 
 def test_colour_operations_follow_each_other_after_the_map() -> None:
     frame = picture(5)
     matrix = affine_matrix("translate_x", 0.5) @ affine_matrix("rotate", 0.3)
     both = Operations(tuple(matrix[:2].ravel()), (("posterize", 5.0), ("solarize", 90.0)))
-    (found,) = apply_operations(frame[None, None], [both])
+    (result,) = apply_operations(frame[None, None], [both])
     (moved,) = apply_operations(frame[None, None], [Operations(both.affine, ())])
     wanted = by_pillow("solarize", 90, by_pillow("posterize", 5, moved[0]))
-    assert torch.equal(found[0], wanted)
+    assert torch.equal(result[0], wanted)
 
 
 @pytest.mark.parametrize("name", ["autocontrast", "equalize", "contrast", "sharpness"])
 def test_equal_frames_stay_equal_and_unlike_ones_are_changed_by_one_map(name: str) -> None:
     operations = [Operations((0.9, 0.1, 0.0, -0.1, 0.9, 0.1), ((name, 1.5),))]
     still = picture(1).expand(1, 3, 3, SIDE, SIDE)
-    found = apply_operations(still, operations)
-    assert (found == found[:, :1]).all()
+    result = apply_operations(still, operations)
+    assert (result == result[:, :1]).all()
     dark, light = picture(1, 10, 60), picture(2, 100, 250)
     together = apply_operations(torch.stack([dark, light])[None], operations)
     apart = apply_operations(dark[None, None], operations)
@@ -213,8 +218,8 @@ def test_each_of_many_samples_gets_its_own_amounts() -> None:
 def test_samples_without_operations_are_not_touched() -> None:
     frames, groups = torch.stack([picture(number) for number in range(10)]), ((2, 3), (4, 1))
     each = Operations((0.9, 0.1, 0.0, -0.1, 0.9, 0.1), (("solarize", 50.0), ("colour", 0.3)))
-    found = RandAugment.apply(frames, (None, each, None, None, each, None), groups)
-    same = [(a == b).all().item() for a, b in zip(found, frames, strict=True)]
+    result = RandAugment.apply(frames, (None, each, None, None, each, None), groups)
+    same = [(a == b).all().item() for a, b in zip(result, frames, strict=True)]
     assert same == [True] * 3 + [False] * 3 + [True, True, False, True]
-    assert torch.equal(found[3:6], apply_operations(frames[3:6][None], [each])[0])
+    assert torch.equal(result[3:6], apply_operations(frames[3:6][None], [each])[0])
     assert RandAugment.apply(frames, (None,) * 6, groups) is frames

@@ -10,22 +10,38 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cover import __version__
-from cover.cli import data, study, train, use
+from cover.cli import data_commands, study_commands, train_commands, use_commands
 from cover.cli.command import Command
 from cover.errors import UserError
 from cover.machine import reuse_memory
 
 # In the order of the help.
 COMMANDS = (
-    data.sandbox, data.index, data.overlap, data.prepare,
-    train.train, study.add, train.plan, train.describe,
-    use.evaluate, study.transfer, study.study, use.predict, use.explain, use.serve, use.import_weights, use.export,
-    data.doctor, study.demo,
-)  # fmt: skip
+    data_commands.sandbox,
+    data_commands.index,
+    data_commands.overlap,
+    data_commands.prepare,
+    train_commands.train,
+    study_commands.add,
+    train_commands.plan,
+    train_commands.describe,
+    use_commands.evaluate,
+    study_commands.transfer,
+    study_commands.study,
+    use_commands.predict,
+    use_commands.explain,
+    use_commands.serve,
+    use_commands.import_weights,
+    use_commands.export,
+    data_commands.doctor,
+    study_commands.demo,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 done but not all input was usable, 2 wrong use, 130/143 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 done but not all input was usable, 2 wrong use, 130/143
+    interrupted.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be valid text
     command, args = _parse(arguments)
@@ -70,14 +86,19 @@ class _OneLineParser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="cover", description="Co-train one video transformer on several video and image data sets.")
+    parser = _OneLineParser(
+        prog="cover", description="Co-train one video transformer on several video and image data sets."
+    )
     parser.add_argument("--version", action="version", version=f"cover {__version__}")
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         own = parsers.add_parser(
-            command.name, help=command.help, description=command.help, epilog=f"example:\n  {command.example}",
+            command.name,
+            help=command.help,
+            description=command.help,
+            epilog=f"example:\n  {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+        )
         for add_argument in command.arguments:
             add_argument(own)
     return parser

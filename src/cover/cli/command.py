@@ -24,14 +24,17 @@ class Command(NamedTuple):  # the import of dataclasses would be a tenth of the 
     example: str
     arguments: tuple[Argument, ...]
     run: Function
-    overrides: bool  # whether keys of a recipe or a study may follow, as `--optimizer.lr 3e-4`; they are in `args.overrides`
+    # whether keys of a recipe or a study may follow, as `--optimizer.lr 3e-4`; they are in `args.overrides`
+    overrides: bool
     computes: bool  # whether it runs a network
 
 
 def command(
     name: str, help: str, example: str, *arguments: Argument, overrides: bool = False, computes: bool = False
 ) -> Callable[[Function], Command]:
-    """Declares the function below it as a command: `name`, one line of `help`, an example of its use, and its arguments."""
+    """Declares the function below it as a command: `name`, one line of `help`, an example of its use, and its
+    arguments.
+    """
     return lambda run: Command(name, help, example, arguments, run, overrides, computes)
 
 
@@ -40,7 +43,7 @@ def argument(*names: str, **settings: Any) -> Argument:
     return lambda parser: parser.add_argument(*names, **settings)
 
 
-# --- arguments of several commands -----------------------------------------------------------------------------------------------
+# --- arguments of several commands ------------------------------------------------------------------------------------
 
 
 def whole(lowest: int, highest: int | None = None) -> Callable[[str], int]:
@@ -70,19 +73,27 @@ WORKERS = workers_option()
 DEVICE = argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
 CATALOG = argument("--catalog", type=Path, default=Path("catalog.yaml"), help="default: catalog.yaml")
 NAMES = argument("names", metavar="NAME", nargs="*", help="only these data sets")
-ENGINE = argument("--engine", choices=["pool", "ray"], default="pool", help="processes of this machine, or a Ray cluster")
+ENGINE = argument(
+    "--engine", choices=["pool", "ray"], default="pool", help="processes of this machine, or a Ray cluster"
+)
 ONE_HEAD = argument("--head", action="append", help="only this head (may be given again)")
-DECODER = argument("--decoder", default="pyav", choices=["pyav", "torchcodec", "torchcodec_cuda"], help="of videos (default: pyav)")
+DECODER = argument(
+    "--decoder", default="pyav", choices=["pyav", "torchcodec", "torchcodec_cuda"], help="of videos (default: pyav)"
+)
 
 
 def checkpoint(*names: str, **settings: Any) -> Argument:
     """A checkpoint on this machine."""
-    return argument(*names, metavar="CHECKPOINT", type=Path, **{"help": "a run, a checkpoint or a release folder", **settings})
+    return argument(
+        *names, metavar="CHECKPOINT", type=Path, **{"help": "a run, a checkpoint or a release folder", **settings}
+    )
 
 
 def checkpoint_or_hub() -> Argument:
     """A checkpoint on this machine or the Hub."""
-    return argument("checkpoint", metavar="CHECKPOINT", help="a run, a checkpoint, a release folder or a Hub id (owner/name)")
+    return argument(
+        "checkpoint", metavar="CHECKPOINT", help="a run, a checkpoint, a release folder or a Hub id (owner/name)"
+    )
 
 
 def count_workers(args: Namespace) -> int:
@@ -108,7 +119,7 @@ def read_pairs(option: str, texts: list[str], form: str) -> dict[str, str]:
     return pairs
 
 
-# --- results ---------------------------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def give(results: Any, target: str | None, show: Callable[[], object]) -> None:

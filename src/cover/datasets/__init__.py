@@ -1,1 +1,1 @@
-"""What lies on disk, as a manifest: catalog, adapters, index."""
+"""From what lies on disk to manifests."""

@@ -1,21 +1,136 @@
-"""The catalog: the data sets of this machine, where they lie and how each is read. A YAML file, checked key by key."""
+"""Catalogs: which data sets a machine has, where they lie, and how their clips are sampled.
+
+A catalog is a YAML file, name -> entry. What an entry leaves out has a default by format: the place of the annotation
+lists, the kind of media, clip sampling, evaluation views and flips. Sampling and views are those of the articles:
+TimeSformer reads Kinetics densely and Something-Something by segments, one clip by three crops; a Moments clip lasts 3
+s and is read whole. The formats `folder`, `csv` and `list` use segments, which fit clips of any length.
+Something-Something is not flipped unless the catalog says `swap`, because its labels name left and right.
+"""
 
 from __future__ import annotations
 
+import csv
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from cover.datasets.conventions import CONVENTIONS, Convention, convention_of, find_annotations, guess_media
-from cover.datasets.files import unpack_hint
-from cover.datasets.manifest import SPLITS, Media
+from cover.datasets.files import media_of, subfolders, unpack_hint, walk
+from cover.datasets.manifest import SPLITS
 from cover.errors import UserError, nearest
-from cover.media.clips import Sampling, Views
+from cover.media.sampling import Sampling, Views
+from cover.media.source import Media
 from cover.yaml_files import is_null, read_yaml, resolve, show
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Defaults of a format. `lists`: split -> paths below the root, the first that exists is taken; `media` None: it
+    varies.
+    """
+
+    lists: dict[str, tuple[str, ...]]
+    media: Media | None
+    sampling: str = "segments"
+    views: str = "1x3"
+    flip: Literal["allow", "never", "swap"] = "allow"
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+
+    @property
+    def looked_for(self) -> list[str]:
+        return list(dict.fromkeys(chain.from_iterable(self.lists.values())))
+
+
+_SSV2 = "something-something-v2-"
+_FOLDERS = {"train": ("train",), "dev": ("dev",), "val": ("val", "validation", "valid"), "test": ("test",)}
+CONVENTIONS: dict[str, Convention] = {
+    "kinetics": Convention(
+        {
+            "train": ("annotations/train.csv", "train.csv"),
+            "val": ("annotations/val.csv", "val.csv", "annotations/validate.csv", "validate.csv"),
+            "test": ("annotations/test.csv", "test.csv"),
+        },
+        "video",
+        sampling="dense",
+    ),
+    "ssv2": Convention(
+        {
+            "train": (f"{_SSV2}train.json", f"labels/{_SSV2}train.json", "labels/train.json", "train.json"),
+            "val": (
+                f"{_SSV2}validation.json",
+                f"labels/{_SSV2}validation.json",
+                "labels/validation.json",
+                "validation.json",
+            ),
+            "test": (f"{_SSV2}test.json", f"labels/{_SSV2}test.json", "labels/test.json", "test.json"),
+        },
+        "video",
+        flip="never",
+        crop_scale=(0.5, 1.0),
+    ),
+    "moments": Convention({"train": ("trainingSet.csv",), "val": ("validationSet.csv",)}, "video", sampling="whole"),
+    "imagenet": Convention(
+        {"train": ("train", "ILSVRC/Data/CLS-LOC/train"), "val": ("val", "ILSVRC/Data/CLS-LOC/val")}, "image"
+    ),
+    "folder": Convention(_FOLDERS, None),
+    "csv": Convention({split: (f"{split}.csv",) for split in _FOLDERS}, None),
+    "list": Convention(
+        {split: (f"{split}.txt", f"annotations/{split}.txt", f"{split}.csv") for split in _FOLDERS}, None
+    ),
+    "splits": Convention(
+        {
+            "train": ("ucfTrainTestlist/trainlist01.txt", "trainlist01.txt", "testTrainMulti_7030_splits"),
+            "test": ("ucfTrainTestlist/testlist01.txt", "testlist01.txt", "testTrainMulti_7030_splits"),
+        },
+        "video",
+    ),
+    "prepared": Convention({}, None),
+}
+
+
+def convention_of(form: str) -> Convention:
+    """Defaults of a format. One of the user's own (`FILE.py:FUNCTION`) has none but the general ones."""
+    return CONVENTIONS.get(form, Convention({}, None))
+
+
+def find_annotations(form: str, root: Path) -> dict[str, str]:
+    """Split -> absolute path of the lists (or folders) that lie where the format has them. A `folder` set that has
+    class folders but no split folders is all train, as is an `imagenet` one (21k).
+    """
+    results = {}
+    for split, places in convention_of(form).lists.items():
+        for place in places:
+            if split not in results and (root / place).exists():
+                results[split] = str(root / place)
+    if not results and any(
+        form == "folder" or (form == "imagenet" and re.fullmatch(r"n\d{8}", name)) for name in subfolders(root)
+    ):
+        return {"train": str(root)}
+    return results
+
+
+def guess_media(annotations: dict[str, str]) -> Media | None:
+    """Videos or images, by the ending of the first file that has a telling one; None where none has."""
+    for place in annotations.values():
+        samples = walk(place, None) if Path(place).is_dir() else _cells(Path(place))
+        for sample in islice(samples, 1000):
+            if media := media_of(sample):
+                return media
+    return None
+
+
+def _cells(file: Path) -> Iterator[str]:
+    """The words of a list, for their endings only; whether it is a sound list is for its adapter to say."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
+            yield from (word for cells in csv.reader(lines) for cell in cells for word in cell.split())
+    except (OSError, csv.Error):
+        return
+
 
 Flip = Literal["allow", "never", "swap"]
 _PUBLISHED = ("kinetics", "ssv2", "moments", "imagenet")  # formats whose ids mean the same in every copy
@@ -27,11 +142,11 @@ _REQUIRED: Any = object()
 class DatasetSpec:
     """One data set of a catalog, its defaults filled in.
 
-    `format`: one of `CONVENTIONS`, or `FILE.py:FUNCTION` with an absolute path.
-    `annotations`: split -> path (an absolute one) of a list, or of a folder of class folders. `classes`: path of a file with one name
-    per line, if given. `flip`: horizontal flips allowed, never made, or made with left/right classes swapped. `crop_scale`: the area
-    range of a random-resized crop. `dev`: the fraction of train to carve out. `source`: the csv column that gives the source id.
-    `separator`: what parts the classes in one cell of a multi-label csv file.
+    `format`: one of `CONVENTIONS`, or `FILE.py:FUNCTION` with an absolute path. `annotations`: split -> path (an
+    absolute one) of a list, or of a folder of class folders. `classes`: path of a file with one name per line, if
+    given. `flip`: horizontal flips allowed, never made, or made with left/right classes swapped. `crop_scale`: the area
+    range of a random-resized crop. `dev`: the fraction of train to carve out. `source`: the csv column that gives the
+    source id. `separator`: what parts the classes in one cell of a multi-label csv file.
     """
 
     name: str
@@ -56,8 +171,9 @@ class DatasetSpec:
 
     @property
     def scope(self) -> str:
-        """Within what its source ids mean the same: the format where a publisher gives them, else a digest of the root, below which a
-        path or a column of one's own means something."""
+        """Within what its source ids mean the same: the format where a publisher gives them, else a digest of the root,
+        below which a path or a column of one's own means something.
+        """
         if self.format in _PUBLISHED:
             return self.format
         return f"root {sha256(os.path.normpath(self.root).encode(errors='surrogateescape')).hexdigest()[:16]}"
@@ -95,11 +211,13 @@ def load_catalog(path: str | Path) -> Catalog:
     return Catalog(path, {name: _within_reach(path, name, keys) for name, keys in tree.items()})
 
 
-def _within_reach(path: Path, name: str, given: Any) -> DatasetSpec:
+def _within_reach(path: Path, name: str, value: Any) -> DatasetSpec:
     try:
-        return _read_spec(path, name, given)
+        return _read_spec(path, name, value)
     except PermissionError as error:
-        raise UserError(f"{path.name}: {name}: {error.filename} cannot be read: {error.strerror}; is its folder readable?") from None
+        raise UserError(
+            f"{path.name}: {name}: {error.filename} cannot be read: {error.strerror}; is its folder readable?"
+        ) from None
 
 
 class _Keys:
@@ -122,16 +240,29 @@ class _Keys:
             raise self.wrong(key, str(error)) from None
 
 
-_KNOWN = ("format", "root", "annotations", "media", "classes", "flip", "sampling", "views", "crop_scale", "dev", "source", "separator")
+_KNOWN = (
+    "format",
+    "root",
+    "annotations",
+    "media",
+    "classes",
+    "flip",
+    "sampling",
+    "views",
+    "crop_scale",
+    "dev",
+    "source",
+    "separator",
+)
 
 
-def _read_spec(path: Path, name: str, given: Any) -> DatasetSpec:
+def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec:
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII):
         raise UserError(f"{path.name}: {name!r} cannot name a data set: use letters, digits, _ and -")
-    if not isinstance(given, dict):
-        raise UserError(f"{path.name}: {name}: expected keys such as format and root, got {show(given)}")
-    keys = _Keys(f"{path.name}: {name}", given)
-    for key in given:
+    if not isinstance(values, dict):
+        raise UserError(f"{path.name}: {name}: expected keys such as format and root, got {show(values)}")
+    keys = _Keys(f"{path.name}: {name}", values)
+    for key in values:
         if key not in _KNOWN:
             raise keys.wrong(key, f"unknown key{nearest(key, _KNOWN)}")
     form = keys.take("format", _format_in(path.parent))
@@ -141,7 +272,11 @@ def _read_spec(path: Path, name: str, given: Any) -> DatasetSpec:
     media = _media(keys, form, annotations)
     classes = keys.take("classes", _text, None)
     return DatasetSpec(
-        name=name, format=form, root=root, media=media, annotations=annotations,
+        name=name,
+        format=form,
+        root=root,
+        media=media,
+        annotations=annotations,
         classes=str(root / classes) if classes else None,
         flip=keys.take("flip", _one_of(("allow", "never", "swap")), convention.flip),
         sampling=keys.take("sampling", lambda value: Sampling.parse(_text(value)), Sampling.parse(convention.sampling)),
@@ -150,22 +285,24 @@ def _read_spec(path: Path, name: str, given: Any) -> DatasetSpec:
         dev=keys.take("dev", _fraction, 0.0 if "dev" in annotations or form == PREPARED else 0.05),
         source=keys.take("source", _text, None),
         separator=keys.take("separator", _text, "|"),
-    )  # fmt: skip
+    )
 
 
 def _annotations(keys: _Keys, form: str, root: Path) -> dict[str, str]:
-    given = keys.take("annotations", _paths, None)
-    found = find_annotations(form, root) if given is None else {split: str(root / file) for split, file in given.items()}
-    if not found and not root.is_dir():
+    value = keys.take("annotations", _paths, None)
+    result = (
+        find_annotations(form, root) if value is None else {split: str(root / file) for split, file in value.items()}
+    )
+    if not result and not root.is_dir():
         raise keys.wrong("root", f"{root} {'is not a folder' if root.exists() else 'does not exist'}")
-    if not found:
+    if not result:
         places = ", ".join(convention_of(form).looked_for)
         hint = unpack_hint(root)
         problem = f"not given, and {root} has none of {places}" if places else "missing; this format needs them"
         raise keys.wrong("annotations", problem + (hint and f"; {hint}"))
-    if "dev" in found and keys.take("dev", _fraction, 0.0):
+    if "dev" in result and keys.take("dev", _fraction, 0.0):
         raise keys.wrong("dev", "annotations give a dev split already; drop one of the two")
-    return found
+    return result
 
 
 def _media(keys: _Keys, form: str, annotations: dict[str, str]) -> Media:

@@ -1,7 +1,7 @@
-"""Which training rows must not be trained on, because they are also in an evaluation split? A file beside the manifests.
+"""Training rows that are also in an evaluation split, kept in a file beside the manifests.
 
-`cover overlap` writes it and `cover train` reads it. It holds the digests of the manifests that it was made from: it is of no use once
-one of them has changed.
+`cover overlap` writes it and `cover train` reads it. It holds the digests of the manifests that it was made from: it is
+of no use once one of them has changed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cover.datasets.catalog import Catalog
-from cover.datasets.fingerprints import write_arrow
 from cover.datasets.manifest import open_manifest
+from cover.datasets.phash import write_arrow
 from cover.errors import UserError
 
-NAME = "exclusions.arrow"
+EXCLUSIONS_FILE = "exclusions.arrow"
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Row `row` of the train manifest of `dataset` matches a row of another split, by `reason` (source, file or frames)."""
+    """Row `row` of the train manifest of `dataset` matches a row of another split, by `reason` (source, file or
+    frames).
+    """
 
     dataset: str
     row: int
@@ -43,15 +45,19 @@ _TYPES = {"row": pa.int64()}
 
 def exclusions_path(catalog: Catalog) -> Path:
     """Where `cover train` looks for the list."""
-    return catalog.path.parent / "manifests" / NAME
+    return catalog.path.parent / "manifests" / EXCLUSIONS_FILE
 
 
-def write_exclusions(path: Path, found: Iterable[Exclusion], digests: Mapping[str, str], kinds: Sequence[str]) -> None:
+def write_exclusions(
+    path: Path, results: Iterable[Exclusion], digests: Mapping[str, str], kinds: Sequence[str]
+) -> None:
     """Write the list. `digests`: manifest file name -> digest, of every manifest that was compared."""
-    about = {"exclusions": 1, "manifests": dict(digests), "kinds": list(kinds)}
+    metadata = {"exclusions": 1, "manifests": dict(digests), "kinds": list(kinds)}
     names = [field.name for field in fields(Exclusion)]
-    schema = pa.schema([(name, _TYPES.get(name, pa.string())) for name in names], metadata={"cover": json.dumps(about)})
-    columns = list(zip(*(vars(item).values() for item in found))) or [()] * len(names)
+    schema = pa.schema(
+        [(name, _TYPES.get(name, pa.string())) for name in names], metadata={"cover": json.dumps(metadata)}
+    )
+    columns = list(zip(*(vars(item).values() for item in results))) or [()] * len(names)
     write_arrow(path, pa.table([pa.array(c, field.type) for c, field in zip(columns, schema)], schema=schema))
 
 
@@ -59,32 +65,33 @@ def read_exclusions(path: Path) -> tuple[list[Exclusion], dict[str, Any]]:
     """The list, and what it was made from: `manifests` and `kinds`. Raises UserError where it is none."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        about = json.loads(table.schema.metadata[b"cover"])
+        metadata = json.loads(table.schema.metadata[b"cover"])
         rows = [Exclusion(*values) for values in zip(*(column.to_pylist() for column in table.columns))]
-        return rows, {"manifests": about["manifests"], "kinds": about["kinds"]}
+        return rows, {"manifests": metadata["manifests"], "kinds": metadata["kinds"]}
     except (pa.ArrowInvalid, OSError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a list of exclusions ({error}); run `cover overlap` again") from None
 
 
 def excluded_rows(catalog: Catalog, names: Iterable[str]) -> dict[str, npt.NDArray[np.int64]] | None:
-    """The train rows, int64 ascending, to be left out of each of the data sets `names`; None where no list has been made.
+    """The train rows, int64 ascending, to be left out of each of the data sets `names`; None where no list has been
+    made.
 
     Raises UserError where the list is older than a manifest or was made without one of the data sets.
     """
     path = exclusions_path(catalog)
     if not path.exists():
         return None
-    found, about = read_exclusions(path)
-    again = f"run `{_command(catalog, about['kinds'])}` again, or train with --data.exclusions ignore"
-    for file, digest in about["manifests"].items():
+    result, metadata = read_exclusions(path)
+    again = f"run `{_command(catalog, metadata['kinds'])}` again, or train with --data.exclusions ignore"
+    for file, digest in metadata["manifests"].items():
         manifest = path.parent / file
         if not manifest.is_file() or open_manifest(manifest).digest() != digest:
             raise UserError(f"{path}: stale: {file} has changed since it was made; {again}")
     rows: dict[str, list[int]] = {name: [] for name in names}
     for name in rows:
-        if f"{name}-train.arrow" not in about["manifests"]:
+        if f"{name}-train.arrow" not in metadata["manifests"]:
             raise UserError(f"{path}: made without {name}; {again}")
-    for item in found:
+    for item in result:
         if item.dataset in rows:
             rows[item.dataset].append(item.row)
     return {name: np.unique(np.array(numbers, np.int64)) for name, numbers in rows.items()}

@@ -1,4 +1,4 @@
-"""Which files lie in a folder, and which of them are videos or images? Each folder is listed once; no file is opened."""
+"""Listing media files in folders. Each folder is listed once, and no file is opened."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cover.errors import UserError
 
 if TYPE_CHECKING:  # pyarrow takes its time, and a prediction needs none of it
-    from cover.datasets.manifest import Media
+    from cover.media.source import Media
 
 _VIDEO = ".mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .wmv .flv .ts .m2ts .mts .3gp .ogv .ogg .vob .asf .gif .y4m .swf"
 _IMAGE = ".jpg .jpeg .png .webp .bmp .tif .tiff .ppm .pgm .jp2 .avif .gif"
@@ -29,8 +29,10 @@ _NAMED = 5
 
 
 def walk(folder: str | Path, media: Media | None, skip: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Paths of all files of a kind (None: of either kind) under `folder`, by their endings, in sorted order; hidden ones and the
-    direct subfolders in `skip` are left out. Nothing if the folder does not exist; raises UserError where one cannot be listed."""
+    """Paths of all files of a kind (None: of either kind) under `folder`, by their endings, in sorted order; hidden
+    ones and the direct subfolders in `skip` are left out. Nothing if the folder does not exist; raises UserError where
+    one cannot be listed.
+    """
     endings = ENDINGS[media] if media else VIDEO | IMAGE
     return (path for path in walk_all(folder, skip) if os.path.splitext(path)[1].lower() in endings)
 
@@ -45,19 +47,23 @@ def walk_all(folder: str | Path, skip: frozenset[str] = frozenset()) -> Iterator
 
 
 def entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, sorted by name, without what is hidden. Empty if it does not exist; raises UserError where it cannot be
-    listed, for its samples would vanish unseen."""
+    """What lies in a folder, sorted by name, without what is hidden. Empty if it does not exist; raises UserError where
+    it cannot be listed, for its samples would vanish unseen.
+    """
     try:
         with os.scandir(folder) as listing:
             return sorted((entry for entry in listing if _is_ours(entry)), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise UserError(f"{folder}: this folder cannot be listed: {error.strerror}; make it readable or move it out of the data") from None
+        raise UserError(
+            f"{folder}: this folder cannot be listed: {error.strerror}; make it readable or move it out of the data"
+        ) from None
 
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
-    return not entry.name.startswith(".") and entry.name != "lost+found"  # which only root may list, at the top of a disk
+    # which only root may list, at the top of a disk
+    return not entry.name.startswith(".") and entry.name != "lost+found"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -68,8 +74,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def find_clips(folder: str | Path, names: set[str]) -> dict[str, str]:
-    """Name -> path of its video (`<name>.webm`, `.mp4`, ...), or else of the folder of frames called so, wherever they lie. A folder of
-    frames is not listed: there may be as many as clips. Raises UserError for a folder that cannot be listed."""
+    """Name -> path of its video (`<name>.webm`, `.mp4`, ...), or else of the folder of frames called so, wherever they
+    lie. A folder of frames is not listed: there may be as many as clips. Raises UserError for a folder that cannot be
+    listed.
+    """
     videos: dict[str, str] = {}
     frames: dict[str, str] = {}
 
@@ -89,28 +97,32 @@ def find_clips(folder: str | Path, names: set[str]) -> dict[str, str]:
 
 
 def subfolders(folder: str | Path) -> list[str]:
-    """Names of the folders directly in `folder`, sorted, without hidden ones. Empty if it does not exist; raises UserError where it
-    cannot be listed."""
+    """Names of the folders directly in `folder`, sorted, without hidden ones. Empty if it does not exist; raises
+    UserError where it cannot be listed.
+    """
     return [entry.name for entry in entries(folder) if _is_folder(entry)]
 
 
 def unpack_hint(folder: str | Path) -> str:
-    """`FOLDER holds a.tar, train/b.zip: ...` where archives or unfinished downloads lie in a folder or in the first 20 below it, else
-    nothing. For messages, once something is missing; what cannot be listed is passed over."""
-    found = sorted(name for name in _names_below(folder) if _PACKED.fullmatch(os.path.basename(name)))
-    return f"{folder} holds {few(found)}: fetch them whole and unpack them" if found else ""
+    """`FOLDER holds a.tar, train/b.zip: ...` where archives or unfinished downloads lie in a folder or in the first 20
+    below it, else nothing. For messages, once something is missing; what cannot be listed is passed over.
+    """
+    match = sorted(name for name in _names_below(folder) if _PACKED.fullmatch(os.path.basename(name)))
+    return f"{folder} holds {few(match)}: fetch them whole and unpack them" if match else ""
 
 
 def _names_below(folder: str | Path) -> Iterator[str]:
     below = (name for name in _names(folder) if os.path.isdir(os.path.join(folder, name)))
-    deeper = (os.path.join(name, held) for name in islice(below, _LOOKED_INTO) for held in _names(os.path.join(folder, name)))
+    deeper = (
+        os.path.join(name, item) for name in islice(below, _LOOKED_INTO) for item in _names(os.path.join(folder, name))
+    )
     return chain(_names(folder), deeper)
 
 
 def _names(folder: str | Path) -> Iterator[str]:
     """Unsorted and unlisted, for there may be a million."""
-    with suppress(OSError), os.scandir(folder) as found:
-        yield from (entry.name for entry in found if _is_ours(entry))
+    with suppress(OSError), os.scandir(folder) as result:
+        yield from (entry.name for entry in result if _is_ours(entry))
 
 
 def few(names: Sequence[str]) -> str:
@@ -126,7 +138,11 @@ def is_text(name: str) -> bool:
 
 def media_files(folder: str | Path, media: Media) -> list[str]:
     """Paths of the files of a kind directly in a folder, sorted; as `entries`."""
-    return [entry.path for entry in entries(folder) if os.path.splitext(entry.name)[1].lower() in ENDINGS[media] and not _is_folder(entry)]
+    return [
+        entry.path
+        for entry in entries(folder)
+        if os.path.splitext(entry.name)[1].lower() in ENDINGS[media] and not _is_folder(entry)
+    ]
 
 
 def media_of(path: str | Path) -> Media | None:

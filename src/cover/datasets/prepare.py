@@ -1,7 +1,7 @@
-"""How is a catalog's data encoded once, so that every later reading is quick? Small files of their own, or shards, and a catalog of them.
+"""`cover prepare`: re-encoding a catalog's data so that later reading is fast, as small files or shards with a catalog.
 
-Originals are only read. What was made of what is kept beside the manifests, line by line: a run that was killed, or met a full disk, goes
-on from there, and ends with the very bytes of one that was not.
+Originals are only read. What was made of what is kept beside the manifests, line by line: a run that was killed, or met
+a full disk, goes on from there, and ends with the very bytes of one that was not.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from cover.datasets.catalog import PREPARED, Catalog, DatasetSpec, load_catalog
 from cover.datasets.exclusions import exclusions_path, read_exclusions, write_exclusions
 from cover.datasets.manifest import SPLITS, open_manifest
 from cover.datasets.prepare_log import catalog_of
-from cover.datasets.prepare_split import SPOOL, Layout, SplitJob, drop, made_of, make
+from cover.datasets.prepare_split import SPOOL, OutputLayout, SplitJob, drop, make, origin_digest
 from cover.errors import UserError
-from cover.media.clips import Sampling
 from cover.media.encode import Encoding
+from cover.media.sampling import Sampling
 from cover.media.source import is_url
 from cover.processes import ProcessPool
 from cover.yaml_files import Dumper, read_yaml
@@ -48,17 +48,18 @@ def prepare(
 ) -> list[dict[str, Any]]:
     """Encode the usable samples of the data sets `names` (default: all) into `out`, with manifests and a catalog.
 
-    `shard_bytes`: into tar shards of about that size, not into files. `url`: where the folder will be read from; default: where it lies.
-    Returns one dict per data set and split: `dataset`, `split`, `listed`, `prepared`, `copied`, `partial`, `failed`, `unusable` (rows
-    that were so already), `shards`, `bytes_before`, `bytes_after`, `encoded` (in this run), `manifest`, and `failures`, the first 20
-    that are partial or failed as `{path, outcome, why}`. `workers` 0 encodes in this process. Raises UserError for a catalog or a
-    folder that is not sound, a file that changed since `cover index`, or a disk that is full; what was made by then is kept.
+    `shard_bytes`: into tar shards of about that size, not into files. `url`: where the folder will be read from;
+    default: where it lies. Returns one dict per data set and split: `dataset`, `split`, `listed`, `prepared`, `copied`,
+    `partial`, `failed`, `unusable` (rows that were so already), `shards`, `bytes_before`, `bytes_after`, `encoded` (in
+    this run), `manifest`, and `failures`, the first 20 that are partial or failed as `{path, outcome, why}`. `workers`
+    0 encodes in this process. Raises UserError for a catalog or a folder that is not sound, a file that changed since
+    `cover index`, or a disk that is full; what was made by then is kept.
     """
     catalog = load_catalog(catalog_path)
     specs = [catalog.spec(name) for name in dict.fromkeys(names or catalog.specs)]
     out = Path(out).absolute()
     _check_out(catalog, out)
-    layout = Layout(out, encoding, shard_bytes, _checked_url(url))
+    layout = OutputLayout(out, encoding, shard_bytes, _checked_url(url))
     with _alone(out), ProcessPool(workers) as pool, ExitStack() as stack:
         with _in_one_line(out):
             _check_origin(catalog, specs, out)
@@ -106,7 +107,9 @@ def _size(count: float) -> str:
 
 
 def _check_out(catalog: Catalog, out: Path) -> None:
-    """Raises UserError where originals or their catalog could be touched, or where files would later be taken for originals."""
+    """Raises UserError where originals or their catalog could be touched, or where files would later be taken for
+    originals.
+    """
     place = out.resolve()
     if place == catalog.path.parent.resolve():
         raise UserError(f"--out: {out} holds the catalog of the originals; name another folder")
@@ -114,11 +117,15 @@ def _check_out(catalog: Catalog, out: Path) -> None:
         root = spec.root.resolve()
         if place == root or root in place.parents or place in root.parents:
             which = "inside" if root in place.parents else "the same as" if place == root else "around"
-            raise UserError(f"--out: {out} is {which} the root of {spec.name}, {spec.root}; name a folder apart from the originals")
+            raise UserError(
+                f"--out: {out} is {which} the root of {spec.name}, {spec.root}; name a folder apart from the originals"
+            )
     if (out / "catalog.yaml").exists():
         other = [spec.name for spec in load_catalog(out / "catalog.yaml").specs.values() if spec.format != PREPARED]
         if other:
-            raise UserError(f"--out: {out / 'catalog.yaml'} is the catalog of {other[0]}, which is not prepared; name another folder")
+            raise UserError(
+                f"--out: {out / 'catalog.yaml'} is the catalog of {other[0]}, which is not prepared; name another folder"
+            )
 
 
 def _checked_url(url: str | None) -> str | None:
@@ -132,7 +139,9 @@ def _checked_url(url: str | None) -> str | None:
     try:
         fsspec.get_filesystem_class(protocol)
     except ValueError:
-        raise UserError(f'--url: fsspec knows no "{protocol}://"; usual are s3://, gs://, az://, hf:// and https://') from None
+        raise UserError(
+            f'--url: fsspec knows no "{protocol}://"; usual are s3://, gs://, az://, hf:// and https://'
+        ) from None
     except ImportError:
         pass  # the package is wanted where the data are read, which may be another machine
     return url
@@ -143,10 +152,12 @@ def _check_origin(catalog: Catalog, specs: Sequence[DatasetSpec], out: Path) -> 
     ours = _origin(catalog)
     for spec in specs:
         for split in SPLITS:
-            theirs = catalog_of(made_of(out, spec.name, split))
+            theirs = catalog_of(origin_digest(out, spec.name, split))
             if theirs not in (None, ours):
                 also = f"or remove {out / 'manifests' / spec.name}-* first"
-                raise UserError(f"--out: {out} holds {spec.name} of {theirs}, which is not {ours}; name another folder, {also}")
+                raise UserError(
+                    f"--out: {out} holds {spec.name} of {theirs}, which is not {ours}; name another folder, {also}"
+                )
 
 
 def _origin(catalog: Catalog) -> str:
@@ -175,12 +186,16 @@ def _lock(descriptor: int, out: Path) -> None:
     except BlockingIOError:
         raise UserError(f"--out: another `cover prepare` is writing into {out}; wait for it") from None
     except OSError as error:
-        say(f"{out / LOCK} cannot be locked ({error.strerror}): see to it that no other `cover prepare` writes into this folder")
+        say(
+            f"{out / LOCK} cannot be locked ({error.strerror}): see to it that no other `cover prepare` writes into this folder"
+        )
 
 
 @contextmanager
 def _in_one_line(out: Path, jobs: Sequence[SplitJob] = ()) -> Iterator[None]:
-    """Turns an OSError into a UserError: where, what went wrong, and of `jobs` what is done and kept, and what is needed."""
+    """Turns an OSError into a UserError: where, what went wrong, and of `jobs` what is done and kept, and what is
+    needed.
+    """
     try:
         yield
     except OSError as error:
@@ -194,15 +209,15 @@ def _so_far(jobs: Sequence[SplitJob], full: bool) -> str:
     done, total = (sum(job.settled for job in jobs), sum(job.total for job in jobs))
     if not total:
         return ""
-    made = sum(job.bytes_after for job in jobs)
-    need = f"about {_size(made / done * (total - done))} more are needed; " if made and full else ""
-    return f": {done} of {total} samples are done ({_size(made)}) and kept; {need}run the same command to go on"
+    output = sum(job.bytes_after for job in jobs)
+    need = f"about {_size(output / done * (total - done))} more are needed; " if output and full else ""
+    return f": {done} of {total} samples are done ({_size(output)}) and kept; {need}run the same command to go on"
 
 
 # --- the work
 
 
-def _jobs(catalog: Catalog, spec: DatasetSpec, layout: Layout) -> Iterator[SplitJob]:
+def _jobs(catalog: Catalog, spec: DatasetSpec, layout: OutputLayout) -> Iterator[SplitJob]:
     for split in spec.splits:
         path = catalog.manifest_path(spec.name, split)
         if split == "dev" and "dev" not in spec.annotations and not path.is_file():
@@ -230,12 +245,19 @@ def _run(jobs: Sequence[SplitJob], pool: ProcessPool) -> None:
 def _result(job: SplitJob) -> dict[str, Any]:
     flawed = [done for done in job.outcomes() if done.outcome in ("partial", "failed")]
     return {
-        "dataset": job.name, "split": job.split, "listed": len(job.manifest),
+        "dataset": job.name,
+        "split": job.split,
+        "listed": len(job.manifest),
         **{outcome: job.counts[outcome] for outcome in ("prepared", "copied", "partial", "failed")},
-        "unusable": len(job.manifest) - job.total, "shards": len(job.shards), "bytes_before": job.bytes_before,
-        "bytes_after": job.bytes_after, "encoded": job.encoded, "manifest": str(job.manifest_path), "made": str(job.log.path),
+        "unusable": len(job.manifest) - job.total,
+        "shards": len(job.shards),
+        "bytes_before": job.bytes_before,
+        "bytes_after": job.bytes_after,
+        "encoded": job.encoded,
+        "manifest": str(job.manifest_path),
+        "made": str(job.log.path),
         "failures": [{"path": done.origin, "outcome": done.outcome, "why": done.why} for done in flawed[:_NAMED]],
-    }  # fmt: skip
+    }
 
 
 def _write_catalog(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[SplitJob]) -> None:
@@ -265,22 +287,30 @@ def _carry_exclusions(catalog: Catalog, out: Path) -> None:
     path = exclusions_path(catalog)
     if not path.is_file():
         return
-    found, about = read_exclusions(path)
-    digests: dict[str, str] = about["manifests"]
+    result, metadata = read_exclusions(path)
+    digests: dict[str, str] = metadata["manifests"]
     stale = [file for file in digests if _digest(path.parent / file) != digests[file]]
     if stale:
-        say(f"{path} is older than {stale[0]} and was not taken over; run `cover overlap {catalog.path}`, then this command again")
+        say(
+            f"{path} is older than {stale[0]} and was not taken over; run `cover overlap {catalog.path}`, then this command again"
+        )
         return
     names = _current(out, digests)
-    held = [item for item in found if item.dataset in names]
+    present = [item for item in result if item.dataset in names]
     carried = {file: _digest(out / "manifests" / file) or "" for file in digests if _set_of(file) in names}
-    write_exclusions(exclusions_path(load_catalog(out / "catalog.yaml")), held, carried, about["kinds"])
+    write_exclusions(exclusions_path(load_catalog(out / "catalog.yaml")), present, carried, metadata["kinds"])
 
 
 def _current(out: Path, digests: Mapping[str, str]) -> set[str]:
-    """The data sets that were prepared from the very manifests of `digests`: in others, a row of the same number may be another one."""
+    """The data sets that were prepared from the very manifests of `digests`: in others, a row of the same number may be
+    another one.
+    """
     files = {file: out / "manifests" / file for file in digests}
-    old = {_set_of(file) for file, place in files.items() if not place.is_file() or open_manifest(place).original != digests[file]}
+    old = {
+        _set_of(file)
+        for file, place in files.items()
+        if not place.is_file() or open_manifest(place).original != digests[file]
+    }
     for name in sorted(old & {_set_of(file) for file, place in files.items() if place.is_file()}):
         say(f"the exclusions of {name} were not taken over: it was indexed anew since it was prepared; prepare it too")
     return {_set_of(file) for file in digests} - old
@@ -298,8 +328,20 @@ def _digest(manifest: Path) -> str | None:
 def prepared_entry(spec: DatasetSpec, manifests: dict[str, str]) -> dict[str, Any]:
     """How a prepared data set is read: as its originals are."""
     sampling = spec.sampling
-    kind = "dense" if sampling == Sampling("dense") else f"dense@{sampling.interval!r}" if sampling.kind == "dense" else sampling.kind
+    kind = (
+        "dense"
+        if sampling == Sampling("dense")
+        else f"dense@{sampling.interval!r}"
+        if sampling.kind == "dense"
+        else sampling.kind
+    )
     return {
-        "format": PREPARED, "root": ".", "media": spec.media, "annotations": manifests, "flip": spec.flip, "sampling": kind,
-        "views": str(spec.views), "crop_scale": list(spec.crop_scale),
-    }  # fmt: skip
+        "format": PREPARED,
+        "root": ".",
+        "media": spec.media,
+        "annotations": manifests,
+        "flip": spec.flip,
+        "sampling": kind,
+        "views": str(spec.views),
+        "crop_scale": list(spec.crop_scale),
+    }

@@ -1,8 +1,9 @@
-"""The log of `cover prepare`: what has been made so far, and of what. Lines of JSON, appended one by one, that outlive a killed process.
+"""The log of `cover prepare`: what has been made so far, and of what. Lines of JSON, appended one by one, that outlive
+a killed process.
 
-The first line names the catalog of the originals. Then there are two kinds: a sample's, with what became of it, and a shard's, with the
-samples in it. When a split is done they stand in the order of its rows, so that the same input gives the same file however often the
-work was interrupted.
+The first line names the catalog of the originals. Then there are two kinds: a sample's, with what became of it, and a
+shard's, with the samples in it. When a split is done they stand in the order of its rows, so that the same input gives
+the same file however often the work was interrupted.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-Outcome = str  # "prepared", "copied", "partial" (up to a damage) or "failed"
+PrepareOutcome = str  # "prepared", "copied", "partial" (up to a damage) or "failed"
 
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """What became of a sample. `made_of` names its origin as it was, and the settings; `file` is relative to the output folder, with
-    its size in bytes, empty where it failed; `last` is the last frame's time in seconds. `again`: what went wrong may be of the moment,
-    and is tried by every later run."""
+    """What became of a sample. `made_of` names its origin as it was, and the settings; `file` is relative to the output
+    folder, with its size in bytes, empty where it failed; `last` is the last frame's time in seconds. `again`: what
+    went wrong may be of the moment, and is tried by every later run.
+    """
 
     made_of: str
     origin: str
-    outcome: Outcome
+    outcome: PrepareOutcome
     why: str = ""
     file: str = ""
     bytes: int = 0
@@ -48,7 +50,8 @@ class PreparedShard:
 
 
 class PrepareLog:
-    """The records of one split, and their file open for more. A last line that was cut off is dropped, and what is no record.
+    """The records of one split, and their file open for more. A last line that was cut off is dropped, and what is no
+    record.
 
     `catalog`: that of the originals, which a new file begins with.
     """
@@ -130,24 +133,30 @@ def _sound(data: bytes) -> tuple[list[dict[str, Any]], int]:
     return records, place
 
 
-_KINDS: dict[str, Any] = {"str": str, "Outcome": str, "int": int, "float": (int, float), "bool": bool}
+_KINDS: dict[str, Any] = {"str": str, "PrepareOutcome": str, "int": int, "float": (int, float), "bool": bool}
 
 
 def _is_done(record: dict[str, Any]) -> bool:
     """Whether a record is a sample's. One that another version of the program wrote may have other keys."""
     kinds = {field.name: _KINDS[str(field.type)] for field in fields(PreparedSample)}
     needed = {"made_of", "origin", "outcome"}
-    return needed <= record.keys() <= kinds.keys() and all(isinstance(value, kinds[key]) for key, value in record.items())
+    return needed <= record.keys() <= kinds.keys() and all(
+        isinstance(value, kinds[key]) for key, value in record.items()
+    )
 
 
 def _is_shard(record: dict[str, Any]) -> bool:
     if record.keys() != {field.name for field in fields(PreparedShard)}:
         return False
     samples, places = record["samples"], record["places"]
-    if not (isinstance(record["shard"], str) and isinstance(record["bytes"], int) and isinstance(samples, list) and samples):
+    if not (
+        isinstance(record["shard"], str) and isinstance(record["bytes"], int) and isinstance(samples, list) and samples
+    ):
         return False
     return isinstance(places, list) and len(places) == len(samples) and all(map(_is_place, places))
 
 
 def _is_place(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and len(value) == 2 and all(isinstance(number, int) for number in value))
+    return value is None or (
+        isinstance(value, list) and len(value) == 2 and all(isinstance(number, int) for number in value)
+    )

@@ -1,7 +1,7 @@
-"""What is to be made of each row of one split, and where does it end up? The files or shards of a split, and its manifest.
+"""Preparing one split: its files or shards, and its manifest.
 
-A file is named by what it is made of, a shard by its bytes: nothing is ever written over, so that the manifest that stands is right
-until the next one does. Only then what is no longer named is removed.
+A file is named by what it is made of, a shard by its bytes: nothing is ever written over, so that the manifest that
+stands is right until the next one does. Only then what is no longer named is removed.
 """
 
 from __future__ import annotations
@@ -19,23 +19,48 @@ from pathlib import Path
 
 import av
 
-from cover.datasets.manifest import Manifest, Media, Row, open_manifest, write_manifest
+from cover.datasets.manifest import Manifest, Row, open_manifest, write_manifest
 from cover.datasets.prepare_log import PreparedSample, PreparedShard, PrepareLog
-from cover.datasets.probing import stat_files
-from cover.datasets.shards import Member, key_of, write_shard
+from cover.datasets.probe import stat_files
+from cover.datasets.shards import ShardEntry, key_of, write_shard
 from cover.errors import UserError
 from cover.media.decode import MediaError, decode_at, probe
 from cover.media.encode import ENDINGS, Encoded, Encoding, encode_image, encode_video
-from cover.media.source import Part, is_url
+from cover.media.source import ByteRange, Media, is_url
 
 SPOOL = ".prepare"  # in the output folder: files on their way; gone when a run ends well
 VERSION = 2  # of how files are made: a change makes all of them anew
 _CRASHED = "the encoder crashed on it"
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+_DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 _TEMPORARY = {  # troubles of a machine or a network, not of a file
-    errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT,
-    errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENODEV,
-}  # fmt: skip
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EIO,
+    errno.EAGAIN,
+    errno.EINTR,
+    errno.EBUSY,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENODEV,
+}
 _SHARD = r"-[0-9]{6}-[0-9a-f]{16}\.tar"
 _FILE = rf".+-[0-9a-f]{{20}}({'|'.join(map(re.escape, ENDINGS.values()))})"
 _LATE = 1e-3  # seconds that the last frame's time may differ when it is read again
@@ -46,8 +71,10 @@ class Stopped(OSError):
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where prepared data lie: in the folder `out`, in files or in shards of about `shard_bytes`, read from `url` if that is given."""
+class OutputLayout:
+    """Where prepared data lie: in the folder `out`, in files or in shards of about `shard_bytes`, read from `url` if
+    that is given.
+    """
 
     out: Path
     encoding: Encoding
@@ -56,8 +83,10 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """A row to be made: its number in the manifest, its key among the files, its origin and the settings in a digest, and its class."""
+class PrepareItem:
+    """A row to be made: its number in the manifest, its key among the files, its origin and the settings in a digest,
+    and its class.
+    """
 
     row: int
     key: str
@@ -68,11 +97,11 @@ class Item:
 # --- one sample, in a worker process
 
 
-def make(item: Item, manifest: Path, layout: Layout, split: str) -> PreparedSample | Stopped:
+def make(item: PrepareItem, manifest: Path, layout: OutputLayout, split: str) -> PreparedSample | Stopped:
     """Encode a row's sample, read it again, and move it to its place. What fails is told by the outcome."""
     listed = _manifest(manifest, manifest.stat().st_mtime_ns)
     row, media = listed.row(item.row), listed.media
-    if _made_of(item.key, row, layout.encoding) != item.made_of:
+    if _origin_of(item.key, row, layout.encoding) != item.made_of:
         return Stopped(errno.ESTALE, "was written anew meanwhile", str(manifest))
     beside = layout.out / SPOOL / split / f"{item.key}.part"
     try:
@@ -90,7 +119,7 @@ def make(item: Item, manifest: Path, layout: Layout, split: str) -> PreparedSamp
             beside.unlink(missing_ok=True)
 
 
-def _make(item: Item, row: Row, media: Media, beside: Path, layout: Layout, split: str) -> PreparedSample:
+def _make(item: PrepareItem, row: Row, media: Media, beside: Path, layout: OutputLayout, split: str) -> PreparedSample:
     beside.parent.mkdir(parents=True, exist_ok=True)
     encoded = _encode(row, media, beside, layout.encoding)
     size = _settle(beside, media)
@@ -99,12 +128,22 @@ def _make(item: Item, row: Row, media: Media, beside: Path, layout: Layout, spli
     _move(beside, layout.out / file, row.mtime_ns)
     why = encoded.partial or ""
     return PreparedSample(
-        item.made_of, row.path, "partial" if why else "copied" if encoded.copied else "prepared", why, file, size,
-        encoded.frames, encoded.last, encoded.width, encoded.height, encoded.codec, _is_temporary(encoded.damage),
-    )  # fmt: skip
+        item.made_of,
+        row.path,
+        "partial" if why else "copied" if encoded.copied else "prepared",
+        why,
+        file,
+        size,
+        encoded.frames,
+        encoded.last,
+        encoded.width,
+        encoded.height,
+        encoded.codec,
+        _is_temporary(encoded.damage),
+    )
 
 
-def _failed(item: Item, row: Row, why: str, again: bool) -> PreparedSample:
+def _failed(item: PrepareItem, row: Row, why: str, again: bool) -> PreparedSample:
     return PreparedSample(item.made_of, row.path, "failed", why, again=again)
 
 
@@ -119,11 +158,17 @@ def _manifest(path: Path, changed_ns: int) -> Manifest:
 
 
 def _encode(row: Row, media: Media, out: Path, how: Encoding) -> Encoded:
-    return encode_image(row.source, out, how) if media == "image" else encode_video(row.source, out, how, row.start, row.end)
+    return (
+        encode_image(row.source, out, how)
+        if media == "image"
+        else encode_video(row.source, out, how, row.start, row.end)
+    )
 
 
 def _settle(file: Path, media: Media) -> int:
-    """The size in bytes of a file that is on the disk, as far as the system can tell: of images, that is not waited for."""
+    """The size in bytes of a file that is on the disk, as far as the system can tell: of images, that is not waited
+    for.
+    """
     descriptor = os.open(file, os.O_RDONLY)
     try:
         if media == "video":
@@ -136,11 +181,13 @@ def _settle(file: Path, media: Media) -> int:
 def _verify(file: Path, media: Media, encoded: Encoded) -> None:
     """Read what was written. Raises OSError where it is not what was meant."""
     try:
-        found = probe(file, media)
-        if (found.frames, found.width, found.height) != (encoded.frames, encoded.width, encoded.height):
-            raise OSError(f"read again it has {found.frames} frames of {found.width}x{found.height}, not {encoded.frames}")
+        result = probe(file, media)
+        if (result.frames, result.width, result.height) != (encoded.frames, encoded.width, encoded.height):
+            raise OSError(
+                f"read again it has {result.frames} frames of {result.width}x{result.height}, not {encoded.frames}"
+            )
         if media == "video":
-            _verify_video(file, (found.frames - 1) / found.fps, encoded)
+            _verify_video(file, (result.frames - 1) / result.fps, encoded)
     except MediaError as error:
         raise OSError(f"read again it is damaged: {error}") from error
 
@@ -152,7 +199,7 @@ def _verify_video(file: Path, last: float, encoded: Encoded) -> None:
         raise damage
 
 
-def _file_of(item: Item, layout: Layout, split: str, ending: str) -> str:
+def _file_of(item: PrepareItem, layout: OutputLayout, split: str, ending: str) -> str:
     """Relative to the output folder. Files lie in 256 folders: not every disk likes a million in one."""
     if layout.shard_bytes:
         return f"{SPOOL}/{split}/{item.key}{ending}"
@@ -170,23 +217,29 @@ def _move(beside: Path, file: Path, mtime_ns: int | None) -> None:
 
 
 class SplitJob:
-    """One split on its way: which of its rows are made, which are still to do. `scope`: of the originals' source ids; `catalog`: the
-    originals'."""
+    """One split on its way: which of its rows are made, which are still to do. `scope`: of the originals' source ids;
+    `catalog`: the originals'.
+    """
 
-    def __init__(self, name: str, split: str, manifest: Manifest, layout: Layout, scope: str, catalog: str) -> None:
+    def __init__(
+        self, name: str, split: str, manifest: Manifest, layout: OutputLayout, scope: str, catalog: str
+    ) -> None:
         self.name, self.split, self.manifest, self.layout, self.scope = name, split, manifest, layout, scope
         self.folder = f"{name}/{split}"
         self.manifest_path = manifest_of(layout.out, name, split)
         self.original = manifest.digest()
-        self.log = PrepareLog(made_of(layout.out, name, split), catalog)
+        self.log = PrepareLog(origin_digest(layout.out, name, split), catalog)
         self.encoded, self.bytes_before = 0, 0
         self.items = list(self._items())
         self.total = len(self.items)
         self._done: dict[str, PreparedSample] = {}
-        self._again: set[str] = set()  # keys of what failed in earlier runs for reasons of the moment, until it is tried
-        self._places: dict[str, tuple[str, int, int]] = {}  # shard, offset and length of what lies in one, be it an older one
+        # keys of what failed in earlier runs for reasons of the moment, until it is tried
+        self._again: set[str] = set()
+        # shard, offset and length of what lies in one, be it an older one
+        self._places: dict[str, tuple[str, int, int]] = {}
         self.shards: list[PreparedShard] = []
-        self._packed = self._reach = self._waiting = 0  # items in shards; items done without a gap; bytes of those between
+        # items in shards; items done without a gap; bytes of those between
+        self._packed = self._reach = self._waiting = 0
         self._recall()
         self.counts = Counter(done.outcome for done in self._done.values())
         todo = (item for item in self.items if item.key not in self._done)
@@ -215,13 +268,13 @@ class SplitJob:
         todo = {item.row for item in self.todo}
         rows = (row for number, row in enumerate(self.manifest.rows()) if number in todo)
         stamps = {row.path: (row.size, row.mtime_ns) for row in rows if row.offset is None and not is_url(row.path)}
-        found = (stat for part in stat_files(list(stamps)) for stat in part)
-        changed = [path for path, stat in zip(stamps, found) if stat != stamps[path]]
+        results = (stat for part in stat_files(list(stamps)) for stat in part)
+        changed = [path for path, stat in zip(stamps, results) if stat != stamps[path]]
         if changed:
             first = f"{changed[0]} and {len(changed) - 1} more files have" if len(changed) > 1 else f"{changed[0]} has"
             raise UserError(f"{self.name} {self.split}: {first} changed since `cover index`; run it again first")
 
-    def accept(self, item: Item, outcome: PreparedSample | Stopped | None) -> None:
+    def accept(self, item: PrepareItem, outcome: PreparedSample | Stopped | None) -> None:
         """Take note of what became of an item, None being a crash. Raises Stopped, OSError."""
         if isinstance(outcome, Stopped):
             raise outcome
@@ -237,39 +290,47 @@ class SplitJob:
         """Write the manifest, and remove what an earlier run made and this one does not need. Raises OSError."""
         manifest, root = self.manifest, self.layout.url or ".."
         write_manifest(
-            self.manifest_path, self.name, self.split, manifest.media, manifest.classes, self._rows(), root, self.scope, self.original
+            self.manifest_path,
+            self.name,
+            self.split,
+            manifest.media,
+            manifest.classes,
+            self._rows(),
+            root,
+            self.scope,
+            self.original,
         )
         samples = [self._as_kept(item) for item in self.items]
-        kept = {shard.shard for shard in self.shards} | {done.file for done in samples}
-        _clear(self.layout.out, self.folder, self.log.earlier, kept)
+        retained = {shard.shard for shard in self.shards} | {done.file for done in samples}
+        _clear(self.layout.out, self.folder, self.log.earlier, retained)
         self.log.settle(samples, self.shards)  # last: until then it lists what is to be removed
         for litter in self.manifest_path.parent.glob(f".{self.manifest_path.name}.*"):
             litter.unlink()
 
     # --- rows
 
-    def _items(self) -> Iterator[Item]:
-        seen: Counter[str] = Counter()
+    def _items(self) -> Iterator[PrepareItem]:
+        visited: Counter[str] = Counter()
         sizes: dict[str, int] = {}
         for number, row in enumerate(self.manifest.rows()):
             if row.state != "ok":
                 continue
             sizes[row.path if row.offset is None else f"{row.path}:{row.offset}"] = row.length or row.size or 0
             key = key_of(row.sample_id, row.start, row.end)
-            seen[key] += 1
-            if seen[key] > 1:
-                key = key_of(row.sample_id, row.start, row.end, seen[key])
-            made_of = _made_of(key, row, self.layout.encoding)
-            yield Item(number, key, made_of, f"{made_of} {row.label if row.labels is None else row.labels}")
+            visited[key] += 1
+            if visited[key] > 1:
+                key = key_of(row.sample_id, row.start, row.end, visited[key])
+            made_of = _origin_of(key, row, self.layout.encoding)
+            yield PrepareItem(number, key, made_of, f"{made_of} {row.label if row.labels is None else row.labels}")
         self.bytes_before = sum(sizes.values())
 
     def _rows(self) -> Iterator[Row]:
-        made = {item.row: item.key for item in self.items}
+        outputs = {item.row: item.key for item in self.items}
         for number, row in enumerate(self.manifest.rows()):
-            key = made.get(number)
+            key = outputs.get(number)
             yield row if key is None else _prepared(row, self._done[key], self._places.get(key))
 
-    def _as_kept(self, item: Item) -> PreparedSample:
+    def _as_kept(self, item: PrepareItem) -> PreparedSample:
         """A member of a shard goes by its own name."""
         done = self._done[item.key]
         return replace(done, file=item.key + ENDINGS[done.codec]) if self.layout.shard_bytes and done.file else done
@@ -293,8 +354,10 @@ class SplitJob:
     def _stock(self) -> dict[str, tuple[str, int, int]]:
         """`made_of` -> shard, offset and length, of all that lies in shards."""
         whole = [shard for shard in self.log.shards if _bytes_of(self.layout.out / shard.shard) == shard.bytes]
-        held = ((tag, shard.shard, place) for shard in whole for tag, place in zip(shard.samples, shard.places) if place)
-        return {tag.partition(" ")[0]: (shard, *place) for tag, shard, place in held}
+        present = (
+            (tag, shard.shard, place) for shard in whole for tag, place in zip(shard.samples, shard.places) if place
+        )
+        return {tag.partition(" ")[0]: (shard, *place) for tag, shard, place in present}
 
     def _recall_shards(self, limit: int) -> None:
         """The shards of the first rows, as long as they are what would be written now."""
@@ -311,12 +374,15 @@ class SplitJob:
     def _would_write(self, shard: PreparedShard, limit: int) -> bool:
         """Whether the next shard would be just this one: the same samples, closed at the same one."""
         items = self.items[self._packed : self._packed + len(shard.samples)]
-        if not shard.shard.startswith(f"{self.folder}-{len(self.shards):06d}-") or [item.tag for item in items] != shard.samples:
+        if (
+            not shard.shard.startswith(f"{self.folder}-{len(self.shards):06d}-")
+            or [item.tag for item in items] != shard.samples
+        ):
             return False
-        held = [self._done[item.key].bytes if item.key in self._done else -1 for item in items]
-        if held != [place[1] if place else 0 for place in shard.places]:
+        present = [self._done[item.key].bytes if item.key in self._done else -1 for item in items]
+        if present != [place[1] if place else 0 for place in shard.places]:
             return False
-        closed = sum(held[:-1]) < limit <= sum(held) or items[-1] is self.items[-1]
+        closed = sum(present[:-1]) < limit <= sum(present) or items[-1] is self.items[-1]
         return closed and _bytes_of(self.layout.out / shard.shard) == shard.bytes
 
     # --- shards
@@ -337,28 +403,31 @@ class SplitJob:
 
     def _close_shard(self) -> None:
         items = self.items[self._packed : self._reach]
-        held = [item for item in items if self._done[item.key].file]
-        if not held:
+        present = [item for item in items if self._done[item.key].file]
+        if not present:
             return
         out, stem = self.layout.out, self.layout.out / f"{self.folder}-{len(self.shards):06d}"
-        path, places = write_shard(stem, [self._member(item) for item in held], out / SPOOL / f"{stem.name}.part")
-        place_of = dict(zip((item.key for item in held), places))
+        path, places = write_shard(stem, [self._member(item) for item in present], out / SPOOL / f"{stem.name}.part")
+        place_of = dict(zip((item.key for item in present), places))
         shard = PreparedShard(
-            path.relative_to(out).as_posix(), path.stat().st_size,
-            [item.tag for item in items], [place_of.get(item.key) for item in items],
-        )  # fmt: skip
+            path.relative_to(out).as_posix(),
+            path.stat().st_size,
+            [item.tag for item in items],
+            [place_of.get(item.key) for item in items],
+        )
         self.log.add(shard)
         self._note(shard, items)
-        for item in held:
-            if (file := self._done[item.key].file).startswith(f"{SPOOL}/"):  # what a manifest may name is for `finish` to remove
+        for item in present:
+            # what a manifest may name is for `finish` to remove
+            if (file := self._done[item.key].file).startswith(f"{SPOOL}/"):
                 (out / file).unlink(missing_ok=True)
 
-    def _member(self, item: Item) -> Member:
+    def _member(self, item: PrepareItem) -> ShardEntry:
         done, place, row = self._done[item.key], self._places.get(item.key), self.manifest.row(item.row)
-        source = Part(str(self.layout.out / place[0]), *place[1:]) if place else self.layout.out / done.file
-        return Member(item.key, ENDINGS[done.codec], source, row.label, row.labels)
+        source = ByteRange(str(self.layout.out / place[0]), *place[1:]) if place else self.layout.out / done.file
+        return ShardEntry(item.key, ENDINGS[done.codec], source, row.label, row.labels)
 
-    def _note(self, shard: PreparedShard, items: Sequence[Item]) -> None:
+    def _note(self, shard: PreparedShard, items: Sequence[PrepareItem]) -> None:
         self.shards.append(shard)
         self._places |= {item.key: (shard.shard, *place) for item, place in zip(items, shard.places) if place}
         self._packed += len(items)
@@ -370,14 +439,14 @@ def manifest_of(out: Path, name: str, split: str) -> Path:
     return out / "manifests" / f"{name}-{split}.arrow"
 
 
-def made_of(out: Path, name: str, split: str) -> Path:
+def origin_digest(out: Path, name: str, split: str) -> Path:
     """Where the list of what was made of a split is."""
     return out / "manifests" / f"{name}-{split}.made.jsonl"
 
 
 def drop(out: Path, name: str, split: str) -> None:
     """Remove all of a split that the catalog no longer has. Raises OSError."""
-    manifest, listed = manifest_of(out, name, split), made_of(out, name, split)
+    manifest, listed = manifest_of(out, name, split), origin_digest(out, name, split)
     if not listed.exists() and not manifest.exists():
         return
     with PrepareLog(listed, "") as log:
@@ -386,33 +455,47 @@ def drop(out: Path, name: str, split: str) -> None:
     listed.unlink()  # last, as in `finish`
 
 
-def _made_of(key: str, row: Row, how: Encoding) -> str:
+def _origin_of(key: str, row: Row, how: Encoding) -> str:
     """A digest of all that a file depends on: its origin as it was, the segment, the settings."""
     origin = [row.path, row.offset, row.length, row.size, row.mtime_ns, row.start, row.end]
     return sha256(repr([VERSION, key, origin, sorted(asdict(how).items())]).encode()).hexdigest()[:20]
 
 
 def _prepared(row: Row, done: PreparedSample, place: tuple[str, int, int] | None) -> Row:
-    """A row whose sample is a file, or a stretch of a shard, of its own. It lasts as long as before, unless a damage cut it short."""
+    """A row whose sample is a file, or a stretch of a shard, of its own. It lasts as long as before, unless a damage
+    cut it short.
+    """
     if done.outcome == "failed":
         return replace(row, state="unreadable", why=done.why)
     cut = done.outcome == "partial" and done.last > 0
     fps = 0.0 if not row.fps else (done.frames - 1) / done.last if cut else done.frames / row.seconds
     path, offset, length = place or (done.file, None, None)
     return replace(
-        row, path=path, offset=offset, length=length, start=None, end=None, frames=done.frames, fps=fps, width=done.width,
-        height=done.height, codec=done.codec, why=_why(row, done), size=done.bytes, mtime_ns=None if place else row.mtime_ns,
-    )  # fmt: skip
+        row,
+        path=path,
+        offset=offset,
+        length=length,
+        start=None,
+        end=None,
+        frames=done.frames,
+        fps=fps,
+        width=done.width,
+        height=done.height,
+        codec=done.codec,
+        damage=_damage(row, done),
+        size=done.bytes,
+        mtime_ns=None if place else row.mtime_ns,
+    )
 
 
-def _why(row: Row, done: PreparedSample) -> str:
-    """What the index said of a damage holds; what it had not found is told in its words (`media/deep.py`)."""
-    if row.why or done.outcome != "partial":
-        return row.why
-    return f"partial: {done.why}, {done.frames} of {round(row.seconds * row.fps)} frames"
+def _damage(row: Row, done: PreparedSample) -> str:
+    """What the index found holds; a damage that it had not found is written as it would (`decode.probe_deep`)."""
+    if row.damage or done.outcome != "partial":
+        return row.damage
+    return f"{done.why}, {done.frames} of {round(row.seconds * row.fps)} frames"
 
 
-def _is_whole(layout: Layout, done: PreparedSample) -> bool:
+def _is_whole(layout: OutputLayout, done: PreparedSample) -> bool:
     """Whether the file is still there; one on its way into a shard is not enough where files are wanted."""
     if done.file.startswith(f"{SPOOL}/") and not layout.shard_bytes:
         return False
@@ -427,7 +510,9 @@ def _bytes_of(file: Path) -> int:
 
 
 def _clear(out: Path, folder: str, listed: Iterable[str], kept: set[str]) -> None:
-    """Remove what earlier runs made of a split, but for `kept`: what is listed, and what one left that was killed before it could."""
+    """Remove what earlier runs made of a split, but for `kept`: what is listed, and what one left that was killed
+    before it could.
+    """
     for file in {*listed, *_lying(out, folder)} - kept:
         if "/" in file:  # neither a failure nor a member of a shard
             _remove(out, file)
@@ -439,7 +524,9 @@ def _lying(out: Path, folder: str) -> Iterator[str]:
     yield from (f"{name}/{file}" for file in _names(out / name) if re.fullmatch(re.escape(split) + _SHARD, file))
     for place in _names(out / folder):
         if re.fullmatch("[0-9a-f]{2}", place):
-            yield from (f"{folder}/{place}/{file}" for file in _names(out / folder / place) if re.fullmatch(_FILE, file))
+            yield from (
+                f"{folder}/{place}/{file}" for file in _names(out / folder / place) if re.fullmatch(_FILE, file)
+            )
 
 
 def _names(folder: Path) -> list[str]:

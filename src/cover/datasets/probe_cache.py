@@ -1,14 +1,14 @@
 """What is known of the files of a data set: a table in memory, and the probe cache on disk that outlives a killed run.
 
-`look_up` fills the table for `cover index`: from the file system, then from manifests and caches of earlier runs, and by
-opening the rest.
+`look_up` fills the table for `cover index`: from the file system, then from manifests and caches of earlier runs, and
+by opening the rest.
 
-A probe cache is a file of JSON lines, each line whole by itself, beside the manifests: `.<data set>.found.<who>.jsonl`. It
-grows by a write per few files, so that a killed run loses only those it had in hand. A fact holds for a path of a size and
-time of change: a cache of another list, or of files that changed since, says nothing. A run that trusts no earlier one
-(`--force`) says so in its cache's first line, and when it is through in its last: until then the same command goes on from
-it. A cache that is being written is locked. `cover index` without a shard reads all of them and removes them once the
-manifests stand.
+A probe cache is a file of JSON lines, each line whole by itself, beside the manifests: `.<data set>.found.<who>.jsonl`.
+It grows by a write per few files, so that a killed run loses only those it had in hand. A fact holds for a path of a
+size and time of change: a cache of another list, or of files that changed since, says nothing. A run that trusts no
+earlier one (`--force`) says so in its cache's first line, and when it is through in its last: until then the same
+command goes on from it. A cache that is being written is locked. `cover index` without a shard reads all of them and
+removes them once the manifests stand.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import numpy.typing as npt
 
 from cover.console import Meter
 from cover.datasets.catalog import Catalog, DatasetSpec
-from cover.datasets.manifest import Media, Row, open_manifest
-from cover.datasets.probing import ABSENT, Facts, Stamp, Stat, stat_files
+from cover.datasets.manifest import Row, open_manifest
+from cover.datasets.probe import ABSENT, Facts, Stamp, Stat, stat_files
 from cover.errors import UserError
+from cover.media.source import Media
 
 _MISSING = Facts("missing", "no such file")
 
@@ -46,8 +47,9 @@ class FileTable:
         self.paths = list(self.number)
         count = len(self.paths)
         self.size, self.mtime_ns = np.full(count, -1, np.int64), np.zeros(count, np.int64)
-        self._kinds: list[tuple[str, str, str, bool]] = []  # what many files have in common: state, why, codec, deep
-        self._place: dict[tuple[str, str, str, bool], int] = {}
+        # what many files have in common: state, why, codec, deep, damage
+        self._kinds: list[tuple[str, str, str, bool, str]] = []
+        self._place: dict[tuple[str, str, str, bool, str], int] = {}
         self._kind = np.full(count, -1, np.int32)
         self._frames, self._fps = np.zeros(count, np.int32), np.zeros(count)
         self._width, self._height = np.zeros(count, np.int32), np.zeros(count, np.int32)
@@ -55,9 +57,11 @@ class FileTable:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def note_stat(self, first: int, found: Iterable[Stat]) -> None:
-        """What `probing.stat_files` found of the files from number `first` on. A file that is there and out of reach is unreadable."""
-        for number, stat in enumerate(found, start=first):
+    def note_stat(self, first: int, results: Iterable[Stat]) -> None:
+        """What `probe.stat_files` found of the files from number `first` on. A file that is there and out of reach is
+        unreadable.
+        """
+        for number, stat in enumerate(results, start=first):
             if isinstance(stat, tuple):
                 self.size[number], self.mtime_ns[number] = stat
             elif stat != ABSENT:
@@ -70,7 +74,7 @@ class FileTable:
             self._put(number, facts)
 
     def _put(self, number: int, facts: Facts) -> None:
-        kind = (facts.state, facts.why, facts.codec, facts.deep)
+        kind = (facts.state, facts.why, facts.codec, facts.deep, facts.damage)
         if kind not in self._place:
             self._place[kind] = len(self._kinds)
             self._kinds.append(kind)
@@ -87,9 +91,9 @@ class FileTable:
         number = self.number[path]
         if self._kind[number] < 0:
             return _MISSING
-        state, why, codec, deep = self._kinds[self._kind[number]]
+        state, why, codec, deep, damage = self._kinds[self._kind[number]]
         size = int(self._width[number]), int(self._height[number])
-        return Facts(state, why, int(self._frames[number]), float(self._fps[number]), *size, codec, deep)
+        return Facts(state, why, int(self._frames[number]), float(self._fps[number]), *size, codec, deep, damage)
 
     def stamp(self, path: str) -> Stamp | None:
         """Size in bytes and time of change; None where there is no file."""
@@ -101,8 +105,11 @@ class FileTable:
         return path in self.number and self.stamp(path) == stamp
 
     def unknown(self, deep: bool) -> npt.NDArray[np.int64]:
-        """int64 numbers, ascending, of the files that are there and not probed yet, or with `deep` not to their last frame."""
-        done = np.array([kind[3] or not deep for kind in self._kinds] + [False])  # the last one is for kind -1: nothing known
+        """int64 numbers, ascending, of the files that are there and not probed yet, or with `deep` not to their last
+        frame.
+        """
+        # the last one is for kind -1: nothing known
+        done = np.array([kind[3] or not deep for kind in self._kinds] + [False])
         return np.flatnonzero((self.size >= 0) & ~done[self._kind]).astype(np.int64)
 
     def numbers(self, paths: Iterable[str]) -> npt.NDArray[np.int64]:
@@ -112,7 +119,7 @@ class FileTable:
 
 # --- the cache on disk
 
-_VERSION = 1
+_VERSION = 2
 _FORCED, _THROUGH = b'"forced"', b'"through"'
 
 
@@ -136,12 +143,14 @@ def caches(folder: Path, name: str) -> list[Path]:
 
 
 def read_cache(file: Path, media: Media) -> Iterator[ProbedFile]:
-    """What a cache holds of a kind of media. Lines that are not whole (a run was killed, a machine went down) are passed over."""
+    """What a cache holds of a kind of media. Lines that are not whole (a run was killed, a machine went down) are
+    passed over.
+    """
     with file.open("rb") as lines:
         for line in lines:
-            found = _parse(line, media)
-            if found:
-                yield found
+            result = _parse(line, media)
+            if result:
+                yield result
 
 
 def _parse(line: bytes, media: Media) -> ProbedFile | None:
@@ -178,7 +187,8 @@ def remove_unused(files: Iterable[Path]) -> None:
 
 
 class ProbeCache:
-    """A cache that is written to, opened at the first entry. Of a `forced` run: what it held is dropped, unless that was broken off.
+    """A cache that is written to, opened at the first entry. Of a `forced` run: what it held is dropped, unless that
+    was broken off.
 
     Raises UserError, naming the file, where it cannot be written, as on a full disk; what was written before stays.
     """
@@ -197,21 +207,27 @@ class ProbeCache:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def add(self, found: Iterable[ProbedFile]) -> None:
+    def add(self, results: Iterable[ProbedFile]) -> None:
         """Append entries: in the hands of the system when this returns."""
-        lines = "".join(json.dumps([_VERSION, self._media, item.path, *item.stamp, _values(item.facts)]) + "\n" for item in found)
+        lines = "".join(
+            json.dumps([_VERSION, self._media, item.path, *item.stamp, _values(item.facts)]) + "\n" for item in results
+        )
         self._append(lines.encode())
 
     def _append(self, data: bytes) -> None:
         try:
             self._write(data)
         except OSError as error:
-            raise UserError(f"{self.file}: cannot be written: {error.strerror}; run the command again to go on from here") from None
+            raise UserError(
+                f"{self.file}: cannot be written: {error.strerror}; run the command again to go on from here"
+            ) from None
 
     def _write(self, data: bytes) -> None:
         if self._descriptor is None:
             anew = self._forced and not is_broken_off(self.file)
-            self._descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if anew else 0), 0o666)
+            self._descriptor = os.open(
+                self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if anew else 0), 0o666
+            )
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
             # What a killed run left may end in the middle of a line.
             data = (_FORCED if anew else b"") + b"\n" + data
@@ -220,14 +236,24 @@ class ProbeCache:
 
 
 def _values(facts: Facts) -> list[Any]:
-    return [facts.state, facts.why, facts.frames, facts.fps, facts.width, facts.height, facts.codec, facts.deep]
+    return [
+        facts.state,
+        facts.why,
+        facts.frames,
+        facts.fps,
+        facts.width,
+        facts.height,
+        facts.codec,
+        facts.deep,
+        facts.damage,
+    ]
 
 
 # --- filling the table
 
 
-class Engine(Protocol):
-    """What probes files: `probing.Prober`, or one of its kind for a cluster."""
+class ProbeEngine(Protocol):
+    """What probes files: `probe.Prober`, or one of its kind for a cluster."""
 
     deep: bool
 
@@ -237,15 +263,18 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Lookup:
-    """What is known of the files, which of them were `opened` in this run (bool, by number), and the caches that are not needed any
-    more once the manifests hold it all."""
+    """What is known of the files, which of them were `opened` in this run (bool, by number), and the caches that are
+    not needed any more once the manifests hold it all.
+    """
 
     table: FileTable
     opened: npt.NDArray[np.bool_]
     caches: list[Path]
 
 
-def look_up(catalog: Catalog, spec: DatasetSpec, table: FileTable, engine: Engine, force: bool, who: str = "all") -> Lookup:
+def look_up(
+    catalog: Catalog, spec: DatasetSpec, table: FileTable, engine: ProbeEngine, force: bool, who: str = "all"
+) -> Lookup:
     """Fill a table: from the file system, from what earlier runs found, and by probing the rest.
 
     What is probed goes into the cache `who` at once. `force` trusts no earlier run but the same one, broken off.
@@ -273,9 +302,9 @@ def manifests(catalog: Catalog) -> Path:
 
 def _stat(spec: DatasetSpec, table: FileTable) -> None:
     with Meter(f"look for files of {spec.name}", len(table)) as meter:
-        for found in stat_files(table.paths):
-            table.note_stat(meter.done, found)
-            meter.advance(len(found))
+        for item in stat_files(table.paths):
+            table.note_stat(meter.done, item)
+            meter.advance(len(item))
 
 
 def _recall_manifests(catalog: Catalog, spec: DatasetSpec, table: FileTable) -> None:
@@ -289,9 +318,9 @@ def _recall_manifests(catalog: Catalog, spec: DatasetSpec, table: FileTable) -> 
                 table.put(row.path, _of_file(row))
 
 
-def _recall_caches(spec: DatasetSpec, table: FileTable, found: Sequence[Path]) -> None:
+def _recall_caches(spec: DatasetSpec, table: FileTable, results: Sequence[Path]) -> None:
     """What runs found that were broken off or probed a shard: younger than the manifests."""
-    for cache in found:
+    for cache in results:
         for item in read_cache(cache, spec.media):
             if table.is_current(item.path, item.stamp):
                 table.put(item.path, item.facts)
@@ -300,11 +329,11 @@ def _recall_caches(spec: DatasetSpec, table: FileTable, found: Sequence[Path]) -
 def _of_file(row: Row) -> Facts:
     """What a row says of its whole file, whatever became of the row's segment."""
     segment_only = row.state == "too_short" and row.frames >= 2
-    state, why = ("ok", row.why.partition("; ")[2]) if segment_only else (row.state, row.why)
-    return Facts(state, why, row.frames, row.fps, row.width, row.height, row.codec, row.deep)
+    state, why = ("ok", "") if segment_only else (row.state, row.why)
+    return Facts(state, why, row.frames, row.fps, row.width, row.height, row.codec, row.deep, row.damage)
 
 
-def _probe(spec: DatasetSpec, table: FileTable, todo: Sequence[str], engine: Engine, cache: ProbeCache) -> None:
+def _probe(spec: DatasetSpec, table: FileTable, todo: Sequence[str], engine: ProbeEngine, cache: ProbeCache) -> None:
     with Meter(f"index {spec.name}", total=len(todo)) as meter:
         for part in engine.probe(todo, spec.media):
             cache.add(_entry(table, path, facts) for path, facts in part)

@@ -1,7 +1,7 @@
-"""On which machines can work be spread? Ray, joined where a cluster runs, else started on this machine for as long as it is needed.
+"""Ray: joining or starting a cluster, and probing files on it with Ray Data.
 
-A running cluster is joined (RAY_ADDRESS, or one that `ray start` began on this machine). Every node must have this package, and see the
-files under the same paths as this machine.
+A running cluster is joined (RAY_ADDRESS, or one that `ray start` began on this machine); otherwise Ray is started on
+this machine for as long as it is needed. Every node must have this package and see the files under the same paths.
 """
 
 from __future__ import annotations
@@ -11,19 +11,27 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
+import pyarrow as pa
+
 from cover.console import say
+from cover.datasets.probe import Facts, Prober
 from cover.errors import UserError, install
+from cover.media.source import Media
 
 _STORE = 256 << 20  # bytes of shared memory for what goes to and fro, of which far less is ever under way
 
 
-class Cluster:
+class RayCluster:
     """Ray, from the first `start` to the end of the block. Raises UserError where it is not installed.
 
-    `workers`: processes on this machine where there is no cluster; a cluster gives as many as it has cores. `ray` is the module.
+    `workers`: processes on this machine where there is no cluster; a cluster gives as many as it has cores. `ray` is
+    the module.
     """
 
     def __init__(self, workers: int) -> None:
@@ -49,7 +57,8 @@ class Cluster:
             self.ray.init(address="auto", **quiet)
             say(f"ray: joined a cluster of {len(self.ray.nodes())} nodes")
         except ConnectionError:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray makes one and keeps it in the home folder
+            # else Ray makes one and keeps it in the home folder
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             self._folder = tempfile.mkdtemp(prefix="cover-", dir=_short_folder())
             self.ray.init(
                 address="local",
@@ -89,3 +98,84 @@ def _import_ray() -> Any:
     except ImportError:
         raise UserError(f"--engine ray: ray is not installed: {install('cluster')}") from None
     return ray
+
+
+_FILES_PER_TASK = 128  # files of a task: enough to hide what a task costs, few enough that a killed run loses little
+_FACTS = [field.name for field in fields(Facts)]
+_of_facts = attrgetter(*_FACTS)
+_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("state", pa.string()),
+        ("why", pa.string()),
+        ("frames", pa.int64()),
+        ("fps", pa.float64()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("codec", pa.string()),
+        ("deep", pa.bool_()),
+        ("damage", pa.string()),
+    ]
+)
+
+
+class RayProber(RayCluster):
+    """A `probe.Prober` over a cluster. Raises UserError where Ray is not installed; it is started for the first file to
+    probe.
+    """
+
+    def __init__(self, workers: int, deep: bool = False) -> None:
+        super().__init__(workers)
+        self.deep = deep
+
+    def probe(self, paths: Sequence[str], media: Media) -> Iterator[list[tuple[str, Facts]]]:
+        """`(path, facts)` of all files, in chunks as they are done, in no particular order. Raises UserError where the
+        cluster fails, or a node does not see a file that this machine sees.
+        """
+        if not paths:
+            return
+        self.start()
+        try:
+            for batch in self._map(paths, media).iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield [
+                    _checked_here(values["path"], Facts(*(values[name] for name in _FACTS)))
+                    for values in batch.to_pylist()
+                ]
+        except self.ray.exceptions.RayError as error:
+            reason = reason_of(error)
+            raise UserError(
+                f"ray: {reason}; every node needs this package; run the command again to go on from here"
+            ) from None
+
+    def _map(self, paths: Sequence[str], media: Media) -> Any:
+        data, cores = self.ray.data, max(1, self.amount("CPU"))
+        blocks = [
+            pa.table({"path": pa.array(paths[first : first + _FILES_PER_TASK])})
+            for first in range(0, len(paths), _FILES_PER_TASK)
+        ]
+        crew = data.ActorPoolStrategy(min_size=1, max_size=max(1, min(cores, len(blocks))))
+        return data.from_arrow(blocks).map_batches(
+            _ProbeWorker, fn_args=(media, self.deep), batch_size=None, batch_format="pyarrow", compute=crew, num_cpus=1
+        )
+
+
+class _ProbeWorker:
+    """One probing process of the cluster. The files are opened in a process of its own, which a broken one may end."""
+
+    def __init__(self) -> None:
+        self._prober = Prober(1)
+
+    def __call__(self, batch: pa.Table, media: Media, deep: bool) -> pa.Table:
+        self._prober.deep = deep
+        results = [pair for part in self._prober.probe(batch["path"].to_pylist(), media) for pair in part]
+        return pa.Table.from_pylist(
+            [{"path": path, **dict(zip(_FACTS, _of_facts(facts)))} for path, facts in results], _SCHEMA
+        )
+
+
+def _checked_here(path: str, facts: Facts) -> tuple[str, Facts]:
+    if facts.state == "missing" and os.path.exists(path):
+        raise UserError(
+            f"ray: a node does not see {path}, which is there; mount the data under the same path on every node"
+        )
+    return path, facts

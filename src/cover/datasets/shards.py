@@ -1,7 +1,7 @@
-"""How do many small files become few large ones in which each is still read at once? Tar shards, as WebDataset names their members.
+"""Tar shards that hold many small samples, each readable at once; members are named as WebDataset names them.
 
-`KEY.mp4` or `KEY.jpg` is followed by `KEY.cls`, its label in digits, or `KEY.json`, `{"labels": [...]}`, where a sample has any number of
-them; neither where it is not labelled. The same members give the same bytes: no times, no owners.
+`KEY.mp4` or `KEY.jpg` is followed by `KEY.cls`, its label in digits, or `KEY.json`, `{"labels": [...]}`, where a sample
+has any number of them; neither where it is not labelled. The same members give the same bytes: no times, no owners.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
 
-from cover.media.source import Part
+from cover.media.source import ByteRange
 
-_LONGEST_NAME = 60  # of a sample id inside a key: a name of the oldest tar format holds 100 bytes
+_MAX_NAME = 60  # of a sample id inside a key: a name of the oldest tar format holds 100 bytes
 
 
 @dataclass(frozen=True)
-class Member:
-    """A sample to be put into a shard: its `ending` (".mp4"), the file with its picture or the stretch of an older shard, and what is
-    known of its class."""
+class ShardEntry:
+    """A sample to be put into a shard: its `ending` (".mp4"), the file with its picture or the stretch of an older
+    shard, and what is known of its class.
+    """
 
     key: str
     ending: str
-    source: Path | Part
+    source: Path | ByteRange
     label: int | None
     labels: Sequence[int] | None
 
@@ -38,17 +39,19 @@ class Member:
 
 
 def key_of(sample_id: str, *further: object) -> str:
-    """A name for a sample that is safe in tars, URLs and on any disk: no dots, and the same only for the same arguments."""
+    """A name for a sample that is safe in tars, URLs and on any disk: no dots, and the same only for the same
+    arguments.
+    """
     digest = sha256(json.dumps([sample_id, *further]).encode()).hexdigest()[:10]
-    return f"{re.sub('[^A-Za-z0-9_-]+', '_', sample_id)[:_LONGEST_NAME]}-{digest}"
+    return f"{re.sub('[^A-Za-z0-9_-]+', '_', sample_id)[:_MAX_NAME]}-{digest}"
 
 
-def write_shard(stem: Path, members: Sequence[Member], beside: Path) -> tuple[Path, list[tuple[int, int]]]:
+def write_shard(stem: Path, members: Sequence[ShardEntry], beside: Path) -> tuple[Path, list[tuple[int, int]]]:
     """Write a tar `STEM-DIGEST.tar`; give its path and `(offset, length)` of each member's file in it, in bytes.
 
-    It is written as `beside`, read again, and renamed: a path is never half a shard. The digest is that of its bytes, so a path never
-    comes to mean another shard either, for whoever still holds the offsets of an older one. Raises OSError, also where what is read
-    again is not what was written.
+    It is written as `beside`, read again, and renamed: a path is never half a shard. The digest is that of its bytes,
+    so a path never comes to mean another shard either, for whoever still holds the offsets of an older one. Raises
+    OSError, also where what is read again is not what was written.
     """
     for folder in (stem.parent, beside.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,16 +70,16 @@ def write_shard(stem: Path, members: Sequence[Member], beside: Path) -> tuple[Pa
     return path, [places[member.name] for member in members]
 
 
-def _add_file(tar: tarfile.TarFile, member: Member) -> None:
+def _add_file(tar: tarfile.TarFile, member: ShardEntry) -> None:
     with open(member.source, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if isinstance(member.source, Part):
+        if isinstance(member.source, ByteRange):
             file.seek(member.source.offset)
             size = member.source.length
         tar.addfile(_info(member.name, size), file)
 
 
-def _add_label(tar: tarfile.TarFile, member: Member) -> None:
+def _add_label(tar: tarfile.TarFile, member: ShardEntry) -> None:
     if member.labels is not None:
         text, ending = json.dumps({"labels": list(member.labels)}), ".json"
     elif member.label is not None:

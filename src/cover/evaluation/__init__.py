@@ -1,1 +1,1 @@
-"""Numbers with their protocol: views, metrics, evaluate."""
+"""Numbers with their protocol."""

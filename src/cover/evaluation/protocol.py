@@ -1,20 +1,30 @@
-"""Which pixels a number rests on: the views of a video or an image, decoded once for all of them."""
+"""Evaluation tasks: a split of a data set, the views of each sample, and the head that scores it.
+
+A video is opened and decoded once for all its views.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from cover.media.clips import Sampling, Views, view_times
+from cover.datasets.catalog import Catalog, DatasetSpec
+from cover.datasets.manifest import ClassList, Manifest, open_manifest
+from cover.errors import UserError, nearest
 from cover.media.decode import Decoder, decode_at, decode_image
+from cover.media.sampling import Sampling, Views, view_times
 from cover.media.source import Source
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
 from cover.transforms.crop import view_crops
 
 if TYPE_CHECKING:
-    from cover.datasets.manifest import Media
+    from cover.media.source import Media
 
 
 @dataclass(frozen=True)
@@ -31,34 +41,47 @@ HINT_SLACK = 2  # frames come no larger than this many times what the crop needs
 
 
 def read_views(
-    path: Source, media: Media, plans: Sequence[ViewPlan], duration: float = 0.0, start: float = 0.0, decoder: Decoder = "pyav"
+    path: Source,
+    media: Media,
+    plans: Sequence[ViewPlan],
+    duration: float = 0.0,
+    start: float = 0.0,
+    decoder: Decoder = "pyav",
 ) -> tuple[list[np.ndarray], str | None]:
     """The clips of a file under each plan, from one decode; `duration` and `start` in seconds (videos only).
 
-    Returns for each plan uint8 `(temporal x spatial, T, 3, size, size)` (T = 1 for images, which have spatial views alone) and what
-    was damaged. Raises `MediaError` where nothing can be read.
+    Returns for each plan uint8 `(temporal x spatial, T, 3, size, size)` (T = 1 for images, which have spatial views
+    alone) and what was damaged. Raises `MediaError` where nothing can be read.
     """
     (clips,), partial = read_windows(path, media, plans, [(start, duration)], decoder)
     return clips, partial
 
 
 def read_windows(
-    path: Source, media: Media, plans: Sequence[ViewPlan], windows: Sequence[tuple[float, float]], decoder: Decoder = "pyav"
+    path: Source,
+    media: Media,
+    plans: Sequence[ViewPlan],
+    windows: Sequence[tuple[float, float]],
+    decoder: Decoder = "pyav",
 ) -> tuple[list[list[np.ndarray]], str | None]:
-    """`read_views` of several windows of a video, each `(start, duration)` in seconds, from one decode: one list of clips for each."""
+    """`read_views` of several windows of a video, each `(start, duration)` in seconds, from one decode: one list of
+    clips for each.
+    """
     hint = HINT_SLACK * max(plan.size for plan in plans)
     if media == "image":
         crops = _Crops(decode_image(path, size_hint=hint)[None])
         return [[crops.views(np.zeros((1, 1), np.int64), plan) for plan in plans] for _ in windows], None
     times = [
-        [start + view_times(plan.sampling, plan.frames, duration, plan.views.temporal) for plan in plans] for start, duration in windows
+        [start + view_times(plan.sampling, plan.frames, duration, plan.views.temporal) for plan in plans]
+        for start, duration in windows
     ]
     flat = [instants for window in times for instants in window]
     decoded = decode_at(path, np.concatenate([t.ravel() for t in flat]).tolist(), size_hint=hint, decoder=decoder)
     places = iter(np.split(decoded.shown, np.cumsum([t.size for t in flat])[:-1]))
     crops = _Crops(decoded.pictures)
     return [
-        [crops.views(next(places).reshape(instants.shape), plan) for instants, plan in zip(window, plans, strict=True)] for window in times
+        [crops.views(next(places).reshape(instants.shape), plan) for instants, plan in zip(window, plans, strict=True)]
+        for window in times
     ], decoded.partial
 
 
@@ -80,3 +103,116 @@ class _Crops:
             for crop, view in zip(crops, views[temporal, :, number], strict=True):
                 view[...] = crop[place]
         return views.reshape(-1, *views.shape[2:])
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """One data set to be evaluated: its manifest, how it is looked at, and its head.
+
+    `classes`: those that are told apart, in the data set's order: all of them, but where the head is another data set's
+    and lacks some. `columns`: int64 `(classes,)`, the place of each in the head: of a head that several sets share, a
+    set uses its own classes alone, so that its number is comparable with that of a head of its own. `relabel`: int64,
+    for each class of the manifest its place in `classes`, -1 where it is not there: such samples are not evaluated.
+    """
+
+    spec: DatasetSpec
+    manifest: Manifest
+    views: Views
+    frames: int
+    head: Head
+    classes: tuple[str, ...]
+    columns: Tensor
+    relabel: np.ndarray
+    decoder: Decoder = "pyav"
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the head is of another class list, used by the names that both have."""
+        return len(self.classes) < len(self.manifest.classes.names) or self.spec.name not in self.head.datasets
+
+    def those(self, rows: np.ndarray) -> np.ndarray:
+        """Of manifest rows, those whose class is told apart."""
+        return rows if self.manifest.classes.many else rows[self.relabel[self.manifest.labels[rows]] >= 0]
+
+
+def find_tasks(
+    catalog: Catalog,
+    model: CoVeR,
+    frames: int,
+    split: str,
+    names: Sequence[str] = (),
+    views: Views | None = None,
+    decoder: Decoder = "pyav",
+    other_heads: Mapping[str, str] | None = None,
+) -> list[EvaluationTask]:
+    """The data sets that `model` has a head for, or those of `names`.
+
+    `other_heads`: data set -> the head that is to score it, by the class names that both have. Raises `UserError` where
+    heads and classes do not match.
+    """
+    other_heads = other_heads or {}
+    heads = {name: head for head in model.head_list for name in head.datasets}
+    by_name = {head.name: head for head in model.head_list}
+    tasks = []
+    for name in [
+        *(names or [name for name in heads if name in catalog.specs]),
+        *(name for name in other_heads if name not in names),
+    ]:
+        spec, wanted = catalog.spec(name), other_heads.get(name)
+        if wanted is not None and wanted not in by_name:
+            raise UserError(f'the checkpoint has no head "{wanted}"{nearest(wanted, by_name)}')
+        if wanted is None and name not in heads:
+            raise UserError(f'the checkpoint has no head "{name}"; its heads: {", ".join(heads)}')
+        manifest = open_manifest(catalog.manifest_path(name, split))
+        head = by_name[wanted] if wanted else heads[name]
+        classes, columns, relabel = _head_by_names(head, manifest) if wanted else _own_head(head, manifest)
+        tasks.append(
+            EvaluationTask(spec, manifest, views or spec.views, frames, head, classes, columns, relabel, decoder)
+        )
+    if not tasks:
+        raise UserError(f"{catalog.path.name} has none of the checkpoint's heads: {', '.join(heads)}")
+    return tasks
+
+
+def _own_head(head: Head, manifest: Manifest) -> tuple[tuple[str, ...], Tensor, np.ndarray]:
+    """Classes, columns and relabelling of a set that the head was trained on. Raises `UserError` where they do not
+    match.
+    """
+    ours, file = manifest.classes, manifest.path.name
+    _check_kind(head, manifest)
+    if len(head.datasets) == 1 and ours.names != head.classes:
+        digest = ClassList.of(head.classes, "checkpoint").digest
+        raise UserError(f'head "{head.name}" was trained on class list {digest}, but {file} has {ours.digest}')
+    unknown = [name for name in ours.names if name not in set(head.classes)]
+    if unknown:
+        raise UserError(f'head "{head.name}" lacks {len(unknown)} classes of {file}, the first: "{unknown[0]}"')
+    return ours.names, torch.tensor(head.places(ours.names)), np.arange(len(ours.names))
+
+
+def _head_by_names(head: Head, manifest: Manifest) -> tuple[tuple[str, ...], Tensor, np.ndarray]:
+    """The same of a set that it was not trained on: the classes whose names both have, but for case and underscores."""
+    ours, file = manifest.classes, manifest.path.name
+    _check_kind(head, manifest)
+    if ours.many:
+        raise UserError(f"{file}: a class map by name is for sets of one class a sample")
+    places = {_normalized(name): place for place, name in enumerate(head.classes)}
+    shared = [name for name in ours.names if _normalized(name) in places]
+    if len(shared) < 2:
+        raise UserError(
+            f'head "{head.name}" has {len(shared)} of the {len(ours.names)} class names of {file}; two or more are needed'
+        )
+    relabel = np.full(len(ours.names), -1)
+    relabel[[ours.names.index(name) for name in shared]] = np.arange(len(shared))
+    return tuple(shared), torch.tensor([places[_normalized(name)] for name in shared]), relabel
+
+
+def _check_kind(head: Head, manifest: Manifest) -> None:
+    if manifest.classes.many != (head.loss == "sigmoid"):
+        theirs, there = ("any number of classes", "one") if head.loss == "sigmoid" else ("one class", "any number")
+        raise UserError(
+            f'head "{head.name}" was trained on samples of {theirs}, but {manifest.path.name} has {there} for each'
+        )
+
+
+def _normalized(name: str) -> str:
+    return name.replace("_", " ").casefold()

@@ -1,8 +1,9 @@
-"""Statistics of accuracies: intervals, paired differences, corrected tests, and the difference that a comparison can find.
+"""Statistics of accuracies: intervals, paired differences, corrected tests, and the difference that a comparison can
+find.
 
-Clips of one source (a film, a person, a long video) resemble each other, so the bootstrap resamples sources, not clips. Runs of several
-seeds differ by more than their clips do, so it resamples seeds too, with the same draw for both arms of a pair. Intervals are percentile
-intervals (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13).
+Clips of one source (a film, a person, a long video) resemble each other, so the bootstrap resamples sources, not clips.
+Runs of several seeds differ by more than their clips do, so it resamples seeds too, with the same draw for both arms of
+a pair. Intervals are percentile intervals (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13).
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _AT_ONCE = 1 << 22  # numbers of one block of resamples
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval at `LEVEL`. `p`: of a difference, the two-sided p-value of there being none, not corrected."""
+    """A value with its interval at `LEVEL`. `p`: of a difference, the two-sided p-value of there being none, not
+    corrected.
+    """
 
     value: float
     low: float
@@ -34,7 +37,7 @@ class Estimate:
     p: float | None = None
 
 
-# --- bootstrap ----------------------------------------------------------------------------------------------------------
+# --- bootstrap --------------------------------------------------------------------------------------------------------
 
 
 def proportion(right: npt.ArrayLike, sources: npt.ArrayLike, seed: int) -> Estimate:
@@ -75,7 +78,8 @@ def _resampled(values: Floats, sources: npt.NDArray[Any], seed: int) -> Floats:
     means, block = [], max(1, _AT_ONCE // count)
     for first in range(0, RESAMPLES, block):
         draws = min(block, RESAMPLES - first)
-        times = rng.multinomial(count, np.full(count, 1 / count), size=draws)  # (draws, sources): how often each is drawn
+        # (draws, sources): how often each is drawn
+        times = rng.multinomial(count, np.full(count, 1 / count), size=draws)
         by_run = times @ sums.T / (times @ sizes)[:, None]
         runs = rng.integers(len(values), size=(draws, len(values)))
         means.append(np.take_along_axis(by_run, runs, axis=1).mean(axis=1))
@@ -87,7 +91,7 @@ def _estimate(value: float, means: Floats) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-# --- tests --------------------------------------------------------------------------------------------------------------
+# --- tests ------------------------------------------------------------------------------------------------------------
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -101,7 +105,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def verdict(estimate: Estimate, p: float, margin: float) -> Verdict:
-    """The verdict on a difference at `LEVEL`. `p`: its corrected p-value; "not worse": its whole interval lies above `-margin`."""
+    """The verdict on a difference at `LEVEL`. `p`: its corrected p-value; "not worse": its whole interval lies above
+    `-margin`.
+    """
     if p < 1 - LEVEL and estimate.value != 0:
         return "better" if estimate.value > 0 else "worse"
     return "not worse" if estimate.low > -margin else "no difference shown"
@@ -113,7 +119,7 @@ def judge(differences: Mapping[str, Estimate], margin: float) -> dict[str, tuple
     return {name: (p, verdict(differences[name], p, margin)) for name, p in corrected.items()}
 
 
-# --- without a bootstrap ------------------------------------------------------------------------------------------------
+# --- without a bootstrap ----------------------------------------------------------------------------------------------
 
 
 def wilson(fraction: float, samples: int) -> tuple[float, float]:
@@ -127,8 +133,8 @@ def wilson(fraction: float, samples: int) -> tuple[float, float]:
 def compare_fractions(ours: float, theirs: float, samples: int) -> Verdict:
     """The verdict on two fractions of `samples` each: a difference is shown where it exceeds `STANDARD_ERRORS`.
 
-    One hit and one miss are added to each (Agresti and Caffo 2000), so that fractions of 0 and 1 do not look certain. Where both are of
-    the same clips, the test is cautious.
+    One hit and one miss are added to each (Agresti and Caffo 2000), so that fractions of 0 and 1 do not look certain.
+    Where both are of the same clips, the test is cautious.
     """
     first, second = ((fraction * samples + 1) / (samples + 2) for fraction in (ours, theirs))
     error = math.sqrt((first * (1 - first) + second * (1 - second)) / (samples + 2))
@@ -137,14 +143,15 @@ def compare_fractions(ours: float, theirs: float, samples: int) -> Verdict:
     return "better" if ours > theirs else "worse"
 
 
-# --- what can be found --------------------------------------------------------------------------------------------------
+# --- what can be found ------------------------------------------------------------------------------------------------
 
 
 def detectable(spread_of_runs: float, spread_of_sources: float, runs: int, sources: int, power: float = 0.8) -> float:
-    """The smallest true difference that a comparison of this size finds with probability `power`, at `LEVEL`, two-sided.
+    """The smallest true difference that a comparison of this size finds with probability `power`, at `LEVEL`,
+    two-sided.
 
-    `spread_of_runs`: standard deviation between seeds of a pair's difference; `spread_of_sources`: of a source's mean difference, over
-    sources. Both fall with the square root of their number (normal approximation).
+    `spread_of_runs`: standard deviation between seeds of a pair's difference; `spread_of_sources`: of a source's mean
+    difference, over sources. Both fall with the square root of their number (normal approximation).
     """
     error = (spread_of_runs**2 / runs + spread_of_sources**2 / sources) ** 0.5
     return float((NormalDist().inv_cdf(0.5 + LEVEL / 2) + NormalDist().inv_cdf(power)) * error)

@@ -1,7 +1,7 @@
 """Charts of the reports: line charts, forest plots and bars, as plain shapes that `templates/charts.html` writes.
 
-Drawings have units of their own, which the page scales to its column: letters of 12 units stay readable on a phone. Colours are classes
-of the style sheet, which has a light and a dark set of them.
+Drawings have units of their own, which the page scales to its column: letters of 12 units stay readable on a phone.
+Colours are classes of the style sheet, which has a light and a dark set of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MARKS = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class ChartShape:
     """An SVG element. `title`: what a pointer over it shows."""
 
     tag: str
@@ -43,19 +43,21 @@ class Drawing:
 
     label: str
     height: float
-    shapes: list[Shape]
+    shapes: list[ChartShape]
 
 
-def _line(style: str, x1: float, x2: float, y1: float, y2: float) -> Shape:
-    return Shape("line", {"class": style, "x1": round(x1, 1), "x2": round(x2, 1), "y1": round(y1, 1), "y2": round(y2, 1)})
+def _line(style: str, x1: float, x2: float, y1: float, y2: float) -> ChartShape:
+    return ChartShape(
+        "line", {"class": style, "x1": round(x1, 1), "x2": round(x2, 1), "y1": round(y1, 1), "y2": round(y2, 1)}
+    )
 
 
-def _text(text: str, x: float, y: float, anchor: str = "start", style: str = "", title: str = "") -> Shape:
+def _text(text: str, x: float, y: float, anchor: str = "start", style: str = "", title: str = "") -> ChartShape:
     named: dict[str, str | float] = {"class": style} if style else {}
-    return Shape("text", {**named, "x": round(x, 1), "y": round(y, 1), "text-anchor": anchor}, text, title)
+    return ChartShape("text", {**named, "x": round(x, 1), "y": round(y, 1), "text-anchor": anchor}, text, title)
 
 
-# --- line charts --------------------------------------------------------------------------------------------------------
+# --- line charts ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,15 @@ class Axes:
 
 
 def line_chart(
-    name: str, lines: Sequence[Line], x_label: str, reference: tuple[float, str] | None = None, percent: bool = False, most: float = 1.0
+    name: str,
+    lines: Sequence[Line],
+    x_label: str,
+    reference: tuple[float, str] | None = None,
+    percent: bool = False,
+    most: float = 1.0,
 ) -> Drawing:
-    """Curves over one x axis. `reference`: a level and its label, drawn dashed; `percent`: a y axis from 0 to `most` in per cent.
+    """Curves over one x axis. `reference`: a level and its label, drawn dashed; `percent`: a y axis from 0 to `most` in
+    per cent.
 
     Lines without points are left out; at least one line must have some.
     """
@@ -113,7 +121,7 @@ def _axes(lines: Sequence[Line], reference: tuple[float, str] | None, most: floa
     return Axes(right, 1.12 * max(highest, reference[0] if reference else 0.0) or 1.0)
 
 
-def _grid(axes: Axes, x_label: str, percent: bool) -> list[Shape]:
+def _grid(axes: Axes, x_label: str, percent: bool) -> list[ChartShape]:
     shapes = []
     for value in [axes.top * quarter / 4 for quarter in range(5)] if percent else ticks(axes.top):
         y = axes.y(value)
@@ -124,12 +132,12 @@ def _grid(axes: Axes, x_label: str, percent: bool) -> list[Shape]:
     return [*shapes, _text(x_label, WIDTH - RIGHT, HEIGHT - 3, "end")]
 
 
-def _curve(axes: Axes, line: Line) -> list[Shape]:
+def _curve(axes: Axes, line: Line) -> list[ChartShape]:
     curve = running_mean(line.points) if line.smooth else line.points
-    faint = [Shape("path", {"class": f"faint {line.tone}", "d": _path(axes, line.points)})] if line.smooth else []
+    faint = [ChartShape("path", {"class": f"faint {line.tone}", "d": _path(axes, line.points)})] if line.smooth else []
     x, y = curve[-1]
-    end = Shape("circle", {"class": line.tone, "cx": round(axes.x(x), 1), "cy": round(axes.y(y), 1), "r": 3})
-    return [*faint, Shape("path", {"class": f"curve {line.tone}", "d": _path(axes, curve)}), end]
+    end = ChartShape("circle", {"class": line.tone, "cx": round(axes.x(x), 1), "cy": round(axes.y(y), 1), "r": 3})
+    return [*faint, ChartShape("path", {"class": f"curve {line.tone}", "d": _path(axes, curve)}), end]
 
 
 def _path(axes: Axes, points: Sequence[Point]) -> str:
@@ -188,7 +196,7 @@ def short_count(value: float) -> str:
     return f"{value:.3g}"
 
 
-# --- forest plots -------------------------------------------------------------------------------------------------------
+# --- forest plots -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -204,7 +212,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Span:
+class AxisRange:
     """The drawn part of the number line, `low` < `high`."""
 
     low: float
@@ -216,14 +224,16 @@ class Span:
         return EDGE + (WIDTH - 2 * EDGE) * fraction
 
 
-def span_of(rows: Iterable[Interval], margin: float) -> Span:
-    """One span for several forest plots, so that they can be compared: all intervals, zero and the margin, with some air."""
+def span_of(rows: Iterable[Interval], margin: float) -> AxisRange:
+    """One span for several forest plots, so that they can be compared: all intervals, zero and the margin, with some
+    air.
+    """
     ends = [0.0, -margin, *(end for each in rows for end in (each.low, each.high, each.value))]
     air = 0.05 * (max(ends) - min(ends)) or 1.0
-    return Span(min(ends) - air, max(ends) + air)
+    return AxisRange(min(ends) - air, max(ends) + air)
 
 
-def forest(name: str, rows: Sequence[Interval], span: Span, margin: float, unit: str) -> Drawing:
+def forest(name: str, rows: Sequence[Interval], span: AxisRange, margin: float, unit: str) -> Drawing:
     """Intervals one below the other. The solid line is no difference, the dashed one a loss of `margin` (0: none)."""
     assert rows, "a forest plot needs a row"
     height = FOREST_TOP + ROW * len(rows) + FOREST_BOTTOM
@@ -234,7 +244,7 @@ def forest(name: str, rows: Sequence[Interval], span: Span, margin: float, unit:
     return Drawing(f"{name}: {text}", height, shapes)
 
 
-def _scale(span: Span, height: int, margin: float, unit: str) -> list[Shape]:
+def _scale(span: AxisRange, height: int, margin: float, unit: str) -> list[ChartShape]:
     bottom, shapes = height - FOREST_BOTTOM, []
     for value in signed_ticks(span.low, span.high):
         x = span.x(value)
@@ -248,14 +258,16 @@ def _scale(span: Span, height: int, margin: float, unit: str) -> list[Shape]:
     return [*shapes, _text(unit, WIDTH - EDGE, height - 4, "end")]
 
 
-def _interval(span: Span, each: Interval, top: int) -> list[Shape]:
+def _interval(span: AxisRange, each: Interval, top: int) -> list[ChartShape]:
     tone, outline = MARKS[each.verdict]
     y, room = top + 26, WIDTH - 2 * EDGE - LETTER * (len(each.text) + 2)
     return [
         _text(_fitted(each.label, room), EDGE, top + 15, style="name halo", title=each.label),
         _text(each.text, WIDTH - EDGE, top + 15, "end", "halo"),
-        Shape("path", {"class": f"whisker {tone}", "d": f"M{span.x(each.low):.1f} {y}H{span.x(each.high):.1f}"}),
-        Shape("path", {"class": f"mark {tone}", "transform": f"translate({span.x(each.value):.1f} {y})", "d": outline}),
+        ChartShape("path", {"class": f"whisker {tone}", "d": f"M{span.x(each.low):.1f} {y}H{span.x(each.high):.1f}"}),
+        ChartShape(
+            "path", {"class": f"mark {tone}", "transform": f"translate({span.x(each.value):.1f} {y})", "d": outline}
+        ),
     ]
 
 
@@ -264,12 +276,14 @@ def _fitted(label: str, room: float) -> str:
     return label if len(label) <= letters else f"{label[: letters - 1]}…"
 
 
-# --- bars ---------------------------------------------------------------------------------------------------------------
+# --- bars -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A horizontal bar: label, track and value. `marks`: (classes, CSS) of what lies on the track; `signed`: from its middle."""
+    """A horizontal bar: label, track and value. `marks`: (classes, CSS) of what lies on the track; `signed`: from its
+    middle.
+    """
 
     label: str
     value: str
@@ -278,7 +292,9 @@ class Bar:
     signed: bool = False
 
 
-def bar(label: str, fraction: float, value: str, tone: str, chance: float | None = None, interval: Point | None = None) -> Bar:
+def bar(
+    label: str, fraction: float, value: str, tone: str, chance: float | None = None, interval: Point | None = None
+) -> Bar:
     """A bar of `fraction` (0 to 1) of its track, with a tick at `chance` and a whisker over `interval`."""
     marks = [(f"fill {tone}", f"width:{_percent(fraction)}")]
     if chance is not None:
@@ -290,7 +306,9 @@ def bar(label: str, fraction: float, value: str, tone: str, chance: float | None
 
 
 def signed_bar(label: str, note: str, gain: float, most: float, value: str) -> Bar:
-    """A bar from the middle of its track, to the right for a gain, to the left for a loss; `most` (above 0) fills one half."""
+    """A bar from the middle of its track, to the right for a gain, to the left for a loss; `most` (above 0) fills one
+    half.
+    """
     width = 50 * min(abs(gain) / most, 1.0)
     left = 50 - (width if gain < 0 else 0)
     fill = (f"fill {'cotrained' if gain > 0 else 'single'}", f"left:{left:.2f}%;width:{width:.2f}%")
@@ -303,7 +321,8 @@ def _percent(fraction: float) -> str:
 
 @dataclass(frozen=True)
 class Panel:
-    """A titled chart of a report: bars or a drawing. `key`: (colour class, label) of its curves; `protocol`: lines below it.
+    """A titled chart of a report: bars or a drawing. `key`: (colour class, label) of its curves; `protocol`: lines
+    below it.
 
     `left_out`: a number of bars that are left out in the middle.
     """

@@ -22,18 +22,16 @@ from cover.console import clock, say, write_json
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import open_manifest
-from cover.evaluation.evaluate import evaluate
-from cover.evaluation.protocol import read_views
-from cover.evaluation.reading import Variant
-from cover.evaluation.tasks import find_tasks
-from cover.experiments.add.recipe import schedule_of
+from cover.evaluation.evaluate import Variant, evaluate
+from cover.evaluation.protocol import find_tasks, read_views
+from cover.experiments.add.add_recipe import schedule_of
 from cover.experiments.report import DemoResults, PredictedClip, numbers_markdown, write_demo_report
+from cover.hardware import pick_device
 from cover.inference.predictor import Predictor
 from cover.model.backbones import DEFAULT_OPTIONS
-from cover.model.device import pick_device
 from cover.model.release import find_release, load_release
-from cover.sandbox.generate import generate
-from cover.sandbox.settings import Settings
+from cover.synthetic.generate import generate
+from cover.synthetic.settings import Settings
 from cover.training.recipe import Data, Optimizer, Recipe, Start
 from cover.training.train import train
 
@@ -85,10 +83,17 @@ def demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path:
     results = {"wall_seconds": wall, "seed": seed, "scale": scale, "datasets": datasets}
     write_json(results, out / "results.json")
     commands = next_commands(runs[COTRAINING], catalog, clips)
-    report = write_demo_report(out, DemoResults(
-        results=results, stages=timer.stages, runs={title: run / "log.jsonl" for title, run in runs.items()}, clips=clips,
-        commands=commands, environment=environment(out, scale, seed),
-    ))  # fmt: skip
+    report = write_demo_report(
+        out,
+        DemoResults(
+            results=results,
+            stages=timer.stages,
+            runs={title: run / "log.jsonl" for title, run in runs.items()},
+            clips=clips,
+            commands=commands,
+            environment=environment(out, scale, seed),
+        ),
+    )
     print(numbers_markdown(results))
     say(f"done in {clock(wall)}")
     print(f"report: {report}")
@@ -96,25 +101,35 @@ def demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path:
     return report
 
 
-# --- the runs -------------------------------------------------------------------------------------------------------------------
+# --- the runs ---------------------------------------------------------------------------------------------------------
 
 
 def recipes(out: Path, catalog: Path, scale: float, seed: int, device: str, workers: int) -> dict[str, Recipe]:
-    """The runs of the demo by title, in their order: image pre-training, co-training, and each set of `ALONE` by itself.
+    """The runs of the demo by title, in their order: image pre-training, co-training, and each set of `ALONE` by
+    itself.
 
-    The single-data-set runs start from the same weights, with the same learning rate rule, augmentation and batch of clips, and
-    see as many samples of their set as the co-trained model does.
+    The single-data-set runs start from the same weights, with the same learning rate rule, augmentation and batch of
+    clips, and see as many samples of their set as the co-trained model does.
     """
     base = Recipe(Data(SETS, str(catalog)), "", 1, seed=seed, device=device, workers=workers)
     pretrain = replace(
-        base, data=replace(base.data, sets=["imagenet"]), out=str(out / "runs/pretrain"), steps=_scaled(PRETRAIN_STEPS, scale),
-        batch=PRETRAIN_BATCH, model=DEFAULT_OPTIONS.for_images(), optimizer=Optimizer(lr=PRETRAIN_LR),
-    )  # fmt: skip
+        base,
+        data=replace(base.data, sets=["imagenet"]),
+        out=str(out / "runs/pretrain"),
+        steps=_scaled(PRETRAIN_STEPS, scale),
+        batch=PRETRAIN_BATCH,
+        model=DEFAULT_OPTIONS.for_images(),
+        optimizer=Optimizer(lr=PRETRAIN_LR),
+    )
     start = Start(pretrain.out, "fresh")
     cotrain = replace(
-        base, out=str(out / "runs/cotrain"), steps=_scaled(COTRAIN_STEPS, scale), batch=COTRAIN_BATCH, start=start,
+        base,
+        out=str(out / "runs/cotrain"),
+        steps=_scaled(COTRAIN_STEPS, scale),
+        batch=COTRAIN_BATCH,
+        start=start,
         optimizer=Optimizer(lr=COTRAIN_LR),
-    )  # fmt: skip
+    )
     drawn, clips = cotrain_draws(cotrain)
     planned = {"image pre-training": pretrain, COTRAINING: cotrain}
     for name in ALONE:
@@ -148,24 +163,30 @@ def run_or_reuse(recipe: Recipe) -> Path:
     return train(recipe, resume=run.exists())
 
 
-# --- the numbers ----------------------------------------------------------------------------------------------------------------
+# --- the numbers ------------------------------------------------------------------------------------------------------
 
 
 def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, workers: int) -> dict[str, dict[str, Any]]:
-    """One row per data set: chance, and top-1 of the model trained on it alone and of the co-trained one, also on shuffled frames."""
+    """One row per data set: chance, and top-1 of the model trained on it alone and of the co-trained one, also on
+    shuffled frames.
+    """
     cotrained = _top1(runs[COTRAINING], SETS, catalog, device, workers, ("plain", "shuffled", "single"))
     rows: dict[str, dict[str, Any]] = {}
     for name in SETS:
         variants = cotrained[name]
         plain = variants["plain"]
         rows[name] = {
-            "chance": 1 / plain["classes"], "single": None, "cotrained": plain["top1"],
+            "chance": 1 / plain["classes"],
+            "single": None,
+            "cotrained": plain["top1"],
             "cotrained_shuffled": variants.get("shuffled", {}).get("top1"),
             "cotrained_single_frame": variants.get("single", {}).get("top1"),
             **{key: plain[key] for key in REPORTED},
-        }  # fmt: skip
+        }
     for name in ALONE:
-        rows[name]["single"] = _top1(runs[_single(name)], [name], catalog, device, workers, ("plain",))[name]["plain"]["top1"]
+        rows[name]["single"] = _top1(runs[_single(name)], [name], catalog, device, workers, ("plain",))[name]["plain"][
+            "top1"
+        ]
     return rows
 
 
@@ -178,7 +199,9 @@ def _top1(
     for task in find_tasks(catalog, model, model.frames, "val", names):
         wanted = variants if task.manifest.media == "video" else ("plain",)
         results = evaluate(model, task, device, workers, wanted)
-        by_dataset[task.spec.name] = {variant: {**result, "step": model.metadata["step"]} for variant, result in results.items()}
+        by_dataset[task.spec.name] = {
+            variant: {**result, "step": model.metadata["step"]} for variant, result in results.items()
+        }
     return by_dataset
 
 
@@ -212,7 +235,10 @@ def next_commands(run: Path, catalog: Catalog, clips: list[PredictedClip]) -> li
 def environment(out: Path, scale: float, seed: int) -> dict[str, str]:
     """The software, machine and command behind the numbers."""
     return {
-        "command": f"cover demo --out {shlex.quote(str(out))} --scale {scale:g} --seed {seed}", "seed": str(seed), "cover": __version__,
-        "torch": torch.__version__, "python": platform.python_version(),
+        "command": f"cover demo --out {shlex.quote(str(out))} --scale {scale:g} --seed {seed}",
+        "seed": str(seed),
+        "cover": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-    }  # fmt: skip
+    }

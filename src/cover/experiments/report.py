@@ -1,7 +1,7 @@
 """Reports of experiments: pages and Markdown files written from `templates/`, and the report of the demo and its runs.
 
-A report is one file that needs nothing else. Its texts and captions are in the templates; this module and `study.report` make the tables
-and charts that they show.
+A report is one file that needs nothing else. Its texts and captions are in the templates; this module and
+`study.report` make the tables and charts that they show.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GAP = 3  # pixels between two frames
 MARKDOWN_SIGNS = str.maketrans({**{sign: f"\\{sign}" for sign in "\\|*`["}, "<": "&lt;", "\u00a0": " "})
 
 
-# --- tables, texts and templates ----------------------------------------------------------------------------------------
+# --- tables, texts and templates --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with as many cells as there are columns; the first cell of a row is its name. Without columns: a list of facts."""
+    """Rows with as many cells as there are columns; the first cell of a row is its name. Without columns: a list of
+    facts.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -69,9 +71,13 @@ def plain(text: str) -> str:
 @cache
 def _environment(html: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cover.experiments"), autoescape=html, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False,
-    )  # fmt: skip
+        loader=jinja2.PackageLoader("cover.experiments"),
+        autoescape=html,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=False,
+    )
     environment.filters["plain"] = plain
     kind = "html" if html else "md"
     environment.globals.update(html=html, layout=f"page.{kind}", blocks=f"blocks.{kind}", marks=MARKS)
@@ -91,7 +97,9 @@ def render_markdown(template: str, **data: Any) -> str:
 
 
 def write_text(text: str, path: Path) -> Path:
-    """Write a file beside its place, then rename it; returns its path. A name that is no valid text does not lose the report."""
+    """Write a file beside its place, then rename it; returns its path. A name that is no valid text does not lose the
+    report.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
     beside.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -114,7 +122,7 @@ def points(difference: float) -> str:
     return "0.0" if text in ("-0.0", "+0.0") else text
 
 
-# --- the report of the demo and its runs --------------------------------------------------------------------------------
+# --- the report of the demo and its runs ------------------------------------------------------------------------------
 
 # Key in the results -> column, and colour of its bars.
 MEASURED = {
@@ -129,7 +137,9 @@ RUN_TONES = {"co-train": "cotrained", "pre-train": "pretrained", "single": "sing
 
 @dataclass(frozen=True)
 class PredictedClip:
-    """A clip or image with its prediction: `frames` uint8 `(T, H, W, 3)` as the model saw them; `top`: (class, probability), best first."""
+    """A clip or image with its prediction: `frames` uint8 `(T, H, W, 3)` as the model saw them; `top`: (class,
+    probability), best first.
+    """
 
     dataset: str
     path: str
@@ -142,10 +152,11 @@ class PredictedClip:
 class DemoResults:
     """Everything that the report of a demo shows.
 
-    `results`: `{wall_seconds, datasets: {name: {chance, single, cotrained, cotrained_shuffled, cotrained_single_frame, top5,
-    mean_class, n_read, n_listed, classes, views, split, step, class_digest, media}}}`, accuracies between 0 and 1, null or absent
-    where not run. `stages`: (title, seconds). `runs`: title -> its `log.jsonl`; a title with "co-train", "pre-train" or "single"
-    is drawn in that colour. `generated`: whether the data sets come from the sandbox.
+    `results`: `{wall_seconds, datasets: {name: {chance, single, cotrained, cotrained_shuffled, cotrained_single_frame,
+    top5, mean_class, n_read, n_listed, classes, views, split, step, class_digest, media}}}`, accuracies between 0 and
+    1, null or absent where not run. `stages`: (title, seconds). `runs`: title -> its `log.jsonl`; a title with
+    "co-train", "pre-train" or "single" is drawn in that colour. `generated`: whether the data sets come from the
+    sandbox.
     """
 
     results: dict[str, Any]
@@ -167,17 +178,30 @@ def write_demo_report(folder: Path, demo: DemoResults) -> Path:
     logs = {title: read_log(path) for title, path in demo.runs.items()}
     read = sorted({row["n_read"] for row in demo.datasets.values() if row.get("n_read")})
     page = render_page(
-        "demo.html", title=f"One video model, {len(demo.datasets)} data sets", generated=demo.generated,
+        "demo.html",
+        title=f"One video model, {len(demo.datasets)} data sets",
+        generated=demo.generated,
         samples=" to ".join(f"{count:,}" for count in dict.fromkeys([*read[:1], *read[-1:]])),
         numbers=numbers_table(demo.results) if demo.datasets else None,
         bars=[_accuracy_panel(name, row) for name, row in demo.datasets.items()],
-        losses=_loss_panels(demo, logs), dev=_dev_panels(demo, logs),
-        problems=[f"{title}: {log.problem or 'no train line in its log'}." for title, log in logs.items() if log.problem or not log.train],
-        mixtures=[_mixture(title, log) for title, log in logs.items() if len(log.sets()) > 1], clips=_clips(demo.clips),
+        losses=_loss_panels(demo, logs),
+        dev=_dev_panels(demo, logs),
+        problems=[
+            f"{title}: {log.problem or 'no train line in its log'}."
+            for title, log in logs.items()
+            if log.problem or not log.train
+        ],
+        mixtures=[_mixture(title, log) for title, log in logs.items() if len(log.sets()) > 1],
+        clips=_clips(demo.clips),
         wall=clock(demo.results["wall_seconds"]) if demo.results.get("wall_seconds") is not None else "",
-        stages=_stage_bars(demo), speeds=_speeds(logs), protocol=_protocol(demo), commands=demo.commands,
-        environment=Table([], [[Cell(key), Cell(value)] for key, value in demo.environment.items()], kind="small facts"),
-    )  # fmt: skip
+        stages=_stage_bars(demo),
+        speeds=_speeds(logs),
+        protocol=_protocol(demo),
+        commands=demo.commands,
+        environment=Table(
+            [], [[Cell(key), Cell(value)] for key, value in demo.environment.items()], kind="small facts"
+        ),
+    )
     return write_text(page, folder / "report.html")
 
 
@@ -193,8 +217,8 @@ def numbers_table(results: Mapping[str, Any]) -> Table:
     for name, row in (results.get("datasets") or {}).items():
         notes = {"chance": _chance_note(row), "cotrained": _against(row, "cotrained", "single")}
         notes["cotrained_shuffled"] = _against(row, "cotrained_shuffled", "cotrained")
-        tones = {"cotrained": "lead said", "cotrained_shuffled": "said"}
-        figures = [Cell(percent(row.get(key)), notes.get(key, ""), tones.get(key, "")) for key in MEASURED]
+        colour_operations = {"cotrained": "lead said", "cotrained_shuffled": "said"}
+        figures = [Cell(percent(row.get(key)), notes.get(key, ""), colour_operations.get(key, "")) for key in MEASURED]
         sizes = [_text(row.get("classes")), _read_of_listed(row), _text(row.get("views"))]
         rows.append([Cell(name, _text(row.get("media")) or ""), *figures, *map(Cell, sizes)])
     return Table(columns, rows)
@@ -230,7 +254,9 @@ def _loss_panels(demo: DemoResults, logs: Mapping[str, RunHistory]) -> list[Pane
     for name in _trained_sets(demo, logs):
         classes = demo.datasets.get(name, {}).get("classes")
         guess = (math.log(classes), "guessing") if classes and classes > 1 else None
-        panels += _curves(name, [Line(title, _tone(title), log.losses(name)) for title, log in logs.items()], guess, percent=False)
+        panels += _curves(
+            name, [Line(title, _tone(title), log.losses(name)) for title, log in logs.items()], guess, percent=False
+        )
     return panels
 
 
@@ -264,12 +290,19 @@ def _tone(title: str, other: str = "extra") -> str:
 def _mixture(title: str, log: RunHistory) -> dict[str, Any]:
     """A run's rates, wanted and realised, after its last logged step."""
     last = log.last()
-    wanted, realised, epochs, seen = (last.get(key) or {} for key in ("rate_wanted", "rate_realised", "epochs", "seen"))
+    wanted, realised, epochs, visited = (
+        last.get(key) or {} for key in ("rate_wanted", "rate_realised", "epochs", "seen")
+    )
     rows = [
-        [Cell(name), Cell(percent(wanted.get(name), 2)), Cell(percent(realised.get(name), 2)), Cell(_number(epochs.get(name))),
-         Cell(_text(seen.get(name)))]
+        [
+            Cell(name),
+            Cell(percent(wanted.get(name), 2)),
+            Cell(percent(realised.get(name), 2)),
+            Cell(_number(epochs.get(name))),
+            Cell(_text(visited.get(name))),
+        ]
         for name in log.sets()
-    ]  # fmt: skip
+    ]
     table = Table(["data set", "wanted %", "realised %", "epochs seen", "samples seen"], rows)
     return {"title": title, "step": last.get("step", "?"), "table": table, "gap": percent(log.largest_rate_gap(), 3)}
 
@@ -279,15 +312,24 @@ def _clips(clips: Sequence[PredictedClip]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for clip in clips:
         tops = [bar(name, p, f"{100 * p:.0f} %", "truth" if name == clip.truth else "other") for name, p in clip.top]
-        groups.setdefault(clip.dataset, []).append({
-            "still": len(clip.frames) == 1, "strip": film_strip(clip.frames) if len(clip.frames) else None, "path": clip.path,
-            "name": Path(clip.path).name, "truth": clip.truth, "right": bool(clip.top) and clip.top[0][0] == clip.truth, "top": tops,
-        })  # fmt: skip
+        groups.setdefault(clip.dataset, []).append(
+            {
+                "still": len(clip.frames) == 1,
+                "strip": film_strip(clip.frames) if len(clip.frames) else None,
+                "path": clip.path,
+                "name": Path(clip.path).name,
+                "truth": clip.truth,
+                "right": bool(clip.top) and clip.top[0][0] == clip.truth,
+                "top": tops,
+            }
+        )
     return groups
 
 
 def film_strip(frames: np.ndarray) -> dict[str, Any]:
-    """Up to eight evenly spaced frames side by side as a PNG in a data URI. `frames`: uint8 `(T, H, W, 3)`, T at least 1."""
+    """Up to eight evenly spaced frames side by side as a PNG in a data URI. `frames`: uint8 `(T, H, W, 3)`, T at least
+    1.
+    """
     picked = frames[np.linspace(0, len(frames) - 1, min(FRAMES_SHOWN, len(frames))).round().astype(int)]
     small = [_fitted(frame) for frame in picked]
     width, height = small[0].size
@@ -299,7 +341,12 @@ def film_strip(frames: np.ndarray) -> dict[str, Any]:
     # A short clip keeps the frame size of its neighbours; a lone image fills its place.
     fraction = 1.0 if len(small) == 1 else len(small) / FRAMES_SHOWN
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return {"uri": f"data:image/png;base64,{data}", "width": sheet.width, "height": height, "fill": f"{100 * fraction:g}%"}
+    return {
+        "uri": f"data:image/png;base64,{data}",
+        "width": sheet.width,
+        "height": height,
+        "fill": f"{100 * fraction:g}%",
+    }
 
 
 def _fitted(frame: np.ndarray) -> Image.Image:
@@ -317,10 +364,15 @@ def _stage_bars(demo: DemoResults) -> list[Bar]:
 
 def _speeds(logs: Mapping[str, RunHistory]) -> Table:
     rows = [
-        [Cell(title), Cell(_text(log.last().get("step"))), Cell(_number(log.median("samples_per_s"))),
-         Cell(percent(log.median("wait_share")))]
-        for title, log in logs.items() if log.train
-    ]  # fmt: skip
+        [
+            Cell(title),
+            Cell(_text(log.last().get("step"))),
+            Cell(_number(log.median("samples_per_s"))),
+            Cell(percent(log.median("wait_share"))),
+        ]
+        for title, log in logs.items()
+        if log.train
+    ]
     return Table(["training run", "steps", "samples/s", "waiting for data %"], rows, kind="small")
 
 
@@ -330,7 +382,17 @@ def _protocol(demo: DemoResults) -> Table:
         figures = [percent(row.get(key)) for key in ("cotrained", "top5", "mean_class")]
         texts = [_text(row.get(key)) for key in ("split", "views", "step", "class_digest")]
         rows.append([Cell(name), *map(Cell, [*figures, _read_of_listed(row), *texts])])
-    columns = ["data set", "top-1", "top-5", "mean over classes", "read of listed", "split", "views", "checkpoint step", "class list"]
+    columns = [
+        "data set",
+        "top-1",
+        "top-5",
+        "mean over classes",
+        "read of listed",
+        "split",
+        "views",
+        "checkpoint step",
+        "class list",
+    ]
     return Table(columns, rows, kind="small")
 
 

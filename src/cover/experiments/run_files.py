@@ -37,8 +37,10 @@ class RunHistory:
 
     def dev_top1(self, name: str) -> list[tuple[float, float]]:
         """(samples of this data set seen, top-1 on `dev`, 0 to 1) of every evaluation during training."""
-        seen = {line.get("step"): _part(line, "seen").get(name) for line in self.train}
-        points = ((seen.get(line.get("step")), _part(_part(line, "datasets"), name).get("top1")) for line in self.dev)
+        visited = {line.get("step"): _part(line, "seen").get(name) for line in self.train}
+        points = (
+            (visited.get(line.get("step")), _part(_part(line, "datasets"), name).get("top1")) for line in self.dev
+        )
         return list(_finite(points))
 
     def largest_rate_gap(self) -> float | None:
@@ -54,7 +56,9 @@ class RunHistory:
 
 
 def read_log(path: Path) -> RunHistory:
-    """Read a log. Lines that are not JSON, as a killed process leaves one, are left out; a missing file gives an empty log."""
+    """Read a log. Lines that are not JSON, as a killed process leaves one, are left out; a missing file gives an empty
+    log.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -66,7 +70,9 @@ def read_log(path: Path) -> RunHistory:
         torn += entry is None
         if entry and entry.get("event") in events:
             events[entry["event"]].append(entry)
-    return RunHistory(events["train"], events["dev"], f"{torn} unreadable line{'s' * (torn > 1)} left out" if torn else "")
+    return RunHistory(
+        events["train"], events["dev"], f"{torn} unreadable line{'s' * (torn > 1)} left out" if torn else ""
+    )
 
 
 def read_result(path: Path) -> dict[str, Any] | None:

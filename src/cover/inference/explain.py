@@ -1,4 +1,4 @@
-"""Why did a model answer what it did? For every head of a checkpoint, the places and the frames of a file that speak for its class."""
+"""`cover explain`: for every head, the places and frames of a file that speak for its class."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from cover.evaluation.protocol import ViewPlan
 from cover.inference import heatmaps
 from cover.inference.predictor import Prediction, Predictor
 from cover.inference.views import FileViews, ViewRequest, read_file
-from cover.media.clips import Views, view_times
 from cover.media.decode import FileProblem, MediaError
+from cover.media.sampling import Views, view_times
 from cover.media.source import is_url
 from cover.model.backbone import Heat
 from cover.model.cover import CoVeR
@@ -34,13 +34,14 @@ Method = Literal["gradient", "rollout"]
 ONE_VIEW = Views(1, 1)
 TOP = 5
 DIGITS = 6
-TOLD = "explanation.json"
+EXPLANATION_FILE = "explanation.json"
 
 
 @dataclass(frozen=True)
-class Question:
-    """Of which heads (None: all), for which class (None: each head's likeliest), and how the heat is made: `gradient` for what speaks for
-    the class, `rollout` for where attention went at all."""
+class ExplainOptions:
+    """Of which heads (None: all), for which class (None: each head's likeliest), and how the heat is made: `gradient`
+    for what speaks for the class, `rollout` for where attention went at all.
+    """
 
     heads: tuple[str, ...] | None = None
     named: str | None = None
@@ -51,8 +52,9 @@ class Question:
 class Explanation:
     """What a head said of a file and what it rests on.
 
-    `prediction`: of the head's own views, as `cover predict` has it. `frames`: uint8 `(T, 3, size, size)`, the middle view, whose heat is
-    in `heat`, float32 `(T, h, w)`, 1 in all, for the class `named`, computed by `method`. `times`: of the frames, seconds from the first.
+    `prediction`: of the head's own views, as `cover predict` has it. `frames`: uint8 `(T, 3, size, size)`, the middle
+    view, whose heat is in `heat`, float32 `(T, h, w)`, 1 in all, for the class `named`, computed by `method`. `times`:
+    of the frames, seconds from the first.
     """
 
     prediction: Prediction
@@ -79,37 +81,48 @@ def default_folder(file: str) -> Path:
     return Path("explained") / Path(urlsplit(file).path if is_url(file) else file).name
 
 
-def explain(checkpoint: str, file: str, question: Question, out: Path, device: str = "auto") -> list[Path]:
-    """Write for every head a contact sheet `HEAD.png` and, of a video, `HEAD.mp4` into `out`, with `explanation.json` beside them.
+def explain(checkpoint: str, file: str, question: ExplainOptions, out: Path, device: str = "auto") -> list[Path]:
+    """Write for every head a contact sheet `HEAD.png` and, of a video, `HEAD.mp4` into `out`, with `explanation.json`
+    beside them.
 
-    The pictures of an explanation of the same file that lies there go. Returns what was written. Raises `UserError`, also for a file
-    that cannot be read, and where `out` holds the explanation of another.
+    The pictures of an explanation of the same file that lies there go. Returns what was written. Raises `UserError`,
+    also for a file that cannot be read, and where `out` holds the explanation of another.
     """
     with _folder(out, file):
-        return _explained(checkpoint, file, question, out, device)
+        return _explain(checkpoint, file, question, out, device)
 
 
-def _explained(checkpoint: str, file: str, question: Question, out: Path, device: str) -> list[Path]:
+def _explain(checkpoint: str, file: str, question: ExplainOptions, out: Path, device: str) -> list[Path]:
     predictor = Predictor.load(checkpoint, device)
     if not predictor.model.head_list:
-        raise UserError(f"{checkpoint}: has no head, so there is no answer to explain; train one with start.checkpoint={checkpoint}")
+        raise UserError(
+            f"{checkpoint}: has no head, so there is no answer to explain; train one with start.checkpoint={checkpoint}"
+        )
     try:
-        part, found = explanations(predictor, file, question)
+        part, result = explanations(predictor, file, question)
     except MediaError as error:
         raise UserError(str(FileProblem(file, "unreadable", str(error)))) from None
     if part.problem:
         say(str(part.problem))
-    facts = {"file": file, "media": part.media, "checkpoint": checkpoint, "step": predictor.metadata.get("step"), "partial": part.partial,
-             "method": question.method}  # fmt: skip
+    facts = {
+        "file": file,
+        "media": part.media,
+        "checkpoint": checkpoint,
+        "step": predictor.metadata.get("step"),
+        "partial": part.partial,
+        "method": question.method,
+    }
     try:
         _remove_old(out)
-        return _written(found, facts, out)
+        return _write(result, facts, out)
     except OSError as error:
         raise _unwritable(out, error) from None
 
 
-def explanations(predictor: Predictor, file: str, question: Question) -> tuple[FileViews, list[Explanation]]:
-    """What was read of a file, and the explanation of every head asked for, from one decode. Raises `UserError`, `MediaError`."""
+def explanations(predictor: Predictor, file: str, question: ExplainOptions) -> tuple[FileViews, list[Explanation]]:
+    """What was read of a file, and the explanation of every head asked for, from one decode. Raises `UserError`,
+    `MediaError`.
+    """
     heads = _heads(predictor, question)
     plans = predictor.plans([head.name for head in heads])
     single = {name: replace(plan, views=ONE_VIEW) for name, plan in plans.items()}
@@ -117,25 +130,30 @@ def explanations(predictor: Predictor, file: str, question: Question) -> tuple[F
     part = read_file(file, request)
     clips = dict(zip(request.plans, part.clips[0], strict=True))
     ((_, seconds),) = part.spans
-    found = []
+    results = []
     for head in heads:
-        (seen,) = predictor.run([clips[plans[head.name]]])
-        prediction = Prediction(head.name, head.classes, seen.scores[head.name])
+        (visited,) = predictor.run([clips[plans[head.name]]])
+        prediction = Prediction(head.name, head.classes, visited.scores[head.name])
         named, (frames,) = question.named or prediction.top(1)[0][0], clips[single[head.name]]
         heat = heat_of(predictor.model, frames, head, named, question.method)
         times = frame_times(plans[head.name], len(frames), seconds)
-        found.append(Explanation(prediction, named, frames, times, heat.heat.numpy(), heat.method, plans[head.name]))
-    return part, found
+        results.append(Explanation(prediction, named, frames, times, heat.heat.numpy(), heat.method, plans[head.name]))
+    return part, results
 
 
 def heat_of(
-    model: CoVeR, frames: np.ndarray, head: Head, named: str, method: Method = "gradient", check: Callable[[], None] = lambda: None
+    model: CoVeR,
+    frames: np.ndarray,
+    head: Head,
+    named: str,
+    method: Method = "gradient",
+    check: Callable[[], None] = lambda: None,
 ) -> Heat:
     """The heat of one view, uint8 `(T, 3, size, size)`, on the CPU. What `check` raises before a layer ends the work."""
     pixels = model.normalize(torch.from_numpy(np.ascontiguousarray(frames)).to(model.mean.device))
     (place,) = head.places([named])
-    found = model.heat(pixels, None if method == "rollout" else head.name, place, check)
-    return replace(found, heat=found.heat.cpu())
+    result = model.heat(pixels, None if method == "rollout" else head.name, place, check)
+    return replace(result, heat=result.heat.cpu())
 
 
 def frame_times(plan: ViewPlan, frames: int, seconds: float) -> tuple[float, ...]:
@@ -144,7 +162,7 @@ def frame_times(plan: ViewPlan, frames: int, seconds: float) -> tuple[float, ...
     return tuple(round(float(time), 3) for time in times)
 
 
-def _heads(predictor: Predictor, question: Question) -> list[Head]:
+def _heads(predictor: Predictor, question: ExplainOptions) -> list[Head]:
     """Those asked for; where a class is named, those of them that have it."""
     known = {head.name: head for head in predictor.model.head_list}
     names = question.heads or tuple(known)
@@ -155,12 +173,14 @@ def _heads(predictor: Predictor, question: Question) -> list[Head]:
     having = [head for head in heads if question.named in head.classes]
     if not having:
         classes = [name for head in heads for name in head.classes]
-        raise UserError(f'--class: {", ".join(head.name for head in heads)} has no class "{question.named}"'
-                        f"{nearest(question.named, classes)}")  # fmt: skip
+        raise UserError(
+            f'--class: {", ".join(head.name for head in heads)} has no class "{question.named}"'
+            f"{nearest(question.named, classes)}"
+        )
     return having
 
 
-# --- what is written --------------------------------------------------------------------------------------------------------------
+# --- what is written --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -173,7 +193,9 @@ def _folder(out: Path, file: str) -> Iterator[None]:
     except OSError as error:
         raise _unwritable(out, error) from None
     if old is not None and os.path.realpath(old["file"]) != os.path.realpath(file):
-        raise UserError(f"--out {out}: holds the explanation of {old['file']}; name another folder with --out, or remove this one")
+        raise UserError(
+            f"--out {out}: holds the explanation of {old['file']}; name another folder with --out, or remove this one"
+        )
     try:
         yield
     except BaseException:
@@ -184,76 +206,98 @@ def _folder(out: Path, file: str) -> Iterator[None]:
 
 
 def _old(out: Path) -> dict[str, Any] | None:
-    """What `explanation.json` in a folder tells, None where there is none. Raises `UserError` where it is not one of ours."""
+    """What `explanation.json` in a folder tells, None where there is none. Raises `UserError` where it is not one of
+    ours.
+    """
     try:
-        told = json.loads((out / TOLD).read_text(encoding="utf-8"))
+        record = json.loads((out / EXPLANATION_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
-        told = None
-    if not _is_ours(told):
-        raise UserError(f"--out {out}: {TOLD} in it was not written by cover explain; name another folder, or remove the file")
-    return told
+        record = None
+    if not _is_explanation(record):
+        raise UserError(
+            f"--out {out}: {EXPLANATION_FILE} in it was not written by cover explain; name another folder, or remove the file"
+        )
+    return record
 
 
-def _is_ours(told: Any) -> bool:
-    heads = told.get("heads") if isinstance(told, dict) and isinstance(told.get("file"), str) else None
-    return isinstance(heads, dict) and all(isinstance(head, dict) and isinstance(head.get("sheet"), str) for head in heads.values())
+def _is_explanation(text: Any) -> bool:
+    heads = text.get("heads") if isinstance(text, dict) and isinstance(text.get("file"), str) else None
+    return isinstance(heads, dict) and all(
+        isinstance(head, dict) and isinstance(head.get("sheet"), str) for head in heads.values()
+    )
 
 
 def _remove_old(out: Path) -> None:
-    """The pictures that an explanation in `out` lists, and itself: heads that are not asked for now would look as if they belonged."""
-    for told in (_old(out) or {"heads": {}})["heads"].values():
-        for name in filter(None, (told["sheet"], told.get("clip"))):
+    """The pictures that an explanation in `out` lists, and itself: heads that are not asked for now would look as if
+    they belonged.
+    """
+    for item in (_old(out) or {"heads": {}})["heads"].values():
+        for name in filter(None, (item["sheet"], item.get("clip"))):
             (out / Path(name).name).unlink(missing_ok=True)  # below `out`, whatever stands there
-    (out / TOLD).unlink(missing_ok=True)
+    (out / EXPLANATION_FILE).unlink(missing_ok=True)
 
 
 def _unwritable(out: Path, error: OSError) -> UserError:
     return UserError(f"--out {out}: cannot be written: {error.strerror or error}")
 
 
-def _written(found: Sequence[Explanation], facts: dict[str, Any], out: Path) -> list[Path]:
-    paths, told = [], {}
-    heads = [each.prediction.head for each in found]
-    for each, head, stem in zip(found, heads, _stems(heads), strict=True):
+def _write(results: Sequence[Explanation], facts: dict[str, Any], out: Path) -> list[Path]:
+    paths, record = [], {}
+    heads = [each.prediction.head for each in results]
+    for each, head, stem in zip(results, heads, _file_stems(heads), strict=True):
         sheet, clip = out / f"{stem}.png", out / f"{stem}.mp4" if len(each.frames) > 1 else None
         heatmaps.contact_sheet(_caption(each, facts), each.frames, each.heat, each.times).save(sheet)
         if clip:
             heatmaps.write_clip(clip, _caption(each, facts), each.frames, each.heat, each.times)
         paths += [sheet, clip] if clip else [sheet]
-        told[head] = {**_told(each), "sheet": sheet.name, "clip": clip.name if clip else None}
-    write_json({**facts, "heads": told}, str(out / TOLD))
-    return [*paths, out / TOLD]
+        record[head] = {**_as_dict(each), "sheet": sheet.name, "clip": clip.name if clip else None}
+    write_json({**facts, "heads": record}, str(out / EXPLANATION_FILE))
+    return [*paths, out / EXPLANATION_FILE]
 
 
-def _stems(heads: Sequence[str]) -> list[str]:
+def _file_stems(heads: Sequence[str]) -> list[str]:
     """A file name for each head, all different, also where upper and lower case are one."""
     stems: list[str] = []
-    taken: set[str] = set()
+    chosen: set[str] = set()
     for head in heads:
         plain = re.sub(r"[^\w.-]", "_", head)
         numbered = (f"{plain}-{number}" for number in itertools.count(2))
-        stems.append(next(stem for stem in itertools.chain([plain], numbered) if stem.casefold() not in taken))
-        taken.add(stems[-1].casefold())
+        stems.append(next(stem for stem in itertools.chain([plain], numbered) if stem.casefold() not in chosen))
+        chosen.add(stems[-1].casefold())
     return stems
 
 
 def _caption(each: Explanation, facts: dict[str, Any]) -> heatmaps.Caption:
-    method = f"{each.method}: what speaks for the class" if facts["method"] == "gradient" else f"{each.method}, of any class"
-    views = f"scores: mean of {each.plan.views} views; heat: the middle one" if str(each.plan.views) != "1x1" else "one view"
+    method = (
+        f"{each.method}: what speaks for the class" if facts["method"] == "gradient" else f"{each.method}, of any class"
+    )
+    views = (
+        f"scores: mean of {each.plan.views} views; heat: the middle one"
+        if str(each.plan.views) != "1x1"
+        else "one view"
+    )
     return heatmaps.Caption(
-        Path(facts["file"]).name, each.prediction.head, each.named, each.probability, tuple(each.prediction.top(TOP)), f"{method}. {views}."
+        Path(facts["file"]).name,
+        each.prediction.head,
+        each.named,
+        each.probability,
+        tuple(each.prediction.top(TOP)),
+        f"{method}. {views}.",
     )
 
 
-def _told(each: Explanation) -> dict[str, Any]:
+def _as_dict(each: Explanation) -> dict[str, Any]:
     return {
         "class": each.named,
         "probability": round(each.probability, DIGITS),
-        "top": [[name, round(share, DIGITS)] for name, share in each.prediction.top(TOP)],
+        "top": [[name, round(fraction, DIGITS)] for name, fraction in each.prediction.top(TOP)],
         "views": str(each.plan.views),
         "sampling": str(each.plan.sampling),
-        "frames": [{"time": time, "weight": round(weight, DIGITS)} for time, weight in zip(each.times, each.weights, strict=True)],
+        "frames": [
+            {"time": time, "weight": round(weight, DIGITS)}
+            for time, weight in zip(each.times, each.weights, strict=True)
+        ],
         "heat": [[[round(float(cell), DIGITS) for cell in row] for row in frame] for frame in each.heat],
     }

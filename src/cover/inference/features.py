@@ -11,9 +11,9 @@ from typing import IO, Any, Protocol, Self
 import numpy as np
 
 from cover.errors import UserError
-from cover.inference.rows import Answer
+from cover.inference.records import Answer
 
-Part = tuple[str, float | None, float | None, np.ndarray | None, str | None]  # file, start, end, features, error
+FeatureRow = tuple[str, float | None, float | None, np.ndarray | None, str | None]  # file, start, end, features, error
 
 _LIST = ["file", "start", "end", "problem"]  # columns beside an array
 
@@ -24,11 +24,12 @@ def list_beside(path: Path) -> Path | None:
 
 
 class FeatureFile:
-    """`features.npy` with `features.csv`, or `features.arrow`: one row per file, or per window, in the order of the input.
+    """`features.npy` with `features.csv`, or `features.arrow`: one row per file, or per window, in the order of the
+    input.
 
-    A file that could not be read has its row too: NaN in the array, null in Arrow, with the reason. Both are written beside and renamed
-    when they are whole. `width`: D of the features. Raises `UserError` for another ending, where the list would replace a file of another
-    kind, or where they cannot be written.
+    A file that could not be read has its row too: NaN in the array, null in Arrow, with the reason. Both are written
+    beside and renamed when they are whole. `width`: D of the features. Raises `UserError` for another ending, where the
+    list would replace a file of another kind, or where they cannot be written.
     """
 
     def __init__(self, path: Path, width: int) -> None:
@@ -42,7 +43,7 @@ class FeatureFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             if names:
                 _check_list(path, names)
-            self._kind: _Kind = kinds[path.suffix](path, width)
+            self._kind: _FeatureWriter = kinds[path.suffix](path, width)
         except OSError as error:
             self._drop()
             raise self._unwritten(error) from None
@@ -91,8 +92,8 @@ def _check_list(path: Path, names: Path) -> None:
             raise UserError(f"--embed {path}: {names} is no list of features and would be replaced; give another name")
 
 
-class _Kind(Protocol):
-    def add(self, part: Part) -> None: ...
+class _FeatureWriter(Protocol):
+    def add(self, part: FeatureRow) -> None: ...
 
     def close(self) -> None: ...
 
@@ -107,16 +108,18 @@ class _Npy:
     def __init__(self, path: Path, width: int) -> None:
         self._width, self._count = width, 0
         self._array: IO[bytes] = _beside(path).open("wb")
-        self._names: IO[str] = _beside(path.with_suffix(".csv")).open("w", encoding="utf-8", errors="backslashreplace", newline="")
+        self._names: IO[str] = _beside(path.with_suffix(".csv")).open(
+            "w", encoding="utf-8", errors="backslashreplace", newline=""
+        )
         self._csv = csv.writer(self._names, lineterminator="\n")
         self._csv.writerow(_LIST)
         self._head()
 
     def _head(self) -> None:
-        about = {"descr": "<f4", "fortran_order": False, "shape": (self._count, self._width)}
-        np.lib.format.write_array_header_1_0(self._array, about)
+        metadata = {"descr": "<f4", "fortran_order": False, "shape": (self._count, self._width)}
+        np.lib.format.write_array_header_1_0(self._array, metadata)
 
-    def add(self, part: Part) -> None:
+    def add(self, part: FeatureRow) -> None:
         file, start, end, vector, reason = part
         self._array.write(np.asarray(np.full(self._width, np.nan) if vector is None else vector, "<f4").tobytes())
         self._csv.writerow([file, start, end, reason])
@@ -135,11 +138,17 @@ class _Arrow:
         import pyarrow as pa
 
         vector = pa.list_(pa.float32(), width)
-        columns = [("file", pa.string()), ("start", pa.float64()), ("end", pa.float64()), ("features", vector), ("problem", pa.string())]
+        columns = [
+            ("file", pa.string()),
+            ("start", pa.float64()),
+            ("end", pa.float64()),
+            ("features", vector),
+            ("problem", pa.string()),
+        ]
         self._schema, self._held = pa.schema(columns), list[dict[str, Any]]()
         self._writer = pa.ipc.new_file(str(_beside(path)), self._schema)
 
-    def add(self, part: Part) -> None:
+    def add(self, part: FeatureRow) -> None:
         file, *rest = part
         named = file.encode("utf-8", "backslashreplace").decode("utf-8")
         self._held.append(dict(zip(self._schema.names, (named, *rest))))

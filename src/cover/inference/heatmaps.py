@@ -1,7 +1,8 @@
-"""How does heat over frames look? A contact sheet of all frames of a clip, and a clip that plays them.
+"""Heat over frames: a contact sheet of a clip's frames, and a video that plays them.
 
-One scale of colours goes through all frames, from none to the hottest place, so that frames can be compared. Its lightness grows with the
-root of the heat: faint heat over many places is seen beside a single hot one, without telling red from green, and in print.
+One scale of colours goes through all frames, from none to the hottest place, so that frames can be compared. Its
+lightness grows with the root of the heat: faint heat over many places is seen beside a single hot one, without telling
+red from green, and in print.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-SCALE = np.array([(0, 0, 4), (51, 10, 95), (120, 28, 109), (187, 55, 84), (237, 105, 37), (252, 181, 25), (252, 255, 164)], np.float32)
+SCALE = np.array(
+    [(0, 0, 4), (51, 10, 95), (120, 28, 109), (187, 55, 84), (237, 105, 37), (252, 181, 25), (252, 255, 164)],
+    np.float32,
+)
 INK, SOFT, LINE, PAPER, BAR = (28, 36, 48), (96, 106, 122), (213, 218, 226), (255, 255, 255), (37, 99, 201)
 SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf")
 COLUMNS = 8  # frames beside each other
@@ -32,8 +36,9 @@ CLOCK = 1000  # ticks of the clip's clock a second
 
 @dataclass(frozen=True)
 class Caption:
-    """What is written beside the frames: of which file and head, the class that is explained with its probability, the likeliest ones
-    with theirs, and how the heat came about."""
+    """What is written beside the frames: of which file and head, the class that is explained with its probability, the
+    likeliest ones with theirs, and how the heat came about.
+    """
 
     file: str
     head: str
@@ -65,10 +70,12 @@ def with_heat(frames: np.ndarray, heat: np.ndarray, side: int) -> list[Image.Ima
 
 def pictures_of(frames: np.ndarray, side: int) -> list[Image.Image]:
     """Frames, uint8 `(T, 3, size, size)`, as squares of `side` px."""
-    return [Image.fromarray(frame.transpose(1, 2, 0)).resize((side, side), Image.Resampling.BICUBIC) for frame in frames]
+    return [
+        Image.fromarray(frame.transpose(1, 2, 0)).resize((side, side), Image.Resampling.BICUBIC) for frame in frames
+    ]
 
 
-# --- the sheet --------------------------------------------------------------------------------------------------------------------
+# --- the sheet --------------------------------------------------------------------------------------------------------
 
 
 def contact_sheet(caption: Caption, frames: np.ndarray, heat: np.ndarray, times: Sequence[float]) -> Image.Image:
@@ -89,7 +96,9 @@ def contact_sheet(caption: Caption, frames: np.ndarray, heat: np.ndarray, times:
         for place, picture in enumerate(pair):
             sheet.paste(picture, (left + place * (side + GAP) * beside, up + place * (side + GAP) * (not beside)))
         if not beside:
-            _draw_weight(draw, (left, up + 2 * side + GAP + 8, side), float(weights[number]), weights, f"{times[number]:.2f} s")
+            _draw_weight(
+                draw, (left, up + 2 * side + GAP + 8, side), float(weights[number]), weights, f"{times[number]:.2f} s"
+            )
     if len(frames) == 1:
         sheet = sheet.crop((0, 0, width, top + side + 44))
         draw = ImageDraw.Draw(sheet)
@@ -102,13 +111,13 @@ def _draw_head(draw: ImageDraw.ImageDraw, caption: Caption, width: int) -> None:
     _write(draw, (MARGIN, 16), f'{caption.head}: why "{caption.named}"?', 22, INK, width - 2 * MARGIN)
     _write(draw, (MARGIN, 46), caption.file, 13, SOFT, width - 2 * MARGIN)
     names, bars = MARGIN, MARGIN + 330
-    for number, (name, share) in enumerate(caption.top):
+    for number, (name, fraction) in enumerate(caption.top):
         y, chosen = 74 + 26 * number, name == caption.named
         _write(draw, (names, y), name, 14, INK if chosen else SOFT, 318)
         draw.rounded_rectangle((bars, y + 3, bars + 160, y + 15), 3, LINE)
-        if share > 0.01:
-            draw.rounded_rectangle((bars, y + 3, bars + round(160 * share), y + 15), 3, BAR if chosen else SOFT)
-        _write(draw, (bars + 170, y), f"{share:.1%}", 14, INK if chosen else SOFT)
+        if fraction > 0.01:
+            draw.rounded_rectangle((bars, y + 3, bars + round(160 * fraction), y + 15), 3, BAR if chosen else SOFT)
+        _write(draw, (bars + 170, y), f"{fraction:.1%}", 14, INK if chosen else SOFT)
 
 
 def _draw_legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, heat: np.ndarray, width: int) -> None:
@@ -121,14 +130,16 @@ def _draw_legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, heat: np.ndarray
         _write(draw, (left, 110), "nothing here speaks for it", 12, SOFT)
         return
     most = float(heat.max()) * heat.size
-    for place, share, anchor in ((0, 0.0, "la"), (90, most / 4, "ma"), (180, most, "ra")):
-        _write(draw, (left + place, 110), f"{share:.3g}x", 12, SOFT, anchor=anchor)
+    for place, fraction, anchor in ((0, 0.0, "la"), (90, most / 4, "ma"), (180, most, "ra")):
+        _write(draw, (left + place, 110), f"{fraction:.3g}x", 12, SOFT, anchor=anchor)
     if len(heat) > 1:
         _write(draw, (left, 134), "bars: a frame's part of the heat;", 12, SOFT)
         _write(draw, (left, 150), "their line: an even share", 12, SOFT)
 
 
-def _draw_weight(draw: ImageDraw.ImageDraw, place: tuple[int, int, int], weight: float, weights: np.ndarray, time: str) -> None:
+def _draw_weight(
+    draw: ImageDraw.ImageDraw, place: tuple[int, int, int], weight: float, weights: np.ndarray, time: str
+) -> None:
     """A frame's part as a bar, with a line where an even share would end. `place`: left, top and width."""
     left, top, width = place
     full = max(float(weights.max()), 2 / len(weights))
@@ -140,13 +151,18 @@ def _draw_weight(draw: ImageDraw.ImageDraw, place: tuple[int, int, int], weight:
     _write(draw, (left + width, top + BARS + 6), time, 14, SOFT, anchor="ra")
 
 
-# --- words ------------------------------------------------------------------------------------------------------------------------
+# --- words ------------------------------------------------------------------------------------------------------------
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, colour: tuple[int, int, int], width: int | None = None,
+    draw: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    size: int,
+    colour: tuple[int, int, int],
+    width: int | None = None,
     anchor: str = "la",
-) -> None:  # fmt: skip
+) -> None:
     """Text, cut with an ellipsis where it is wider than `width` px."""
     font = _font(size, text.isascii())
     if font is None:  # better an a than a box for an ä
@@ -171,15 +187,20 @@ def _font(size: int, plain: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFon
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     if len(text) < width and font.getlength(text) <= width:
         return text
-    fitting = sum(1 for _ in takewhile(lambda count: font.getlength(f"{text[:count]}...") <= width, range(1, min(len(text), width))))
+    fitting = sum(
+        1
+        for _ in takewhile(lambda count: font.getlength(f"{text[:count]}...") <= width, range(1, min(len(text), width)))
+    )
     return f"{text[:fitting].rstrip()}..."
 
 
-# --- the clip ---------------------------------------------------------------------------------------------------------------------
+# --- the clip ---------------------------------------------------------------------------------------------------------
 
 
 def write_clip(path: Path, caption: Caption, frames: np.ndarray, heat: np.ndarray, times: Sequence[float]) -> None:
-    """An MP4 of the frames at their times (slower where they follow each other fast): as seen, with heat, and how much each has."""
+    """An MP4 of the frames at their times (slower where they follow each other fast): as seen, with heat, and how much
+    each has.
+    """
     side, weights = CLIP_TILE, heat.sum((1, 2))
     pairs = list(zip(pictures_of(frames, side), with_heat(frames, heat, side), strict=True))
     with av.open(f"file:{path}", "w", format="mp4", options={"movflags": "+faststart"}) as container:
@@ -195,7 +216,9 @@ def write_clip(path: Path, caption: Caption, frames: np.ndarray, heat: np.ndarra
 
 
 def _shown_at(times: Sequence[float]) -> list[int]:
-    """When each frame comes, in ticks, and when the last one ends: players show a last frame for no time, so it is there twice."""
+    """When each frame comes, in ticks, and when the last one ends: players show a last frame for no time, so it is
+    there twice.
+    """
     steps = [*np.diff(times), float(np.median(np.diff(times)))]
     ticks = [round(CLOCK * min(LONGEST_S, max(LONGEST_S / 4, float(step)))) for step in steps]
     return [0, *np.cumsum(ticks).tolist()]
@@ -215,6 +238,9 @@ def _clip_picture(
     for number, weight in enumerate(weights):
         left, right = round(8 + number * step), round(8 + (number + 1) * step) - 2
         draw.rectangle((left, top, right, top + 32), (244, 246, 249))
-        draw.rectangle((left, top + 32 - round(32 * float(weight) / full), right, top + 32), BAR if number == now else (150, 180, 228))
+        draw.rectangle(
+            (left, top + 32 - round(32 * float(weight) / full), right, top + 32),
+            BAR if number == now else (150, 180, 228),
+        )
     _write(draw, (8, top + 37), f"{times[now]:.2f} s, {float(weights[now]):.1%} of the heat", 13, SOFT)
     return picture

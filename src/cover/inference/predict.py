@@ -16,11 +16,22 @@ from cover.datasets.files import walk
 from cover.errors import UserError
 from cover.inference.features import FeatureFile, list_beside
 from cover.inference.predictor import Predictions, Predictor, ViewOutputs
-from cover.inference.rows import Answer, CsvRows, Format, Row, RowFile, Write, format_of, json_line, key_of, pretty
+from cover.inference.records import (
+    Answer,
+    CsvRows,
+    OutputFormat,
+    ResultRow,
+    RowFile,
+    Write,
+    format_of,
+    json_line,
+    key_of,
+    pretty,
+)
 from cover.inference.views import FileViews, ViewRequest, Windows, read_files, reading_pool
 from cover.machine import default_workers
-from cover.media.clips import Views
 from cover.media.decode import Decoder, check_decoder
+from cover.media.sampling import Views
 from cover.media.source import is_url
 from cover.processes import ProcessPool
 
@@ -32,8 +43,9 @@ GPU_BATCH_FRAMES = 512
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What to predict of every file: the `top` classes of `heads` (None: all), in `views` (None: each head's own), of the whole file or
-    of `windows`. Plain data, which can be sent to other machines."""
+    """What to predict of every file: the `top` classes of `heads` (None: all), in `views` (None: each head's own), of
+    the whole file or of `windows`. Plain data, which can be sent to other machines.
+    """
 
     top: int = 5
     heads: tuple[str, ...] | None = None
@@ -44,10 +56,11 @@ class PredictRequest:
 
 @dataclass(frozen=True)
 class PredictOutputs:
-    """Where results go: rows to stdout in a `format`, or to `out`, a file that an interrupted run is taken up from; features to `embed`;
-    and all rows as one JSON list to `json`, `-` for stdout instead of rows."""
+    """Where results go: rows to stdout in a `format`, or to `out`, a file that an interrupted run is taken up from;
+    features to `embed`; and all rows as one JSON list to `json`, `-` for stdout instead of rows.
+    """
 
-    format: Format | None = None
+    format: OutputFormat | None = None
     out: Path | None = None
     embed: Path | None = None
     json: str | None = None
@@ -62,8 +75,11 @@ class PredictOptions:
     engine: Literal["pool", "ray"] = "pool"
 
 
-def predict(checkpoint: str, files: Sequence[str], request: PredictRequest, outputs: PredictOutputs, options: PredictOptions) -> int:
-    """Predict every file of `files`, each listed once. A file that cannot be read is one line on stderr and a row with its reason.
+def predict(
+    checkpoint: str, files: Sequence[str], request: PredictRequest, outputs: PredictOutputs, options: PredictOptions
+) -> int:
+    """Predict every file of `files`, each listed once. A file that cannot be read is one line on stderr and a row with
+    its reason.
 
     Returns how many could not be read, those of an earlier run included. Raises `UserError`.
     """
@@ -91,7 +107,9 @@ def _check(outputs: PredictOutputs, options: PredictOptions) -> None:
     if outputs.embed and outputs.out and outputs.out.exists():
         raise UserError(f"--embed: cannot go on from the rows of an earlier run; give another --out than {outputs.out}")
     if outputs.json and outputs.out and outputs.out.exists() and format_of(outputs.out, outputs.format) == "csv":
-        raise UserError(f"--json: cannot list the rows of an earlier .csv; leave it out, or give another --out than {outputs.out}")
+        raise UserError(
+            f"--json: cannot list the rows of an earlier .csv; leave it out, or give another --out than {outputs.out}"
+        )
     _check_apart(outputs)
 
 
@@ -99,10 +117,10 @@ def _check_apart(outputs: PredictOutputs) -> None:
     """Raises `UserError` where two results go to one file."""
     named = {"--out": outputs.out, "--json": outputs.json if outputs.json != "-" else None, "--embed": outputs.embed}
     named["--embed's list of names"] = outputs.embed and list_beside(outputs.embed)
-    taken: dict[str, str] = {}
+    chosen: dict[str, str] = {}
     for option, path in named.items():
         if path:
-            other = taken.setdefault(os.path.realpath(path), option)
+            other = chosen.setdefault(os.path.realpath(path), option)
             if other != option:
                 raise UserError(f"{option}, {path}: {other} writes it too; name another file")
 
@@ -114,7 +132,11 @@ def _answers(answerer: Answerer, checkpoint: str, files: Sequence[str], options:
         yield from answers_by_ray(checkpoint, answerer.request, files, options.workers, options.device)
         return
     most = default_workers() if options.workers is None else options.workers
-    useful = most if answerer.view_request.windows or options.workers is not None else min(most, len(files) // FILES_PER_WORKER)
+    useful = (
+        most
+        if answerer.view_request.windows or options.workers is not None
+        else min(most, len(files) // FILES_PER_WORKER)
+    )
     with reading_pool(useful) as pool:
         yield from answerer.answers(files, pool)
 
@@ -123,7 +145,7 @@ class _Outlet:
     """Everything that is done with an answer."""
 
     def __init__(self, answerer: Answerer, outputs: PredictOutputs, stack: ExitStack) -> None:
-        self._outputs, self._rows, self._earlier, self.failed = outputs, list[Row](), dict[str, Row](), 0
+        self._outputs, self._rows, self._earlier, self.failed = outputs, list[ResultRow](), dict[str, ResultRow](), 0
         self._stdout: IO[str] = sys.stdout  # a live display may take its place
         csv_rows = CsvRows(list(answerer.plans), answerer.request.top)
         self._print: Write | None = None
@@ -138,7 +160,7 @@ class _Outlet:
             if outputs.json and self.done:
                 self._earlier = self._out.rows()
         elif outputs.json != "-":
-            formats: dict[Format, Write] = {"pretty": pretty, "jsonl": json_line, "csv": csv_rows}
+            formats: dict[OutputFormat, Write] = {"pretty": pretty, "jsonl": json_line, "csv": csv_rows}
             self._print = formats[outputs.format or "pretty"]
             with flushed(self._stdout):
                 self._stdout.write(csv_rows.head_line() if outputs.format == "csv" else "")
@@ -168,8 +190,8 @@ class _Outlet:
         """The list of the rows of all `files`, and the files that were made."""
         with flushed(self._stdout):
             if self._outputs.json:
-                made = iter(self._rows)  # in the order of those files that had no row yet
-                write_json([self._earlier.get(key_of(file)) or next(made) for file in files], self._outputs.json)
+                output = iter(self._rows)  # in the order of those files that had no row yet
+                write_json([self._earlier.get(key_of(file)) or next(output) for file in files], self._outputs.json)
             for path in (self._outputs.out, self._outputs.embed):
                 if path and self._outputs.json != "-":
                     print(path)
@@ -193,12 +215,16 @@ class Answerer:
         different = tuple(dict.fromkeys(self.plans.values())) or (predictor.whole(views),)
         self.view_request = ViewRequest(different, request.decoder, request.windows)
         windows = request.windows
-        self.protocol: Row = {
-            "checkpoint": source, "step": predictor.metadata.get("step"), "decoder": check_decoder(request.decoder),
-            "frames": predictor.metadata["frames"], "views": {head: str(plan.views) for head, plan in self.plans.items()},
-            "sampling": {head: str(plan.sampling) for head, plan in self.plans.items()}, "top": request.top,
+        self.protocol: ResultRow = {
+            "checkpoint": source,
+            "step": predictor.metadata.get("step"),
+            "decoder": check_decoder(request.decoder),
+            "frames": predictor.metadata["frames"],
+            "views": {head: str(plan.views) for head, plan in self.plans.items()},
+            "sampling": {head: str(plan.sampling) for head, plan in self.plans.items()},
+            "top": request.top,
             **({"window": windows.seconds, "stride": windows.stride} if windows else {}),
-        }  # fmt: skip
+        }
 
     def answers(self, files: Sequence[str], pool: ProcessPool) -> Iterator[Answer]:
         """One answer per file, in their order, as soon as it is whole."""
@@ -215,21 +241,23 @@ class Answerer:
                     open_ = None
 
     def _batches(self, parts: Iterator[FileViews]) -> Iterator[list[FileViews]]:
-        """As many as one forward pass should have; files that could not be read wait with the others, to keep the order."""
+        """As many as one forward pass should have; files that could not be read wait with the others, to keep the
+        order.
+        """
         most = BATCH_FRAMES.get(self.predictor.device.type, GPU_BATCH_FRAMES)
         batch: list[FileViews] = []
-        held = 0
+        present = 0
         for part in parts:
             batch.append(part)
-            held += sum(views.shape[0] * views.shape[1] for clips in part.clips for views in clips)
-            if held >= most:
+            present += sum(views.shape[0] * views.shape[1] for clips in part.clips for views in clips)
+            if present >= most:
                 yield batch
-                batch, held = [], 0
+                batch, present = [], 0
         if batch:
             yield batch
 
     def _begin(self, part: FileViews) -> Answer:
-        row: Row = {"file": part.file, "media": part.media}
+        row: ResultRow = {"file": part.file, "media": part.media}
         row |= {"timeline": {head: [] for head in self.plans}} if self._timed(part) else {"heads": {}}
         return Answer(row)
 
@@ -237,17 +265,21 @@ class Answerer:
         return self.view_request.windows is not None and part.media == "video"
 
     def _add(self, answer: Answer, part: FileViews, span: tuple[float, float], seen: list[ViewOutputs]) -> None:
-        found = self.predictor.named(seen, self.view_request, self.plans, part, span)
-        tops = {head: _top(found, head, self.request.top) for head in found}
+        result = self.predictor.named(seen, self.view_request, self.plans, part, span)
+        tops = {head: _top(result, head, self.request.top) for head in result}
         if self._timed(part):
             for head, top in tops.items():
-                answer.row["timeline"][head].append({"start": _seconds(found.start), "end": _seconds(found.end), "top": top})
+                answer.row["timeline"][head].append(
+                    {"start": _seconds(result.start), "end": _seconds(result.end), "top": top}
+                )
         else:
             answer.row["heads"] = tops
-        answer.features.append((found.start, found.end, seen[0].features))
+        answer.features.append((result.start, result.end, seen[0].features))
 
     def _note(self, answer: Answer, part: FileViews) -> None:
-        """Record what is wrong with the file: without any prediction it is unreadable, with a timeline that ends early it is partial."""
+        """Record what is wrong with the file: without any prediction it is unreadable, with a timeline that ends early
+        it is partial.
+        """
         if part.problem is not None:
             answer.problem = replace(part.problem, kind="partial" if answer.features else part.problem.kind)
             if answer.problem.kind == "unreadable":
@@ -257,8 +289,8 @@ class Answerer:
         answer.row["protocol"] = self.protocol
 
 
-def _top(found: Predictions, head: str, k: int) -> list[list[Any]]:
-    return [[name, round(share, 6)] for name, share in found[head].top(k)]
+def _top(results: Predictions, head: str, k: int) -> list[list[Any]]:
+    return [[name, round(fraction, 6)] for name, fraction in results[head].top(k)]
 
 
 def _seconds(value: float | None) -> float | None:
@@ -268,8 +300,10 @@ def _seconds(value: float | None) -> float | None:
 def check_heads(predictor: Predictor, source: object, embedding: bool) -> None:
     """Raises `UserError` where a model without heads is asked for classes."""
     if not predictor.model.head_list and not embedding:
-        raise UserError(f"{source}: has no head, so there is nothing to predict; --embed writes features, or train one with"
-                        f" start.checkpoint={source}")  # fmt: skip
+        raise UserError(
+            f"{source}: has no head, so there is nothing to predict; --embed writes features, or train one with"
+            f" start.checkpoint={source}"
+        )
 
 
 # --- which files are meant
@@ -278,15 +312,16 @@ def check_heads(predictor: Predictor, source: object, embedding: bool) -> None:
 def find_inputs(names: Iterable[str], listed: BinaryIO) -> list[str]:
     """Every file that `names` mean, each once, in their order.
 
-    A folder means all videos and images below it, in sorted order; a pattern (`*`, `?`, `[...]`, `**`) the files that match, unless a
-    file is called so; `-` the lines of `listed`, read alike. A file that does not exist is kept: it gets its row with the reason, and so
-    does a name with brackets alone that matches nothing, as files are called by what downloads them (`title [id].mp4`).
-    Raises `UserError` for a folder without videos and images, and where nothing is meant at all.
+    A folder means all videos and images below it, in sorted order; a pattern (`*`, `?`, `[...]`, `**`) the files that
+    match, unless a file is called so; `-` the lines of `listed`, read alike. A file that does not exist is kept: it
+    gets its row with the reason, and so does a name with brackets alone that matches nothing, as files are called by
+    what downloads them (`title [id].mp4`). Raises `UserError` for a folder without videos and images, and where nothing
+    is meant at all.
     """
-    found = list(dict.fromkeys(path for name in _spread(names, listed) for path in _expand(name)))
-    if not found:
+    results = list(dict.fromkeys(path for name in _spread(names, listed) for path in _expand(name)))
+    if not results:
         raise UserError("no files are given: name files, folders or patterns, or - for a list on stdin")
-    return found
+    return results
 
 
 def _spread(names: Iterable[str], listed: BinaryIO) -> Iterator[str]:
@@ -303,7 +338,9 @@ def _expand(name: str) -> list[str]:
     if os.path.isdir(name):
         inside = list(walk(name, None))
         if not inside:
-            raise UserError(f"{name}: there is no video or image in this folder, by their endings; name the files to have them read anyway")
+            raise UserError(
+                f"{name}: there is no video or image in this folder, by their endings; name the files to have them read anyway"
+            )
         return inside
     if glob.has_magic(name):
         matching = sorted(path for path in glob.glob(name, recursive=True) if not os.path.isdir(path))

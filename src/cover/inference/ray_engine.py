@@ -1,4 +1,6 @@
-"""Batch prediction over a cluster: Ray Data maps the predictor over the list of files; rows come back in the list's order."""
+"""Batch prediction over a cluster: Ray Data maps the predictor over the list of files; rows come back in the list's
+order.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +11,28 @@ from typing import Any
 
 import pyarrow as pa
 
-from cover.datasets.ray_cluster import Cluster, reason_of
+from cover.datasets.ray_cluster import RayCluster, reason_of
 from cover.errors import UserError
 from cover.inference.predict import Answerer, PredictRequest
 from cover.inference.predictor import Predictor
-from cover.inference.rows import Answer, problem_in
+from cover.inference.records import Answer, problem_in
 from cover.inference.views import reading_pool
 from cover.machine import default_workers
 
 _BLOCK = 64  # files of a task; a killed run loses those under way
 
 
-def answers_by_ray(checkpoint: str, request: PredictRequest, files: Sequence[str], workers: int | None, device: str) -> Iterator[Answer]:
-    """One answer per file, without features, in their order. The model is loaded once by every process, on `device`: "auto" is a GPU each
-    where the cluster has any. Raises UserError where Ray is not installed, the cluster fails, or a file's row does not come."""
+def answers_by_ray(
+    checkpoint: str, request: PredictRequest, files: Sequence[str], workers: int | None, device: str
+) -> Iterator[Answer]:
+    """One answer per file, without features, in their order. The model is loaded once by every process, on `device`:
+    "auto" is a GPU each where the cluster has any. Raises UserError where Ray is not installed, the cluster fails, or a
+    file's row does not come.
+    """
     if not files:
         return
     place = str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else checkpoint
-    with Cluster(default_workers() if workers is None else workers) as cluster:
+    with RayCluster(default_workers() if workers is None else workers) as cluster:
         cluster.start()
         try:
             yield from _in_order(_map(cluster, place, checkpoint, request, files, device), files)
@@ -48,19 +54,27 @@ def _in_order(data: Any, files: Sequence[str]) -> Iterator[Answer]:
         raise UserError(f"ray: no row of {left} came; with --out the same command goes on from there")
 
 
-def _map(cluster: Cluster, place: str, name: str, request: PredictRequest, files: Sequence[str], device: str) -> Any:
+def _map(cluster: RayCluster, place: str, name: str, request: PredictRequest, files: Sequence[str], device: str) -> Any:
     data, gpus = cluster.ray.data, 0 if device == "cpu" else cluster.amount("GPU")
     data.DataContext.get_current().execution_options.preserve_order = True
     # As JSON: names need not be valid text, which Arrow's strings are.
-    blocks = [pa.table({"file": pa.array(map(json.dumps, files[first : first + _BLOCK]))}) for first in range(0, len(files), _BLOCK)]
+    blocks = [
+        pa.table({"file": pa.array(map(json.dumps, files[first : first + _BLOCK]))})
+        for first in range(0, len(files), _BLOCK)
+    ]
     most = max(1, min(gpus or cluster.amount("CPU"), len(blocks)))
     return data.from_arrow(blocks).map_batches(
-        _Node, fn_constructor_args=(place, name, request, device), batch_size=None, batch_format="pyarrow",
-        compute=data.ActorPoolStrategy(min_size=1, max_size=most), num_cpus=1, num_gpus=1 if gpus else 0,
-    )  # fmt: skip
+        _PredictWorker,
+        fn_constructor_args=(place, name, request, device),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=data.ActorPoolStrategy(min_size=1, max_size=most),
+        num_cpus=1,
+        num_gpus=1 if gpus else 0,
+    )
 
 
-class _Node:
+class _PredictWorker:
     """One predicting process of the cluster. Files are opened in a process of its own, which a broken one may end."""
 
     def __init__(self, place: str, name: str, request: PredictRequest, device: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cover.datasets.files import media_of
-from cover.datasets.probing import CRASHED
+from cover.datasets.probe import CRASHED
 from cover.errors import UserError
 from cover.evaluation.protocol import ViewPlan, read_windows
 from cover.machine import reuse_memory
@@ -19,18 +19,20 @@ from cover.media.decode import Decoder, FileProblem, MediaError, probe
 from cover.processes import ProcessPool
 
 if TYPE_CHECKING:
-    from cover.datasets.manifest import Media
+    from cover.media.source import Media
 
 CHUNK_FRAMES = 256  # decoded at a time, about: of large pictures 300 MB
 SHORTEST = 0.01  # seconds
 
-Span = tuple[float, float]  # start and length in seconds
+TimeSpan = tuple[float, float]  # start and length in seconds
 Clips = list[np.ndarray]  # for each plan uint8 (views, T, 3, size, size)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Stretches of `seconds`, one every `stride` seconds. Raises `UserError` where they are shorter than a hundredth of a second."""
+    """Stretches of `seconds`, one every `stride` seconds. Raises `UserError` where they are shorter than a hundredth of
+    a second.
+    """
 
     seconds: float
     stride: float
@@ -40,9 +42,10 @@ class Windows:
             if not (math.isfinite(value) and value >= SHORTEST):
                 raise UserError(f"--{name}: expected seconds, {SHORTEST:g} or more, got {value:g}")
 
-    def spans(self, duration: float) -> list[Span]:
-        """The windows of a video of `duration` seconds. The last ends with the video, moved back where the steps do not fit; a video
-        shorter than one window is one window."""
+    def spans(self, duration: float) -> list[TimeSpan]:
+        """The windows of a video of `duration` seconds. The last ends with the video, moved back where the steps do not
+        fit; a video shorter than one window is one window.
+        """
         if duration <= self.seconds:
             return [(0.0, duration)]
         last = duration - self.seconds
@@ -70,15 +73,16 @@ class ViewRequest:
 class FileViews:
     """What was read of a file, or of some more of its windows.
 
-    `spans` and `clips`: one entry for the whole of an image or video, or for each window. `rest`: windows that are still to be read.
-    `problem`: what is wrong with the file, None if nothing is. `media` is None of a file that could not be read.
+    `spans` and `clips`: one entry for the whole of an image or video, or for each window. `rest`: windows that are
+    still to be read. `problem`: what is wrong with the file, None if nothing is. `media` is None of a file that could
+    not be read.
     """
 
     file: str
     media: Media | None
-    spans: list[Span]
+    spans: list[TimeSpan]
     clips: list[Clips]
-    rest: list[Span]
+    rest: list[TimeSpan]
     problem: FileProblem | None = None
 
     @property
@@ -105,13 +109,13 @@ def read_file(path: str, request: ViewRequest) -> FileViews:
     if media == "image":
         clips, _ = read_windows(path, media, request.plans, [(0.0, 0.0)])
         return FileViews(path, media, [(0.0, 0.0)], clips, [])
-    found = probe(path, media)
-    seconds = found.frames / found.fps if found.fps else 0.0  # a manifest's own measure, also where the rate changes
+    result = probe(path, media)
+    seconds = result.frames / result.fps if result.fps else 0.0  # a manifest's own measure, also where the rate changes
     spans = request.windows.spans(seconds) if request.windows else [(0.0, seconds)]
     return _read_spans(path, spans, request)
 
 
-def _read_spans(path: str, spans: list[Span], request: ViewRequest) -> FileViews:
+def _read_spans(path: str, spans: list[TimeSpan], request: ViewRequest) -> FileViews:
     now, rest = spans[: request.chunk], spans[request.chunk :]
     clips, partial = read_windows(path, "video", request.plans, now, request.decoder)
     return FileViews(path, "video", now, clips, rest, FileProblem(path, "partial", partial) if partial else None)
@@ -130,8 +134,9 @@ def _begin_reading() -> None:
 
 
 def read_files(files: Iterable[str], request: ViewRequest, pool: ProcessPool) -> Iterator[FileViews]:
-    """The views of all files in their order, one `FileViews` for each chunk of windows. A file that cannot be read, or that ends its
-    process, has one with its problem."""
+    """The views of all files in their order, one `FileViews` for each chunk of windows. A file that cannot be read, or
+    that ends its process, has one with its problem.
+    """
     for first in pool.map(partial(_try_file, request=request), files, _crashed):
         yield first
         chunks = [(first.file, first.rest[at : at + request.chunk]) for at in range(0, len(first.rest), request.chunk)]
@@ -151,7 +156,7 @@ def _try_file(path: str, request: ViewRequest) -> FileViews:
         return _unreadable(path, str(error))
 
 
-def _try_spans(chunk: tuple[str, list[Span]], request: ViewRequest) -> FileViews:
+def _try_spans(chunk: tuple[str, list[TimeSpan]], request: ViewRequest) -> FileViews:
     try:
         return _read_spans(*chunk, request)
     except MediaError as error:

@@ -1,1 +1,1 @@
-"""A file as frames: decode and clip sampling."""
+"""From a file to frames."""

@@ -1,6 +1,7 @@
 """Encoding of samples into files that are small and quick to read, every frame at its own time.
 
-Videos become H.264 in MP4, images JPEG. The same source and settings give the same bytes: one thread, nothing of the clock in them.
+Videos become H.264 in MP4, images JPEG. The same source and settings give the same bytes: one thread, nothing of the
+clock in them.
 """
 
 from __future__ import annotations
@@ -26,26 +27,35 @@ from PIL import Image
 from cover.errors import UserError
 from cover.media import video
 from cover.media.image import decode_image, frame_file, numbered_images, open_image
-from cover.media.source import MAX_PIXELS, TOLERANCE, AnyPath, MediaError, Part, Source, is_plain, read_source
+from cover.media.source import MAX_PIXELS, TOLERANCE, AnyPath, ByteRange, MediaError, Source, is_plain, read_source
 from cover.media.stream import Reader, Shape, kinds, open_video, rate, reason, tick
 from cover.media.video import SEEK_BEYOND, SEEK_MARGIN, SEEKABLE, STAMPED_IN_DECODING_ORDER
 
 TIMESCALE = 90_000  # ticks per second: holds the usual rates exactly, any other within 6 microseconds
 ENDINGS = {"h264": ".mp4", "jpeg": ".jpg", "png": ".png"}  # of a file with an `Encoded.codec`
 COPIED = {"jpeg", "png"}  # images that may stay as they are
-# One thread and "bitexact" keep times and random ids out of the bytes, and x264 looks no frame ahead: where it does, small frames come
-# out different now and then. "fastdecode" leaves out what costs a decoder most (arithmetic coding, deblocking); nothing refers to a
-# B-frame, so that a decoder may pass over three frames in four. Key frames come where they are asked for and nowhere else, and nothing
-# refers across them. Slower presets gain little once there is neither look-ahead nor arithmetic coding (docs/preparing.md).
+# One thread and "bitexact" keep times and random ids out of the bytes, and x264 looks no frame ahead: where it does,
+# small frames come out different now and then. "fastdecode" leaves out what costs a decoder most (arithmetic coding,
+# deblocking); nothing refers to a B-frame, so that a decoder may pass over three frames in four. Key frames come where
+# they are asked for and nowhere else, and nothing refers across them. Slower presets gain little once there is neither
+# look-ahead nor arithmetic coding (docs/preparing.md).
 X264 = {
-    "preset": "veryfast", "tune": "fastdecode", "threads": "1", "bf": "3", "g": "100000", "sc_threshold": "0", "forced-idr": "1",
+    "preset": "veryfast",
+    "tune": "fastdecode",
+    "threads": "1",
+    "bf": "3",
+    "g": "100000",
+    "sc_threshold": "0",
+    "forced-idr": "1",
     "x264-params": "b-adapt=0:b-pyramid=none:mbtree=0:rc-lookahead=0:sync-lookahead=0",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How files are made: `short_side` in pixels (never scaled up), seconds between key frames, x264's `crf`, JPEG quality."""
+    """How files are made: `short_side` in pixels (never scaled up), seconds between key frames, x264's `crf`, JPEG
+    quality.
+    """
 
     short_side: int = 256
     key_interval: float = 0.5
@@ -59,8 +69,8 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What went into a file: `frames`, the `last` one's time in seconds after the first, size as displayed, and `damage`, what cut it
-    short, None if nothing did.
+    """What went into a file: `frames`, the `last` one's time in seconds after the first, size as displayed, and
+    `damage`, what cut it short, None if nothing did.
 
     `copied`: the bytes are the source's own.
     """
@@ -79,20 +89,25 @@ class Encoded:
         return None if self.damage is None else str(self.damage)
 
 
-def encode_video(source: Source, out: Path, how: Encoding, start: float | None = None, end: float | None = None) -> Encoded:
-    """Write the frames of a video (or folder of images) shown from `start` to `end` (seconds from its first frame) as MP4.
+def encode_video(
+    source: Source, out: Path, how: Encoding, start: float | None = None, end: float | None = None
+) -> Encoded:
+    """Write the frames of a video (or folder of images) shown from `start` to `end` (seconds from its first frame) as
+    MP4.
 
-    Its time 0 is `start`. Rotation, mirroring and pixel aspect go into the pixels; there is no sound. Frames up to a damage are
-    written. Raises MediaError where fewer than two frames can be had, OSError where `out` cannot be written.
+    Its time 0 is `start`. Rotation, mirroring and pixel aspect go into the pixels; there is no sound. Frames up to a
+    damage are written. Raises MediaError where fewer than two frames can be had, OSError where `out` cannot be written.
     """
-    if not isinstance(source, Part) and is_plain(source) and os.path.isdir(source):
+    if not isinstance(source, ByteRange) and is_plain(source) and os.path.isdir(source):
         return _write(_folder_clip(source), out, how, start, end)
     with ExitStack() as stack:
         return _write(_video_clip(stack, source, start or 0.0), out, how, start, end)
 
 
 def encode_image(source: Source, out: Path, how: Encoding) -> Encoded:
-    """Write an image as JPEG, upright, or bit for bit where it is a JPEG or PNG that needs no change. Raises MediaError, OSError."""
+    """Write an image as JPEG, upright, or bit for bit where it is a JPEG or PNG that needs no change. Raises
+    MediaError, OSError.
+    """
     codec, upright, (width, height) = _image_facts(source)
     if codec in COPIED and upright and min(width, height) <= how.short_side:
         decode_image(source)  # whether it can be decoded to its end
@@ -125,7 +140,7 @@ def _fit(width: int, height: int, short_side: int, even: bool) -> tuple[int, int
 
 
 @dataclass
-class _Clip:
+class _SourceClip:
     """Frames with their times, how they are to be shown, and what has damaged them so far."""
 
     timed: Iterable[tuple[float, VideoFrame]]
@@ -133,7 +148,7 @@ class _Clip:
     damage: Callable[[], MediaError | None]
 
 
-def _video_clip(stack: ExitStack, source: Source, start: float) -> _Clip:
+def _video_clip(stack: ExitStack, source: Source, start: float) -> _SourceClip:
     """The frames of a file from a key frame before `start` on; from its first one where that cannot be sought."""
     if start > SEEK_BEYOND and (clip := _opened(stack, source, start)):
         return clip
@@ -142,7 +157,7 @@ def _video_clip(stack: ExitStack, source: Source, start: float) -> _Clip:
     return clip
 
 
-def _opened(stack: ExitStack, source: Source, start: float | None) -> _Clip | None:
+def _opened(stack: ExitStack, source: Source, start: float | None) -> _SourceClip | None:
     container, stream = stack.enter_context(open_video(source, MAX_PIXELS))
     reader = Reader(container, stream)
     frames = iter(reader)
@@ -150,15 +165,17 @@ def _opened(stack: ExitStack, source: Source, start: float | None) -> _Clip | No
     shape, pace = Shape.of(first, stream, None, MAX_PIXELS), rate(stream)
     if start is None:
         stamp = attrgetter("dts" if kinds(container) & STAMPED_IN_DECODING_ORDER else "pts")
-        return _Clip(video.timed_frames(chain([first], frames), first, pace, stamp), shape, lambda: reader.damage)
+        return _SourceClip(video.timed_frames(chain([first], frames), first, pace, stamp), shape, lambda: reader.damage)
     behind = Reader(container, stream)
     key = _key_before(behind, first, start) if kinds(container) & SEEKABLE else None
     if key is None:
         return None
-    return _Clip(video.timed_frames(chain(*key), first, pace, attrgetter("pts")), shape, lambda: behind.damage)
+    return _SourceClip(video.timed_frames(chain(*key), first, pace, attrgetter("pts")), shape, lambda: behind.damage)
 
 
-def _key_before(reader: Reader, first: VideoFrame, start: float) -> tuple[list[VideoFrame], Iterator[VideoFrame]] | None:
+def _key_before(
+    reader: Reader, first: VideoFrame, start: float
+) -> tuple[list[VideoFrame], Iterator[VideoFrame]] | None:
     """A key frame before `start` seconds, and the frames behind it; None where there is none to be had."""
     if first.pts is None:
         return None
@@ -174,16 +191,18 @@ def _key_before(reader: Reader, first: VideoFrame, start: float) -> tuple[list[V
     return [key], frames
 
 
-def _folder_clip(folder: AnyPath) -> _Clip:
+def _folder_clip(folder: AnyPath) -> _SourceClip:
     times, files = numbered_images(folder)
     first = frame_file(files[0], None, MAX_PIXELS)
     pictures = _Pictures(files)
     shape = Shape(first.shape[1], first.shape[0], (1, 0, 0, 0, 1, 0, 0, 0, 1), VideoReformatter())
-    return _Clip(zip(times, pictures), shape, lambda: pictures.damage)
+    return _SourceClip(zip(times, pictures), shape, lambda: pictures.damage)
 
 
 class _Pictures:
-    """A folder's images in their order, up to the first that is damaged, which it remembers: as `cover index --deep` counts them."""
+    """A folder's images in their order, up to the first that is damaged, which it remembers: as `cover index --deep`
+    counts them.
+    """
 
     def __init__(self, files: Sequence[str]) -> None:
         self.damage: MediaError | None = None
@@ -199,7 +218,9 @@ class _Pictures:
             yield VideoFrame.from_ndarray(picture, format="rgb24")
 
 
-def _cut(timed: Iterable[tuple[float, VideoFrame]], start: float, end: float | None) -> Iterator[tuple[float, VideoFrame]]:
+def _cut(
+    timed: Iterable[tuple[float, VideoFrame]], start: float, end: float | None
+) -> Iterator[tuple[float, VideoFrame]]:
     """Frames from the one shown at `start`, which is then at 0, to the last that begins before `end`."""
     shown = None
     for time, frame in timed:
@@ -219,7 +240,7 @@ def _cut(timed: Iterable[tuple[float, VideoFrame]], start: float, end: float | N
 # --- to the file
 
 
-def _write(clip: _Clip, out: Path, how: Encoding, start: float | None, end: float | None) -> Encoded:
+def _write(clip: _SourceClip, out: Path, how: Encoding, start: float | None, end: float | None) -> Encoded:
     timed = clip.timed if start is None and end is None else _cut(clip.timed, start or 0.0, end)
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
     with av.open(f"file:{out}", "w", format="mp4", options=options) as container:
@@ -237,7 +258,7 @@ def _write(clip: _Clip, out: Path, how: Encoding, start: float | None, end: floa
 class _Writer:
     """Frames, scaled and turned upright, into an H.264 stream with a key frame at every `key_interval`."""
 
-    def __init__(self, container: OutputContainer, clip: _Clip, how: Encoding) -> None:
+    def __init__(self, container: OutputContainer, clip: _SourceClip, how: Encoding) -> None:
         self.container, self.shape, self.how = container, clip.shape, how
         self.frames, self.last, self.next_key = 0, -1, 0
         self.flat = _fit(clip.shape.width, clip.shape.height, how.short_side, even=True)
@@ -271,14 +292,17 @@ class _Writer:
         stream.time_base = context.time_base = Fraction(1, TIMESCALE)
         context.flags |= Flags.bitexact
         context.color_range = ColorRange.MPEG
-        context.colorspace = 5 if frame.colorspace == 0 else frame.colorspace  # RGB becomes what scalers make of it by default, BT.601
+        # RGB becomes what scalers make of it by default, BT.601
+        context.colorspace = 5 if frame.colorspace == 0 else frame.colorspace
         return stream
 
     def _scaled(self, frame: VideoFrame) -> VideoFrame:
         """A picture of its own: the source's frames may still be asked for their times."""
         how = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
         try:
-            flat = self.converter.reformat(frame, *self.flat, "yuv420p", interpolation=how, dst_color_range=ColorRange.MPEG, threads=1)
+            flat = self.converter.reformat(
+                frame, *self.flat, "yuv420p", interpolation=how, dst_color_range=ColorRange.MPEG, threads=1
+            )
         except av.FFmpegError as error:
             raise MediaError(f"{frame.format.name} pixels cannot be turned into YUV: {reason(error)}") from error
         return VideoFrame.from_ndarray(flat.to_ndarray(), format="yuv420p") if flat is frame else flat
@@ -292,7 +316,11 @@ class _Writer:
         width, height = self.flat
         planes = []
         for plane in np.split(frame.to_ndarray().ravel(), [width * height, width * height * 5 // 4]):
-            square = plane.reshape(height, width) if plane.size == width * height else plane.reshape(height // 2, width // 2)
+            square = (
+                plane.reshape(height, width) if plane.size == width * height else plane.reshape(height // 2, width // 2)
+            )
             square = square.swapaxes(0, 1) if self.shape.turned else square
             planes.append(square[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1].ravel())
-        return VideoFrame.from_ndarray(np.concatenate(planes).reshape(self.size[1] * 3 // 2, self.size[0]), format="yuv420p")
+        return VideoFrame.from_ndarray(
+            np.concatenate(planes).reshape(self.size[1] * 3 // 2, self.size[0]), format="yuv420p"
+        )

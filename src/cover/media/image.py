@@ -29,7 +29,7 @@ from cover.media.source import (
     check_source,
     is_plain,
     read_source,
-)  # fmt: skip
+)
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # a reason per file reaches the user, never lines on the terminal
 # What Pillow's readers are known to raise on damaged files.
@@ -92,14 +92,18 @@ def probe_folder(path: AnyPath, max_pixels: int) -> Probe:
 
 
 def decode_folder(path: AnyPath, wanted: Sequence[float], size_hint: int | None, max_pixels: int) -> Decoded:
-    """The images shown at `wanted` seconds. Raises MediaError where one of them is damaged or of another size than the rest."""
+    """The images shown at `wanted` seconds. Raises MediaError where one of them is damaged or of another size than the
+    rest.
+    """
     times, files = numbered_images(path)
     shown = [max(0, bisect_right(times, time + TOLERANCE) - 1) for time in wanted]
     numbers, places = np.unique(shown, return_inverse=True)
     pictures = [frame_file(files[number], size_hint, max_pixels) for number in numbers]
     sizes = {picture.shape[1::-1] for picture in pictures}
     if len(sizes) > 1:
-        raise MediaError(f"frames of different sizes: {' and '.join(f'{width}x{height}' for width, height in sorted(sizes))}")
+        raise MediaError(
+            f"frames of different sizes: {' and '.join(f'{width}x{height}' for width, height in sorted(sizes))}"
+        )
     return Decoded(np.stack(pictures), places, None)
 
 
@@ -117,8 +121,9 @@ def frame_file(file: str, size_hint: int | None, max_pixels: int) -> np.ndarray:
 
 
 def numbered_images(folder: AnyPath) -> tuple[list[float], list[str]]:
-    """When each image of a folder is shown, in seconds after the first, and the files, by the last number in their names: a number
-    that is left out leaves its time to the frame before."""
+    """When each image of a folder is shown, in seconds after the first, and the files, by the last number in their
+    names: a number that is left out leaves its time to the frame before.
+    """
     try:
         names = [name for name in os.listdir(os.fspath(folder)) if name.lower().endswith(_ENDINGS) and name[0] != "."]
     except OSError as error:
@@ -132,4 +137,6 @@ def numbered_images(folder: AnyPath) -> tuple[list[float], list[str]]:
     if not files:
         raise MediaError("a folder without numbered images (00001.jpg, img_00001.png, ...)")
     numbers = sorted(files)
-    return [(number - numbers[0]) / FOLDER_RATE for number in numbers], [os.path.join(folder, files[number]) for number in numbers]
+    return [(number - numbers[0]) / FOLDER_RATE for number in numbers], [
+        os.path.join(folder, files[number]) for number in numbers
+    ]

@@ -1,7 +1,7 @@
 """Where the bytes of a sample lie, and what reading them gives: measures, frames or a problem.
 
-A sample is a file of its own, a stretch of a shard, or either of them behind a URL. URLs (`s3://`, `gs://`, `hf://`, `https://`, ...)
-go through fsspec, with whatever package it wants for the protocol.
+A sample is a file of its own, a stretch of a shard, or either of them behind a URL. URLs (`s3://`, `gs://`, `hf://`,
+`https://`, ...) go through fsspec, with whatever package it wants for the protocol.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+Media = Literal["video", "image"]
 AnyPath = str | os.PathLike[str]
 MAX_PIXELS = 100_000_000
-# Containers round time stamps to their tick, often a whole millisecond: a frame may be stamped this much late. In seconds.
+# Containers round time stamps to their tick, often a whole millisecond: a frame may be stamped this much late. In
+# seconds.
 TOLERANCE = 1e-3
 
 
@@ -35,8 +37,8 @@ class MediaError(Exception):
 class FileProblem:
     """A file that could not be read, or not to its end, as reports and logs carry it.
 
-    `kind`: "unreadable" where nothing of it can be used, "partial" where what lies before a damage can. `dataset`: the data set that
-    it was read for, empty outside a mixture. As text it is one line: `DATASET: PATH: KIND: REASON`.
+    `kind`: "unreadable" where nothing of it can be used, "partial" where what lies before a damage can. `dataset`: the
+    data set that it was read for, empty outside a mixture. As text it is one line: `DATASET: PATH: KIND: REASON`.
     """
 
     path: str
@@ -67,8 +69,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class Decoded:
-    """`pictures` uint8 (M, H, W, 3) RGB, each there once; `shown` int64 (N,), which of them answers each of the N wanted times;
-    `damage` is what cut the file short, None if nothing did, and `partial` its reason."""
+    """`pictures` uint8 (M, H, W, 3) RGB, each there once; `shown` int64 (N,), which of them answers each of the N
+    wanted times; `damage` is what cut the file short, None if nothing did, and `partial` its reason.
+    """
 
     pictures: np.ndarray
     shown: np.ndarray
@@ -97,8 +100,10 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 @dataclass(frozen=True)
-class Part:
-    """`length` bytes from `offset` on of a file or URL `path`: one member of a shard. Its name in messages is that of the shard."""
+class ByteRange:
+    """`length` bytes from `offset` on of a file or URL `path`: one member of a shard. Its name in messages is that of
+    the shard.
+    """
 
     path: str
     offset: int
@@ -108,7 +113,7 @@ class Part:
         return self.path
 
 
-Source = AnyPath | Part
+Source = AnyPath | ByteRange
 
 
 def is_url(path: AnyPath) -> bool:
@@ -118,7 +123,7 @@ def is_url(path: AnyPath) -> bool:
 
 def is_plain(source: Source) -> bool:
     """Whether it is a local file or folder of its own, which libraries can open by name."""
-    return not isinstance(source, Part) and not is_url(source)
+    return not isinstance(source, ByteRange) and not is_url(source)
 
 
 def check_source(source: Source) -> None:
@@ -126,20 +131,21 @@ def check_source(source: Source) -> None:
     if is_url(source):
         return
     try:
-        found = os.stat(source)
+        result = os.stat(source)
     except OSError as error:
         raise MediaError(error.strerror or "cannot be opened", error.errno) from error
     except ValueError as error:  # a null byte in the name
         raise MediaError("not a valid file name") from error
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(result.st_mode):
         raise MediaError("not a file")
-    if found.st_size == 0:
+    if result.st_size == 0:
         raise MediaError("empty file")
 
 
 def read_source(source: Source) -> bytes:
     """All bytes of a source. Raises MediaError."""
-    expected: type[Exception] = Exception if is_url(source) else OSError  # each store of fsspec has exceptions of its own
+    # each store of fsspec has exceptions of its own
+    expected: type[Exception] = Exception if is_url(source) else OSError
     try:
         return read_bytes(source)
     except expected as error:
@@ -150,7 +156,7 @@ def read_source(source: Source) -> bytes:
 def read_bytes(source: Source) -> bytes:
     """All bytes of a source. Raises OSError, also where a part is not whole; a store may raise others."""
     path = os.fspath(source)
-    if isinstance(source, Part):
+    if isinstance(source, ByteRange):
         data = _read(path, source.offset, source.offset + source.length)
         if len(data) != source.length:
             raise OSError(f"the shard ends {source.length - len(data)} bytes too early")
@@ -161,8 +167,8 @@ def read_bytes(source: Source) -> bytes:
 def _read(path: str, start: int, end: int | None) -> bytes:
     if is_url(path):
         system, name = _system(path.partition("://")[0]), path
-        found: bytes = system.cat_file(name, start=start, end=end)
-        return found
+        result: bytes = system.cat_file(name, start=start, end=end)
+        return result
     with open(path, "rb") as file:
         file.seek(start)
         return file.read(-1 if end is None else end - start)

@@ -1,4 +1,6 @@
-"""Video streams opened with PyAV: packets and frames up to the first damage, and frames turned into upright RGB. One thread."""
+"""Video streams opened with PyAV: packets and frames up to the first damage, and frames turned into upright RGB. One
+thread.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ from cover.media.source import MediaError, Source, check_size, check_source, is_
 
 FALLBACK_RATE = 25.0
 
-# What the library says about odd files reaches the user as one reason per file, never as lines on the terminal. It is listened to,
-# since damage that a demuxer gets over is in its log alone.
+# What the library says about odd files reaches the user as one reason per file, never as lines on the terminal. It is
+# listened to, since damage that a demuxer gets over is in its log alone.
 logging.getLogger("libav").addHandler(logging.NullHandler())
 logging.getLogger("libav").propagate = False
 av.logging.set_level(av.logging.ERROR)
@@ -76,19 +78,20 @@ class Demuxer:
         self._names = {*kinds(container), container.format.name}
 
     def __iter__(self) -> Iterator[Packet[VideoStream]]:
-        packets, held, begun = self._container.demux(self._stream), None, False
+        packets, present, begun = self._container.demux(self._stream), None, False
         while packet := self._next(packets):
-            begun = begun or (held is not None and held.is_keyframe)  # a piece of a longer stream may begin with incomplete packets
-            if held is not None and held.is_corrupt:
+            # a piece of a longer stream may begin with incomplete packets
+            begun = begun or (present is not None and present.is_keyframe)
+            if present is not None and present.is_corrupt:
                 self.damage = self.damage or MediaError("packets are missing")
             if begun and self.damage:
                 return
             self.damage = None
-            if held is not None:
-                yield held
-            held = packet
-        if held is not None:
-            yield held  # cut off or not, it is the last
+            if present is not None:
+                yield present
+            present = packet
+        if present is not None:
+            yield present  # cut off or not, it is the last
 
     def _next(self, packets: Iterator[Packet[VideoStream]]) -> Packet[VideoStream] | None:
         """None at the end, or where the file cannot be read further."""
@@ -99,7 +102,8 @@ class Demuxer:
             self.damage = MediaError(reason(error), error.errno)
             return None
         after = av.logging.get_last_error()
-        if packet is None or not packet.size:  # an empty one ends the stream: what is cut off behind it is not missed inside
+        # an empty one ends the stream: what is cut off behind it is not missed inside
+        if packet is None or not packet.size:
             return None
         # A demuxer that finds its way again after a stretch of rubbish says so in its log alone.
         if after[0] != before[0] and after[1] and after[1][1] in self._names:
@@ -205,7 +209,9 @@ class Shape:
     def rgb(self, frame: VideoFrame) -> np.ndarray:
         """uint8 (H, W, 3)."""
         try:
-            flat = self.converter.reformat(frame, self.width, self.height, "rgb24", interpolation=Interpolation.BILINEAR, threads=1)
+            flat = self.converter.reformat(
+                frame, self.width, self.height, "rgb24", interpolation=Interpolation.BILINEAR, threads=1
+            )
         except av.FFmpegError as error:
             raise MediaError(f"{frame.format.name} pixels cannot be turned into RGB: {reason(error)}") from error
         pixels = flat.to_ndarray()
@@ -219,8 +225,8 @@ class Shape:
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, ...]:
     """How a pixel moves from the coded to the displayed picture: x' = ax + cy, y' = bx + dy in (a, b, _, c, d, ...)."""
-    found = cast("SideData | None", frame.side_data.get("DISPLAYMATRIX"))
-    return tuple(np.frombuffer(bytes(found), np.int32).tolist()) if found else (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    result = cast("SideData | None", frame.side_data.get("DISPLAYMATRIX"))
+    return tuple(np.frombuffer(bytes(result), np.int32).tolist()) if result else (1, 0, 0, 0, 1, 0, 0, 0, 1)
 
 
 def kinds(container: InputContainer) -> set[str]:

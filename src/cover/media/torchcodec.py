@@ -1,9 +1,9 @@
 """Video decoding with torchcodec, an option beside PyAV: it can decode on the GPU (NVDEC).
 
-It chooses the same frames. PyAV looks at every file first: what is not MP4 or Matroska (of whose frames torchcodec takes others where
-stamps are scrambled), what is shown mirrored, what torchcodec cannot decode, and files cut short go through PyAV alone. Damage inside a
-file torchcodec conceals without a word, where PyAV ends the frames; of a stream without whole key frames (refreshed bit by bit)
-torchcodec 0.13 gives wrong pictures where it seeks.
+It chooses the same frames. PyAV looks at every file first: what is not MP4 or Matroska (of whose frames torchcodec
+takes others where stamps are scrambled), what is shown mirrored, what torchcodec cannot decode, and files cut short go
+through PyAV alone. Damage inside a file torchcodec conceals without a word, where PyAV ends the frames; of a stream
+without whole key frames (refreshed bit by bit) torchcodec 0.13 gives wrong pictures where it seeks.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from cover.media.video import SEEKABLE, decode_video, first_frame
 
 def version(device: str) -> str:
     """Raises UserError where torchcodec is not installed, does not load, or cannot decode on `device`."""
-    found = str(_torchcodec().__version__)
-    if device == "cuda" and (not torch.cuda.is_available() or found.endswith("+cpu")):
+    result = str(_torchcodec().__version__)
+    if device == "cuda" and (not torch.cuda.is_available() or result.endswith("+cpu")):
         lacks = "torchcodec is a CPU build" if torch.cuda.is_available() else "there is no GPU here"
         raise UserError(f"decoder torchcodec_cuda: {lacks}; decoder torchcodec decodes on the CPU")
-    return found
+    return result
 
 
-def decode_by_torchcodec(path: Source, wanted: Sequence[float], size_hint: int | None, max_pixels: int, device: str) -> Decoded:
+def decode_by_torchcodec(
+    path: Source, wanted: Sequence[float], size_hint: int | None, max_pixels: int, device: str
+) -> Decoded:
     """As `video.decode_video`; `device` is cpu or cuda, the frames are in the host's memory."""
     torchcodec = _torchcodec()
     with open_video(path, max_pixels) as (container, stream):
@@ -58,17 +60,19 @@ def decode_by_torchcodec(path: Source, wanted: Sequence[float], size_hint: int |
 
 def _frames(decoder: Any, seconds: np.ndarray) -> torch.Tensor:
     """uint8 `(N, 3, H, W)`. torchcodec refuses times before the first frame and behind the last."""
-    about = decoder.metadata
-    first, behind = about.begin_stream_seconds, seconds >= about.end_stream_seconds
-    frames: torch.Tensor = decoder.get_frames_played_at(np.where(behind, first, np.maximum(seconds, first)).tolist()).data
+    metadata = decoder.metadata
+    first, behind = metadata.begin_stream_seconds, seconds >= metadata.end_stream_seconds
+    frames: torch.Tensor = decoder.get_frames_played_at(
+        np.where(behind, first, np.maximum(seconds, first)).tolist()
+    ).data
     if behind.any():
-        frames[torch.from_numpy(behind)] = decoder.get_frame_at(about.num_frames - 1).data
+        frames[torch.from_numpy(behind)] = decoder.get_frame_at(metadata.num_frames - 1).data
     return frames
 
 
-def _cut_short(about: Any) -> bool:
+def _cut_short(metadata: Any) -> bool:
     """Whether the header promises more frames than there are."""
-    return (about.num_frames_from_header or 0) > (about.num_frames_from_content or 0)
+    return (metadata.num_frames_from_header or 0) > (metadata.num_frames_from_content or 0)
 
 
 def _torchcodec() -> Any:

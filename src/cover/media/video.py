@@ -1,9 +1,9 @@
 """Video decoding with PyAV: the frames shown at given times.
 
-Two ways to the same frames. The *sparing* one reads the packets' time stamps first and decodes only what the wanted frames need:
-from the key frame before each, without the pictures that nothing refers to. The *plain* one decodes everything up to the last
-wanted frame. It is taken where stamps cannot be relied on, and wherever the sparing one meets anything unexpected, damage included:
-so a frame never depends on the way it was reached.
+Two ways to the same frames. The *sparing* one reads the packets' time stamps first and decodes only what the wanted
+frames need: from the key frame before each, without the pictures that nothing refers to. The *plain* one decodes
+everything up to the last wanted frame. It is taken where stamps cannot be relied on, and wherever the sparing one meets
+anything unexpected, damage included: so a frame never depends on the way it was reached.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from av.video.stream import VideoStream
 from cover.media.source import TOLERANCE, Decoded, MediaError, Probe, Source
 from cover.media.stream import Demuxer, Reader, Shape, kinds, open_video, rate, tick
 
-SEEK_BEYOND = 3.0  # seconds between wanted frames; below this, reading the packets between costs less than it saves to seek
+# seconds between wanted frames; below this, reading the packets between costs less than it saves to seek
+SEEK_BEYOND = 3.0
 SEEK_MARGIN = 1.0  # seconds; indexes hold decoding times, which run ahead of presentation times
 STAMPED_IN_DECODING_ORDER = {"avi"}  # what FFmpeg gives as presentation times here is scrambled by B-frames
 SEEKABLE = {"mov", "matroska"}  # containers whose time stamps are stored per frame, hence the same after a seek
@@ -56,7 +57,9 @@ def probe_video(path: Source, max_pixels: int) -> Probe:
 def summary(first: VideoFrame, stamps: list[tuple[int | None, int]], pace: float, shape: Shape, codec: str) -> Probe:
     """Frames, rate and duration from all packets' time stamps and durations in ticks."""
     width, height = shape.upright
-    known = sorted((pts, length) for pts, length in stamps if pts is not None and first.pts is not None and pts >= first.pts)
+    known = sorted(
+        (pts, length) for pts, length in stamps if pts is not None and first.pts is not None and pts >= first.pts
+    )
     count = max(len(known) + sum(pts is None for pts, _ in stamps), 1)
     if first.pts is None or not known:
         return Probe(count, pace, width, height, codec, count / pace, 0.0)
@@ -124,19 +127,21 @@ def _plain(path: Source, album: _Album) -> MediaError | None:
         return reader.damage
 
 
-def _shown_at(timed: Iterable[tuple[float, VideoFrame]], ascending: list[float]) -> Iterator[tuple[VideoFrame, int, int]]:
+def _shown_at(
+    timed: Iterable[tuple[float, VideoFrame]], ascending: list[float]
+) -> Iterator[tuple[VideoFrame, int, int]]:
     """Which frame answers which run of wanted times: (frame, start, stop). Reads no further than the last answer needs."""
-    done, held = 0, None
+    done, present = 0, None
     for time, frame in timed:
         reached = bisect_left(ascending, time - TOLERANCE)
-        if held is not None and reached > done:
-            yield held, done, reached
+        if present is not None and reached > done:
+            yield present, done, reached
             done = reached
             if done == len(ascending):
                 return
-        held = frame
-    if held is not None:
-        yield held, done, len(ascending)
+        present = frame
+    if present is not None:
+        yield present, done, len(ascending)
 
 
 def timed_frames(
@@ -171,7 +176,10 @@ def first_frame(frames: Iterator[VideoFrame], reader: Reader) -> VideoFrame:
 def _sparing(path: Source, album: _Album) -> None:
     """As `_plain`, of a file without damage. Raises _Unexpected."""
     with open_video(path, album.max_pixels) as (container, stream):
-        if stream.codec_context.codec.canonical_name not in ONE_PICTURE_A_PACKET or kinds(container) & STAMPED_IN_DECODING_ORDER:
+        if (
+            stream.codec_context.codec.canonical_name not in ONE_PICTURE_A_PACKET
+            or kinds(container) & STAMPED_IN_DECODING_ORDER
+        ):
             raise _Unexpected
         try:
             _Sparing(container, stream, album).fill()
@@ -180,14 +188,16 @@ def _sparing(path: Source, album: _Album) -> None:
 
 
 @dataclass
-class _Window:
+class _PacketWindow:
     """Packets in decoding order without a gap, `origin` ticks being time 0."""
 
     packets: list[Packet[Any]] = field(default_factory=list)
     ended: bool = False  # with the stream, rather than behind the last wanted time
 
     def columns(self) -> tuple[np.ndarray, np.ndarray]:
-        """Presentation times in ticks, int64, and which are key frames, bool. Raises _Unexpected where a stamp is missing."""
+        """Presentation times in ticks, int64, and which are key frames, bool. Raises _Unexpected where a stamp is
+        missing.
+        """
         stamps = [packet.pts for packet in self.packets]
         if not stamps or None in stamps or not self.packets[0].is_keyframe:
             raise _Unexpected
@@ -199,7 +209,9 @@ class _Sparing:
 
     def __init__(self, container: InputContainer, stream: VideoStream, album: _Album) -> None:
         self.container, self.stream, self.context, self.album = container, stream, stream.codec_context, album
-        self.unwanted: Literal["NONREF", "DEFAULT"] = "NONREF" if self.context.codec.canonical_name in MARKED_REFERENCES else "DEFAULT"
+        self.unwanted: Literal["NONREF", "DEFAULT"] = (
+            "NONREF" if self.context.codec.canonical_name in MARKED_REFERENCES else "DEFAULT"
+        )
         self.tick = float(stream.time_base or 0)
         self.may_seek = bool(kinds(container) & SEEKABLE)
 
@@ -227,7 +239,7 @@ class _Sparing:
 
     def _origin(self, head: list[Packet[Any]]) -> int:
         """The first frame's time stamp, where the first packet is that frame."""
-        stamps, _ = _Window(head).columns()
+        stamps, _ = _PacketWindow(head).columns()
         if head[0].is_discard or stamps.min() != stamps[0] or not self.tick:
             raise _Unexpected
         return int(stamps[0])
@@ -237,7 +249,7 @@ class _Sparing:
         wide = np.flatnonzero(np.diff(ascending) > SEEK_BEYOND) + 1
         return [*wide.tolist(), len(ascending)] if self.may_seek else [len(ascending)]
 
-    def _sought(self, origin: int, earliest: float, last: float) -> _Window:
+    def _sought(self, origin: int, earliest: float, last: float) -> _PacketWindow:
         """The packets from a key frame that is shown no later than `earliest` seconds."""
         self.container.seek(origin + int((earliest - SEEK_MARGIN) / self.tick), stream=self.stream, backward=True)
         window = self._read([], self._demux(), last)
@@ -246,20 +258,20 @@ class _Sparing:
             raise _Unexpected
         return window
 
-    def _read(self, head: list[Packet[Any]], packets: Iterator[Packet[Any]], last: float) -> _Window:
+    def _read(self, head: list[Packet[Any]], packets: Iterator[Packet[Any]], last: float) -> _PacketWindow:
         """Packets until all that are shown by tick `last` have come: a picture is never shown before it is decoded."""
-        window, held = _Window(list(head)), 0
+        window, present = _PacketWindow(list(head)), 0
         for packet in packets:
             window.packets.append(packet)
-            held += packet.size
+            present += packet.size
             if packet.dts is not None and packet.dts > last:
                 return window
-            if held > MOST_HELD:
+            if present > MOST_HELD:
                 raise _Unexpected
         window.ended = True
         return window
 
-    def _show_window(self, window: _Window, origin: int, times: list[float], offset: int) -> None:
+    def _show_window(self, window: _PacketWindow, origin: int, times: list[float], offset: int) -> None:
         stamps, key = window.columns()
         candidates = np.array([place for place, packet in enumerate(window.packets) if not packet.is_discard])
         candidates = candidates[np.argsort(stamps[candidates], kind="stable")]
@@ -280,8 +292,10 @@ class _Sparing:
             raise _Unexpected  # a frame that should be there did not come
 
     def _decode(self, packets: list[Packet[Any]], places: dict[int, tuple[int, int]], run: Run) -> None:
-        """Feed a run; frames whose stamp is in `places` are taken, and their stamps out of `places`. Raises _Unexpected where it does
-        not begin with a whole picture: a stream refreshed bit by bit has key frames that need those before."""
+        """Feed a run; frames whose stamp is in `places` are taken, and their stamps out of `places`. Raises _Unexpected
+        where it does not begin with a whole picture: a stream refreshed bit by bit has key frames that need those
+        before.
+        """
         begun: list[tuple[int | None, int]] = []
         for place in range(run.first, run.stop):
             packet = packets[place]
@@ -292,7 +306,9 @@ class _Sparing:
         if (packets[run.first].pts, PictureType.I) not in begun:
             raise _Unexpected
 
-    def _take(self, frames: Iterable[VideoFrame], places: dict[int, tuple[int, int]]) -> Iterator[tuple[int | None, int]]:
+    def _take(
+        self, frames: Iterable[VideoFrame], places: dict[int, tuple[int, int]]
+    ) -> Iterator[tuple[int | None, int]]:
         """Yields every frame's stamp and kind."""
         for frame in frames:
             if frame.is_corrupt:
@@ -306,8 +322,8 @@ class _Sparing:
 
 # --- which packets must be decoded to show given frames
 #
-# Packets are in decoding order. A *group* is a key frame and what follows it up to the next one. A frame that is shown before its
-# group's key frame (an open group) may also refer to the group before.
+# Packets are in decoding order. A *group* is a key frame and what follows it up to the next one. A frame that is shown
+# before its group's key frame (an open group) may also refer to the group before.
 
 
 @dataclass(frozen=True)
@@ -329,7 +345,8 @@ def frames_at(seconds: npt.NDArray[np.float64], times: Sequence[float], toleranc
 def runs_for(stamps: npt.NDArray[np.int64], key: npt.NDArray[np.bool_], wanted: Iterable[int]) -> list[Run]:
     """The runs that show the `wanted` packets (places in decoding order), in order and without overlap.
 
-    `stamps`: presentation times, one for each packet, in ticks; `key`: which packets are key frames, the first among them.
+    `stamps`: presentation times, one for each packet, in ticks; `key`: which packets are key frames, the first among
+    them.
     """
     keys = np.flatnonzero(key)
     runs: list[Run] = []

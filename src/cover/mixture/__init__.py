@@ -1,1 +1,1 @@
-"""Many data sets as one Pack per step: schedule, Pack, loader."""
+"""Many data sets in one batch per step."""

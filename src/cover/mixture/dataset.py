@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch
 
 from cover.datasets.catalog import DatasetSpec
-from cover.datasets.manifest import ClassList, Manifest, Media
+from cover.datasets.manifest import ClassList, Manifest
 from cover.errors import UserError
+from cover.media.source import Media
 from cover.model.heads import Head
-from cover.transforms.flip import mirror_pairs
+from cover.transforms.crop import mirror_pairs
 
 NO_CLASSES = ClassList.of((), "not known")
 
@@ -98,7 +99,9 @@ def _make_head(name: str, served: Mapping[str, ClassList]) -> Head:
             f"data.heads.{name}: a sample of {kinds[False]} has one class, one of {kinds[True]} any number; give each a head of its own"
         )
     union = dict.fromkeys(chain.from_iterable(each.names for each in served.values()))
-    return Head(name, tuple(union), "sigmoid" if True in kinds else "softmax", () if list(served) == [name] else tuple(served))
+    return Head(
+        name, tuple(union), "sigmoid" if True in kinds else "softmax", () if list(served) == [name] else tuple(served)
+    )
 
 
 def with_retained(heads: Sequence[Head], theirs: Sequence[Head]) -> tuple[Head, ...]:
@@ -171,7 +174,9 @@ class LabelMap:
         return targets, row
 
 
-def _multi_hot_columns(dataset: str, classes: ClassList, heads: Sequence[Head], widths: Sequence[int]) -> npt.NDArray[np.int64] | None:
+def _multi_hot_columns(
+    dataset: str, classes: ClassList, heads: Sequence[Head], widths: Sequence[int]
+) -> npt.NDArray[np.int64] | None:
     if not classes.many:
         return None
     firsts = accumulate(widths, initial=0)

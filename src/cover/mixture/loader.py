@@ -12,15 +12,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from cover.datasets.manifest import Row
 from cover.machine import end_with_parent, reuse_memory
-from cover.media.clips import train_times
 from cover.media.decode import Decoder, FileProblem, MediaError, decode_at, decode_image
+from cover.media.sampling import train_times
 from cover.mixture.dataset import LabelMap, MixtureDataset
 from cover.mixture.pack import Pack, Sample, collate
 from cover.mixture.schedule import Draw, Schedule
 from cover.model.heads import Head
 from cover.transforms.base import Transform
-from cover.transforms.crop import crop_resize, random_box
-from cover.transforms.flip import apply_flip, draw_flip
+from cover.transforms.crop import apply_flip, crop_resize, draw_flip, random_box
 
 START_METHOD = "forkserver"  # a fork of a process that already runs torch threads can hang
 HINT_SLACK = 2  # frames are decoded no larger than this many times what the crop needs
@@ -40,9 +39,9 @@ class _Clip:
 class SampleReader:
     """Turns a draw into a sample of `size` x `size` pixels. Everything random comes from the draw's seed.
 
-    `heads`: the columns of `Pack.targets`. `transforms`: the augmentations after crop and flip, in the order of their draws. `own`: those
-    of data sets with other settings; they must be of the same types in the same order, or ValueError is raised. `flip`: whether there are
-    flips at all.
+    `heads`: the columns of `Pack.targets`. `transforms`: the augmentations after crop and flip, in the order of their
+    draws. `own`: those of data sets with other settings; they must be of the same types in the same order, or
+    ValueError is raised. `flip`: whether there are flips at all.
     """
 
     def __init__(
@@ -60,7 +59,9 @@ class SampleReader:
         self._places = {each.name: place for place, each in enumerate(datasets)}
         self._transforms = {name: (own or {}).get(name, transforms) for name in self._places}
         if len({tuple(map(type, each)) for each in self._transforms.values()}) > 1:
-            raise ValueError("all data sets of a mixture need the same transforms in the same order; only their settings may differ")
+            raise ValueError(
+                "all data sets of a mixture need the same transforms in the same order; only their settings may differ"
+            )
 
     def read(self, draw: Draw) -> Sample:
         """The sample of a draw: of weight 0, with its problem, where its file cannot be read."""
@@ -69,13 +70,13 @@ class SampleReader:
     def read_all(self, draws: Sequence[Draw]) -> list[Sample]:
         """The samples of draws; those of one clip share its decode, which is kept no longer than to the last of them."""
         last = {draw.clip: number for number, draw in enumerate(draws)}
-        held: dict[tuple[str, int, int], _Clip] = {}
+        present: dict[tuple[str, int, int], _Clip] = {}
         samples: list[Sample] = []
         for number, draw in enumerate(draws):
-            clip = held.pop(draw.clip, None) or self._decode(draw)
+            clip = present.pop(draw.clip, None) or self._decode(draw)
             samples.append(self._crop(draw, clip))
             if number < last[draw.clip]:
-                held[draw.clip] = clip
+                present[draw.clip] = clip
         return samples
 
     def _decode(self, draw: Draw) -> _Clip:
@@ -146,12 +147,15 @@ class _Steps(Dataset[Pack]):
         return replace(pack, mix=pairing.mix(draws, self.reader.size)) if pairing else pack
 
 
-def packs(schedule: Schedule, reader: SampleReader, first: int, last: int, workers: int, rank: int = 0, ranks: int = 1) -> Iterator[Pack]:
+def packs(
+    schedule: Schedule, reader: SampleReader, first: int, last: int, workers: int, rank: int = 0, ranks: int = 1
+) -> Iterator[Pack]:
     """The Packs of steps `first` to `last` - 1, in order, read ahead by `workers` processes (0: in this one).
 
     Raises UserError where a manifest was written anew since it was opened."""
     for dataset in reader.datasets:
         dataset.manifest.check_unchanged()
+    # Not cover.processes: a DataLoader hands tensors over in shared memory, where a pipe would copy every frame twice.
     loader = DataLoader(
         _Steps(schedule, reader, rank, ranks),
         sampler=range(first, last),

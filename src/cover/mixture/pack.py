@@ -39,14 +39,15 @@ class Sample:
 class Pack:
     """S samples with F frames in all, clips first, images last.
 
-    `frames`: uint8 `(F, 3, H, W)`. `groups`: `(samples, frames each)`, in the order of the frames. `dataset`: int64 `(S,)`, the
-    place in the mixture's list of data sets. `targets`: int64 `(S, heads)`, the class in a softmax head, 0 in a sigmoid head, -1
-    where a sample does not train a head. `weight`: float32 `(S,)`. `seed`: int64 `(S,)`, the low 63 bits of each draw's seed.
-    `problems`: the files that were damaged or could not be read. `multi_hot`: uint8 `(S, K)`, the classes of
-    all sigmoid heads side by side in the heads' order, 1 where a sample has the class; None where no head is one.
+    `frames`: uint8 `(F, 3, H, W)`. `groups`: `(samples, frames each)`, in the order of the frames. `dataset`: int64
+    `(S,)`, the place in the mixture's list of data sets. `targets`: int64 `(S, heads)`, the class in a softmax head, 0
+    in a sigmoid head, -1 where a sample does not train a head. `weight`: float32 `(S,)`. `seed`: int64 `(S,)`, the low
+    63 bits of each draw's seed. `problems`: the files that were damaged or could not be read. `multi_hot`: uint8 `(S,
+    K)`, the classes of all sigmoid heads side by side in the heads' order, 1 where a sample has the class; None where
+    no head is one.
 
-    `drawn`: for each transform that is still to be applied, what it drew for the S samples: a tensor of S rows, or, at the stage
-    `uint8`, a tuple. `mix`: how samples are mixed with each other, None without mixup and cutmix.
+    `drawn`: for each transform that is still to be applied, what it drew for the S samples: a tensor of S rows, or, at
+    the stage `uint8`, a tuple. `mix`: how samples are mixed with each other, None without mixup and cutmix.
     """
 
     frames: Tensor
@@ -79,7 +80,9 @@ class Pack:
         for name, value in vars(self).items():
             if isinstance(value, Tensor) and name not in fields:
                 fields[name] = change(value)
-        drawn = {transform: change(value) if isinstance(value, Tensor) else value for transform, value in self.drawn.items()}
+        drawn = {
+            transform: change(value) if isinstance(value, Tensor) else value for transform, value in self.drawn.items()
+        }
         return replace(self, drawn=drawn, mix=self.mix and Mix(*map(change, self.mix)), **fields)
 
 
@@ -106,24 +109,26 @@ def _stacked(values: Sequence[Any]) -> Any:
 
 
 def augment_uint8(pack: Pack) -> Pack:
-    """The Pack after its transforms of the stage `uint8`. What these drew may lie on the host, and cannot be split into micro-batches."""
+    """The Pack after its transforms of the stage `uint8`. What these drew may lie on the host, and cannot be split into
+    micro-batches.
+    """
     left = {transform: drawn for transform, drawn in pack.drawn.items() if transform.stage != "uint8"}
     return replace(pack, frames=apply_stage("uint8", pack.frames, pack.drawn, pack.groups), drawn=left)
 
 
-def split_pack(pack: Pack, parts: int) -> list[Pack]:
-    """A Pack as `parts` micro-batches with equal parts of every group, after `augment_uint8`."""
+def split_pack(pack: Pack, micro_batches: int) -> list[Pack]:
+    """A Pack as `micro_batches` micro-batches with equal parts of every group, after `augment_uint8`."""
     assert all(transform.stage != "uint8" for transform in pack.drawn)
-    if parts == 1:
+    if micro_batches == 1:
         return [pack]
     frames_of, samples_of, frame, sample = [], [], 0, 0
     for samples, frames in pack.groups:
-        frames_of.append(pack.frames[frame : frame + samples * frames].view(parts, -1, *pack.frames.shape[1:]))
-        samples_of.append(torch.arange(sample, sample + samples, device=pack.dataset.device).view(parts, -1))
+        frames_of.append(pack.frames[frame : frame + samples * frames].view(micro_batches, -1, *pack.frames.shape[1:]))
+        samples_of.append(torch.arange(sample, sample + samples, device=pack.dataset.device).view(micro_batches, -1))
         frame, sample = frame + samples * frames, sample + samples
     micro = []
-    for part in range(parts):
+    for part in range(micro_batches):
         mine, own = torch.cat([rows[part] for rows in samples_of]), torch.cat([rows[part] for rows in frames_of])
-        groups = tuple((samples // parts, frames) for samples, frames in pack.groups)
+        groups = tuple((samples // micro_batches, frames) for samples, frames in pack.groups)
         micro.append(pack._map(lambda tensor, mine=mine: tensor[mine], frames=own, groups=groups, problems=()))  # type: ignore[misc]
     return micro

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from cover.datasets.catalog import Catalog, load_catalog
-from cover.datasets.conventions import CONVENTIONS
-from cover.datasets.manifest import ClassList, Manifest, Media, open_manifest
+from cover.datasets.catalog import CONVENTIONS, Catalog, load_catalog
+from cover.datasets.manifest import ClassList, Manifest, open_manifest
 from cover.errors import UserError
+from cover.media.source import Media
 from cover.mixture.dataset import MixtureDataset, rows_of_size
 from cover.mixture.mixture import Mixture
 from cover.mixture.rates import Data
@@ -34,8 +34,8 @@ class _Published:
 
 
 # Training rows of the copies that people train on: mmaction2's lists (Kinetics, ImageNet-1k), the data set's page
-# (Something-Something V2, 19.4 GB in 220,847 files; the whole ImageNet), MTV's count (Moments in Time v1). Where only the
-# format is known, its first entry counts.
+# (Something-Something V2, 19.4 GB in 220,847 files; the whole ImageNet), MTV's count (Moments in Time v1). Where only
+# the format is known, its first entry counts.
 PUBLISHED = (
     _Published(r"k(inetics)?[-_]?400", "kinetics", "video", 240_436, 400),
     _Published(r"k(inetics)?[-_]?600", "kinetics", "video", 383_393, 600),
@@ -54,7 +54,9 @@ def read_numbers(option: str, text: str) -> dict[str, float]:
         name, _, value = part.partition("=")
         good = re.fullmatch(r"\s*[A-Za-z0-9][\w-]*\s*", name) and re.fullmatch(r"\s*\d+(\.\d+)?\s*", value)
         if not good or not float(value):
-            raise UserError(f'{option}: "{part}" is no NAME=NUMBER above 0; write for example {option} ssv2=168913,mine=5000')
+            raise UserError(
+                f'{option}: "{part}" is no NAME=NUMBER above 0; write for example {option} ssv2=168913,mine=5000'
+            )
         numbers[name.strip()] = float(value)
     return numbers
 
@@ -72,15 +74,15 @@ def planned_mixture(
     """
     sizes, classes, file_kb = sizes or {}, classes or {}, file_kb or {}
     data.check()
-    for option, given in (("--sizes", sizes), ("--classes", classes), ("--file-kb", file_kb)):
-        for name in given:
+    for option, value in (("--sizes", sizes), ("--classes", classes), ("--file-kb", file_kb)):
+        for name in value:
             if name not in data.sets:
                 raise UserError(f'{option}: "{name}" is not one of the recipe\'s data.sets ({", ".join(data.sets)})')
-    known = [_as_given(each, sizes, classes, file_kb) for each in _known(data, sizes, classes)]
+    known = [_from_options(each, sizes, classes, file_kb) for each in _datasets_of(data, sizes, classes)]
     return Mixture(data, known)
 
 
-def _known(data: Data, sizes: Mapping[str, float], classes: Mapping[str, float]) -> list[MixtureDataset]:
+def _datasets_of(data: Data, sizes: Mapping[str, float], classes: Mapping[str, float]) -> list[MixtureDataset]:
     path = Path(data.catalog)
     catalog, entries = _catalog(path), _entries(path)
     manifests = {name: _manifest(catalog, path, name) for name in data.sets}
@@ -95,7 +97,7 @@ def _known(data: Data, sizes: Mapping[str, float], classes: Mapping[str, float])
     ]
 
 
-def _as_given(
+def _from_options(
     dataset: MixtureDataset, sizes: Mapping[str, float], classes: Mapping[str, float], file_kb: Mapping[str, float]
 ) -> MixtureDataset:
     """A data set with the numbers of the command line."""
@@ -150,7 +152,9 @@ def _mean_file(manifest: Manifest) -> float | None:
     return float(np.mean(sizes)) if sizes else None
 
 
-def _from_published(name: str, entry: Mapping[str, Any], sizes: Mapping[str, float], classes: Mapping[str, float]) -> MixtureDataset:
+def _from_published(
+    name: str, entry: Mapping[str, Any], sizes: Mapping[str, float], classes: Mapping[str, float]
+) -> MixtureDataset:
     """A data set without a manifest."""
     form = entry.get("format")
     published = _published(name, form)
@@ -158,7 +162,9 @@ def _from_published(name: str, entry: Mapping[str, Any], sizes: Mapping[str, flo
     count = classes.get(name, published.classes if published else None)
     if rows is None or count is None:
         option, value = ("--sizes", "SAMPLES") if rows is None else ("--classes", "CLASSES")
-        raise UserError(f"{name}: it has no manifest and no published size; run cover index, or give {option} {name}={value}")
+        raise UserError(
+            f"{name}: it has no manifest and no published size; run cover index, or give {option} {name}={value}"
+        )
     media = entry.get("media") or (published.media if published else None) or _media_of(form)
     if media not in ("video", "image"):
         raise UserError(f"{name}: videos or images? write `media: video` or `image` at {name} in the catalog")

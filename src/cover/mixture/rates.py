@@ -25,14 +25,24 @@ class Data:
     frames: int = option(8, "frames of a clip")
     alpha: float = option(1.0, "rates proportional to size^alpha; 1 is the article's rule")
     weights: dict[str, float] = option({}, "explicit rates in place of sizes, one per data set")
-    epochs: dict[str, float] = option({}, "rates by how often each data set is to be seen; with steps: 0, that often and no more")
+    epochs: dict[str, float] = option(
+        {}, "rates by how often each data set is to be seen; with steps: 0, that often and no more"
+    )
     loss_weights: dict[str, float] = option({}, "factor on a data set's loss, 1 where not given")
-    batches: Literal["mixed", "alternating"] = option("mixed", "clips and images in every step, or whole steps of either in turn")
-    heads: dict[str, list[str]] = option({}, "head -> the data sets that share it; a set that is in none has a head of its own name")
-    crops: int = option(1, "random crops of every clip that is decoded; 2 halves the decoding and sees each clip twice as often")
+    batches: Literal["mixed", "alternating"] = option(
+        "mixed", "clips and images in every step, or whole steps of either in turn"
+    )
+    heads: dict[str, list[str]] = option(
+        {}, "head -> the data sets that share it; a set that is in none has a head of its own name"
+    )
+    crops: int = option(
+        1, "random crops of every clip that is decoded; 2 halves the decoding and sees each clip twice as often"
+    )
     decoder: Decoder = option("pyav", "of videos: pyav, torchcodec, or torchcodec_cuda (NVDEC)")
     unreadable: float = option(0.5, "fraction of a data set's draws that may be unreadable before the run stops")
-    exclusions: Literal["use", "ignore"] = option("use", "leave out the training rows that `cover overlap` found in evaluation splits")
+    exclusions: Literal["use", "ignore"] = option(
+        "use", "leave out the training rows that `cover overlap` found in evaluation splits"
+    )
 
     def check(self) -> None:
         """Raises `UserError`, naming the key, where a value has no meaning or does not fit the others."""
@@ -68,7 +78,9 @@ class Data:
             if shared.count(name) > 1:
                 raise UserError(f'data.heads.{head}: "{name}" is there twice; a data set has one head')
         if head in self.sets and head not in shared:
-            raise UserError(f'data.heads.{head}: the data set "{head}" has a head of this name; choose another, or list it too')
+            raise UserError(
+                f'data.heads.{head}: the data set "{head}" has a head of this name; choose another, or list it too'
+            )
 
 
 def rates_by(

@@ -20,12 +20,12 @@ import torch
 
 from cover.errors import UserError
 from cover.mixture.dataset import MixtureDataset
-from cover.transforms.mixup import NO_BOX, Box, Mix, Mixup
+from cover.transforms.base import FrameGroups
+from cover.transforms.crop import Box
+from cover.transforms.mixup import NO_BOX, Mix, Mixup
 
 T = TypeVar("T")
 _STRIDE = 1024
-
-Groups = tuple[tuple[int, int], ...]  # (samples, frames each), as in a Pack
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class Group:
         return [dataset.rate / total for dataset in self.datasets]
 
 
-def split_batch(datasets: Sequence[MixtureDataset], batch: int, divisor: int, paired: bool = False) -> tuple[Group, ...]:
+def split_batch(
+    datasets: Sequence[MixtureDataset], batch: int, divisor: int, paired: bool = False
+) -> tuple[Group, ...]:
     """The groups of a step of `batch` samples, longest clips first, images last.
 
     Counts are rounded once, by largest remainder, at least one sample each, whatever `divisor` (ranks x accumulation)
@@ -114,12 +116,12 @@ class Schedule:
         return sum(group.samples for group in self.groups)
 
     @property
-    def mean_step(self) -> Groups:
+    def mean_step(self) -> FrameGroups:
         """What a step holds on average: the work of a run is as many times that of this one as it has steps."""
         return tuple((group.samples, group.frames) for group in self.groups)
 
     @property
-    def largest_step(self) -> Groups:
+    def largest_step(self) -> FrameGroups:
         """The step that holds the most frames: what has to fit into memory."""
         return self.mean_step
 
@@ -138,7 +140,9 @@ class Schedule:
 
     def step(self, step: int) -> tuple[tuple[Draw, ...], ...]:
         """The global draws of `step` (from 0), one tuple per group, in an order that mixes the data sets."""
-        return tuple(self._group_draws(group, quotas, step) for group, quotas in zip(self.groups, self._quotas, strict=True))
+        return tuple(
+            self._group_draws(group, quotas, step) for group, quotas in zip(self.groups, self._quotas, strict=True)
+        )
 
     def rank_step(self, step: int, rank: int, ranks: int) -> tuple[tuple[Draw, ...], ...]:
         """The slice of `step` that one of `ranks` equal ranks works on; the ranks' slices together are the step."""
@@ -212,7 +216,7 @@ class Alternating(Schedule):
         self._turns = Quotas(Group(0, 1, lengths))
 
     @property
-    def largest_step(self) -> Groups:
+    def largest_step(self) -> FrameGroups:
         largest = max(self._whole, key=lambda group: group.frames)
         return ((largest.samples, largest.frames),)
 
@@ -249,11 +253,12 @@ def _by_clip(first: int, last: int, crops: int) -> Iterator[range]:
 class Pairing:
     """The pairs of samples that mixup and cutmix mix: a pure function of a step's draws.
 
-    Partners are neighbours, samples 2i and 2i + 1 of a group in the order of the whole step, so that neither ranks nor micro-batches
-    separate them as long as each gets an even number of every group.
+    Partners are neighbours, samples 2i and 2i + 1 of a group in the order of the whole step, so that neither ranks nor
+    micro-batches separate them as long as each gets an even number of every group.
 
-    `heads`: data set -> the head that it trains; both samples of a pair are of one head. `chance`: data set -> the probability that a
-    pair of its samples is mixed, 1 where not given; for a pair of two data sets the smaller one counts.
+    `heads`: data set -> the head that it trains; both samples of a pair are of one head. `chance`: data set -> the
+    probability that a pair of its samples is mixed, 1 where not given; for a pair of two data sets the smaller one
+    counts.
     """
 
     heads: Mapping[str, str]
@@ -261,7 +266,9 @@ class Pairing:
     chance: Mapping[str, float] = field(default_factory=dict)
 
     def order(self, clips: Sequence[Sequence[Draw]]) -> tuple[Draw, ...]:
-        """The draws of a group, given clip by clip, as pairs of one head and two clips where possible; the others come last."""
+        """The draws of a group, given clip by clip, as pairs of one head and two clips where possible; the others come
+        last.
+        """
         place = {draw: number for number, draw in enumerate(chain.from_iterable(clips))}
         pairs: list[Sequence[Draw]] = []
         single: list[Sequence[Draw]] = []

@@ -1,1 +1,1 @@
-"""A Pack as logits per data set: backbones, heads, releases."""
+"""The network: backbone and heads."""

@@ -1,4 +1,6 @@
-"""CoVeR: a backbone with one classifier per head. It owns how pixels are normalised and how a model is saved and loaded."""
+"""CoVeR: a backbone with one classifier per head. It owns how pixels are normalised and how a model is saved and
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,13 @@ BACKBONE = "backbone."  # before the names of its parameters
 
 
 class CoVeR(nn.Module):
-    """The network of `config`, a linear classifier for each of `heads`, and `metadata` (frames, data sets, views, step; plain JSON).
+    """The network of `config`, a linear classifier for each of `heads`, and `metadata` (frames, data sets, views, step;
+    plain JSON).
 
-    Matrices and kernels start at a scale that follows the width of what enters them. The biases of a sigmoid head of C classes start at
-    -log(C - 1), so that it too begins with a probability of about 1 / C for every class, as a softmax does. Heads start small, not at
-    zero: through zeros a random backbone gets no gradient at first. On a pretrained backbone they start at zero (`zero_head`).
+    Matrices and kernels start at a scale that follows the width of what enters them. The biases of a sigmoid head of C
+    classes start at -log(C - 1), so that it too begins with a probability of about 1 / C for every class, as a softmax
+    does. Heads start small, not at zero: through zeros a random backbone gets no gradient at first. On a pretrained
+    backbone they start at zero (`zero_head`).
 
     >>> model = CoVeR.from_pretrained("runs/cotrain")
     >>> logits = model(model.normalize(frames), ((1, 8),))["ssv2"]
@@ -34,7 +38,11 @@ class CoVeR(nn.Module):
     std: Tensor
 
     def __init__(
-        self, config: BackboneConfig, heads: tuple[Head, ...] = (), head_dropout: float = 0.0, metadata: Mapping[str, Any] | None = None
+        self,
+        config: BackboneConfig,
+        heads: tuple[Head, ...] = (),
+        head_dropout: float = 0.0,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.head_list, self.metadata = heads, dict(metadata or {})
@@ -73,7 +81,7 @@ class CoVeR(nn.Module):
         """Set the weights of a classifier to zero, where a new one starts on a pretrained backbone; its bias stays."""
         nn.init.zeros_(self.heads[name].weight)  # type: ignore[arg-type]
 
-    # --- the function -------------------------------------------------------------------------------------------------------------
+    # --- the function -------------------------------------------------------------------------------------------------
 
     def normalize(self, frames: Tensor) -> Tensor:
         """RGB `(F, 3, H, W)`, uint8 or float in 0 to 1, as the floats that `forward` takes."""
@@ -83,16 +91,18 @@ class CoVeR(nn.Module):
     def forward(self, frames: Tensor, groups: Groups, drop: Tensor | None = None) -> dict[str, Tensor]:
         """Logits of every head for every sample of a Pack.
 
-        `frames`: float `(F, 3, H, W)` from `normalize`, clips first. `groups`: `(samples, frames each)`, one-frame groups last, at most one
-        of them. `drop`: drop-path factors `(layers, branches, S)` (`Backbone.drop_shape`), None in evaluation.
-        Returns head name -> float `(S, classes)`. Raises ValueError where shapes do not fit.
+        `frames`: float `(F, 3, H, W)` from `normalize`, clips first. `groups`: `(samples, frames each)`, one-frame
+        groups last, at most one of them. `drop`: drop-path factors `(layers, branches, S)` (`Backbone.drop_shape`),
+        None in evaluation. Returns head name -> float `(S, classes)`. Raises ValueError where shapes do not fit.
         """
         return self.forward_head(self.forward_features(frames, groups, drop))
 
     def forward_features(
         self, frames: Tensor, groups: Groups, drop: Tensor | None = None, intermediates: Intermediates | None = None
     ) -> Tensor:
-        """The feature of every sample, float `(S, D)`. `intermediates`, where given, is filled with what is computed on the way."""
+        """The feature of every sample, float `(S, D)`. `intermediates`, where given, is filled with what is computed on
+        the way.
+        """
         features: Tensor = self.backbone(frames, groups, drop, intermediates)
         return features
 
@@ -101,11 +111,14 @@ class CoVeR(nn.Module):
         features = self.head_drop(features)
         return {name: head(features) for name, head in self.heads.items()}
 
-    def heat(self, frames: Tensor, head: str | None = None, place: int = 0, check: Callable[[], None] = no_check) -> Heat:
+    def heat(
+        self, frames: Tensor, head: str | None = None, place: int = 0, check: Callable[[], None] = no_check
+    ) -> Heat:
         """The places and frames of one clip or image that class number `place` of a head rests on.
 
-        `frames`: float `(T, 3, H, W)` from `normalize`. Without a head: where attention goes, whatever the class. `check` is called between
-        layers; what it raises ends the work. Raises `UserError` where the backbone has no such map (`Backbone.heat`).
+        `frames`: float `(T, 3, H, W)` from `normalize`. Without a head: where attention goes, whatever the class.
+        `check` is called between layers; what it raises ends the work. Raises `UserError` where the backbone has no
+        such map (`Backbone.heat`).
         """
 
         def score(features: Tensor) -> Tensor:
@@ -113,7 +126,7 @@ class CoVeR(nn.Module):
 
         return self.backbone.heat(frames, score if head else None, check)
 
-    # --- parameters, by their names in this module --------------------------------------------------------------------------------
+    # --- parameters, by their names in this module --------------------------------------------------------------------
 
     def temporal_parameters(self) -> frozenset[str]:
         """The names of the parameters that image pre-training does not have. No head is among them."""
@@ -121,16 +134,23 @@ class CoVeR(nn.Module):
 
     def no_decay_parameters(self) -> frozenset[str]:
         """The names of the parameters without weight decay: biases, norms, scales and embeddings."""
-        biases = {f"heads.{head}.{name}" for head, linear in self.heads.items() for name, p in linear.named_parameters() if p.ndim < 2}
+        biases = {
+            f"heads.{head}.{name}"
+            for head, linear in self.heads.items()
+            for name, p in linear.named_parameters()
+            if p.ndim < 2
+        }
         return frozenset(f"{BACKBONE}{name}" for name in self.backbone.no_decay_parameters()) | biases
 
     def layers_below(self, parameter: str) -> int:
-        """How many layer groups lie between a parameter and the top, for layer-wise rates: 0 for the heads and the last norm."""
+        """How many layer groups lie between a parameter and the top, for layer-wise rates: 0 for the heads and the last
+        norm.
+        """
         if not parameter.startswith(BACKBONE):
             return 0
         return len(self.backbone.stages()) + 1 - self.backbone.layer_of(parameter.removeprefix(BACKBONE))
 
-    # --- how it runs --------------------------------------------------------------------------------------------------------------
+    # --- how it runs --------------------------------------------------------------------------------------------------
 
     def set_checkpointing(self, on: bool = True) -> None:
         """As `Backbone.set_checkpointing`."""
@@ -140,13 +160,15 @@ class CoVeR(nn.Module):
         """As `Backbone.compile_stages`."""
         self.backbone.compile_stages(**options)
 
-    # --- folders and the Hub ------------------------------------------------------------------------------------------------------
+    # --- folders and the Hub ------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> CoVeR:
-        """From a run, checkpoint or release folder, or a Hub id (`revision`: a branch, tag or commit), in evaluation mode on the CPU.
+        """From a run, checkpoint or release folder, or a Hub id (`revision`: a branch, tag or commit), in evaluation
+        mode on the CPU.
 
-        Nothing is unpickled. Raises `UserError` where there is no release, or where the Hub cannot be reached and it is not cached.
+        Nothing is unpickled. Raises `UserError` where there is no release, or where the Hub cannot be reached and it is
+        not cached.
         """
         from cover.model.release import load_release, release_folder
 
@@ -161,7 +183,8 @@ class CoVeR(nn.Module):
     def push_to_hub(self, repo_id: str, private: bool = False, commit_message: str = "Upload a CoVeR release") -> str:
         """Upload a release to the Hub, into a repository that is made where it is new; returns its address.
 
-        The model card says nothing of a licence: state it there. A card that the repository has already stays. Raises `UserError`.
+        The model card says nothing of a licence: state it there. A card that the repository has already stays. Raises
+        `UserError`.
         """
         from cover.model.hub import upload
 

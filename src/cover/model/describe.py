@@ -18,22 +18,27 @@ def read_heads(text: str) -> dict[str, int]:
     """`k400=400,ssv2=174` as name -> classes. Raises `UserError`."""
     heads: dict[str, int] = {}
     for part in text.split(",") if text else ():
-        found = re.fullmatch(r"\s*([A-Za-z0-9][\w-]*)=(\d{1,9})\s*", part, re.ASCII)
-        if not found:
+        match = re.fullmatch(r"\s*([A-Za-z0-9][\w-]*)=(\d{1,9})\s*", part, re.ASCII)
+        if not match:
             raise UserError(f'heads: "{part}" is no NAME=CLASSES; write for example --heads k400=400,ssv2=174')
-        if found[1] in heads:
-            raise UserError(f'heads: "{found[1]}" is given twice')
-        heads[found[1]] = int(found[2])
+        if match[1] in heads:
+            raise UserError(f'heads: "{match[1]}" is given twice')
+        heads[match[1]] = int(match[2])
     return heads
 
 
-def describe(config: BackboneConfig, heads: Mapping[str, int], views: tuple[int, int], batch: int, images: int) -> dict[str, Any]:
-    """All figures of a network: of one clip of `config.frames` frames, one image, a protocol of `views` and a training step.
+def describe(
+    config: BackboneConfig, heads: Mapping[str, int], views: tuple[int, int], batch: int, images: int
+) -> dict[str, Any]:
+    """All figures of a network: of one clip of `config.frames` frames, one image, a protocol of `views` and a training
+    step.
 
     The step has one Pack of `batch` clips and `images` images, fp32 parameters and AdamW. Raises `UserError`.
     """
     model = on_meta(config, heads)
-    clip, image = (forward_cost(model, pack_of(*pack), config.size) for pack in ((1, config.frames, 0), (0, config.frames, 1)))
+    clip, image = (
+        forward_cost(model, pack_of(*pack), config.size) for pack in ((1, config.frames, 0), (0, config.frames, 1))
+    )
     return {
         **_of_weights(model, config, heads),
         "views": f"{views[0]}x{views[1]}",

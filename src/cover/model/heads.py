@@ -15,8 +15,8 @@ PREFIX = "heads."  # of the names of their parameters in a model
 class Head:
     """One classifier: its name and its classes in the order of its outputs.
 
-    `loss`: `softmax` where a sample has one of the classes, `sigmoid` where it has any number of them. `serves`: the data sets whose
-    classes it has, empty for the one of its own name. Raises ValueError on another loss.
+    `loss`: `softmax` where a sample has one of the classes, `sigmoid` where it has any number of them. `serves`: the
+    data sets whose classes it has, empty for the one of its own name. Raises ValueError on another loss.
     """
 
     name: str

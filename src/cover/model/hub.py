@@ -1,4 +1,6 @@
-"""What the Hugging Face Hub needs: downloads, uploads, and the model card (its README.md, after the conventions of the Hub)."""
+"""What the Hugging Face Hub needs: downloads, uploads, and the model card (its README.md, after the conventions of the
+Hub).
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def is_hub_id(name: str) -> bool:
 
 
 def fetch(repo: str, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """The folder of a Hub repository's files that match `patterns`: downloaded, or from the cache where the Hub cannot be reached.
+    """The folder of a Hub repository's files that match `patterns`: downloaded, or from the cache where the Hub cannot
+    be reached.
 
     Raises `UserError`: no such repository or revision, no access, or offline and not in the cache.
     """
@@ -55,7 +58,9 @@ def fetch(repo: str, patterns: Sequence[str], revision: str | None = None) -> Pa
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
     except LocalEntryNotFoundError:
-        raise UserError(f"{repo}: no such folder here, and it is not in the Hub's cache, nor can the Hub be reached") from None
+        raise UserError(
+            f"{repo}: no such folder here, and it is not in the Hub's cache, nor can the Hub be reached"
+        ) from None
     except (EntryNotFoundError, HTTPError, OSError, ValueError) as error:
         raise UserError(f"{repo}: no such folder here, and the Hub does not give it: {_first_line(error)}") from None
 
@@ -72,7 +77,9 @@ def upload(folder: Path, repo: str, private: bool, message: str) -> str:
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
         own_card = api.file_exists(repo, CARD)
-        api.upload_folder(folder_path=folder, repo_id=repo, commit_message=message, ignore_patterns=[CARD] if own_card else None)
+        api.upload_folder(
+            folder_path=folder, repo_id=repo, commit_message=message, ignore_patterns=[CARD] if own_card else None
+        )
     except (HTTPError, OSError, ValueError) as error:
         raise UserError(f"{repo}: cannot be uploaded: {_first_line(error)}") from None
     return str(address)
@@ -83,7 +90,7 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-# --- the model card -------------------------------------------------------------------------------------------------------------
+# --- the model card ---------------------------------------------------------------------------------------------------
 
 
 def card(model: CoVeR, metadata: Mapping[str, Any]) -> str:
@@ -91,9 +98,14 @@ def card(model: CoVeR, metadata: Mapping[str, Any]) -> str:
     sets, pixels = metadata.get("datasets", {}), model.backbone.pixels
     frames = metadata.get("frames", model.config.frames)
     parts = [
-        "# CoVeR release\n", _network(model, frames), _origin(metadata), _heads(model.head_list, sets), _pixels(pixels, frames),
-        _data(sets), USE.format(groups=f"((1, {frames}),)", size=pixels.size),
-    ]  # fmt: skip
+        "# CoVeR release\n",
+        _network(model, frames),
+        _origin(metadata),
+        _heads(model.head_list, sets),
+        _pixels(pixels, frames),
+        _data(sets),
+        USE.format(groups=f"((1, {frames}),)", size=pixels.size),
+    ]
     return FRONT_MATTER.format(family=model.config.family) + "\n" + "\n".join(part for part in parts if part)
 
 
@@ -108,7 +120,11 @@ def _network(model: CoVeR, frames: int) -> str:
 def _origin(metadata: Mapping[str, Any]) -> str:
     if imported := metadata.get("imported"):
         return f"Imported from `{imported['weights']}` ({imported['format']}).\n"
-    return f"Trained for {metadata['step']} steps with cover {metadata.get('cover', '')}.\n" if metadata.get("step") else ""
+    return (
+        f"Trained for {metadata['step']} steps with cover {metadata.get('cover', '')}.\n"
+        if metadata.get("step")
+        else ""
+    )
 
 
 def _heads(heads: tuple[Head, ...], sets: Mapping[str, Any]) -> str:
@@ -123,7 +139,9 @@ def _heads(heads: tuple[Head, ...], sets: Mapping[str, Any]) -> str:
     columns = "| head | classes | digest of the class list | clips, views |\n|---|---:|---|---|\n"
     shared = [f"- {head.name} is shared by {', '.join(head.serves)}.\n" for head in heads if head.serves]
     several = [
-        f"- {head.name} is multi-label: take the sigmoid of each class, not the softmax.\n" for head in heads if head.loss == "sigmoid"
+        f"- {head.name} is multi-label: take the sigmoid of each class, not the softmax.\n"
+        for head in heads
+        if head.loss == "sigmoid"
     ]
     notes = "\n" + "".join(shared + several) if shared or several else ""
     return "## Heads\n\n" + columns + "\n".join(rows) + "\n" + notes

@@ -1,15 +1,16 @@
 """Layers that networks are made of: attention along tokens and over time, the MLP, a convolutional stem.
 
-The attention kernels take queries, keys and values in the layout of tokens and return the result in it, without a copy. PyTorch's fused
-kernel takes any strides in four dimensions, so it reads the output of the projections itself: spatial attention as (frames, heads, tokens,
-d), temporal attention as (clips, places x heads, frames, d), where places and heads count as one axis because they lie side by side in
-memory. In five dimensions it would fall back to separate products (docs/performance.md has both, measured).
+The attention kernels take queries, keys and values in the layout of tokens and return the result in it, without a copy.
+PyTorch's fused kernel takes any strides in four dimensions, so it reads the output of the projections itself: spatial
+attention as (frames, heads, tokens, d), temporal attention as (clips, places x heads, frames, d), where places and
+heads count as one axis because they lie side by side in memory. In five dimensions it would fall back to separate
+products (docs/performance.md has both, measured).
 
-Some steps are computed by hand, to keep less for the backward pass and to move less memory. Under torch.compile and torch.export the plain
-formulas run instead: the compiler fuses them itself.
+Some steps are computed by hand, to keep less for the backward pass and to move less memory. Under torch.compile and
+torch.export the plain formulas run instead: the compiler fuses them itself.
 
-Letters in shapes: B batch, L length, S samples, F frames of all samples together, T frames of one clip, N tokens of one frame (class token,
-then patches), D width, H heads, d = D / H.
+Letters in shapes: B batch, L length, S samples, F frames of all samples together, T frames of one clip, N tokens of one
+frame (class token, then patches), D width, H heads, d = D / H.
 """
 
 from __future__ import annotations
@@ -28,21 +29,23 @@ from cover.model.backbone import Groups
 
 ROTARY_BASE = 100.0  # periods from 2 pi to 200 pi frames: clips have 4 to 96 frames, not thousands
 STEM_GROUPS = 8  # of a GroupNorm of the convolutional stem
-DIFFERENCE_OFFSETS = (1, 2, 4)  # frames ahead and back that the pairs of heads of a temporal-difference branch compare, in turn
-DIFFERENCE_CONTENT = 0.1  # factor on the weights of its queries and keys, or content would outweigh the distance in time
+# frames ahead and back that the pairs of heads of a temporal-difference branch compare, in turn
+DIFFERENCE_OFFSETS = (1, 2, 4)
+# factor on the weights of its queries and keys, or content would outweigh the distance in time
+DIFFERENCE_CONTENT = 0.1
 DIFFERENCE_BIAS = 4.0  # makes about nine tenths of the attention of such a head fall on one frame
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, float32 (T, 1, d / 2)
 
 
-# --- attention kernels ---------------------------------------------------------------------------------------------------------
+# --- attention kernels ------------------------------------------------------------------------------------------------
 
 
 class Attended(NamedTuple):
     """One attention as it was computed: queries, keys, values and the outcome, each `(B, H, L, d)`.
 
-    Temporal attention has the N places of a frame in front of the heads, on the same axis: `(S, N H, T, d)`. The fused kernel returns no
-    weights: compute them from queries and keys.
+    Temporal attention has the N places of a frame in front of the heads, on the same axis: `(S, N H, T, d)`. The fused
+    kernel returns no weights: compute them from queries and keys.
     """
 
     q: Tensor
@@ -61,9 +64,16 @@ def attend_along(qkv_BL3D: Tensor, heads: int, maps: AttentionMaps | None = None
 
 
 def attend_over_time(
-    q_STND: Tensor, k_STND: Tensor, v_STND: Tensor, heads: int, rotation: Rotation | None = None, maps: AttentionMaps | None = None
+    q_STND: Tensor,
+    k_STND: Tensor,
+    v_STND: Tensor,
+    heads: int,
+    rotation: Rotation | None = None,
+    maps: AttentionMaps | None = None,
 ) -> Tensor:
-    """Attention of every token to the same place in the T frames of its clip: three `(S, T, N, D)` to one. It is added to `maps`."""
+    """Attention of every token to the same place in the T frames of its clip: three `(S, T, N, D)` to one. It is added
+    to `maps`.
+    """
     q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q_STND, k_STND, v_STND))
     if rotation is not None:
         q, k = rotate(q, rotation), rotate(k, rotation)
@@ -91,7 +101,7 @@ def rotate(x_STNHd: Tensor, rotation: Rotation) -> Tensor:
     return turn_pairs(x_STNHd, cos, sin)
 
 
-# --- modules -------------------------------------------------------------------------------------------------------------------
+# --- modules ----------------------------------------------------------------------------------------------------------
 
 
 class Attention(nn.Module):
@@ -106,14 +116,18 @@ class Attention(nn.Module):
         self.maps: AttentionMaps | None = None  # where it is a list, every attention is added to it
 
     def within_frames(self, x_FND: Tensor, groups: Groups, shared: bool) -> Tensor:
-        """Every token of a frame attends to every token of that frame (spatial attention); `shared`: a clip has one class token."""
+        """Every token of a frame attends to every token of that frame (spatial attention); `shared`: a clip has one
+        class token.
+        """
         x_FND = self.drop(self.proj(attend_along(self.qkv(x_FND), self.heads, self.maps)))
         return share_class_token(x_FND, groups) if shared else x_FND
 
     def across_frames(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
-        """Every token attends to the same place in the other frames of its clip (temporal attention), up to the output projection.
+        """Every token attends to the same place in the other frames of its clip (temporal attention), up to the output
+        projection.
 
-        An image has one frame, so one key, whose softmax is 1: its branch is the value projection, and no query or key is made.
+        An image has one frame, so one key, whose softmax is 1: its branch is the value projection, and no query or key
+        is made.
         """
         clip_frames, image_frames = clip_and_image_frames(groups)
         x_FND = _in_autocast_type(x_FND)  # once, not for each projection
@@ -123,7 +137,9 @@ class Attention(nn.Module):
             return v_FND
         q_clips, k_clips = fn.linear(x_FND[:clip_frames], w_q, b_q), fn.linear(x_FND[:clip_frames], w_k, b_k)
         v_clips, v_images = v_FND.split((clip_frames, image_frames))
-        qkv = zip(_clips_of(q_clips, groups), _clips_of(k_clips, groups), _clips_of(v_clips, groups), rotations, strict=True)
+        qkv = zip(
+            _clips_of(q_clips, groups), _clips_of(k_clips, groups), _clips_of(v_clips, groups), rotations, strict=True
+        )
         mixed = [attend_over_time(q, k, v, self.heads, rotation, self.maps).flatten(0, 1) for q, k, v, rotation in qkv]
         mixed += [v_images] if image_frames else []
         return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
@@ -135,16 +151,19 @@ class Attention(nn.Module):
         return self.drop(self.proj(torch.cat(mixed)))
 
     def init_temporal_differences(self) -> None:
-        """Make each pair of heads compute the difference between the frame some way ahead and the frame as far behind (our choice).
+        """Make each pair of heads compute the difference between the frame some way ahead and the frame as far behind
+        (our choice).
 
-        Copied spatial weights know nothing of time. Under rotary positions the product of a query bias and a key bias depends on the
-        distance in time alone, so biases make one head of a pair attend to a frame ahead and the other to a frame behind. Equal values and
-        opposite output columns subtract the two. A branch that starts like this soon learns the direction of motion, a plain copy slowly
-        (docs/performance.md).
+        Copied spatial weights know nothing of time. Under rotary positions the product of a query bias and a key bias
+        depends on the distance in time alone, so biases make one head of a pair attend to a frame ahead and the other
+        to a frame behind. Equal values and opposite output columns subtract the two. A branch that starts like this
+        soon learns the direction of motion, a plain copy slowly (docs/performance.md).
         """
         width, channels = self.qkv.in_features, self.qkv.in_features // self.heads
         rates = ROTARY_BASE ** (-torch.arange(channels // 2) / (channels // 2))
-        query, key, value = (self.qkv.bias[part * width : (part + 1) * width].view(self.heads, channels) for part in range(3))
+        query, key, value = (
+            self.qkv.bias[part * width : (part + 1) * width].view(self.heads, channels) for part in range(3)
+        )
         value_weight = self.qkv.weight[2 * width :].view(self.heads, channels, width)
         output_weight = self.proj.weight.view(width, self.heads, channels)
         self.qkv.weight[: 2 * width] *= DIFFERENCE_CONTENT
@@ -162,7 +181,8 @@ class Attention(nn.Module):
         _, frames, tokens, _ = qkv_STN3D.shape
         if rotation is not None:
             q, k, v = qkv_STN3D.unflatten(-1, (3, self.heads, -1)).unbind(3)
-            turned = [torch.cat([x[:, :, :1], rotate(x[:, :, 1:], rotation)], 2).flatten(3) for x in (q, k)]  # class token: no time
+            # class token: no time
+            turned = [torch.cat([x[:, :, :1], rotate(x[:, :, 1:], rotation)], 2).flatten(3) for x in (q, k)]
             qkv_STN3D = torch.cat([*turned, v.flatten(3)], -1)
         once = torch.cat([qkv_STN3D[:, 0, :1], qkv_STN3D[:, :, 1:].flatten(1, 2)], 1)
         token, patches = attend_along(once, self.heads, self.maps).split([1, frames * (tokens - 1)], 1)
@@ -184,11 +204,12 @@ class Mlp(nn.Module):
 
 
 class ConvStem(nn.Sequential):
-    """Stride-2 3x3 convolutions, as many as it takes to reach one place per patch, then 1x1 (Xiao et al., 2021, section 4).
+    """Stride-2 3x3 convolutions, as many as it takes to reach one place per patch, then 1x1 (Xiao et al., 2021, section
+    4).
 
-    Frames `(F, 3, H, W)` to `(F, D, H / patch, W / patch)`, in place of one convolution as large as the patch. Channels double up to D.
-    GroupNorm, unlike the paper's BatchNorm, gives a sample the same output whatever else is in the Pack. Raises ValueError where the
-    patch is not a power of two.
+    Frames `(F, 3, H, W)` to `(F, D, H / patch, W / patch)`, in place of one convolution as large as the patch. Channels
+    double up to D. GroupNorm, unlike the paper's BatchNorm, gives a sample the same output whatever else is in the
+    Pack. Raises ValueError where the patch is not a power of two.
     """
 
     def __init__(self, width: int, patch: int) -> None:
@@ -225,18 +246,22 @@ def _clips_of(x_FNC: Tensor, groups: Groups, images: bool = False) -> list[Tenso
 
 
 def initialise_by_width(network: nn.Module) -> None:
-    """Random weights for every matrix and kernel, at a scale that follows the number of values that enter it; biases at zero."""
+    """Random weights for every matrix and kernel, at a scale that follows the number of values that enter it; biases at
+    zero.
+    """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
 
-# --- steps computed by hand ----------------------------------------------------------------------------------------------------
+# --- steps computed by hand -------------------------------------------------------------------------------------------
 
 
 def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor, drop: nn.Dropout) -> Tensor:
-    """GELU, dropout and a linear layer. The output of GELU, the largest tensor of a block, is computed again in the backward pass."""
+    """GELU, dropout and a linear layer. The output of GELU, the largest tensor of a block, is computed again in the
+    backward pass.
+    """
     if torch.compiler.is_compiling() or (drop.p and drop.training) or not torch.is_grad_enabled():
         return fn.linear(drop(fn.gelu(hidden)), weight, bias)
     return _GeluLinear.apply(hidden, weight, bias)
@@ -257,7 +282,9 @@ def share_class_token(x_FND: Tensor, groups: Groups) -> Tensor:
 
 
 def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Channel i of the first half of the last axis and channel i of the second, as a point in the plane, turned by an angle."""
+    """Channel i of the first half of the last axis and channel i of the second, as a point in the plane, turned by an
+    angle.
+    """
     if torch.compiler.is_compiling():
         a, b = x.chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)

@@ -56,7 +56,7 @@ def pack_of(clips: int, frames: int, images: int) -> Groups:
     return tuple(group for group in ((clips, frames), (images, 1)) if group[0])
 
 
-# --- parameters -----------------------------------------------------------------------------------------------------------------
+# --- parameters -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,18 @@ def count_parameters(model: CoVeR) -> Parameters:
 
 def largest_stage(model: CoVeR) -> int:
     """Parameters of the largest stage: the unit that FSDP gathers."""
-    return max((sum(parameter.numel() for parameter in stage.parameters()) for stage in model.backbone.stages()), default=0)
+    return max(
+        (sum(parameter.numel() for parameter in stage.parameters()) for stage in model.backbone.stages()), default=0
+    )
 
 
-# --- multiply-adds --------------------------------------------------------------------------------------------------------------
+# --- multiply-adds ----------------------------------------------------------------------------------------------------
 
 
 class ForwardCost(NamedTuple):
-    """One forward pass over a Pack: multiply-adds, and the tokens (or places of the feature map) that the last stage gives."""
+    """One forward pass over a Pack: multiply-adds, and the tokens (or places of the feature map) that the last stage
+    gives.
+    """
 
     multiply_adds: int
     tokens: int
@@ -123,7 +127,7 @@ def forward_cost(model: CoVeR, groups: Groups, size: int) -> ForwardCost:
     return ForwardCost(counter.get_total_flops() // FLOP_PER_MULTIPLY_ADD, tokens)
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 class Moment(NamedTuple):
@@ -164,12 +168,14 @@ class StepTrace:
 
 
 @lru_cache(maxsize=64)
-def trace_step(model: CoVeR, groups: Groups, size: int, bf16: bool = False, byte_masks: bool = True, backward: bool = True) -> StepTrace:
+def trace_step(
+    model: CoVeR, groups: Groups, size: int, bf16: bool = False, byte_masks: bool = True, backward: bool = True
+) -> StepTrace:
     """Follow a training step's forward and backward pass through memory.
 
-    `model`: on the meta device (`on_meta`); what requires no gradient gets none. `groups`: of one micro-batch, frames of
-    `size` pixels. `bf16`: under autocast. `byte_masks`: dropout masks take one byte for each value, as on a GPU; a CPU
-    keeps the factors themselves. `backward=False` stops after the forward pass, in less than half the time.
+    `model`: on the meta device (`on_meta`); what requires no gradient gets none. `groups`: of one micro-batch, frames
+    of `size` pixels. `bf16`: under autocast. `byte_masks`: dropout masks take one byte for each value, as on a GPU; a
+    CPU keeps the factors themselves. `backward=False` stops after the forward pass, in less than half the time.
     """
     count = sum(samples * length for samples, length in groups)
     with FakeTensorMode():
@@ -195,7 +201,8 @@ class _Tracker(TorchDispatchMode):
         self.stage, self.in_backward, self.byte_masks = 0, False, byte_masks
         self.moments: list[Moment] = []
         self.recomputed: list[int] = []
-        # For each storage: the counter that it is in, its size, its end, and the stage that made it and does not hand it on.
+        # For each storage: the counter that it is in, its size, its end, and the stage that made it and does not hand
+        # it on.
         self._kinds: dict[int, str] = {}
         self._bytes: dict[int, int] = {}
         self._ends: dict[int, weakref.ref[torch.UntypedStorage]] = {}

@@ -48,11 +48,14 @@ class ReleaseConfig:
         return dict(self.metadata.get("datasets", {}))
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def save_release(folder: Path, model: CoVeR, metadata: dict[str, Any], weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write weights (`weights`, where those of the model itself are moving), configuration, heads with their class names, and `metadata`.
+def save_release(
+    folder: Path, model: CoVeR, metadata: dict[str, Any], weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write weights (`weights`, where those of the model itself are moving), configuration, heads with their class
+    names, and `metadata`.
 
     A model card goes with them, unless the folder has one: that may be its owner's text by now.
     """
@@ -74,7 +77,7 @@ def save_release(folder: Path, model: CoVeR, metadata: dict[str, Any], weights: 
         (folder / CARD).write_text(card(model, metadata), encoding="utf-8")
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_config(folder: Path) -> ReleaseConfig:
@@ -87,7 +90,9 @@ def read_config(folder: Path) -> ReleaseConfig:
     except ValueError as error:
         raise UserError(f"{path}: damaged: {error}") from None
     if isinstance(values, dict) and "model" in values and "backbone" not in values:
-        raise UserError(f"{path}: was written by an earlier version of cover, which this one does not read; train or import again")
+        raise UserError(
+            f"{path}: was written by an earlier version of cover, which this one does not read; train or import again"
+        )
     try:
         heads = tuple(Head(**_with_tuples(head)) for head in values["heads"])
         metadata = dict(values["metadata"])
@@ -121,21 +126,23 @@ def load_release(folder: Path) -> CoVeR:
             model = CoVeR(config.backbone, config.heads, config.head_dropout, config.metadata)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{folder / CONFIG}: no model of this version: {error}") from None
-    wanted, found = model.state_dict(), read_weights(folder)
-    _check_same(found, wanted, folder)
+    wanted, result = model.state_dict(), read_weights(folder)
+    _check_same(result, wanted, folder)
     # Copies: tensors of a mapped file would go with the file.
-    model.load_state_dict({name: value.to(wanted[name].dtype, copy=True) for name, value in found.items()}, assign=True)
+    model.load_state_dict(
+        {name: value.to(wanted[name].dtype, copy=True) for name, value in result.items()}, assign=True
+    )
     model.set_pixel_statistics()
     return model.eval()
 
 
-def _check_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
-    for name in sorted(wanted.keys() ^ found.keys()):
+def _check_same(results: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
+    for name in sorted(wanted.keys() ^ results.keys()):
         side = "lacks" if name in wanted else "has, beyond this model,"
         raise UserError(f"{folder}: {side} the tensor {name}; the model settings differ from those it was trained with")
     for name, value in wanted.items():
-        if found[name].shape != value.shape:
-            raise UserError(f"{folder}: {name} is {tuple(found[name].shape)}, this model needs {tuple(value.shape)}")
+        if results[name].shape != value.shape:
+            raise UserError(f"{folder}: {name} is {tuple(results[name].shape)}, this model needs {tuple(value.shape)}")
 
 
 def steps_saved(run: Path) -> list[int]:
@@ -157,32 +164,37 @@ def find_release(path: str | Path) -> Path:
 
 
 def release_folder(source: str | Path, revision: str | None = None) -> Path:
-    """The folder of what `find_release` finds, or of a release that is downloaded from the Hub by its id. Raises `UserError`."""
+    """The folder of what `find_release` finds, or of a release that is downloaded from the Hub by its id. Raises
+    `UserError`.
+    """
     here = Path(source).exists() or not is_hub_id(str(source))
     return find_release(source) if here else fetch(str(source), [WEIGHTS, CONFIG, CARD], revision)
 
 
-# --- starting from one ------------------------------------------------------------------------------------------------------------
+# --- starting from one ------------------------------------------------------------------------------------------------
 
 
 def start_from(model: CoVeR, folder: Path, temporal: Temporal) -> list[str]:
     """Fill `model` from a release: everything but its heads, and the heads that both have with the same classes.
 
-    `temporal`: `keep` the temporal parameters of the release, or make them anew (`Backbone.reset_temporal`). Embeddings of another image
-    size or clip length are resized. Returns one line for each kind of tensor that was not simply loaded. Raises `UserError` where the two
-    are not the same network, or where a head of the same name has other classes or another loss.
+    `temporal`: `keep` the temporal parameters of the release, or make them anew (`Backbone.reset_temporal`). Embeddings
+    of another image size or clip length are resized. Returns one line for each kind of tensor that was not simply
+    loaded. Raises `UserError` where the two are not the same network, or where a head of the same name has other
+    classes or another loss.
     """
     release = read_config(folder)
     _check_networks(model, release, folder, temporal)
     theirs, ours = {head.name for head in release.heads}, {head.name for head in model.head_list}
     new, left_out, anew = sorted(ours - theirs), sorted(theirs - ours), temporal != "keep"
     remade = model.temporal_parameters() if anew else frozenset()
-    found, state = read_weights(folder), model.state_dict()
-    resized = _fit_embeddings(found, model)
+    result, state = read_weights(folder), model.state_dict()
+    resized = _fit_embeddings(result, model)
     wanted = {name: value for name, value in state.items() if name not in remade and head_of(name) not in new}
     # Temporal parameters that are made anew may be of another kind, or absent: none of theirs are used.
     theirs_remade = _temporal_names(release) if anew else frozenset()
-    usable = {name: value for name, value in found.items() if name not in theirs_remade and head_of(name) not in left_out}
+    usable = {
+        name: value for name, value in result.items() if name not in theirs_remade and head_of(name) not in left_out
+    }
     _check_same(usable, wanted, folder)
     model.load_state_dict({**state, **usable})
     for name in new:
@@ -221,7 +233,9 @@ def _fit_embeddings(weights: dict[str, Tensor], model: CoVeR) -> list[str]:
 
 
 def _check_networks(model: CoVeR, release: ReleaseConfig, folder: Path, temporal: Temporal) -> None:
-    """The settings under which the same tensors would compute another function, or whose tensors alone would not say which is meant."""
+    """The settings under which the same tensors would compute another function, or whose tensors alone would not say
+    which is meant.
+    """
     ours, theirs = model.config, release.backbone
     if ours.family != theirs.family:
         raise UserError(f"{folder}: its network is a {theirs.family}, this run's a {ours.family}: set model.backbone")
@@ -240,7 +254,7 @@ def _check_networks(model: CoVeR, release: ReleaseConfig, folder: Path, temporal
             )
 
 
-# --- what a recipe or a study asks of one ----------------------------------------------------------------------------------------
+# --- what a recipe or a study asks of one -----------------------------------------------------------------------------
 
 
 def model_like(checkpoint: str | Path) -> tuple[Options, int]:

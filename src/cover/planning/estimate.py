@@ -24,7 +24,7 @@ from cover.model.profile import FLOAT32, ForwardCost, count_parameters, forward_
 from cover.model.release import find_release, read_config
 from cover.planning.memory import StepMemory, StepOptions, step_memory
 from cover.planning.reading import ReadingCost
-from cover.training.parameters import matches
+from cover.training.optim import matches
 from cover.training.recipe import Recipe
 from cover.training.train import make_schedule, with_steps
 
@@ -40,8 +40,8 @@ class Step:
     """One step of a recipe on a cluster.
 
     `model`: on the meta device; what is not trained requires no gradient. `heads`: name -> classes. `groups`: what each
-    device takes of the samples, all micro-batches together, on average over the run: the times are of these. `largest`: the
-    same of the step with the most frames, which memory has to hold.
+    device takes of the samples, all micro-batches together, on average over the run: the times are of these. `largest`:
+    the same of the step with the most frames, which memory has to hold.
     """
 
     recipe: Recipe
@@ -66,7 +66,9 @@ class Step:
 
 
 def plan(recipe: Recipe, cluster: Cluster, mixture: Mixture, costs: Mapping[str, ReadingCost]) -> dict[str, Any]:
-    """All figures of a run. Raises `UserError` where it could not be begun, or its batch cannot be shared out over the devices."""
+    """All figures of a run. Raises `UserError` where it could not be begun, or its batch cannot be shared out over the
+    devices.
+    """
     schedule, steps = make_schedule(recipe, mixture, cluster.devices), with_steps(recipe, mixture).steps
     step = make_step(recipe, cluster, mixture, schedule)
     sets = _sets(schedule, mixture, costs, steps)
@@ -90,7 +92,7 @@ def _setting(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
         "devices": cluster.devices,
         "beside": cluster.beside,
         "cores": cluster.cores,
-        "share": cluster.share,
+        "share": cluster.mfu,
         "share_assumed": cluster.assumed,
         "network_bytes_per_s": cluster.network,
         "precision": recipe.precision,
@@ -105,18 +107,21 @@ def make_step(recipe: Recipe, cluster: Cluster, mixture: Mixture, schedule: Sche
     """A device's part of a step. Raises `UserError`."""
     config = backbone_config(recipe.model, recipe.data.frames)
     trained = {head.name: len(head.classes) for head in mixture.heads}
-    kept = retained_classes(recipe, trained)
-    heads = {**trained, **kept}
+    retained = retained_classes(recipe, trained)
+    heads = {**trained, **retained}
     groups, largest = (
-        tuple((samples // cluster.devices, frames) for samples, frames in whole) for whole in (schedule.mean_step, schedule.largest_step)
+        tuple((samples // cluster.devices, frames) for samples, frames in whole)
+        for whole in (schedule.mean_step, schedule.largest_step)
     )
     model = on_meta(config, heads)
-    _freeze(model, recipe, images_only=all(frames == 1 for _, frames in groups), kept=kept)
+    _freeze(model, recipe, images_only=all(frames == 1 for _, frames in groups), kept=retained)
     return Step(recipe, cluster, model, heads, groups, largest)
 
 
 def retained_classes(recipe: Recipe, trained: Mapping[str, int]) -> dict[str, int]:
-    """Head -> classes of what the starting checkpoint adds to the heads `trained` (`start.heads: keep`); none where it is not here."""
+    """Head -> classes of what the starting checkpoint adds to the heads `trained` (`start.heads: keep`); none where it
+    is not here.
+    """
     if recipe.start.heads == "drop":
         return {}
     try:
@@ -141,13 +146,21 @@ def _sets(schedule: Schedule, mixture: Mixture, costs: Mapping[str, ReadingCost]
     ends = schedule.expected(steps)
     return [
         {
-            "name": each.name, "media": each.media, "samples": len(each.rows), "classes": len(each.classes.names), "origin": each.origin,
-            "share": ends[each.name] / (steps * schedule.batch), "drawn": ends[each.name], "epochs": ends[each.name] / len(each.rows),
-            "ms": costs[each.name].ms, "ms_origin": costs[each.name].origin, "file_bytes": each.file_bytes,
+            "name": each.name,
+            "media": each.media,
+            "samples": len(each.rows),
+            "classes": len(each.classes.names),
+            "origin": each.origin,
+            "share": ends[each.name] / (steps * schedule.batch),
+            "drawn": ends[each.name],
+            "epochs": ends[each.name] / len(each.rows),
+            "ms": costs[each.name].ms,
+            "ms_origin": costs[each.name].origin,
+            "file_bytes": each.file_bytes,
             "reads": ends[each.name] / each.crops,
         }
         for each in mixture.datasets
-    ]  # fmt: skip
+    ]
 
 
 def _make_up(step: Step, schedule: Schedule) -> dict[str, Any]:
@@ -169,7 +182,7 @@ def _make_up(step: Step, schedule: Schedule) -> dict[str, Any]:
     }
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 def memory_of(step: Step) -> StepMemory:
@@ -198,14 +211,18 @@ def variants(step: Step) -> Iterator[Step]:
             yield changed(step, strategy=strategy, checkpointing=checkpointing)
 
 
-def changed(step: Step, strategy: Any = None, checkpointing: bool | None = None, accumulation: int | None = None) -> Step:
+def changed(
+    step: Step, strategy: Any = None, checkpointing: bool | None = None, accumulation: int | None = None
+) -> Step:
     """The step of a recipe that differs in this."""
     recipe = step.recipe
     recipe = replace(
         recipe,
         accumulation=accumulation or recipe.accumulation,
         distributed=replace(recipe.distributed, strategy=strategy or recipe.distributed.strategy),
-        model=replace(recipe.model, checkpointing=recipe.model.checkpointing if checkpointing is None else checkpointing),
+        model=replace(
+            recipe.model, checkpointing=recipe.model.checkpointing if checkpointing is None else checkpointing
+        ),
     )
     return replace(step, recipe=recipe)
 
@@ -224,12 +241,12 @@ def _way(step: Step) -> dict[str, Any]:
 def what_fits(step: Step) -> str:
     """The smallest change of the recipe that fits a step into the memory of its devices."""
     several = step.cluster.devices > 1
-    if parts := _fewest_micro_batches(step):
-        return f"accumulation: {parts}"
+    if micro_batches := _fewest_micro_batches(step):
+        return f"accumulation: {micro_batches}"
     if _fits(changed(step, checkpointing=True)):
         return "model.checkpointing: true"
-    if parts := _fewest_micro_batches(changed(step, checkpointing=True)):
-        return f"accumulation: {parts} and model.checkpointing: true"
+    if micro_batches := _fewest_micro_batches(changed(step, checkpointing=True)):
+        return f"accumulation: {micro_batches} and model.checkpointing: true"
     if several and _fits(changed(step, "fsdp")):
         return "distributed.strategy: fsdp"
     if several and _fits(changed(step, "fsdp", True)):
@@ -247,16 +264,16 @@ def _fewest_micro_batches(step: Step) -> int | None:
         return None
     pair = 2 if step.recipe.augment.mixup or step.recipe.augment.cutmix else 1
     finer = [
-        parts
-        for parts in range(step.recipe.accumulation + 1, MOST_MICRO_BATCHES + 1)
-        if all(samples % (parts * pair) == 0 for samples, _ in step.groups)
+        micro_batches
+        for micro_batches in range(step.recipe.accumulation + 1, MOST_MICRO_BATCHES + 1)
+        if all(samples % (micro_batches * pair) == 0 for samples, _ in step.groups)
     ]
     if not finer or not _fits(changed(step, accumulation=finer[-1])):
         return None
-    return finer[bisect_left(finer, True, key=lambda parts: _fits(changed(step, accumulation=parts)))]
+    return finer[bisect_left(finer, True, key=lambda micro_batches: _fits(changed(step, accumulation=micro_batches)))]
 
 
-# --- time -----------------------------------------------------------------------------------------------------------------------
+# --- time -------------------------------------------------------------------------------------------------------------
 
 
 def _times(step: Step, sets: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Any]:
@@ -269,7 +286,13 @@ def _times(step: Step, sets: Sequence[Mapping[str, Any]], steps: int) -> dict[st
     busy = compute + max(0.0, talk - hidden)
     together = _together(step, busy, core_seconds)
     return {
-        "time": {"compute": compute, "talk": talk, "talk_hidden": min(talk, hidden), "reading": reading, "step": together},
+        "time": {
+            "compute": compute,
+            "talk": talk,
+            "talk_hidden": min(talk, hidden),
+            "reading": reading,
+            "step": together,
+        },
         "reading": {
             "core_seconds": core_seconds,
             "cores_needed": core_seconds / busy,
@@ -282,7 +305,9 @@ def _times(step: Step, sets: Sequence[Mapping[str, Any]], steps: int) -> dict[st
 
 
 def _together(step: Step, busy: float, core_seconds: float) -> float:
-    """Seconds of a step: reading goes on beside the computing, unless it is the same process or the same cores that do both."""
+    """Seconds of a step: reading goes on beside the computing, unless it is the same process or the same cores that do
+    both.
+    """
     if not _workers(step):
         return busy + core_seconds / step.cluster.devices
     if step.cluster.device.shared:
@@ -293,24 +318,25 @@ def _together(step: Step, busy: float, core_seconds: float) -> float:
 def compute_seconds(step: Step) -> float:
     """Forward and backward pass of one device; with checkpointing the forward pass twice."""
     passes = 4 if step.recipe.model.checkpointing else 3
-    return 2 * passes * step.cost.multiply_adds / (step.cluster.device.peak(step.bf16) * step.cluster.share)
+    return 2 * passes * step.cost.multiply_adds / (step.cluster.device.peak(step.bf16) * step.cluster.mfu)
 
 
 def talk_seconds(step: Step, compute: float) -> tuple[float, float]:
     """What the devices exchange in a step, and how much of it can pass while they compute.
 
-    DDP adds up the gradients in a ring, 2 (N-1) / N of their bytes, during the last micro-batch's backward pass. FSDP gathers the weights
-    for each forward and each backward pass and then shares out the gradients, (N-1) / N of the bytes each time, float32.
+    DDP adds up the gradients in a ring, 2 (N-1) / N of their bytes, during the last micro-batch's backward pass. FSDP
+    gathers the weights for each forward and each backward pass and then shares out the gradients, (N-1) / N of the
+    bytes each time, float32.
     """
-    cluster, parts = step.cluster, step.recipe.accumulation
+    cluster, micro_batches = step.cluster, step.recipe.accumulation
     if cluster.devices == 1:
         return 0.0, 0.0
     count = count_parameters(step.model)
     sharded = step.recipe.distributed.strategy == "fsdp"
-    numbers = 2 * parts * count.total + count.trained if sharded else 2 * count.trained
+    numbers = 2 * micro_batches * count.total + count.trained if sharded else 2 * count.trained
     seconds = FLOAT32 * numbers * (cluster.devices - 1) / cluster.devices / (LINK_FRACTION * cluster.link)
     backward = 3 / 4 if step.recipe.model.checkpointing else 2 / 3
-    return seconds, compute if sharded else compute * backward / parts
+    return seconds, compute if sharded else compute * backward / micro_batches
 
 
 def _workers(step: Step) -> int:
@@ -328,7 +354,7 @@ def reading_cores(step: Step) -> int:
     return step.cluster.devices * max(1, min(_workers(step), step.cluster.cores))
 
 
-# --- the verdict ----------------------------------------------------------------------------------------------------------------
+# --- the verdict ------------------------------------------------------------------------------------------------------
 
 
 def verdict(step: Step, facts: Mapping[str, Any]) -> tuple[str, str]:
@@ -336,7 +362,10 @@ def verdict(step: Step, facts: Mapping[str, Any]) -> tuple[str, str]:
     memory, time = memory_of(step), facts["time"]
     if memory.total > step.cluster.device.memory:
         room = step.cluster.device.memory / 2**30
-        return "memory", f"memory: a step needs {memory.total / 2**30:.1f} GiB of {room:.1f} on each device; set {what_fits(step)}"
+        return (
+            "memory",
+            f"memory: a step needs {memory.total / 2**30:.1f} GiB of {room:.1f} on each device; set {what_fits(step)}",
+        )
     exposed = time["talk"] - time["talk_hidden"]
     if _reads_longest(step, facts, exposed):
         return "loader", _loader_line(step, facts)
@@ -409,9 +438,15 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
         key: ", ".join(each["name"] for each in facts["datasets"] if each[key] == value)
         for key, value in (("origin", "published"), ("ms_origin", "assumed"))
     }
-    found = [f"no manifest of {named['origin']}: sizes as published; --sizes NAME=SAMPLES, or cover index"] if named["origin"] else []
+    results = (
+        [f"no manifest of {named['origin']}: sizes as published; --sizes NAME=SAMPLES, or cover index"]
+        if named["origin"]
+        else []
+    )
     if named["ms_origin"]:
-        found.append(f"reading times of {named['ms_origin']} are assumed, for 16 frames; --decode-ms and --image-ms say them")
+        results.append(
+            f"reading times of {named['ms_origin']} are assumed, for 16 frames; --decode-ms and --image-ms say them"
+        )
     if facts["compile"]:
-        found.append("memory is that of plain blocks; compiled ones keep up to a quarter more activations")
-    return found
+        results.append("memory is that of plain blocks; compiled ones keep up to a quarter more activations")
+    return results

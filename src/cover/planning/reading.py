@@ -22,8 +22,8 @@ from cover.training.train import make_reader
 
 FILES = 24  # of each data set, spread evenly over its rows
 PATIENCE_S = 10.0  # for each data set
-# Milliseconds of one core of a 2019 server for 16 frames of 224 px, where nothing else is known: a 10 s clip of 240 lines, a 3 to 4 s
-# clip, a JPEG of half a megapixel, and a clip that cover prepare wrote (docs/preparing.md).
+# Milliseconds of one core of a 2019 server for 16 frames of 224 px, where nothing else is known: a 10 s clip of 240
+# lines, a 3 to 4 s clip, a JPEG of half a megapixel, and a clip that cover prepare wrote (docs/preparing.md).
 VIDEO_MS, SHORT_VIDEO_MS, IMAGE_MS, PREPARED_MS = 300.0, 100.0, 8.0, 20.0
 _SHORT = ("ssv2", "moments")
 
@@ -36,13 +36,15 @@ class ReadingCost:
     origin: Literal["measured", "given", "assumed"]
 
 
-def reading_costs(recipe: Recipe, mixture: Mixture, given: Mapping[str, float]) -> dict[str, ReadingCost]:
-    """Data set -> cost. `given`: milliseconds by name, as `read_ms` has them; a set that is not in it is measured where its files are."""
-    measured = _measure(recipe, [each for each in mixture.datasets if each.source and each.name not in given])
+def reading_costs(recipe: Recipe, mixture: Mixture, value: Mapping[str, float]) -> dict[str, ReadingCost]:
+    """Data set -> cost. `value`: milliseconds by name, as `read_ms` has them; a set that is not in it is measured where
+    its files are.
+    """
+    measured = _measure(recipe, [each for each in mixture.datasets if each.source and each.name not in value])
     costs = {}
     for each in mixture.datasets:
-        if each.name in given:
-            costs[each.name] = ReadingCost(given[each.name] / each.crops, "given")
+        if each.name in value:
+            costs[each.name] = ReadingCost(value[each.name] / each.crops, "given")
         elif each.name in measured:
             costs[each.name] = ReadingCost(measured[each.name], "measured")
         else:
@@ -51,7 +53,9 @@ def reading_costs(recipe: Recipe, mixture: Mixture, given: Mapping[str, float]) 
 
 
 def read_ms(text: str, image_ms: float | None, mixture: Mixture) -> dict[str, float]:
-    """`14` for every video set, or `ssv2=14,kinetics400=20`, and `image_ms` for every image set, by name. Raises `UserError`."""
+    """`14` for every video set, or `ssv2=14,kinetics400=20`, and `image_ms` for every image set, by name. Raises
+    `UserError`.
+    """
     every = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
     named = {} if every is not None else read_numbers("--decode-ms", text)
     for name in named:
@@ -67,7 +71,9 @@ def _assumed(dataset: MixtureDataset) -> float:
         return IMAGE_MS
     if dataset.format == "prepared":
         return PREPARED_MS
-    return SHORT_VIDEO_MS if dataset.format in _SHORT or (dataset.format is None and dataset.name in _SHORT) else VIDEO_MS
+    return (
+        SHORT_VIDEO_MS if dataset.format in _SHORT or (dataset.format is None and dataset.name in _SHORT) else VIDEO_MS
+    )
 
 
 def _measure(recipe: Recipe, datasets: Sequence[MixtureDataset]) -> dict[str, float]:
@@ -75,8 +81,8 @@ def _measure(recipe: Recipe, datasets: Sequence[MixtureDataset]) -> dict[str, fl
     if not datasets:
         return {}
     reader = make_reader(recipe, Mixture.open(recipe.data))
-    found = {each.name: _of_one(reader, each) for each in track(datasets, "measure reading", len(datasets))}
-    return {name: ms for name, ms in found.items() if ms is not None}
+    results = {each.name: _of_one(reader, each) for each in track(datasets, "measure reading", len(datasets))}
+    return {name: ms for name, ms in results.items() if ms is not None}
 
 
 def _of_one(reader: SampleReader, dataset: MixtureDataset) -> float | None:

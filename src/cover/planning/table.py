@@ -11,9 +11,15 @@ from cover.model.describe import gibibytes, short
 
 def print_plan(facts: Mapping[str, Any]) -> None:
     """The figures of `plan` as tables, and the verdict."""
-    print_table(("data set", "samples", "classes", "known from", "of a step", "epochs", "ms to read", "which is"), _set_rows(facts))
+    print_table(
+        ("data set", "samples", "classes", "known from", "of a step", "epochs", "ms to read", "which is"),
+        _set_rows(facts),
+    )
     print()
-    print_table(("memory of a device, GiB", "state", "gradients", "activations", "backward", "all", "of", "fits"), _memory_rows(facts))
+    print_table(
+        ("memory of a device, GiB", "state", "gradients", "activations", "backward", "all", "of", "fits"),
+        _memory_rows(facts),
+    )
     print()
     print_table(("the run", ""), [*_step_rows(facts), *_time_rows(facts), *_reading_rows(facts), *_end_rows(facts)])
     print()
@@ -25,11 +31,17 @@ def print_plan(facts: Mapping[str, Any]) -> None:
 def _set_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
-            each["name"], f"{each['samples']:,}", f"{each['classes']:,}", each["origin"], f"{each['share']:.1%}", f"{each['epochs']:.3g}",
-            f"{each['ms']:.3g}", each["ms_origin"],
+            each["name"],
+            f"{each['samples']:,}",
+            f"{each['classes']:,}",
+            each["origin"],
+            f"{each['share']:.1%}",
+            f"{each['epochs']:.3g}",
+            f"{each['ms']:.3g}",
+            each["ms_origin"],
         )
         for each in facts["datasets"]
-    ]  # fmt: skip
+    ]
 
 
 def _memory_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -40,8 +52,15 @@ def _memory_row(facts: Mapping[str, Any], way: Mapping[str, Any]) -> tuple[str, 
     chosen = (way["strategy"], way["checkpointing"]) == (facts["strategy"], facts["checkpointing"])
     name = f"{way['strategy'] if facts['devices'] > 1 else 'alone'}{', checkpointing' * way['checkpointing']}{' (the recipe)' * chosen}"
     state = way["weights"] + way["optimizer"] + way["average"]
-    parts = (state, way["gradients"], way["activations"], way["working"] + way["pixels"], way["total"], facts["memory"]["available"])
-    return name, *(f"{part / 2**30:,.1f}" for part in parts), "yes" if way["fits"] else "no"
+    micro_batches = (
+        state,
+        way["gradients"],
+        way["activations"],
+        way["working"] + way["pixels"],
+        way["total"],
+        facts["memory"]["available"],
+    )
+    return name, *(f"{part / 2**30:,.1f}" for part in micro_batches), "yes" if way["fits"] else "no"
 
 
 def _step_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -60,7 +79,10 @@ def _time_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     time = facts["time"]
     return [
         ("  computing", _seconds(time["compute"])),
-        ("  talk between devices", f"{_seconds(time['talk'])}, {_seconds(time['talk_hidden'])} of it while they compute"),
+        (
+            "  talk between devices",
+            f"{_seconds(time['talk'])}, {_seconds(time['talk_hidden'])} of it while they compute",
+        ),
         ("  reading", f"{_seconds(time['reading'])} with {facts['reading']['cores']} cores"),
         ("  in all", f"{_seconds(time['step'])}"),
     ]
@@ -73,7 +95,9 @@ def _reading_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("cores to keep up with", f"{reading['cores_needed']:.1f} of {facts['cores'] * facts['devices']}"),
         (
             "read from disk",
-            f"{gibibytes(round(reading['bytes']))}, {reading['bytes_per_s'] / 1e6:,.0f} MB/s" if known else "not known: --file-kb",
+            f"{gibibytes(round(reading['bytes']))}, {reading['bytes_per_s'] / 1e6:,.0f} MB/s"
+            if known
+            else "not known: --file-kb",
         ),
     ]
 
@@ -82,7 +106,10 @@ def _end_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("steps", f"{facts['steps']:,}"),
         ("time to the end", clock(3600 * facts["hours"])),
-        ("device-hours to the end", f"{facts['device_hours']:,.1f}" if facts["device_hours"] >= 1 else f"{facts['device_hours']:.3f}"),
+        (
+            "device-hours to the end",
+            f"{facts['device_hours']:,.1f}" if facts["device_hours"] >= 1 else f"{facts['device_hours']:.3f}",
+        ),
     ]
 
 

@@ -16,7 +16,8 @@ from cover.serve.responses import ErrorResponse, ExplainResponse, PredictRespons
 from cover.serve.service import ExplainQuery, PredictQuery, Service
 from cover.serve.uploads import FIELD
 
-# Annotations of routes are read by FastAPI, which is imported in the functions that need it: so they are not postponed in this module.
+# Annotations of routes are read by FastAPI, which is imported in the functions that need it: so they are not postponed
+# in this module.
 
 T = TypeVar("T")
 
@@ -37,16 +38,24 @@ _BYTES = {"schema": {"type": "string", "format": "binary"}}
 BODY = {
     "requestBody": {
         "required": True,
-        "content": {"multipart/form-data": {"schema": _FORM}, "video/*": _BYTES, "image/*": _BYTES, "application/octet-stream": _BYTES},
+        "content": {
+            "multipart/form-data": {"schema": _FORM},
+            "video/*": _BYTES,
+            "image/*": _BYTES,
+            "application/octet-stream": _BYTES,
+        },
     }
 }
 
 
 def make_app(service: Service, page: bool = False, key: str | None = None) -> App:
-    """The application of a service behind its `LimitsMiddleware`, with the page at `/` where wanted. `key`: what clients have to show."""
+    """The application of a service behind its `LimitsMiddleware`, with the page at `/` where wanted. `key`: what
+    clients have to show.
+    """
     from fastapi import FastAPI
 
-    app = FastAPI(title="cover serve", version=__version__, docs_url=None, redoc_url=None)  # their pages come from elsewhere
+    # their pages come from elsewhere
+    app = FastAPI(title="cover serve", version=__version__, docs_url=None, redoc_url=None)
     _one_shape_of_errors(app)
     _add_routes(app, service, key is not None)
     _add_predict(app, service, key is not None)
@@ -103,13 +112,19 @@ def _add_routes(app: Any, service: Service, key: bool) -> None:
             raise Refused(503, "the server is about to stop" if service.draining else "the model does not answer")
         return StatusResponse("ready")
 
-    @app.get("/metrics", responses={**_reasons(key=key), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-             response_class=Response, summary="Counters and times, for Prometheus")  # fmt: skip
+    @app.get(
+        "/metrics",
+        responses={**_reasons(key=key), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        response_class=Response,
+        summary="Counters and times, for Prometheus",
+    )
     async def metrics() -> Response:
         text, kind = service.metrics.render()
         return Response(text, headers={"content-type": kind})
 
-    @app.get("/v1/model", responses=_reasons(key=key), response_class=JSONResponse, summary="The heads and their classes")
+    @app.get(
+        "/v1/model", responses=_reasons(key=key), response_class=JSONResponse, summary="The heads and their classes"
+    )
     async def model() -> dict[str, list[str]]:
         return {name: list(head.classes) for name, head in service.heads.items()}
 
@@ -119,10 +134,15 @@ def _add_predict(app: Any, service: Service, key: bool) -> None:
 
     top_rule = Query(ge=1, le=MOST_CLASSES, description="classes of each head")
     head_rule = Query(max_length=LONGEST_HEAD, description="only this head (may be given again)")
-    window_rule = Query(ge=0, le=MOST_WINDOWS, description="also what is seen in each of so many equal parts of a video")
+    window_rule = Query(
+        ge=0, le=MOST_WINDOWS, description="also what is seen in each of so many equal parts of a video"
+    )
 
     @app.post(
-        "/v1/predict", openapi_extra=BODY, responses=_reasons(415, 422, 429, 503, key=key), summary="What is seen in a video or an image"
+        "/v1/predict",
+        openapi_extra=BODY,
+        responses=_reasons(415, 422, 429, 503, key=key),
+        summary="What is seen in a video or an image",
     )
     async def predict(
         request: Request,
@@ -138,12 +158,18 @@ def _add_explain(app: Any, service: Service, key: bool) -> None:
     from fastapi import Query, Request
 
     head_rule = Query(max_length=LONGEST_HEAD, description="whose answer is explained")
-    class_rule = Query(alias="class", max_length=LONGEST_CLASS, description="what speaks for this class (default: the head's likeliest)")
+    class_rule = Query(
+        alias="class",
+        max_length=LONGEST_CLASS,
+        description="what speaks for this class (default: the head's likeliest)",
+    )
 
     @app.post(
-        "/v1/explain", openapi_extra=BODY, responses=_reasons(415, 422, 429, 503, key=key),
+        "/v1/explain",
+        openapi_extra=BODY,
+        responses=_reasons(415, 422, 429, 503, key=key),
         summary="What a head's answer rests on: the frames as it sees them, with the heat of their patches",
-    )  # fmt: skip
+    )
     async def explain(
         request: Request, head: Annotated[str, head_rule], named: Annotated[str | None, class_rule] = None
     ) -> ExplainResponse:
@@ -168,7 +194,9 @@ async def _answered(
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is given up when the client leaves: nothing else comes behind a body. Raises ClientDisconnect."""
+    """The result of `work`, which is given up when the client leaves: nothing else comes behind a body. Raises
+    ClientDisconnect.
+    """
     from starlette.requests import ClientDisconnect
 
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_leaving(receive))
@@ -196,7 +224,11 @@ def add_page(app: Any) -> None:
     from fastapi.responses import HTMLResponse
 
     text = (files(__package__) / "page.html").read_text(encoding="utf-8")
-    headers = {"content-security-policy": _policy(text), "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+    headers = {
+        "content-security-policy": _policy(text),
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+    }
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
@@ -212,6 +244,6 @@ def _policy(text: str) -> str:
     )
 
 
-def _digest(found: re.Match[str] | None) -> str:
-    assert found, "the page has one style and one script"
-    return f"'sha256-{base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()}'"
+def _digest(results: re.Match[str] | None) -> str:
+    assert results, "the page has one style and one script"
+    return f"'sha256-{base64.b64encode(hashlib.sha256(results[1].encode()).digest()).decode()}'"

@@ -1,4 +1,6 @@
-"""Batching of uploads: clips and images that wait together share one forward pass, before the first of them waits too long."""
+"""Batching of uploads: clips and images that wait together share one forward pass, before the first of them waits too
+long.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,10 @@ Observe = Callable[[int, int, float], None]  # samples, frames and seconds of a 
 
 
 @dataclass(eq=False)
-class _Task:
-    """Something for the model. `deadline`: of `time.monotonic`. `given_up`: set when nobody waits for the result any more."""
+class _ModelTask:
+    """Something for the model. `deadline`: of `time.monotonic`. `given_up`: set when nobody waits for the result any
+    more.
+    """
 
     deadline: float
     given_up: threading.Event
@@ -43,7 +47,7 @@ class _Task:
 
 
 @dataclass(eq=False)
-class _Part(_Task):
+class _ViewsTask(_ModelTask):
     """The views of one file under one plan, uint8 `(V, T, 3, size, size)`, to be named beside others."""
 
     views: np.ndarray
@@ -55,25 +59,26 @@ class _Part(_Task):
 
 
 @dataclass(eq=False)
-class _Alone(_Task):
+class _ExclusiveTask(_ModelTask):
     """What wants the model to itself."""
 
     work: Callable[[], Any]
 
 
 class Batcher:
-    """One thread that runs the model on what is put into it, in the order of arrival; but what wants the model alone comes between Packs,
-    one at a time, so that long work does not keep the short waiting.
+    """One thread that runs the model on what is put into it, in the order of arrival; but what wants the model alone
+    comes between Packs, one at a time, so that long work does not keep the short waiting.
 
-    No more than `HELD_PACKS` Packs of frames wait: `put` blocks until there is room, so the pixels in memory stay bounded.
+    No more than `HELD_PACKS` Packs of frames wait: `put` blocks until there is room, so the pixels in memory stay
+    bounded.
     """
 
     HELD_PACKS = 4
 
     def __init__(self, model: CoVeR, device: torch.device | str, batching: Batching, observe: Observe) -> None:
         self._model, self._device, self._batching, self._observe = model.to(device).eval(), device, batching, observe
-        self._waiting: deque[_Part] = deque()
-        self._alone: deque[_Alone] = deque()
+        self._waiting: deque[_ViewsTask] = deque()
+        self._alone: deque[_ExclusiveTask] = deque()
         self._frames, self._closed, self._pack_was_last = 0, False, False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="cover-model", daemon=True)
@@ -85,16 +90,17 @@ class Batcher:
         return self._thread.is_alive() and not self._closed
 
     def put(self, views: np.ndarray, deadline: float, given_up: threading.Event | None = None) -> Future[Scores]:
-        """`views`: uint8 `(V, T, 3, size, size)` of one file. The future gives every head's probabilities, averaged over the views.
+        """`views`: uint8 `(V, T, 3, size, size)` of one file. The future gives every head's probabilities, averaged
+        over the views.
 
-        Raises `Refused` where there is no room until `deadline`, or the result is given up before; the future raises it where the model
-        comes too late. Whoever sets `given_up` calls `drop_given_up`.
+        Raises `Refused` where there is no room until `deadline`, or the result is given up before; the future raises it
+        where the model comes too late. Whoever sets `given_up` calls `drop_given_up`.
         """
-        part = _Part(deadline, given_up or threading.Event(), views)
+        part = _ViewsTask(deadline, given_up or threading.Event(), views)
         with self._changed:
             left = max(0.0, deadline - time.monotonic())
-            found = self._changed.wait_for(lambda: self._closed or part.given_up.is_set() or self._has_room(), left)
-            if not found or self._closed or part.given_up.is_set():
+            value = self._changed.wait_for(lambda: self._closed or part.given_up.is_set() or self._has_room(), left)
+            if not value or self._closed or part.given_up.is_set():
                 raise late()
             self._waiting.append(part)
             self._frames += part.frames
@@ -102,11 +108,12 @@ class Batcher:
         return part.result
 
     def put_alone(self, work: Callable[[], T], deadline: float, given_up: threading.Event | None = None) -> Future[T]:
-        """`work()` in the thread of the model, when it is its turn: nothing else uses the model meanwhile. It may raise `Refused`.
+        """`work()` in the thread of the model, when it is its turn: nothing else uses the model meanwhile. It may raise
+        `Refused`.
 
         Never blocks: how many of these wait, and what they hold, is bounded by whoever puts them. Otherwise as `put`.
         """
-        alone = _Alone(deadline, given_up or threading.Event(), work)
+        alone = _ExclusiveTask(deadline, given_up or threading.Event(), work)
         with self._changed:
             if self._closed or alone.given_up.is_set():
                 raise late()
@@ -149,7 +156,7 @@ class Batcher:
                     if not task.result.done():
                         task.result.set_exception(error)
 
-    def _next_turn(self) -> Sequence[_Task]:
+    def _next_turn(self) -> Sequence[_ModelTask]:
         """Waits for the next Pack, or for one that wants the model alone. Empty when all is done."""
         with self._changed:
             while True:
@@ -163,11 +170,15 @@ class Batcher:
                 if self._closed and not self._alone:
                     return []
 
-    def _next_pack(self) -> list[_Part]:
-        """Waits until the Pack is full or its first part has waited long enough. Empty where none waits, or none does any more."""
+    def _next_pack(self) -> list[_ViewsTask]:
+        """Waits until the Pack is full or its first part has waited long enough. Empty where none waits, or none does
+        any more.
+        """
         left = self._waiting[0].came + self._batching.wait_s - time.monotonic() if self._waiting else 0.0
-        self._changed.wait_for(lambda: not self._waiting or self._frames >= self._batching.frames or self._closed, max(0.0, left))
-        pack: list[_Part] = []
+        self._changed.wait_for(
+            lambda: not self._waiting or self._frames >= self._batching.frames or self._closed, max(0.0, left)
+        )
+        pack: list[_ViewsTask] = []
         room = self._batching.frames
         while self._waiting and (not pack or self._waiting[0].frames <= room):
             pack.append(self._waiting.popleft())
@@ -176,11 +187,12 @@ class Batcher:
         self._changed.notify_all()
         return pack
 
-    def _answer(self, turn: Sequence[_Task]) -> None:
+    def _answer(self, turn: Sequence[_ModelTask]) -> None:
         began = time.monotonic()
-        pack = sorted((task for task in turn if isinstance(task, _Part)), key=lambda part: -part.views.shape[1])  # images last
+        # images last
+        pack = sorted((task for task in turn if isinstance(task, _ViewsTask)), key=lambda part: -part.views.shape[1])
         for task in turn:
-            if isinstance(task, _Alone):
+            if isinstance(task, _ExclusiveTask):
                 task.result.set_result(task.work())
         if not pack:
             return
@@ -189,7 +201,7 @@ class Batcher:
         self._observe(len(pack), sum(part.frames for part in pack), time.monotonic() - began)
 
     @torch.inference_mode()
-    def _scores(self, pack: Sequence[_Part]) -> list[Scores]:
+    def _scores(self, pack: Sequence[_ViewsTask]) -> list[Scores]:
         """One forward pass; `pack` by frames of a clip, images last."""
         counts: dict[int, int] = {}
         for part in pack:
@@ -202,5 +214,5 @@ class Batcher:
 
 
 def _mean(scores: Tensor) -> np.ndarray:
-    found: np.ndarray = scores.mean(0).numpy()
-    return found
+    result: np.ndarray = scores.mean(0).numpy()
+    return result

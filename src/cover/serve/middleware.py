@@ -1,4 +1,6 @@
-"""Limits of a request and the ASGI middleware that keeps them: the key, the size and time of a body, one shape for all errors."""
+"""Limits of a request and the ASGI middleware that keeps them: the key, the size and time of a body, one shape for all
+errors.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,11 @@ MEGABYTE = 1 << 20
 class Limits:
     """What bounds a request. Sizes in bytes, times in seconds.
 
-    `body`: of any request, whatever its route. `upload_s`: for a body to arrive. `seconds` and `pixels`: of a video, of a picture.
-    `decode_s` and `memory`: for decoding one file, beyond which its process is killed or refused more. `deadline_s`: from the last byte of
-    an upload to its answer. `queue`: predictions under way at once. `explanations`: made at once, since each has the model to itself for as
-    long as several predictions. `connections`: at once; `head`: of a request's first line and headers. These two are uvicorn's to keep.
+    `body`: of any request, whatever its route. `upload_s`: for a body to arrive. `seconds` and `pixels`: of a video, of
+    a picture. `decode_s` and `memory`: for decoding one file, beyond which its process is killed or refused more.
+    `deadline_s`: from the last byte of an upload to its answer. `queue`: predictions under way at once. `explanations`:
+    made at once, since each has the model to itself for as long as several predictions. `connections`: at once; `head`:
+    of a request's first line and headers. These two are uvicorn's to keep.
     """
 
     body: int = 64 * MEGABYTE
@@ -78,7 +81,8 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 BUG = "the server failed; its log says why"
 OPEN = frozenset(["/", "/healthz", "/readyz", "/openapi.json"])  # routes that ask for no key
-LINGER_BYTES, LINGER_S = MEGABYTE, 1.0  # of a body that is not wanted: a client that is still sending would miss its answer
+# of a body that is not wanted: a client that is still sending would miss its answer
+LINGER_BYTES, LINGER_S = MEGABYTE, 1.0
 
 
 class LimitsMiddleware:
@@ -87,7 +91,9 @@ class LimitsMiddleware:
     `answered(route, status, seconds)` is called after each request; `routes` are those that are counted by name.
     """
 
-    def __init__(self, app: App, limits: Limits, answered: Answered, routes: frozenset[str], key: str | None = None) -> None:
+    def __init__(
+        self, app: App, limits: Limits, answered: Answered, routes: frozenset[str], key: str | None = None
+    ) -> None:
         self._app, self._limits, self._answered, self._routes = app, limits, answered, routes
         self._key = key.encode() if key else None
 
@@ -116,7 +122,9 @@ class LimitsMiddleware:
 
 
 class _Exchange:
-    """The messages of one request and its answer. The body is counted and timed; where it is not read, the connection ends with it."""
+    """The messages of one request and its answer. The body is counted and timed; where it is not read, the connection
+    ends with it.
+    """
 
     def __init__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send, limits: Limits) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])

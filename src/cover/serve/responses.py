@@ -35,7 +35,9 @@ class TimelinePart:
 
 @dataclass(frozen=True)
 class PredictResponse:
-    """What is seen in a file. `seconds`: of a video, 0 of an image. `damage`: what is broken in a file of which enough could be read."""
+    """What is seen in a file. `seconds`: of a video, 0 of an image. `damage`: what is broken in a file of which enough
+    could be read.
+    """
 
     media: Literal["video", "image"]
     seconds: float
@@ -46,8 +48,10 @@ class PredictResponse:
 
 @dataclass(frozen=True)
 class ExplainedFrame:
-    """A frame as a head looked at it. `time`: in seconds. `weight`: its part of the heat. `picture`: a JPEG as a data URL. `heat`: of its
-    patches, row by row from the top, parts of the whole heat, which is 1 over all frames (0 where nothing speaks for the class)."""
+    """A frame as a head looked at it. `time`: in seconds. `weight`: its part of the heat. `picture`: a JPEG as a data
+    URL. `heat`: of its patches, row by row from the top, parts of the whole heat, which is 1 over all frames (0 where
+    nothing speaks for the class).
+    """
 
     time: float
     weight: float
@@ -57,8 +61,9 @@ class ExplainedFrame:
 
 @dataclass(frozen=True)
 class ExplainResponse:
-    """What a head's answer rests on: in the middle view, the places that speak for the class `name`, whose probability is that of all the
-    head's views. `damage`: as in an answer."""
+    """What a head's answer rests on: in the middle view, the places that speak for the class `name`, whose probability
+    is that of all the head's views. `damage`: as in an answer.
+    """
 
     media: Literal["video", "image"]
     seconds: float
@@ -92,7 +97,10 @@ def frames(pixels: np.ndarray, heat: np.ndarray, times: Sequence[float]) -> list
     """Frames, uint8 `(T, 3, size, size)`, each with its heat `(T, h, w)` and its time."""
     return [
         ExplainedFrame(
-            time, round(float(warm.sum()), DIGITS), _data_url(frame), [[round(float(cell), DIGITS) for cell in row] for row in warm]
+            time,
+            round(float(warm.sum()), DIGITS),
+            _data_url(frame),
+            [[round(float(cell), DIGITS) for cell in row] for row in warm],
         )
         for frame, warm, time in zip(pixels, heat, times, strict=True)
     ]
@@ -104,7 +112,10 @@ def _data_url(frame: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def windows(found: Sequence[Mapping[str, list[ClassScore]]], seconds: float) -> list[TimelinePart]:
+def windows(results: Sequence[Mapping[str, list[ClassScore]]], seconds: float) -> list[TimelinePart]:
     """Equal parts of a video of `seconds`."""
-    length = seconds / max(1, len(found))
-    return [TimelinePart(round(number * length, 3), round((number + 1) * length, 3), dict(heads)) for number, heads in enumerate(found)]
+    length = seconds / max(1, len(results))
+    return [
+        TimelinePart(round(number * length, 3), round((number + 1) * length, 3), dict(heads))
+        for number, heads in enumerate(results)
+    ]

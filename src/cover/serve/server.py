@@ -1,4 +1,6 @@
-"""The server process, `cover serve`: it loads a checkpoint, listens on a port, and stops when what it took in is answered."""
+"""The server process, `cover serve`: it loads a checkpoint, listens on a port, and stops when what it took in is
+answered.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ SHORTEST_KEY = 16
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where a server listens, what it shows, and where uploads lie meanwhile (None: the system's folder for such files)."""
+    """Where a server listens, what it shows, and where uploads lie meanwhile (None: the system's folder for such
+    files).
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -37,16 +41,19 @@ class ServerOptions:
     spool: Path | None = None
 
 
-def serve(checkpoint: Path, options: ServerOptions, limits: Limits, batching: Batching, workers: int, device: str) -> None:
-    """Serve until SIGTERM or SIGINT; then what was taken in is answered, and nothing is left behind. Prints the address when it is ready.
+def serve(
+    checkpoint: Path, options: ServerOptions, limits: Limits, batching: Batching, workers: int, device: str
+) -> None:
+    """Serve until SIGTERM or SIGINT; then what was taken in is answered, and nothing is left behind. Prints the address
+    when it is ready.
 
     Raises `UserError` for a checkpoint that cannot be served, an address that cannot be had, and a missing extra.
     """
     check_extra()
     key = read_key(options.key_file)
     begin_preloading("cover.serve.decoding")  # while this process imports torch as well
+    from cover.hardware import pick_device
     from cover.inference.predictor import Predictor
-    from cover.model.device import pick_device
     from cover.serve.service import Service
     from cover.serve.uploads import UploadFolder
 
@@ -93,24 +100,42 @@ def read_key(file: Path | None) -> str | None:
     try:
         key = file.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--key-file {file}: cannot be read: {getattr(error, 'strerror', None) or 'not ASCII'}") from None
+        raise UserError(
+            f"--key-file {file}: cannot be read: {getattr(error, 'strerror', None) or 'not ASCII'}"
+        ) from None
     if len(key) < SHORTEST_KEY or not key.isprintable() or " " in key:
-        raise UserError(f"--key-file {file}: a key is one word of at least {SHORTEST_KEY} characters; `openssl rand -hex 24` makes one")
+        raise UserError(
+            f"--key-file {file}: a key is one word of at least {SHORTEST_KEY} characters; `openssl rand -hex 24` makes one"
+        )
     return key
 
 
 def uvicorn_config(app: App, limits: Limits, host: str, port: int) -> Any:
-    """What uvicorn bounds, before a request gets to the application: connections, the head of a request, idle connections, the stop.
+    """What uvicorn bounds, before a request gets to the application: connections, the head of a request, idle
+    connections, the stop.
 
     It has no time limit for the head of a request: a proxy in front of the server has (docs/serving.md).
     """
     import uvicorn
 
     return uvicorn.Config(
-        app, host, port, http="h11", ws="none", loop="asyncio", lifespan="off", log_level="critical", access_log=False,
-        server_header=False, proxy_headers=False, limit_concurrency=limits.connections, h11_max_incomplete_event_size=limits.head,
-        timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=int(limits.deadline_s), backlog=limits.connections,
-    )  # fmt: skip
+        app,
+        host,
+        port,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=limits.connections,
+        h11_max_incomplete_event_size=limits.head,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(limits.deadline_s),
+        backlog=limits.connections,
+    )
 
 
 async def _listen(service: Service, options: ServerOptions, key: str | None) -> None:
@@ -143,7 +168,9 @@ def _server(service: Service, config: Any, options: ServerOptions) -> Any:
                 self.should_exit = self.force_exit = True
                 return
             service.draining, self.until = True, time.monotonic() + service.limits.deadline_s + service.limits.upload_s
-            say(f"serve: {signal.Signals(sig).name}: answering the {service.under_way} under way, then stopping (once more: stop now)")
+            say(
+                f"serve: {signal.Signals(sig).name}: answering the {service.under_way} under way, then stopping (once more: stop now)"
+            )
 
         async def on_tick(self, counter: int) -> bool:
             """Ten times a second: whether to stop."""

@@ -1,4 +1,6 @@
-"""One checkpoint as a service: an upload is admitted, received, decoded, packed with others and predicted. With metrics."""
+"""One checkpoint as a service: an upload is admitted, received, decoded, packed with others and predicted. With
+metrics.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ GRACE_S = 5.0  # beyond a request's own deadline, in which an answer that is rea
 
 @dataclass(frozen=True)
 class PredictQuery:
-    """What a client wants to know: of which heads (none: all), how many classes, in how many parts of a video besides the whole."""
+    """What a client wants to know: of which heads (none: all), how many classes, in how many parts of a video besides
+    the whole.
+    """
 
     heads: tuple[str, ...] = ()
     top: int = 5
@@ -77,21 +81,28 @@ class _Asked:
 class Service:
     """One checkpoint, its decoding processes and its model thread. Its own tasks live on one event loop."""
 
-    def __init__(self, predictor: Predictor, limits: Limits, batching: Batching, workers: int, uploads: UploadFolder) -> None:
+    def __init__(
+        self, predictor: Predictor, limits: Limits, batching: Batching, workers: int, uploads: UploadFolder
+    ) -> None:
         """Raises `UserError` where the checkpoint has no heads, or does not say how one of them looks at a video."""
         self.predictor, self.limits, self.uploads = predictor, limits, uploads
         self.heads = {head.name: head for head in predictor.model.head_list}
         if not self.heads:
-            raise UserError("the checkpoint has no head, so there is nothing to predict; train one with start.checkpoint")
+            raise UserError(
+                "the checkpoint has no head, so there is nothing to predict; train one with start.checkpoint"
+            )
         self.plans = {name: predictor.plan(name) for name in self.heads}
         self.classes = {name: frozenset(head.classes) for name, head in self.heads.items()}
         self.metrics, self.draining, self.under_way, self.explaining = Metrics(), False, 0, 0
         self._decoders = Decoders(workers, limits)
         self._threads = ThreadPoolExecutor(workers, "cover-decode")
-        self._painters = ThreadPoolExecutor(1, "cover-pictures")  # or the pictures of one file would wait for the decoding of others
+        # or the pictures of one file would wait for the decoding of others
+        self._painters = ThreadPoolExecutor(1, "cover-pictures")
         self._batcher = Batcher(predictor.model, predictor.device, batching, self.metrics.forward)
         self.metrics.watch("cover_predictions_under_way", "Taken in and not answered yet", lambda: self.under_way)
-        self.metrics.watch("cover_decoders_replaced", "Decoding processes that were killed or died", lambda: self._decoders.replaced)
+        self.metrics.watch(
+            "cover_decoders_replaced", "Decoding processes that were killed or died", lambda: self._decoders.replaced
+        )
 
     def close(self) -> None:
         """End threads, processes and the folder of uploads; what was taken in should be answered by now."""
@@ -107,7 +118,8 @@ class Service:
         return not self.draining and self._batcher.alive
 
     def check(self, query: PredictQuery | ExplainQuery) -> None:
-        """Raises `Refused` for a head that the checkpoint does not have, a class that the head does not, an explanation too many.
+        """Raises `Refused` for a head that the checkpoint does not have, a class that the head does not, an explanation
+        too many.
 
         It runs on the event loop, so no near miss is looked for among classes: there may be tens of thousands.
         """
@@ -151,8 +163,11 @@ class Service:
         return await self._in_time(partial(self._named, path, query))
 
     async def explain(self, path: Path, query: ExplainQuery) -> ExplainResponse:
-        """What a head's answer rests on. Raises `Refused`. Cancelled as `predict` is, and then ends before the model's next layer."""
-        self._check_room_to_explain()  # once more, since others may have come during the upload; a slow one keeps nobody's place
+        """What a head's answer rests on. Raises `Refused`. Cancelled as `predict` is, and then ends before the model's
+        next layer.
+        """
+        # once more, since others may have come during the upload; a slow one keeps nobody's place
+        self._check_room_to_explain()
         self.explaining += 1
         try:
             return await self._in_time(partial(self._reasons, path, query))
@@ -163,14 +178,18 @@ class Service:
         """`work(deadline, given_up)`, the deadline of `time.monotonic`."""
         given_up = threading.Event()
         try:
-            return await asyncio.wait_for(work(time.monotonic() + self.limits.deadline_s, given_up), self.limits.deadline_s + GRACE_S)
+            return await asyncio.wait_for(
+                work(time.monotonic() + self.limits.deadline_s, given_up), self.limits.deadline_s + GRACE_S
+            )
         except TimeoutError:
             raise late() from None
         finally:
             given_up.set()
             self._batcher.drop_given_up()
 
-    async def _named(self, path: Path, query: PredictQuery, deadline: float, given_up: threading.Event) -> PredictResponse:
+    async def _named(
+        self, path: Path, query: PredictQuery, deadline: float, given_up: threading.Event
+    ) -> PredictResponse:
         names = query.heads or tuple(self.heads)
         request = DecodeRequest(str(path), tuple(self.plans[name] for name in names), query.windows)
         pending = await self._timed("decode", self._in_thread(self._decoded, request, deadline, given_up))
@@ -179,18 +198,24 @@ class Service:
         self.metrics.stage("model", time.monotonic() - decoded)
         pixels = pending.pixels
         whole, *rest = [class_scores(self._predictions(names, pixels, scores), query.top) for scores in (clips, *parts)]
-        return PredictResponse(pixels.media, round(pixels.seconds, 3), whole, windows(rest, pixels.seconds), pixels.damage)
+        return PredictResponse(
+            pixels.media, round(pixels.seconds, 3), whole, windows(rest, pixels.seconds), pixels.damage
+        )
 
-    async def _reasons(self, path: Path, query: ExplainQuery, deadline: float, given_up: threading.Event) -> ExplainResponse:
+    async def _reasons(
+        self, path: Path, query: ExplainQuery, deadline: float, given_up: threading.Event
+    ) -> ExplainResponse:
         plan = self.plans[query.head]
         request = DecodeRequest(str(path), (plan, replace(plan, views=ONE_VIEW)))
-        asked = await self._timed("decode", self._in_thread(self._asked_why, request, query, deadline, given_up))
-        found = await self._timed("explain", asyncio.wrap_future(asked.found))
-        pixels, view = asked.pixels, asked.view
-        draw = partial(frames, view, found.heat, frame_times(plan, len(view), pixels.seconds))
-        told = await asyncio.get_running_loop().run_in_executor(self._painters, draw)
-        probability = found.prediction.scores[found.prediction.classes.index(found.named)]
-        return ExplainResponse(pixels.media, round(pixels.seconds, 3), query.head, found.named, float(probability), told, pixels.damage)
+        requested = await self._timed("decode", self._in_thread(self._asked_why, request, query, deadline, given_up))
+        result = await self._timed("explain", asyncio.wrap_future(requested.found))
+        pixels, view = requested.pixels, requested.view
+        draw = partial(frames, view, result.heat, frame_times(plan, len(view), pixels.seconds))
+        record = await asyncio.get_running_loop().run_in_executor(self._painters, draw)
+        probability = result.prediction.scores[result.prediction.classes.index(result.named)]
+        return ExplainResponse(
+            pixels.media, round(pixels.seconds, 3), query.head, result.named, float(probability), record, pixels.damage
+        )
 
     async def _in_thread(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *arguments, **named))
@@ -208,7 +233,9 @@ class Service:
         clips = [put(views) for views in pixels.clips]
         return _Pending(pixels, clips, [[put(views) for views in window] for window in pixels.windows])
 
-    def _asked_why(self, request: DecodeRequest, query: ExplainQuery, deadline: float, given_up: threading.Event) -> _Asked:
+    def _asked_why(
+        self, request: DecodeRequest, query: ExplainQuery, deadline: float, given_up: threading.Event
+    ) -> _Asked:
         """In such a thread as well. Of the pixels, those of the middle view alone outlast the naming."""
         pixels = self._pixels(request, deadline, given_up)
         own, (view,) = (pixels.clips[place] for place in pixels.place)
@@ -224,7 +251,10 @@ class Service:
         return pixels
 
     def _predictions(self, names: Sequence[str], pixels: DecodedFile, scores: Sequence[Scores]) -> list[Prediction]:
-        return [Prediction(name, self.heads[name].classes, scores[place][name]) for name, place in zip(names, pixels.place, strict=True)]
+        return [
+            Prediction(name, self.heads[name].classes, scores[place][name])
+            for name, place in zip(names, pixels.place, strict=True)
+        ]
 
 
 def _check_wanted(deadline: float, given_up: threading.Event) -> None:
@@ -233,14 +263,20 @@ def _check_wanted(deadline: float, given_up: threading.Event) -> None:
 
 
 def _named_and_explained(
-    predictor: Predictor, head: Head, named: str | None, clips: list[np.ndarray], view: np.ndarray, check: Callable[[], None]
+    predictor: Predictor,
+    head: Head,
+    named: str | None,
+    clips: list[np.ndarray],
+    view: np.ndarray,
+    check: Callable[[], None],
 ) -> _Found:
-    """Named first, by all the head's views `clips`, since that says which class is to be explained; they are taken off their list.
+    """Named first, by all the head's views `clips`, since that says which class is to be explained; they are taken off
+    their list.
 
     `view`: uint8 `(T, 3, size, size)`. What `check` raises before a layer ends it.
     """
-    (seen,) = predictor.run([clips.pop()])
-    prediction = Prediction(head.name, head.classes, seen.scores[head.name])
+    (visited,) = predictor.run([clips.pop()])
+    prediction = Prediction(head.name, head.classes, visited.scores[head.name])
     named = named or prediction.top(1)[0][0]
     return _Found(prediction, named, heat_of(predictor.model, view, head, named, check=check).heat.numpy())
 
@@ -262,13 +298,23 @@ class Metrics:
         slow = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
         self._requests = Counter("cover_requests", "Requests answered", ["route", "status"], registry=self.registry)
         self._seconds = Histogram(
-            "cover_request_seconds", "From a request's head to its answer", ["route"], buckets=slow, registry=self.registry
+            "cover_request_seconds",
+            "From a request's head to its answer",
+            ["route"],
+            buckets=slow,
+            registry=self.registry,
         )
-        self._stage = Histogram("cover_stage_seconds", "Of a prediction", ["stage"], buckets=slow, registry=self.registry)
+        self._stage = Histogram(
+            "cover_stage_seconds", "Of a prediction", ["stage"], buckets=slow, registry=self.registry
+        )
         self._forward = Histogram("cover_forward_seconds", "Of a forward pass", buckets=slow, registry=self.registry)
         counts = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-        self._files = Histogram("cover_pack_samples", "Files and plans that share a forward pass", buckets=counts, registry=self.registry)
-        self._frames = Histogram("cover_pack_frames", "Frames of a forward pass", buckets=counts, registry=self.registry)
+        self._files = Histogram(
+            "cover_pack_samples", "Files and plans that share a forward pass", buckets=counts, registry=self.registry
+        )
+        self._frames = Histogram(
+            "cover_pack_frames", "Frames of a forward pass", buckets=counts, registry=self.registry
+        )
         self._gauge = Gauge
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:

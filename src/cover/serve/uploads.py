@@ -64,11 +64,11 @@ def _remove_stale(base: Path) -> None:
 
 def _is_stale(folder: Path) -> bool:
     """Whether the server of a folder of ours is gone: its lock died with it. Raises OSError where it is held."""
-    found = folder.lstat()
-    if found.st_uid != os.getuid() or not folder.is_dir() or folder.is_symlink():
+    result = folder.lstat()
+    if result.st_uid != os.getuid() or not folder.is_dir() or folder.is_symlink():
         return False
     if not (folder / LOCK).exists():
-        return time.time() - found.st_mtime > YOUNG_S
+        return time.time() - result.st_mtime > YOUNG_S
     _locked(folder / LOCK).close()
     return True
 
@@ -87,7 +87,8 @@ async def receive(chunks: AsyncIterator[bytes], content_type: str, path: Path) -
                 out.write(chunk)
         else:
             raise Refused(
-                415, f"send a form with a part `{FIELD}` (multipart/form-data), or the file itself as video/*, image/* or {RAW_TYPES[-1]}"
+                415,
+                f"send a form with a part `{FIELD}` (multipart/form-data), or the file itself as video/*, image/* or {RAW_TYPES[-1]}",
             )
 
 
@@ -119,7 +120,9 @@ async def _receive_form(chunks: AsyncIterator[bytes], boundary: bytes, out: IO[b
 
 
 class _Form:
-    """Takes the events of a form's parser; of all parts only the one `file` is kept. The name it claims for its file is not looked at."""
+    """Takes the events of a form's parser; of all parts only the one `file` is kept. The name it claims for its file is
+    not looked at.
+    """
 
     def __init__(self, out: IO[bytes]) -> None:
         self.out, self.found, self.complete = out, False, False
@@ -127,7 +130,15 @@ class _Form:
 
     def callbacks(self) -> dict[str, Any]:
         """As MultipartParser wants them."""
-        names = ("on_part_begin", "on_header_begin", "on_header_field", "on_header_value", "on_header_end", "on_part_data", "on_end")
+        names = (
+            "on_part_begin",
+            "on_header_begin",
+            "on_header_field",
+            "on_header_value",
+            "on_header_end",
+            "on_part_data",
+            "on_end",
+        )
         return {name: getattr(self, name) for name in names}
 
     def on_part_begin(self) -> None:

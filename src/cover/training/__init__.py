@@ -1,1 +1,1 @@
-"""The loop and what keeps it alive: recipe, train, optimizer, checkpoint."""
+"""The training loop and what keeps it alive."""

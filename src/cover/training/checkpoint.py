@@ -1,8 +1,9 @@
-"""What survives a stop? Checkpoints written beside and renamed, in the background, and the run folder they lie in.
+"""Checkpoints of a run: writing and reading them, and which ones are kept.
 
-A checkpoint holds a release (`model.safetensors`, `config.json`) for everyone, and under `state/` the training state through
-torch.distributed.checkpoint, whose metadata is pickle: a local file that only the run that wrote it should read. The file
-`complete.json`, written last, has the size and the digest of all others: a checkpoint without it, or unlike it, is not used.
+A checkpoint holds a release (`model.safetensors`, `config.json`) for everyone, and under `state/` the training state
+through torch.distributed.checkpoint, whose metadata is pickle: a local file that only the run that wrote it should
+read. The file `complete.json`, written last, has the size and the digest of all others: a checkpoint without it, or
+unlike it, is not used.
 """
 
 from __future__ import annotations
@@ -23,16 +24,21 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 
 from cover.console import say
+from cover.distributed import ProcessGroup
 from cover.errors import UserError
 from cover.model.cover import CoVeR
 from cover.model.release import CHECKPOINTS, save_release, steps_saved
-from cover.training.distributed import Team
-from cover.training.ema import Ema
+from cover.training.optim import Ema
 from cover.training.recipe import Checkpoints
-from cover.training.retention import best_step, dev_scores, drop_others, mark_best
+from cover.training.retention import best_step, dev_scores, mark_best, remove_others
 
 STATE, LOG, COMPLETE = "state", "log.jsonl", "complete.json"
 
@@ -55,8 +61,9 @@ class Trained:
         return {"model": weights, "optimizer": moments, **means}
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """The weights of a release: the averages where there are any, whole, on the CPU, apart from the model's own; on rank 0 where the
-        model is sharded. Every rank has to call it."""
+        """The weights of a release: the averages where there are any, whole, on the CPU, apart from the model's own; on
+        rank 0 where the model is sharded. Every rank has to call it.
+        """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         if self.ema is None:
             return apart(get_model_state_dict(self.model, options=options))
@@ -73,11 +80,11 @@ def apart(state: Any) -> Any:
     return [apart(value) for value in state] if isinstance(state, list) else state
 
 
-# --- writing --------------------------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Job:
+class SaveJob:
     """A checkpoint to be written: copies of all that goes into it, and the steps whose checkpoints may stay beside it."""
 
     step: int
@@ -91,26 +98,34 @@ class Job:
 
 
 class Saver:
-    """Writes a run's checkpoints, one at a time. A fault of one is raised by the next `save`, or by `wait`, on every rank.
+    """Writes a run's checkpoints, one at a time. A fault of one is raised by the next `save`, or by `wait`, on every
+    rank.
 
     Where every rank holds everything, rank 0 writes alone; where the state is sharded, each writes its share.
     """
 
-    def __init__(self, run: Path, team: Team, sharded: bool, settings: Checkpoints) -> None:
-        self.run, self.team, self.sharded, self.settings = run, team, sharded, settings
+    def __init__(self, run: Path, group: ProcessGroup, sharded: bool, settings: Checkpoints) -> None:
+        self.run, self.group, self.sharded, self.settings = run, group, sharded, settings
         self._thread: threading.Thread | None = None
         self._problem: str | None = None
 
     def save(self, step: int, trained: Trained, metadata: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Take a copy of `step` (steps done) and hand it to the background. `facts`: plain JSON that a resume reads. Raises `UserError`
-        where this one or the one before could not be written. Every rank has to call it."""
+        """Take a copy of `step` (steps done) and hand it to the background. `facts`: plain JSON that a resume reads.
+        Raises `UserError` where this one or the one before could not be written. Every rank has to call it.
+        """
         self.wait()
         weights = trained.whole_weights()
-        if self.sharded or self.team.leads:
-            job = Job(
-                step, trained.model, weights, apart(trained.state()), {**metadata, "step": step}, {**facts, "step": step},
-                self.settings.keep, best_step(dev_scores(self.run / LOG), [*steps_saved(self.run), step], self.settings.best),
-            )  # fmt: skip
+        if self.sharded or self.group.leads:
+            job = SaveJob(
+                step,
+                trained.model,
+                weights,
+                apart(trained.state()),
+                {**metadata, "step": step},
+                {**facts, "step": step},
+                self.settings.keep,
+                best_step(dev_scores(self.run / LOG), [*steps_saved(self.run), step], self.settings.best),
+            )
             self._thread = threading.Thread(target=self._run_job, args=(job,), name=f"checkpoint-{step}")
             self._thread.start()
         if not self.settings.background:
@@ -121,42 +136,45 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        problems = [problem for problem in self.team.gather(self._problem) if problem]
+        problems = [problem for problem in self.group.gather(self._problem) if problem]
         self._problem = None
         if problems:
             raise UserError(problems[0])
 
-    def _run_job(self, job: Job) -> None:
+    def _run_job(self, job: SaveJob) -> None:
         final = folder_of(self.run, job.step)
         self._problem = f"{final}: was not written"  # whatever ends this thread
         try:
             self._write(job, final)
             self._problem = None
-        except (Exception, CheckpointException) as error:  # a full disk comes as one of half a dozen; `wait` raises it on every rank
+        # a full disk comes as one of half a dozen; `wait` raises it on every rank
+        except (Exception, CheckpointException) as error:
             self._problem = f"{final}: cannot be written: {_reason(error)}; the checkpoint before it is intact"
 
-    def _write(self, job: Job, final: Path) -> None:
+    def _write(self, job: SaveJob, final: Path) -> None:
         beside = final.with_name(f".{final.name}.writing")
         try:
             self._agree(_make_empty, beside)
-            dcp.save(job.state, checkpoint_id=beside / STATE, process_group=self.team.background, no_dist=not self.sharded)
+            dcp.save(
+                job.state, checkpoint_id=beside / STATE, process_group=self.group.background, no_dist=not self.sharded
+            )
             self._agree(_finish, job, beside, final, self.run)
         finally:
-            if self.team.leads:
+            if self.group.leads:
                 shutil.rmtree(beside, ignore_errors=True)
 
     def _agree(self, work: Any, *arguments: Any) -> None:
         """`work` on rank 0; where several ranks write, its error is raised on all of them."""
         problem: OSError | RuntimeError | None = None
-        if self.team.leads:
+        if self.group.leads:
             try:
                 work(*arguments)
             except Exception as error:
                 problem = error if isinstance(error, OSError) else RuntimeError(_first_line(error))
         if self.sharded:
-            told = [problem]
-            dist.broadcast_object_list(told, src=0, group=self.team.background)
-            problem = told[0]
+            lines = [problem]
+            dist.broadcast_object_list(lines, src=0, group=self.group.background)
+            problem = lines[0]
         if problem is not None:
             raise problem
 
@@ -166,7 +184,7 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _finish(job: Job, beside: Path, final: Path, run: Path) -> None:
+def _finish(job: SaveJob, beside: Path, final: Path, run: Path) -> None:
     """The release, the digests, the rename; then what is no longer kept goes."""
     save_release(beside, job.model, job.metadata, job.weights)
     files = {str(path.relative_to(beside)): _print_of(path) for path in sorted(beside.rglob("*")) if path.is_file()}
@@ -175,7 +193,7 @@ def _finish(job: Job, beside: Path, final: Path, run: Path) -> None:
     beside.rename(final)
     _sync_folder(final.parent)
     mark_best(run, job.best)
-    drop_others(run, job.keep, job.best)
+    remove_others(run, job.keep, job.best)
 
 
 def _print_of(path: Path) -> dict[str, Any]:
@@ -217,7 +235,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-# --- reading --------------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -226,7 +244,8 @@ def folder_of(run: Path, step: int) -> Path:
 
 
 def last_whole(run: Path) -> int:
-    """The step of the last checkpoint that is what was written, 0 without any; later ones that are not are set aside and named.
+    """The step of the last checkpoint that is what was written, 0 without any; later ones that are not are set aside
+    and named.
 
     Raises `UserError` where there are checkpoints and none of them is whole.
     """
@@ -241,7 +260,9 @@ def last_whole(run: Path) -> int:
             say(f"{folder}: {problem}; set aside, the checkpoint before it is used")
             folder.rename(folder.with_name(f"damaged-{folder.name}"))
     if saved:
-        raise UserError(f"{folder_of(run, saved[0])}: {problem}; no other checkpoint to go on from: begin another run with --out")
+        raise UserError(
+            f"{folder_of(run, saved[0])}: {problem}; no other checkpoint to go on from: begin another run with --out"
+        )
     return 0
 
 
@@ -268,12 +289,16 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def restore(run: Path, step: int, trained: Trained, team: Team) -> dict[str, Any]:
-    """Load the state of `step` into what training moves, in place, however many ranks wrote it; returns the facts saved with it."""
+def restore(run: Path, step: int, trained: Trained, group: ProcessGroup) -> dict[str, Any]:
+    """Load the state of `step` into what training moves, in place, however many ranks wrote it; returns the facts saved
+    with it.
+    """
     folder = folder_of(run, step)
     state = trained.state()
-    dcp.load(state, checkpoint_id=folder / STATE, process_group=team.background, no_dist=team.ranks == 1)
-    set_state_dict(trained.model, trained.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    dcp.load(state, checkpoint_id=folder / STATE, process_group=group.background, no_dist=group.ranks == 1)
+    set_state_dict(
+        trained.model, trained.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
     if trained.ema:
         trained.ema.load(state["ema"])
     return read_facts(folder)
@@ -288,9 +313,9 @@ def cut_lines(log: Path, step: int) -> None:
     """Drop the lines of a file of JSON lines whose `step` lies beyond `step`, a torn last one among them."""
     if not log.is_file():
         return
-    kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= step]
+    retained = [line for line in log.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= step]
     beside = log.with_name(f".{log.name}.{os.getpid()}")
-    beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    beside.write_text("".join(line + "\n" for line in retained), encoding="utf-8")
     beside.replace(log)
 
 

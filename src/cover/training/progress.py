@@ -9,7 +9,7 @@ from cover.console import LiveTable
 
 COLUMNS = ("", "loss", "top-1", "epochs")
 GIGA = 1e9
-WORDS = {
+PHASE_NAMES = {
     "start": "starting",
     "data": "waiting for data",
     "compute": "compute",
@@ -17,7 +17,7 @@ WORDS = {
     "evaluation": "evaluation on dev",
     "checkpoint": "writing checkpoints",
 }
-LEAST_SHOWN = 0.01  # of the time
+MIN_SHOWN = 0.01  # of the time
 
 
 class ProgressView:
@@ -41,31 +41,33 @@ class ProgressView:
 
     def show(self, line: dict[str, Any]) -> None:
         """Show a train line of the log."""
-        self._loss |= {name: _figure(loss, ".3f") for name, loss in line["loss"].items()}
+        self._loss |= {name: _number_text(loss, ".3f") for name, loss in line["loss"].items()}
         self._hits |= {name: f"{hits:.1%}" for name, hits in {**line["top1"], **line.get("hit1", {})}.items()}
         rows = [[name, loss, self._hits[name], f"{line['epochs'][name]:.2f}"] for name, loss in self._loss.items()]
-        self._board.show(COLUMNS, rows, [pace(line), f"time: {time_line(line['shares'])}"], self._plain(line))
+        self._board.show(
+            COLUMNS, rows, [throughput_text(line), f"time: {time_line(line['shares'])}"], self._plain(line)
+        )
 
     def _plain(self, line: dict[str, Any]) -> str:
         sets = "  ".join(f"{name} {loss} {self._hits[name]}" for name, loss in self._loss.items())
         place = f"{line['step']:>{len(str(self._steps))}}/{self._steps}"
-        left, loss = self._board.left(line["step"]), _figure(line["step_loss"], ".3f")
-        return f"step {place}  left {left:>7}  loss {loss}  {sets}  {pace(line)}  waiting for data {line['wait_share']:.0%}"
+        left, loss = self._board.left(line["step"]), _number_text(line["step_loss"], ".3f")
+        return f"step {place}  left {left:>7}  loss {loss}  {sets}  {throughput_text(line)}  waiting for data {line['wait_share']:.0%}"
 
 
-def pace(line: dict[str, Any]) -> str:
+def throughput_text(line: dict[str, Any]) -> str:
     """Learning rate, gradient, speed and memory of a train line, and how many of its draws were of damaged files."""
     peak = "" if line["mfu"] is None else f"  MFU {line['mfu']:.0%}"
     rate, memory = line["samples_per_s"], line["memory_bytes"] / GIGA
     damaged = f"  {line['files_damaged']} damaged" if "files_damaged" in line else ""
-    return f"lr {line['lr']:.2e}  gradient {_figure(line['grad_norm'], '.2f')}  {rate:.4g} samples/s{peak}  {memory:.1f} GB{damaged}"
+    return f"lr {line['lr']:.2e}  gradient {_number_text(line['grad_norm'], '.2f')}  {rate:.4g} samples/s{peak}  {memory:.1f} GB{damaged}"
 
 
-def time_line(shares: Mapping[str, float]) -> str:
+def time_line(fractions: Mapping[str, float]) -> str:
     """Where the time went, the largest fraction first; phases below 1 % are left out."""
-    largest = sorted(shares.items(), key=lambda item: -item[1])
-    return ", ".join(f"{WORDS[phase]} {share:.0%}" for phase, share in largest if share >= LEAST_SHOWN)
+    largest = sorted(fractions.items(), key=lambda item: -item[1])
+    return ", ".join(f"{PHASE_NAMES[phase]} {share:.0%}" for phase, share in largest if share >= MIN_SHOWN)
 
 
-def _figure(value: float | None, how: str) -> str:
+def _number_text(value: float | None, how: str) -> str:
     return "not finite" if value is None else format(value, how)

@@ -18,13 +18,27 @@ if TYPE_CHECKING:
 
 # What a number may be, both ends included.
 RANGES: dict[str, tuple[float, float]] = {
-    "steps": (0, math.inf), "batch": (1, math.inf), "accumulation": (1, math.inf), "seed": (0, 2**63 - 1), "label_smoothing": (0, 1),
-    "augment.colour": (0, 1), "augment.erase": (0, 1), "augment.mix": (0, 1),
-    "augment.mixup": (0, 100), "augment.cutmix": (0, 100), "optimizer.layer_decay": (0, 1), "optimizer.head_lr": (0, 10**6),
-    "optimizer.lr": (0, 10**6), "optimizer.weight_decay": (0, 10**6), "optimizer.momentum": (0, 1), "optimizer.warmup": (0, 1),
-    "optimizer.clip": (0, math.inf),
-    "checkpoints.keep": (1, math.inf), "distributed.timeout": (0.1, 10**6), "nonfinite.budget": (0, math.inf),
-}  # fmt: skip
+    "steps": (0, math.inf),
+    "batch": (1, math.inf),
+    "accumulation": (1, math.inf),
+    "seed": (0, 2**63 - 1),
+    "label_smoothing": (0, 1),
+    "augment.colour": (0, 1),
+    "augment.erase": (0, 1),
+    "augment.mix": (0, 1),
+    "augment.mixup": (0, 100),
+    "augment.cutmix": (0, 100),
+    "optimizer.layer_decay": (0, 1),
+    "optimizer.head_lr": (0, 10**6),
+    "optimizer.lr": (0, 10**6),
+    "optimizer.weight_decay": (0, 10**6),
+    "optimizer.momentum": (0, 1),
+    "optimizer.warmup": (0, 1),
+    "optimizer.max_grad_norm": (0, math.inf),
+    "checkpoints.keep": (1, math.inf),
+    "distributed.timeout": (0.1, 10**6),
+    "nonfinite.budget": (0, math.inf),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,8 @@ class Start:
         "fresh: the same, and under rotary time its heads begin as differences between the frames around",
     )
     heads: Literal["drop", "keep"] = option(
-        "drop", "the checkpoint's heads that this run does not train: left out, or kept, bit for bit, in all that it writes"
+        "drop",
+        "the checkpoint's heads that this run does not train: left out, or kept, bit for bit, in all that it writes",
     )
 
 
@@ -92,7 +107,10 @@ class Augment:
             for key in ("colour", "erase", "mix"):
                 if not 0 <= (getattr(own, key) or 0) <= 1:
                     raise UserError(f"augment.sets.{name}.{key}: {getattr(own, key)} is not in [0, 1]")
-        for key, text in (("", self.randaugment), *((f"sets.{name}.", own.randaugment) for name, own in self.sets.items())):
+        for key, text in (
+            ("", self.randaugment),
+            *((f"sets.{name}.", own.randaugment) for name, own in self.sets.items()),
+        ):
             if text:
                 from cover.transforms.randaugment import RandAugment
 
@@ -113,7 +131,9 @@ class Pattern:
     @property
     def words(self) -> str:
         """What it does, for a line on the terminal."""
-        return "frozen" if self.freeze else f"lr x {self.lr:g}" + ("" if self.decay is None else f", decay {self.decay:g}")
+        return (
+            "frozen" if self.freeze else f"lr x {self.lr:g}" + ("" if self.decay is None else f", decay {self.decay:g}")
+        )
 
 
 @dataclass(frozen=True)
@@ -126,14 +146,16 @@ class Optimizer:
     betas: tuple[float, float] = option((0.9, 0.98), "AdamW's")
     momentum: float = option(0.9, "SGD's")
     warmup: float = option(0.05, "share of the steps with a rising learning rate")
-    schedule: Literal["cosine", "constant", "steps"] = option("cosine", "after the warm-up; steps: a tenth from each milestone on")
+    schedule: Literal["cosine", "constant", "steps"] = option(
+        "cosine", "after the warm-up; steps: a tenth from each milestone on"
+    )
     milestones: list[float] = option([], "of the schedule steps, as shares of the run, rising")
     layer_decay: float = option(1.0, "factor on the rate for each layer below the top, of what an image model has too")
     head_lr: float = option(1.0, "factor on the rate of the classifiers")
     patterns: dict[str, Pattern] = option(
         {}, "regular expression -> what happens to the parameters it finds; the first that finds one decides"
     )
-    clip: float = option(1.0, "largest gradient norm; 0 for none")
+    max_grad_norm: float = option(1.0, "largest gradient norm; 0 for none")
 
 
 @dataclass(frozen=True)
@@ -146,9 +168,13 @@ class Log:
 
 @dataclass(frozen=True)
 class Distributed:
-    """How several processes share a step (docs/many_machines.md). No part of what is computed: a run is resumed with any."""
+    """How several processes share a step (docs/many_machines.md). No part of what is computed: a run is resumed with
+    any.
+    """
 
-    strategy: Literal["ddp", "fsdp"] = option("ddp", "the whole model on every rank, or FSDP2: a part of every parameter on each")
+    strategy: Literal["ddp", "fsdp"] = option(
+        "ddp", "the whole model on every rank, or FSDP2: a part of every parameter on each"
+    )
     timeout: float = option(30.0, "minutes that a rank waits for the others before it gives up")
 
 
@@ -157,7 +183,9 @@ class Checkpoints:
     """Which checkpoints are kept. No part of what is computed: a run is resumed with any."""
 
     keep: int = option(2, "the last so many; the best is kept beside them")
-    best: str = option("mean_rank", "which is the best on dev: mean_rank over the data sets, one of their names, or empty for none")
+    best: str = option(
+        "mean_rank", "which is the best on dev: mean_rank over the data sets, one of their names, or empty for none"
+    )
     background: bool = option(True, "written while training goes on, from a copy in the host's memory")
 
 
@@ -222,7 +250,9 @@ class Recipe:
             raise UserError(f"optimizer.betas: {list(self.optimizer.betas)} are not both in [0, 1)")
         marks, stepping = self.optimizer.milestones, self.optimizer.schedule == "steps"
         if bool(marks) != stepping:
-            raise UserError(f"optimizer.milestones: {'needed by' if stepping else 'only for'} the schedule steps, as in [0.5, 0.75]")
+            raise UserError(
+                f"optimizer.milestones: {'needed by' if stepping else 'only for'} the schedule steps, as in [0.5, 0.75]"
+            )
         if marks != sorted(set(marks)) or not all(0 < mark < 1 for mark in marks):
             raise UserError(f"optimizer.milestones: {marks} are not shares of the run between 0 and 1, rising")
         for pattern, what in self.optimizer.patterns.items():

@@ -1,4 +1,6 @@
-"""The beginning of a run: a new folder, or the last whole checkpoint of an old one, under the same recipe and the same rows."""
+"""The beginning of a run: a new folder, or the last whole checkpoint of an old one, under the same recipe and the same
+rows.
+"""
 
 from __future__ import annotations
 
@@ -19,38 +21,44 @@ from cover.errors import UserError
 from cover.mixture.mixture import Mixture
 from cover.model.release import CHECKPOINTS, steps_saved
 from cover.training import checkpoint
-from cover.training.guards import NONFINITE
+from cover.training.guards import NONFINITE_FILE
 from cover.training.recipe import Recipe
 
 RECIPE = "recipe.yaml"
-# How a run is computed, what is kept of it and where its figures go is no part of what it computes; nor is what is done in an emergency.
-FREE = ("device", "workers", "accumulation", "log", "checkpoints", "distributed", "nonfinite")
+# How a run is computed, what is kept of it and where its figures go is no part of what it computes; nor is what is done
+# in an emergency.
+CHANGEABLE = ("device", "workers", "accumulation", "log", "checkpoints", "distributed", "nonfinite")
 
 
-def is_begun(run: Path) -> bool:
+def has_started(run: Path) -> bool:
     """Whether there is something to go on with."""
     return (run / RECIPE).is_file()
 
 
 def first_step(run: Path, recipe: Recipe, resume: bool) -> int:
-    """The step to begin with: 0, or with `resume` that of the last checkpoint that is whole; damaged ones after it are set aside.
+    """The step to begin with: 0, or with `resume` that of the last checkpoint that is whole; damaged ones after it are
+    set aside.
 
-    Raises `UserError` on a folder that holds a run already, on one that holds none to resume, and on another recipe than it was begun with.
+    Raises `UserError` on a folder that holds a run already, on one that holds none to resume, and on another recipe
+    than it was begun with.
     """
     if not resume:
         if steps_saved(run) or (run / checkpoint.LOG).exists():
             raise UserError(f"{run} already holds a run: go on with --resume, or choose another folder with --out")
         return 0
-    if not is_begun(run):
+    if not has_started(run):
         raise UserError(f"{run}: no run to resume; leave --resume out to begin one")
     for key, was, now in differences(config.load(Recipe, run / RECIPE), recipe):
-        raise UserError(f"{run} was begun with {key} {was}, not {now}; a run is resumed with the recipe it was begun with")
+        raise UserError(
+            f"{run} was begun with {key} {was}, not {now}; a run is resumed with the recipe it was begun with"
+        )
     return checkpoint.last_whole(run)
 
 
 def prepare_folder(run: Path, recipe: Recipe, first: int, resume: bool) -> None:
-    """Write the recipe of a new run; cut what an old one logged beyond `first`. Raises `UserError` where nothing can be written, or no
-    checkpoint could be."""
+    """Write the recipe of a new run; cut what an old one logged beyond `first`. Raises `UserError` where nothing can be
+    written, or no checkpoint could be.
+    """
     try:
         (run / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=run / CHECKPOINTS):
@@ -59,14 +67,14 @@ def prepare_folder(run: Path, recipe: Recipe, first: int, resume: bool) -> None:
             (run / RECIPE).write_text(config.dump(recipe), encoding="utf-8")
             return
         checkpoint.cut_log(run, first or -1)
-        checkpoint.cut_lines(run / NONFINITE, first)
+        checkpoint.cut_lines(run / NONFINITE_FILE, first)
     except OSError as error:
         raise UserError(f"out: {run}: cannot be written: {error.strerror}") from None
 
 
 def differences(before: Recipe, after: Recipe) -> Iterator[tuple[str, Any, Any]]:
     """The dotted keys in which two recipes differ in what they compute, with both values."""
-    free = {name: getattr(before, name) for name in FREE}
+    free = {name: getattr(before, name) for name in CHANGEABLE}
     return _differences(before, replace(after, **free, data=replace(after.data, unreadable=before.data.unreadable)), "")
 
 
@@ -79,16 +87,20 @@ def _differences(before: Any, after: Any, key: str) -> Iterator[tuple[str, Any, 
         yield from _differences(getattr(before, name), getattr(after, name), f"{key}.{name}" if key else name)
 
 
-# --- the same rows ------------------------------------------------------------------------------------------------------
+# --- the same rows ----------------------------------------------------------------------------------------------------
 
 
 def count_exclusions(run: Path, first: int, mixture: Mixture) -> dict[str, Any] | None:
-    """For each data set `rows`, how many usable train rows are left out, and their `digest`; None without a list of exclusions. Said on
-    the terminal. Raises `UserError` where a run that goes on was begun with other rows left out: its draws would not be the same."""
+    """For each data set `rows`, how many usable train rows are left out, and their `digest`; None without a list of
+    exclusions. Said on the terminal. Raises `UserError` where a run that goes on was begun with other rows left out:
+    its draws would not be the same.
+    """
     listed = all(each.manifest.without is not None for each in mixture.datasets)
-    now = {each.name: _left_out(each.manifest) for each in mixture.datasets} if listed else None
-    if first and _that_bind(_begun_with(run)) != _that_bind(now):
-        raise UserError(f"{run} was begun with other training rows left out (cover overlap); begin another run with --out")
+    now = {each.name: _exclusions_of(each.manifest) for each in mixture.datasets} if listed else None
+    if first and _binding(_first_exclusions(run)) != _binding(now):
+        raise UserError(
+            f"{run} was begun with other training rows left out (cover overlap); begin another run with --out"
+        )
     if now:
         counts = ", ".join(f"{name} {left_out['rows']}" for name, left_out in now.items())
         say(f"training rows left out, being in evaluation splits too: {counts}")
@@ -97,31 +109,35 @@ def count_exclusions(run: Path, first: int, mixture: Mixture) -> dict[str, Any] 
     return now
 
 
-def check_same_rows(run: Path, about: dict[str, Any]) -> None:
-    """Raises `UserError` where a run that goes on was begun with other rows in a manifest: its draws would not be the same."""
-    before = _started_as(run).get("datasets", {})
-    for name, now in about["datasets"].items():
+def check_same_rows(run: Path, metadata: dict[str, Any]) -> None:
+    """Raises `UserError` where a run that goes on was begun with other rows in a manifest: its draws would not be the
+    same.
+    """
+    before = _exclusions_at_start(run).get("datasets", {})
+    for name, now in metadata["datasets"].items():
         if before.get(name, {}).get("draws_digest", now["draws_digest"]) != now["draws_digest"]:
-            raise UserError(f"{run} was begun with other rows of {name} (cover index has found others since); begin another run with --out")
+            raise UserError(
+                f"{run} was begun with other rows of {name} (cover index has found others since); begin another run with --out"
+            )
 
 
-def _left_out(manifest: Manifest) -> dict[str, Any]:
+def _exclusions_of(manifest: Manifest) -> dict[str, Any]:
     rows = np.setdiff1d(open_manifest(manifest.path).usable, manifest.usable)
     return {"rows": len(rows), "digest": hashlib.sha256(rows.tobytes()).hexdigest()[:12]}
 
 
-def _begun_with(run: Path) -> dict[str, Any] | None:
+def _first_exclusions(run: Path) -> dict[str, Any] | None:
     """The exclusions that the log of a run begins with."""
-    return _started_as(run).get("exclusions")
+    return _exclusions_at_start(run).get("exclusions")
 
 
-def _started_as(run: Path) -> dict[str, Any]:
+def _exclusions_at_start(run: Path) -> dict[str, Any]:
     """The line that the log of a run begins with."""
     with (run / checkpoint.LOG).open(encoding="utf-8") as lines:
         start: dict[str, Any] = json.loads(next(lines, "{}"))
     return start
 
 
-def _that_bind(exclusions: dict[str, Any] | None) -> dict[str, Any]:
+def _binding(exclusions: dict[str, Any] | None) -> dict[str, Any]:
     """Without the data sets that nothing is left out of: for them a list that finds nothing is as good as none."""
     return {name: left_out for name, left_out in (exclusions or {}).items() if left_out["rows"]}

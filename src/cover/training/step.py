@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
+from cover.distributed import LocalStep
 from cover.transforms.mixup import Mixup
 
 if TYPE_CHECKING:
     from cover.mixture.pack import Pack
     from cover.model.cover import CoVeR
 
-Seen = list[tuple[Tensor, Tensor]]
+SampleLosses = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class StepSettings:
     """What a step needs to know beside model and data.
 
-    `batch`: the *scheduled* global samples of a step, which every loss is divided by: the same constant on every rank and
-    micro-batch, also where files could not be read. `loss_weights`: float32 `(data sets,)`. `clip`: largest gradient norm, 0 for none.
-    `sigmoid`: the names of the multi-label heads.
+    `batch`: the *scheduled* global samples of a step, which every loss is divided by: the same constant on every rank
+    and micro-batch, also where files could not be read. `loss_weights`: float32 `(data sets,)`. `max_grad_norm`:
+    largest gradient norm, 0 for none. `sigmoid`: the names of the multi-label heads.
     """
 
     batch: int
     loss_weights: Tensor
     label_smoothing: float = 0.0
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     drop_path: float = 0.0
     bf16: bool = False
     sigmoid: tuple[str, ...] = ()
 
 
-class Tally:
+class LossSums:
     """Loss, hits and samples per data set, summed on the device and read only when a line is logged.
 
     A hit is a sample that its heads get right: in `sample_losses`' sense.
@@ -54,34 +54,43 @@ class Tally:
 
     def take(self) -> list[tuple[float, float, int]]:
         """Per data set the mean loss, the share of hits and the number of samples since the last take."""
-        loss, hits, seen = self.sums.tolist()
+        loss, hits, per_sample = self.sums.tolist()
         self.sums.zero_()
-        return [(a / max(n, 1), b / max(n, 1), int(n)) for a, b, n in zip(loss, hits, seen)]
+        return [(a / max(n, 1), b / max(n, 1), int(n)) for a, b, n in zip(loss, hits, per_sample)]
 
 
 def sample_losses(
-    logits: dict[str, Tensor], targets_SH: Tensor, label_smoothing: float, multi_hot_SK: Tensor | None = None, sigmoid: Container[str] = ()
+    logits: dict[str, Tensor],
+    targets_SH: Tensor,
+    label_smoothing: float,
+    multi_hot_SK: Tensor | None = None,
+    sigmoid: Container[str] = (),
 ) -> tuple[Tensor, Tensor]:
-    """The loss of every sample summed over the heads that it trains, and whether all of them are right: two float `(S,)`.
+    """The loss of every sample summed over the heads that it trains, and whether all of them are right: two float
+    `(S,)`.
 
-    Cross-entropy for softmax heads, `sigmoid_loss` for those named in `sigmoid`; `targets_SH` and `multi_hot_SK` as in a Pack. Every head
-    sees every sample, masked where the target is -1: shapes are static and every parameter takes part in every step. Heads behind
-    the last column of `targets_SH` are retained as they are (`mixture.dataset.with_retained`), and have no loss.
+    Cross-entropy for softmax heads, `sigmoid_loss` for those named in `sigmoid`; `targets_SH` and `multi_hot_SK` as in
+    a Pack. Every head sees every sample, masked where the target is -1: shapes are static and every parameter takes
+    part in every step. Heads behind the last column of `targets_SH` are kept as they are (`heads.with_kept`), and have
+    no loss.
     """
     loss_S = torch.zeros(len(targets_SH), device=targets_SH.device)
     hit_S = torch.ones(len(targets_SH), device=targets_SH.device)
     assert len(logits) >= targets_SH.shape[1], "every column is of a head"
     first = 0
-    for (name, scores), target in zip(logits.items(), targets_SH.unbind(1), strict=False):  # retained heads come last
+    for (name, scores), target in zip(logits.items(), targets_SH.unbind(1), strict=False):  # kept heads come last
         mine = target >= 0
         if name in sigmoid:
             assert multi_hot_SK is not None, f"{name} is a sigmoid head, and the Pack has no classes for it"
             multi_hot_SC, first = multi_hot_SK[:, first : first + scores.shape[1]], first + scores.shape[1]
             loss, hit = sigmoid_loss(scores.float(), multi_hot_SC, label_smoothing), sigmoid_hits(scores, multi_hot_SC)
         else:
-            loss = fn.cross_entropy(scores.float(), target.clamp(min=0), reduction="none", label_smoothing=label_smoothing)
+            loss = fn.cross_entropy(
+                scores.float(), target.clamp(min=0), reduction="none", label_smoothing=label_smoothing
+            )
             hit = scores.argmax(1) == target
-        loss_S = loss_S + torch.where(mine, loss, 0)  # not times: one head that is not finite would spoil every sample's
+        # not times: one head that is not finite would spoil every sample's
+        loss_S = loss_S + torch.where(mine, loss, 0)
         hit_S = hit_S * torch.where(mine, hit, True)
     return loss_S, hit_S
 
@@ -89,17 +98,20 @@ def sample_losses(
 def sigmoid_loss(scores_SC: Tensor, multi_hot_SC: Tensor, label_smoothing: float) -> Tensor:
     """Binary cross-entropy summed over the classes, `(S,)`.
 
-    The sum, not the mean: the gradient on the logits is then p - y, as it is of a softmax's cross-entropy, so that a sample moves the
-    shared layers as much whichever kind of head it trains. A mean over 400 classes would make it 400 times less. The two gradients are
-    the same at the start for a sample of one class (`CoVeR`: both heads begin with p = 1 / C).
-    Label smoothing likewise as in a softmax: a share e of the target is spread over all C classes, y becomes (1 - e) y + e / C.
+    The sum, not the mean: the gradient on the logits is then p - y, as it is of a softmax's cross-entropy, so that a
+    sample moves the shared layers as much whichever kind of head it trains. A mean over 400 classes would make it 400
+    times less. The two gradients are the same at the start for a sample of one class (`CoVeR`: both heads begin with p
+    = 1 / C). Label smoothing likewise as in a softmax: a share e of the target is spread over all C classes, y becomes
+    (1 - e) y + e / C.
     """
     wanted = multi_hot_SC.to(scores_SC.dtype) * (1 - label_smoothing) + label_smoothing / scores_SC.shape[1]
     return fn.binary_cross_entropy_with_logits(scores_SC, wanted, reduction="none").sum(1)
 
 
 def sigmoid_hits(scores_SC: Tensor, multi_hot_SC: Tensor) -> Tensor:
-    """bool `(S,)`: whether the best-scored class is one of the sample's; of a sample of no class, whether none reaches 0.5."""
+    """bool `(S,)`: whether the best-scored class is one of the sample's; of a sample of no class, whether none reaches
+    0.5.
+    """
     best_S, place_S = scores_SC.max(1)
     return torch.where((multi_hot_SC > 0).any(1), multi_hot_SC.gather(1, place_S[:, None])[:, 0] > 0, best_S < 0)
 
@@ -107,7 +119,8 @@ def sigmoid_hits(scores_SC: Tensor, multi_hot_SC: Tensor) -> Tensor:
 def drop_path_factors(seeds_S: Tensor, shape: tuple[int, int], rate: float) -> Tensor | None:
     """Factors `(layers, branches, S)`, 0 or 1 / (1 - rate of the layer), from (draw, layer, branch) and nothing else.
 
-    `shape`: (layers, branches) of the network, `Backbone.drop_shape`. The rate grows linearly from 0 to `rate` at the last layer.
+    `shape`: (layers, branches) of the network, `Backbone.drop_shape`. The rate grows linearly from 0 to `rate` at the
+    last layer.
     """
     if rate == 0:
         return None
@@ -121,57 +134,39 @@ def drop_path_factors(seeds_S: Tensor, shape: tuple[int, int], rate: float) -> T
     return ((uniform >= rates) / (1 - rates)).float()
 
 
-class Alone:
-    """How one process calls the network and adds up a step. With several ranks, `distributed.Engine` stands in its place."""
-
-    def __init__(self, model: CoVeR) -> None:
-        self.model = model
-
-    def __call__(self, frames: Tensor, groups: Any, drop: Tensor | None) -> dict[str, Tensor]:
-        """The logits of every head, as `CoVeR.forward`."""
-        logits: dict[str, Tensor] = self.model(frames, groups, drop)
-        return logits
-
-    def part(self, last: bool) -> AbstractContextManager[None]:
-        """Around the forward and backward pass of a micro-batch; gradients are added up over the ranks at the `last` one."""
-        return nullcontext()
-
-    def total(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over the ranks."""
-        return value
-
-
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What came of a step. Nothing of it is read from the device before it is asked for.
 
-    `totals`: float32 `(3,)`, the same on every rank: the loss, the gradient norm before clipping, and how many ranks were told to leave.
-    `samples`: of this rank's micro-batches, the draws' seeds and losses, `(S,)` both.
+    `summary`: float32 `(3,)`, the same on every rank: the loss, the gradient norm before clipping, and how many ranks
+    were told to leave. `samples`: of this rank's micro-batches, the draws' seeds and losses, `(S,)` both.
     """
 
-    totals: Tensor
+    summary: Tensor
     samples: list[tuple[Tensor, Tensor]]
 
     @property
     def loss(self) -> Tensor:
         """Of the whole step, over all ranks."""
-        return self.totals[0]
+        return self.summary[0]
 
     @property
     def norm(self) -> Tensor:
         """Of the whole step's gradient, over all ranks."""
-        return self.totals[1]
+        return self.summary[1]
 
 
 def forward_backward(
     model: CoVeR,
     pack: Pack,
     settings: StepSettings,
-    tally: Tally | None = None,
-    engine: Alone | None = None,
-    seen: Seen | None = None,
+    tally: LossSums | None = None,
+    engine: LocalStep | None = None,
+    per_sample: SampleLosses | None = None,
 ) -> Tensor:
-    """Add the gradients of one Pack to the model; its share of the step's loss, a scalar on the device. `seen` gets its samples' losses."""
+    """Add the gradients of one Pack to the model; its share of the step's loss, a scalar on the device. `per_sample`
+    gets its samples' losses.
+    """
     frames = pack.pixels(model.normalize)
     if pack.mix is not None:
         frames, partner_S, lam_S = Mixup.apply(frames, pack.mix, pack.weight, pack.groups)
@@ -181,14 +176,16 @@ def forward_backward(
     loss_S, hit_S = sample_losses(logits, pack.targets, settings.label_smoothing, pack.multi_hot, settings.sigmoid)
     if pack.mix is not None:  # every loss is linear in its targets: that of mixed targets is the losses mixed
         multi_hot = None if pack.multi_hot is None else pack.multi_hot[partner_S]
-        other_S, _ = sample_losses(logits, pack.targets[partner_S], settings.label_smoothing, multi_hot, settings.sigmoid)
+        other_S, _ = sample_losses(
+            logits, pack.targets[partner_S], settings.label_smoothing, multi_hot, settings.sigmoid
+        )
         loss_S = torch.lerp(loss_S, other_S, lam_S)
     loss = (loss_S * pack.weight * settings.loss_weights[pack.dataset]).sum() / settings.batch
     loss.backward()
     if tally is not None:
         tally.add(pack, loss_S, hit_S)
-    if seen is not None:
-        seen.append((pack.seed, loss_S.detach()))
+    if per_sample is not None:
+        per_sample.append((pack.seed, loss_S.detach()))
     return loss.detach()
 
 
@@ -197,25 +194,28 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     packs: Sequence[Pack],
     settings: StepSettings,
-    tally: Tally | None = None,
-    engine: Alone | None = None,
+    tally: LossSums | None = None,
+    engine: LocalStep | None = None,
     leaving: bool = False,
-) -> Outcome:
+) -> StepResult:
     """One optimizer step over the micro-batches `packs` of this rank, added up over all ranks.
 
-    Where the loss or the gradient norm is not finite the update is left out, on every rank. `leaving`: this rank was told to stop.
+    Where the loss or the gradient norm is not finite the update is left out, on every rank. `leaving`: this rank was
+    told to stop.
     """
-    engine = engine or Alone(model)
+    engine = engine or LocalStep(model)
     optimizer.zero_grad(set_to_none=True)
-    seen: Seen = []
+    per_sample: SampleLosses = []
     losses = []
     for number, pack in enumerate(packs):
         with engine.part(last=number + 1 == len(packs)):
-            losses.append(forward_backward(model, pack, settings, tally, engine, seen))
-    loss, votes = engine.total(torch.stack([torch.stack(losses).sum(), losses[0].new_full((), float(leaving))])).unbind()
-    norm = clip_gradients(model, settings.clip)
+            losses.append(forward_backward(model, pack, settings, tally, engine, per_sample))
+    loss, votes = engine.total(
+        torch.stack([torch.stack(losses).sum(), losses[0].new_full((), float(leaving))])
+    ).unbind()
+    norm = clip_gradients(model, settings.max_grad_norm)
     update_if(torch.isfinite(loss + norm), optimizer)
-    return Outcome(torch.stack([loss, norm, votes]), seen)
+    return StepResult(torch.stack([loss, norm, votes]), per_sample)
 
 
 def clip_gradients(model: CoVeR, largest: float) -> Tensor:
@@ -230,7 +230,9 @@ def clip_gradients(model: CoVeR, largest: float) -> Tensor:
 
 
 def update_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """The optimizer's step, unless `finite`, a bool on the device, is false. Fused AdamW decides on the device; others ask the host."""
+    """The optimizer's step, unless `finite`, a bool on the device, is false. Fused AdamW decides on the device; others
+    ask the host.
+    """
     if isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["fused"]:
         optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
         optimizer.step()

@@ -19,11 +19,12 @@ PASSES = 3  # forward, and the backward pass's two products for each of its own
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the scheduled global batch of one step holds: `samples`, `tokens` of one layer, and `flops`, two for each multiply-add.
+class StepWork:
+    """What the scheduled global batch of one step holds: `samples`, `tokens` of one layer, and `flops`, two for each
+    multiply-add.
 
-    The multiply-adds are those of the published function, forward and backward (`model.profile`); what checkpointing computes again and
-    what frozen layers save is left out, as everybody leaves it out of an MFU.
+    The multiply-adds are those of the published function, forward and backward (`model.profile`); what checkpointing
+    computes again and what frozen layers save is left out, as everybody leaves it out of an MFU.
     """
 
     samples: int
@@ -31,12 +32,12 @@ class Work:
     flops: int
 
 
-def work_of(model: CoVeR, schedule: Schedule, size: int) -> Work:
+def work_of(model: CoVeR, schedule: Schedule, size: int) -> StepWork:
     """The mean work of a step of `schedule` with frames of `size` pixels."""
     groups = schedule.mean_step
     without_numbers = on_meta(model.config, {head.name: len(head.classes) for head in model.head_list})
     cost = forward_cost(without_numbers, groups, size)
-    return Work(sum(samples for samples, _ in groups), cost.tokens, 2 * PASSES * cost.multiply_adds)
+    return StepWork(sum(samples for samples, _ in groups), cost.tokens, 2 * PASSES * cost.multiply_adds)
 
 
 def peak_flops(device: torch.device, bf16: bool) -> tuple[float | None, str]:
@@ -46,7 +47,9 @@ def peak_flops(device: torch.device, bf16: bool) -> tuple[float | None, str]:
     """
     if device.type == "cpu":
         threads = torch.get_num_threads()
-        return _cpu_rate(threads), f"measured: fp32 product of {MATMUL_SIDE} x {MATMUL_SIDE} matrices, {threads} threads"
+        return _cpu_rate(
+            threads
+        ), f"measured: fp32 product of {MATMUL_SIDE} x {MATMUL_SIDE} matrices, {threads} threads"
     try:
         known = find_device("auto")
     except UserError:

@@ -16,9 +16,17 @@ import torch
 from cover import __version__
 from cover.console import say
 from cover.datasets.catalog import Catalog, load_catalog
+from cover.distributed import (
+    DistributedStep,
+    ProcessGroup,
+    process_group,
+    restarted,
+    started_by_torchrun,
+    workers_of_a_rank,
+)
 from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate
-from cover.evaluation.tasks import find_tasks
+from cover.evaluation.protocol import find_tasks
 from cover.media.decode import check_decoder
 from cover.mixture.dataset import retained_metadata, with_retained
 from cover.mixture.loader import SampleReader, packs
@@ -29,34 +37,39 @@ from cover.model.backbones import backbone_config
 from cover.model.cover import CoVeR
 from cover.model.release import find_release, read_config, start_from
 from cover.training import checkpoint
-from cover.training.distributed import Engine, Team, restarted, started_by_torchrun, team, workers_of_a_rank
-from cover.training.ema import Ema, averaged
 from cover.training.guards import FiniteCheck, ReadingCheck
-from cover.training.log import RunLog
-from cover.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from cover.training.parameters import freeze_kept, freeze_matched
+from cover.training.logging import RunLog, check_sinks
+from cover.training.optim import (
+    Ema,
+    averaged,
+    build_optimizer,
+    freeze_matched,
+    freeze_retained,
+    learning_rate,
+    set_learning_rate,
+)
 from cover.training.recipe import Recipe
-from cover.training.resume import check_same_rows, count_exclusions, first_step, is_begun, prepare_folder
-from cover.training.sinks import check_sinks
+from cover.training.resume import check_same_rows, count_exclusions, first_step, has_started, prepare_folder
 from cover.training.step import StepSettings, train_step
 
 
 def train(recipe: Recipe, resume: bool = False) -> Path:
-    """Run `recipe`, in one process or in all that torchrun started; returns the run folder. Raises `UserError` before the first step for
-    anything wrong with it."""
-    with team(recipe.distributed, recipe.device) as among:
+    """Run `recipe`, in one process or in all that torchrun started; returns the run folder. Raises `UserError` before
+    the first step for anything wrong with it.
+    """
+    with process_group(recipe.distributed.timeout, recipe.device) as group:
         try:
-            return train_among(among, recipe, resume or (restarted() and is_begun(Path(recipe.out))))
+            return train_in_group(group, recipe, resume or (restarted() and has_started(Path(recipe.out))))
         except torch.OutOfMemoryError:
-            held = f"{recipe.batch // (among.ranks * recipe.accumulation)} samples at once do not fit into the memory of {among.device}"
+            present = f"{recipe.batch // (group.ranks * recipe.accumulation)} samples at once do not fit into the memory of {group.device}"
             raise UserError(
-                f"{held}; raise accumulation, set model.checkpointing, or lower batch, and see what fits by `cover plan`"
+                f"{present}; raise accumulation, set model.checkpointing, or lower batch, and see what fits by `cover plan`"
             ) from None
 
 
-def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR0915
+def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR0915
     """This process's part of a run."""
-    # --- what there is to learn from ------------------------------------------------------------------------------------------
+    # --- what there is to learn from ----------------------------------------------------------------------------------
     run = Path(recipe.out)
     torch.manual_seed(recipe.seed)
     workers = workers_of_a_rank(recipe.workers)
@@ -64,46 +77,48 @@ def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR
     catalog = load_catalog(recipe.data.catalog)
     mixture = Mixture.open(recipe.data, catalog)
     recipe = with_steps(recipe, mixture)
-    schedule = make_schedule(recipe, mixture, among.ranks)
+    schedule = make_schedule(recipe, mixture, group.ranks)
     reader = make_reader(recipe, mixture)
 
-    # --- the model, where it starts, and what moves it ------------------------------------------------------------------------
-    first = among.once(lambda: first_step(run, recipe, resume))
+    # --- the model, where it starts, and what moves it ----------------------------------------------------------------
+    first = group.once(lambda: first_step(run, recipe, resume))
     begin = str(checkpoint.folder_of(run, first)) if first else recipe.start.checkpoint
     origin = find_release(begin) if begin else None
     model = build_model(recipe, mixture, origin)
-    among.once(lambda: prepare_folder(run, recipe, first, resume))
+    group.once(lambda: prepare_folder(run, recipe, first, resume))
     exclusions = count_exclusions(run, first, mixture)
     metadata = describe(recipe, mixture, model, origin)
     if origin and not first:
         for line in start_from(model, origin, recipe.start.temporal):
             say(line)
     freeze_unused(model, schedule)
-    freeze_kept(model, recipe.data.sets)
+    freeze_retained(model, recipe.data.sets)
     freeze_matched(model, recipe.optimizer.patterns)
-    model.to(among.device)
-    engine = Engine(model, among, recipe.distributed)
+    model.to(group.device)
+    engine = DistributedStep(model, group, recipe.distributed.strategy)
     optimizer = build_optimizer(model, recipe.optimizer)
     ema = Ema(model, recipe.ema) if recipe.ema else None
     trained = checkpoint.Trained(model, optimizer, ema)
-    facts = checkpoint.restore(run, first, trained, among) if first else {}
+    facts = checkpoint.restore(run, first, trained, group) if first else {}
     model.set_checkpointing(recipe.model.checkpointing)
     if recipe.compile:
         model.compile_stages()
-    settings = step_settings(recipe, mixture, model, among.device)
+    settings = step_settings(recipe, mixture, model, group.device)
     if first:
         check_same_rows(run, metadata)
 
-    # --- what watches over it -------------------------------------------------------------------------------------------------
-    log = RunLog(run, recipe, mixture, schedule, model, first, among.total, among.leads)
-    log.write("start", first, **metadata, **make_up(schedule), exclusions=exclusions, ranks=among.ranks, **log.about())
-    finite = FiniteCheck(run, recipe.nonfinite, among, schedule, mixture, facts.get("skipped", 0))
-    reading = ReadingCheck(recipe.data.sets, recipe.data.unreadable, among)
-    saver = checkpoint.Saver(run, among, engine.sharded, recipe.checkpoints)
+    # --- what watches over it -----------------------------------------------------------------------------------------
+    log = RunLog(run, recipe, mixture, schedule, model, first, group.total, group.leads)
+    log.write(
+        "start", first, **metadata, **make_up(schedule), exclusions=exclusions, ranks=group.ranks, **log.metadata()
+    )
+    finite = FiniteCheck(run, recipe.nonfinite, group, schedule, mixture, facts.get("skipped", 0))
+    reading = ReadingCheck(recipe.data.sets, recipe.data.unreadable, group)
+    saver = checkpoint.Saver(run, group, engine.sharded, recipe.checkpoints)
 
-    # --- the loop -------------------------------------------------------------------------------------------------------------
+    # --- the loop -----------------------------------------------------------------------------------------------------
     with log, StopSignal() as stop:
-        batches = packs(schedule, reader, first, recipe.steps, workers, among.rank, among.ranks)
+        batches = packs(schedule, reader, first, recipe.steps, workers, group.rank, group.ranks)
         for step in range(first, recipe.steps):
             lr = learning_rate(recipe.optimizer, step, recipe.steps)
             set_learning_rate(optimizer, lr)
@@ -111,14 +126,14 @@ def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR
                 pack = next(batches)
             log.note(pack)
             reading.note(pack)
-            seed_dropout(recipe.seed, step, among.rank)
-            parts = split_pack(augment_uint8(pack.to(among.device)), recipe.accumulation)
+            seed_dropout(recipe.seed, step, group.rank)
+            parts = split_pack(augment_uint8(pack.to(group.device)), recipe.accumulation)
             outcome = train_step(model, optimizer, parts, settings, log.tally, engine, stop.received is not None)
             if ema:
                 ema.update(step)
             finite.after(step, outcome)
             done = step + 1
-            leaving = finite.leaving or (among.ranks == 1 and stop.received is not None)
+            leaving = finite.leaving or (group.ranks == 1 and stop.received is not None)
             last = done == recipe.steps or leaving
             evaluating = due(done, recipe.evaluate_every, last and recipe.evaluate_every >= 0)
             if due(done, recipe.log_every, last or evaluating):
@@ -128,11 +143,11 @@ def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR
             log.advance()
             if evaluating and not leaving:
                 with log.spending("evaluation"), averaged(ema):
-                    log.write("dev", done, datasets=evaluate_dev(engine.whole(), catalog, recipe, among, workers))
+                    log.write("dev", done, datasets=evaluate_dev(engine.whole(), catalog, recipe, group, workers))
             if due(done, recipe.save_every, last):
                 finite.settle()
                 with log.spending("checkpoint"):
-                    saver.save(done, trained, metadata, {"skipped": finite.skipped, "ranks": among.ranks})
+                    saver.save(done, trained, metadata, {"skipped": finite.skipped, "ranks": group.ranks})
             if leaving:
                 break
         with log.spending("checkpoint"):
@@ -142,7 +157,7 @@ def train_among(among: Team, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR
     return run
 
 
-# --- setting up -----------------------------------------------------------------------------------------------------------------
+# --- setting up -------------------------------------------------------------------------------------------------------
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -159,7 +174,9 @@ def with_steps(recipe: Recipe, mixture: Mixture) -> Recipe:
 def make_schedule(recipe: Recipe, mixture: Mixture, ranks: int = 1) -> Schedule:
     """The draws of a run. Raises `UserError` where the ranks cannot have equal parts of a step."""
     augment, chance = recipe.augment, {name: recipe.augment.of(name).mix for name in recipe.data.sets}
-    return mixture.schedule(recipe.batch, recipe.seed, ranks, recipe.accumulation, augment.mixup, augment.cutmix, chance)
+    return mixture.schedule(
+        recipe.batch, recipe.seed, ranks, recipe.accumulation, augment.mixup, augment.cutmix, chance
+    )
 
 
 def make_reader(recipe: Recipe, mixture: Mixture) -> SampleReader:
@@ -171,8 +188,8 @@ def make_reader(recipe: Recipe, mixture: Mixture) -> SampleReader:
 def build_model(recipe: Recipe, mixture: Mixture, origin: Path | None) -> CoVeR:
     """The recipe's network with the heads of its data sets, randomly initialised under the recipe's seed.
 
-    How pixels are normalised, and what else belongs to weights rather than to a run, comes from `origin`, the release that it starts from,
-    as do the heads that are kept.
+    How pixels are normalised, and what else belongs to weights rather than to a run, comes from `origin`, the release
+    that it starts from, as do the heads that are kept.
     """
     release, heads = read_config(origin) if origin else None, mixture.heads
     for head in heads:
@@ -185,7 +202,9 @@ def build_model(recipe: Recipe, mixture: Mixture, origin: Path | None) -> CoVeR:
 
 
 def freeze_unused(model: CoVeR, schedule: Schedule) -> None:
-    """Image pre-training is of the non-temporal weights: without a clip in the mixture the temporal branch stays as it is."""
+    """Image pre-training is of the non-temporal weights: without a clip in the mixture the temporal branch stays as it
+    is.
+    """
     if all(group.frames == 1 for group in schedule.groups):
         for name in model.temporal_parameters():
             model.get_parameter(name).requires_grad_(False)
@@ -194,18 +213,29 @@ def freeze_unused(model: CoVeR, schedule: Schedule) -> None:
 def step_settings(recipe: Recipe, mixture: Mixture, model: CoVeR, device: torch.device) -> StepSettings:
     factors = [dataset.loss_weight for dataset in mixture.datasets]
     return StepSettings(
-        batch=recipe.batch, loss_weights=torch.tensor(factors, device=device), label_smoothing=recipe.label_smoothing,
-        clip=recipe.optimizer.clip, drop_path=recipe.model.drop_path, bf16=recipe.precision == "bf16",
+        batch=recipe.batch,
+        loss_weights=torch.tensor(factors, device=device),
+        label_smoothing=recipe.label_smoothing,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        drop_path=recipe.model.drop_path,
+        bf16=recipe.precision == "bf16",
         sigmoid=tuple(head.name for head in model.head_list if head.loss == "sigmoid"),
-    )  # fmt: skip
+    )
 
 
 def describe(recipe: Recipe, mixture: Mixture, model: CoVeR, origin: Path | None) -> dict[str, Any]:
-    """What goes with the weights: how each data set's clips are taken, and what the run was. Of the data sets of retained heads it is
-    what `origin`, the release that they come from, says."""
+    """What goes with the weights: how each data set's clips are taken, and what the run was. Of the data sets of
+    retained heads it is what `origin`, the release that they come from, says.
+    """
     before = read_config(origin).datasets if origin else {}
     sets = mixture.describe() | retained_metadata(model.head_list, recipe.data.sets, before)
-    return {"cover": __version__, "frames": recipe.data.frames, "seed": recipe.seed, "steps": recipe.steps, "datasets": sets}
+    return {
+        "cover": __version__,
+        "frames": recipe.data.frames,
+        "seed": recipe.seed,
+        "steps": recipe.steps,
+        "datasets": sets,
+    }
 
 
 def make_up(schedule: Schedule) -> dict[str, Any]:
@@ -216,7 +246,7 @@ def make_up(schedule: Schedule) -> dict[str, Any]:
     return {"groups": groups, "rate_wanted": rates}
 
 
-# --- inside the loop ------------------------------------------------------------------------------------------------------------
+# --- inside the loop --------------------------------------------------------------------------------------------------
 
 
 def due(done: int, every: int, otherwise: bool) -> bool:
@@ -229,12 +259,18 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(draw_seed(seed, "dropout", step, rank) >> 1)
 
 
-def evaluate_dev(model: CoVeR, catalog: Catalog, recipe: Recipe, among: Team, workers: int) -> dict[str, dict[str, Any]]:
+def evaluate_dev(
+    model: CoVeR, catalog: Catalog, recipe: Recipe, group: ProcessGroup, workers: int
+) -> dict[str, dict[str, Any]]:
     """Every data set that has a `dev` split, under its own protocol; each rank takes its share of the rows."""
-    named = [name for name in recipe.data.sets if "dev" in catalog.spec(name).splits and catalog.manifest_path(name, "dev").is_file()]
+    named = [
+        name
+        for name in recipe.data.sets
+        if "dev" in catalog.spec(name).splits and catalog.manifest_path(name, "dev").is_file()
+    ]
     model.eval()
     tasks = find_tasks(catalog, model, recipe.data.frames, "dev", named, decoder=recipe.data.decoder) if named else []
-    results = {task.spec.name: evaluate(model, task, among.device, workers, among=among)["plain"] for task in tasks}
+    results = {task.spec.name: evaluate(model, task, group.device, workers, group=group)["plain"] for task in tasks}
     model.train()
     return results
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Groups = tuple[tuple[int, int], ...]  # (samples, frames each), as in a Pack
+FrameGroups = tuple[tuple[int, int], ...]  # (samples, frames each), as in a Pack
 Stage = Literal["uint8", "float", "normalized"]
 
 
@@ -37,14 +37,14 @@ class Transform(ABC):
 
     @staticmethod
     @abstractmethod
-    def apply(frames: Tensor, drawn: Any, groups: Groups) -> Tensor:
+    def apply(frames: Tensor, drawn: Any, groups: FrameGroups) -> Tensor:
         """New frames `(F, 3, H, W)` from those of a Pack, which stay as they are.
 
         `drawn`: what `draw` returned for each of the S samples, stacked on the frames' device if tensors, else a tuple.
         """
 
 
-def apply_stage(stage: Stage, frames: Tensor, drawn: Mapping[type[Transform], Any], groups: Groups) -> Tensor:
+def apply_stage(stage: Stage, frames: Tensor, drawn: Mapping[type[Transform], Any], groups: FrameGroups) -> Tensor:
     """The frames of a Pack after all transforms of one stage."""
     for transform, parameters in drawn.items():
         if transform.stage == stage:
@@ -52,7 +52,7 @@ def apply_stage(stage: Stage, frames: Tensor, drawn: Mapping[type[Transform], An
     return frames
 
 
-def sample_of_frame(groups: Groups, device: torch.device) -> Tensor:
+def sample_of_frame(groups: FrameGroups, device: torch.device) -> Tensor:
     """int64 `(F,)`: the index of each frame's sample. It needs no transfer from or to the host."""
     samples = torch.arange(sum(count for count, _ in groups), device=device).split([count for count, _ in groups])
     return torch.cat([part.repeat_interleave(length) for part, (_, length) in zip(samples, groups, strict=True)])

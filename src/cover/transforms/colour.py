@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cover.transforms.base import Groups, Stage, Transform, sample_of_frame
+from cover.transforms.base import FrameGroups, Stage, Transform, sample_of_frame
 
 LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in a grey (ITU-R BT.601)
 
@@ -30,7 +30,7 @@ class ColourJitter(Transform):
         return torch.from_numpy(np.concatenate([matrix, offset], axis=1).astype(np.float32))
 
     @staticmethod
-    def apply(frames: Tensor, maps_S34: Tensor, groups: Groups) -> Tensor:
+    def apply(frames: Tensor, maps_S34: Tensor, groups: FrameGroups) -> Tensor:
         """Float frames `(F, 3, H, W)` in 0 to 1, mapped and cut off at 0 and 1."""
         maps_F34 = maps_S34[sample_of_frame(groups, frames.device)]
         return (maps_F34[:, :, :3] @ frames.flatten(2) + maps_F34[:, :, 3:]).view_as(frames).clamp(0, 1)

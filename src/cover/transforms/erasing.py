@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cover.transforms.base import Groups, Stage, Transform, inside_boxes, sample_of_frame
+from cover.transforms.base import FrameGroups, Stage, Transform, inside_boxes, sample_of_frame
 
 AREA = (0.02, 1 / 3)  # of the picture; this range and the next as in timm
 RATIO = 0.3  # width to height at least, and height to width; logarithmically uniform
@@ -39,6 +39,6 @@ class RandomErasing(Transform):
         return torch.zeros(4, dtype=torch.int64)
 
     @staticmethod
-    def apply(frames: Tensor, boxes_S4: Tensor, groups: Groups) -> Tensor:
+    def apply(frames: Tensor, boxes_S4: Tensor, groups: FrameGroups) -> Tensor:
         """Normalised frames `(F, 3, H, W)` with each sample's box at zero, the mean colour."""
         return frames.masked_fill(inside_boxes(boxes_S4, frames)[sample_of_frame(groups, frames.device)], 0)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cover.transforms.base import Groups, inside_boxes, sample_of_frame
+from cover.transforms.base import FrameGroups, inside_boxes, sample_of_frame
+from cover.transforms.crop import Box
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 NO_BOX: Box = (0, 0, 0, 0)
 
 
@@ -52,7 +52,7 @@ class Mixup:
         return (box[2] - box[0]) * (box[3] - box[1]) / size**2, box  # the area that is left inside the picture
 
     @staticmethod
-    def apply(frames: Tensor, mix: Mix, weight_S: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
+    def apply(frames: Tensor, mix: Mix, weight_S: Tensor, groups: FrameGroups) -> tuple[Tensor, Tensor, Tensor]:
         """Frames `(F, 3, H, W)` mixed with their partners'; the index and the weight of each sample's partner, `(S,)`.
 
         `weight_S`: as in a Pack, 0 where a file could not be read. Of such a pair the weight is 0, and the other is

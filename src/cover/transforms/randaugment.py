@@ -23,7 +23,7 @@ import torch.nn.functional as fn
 from torch import Tensor
 
 from cover.errors import UserError
-from cover.transforms.base import Groups, Stage, Transform
+from cover.transforms.base import FrameGroups, Stage, Transform
 
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 LARGEST = 10.0  # the magnitude at which an operation is at its limit
@@ -99,7 +99,7 @@ class RandAugment(Transform):
         return Operations(moved, tuple(colour)) if moved or colour else None
 
     @staticmethod
-    def apply(frames: Tensor, operations: Sequence[Operations | None], groups: Groups) -> Tensor:
+    def apply(frames: Tensor, operations: Sequence[Operations | None], groups: FrameGroups) -> Tensor:
         """uint8 frames `(F, 3, H, W)` with each sample's operations applied.
 
         The host knows which samples are changed, so that no device waits for another.
@@ -233,8 +233,8 @@ def _from_tables(clips: Tensor, tables: Tensor) -> Tensor:
     """Every value replaced by that in a table: `(S, 3 or 1, 256)`, clamped to 0 to 255, cut down to whole numbers."""
     samples, length, channels, height, width = clips.shape
     values = clips.transpose(1, 2).reshape(samples, channels, -1)
-    found = tables.clamp(0, 255).to(torch.uint8).expand(-1, channels, -1).gather(2, values.long())
-    return found.view(samples, channels, length, height, width).transpose(1, 2)
+    result = tables.clamp(0, 255).to(torch.uint8).expand(-1, channels, -1).gather(2, values.long())
+    return result.view(samples, channels, length, height, width).transpose(1, 2)
 
 
 def _histograms(clips: Tensor) -> Tensor:

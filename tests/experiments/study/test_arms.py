@@ -13,7 +13,7 @@ from cover import config
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
 from cover.experiments.study.arms import Grid, Job
-from cover.experiments.study.config import ARMS, Origin, Size, Study, Transfer
+from cover.experiments.study.study_file import ARMS, Origin, Size, Study, Transfer
 from cover.experiments.study.subsets import Subset, SubsetBuilder
 from cover.mixture.mixture import Mixture
 from cover.model.backbones import named_config
@@ -33,9 +33,18 @@ def make_grid(sandbox: Path, tmp_path: Path) -> MakeGrid:
 
     def make(**changes: object) -> Grid:
         study = Study(
-            str(sandbox), str(tmp_path), SETS, {"whole": Size(6)}, [0], 0.02, SETS, ["imagenet"], origins={"photos": PHOTOS}, frames=4,
+            str(sandbox),
+            str(tmp_path),
+            SETS,
+            {"whole": Size(6)},
+            [0],
+            0.02,
+            SETS,
+            ["imagenet"],
+            origins={"photos": PHOTOS},
+            frames=4,
             batch=12,
-        )  # fmt: skip
+        )
         return Grid(replace(study, **changes), SubsetBuilder(load_catalog(sandbox), tmp_path / "data", "val", 0.2))
 
     return make
@@ -73,11 +82,15 @@ def test_the_steps_of_a_target_hold_as_many_clips_in_every_arm(make_grid: MakeGr
 
 
 @pytest.mark.parametrize("image_temporal", ["attend", "skip"])
-def test_at_equal_compute_the_multiply_adds_are_equal(make_grid: MakeGrid, image_temporal: Literal["attend", "skip"]) -> None:
+def test_at_equal_compute_the_multiply_adds_are_equal(
+    make_grid: MakeGrid, image_temporal: Literal["attend", "skip"]
+) -> None:
     """Three of four samples are images, so that what their temporal branch takes is more than rounding."""
     weights = {"kinetics": 1, "ssv2": 1, "moments": 1, "imagenet": 9}
     model = TimeSformerOptions(image_temporal=image_temporal)
-    grid = make_grid(arms=["alone_long", "videos_images"], sizes={"whole": Size(60)}, weights=weights, batch=24, model=model)
+    grid = make_grid(
+        arms=["alone_long", "videos_images"], sizes={"whole": Size(60)}, weights=weights, batch=24, model=model
+    )
 
     def work(recipe: Recipe) -> int:
         shape = named_config("mini", frames=4, image_temporal=image_temporal)
@@ -87,15 +100,19 @@ def test_at_equal_compute_the_multiply_adds_are_equal(make_grid: MakeGrid, image
 
     for target in SETS:
         alone, mixed = (
-            work(grid.jobs[each.job].recipe) for arm in ("alone_long", "videos_images")
-            for each in grid.measurements if (each.arm, each.target) == (arm, target)
-        )  # fmt: skip
+            work(grid.jobs[each.job].recipe)
+            for arm in ("alone_long", "videos_images")
+            for each in grid.measurements
+            if (each.arm, each.target) == (arm, target)
+        )
         assert alone == pytest.approx(mixed, rel=0.01)
 
 
 def test_a_mixture_that_is_the_same_for_all_targets_is_run_once(make_grid: MakeGrid) -> None:
     grid = make_grid()
-    runs = {arm: {cell.job for cell in grid.measurements if cell.arm == arm} for arm in ("alone", "videos", "videos_images")}
+    runs = {
+        arm: {cell.job for cell in grid.measurements if cell.arm == arm} for arm in ("alone", "videos", "videos_images")
+    }
     assert {arm: len(jobs) for arm, jobs in runs.items()} == {"alone": 3, "videos": 1, "videos_images": 1}
     (shared,) = runs["videos"]
     assert grid.jobs[shared].measured == set(SETS)
@@ -106,8 +123,12 @@ def test_with_a_part_of_the_target_every_target_has_its_own(make_grid: MakeGrid)
     assert len({cell.job for cell in grid.measurements if cell.arm == "videos"}) == 3
 
 
-@pytest.mark.parametrize("changes", [{"alpha": 0.5}, {"weights": {"kinetics": 1, "ssv2": 2, "moments": 1, "imagenet": 4}}])
-def test_where_rates_are_not_in_proportion_every_target_has_its_own_number_of_steps(make_grid: MakeGrid, changes: dict) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"alpha": 0.5}, {"weights": {"kinetics": 1, "ssv2": 2, "moments": 1, "imagenet": 4}}]
+)
+def test_where_rates_are_not_in_proportion_every_target_has_its_own_number_of_steps(
+    make_grid: MakeGrid, changes: dict
+) -> None:
     grid = make_grid(sizes={"whole": Size(30)}, **changes)
     for cell in grid.measurements:
         if cell.kind == "arm":
@@ -120,8 +141,8 @@ def test_seeds_and_folds_multiply_and_each_fold_is_measured_on_its_own_clips(mak
     jobs = [grid.jobs[cell.job] for cell in grid.measurements]
     assert len(jobs) == len({job.name for job in jobs}) == 6
     first = [job for job in jobs if job.recipe.seed == 0]
-    held = [{row.sample_id for row in grid.builder.measured(job.subsets["moments"]).rows()} for job in first]
-    assert len(set().union(*held)) == sum(map(len, held))
+    present = [{row.sample_id for row in grid.builder.measured(job.subsets["moments"]).rows()} for job in first]
+    assert len(set().union(*present)) == sum(map(len, present))
 
 
 def test_the_co_trained_source_of_a_transfer_leaves_the_target_out(make_grid: MakeGrid) -> None:
@@ -159,11 +180,11 @@ def test_a_source_that_is_an_arm_is_the_arm_s_run(make_grid: MakeGrid) -> None:
 
 def test_a_job_comes_after_the_one_that_it_starts_from(make_grid: MakeGrid) -> None:
     grid = make_grid(probes=["imagenet"], transfer=Transfer({"kinetics": ["kinetics"]}, {}, ["moments"]))
-    seen: set[str] = set()
+    visited: set[str] = set()
     for wave in grid.waves():
-        assert all(job.start is None or job.start.name in seen for job in wave)
-        seen |= {job.name for job in wave}
-    assert seen == set(grid.jobs)
+        assert all(job.start is None or job.start.name in visited for job in wave)
+        visited |= {job.name for job in wave}
+    assert visited == set(grid.jobs)
 
 
 def test_the_digest_is_of_what_the_result_depends_on(make_grid: MakeGrid) -> None:
@@ -188,8 +209,12 @@ def test_a_mixture_of_several_targets_is_one_run_whatever_the_counts_round_to(ma
             assert len({cell.job for cell in grid.measurements}) == 2
 
 
-def test_a_run_of_one_target_is_chosen_on_it_and_one_of_several_on_all(make_grid: MakeGrid, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {job.recipe.checkpoints.best for job in make_grid().jobs.values() if job.measured & set(SETS)} == {""}, "there is no dev here"
+def test_a_run_of_one_target_is_chosen_on_it_and_one_of_several_on_all(
+    make_grid: MakeGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {job.recipe.checkpoints.best for job in make_grid().jobs.values() if job.measured & set(SETS)} == {""}, (
+        "there is no dev here"
+    )
     monkeypatch.setattr("cover.experiments.study.arms.measured_subsets", lambda study: [])
     for job in make_grid(sizes={"whole": Size(6), "half": Size(6, 0.5)}).jobs.values():
         if targets := job.measured & set(SETS):
@@ -207,7 +232,9 @@ def test_every_arm_is_evaluated_as_often(make_grid: MakeGrid) -> None:
 def test_the_digest_is_of_how_clips_are_read_too(sandbox: Path, tmp_path: Path) -> None:
     catalog = load_catalog(sandbox)
     other = replace(catalog, specs={**catalog.specs, "ssv2": replace(catalog.spec("ssv2"), flip="never")})
-    first, second = (SubsetBuilder(each, tmp_path / "data", "val", 0.1).digest(Subset("ssv2")) for each in (catalog, other))
+    first, second = (
+        SubsetBuilder(each, tmp_path / "data", "val", 0.1).digest(Subset("ssv2")) for each in (catalog, other)
+    )
     assert first != second
 
 
@@ -236,7 +263,14 @@ def test_every_learning_rate_is_tried_in_every_arm(make_grid: MakeGrid) -> None:
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(tmp_path: Path, text: str, said: str) -> None:
-    fields = {"catalog": "c.yaml", "out": "o", "targets": "[kinetics]", "seeds": "[0]", "margin": "0.02", "sizes": "{whole: {epochs: 5}}"}
+    fields = {
+        "catalog": "c.yaml",
+        "out": "o",
+        "targets": "[kinetics]",
+        "seeds": "[0]",
+        "margin": "0.02",
+        "sizes": "{whole: {epochs: 5}}",
+    }
     fields |= {"arms": "[alone, videos]", "videos": "[kinetics, moments]"}
     key = text.split(":", maxsplit=1)[0]
     file = tmp_path / "study.yaml"

@@ -10,13 +10,15 @@ import pytest
 
 from cover import config
 from cover.cli import main
-from cover.experiments.study.config import ARMS, Study
+from cover.experiments.study.study_file import ARMS, Study
 
 PAGE = (Path(__file__).parents[3] / "docs/studies.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)
 
 
-def test_the_blocks_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_blocks_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert [kind for kind, _ in BLOCKS] == ["sh", "yaml", "sh", "python", "sh"]
     for kind, text in BLOCKS:
@@ -36,10 +38,10 @@ def test_the_blocks_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_every_arm_and_every_indented_part_is_a_study_s(tmp_path: Path) -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) == set(ARMS)
-    given = next(text for kind, text in BLOCKS if kind == "yaml")
+    value = next(text for kind, text in BLOCKS if kind == "yaml")
     for part in re.findall(r"(?:^    .*\n)+", re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL), re.MULTILINE):
         text = "\n".join(line.removeprefix("    ") for line in part.splitlines())
         key = text.split(":", maxsplit=1)[0]
-        kept = re.sub(rf"^{key}:.*\n(?:  .*\n)*", "", given, flags=re.MULTILINE)
-        (tmp_path / "study.yaml").write_text(kept + text, encoding="utf-8")
+        retained = re.sub(rf"^{key}:.*\n(?:  .*\n)*", "", value, flags=re.MULTILINE)
+        (tmp_path / "study.yaml").write_text(retained + text, encoding="utf-8")
         assert getattr(config.load(Study, tmp_path / "study.yaml"), key)

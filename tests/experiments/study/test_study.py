@@ -55,12 +55,15 @@ def done(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def summary(done: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((done / "study/results.json").read_text(encoding="utf-8"))
-    return found
+    result: dict[str, Any] = json.loads((done / "study/results.json").read_text(encoding="utf-8"))
+    return result
 
 
 def test_every_figure_has_its_protocol(summary: dict[str, Any]) -> None:
-    assert {(row["arm"], row["dataset"]) for row in summary["arms"]} == {("alone", "kinetics"), ("videos_images", "kinetics")}
+    assert {(row["arm"], row["dataset"]) for row in summary["arms"]} == {
+        ("alone", "kinetics"),
+        ("videos_images", "kinetics"),
+    }
     for row in summary["arms"]:
         assert row["low"] <= row["top1"] <= row["high"]
         assert row["n_read"] == row["n_listed"] == row["items"] > 0
@@ -69,21 +72,27 @@ def test_every_figure_has_its_protocol(summary: dict[str, Any]) -> None:
         assert row["checkpoint_steps"]
         assert len(row["class_digest"]) == 12
     (comparison,) = summary["comparisons"]
-    ours, theirs = (next(row["top1"] for row in summary["arms"] if row["arm"] == arm) for arm in ("videos_images", "alone"))
+    ours, theirs = (
+        next(row["top1"] for row in summary["arms"] if row["arm"] == arm) for arm in ("videos_images", "alone")
+    )
     assert comparison["difference"] == pytest.approx(ours - theirs)
     assert comparison["verdict"] in ("better", "worse", "not worse", "no difference shown")
     assert summary["generated"] is True
 
 
-def test_a_figure_is_what_evaluate_says_of_the_same_checkpoint(done: Path, summary: dict[str, Any], sandbox: Path) -> None:
-    (found,) = evaluate_release(
+def test_a_figure_is_what_evaluate_says_of_the_same_checkpoint(
+    done: Path, summary: dict[str, Any], sandbox: Path
+) -> None:
+    (result,) = evaluate_release(
         done / "study/runs/alone.kinetics.whole.scratch.lr0.001.s1", sandbox, "val", (), None, ("plain",), "cpu", 0, 0
     )
     row = next(row for row in summary["arms"] if row["arm"] == "alone")
-    assert row["by_seed"][1] == pytest.approx(found["top1"], abs=1e-5)
+    assert row["by_seed"][1] == pytest.approx(result["top1"], abs=1e-5)
 
 
-def test_a_second_call_repeats_nothing_and_another_seed_adds_its_own(done: Path, sandbox: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_second_call_repeats_nothing_and_another_seed_adds_its_own(
+    done: Path, sandbox: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = stamps(done / "study")
     assert main(["study", str(done / "study.yaml"), "--jobs", "1"]) == 0
     assert "4 of 4 runs are done" in capfd.readouterr().err
@@ -105,7 +114,9 @@ def test_the_report_and_its_words_are_written(done: Path, capfd: pytest.CaptureF
     assert "kinetics" in words
 
 
-def test_a_dry_run_says_what_could_be_found_and_runs_nothing(sandbox: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_says_what_could_be_found_and_runs_nothing(
+    sandbox: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     file = write(tmp_path, sandbox)
     assert main(["study", str(file), "--dry-run"]) == 0
     out, err = capfd.readouterr()
@@ -119,7 +130,9 @@ def test_a_killed_study_goes_on_to_the_same_results(done: Path, sandbox: Path, t
     file = write(tmp_path, sandbox)
     command = [sys.executable, "-m", "cover", "study", str(file), "--jobs", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True
+    )
     until = time.monotonic() + 120
     while not stamps(tmp_path / "study"):
         assert process.poll() is None, process.communicate()[1]
@@ -132,7 +145,9 @@ def test_a_killed_study_goes_on_to_the_same_results(done: Path, sandbox: Path, t
     assert main(["study", str(file), "--jobs", "1"]) == 0
     after = stamps(tmp_path / "study")
     assert {name: after[name] for name in before} == before, "what was done stayed as it was"
-    ours, theirs = (json.loads((folder / "study/results.json").read_text(encoding="utf-8")) for folder in (tmp_path, done))
+    ours, theirs = (
+        json.loads((folder / "study/results.json").read_text(encoding="utf-8")) for folder in (tmp_path, done)
+    )
     assert [row["by_seed"] for row in ours["arms"]] == [row["by_seed"] for row in theirs["arms"]]
     assert ours["comparisons"] == theirs["comparisons"]
 
@@ -164,7 +179,9 @@ def test_weights_that_are_gone_are_made_again_where_a_run_starts_from_them(sandb
         ("images: [imagent]", 'no data set "imagent"'),
     ],
 )
-def test_wrong_sets_are_one_line(sandbox: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], more: str, said: str) -> None:
+def test_wrong_sets_are_one_line(
+    sandbox: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], more: str, said: str
+) -> None:
     file = write(tmp_path, sandbox)
     key, _, value = more.partition(": ")
     assert main(["study", str(file), f"--{key}", value]) == 2
@@ -175,16 +192,39 @@ def test_wrong_sets_are_one_line(sandbox: Path, tmp_path: Path, capfd: pytest.Ca
 def test_transfer_of_checkpoints_to_a_set_that_they_do_not_know(
     sandbox: Path, done: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    sources = [f"--source={name}={done}/study/runs/{run}" for name, run in (
-        ("one", "alone.kinetics.whole.scratch.lr0.001.s0"), ("mixed", "videos_images.whole.scratch.lr0.001.s0"))]  # fmt: skip
-    command = ["transfer", *sources, "--target", "ssv2", "--catalog", str(sandbox), "--epochs", "1", "--how", "probe", "--seeds", "1",
-               "--batch", "8", "--out", str(tmp_path / "moved"), "--jobs", "1"]  # fmt: skip
+    sources = [
+        f"--source={name}={done}/study/runs/{run}"
+        for name, run in (
+            ("one", "alone.kinetics.whole.scratch.lr0.001.s0"),
+            ("mixed", "videos_images.whole.scratch.lr0.001.s0"),
+        )
+    ]
+    command = [
+        "transfer",
+        *sources,
+        "--target",
+        "ssv2",
+        "--catalog",
+        str(sandbox),
+        "--epochs",
+        "1",
+        "--how",
+        "probe",
+        "--seeds",
+        "1",
+        "--batch",
+        "8",
+        "--out",
+        str(tmp_path / "moved"),
+        "--jobs",
+        "1",
+    ]
     assert main(command) == 0
     out, _ = capfd.readouterr()
     rows = [line.split() for line in out.splitlines() if line.startswith(("one", "mixed"))]
     assert [row[:3] for row in rows] == [["one", "probe", "ssv2"], ["mixed", "probe", "ssv2"]]
-    found = json.loads((tmp_path / "moved/results.json").read_text(encoding="utf-8"))
-    (comparison,) = found["comparisons"]
+    result = json.loads((tmp_path / "moved/results.json").read_text(encoding="utf-8"))
+    (comparison,) = result["comparisons"]
     assert (comparison["ours"], comparison["theirs"]) == ("mixed:probe", "one:probe")
     assert main(command) == 0
     assert "2 of 2 runs are done" in capfd.readouterr().err

@@ -21,7 +21,25 @@ from cover.media.decode import decode_at
 
 
 def row(number: int, source: str, label: int) -> Row:
-    return Row(f"clip{number}", source, f"{number}.mp4", None, None, label, None, None, None, None, 12, 12.0, 64, 48, "h264", "ok", "")
+    return Row(
+        f"clip{number}",
+        source,
+        f"{number}.mp4",
+        None,
+        None,
+        label,
+        None,
+        None,
+        None,
+        None,
+        12,
+        12.0,
+        64,
+        48,
+        "h264",
+        "ok",
+        "",
+    )
 
 
 def listed(sources: list[tuple[int, int]]) -> list[Row]:
@@ -43,10 +61,10 @@ def test_folds_measure_every_clip_once_and_share_no_source(rows: list[Row], fold
         splits = folded(rows, folds, fold, 0.25)
         measured += [each.sample_id for each in splits[MEASURED]]
         assert sum(map(len, splits.values())) == len(rows)
-        held = [{each.source_id for each in own} for own in splits.values()]
-        assert not held[0] & held[1]
-        assert not held[0] & held[2]
-        assert not held[1] & held[2]
+        present = [{each.source_id for each in own} for own in splits.values()]
+        assert not present[0] & present[1]
+        assert not present[0] & present[2]
+        assert not present[1] & present[2]
     assert sorted(measured) == sorted(each.sample_id for each in rows)
 
 
@@ -54,25 +72,25 @@ def test_folds_are_even_in_size_and_in_classes() -> None:
     rows = [row(number, f"film{number // 3}", number % 4) for number in range(240)]
     place = deal(rows, 5)
     for label in range(4):
-        held = Counter(place[each.source_id] for each in rows if each.label == label)
-        assert max(held.values()) - min(held.values()) <= 3
+        present = Counter(place[each.source_id] for each in rows if each.label == label)
+        assert max(present.values()) - min(present.values()) <= 3
 
 
 @given(clips, st.floats(0.05, 0.9), st.integers(0, 5))
 def test_a_part_has_its_share_of_every_class_in_whole_sources(rows: list[Row], part: float, seed: int) -> None:
-    kept = part_of(rows, part, seed)
-    taken = {each.source_id for each in kept}
-    assert kept == [each for each in rows if each.source_id in taken]
+    retained = part_of(rows, part, seed)
+    chosen = {each.source_id for each in retained}
+    assert retained == [each for each in rows if each.source_id in chosen]
     for label, count in Counter(each.label for each in rows).items():
-        assert sum(each.label == label for each in kept) >= max(1, round(part * count))
-    assert kept == part_of(rows, part, seed)
+        assert sum(each.label == label for each in retained) >= max(1, round(part * count))
+    assert retained == part_of(rows, part, seed)
 
 
 def test_where_every_clip_is_a_source_a_part_is_exact_and_seeds_differ() -> None:
     rows = [row(number, f"film{number}", number % 4) for number in range(400)]
-    kept = part_of(rows, 0.1, 0)
-    assert Counter(each.label for each in kept) == dict.fromkeys(range(4), 10)
-    assert kept != part_of(rows, 0.1, 1)
+    retained = part_of(rows, 0.1, 0)
+    assert Counter(each.label for each in retained) == dict.fromkeys(range(4), 10)
+    assert retained != part_of(rows, 0.1, 1)
 
 
 def test_permuting_moves_labels_and_nothing_else() -> None:
@@ -105,7 +123,11 @@ def test_a_whole_data_set_is_its_own_splits(builder: SubsetBuilder) -> None:
 def test_folds_of_a_data_set_are_over_all_its_labelled_clips(builder: SubsetBuilder) -> None:
     own = [open_manifest(builder.catalog.manifest_path("moments", split)) for split in ("train", "val")]
     everything = [each.sample_id for manifest in own for each in manifest.rows()]
-    measured = [each.sample_id for fold in range(3) for each in rows_of(builder.entry(Subset("moments", folds=3, fold=fold)), MEASURED)]
+    measured = [
+        each.sample_id
+        for fold in range(3)
+        for each in rows_of(builder.entry(Subset("moments", folds=3, fold=fold)), MEASURED)
+    ]
     assert sorted(measured) == sorted(everything)
 
 
@@ -125,7 +147,10 @@ def test_what_overlap_excludes_is_trained_on_by_no_arm(make_set, tmp_path: Path)
     catalog = load_catalog(make_set({f"{letter}.mp4": letter for letter in "abcdef"}))
     manifest = open_manifest(catalog.manifest_path("mine", "train"))
     gone = Exclusion("mine", 2, manifest.row(2).sample_id, "source", "mine", "val", "x")
-    digests = {f"mine-{split}.arrow": open_manifest(catalog.manifest_path("mine", split)).digest() for split in ("train", "val")}
+    digests = {
+        f"mine-{split}.arrow": open_manifest(catalog.manifest_path("mine", split)).digest()
+        for split in ("train", "val")
+    }
     write_exclusions(exclusions_path(catalog), [gone], digests, ["source"])
     builder = SubsetBuilder(catalog, tmp_path / "data", "val", 0.1)
     assert builder.count(Subset("mine")) == 5

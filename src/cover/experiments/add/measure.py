@@ -15,15 +15,14 @@ import torch
 from cover.datasets.catalog import Catalog
 from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
-from cover.evaluation.evaluate import evaluate
-from cover.evaluation.reading import truth
+from cover.evaluation.evaluate import evaluate, targets_of
+from cover.evaluation.protocol import EvaluationTask, find_tasks
 from cover.evaluation.statistics import Estimate, difference, in_common, judge, proportion
-from cover.evaluation.tasks import Task, find_tasks
 from cover.experiments.run_files import read_result, write_result
+from cover.hardware import pick_device
 from cover.mixture.dataset import make_heads
 from cover.mixture.loader import labels_of
 from cover.model.cover import CoVeR
-from cover.model.device import pick_device
 from cover.model.heads import Head, head_of
 from cover.model.release import load_release, read_config, read_weights, weights_digest
 from cover.training.recipe import Recipe
@@ -33,11 +32,22 @@ MARGIN = 0.02  # a loss of top-1 below which a head counts as not worse
 TRAINING_ONLY = ("dropout",)  # settings without effect in evaluation
 BACKBONE = ""  # the name of all of a network but its heads
 PROTOCOL = (
-    "split", "media", "views", "frames", "sampling", "classes", "class_digest", "head", "multi_label", "n_read", "n_listed", "map",
-)  # fmt: skip
+    "split",
+    "media",
+    "views",
+    "frames",
+    "sampling",
+    "classes",
+    "class_digest",
+    "head",
+    "multi_label",
+    "n_read",
+    "n_listed",
+    "map",
+)
 
 
-# --- the data sets of a release -----------------------------------------------------------------------------------------
+# --- the data sets of a release ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -96,30 +106,38 @@ def _same_classes(head: Head, catalog: Catalog) -> bool:
 
 
 def split_of(name: str, catalog: Catalog, preferred: str | None) -> str | None:
-    """The split that a data set is measured on: `preferred` or else the first of `SPLITS` that it has; None without any."""
+    """The split that a data set is measured on: `preferred` or else the first of `SPLITS` that it has; None without
+    any.
+    """
     order = [preferred, *SPLITS] if preferred else SPLITS
     return next((split for split in order if split and not why_absent(name, catalog, split)), None)
 
 
 def split_of_new(name: str, catalog: Catalog, wanted: str | None) -> str:
-    """The split that the new data set is measured on: `wanted`, or the first of `SPLITS` that it has. Raises `UserError`."""
+    """The split that the new data set is measured on: `wanted`, or the first of `SPLITS` that it has. Raises
+    `UserError`.
+    """
     split = split_of(name, catalog, wanted)
     if split is None:
-        raise UserError(f"{name}: no readable and labelled sample in {', '.join(SPLITS)} to measure it on; does the catalog say dev: 0?")
+        raise UserError(
+            f"{name}: no readable and labelled sample in {', '.join(SPLITS)} to measure it on; does the catalog say dev: 0?"
+        )
     if wanted and split != wanted:
-        raise UserError(f"--split {wanted}: {name} {why_absent(name, catalog, wanted)}; it could be measured on {split}")
+        raise UserError(
+            f"--split {wanted}: {name} {why_absent(name, catalog, wanted)}; it could be measured on {split}"
+        )
     return split
 
 
-# --- one checkpoint on one split ----------------------------------------------------------------------------------------
+# --- one checkpoint on one split --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SampleResults:
     """Right and wrong answers on a split, with its protocol.
 
-    `rows`: int64 `(N,)`, the manifest rows that were read, ascending. `right`: bool `(N,)`: the best class, alone in first
-    place, is the sample's, or in a multi-label set one of the sample's. `sources`: int64 `(N,)`.
+    `rows`: int64 `(N,)`, the manifest rows that were read, ascending. `right`: bool `(N,)`: the best class, alone in
+    first place, is the sample's, or in a multi-label set one of the sample's. `sources`: int64 `(N,)`.
     """
 
     protocol: dict[str, Any]
@@ -145,8 +163,11 @@ class Evaluator:
         spec, manifest = self.catalog.spec(dataset), open_manifest(self.catalog.manifest_path(dataset, split))
         frames = read_config(self.release).frames
         stamp = {
-            "manifest": manifest.digest(), "views": str(spec.views), "sampling": str(spec.sampling), "frames": frames,
-        }  # fmt: skip
+            "manifest": manifest.digest(),
+            "views": str(spec.views),
+            "sampling": str(spec.sampling),
+            "frames": frames,
+        }
         result = read_result(path)
         if result is None or result["stamp"] != stamp:
             result = {"stamp": stamp, **self._evaluate(dataset, split)}
@@ -167,9 +188,11 @@ class Evaluator:
         (task,) = find_tasks(self.catalog, model, model.frames, split, [dataset])
         right: dict[int, bool] = {}
 
-        def keep(task: Task, variant: str, numbers: Sequence[int], scores: torch.Tensor) -> None:
-            labels = [[int(task.relabel[label]) for label in labels_of(task.manifest.row(number))] for number in numbers]
-            right.update(zip(numbers, right_answers(scores.mean(1), truth(labels, task)).tolist(), strict=True))
+        def keep(task: EvaluationTask, variant: str, numbers: Sequence[int], scores: torch.Tensor) -> None:
+            labels = [
+                [int(task.relabel[label]) for label in labels_of(task.manifest.row(number))] for number in numbers
+            ]
+            right.update(zip(numbers, right_answers(scores.mean(1), targets_of(labels, task)).tolist(), strict=True))
 
         result = evaluate(model, task, pick_device(self.device), self.workers, keep=keep)["plain"]
         rows = sorted(right)
@@ -180,14 +203,15 @@ class Evaluator:
 def right_answers(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """bool `(N,)` of probabilities `(N, classes)`: the samples that `metrics.TopK` counts as top-1.
 
-    `labels`: int64 `(N,)`; or of a multi-label set `(N, classes)`, then what `metrics.MeanAveragePrecision` counts as `hit1`.
+    `labels`: int64 `(N,)`; or of a multi-label set `(N, classes)`, then what `metrics.MeanAveragePrecision` counts as
+    `hit1`.
     """
-    hot = labels > 0 if labels.ndim == 2 else torch.nn.functional.one_hot(labels, scores.shape[1]) > 0
-    own, others = (torch.where(mask, scores, -torch.inf).max(1).values for mask in (hot, ~hot))
-    return torch.where(hot.any(1), own > others, others < 0.5)
+    multi_hot = labels > 0 if labels.ndim == 2 else torch.nn.functional.one_hot(labels, scores.shape[1]) > 0
+    own, others = (torch.where(mask, scores, -torch.inf).max(1).values for mask in (multi_hot, ~multi_hot))
+    return torch.where(multi_hot.any(1), own > others, others < 0.5)
 
 
-# --- before and after ---------------------------------------------------------------------------------------------------
+# --- before and after -------------------------------------------------------------------------------------------------
 
 
 def measure_old(before: Evaluator, old: OldSets, splits: Mapping[str, str | None]) -> dict[str, SampleResults | str]:
@@ -218,18 +242,26 @@ def compare_old(
     for name, before in results.items():
         head = old.heads[name].name
         row = {
-            "dataset": name, "head": head, "trained": name in recipe.data.sets, "unchanged": {head, BACKBONE} <= same,
-        }  # fmt: skip
+            "dataset": name,
+            "head": head,
+            "trained": name in recipe.data.sets,
+            "unchanged": {head, BACKBONE} <= same,
+        }
         if isinstance(before, str):
             rows.append({**row, "why_not": before})
             continue
         now = before if row["unchanged"] else after.measure(name, before.protocol["split"])
         ours, theirs, sources = _paired(now, before)
-        rows.append({
-            **row, **now.protocol, "measure": now.measure, "before": asdict(proportion(theirs, sources, recipe.seed)),
-            "after": asdict(proportion(ours, sources, recipe.seed)),
-            "difference": asdict(difference(ours, theirs, sources, recipe.seed)),
-        })  # fmt: skip
+        rows.append(
+            {
+                **row,
+                **now.protocol,
+                "measure": now.measure,
+                "before": asdict(proportion(theirs, sources, recipe.seed)),
+                "after": asdict(proportion(ours, sources, recipe.seed)),
+                "difference": asdict(difference(ours, theirs, sources, recipe.seed)),
+            }
+        )
     measured = {row["dataset"]: row for row in rows if "difference" in row}
     verdicts = judge({name: Estimate(**row["difference"]) for name, row in measured.items()}, MARGIN)
     for name, (_, word) in verdicts.items():
@@ -237,14 +269,18 @@ def compare_old(
     return rows
 
 
-def _paired(ours: SampleResults, theirs: SampleResults) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+def _paired(
+    ours: SampleResults, theirs: SampleResults
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """The right answers of each on the samples that both have read, and the sources of these."""
     mine, others = in_common(ours.rows, theirs.rows)
     return ours.right[mine], theirs.right[others], ours.sources[mine]
 
 
 def unchanged(before: Path, after: Path) -> set[str]:
-    """The heads whose tensors have the same bits in both releases, and `BACKBONE` where all other tensors and settings have."""
+    """The heads whose tensors have the same bits in both releases, and `BACKBONE` where all other tensors and settings
+    have.
+    """
     theirs, ours = read_weights(before), read_weights(after)
     parts = {BACKBONE: _settings(before) == _settings(after)}
     for name, value in theirs.items():

@@ -16,7 +16,9 @@ from cover.console import print_table, say, write_json
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import Manifest, open_manifest
+from cover.distributed import started_by_torchrun
 from cover.errors import UserError
+from cover.experiments.add.add_recipe import AddRequest, add_recipe, baseline_recipe, in_short
 from cover.experiments.add.measure import (
     Evaluator,
     OldSets,
@@ -29,14 +31,12 @@ from cover.experiments.add.measure import (
     split_of,
     split_of_new,
 )
-from cover.experiments.add.recipe import AddRequest, add_recipe, baseline_recipe, in_short
 from cover.experiments.run_files import read_log
 from cover.machine import default_workers
 from cover.model.release import find_release, read_config
 from cover.training.checkpoint import LOG
-from cover.training.distributed import started_by_torchrun
 from cover.training.recipe import Recipe
-from cover.training.resume import is_begun
+from cover.training.resume import has_started
 from cover.training.train import train
 
 BESIDE = "add"  # the folder, inside the run's own, of everything but the run
@@ -46,8 +46,9 @@ BESIDE = "add"  # the folder, inside the run's own, of everything but the run
 class AddOptions:
     """Options of `add` beside the request.
 
-    `compare`: also train the new set alone, from `baseline` or from random weights. `split`: measured in place of the first of
-    `measure.SPLITS`. `only_recipe`: write the recipe and stop. `overrides`: of the recipe, as of `cover train`.
+    `compare`: also train the new set alone, from `baseline` or from random weights. `split`: measured in place of the
+    first of `measure.SPLITS`. `only_recipe`: write the recipe and stop. `overrides`: of the recipe, as of `cover
+    train`.
     """
 
     compare: bool = False
@@ -58,12 +59,15 @@ class AddOptions:
 
 
 def add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
-    """Train the new head, unless that is done, and measure it and the old ones; returns the results, None with `only_recipe`.
+    """Train the new head, unless that is done, and measure it and the old ones; returns the results, None with
+    `only_recipe`.
 
     The results are also written beside the run. Raises `UserError`.
     """
     if started_by_torchrun():
-        raise UserError("torchrun: write the recipe with cover add --only-recipe, give that to torchrun -m cover train, then run cover add")
+        raise UserError(
+            "torchrun: write the recipe with cover add --only-recipe, give that to torchrun -m cover train, then run cover add"
+        )
     catalog, workers = load_catalog(request.catalog), default_workers() if request.workers < 0 else request.workers
     request, beside = replace(request, release=find_release(request.release)), request.out / BESIDE
     rows = len(_new_set(request, catalog, workers).usable)
@@ -80,13 +84,17 @@ def add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
     after = _evaluator(find_release(run), catalog, request, workers)
     new = after.measure(request.name, split)
     results = {
-        "checkpoint": str(request.release), "how": request.how, "seed": recipe.seed, "run": str(run),
-        "recipe": str(beside / "recipe.yaml"), "epochs": _epochs(run),
+        "checkpoint": str(request.release),
+        "how": request.how,
+        "seed": recipe.seed,
+        "run": str(run),
+        "recipe": str(beside / "recipe.yaml"),
+        "epochs": _epochs(run),
         "not_replayed": old.absent if request.how == "replay" else {},
         "old": compare_old(before, request.release, after, old, recipe),
         "new": {"dataset": request.name, **accuracy(new, recipe.seed)},
         "compare": None,
-    }  # fmt: skip
+    }
     if options.compare or baseline:
         write_json(results, beside / "results.json")  # before the baseline, which takes its time
         results["compare"] = _compare(request, recipe, new, catalog, baseline, workers)
@@ -121,7 +129,7 @@ def _new_set(request: AddRequest, catalog: Catalog, workers: int) -> Manifest:
     return manifest
 
 
-# --- the runs -----------------------------------------------------------------------------------------------------------
+# --- the runs ---------------------------------------------------------------------------------------------------------
 
 
 def make_recipe(request: AddRequest, rows: int, old: OldSets, catalog: Catalog, overrides: Sequence[str]) -> Recipe:
@@ -132,9 +140,13 @@ def make_recipe(request: AddRequest, rows: int, old: OldSets, catalog: Catalog, 
         for name, why in old.absent.items():
             say(f"WITHOUT REPLAY: {name}: {why}; its head stays as it is while all below it moves: expect it to forget")
         if not replayed:
-            raise UserError(f"--how replay: none of the release's data sets ({', '.join(old.heads)}) is here; choose probe or alone")
+            raise UserError(
+                f"--how replay: none of the release's data sets ({', '.join(old.heads)}) is here; choose probe or alone"
+            )
     if request.how == "alone" and old.heads:
-        say(f"WITHOUT REPLAY: the heads of {', '.join(old.heads)} stay as they are while all below them moves: expect them to forget")
+        say(
+            f"WITHOUT REPLAY: the heads of {', '.join(old.heads)} stay as they are while all below them moves: expect them to forget"
+        )
     recipe = add_recipe(request, rows, replayed, old.shared)
     if not overrides:
         return recipe
@@ -151,7 +163,7 @@ def _write_recipe(recipe: Recipe, path: Path) -> None:
     """Show the recipe and write it, ready to be run by hand. The file of a run that was begun is left as it is."""
     text = f"# cover train {path}\n{in_short(recipe)}"
     say(text.rstrip())
-    if is_begun(Path(recipe.out)):
+    if has_started(Path(recipe.out)):
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +174,7 @@ def _write_recipe(recipe: Recipe, path: Path) -> None:
 
 def train_missing(recipe: Recipe) -> Path:
     """Train the run of `recipe`, or resume it; a finished one is left as it is."""
-    return train(recipe, resume=is_begun(Path(recipe.out)))
+    return train(recipe, resume=has_started(Path(recipe.out)))
 
 
 def _compare(
@@ -178,7 +190,7 @@ def _compare(
     return {"start": baseline.start.checkpoint or None, "run": str(run), "epochs": _epochs(run), **gain}
 
 
-# --- the results on a terminal ------------------------------------------------------------------------------------------
+# --- the results on a terminal ----------------------------------------------------------------------------------------
 
 
 def print_added(results: dict[str, Any]) -> None:
@@ -189,7 +201,9 @@ def print_added(results: dict[str, Any]) -> None:
     if compared:
         start = f"from {compared['start']}" if compared["start"] else "from random weights"
         gain = f"{_points(compared['difference'])}: {compared['verdict']} (one seed)"
-        print(f"{new['dataset']} alone, {start}, as many epochs: {_percent(compared['alone'])}; with the release {gain}")
+        print(
+            f"{new['dataset']} alone, {start}, as many epochs: {_percent(compared['alone'])}; with the release {gain}"
+        )
 
 
 def _old_cells(row: dict[str, Any]) -> list[str]:

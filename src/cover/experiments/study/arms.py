@@ -1,8 +1,8 @@
 """Runs of a study: from its configuration to recipes, each run once however many comparisons use it.
 
-All arms of a comparison see the target's clips equally often, in steps with equally many clips, from the same weights, under the same
-learning rates and augmentation, and are measured at the checkpoint that is best on `dev`. Without the images, or without the other video
-sets, the rest of the full mixture stays exactly as it was.
+All arms of a comparison see the target's clips equally often, in steps with equally many clips, from the same weights,
+under the same learning rates and augmentation, and are measured at the checkpoint that is best on `dev`. Without the
+images, or without the other video sets, the rest of the full mixture stays exactly as it was.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cover import config
-from cover.datasets.manifest import Media
-from cover.experiments.study.config import Origin, Size, Study, Transfer
+from cover.experiments.study.study_file import Origin, Size, Study, Transfer
 from cover.experiments.study.subsets import Subset, SubsetBuilder
+from cover.media.source import Media
 from cover.mixture.dataset import MixtureDataset
 from cover.mixture.mixture import Mixture
 from cover.mixture.rates import rates_by
@@ -34,7 +34,8 @@ FRESH = "_fresh"  # follows a target's name in the name of its new head in a tra
 
 @dataclass
 class Job:
-    """One run. `subsets`: by data-set name; `start`: the job whose weights it starts from; `measured`: the data sets it is measured on.
+    """One run. `subsets`: by data-set name; `start`: the job whose weights it starts from; `measured`: the data sets it
+    is measured on.
 
     `recipe.out` and the path of the start are filled in by the runner.
     """
@@ -54,7 +55,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number of a study: the model of `job` on `dataset`, as `arm` of `target` (or source of a transfer), in one fold under one seed.
+    """One number of a study: the model of `job` on `dataset`, as `arm` of `target` (or source of a transfer), in one
+    fold under one seed.
 
     `kind`: arm, transfer, probe or origin. `lr`: the peak learning rate.
     """
@@ -91,7 +93,7 @@ class Grid:
             if study.transfer.wanted:
                 self._transfers(seed)
 
-    # --- arms ---------------------------------------------------------------------------------------------------------------------
+    # --- arms ---------------------------------------------------------------------------------------------------------
 
     def _arms(self, origin: str, seed: int) -> None:
         study = self.study
@@ -105,7 +107,9 @@ class Grid:
                         for lr in study.lrs:
                             self._arm(arm, target, size, origin, seed, fold, lr, start)
 
-    def _arm(self, arm: str, target: str, size: str, origin: str, seed: int, fold: int, lr: float, start: Job | None) -> None:
+    def _arm(
+        self, arm: str, target: str, size: str, origin: str, seed: int, fold: int, lr: float, start: Job | None
+    ) -> None:
         recipes = ArmRecipes(self.study, self.builder, target, self.study.sizes[size], seed, fold)
         recipe, subsets = recipes.recipe(arm, lr)
         shared = recipes.shared and arm in ("videos", "videos_images")
@@ -125,14 +129,17 @@ class Grid:
             return None
         subsets = {each: Subset(each) for each in origin.sets}
         recipe = replace(
-            self._base(seed, origin.lr), data=Data(list(subsets)), steps=origin.steps, batch=origin.batch,
+            self._base(seed, origin.lr),
+            data=Data(list(subsets)),
+            steps=origin.steps,
+            batch=origin.batch,
             model=self.study.model.for_images(),
-        )  # fmt: skip
+        )
         job = self._job(["origin", name], recipe, subsets, None, Origin(), seed, origin.lr)
         job.measured |= set(subsets)
         return job
 
-    # --- transfers ----------------------------------------------------------------------------------------------------------------
+    # --- transfers ----------------------------------------------------------------------------------------------------
 
     def _transfers(self, seed: int) -> None:
         wanted = self.study.transfer
@@ -151,11 +158,24 @@ class Grid:
         study = replace(self.study, folds={})
         for how in self.study.transfer.how:
             for lr in self.study.lrs:
-                recipe, subsets = ArmRecipes(study, self.builder, target, study.sizes[size], seed, 0).recipe("alone", lr)
+                recipe, subsets = ArmRecipes(study, self.builder, target, study.sizes[size], seed, 0).recipe(
+                    "alone", lr
+                )
                 best = target if self._chosen else ""
-                job = self._job([how, source, "to", target], fresh_head(recipe, target, how), subsets, start, WITH_TIME, seed, lr, best)
+                job = self._job(
+                    [how, source, "to", target],
+                    fresh_head(recipe, target, how),
+                    subsets,
+                    start,
+                    WITH_TIME,
+                    seed,
+                    lr,
+                    best,
+                )
                 job.measured.add(target)
-                self.measurements.append(Measurement("transfer", f"{source}:{how}", target, size, "", seed, 0, lr, job.name, target))
+                self.measurements.append(
+                    Measurement("transfer", f"{source}:{how}", target, size, "", seed, 0, lr, job.name, target)
+                )
 
     def _source(self, sets: Sequence[str], origin: str, seed: int, start: Job | None) -> Job:
         """The job of a source: a model of `sets`, trained like the arms, under the first learning rate."""
@@ -166,10 +186,19 @@ class Grid:
         if len(sets) == 1:  # with the batch of the arm alone, so that the two are one run
             narrowed, arm = replace(study, folds={}), "alone"
         else:
-            narrowed, arm = replace(
-                study, targets=videos[:1], videos=videos, images=images, folds={}, sizes={"whole": whole}, arms=["alone"],
-                transfer=Transfer(),
-            ), "videos_images"  # fmt: skip
+            narrowed, arm = (
+                replace(
+                    study,
+                    targets=videos[:1],
+                    videos=videos,
+                    images=images,
+                    folds={},
+                    sizes={"whole": whole},
+                    arms=["alone"],
+                    transfer=Transfer(),
+                ),
+                "videos_images",
+            )
         recipe, subsets = ArmRecipes(narrowed, self.builder, videos[0], whole, seed, 0).recipe(arm, lr)
         best = (videos[0] if len(sets) == 1 else "mean_rank") if self._chosen else ""
         return self._job(["source", *sets, origin], recipe, subsets, start, study.origins[origin], seed, lr, best)
@@ -179,23 +208,38 @@ class Grid:
         for name in self.study.probes:
             subsets = {name: Subset(name)}
             steps = max(1, round(self.study.probe_epochs * self.builder.count(subsets[name]) / self.study.batch))
-            recipe = replace(self._base(seed, self.study.lrs[0]), data=Data([name]), steps=steps, batch=self.study.batch)
+            recipe = replace(
+                self._base(seed, self.study.lrs[0]), data=Data([name]), steps=steps, batch=self.study.batch
+            )
             words = ["probe", name, "of", start.name.rpartition(".s")[0]]
-            job = self._job(words, fresh_head(recipe, name, "probe"), subsets, start, WITH_TIME, seed, self.study.lrs[0])
+            job = self._job(
+                words, fresh_head(recipe, name, "probe"), subsets, start, WITH_TIME, seed, self.study.lrs[0]
+            )
             job.measured.add(name)
             kind = "origin" if arm == "origin" else "probe"
-            self.measurements.append(Measurement(kind, arm, target, size, origin, seed, 0, self.study.lrs[0], job.name, name))
+            self.measurements.append(
+                Measurement(kind, arm, target, size, origin, seed, 0, self.study.lrs[0], job.name, name)
+            )
 
-    # --- jobs ---------------------------------------------------------------------------------------------------------------------
+    # --- jobs ---------------------------------------------------------------------------------------------------------
 
     def _base(self, seed: int, lr: float) -> Recipe:
         return base_recipe(self.study, seed, lr)
 
     def _job(
-        self, words: Sequence[str], recipe: Recipe, subsets: dict[str, Subset], start: Job | str | None, origin: Origin, seed: int,
-        lr: float, best: str = "mean_rank",
-    ) -> Job:  # fmt: skip
-        """The job of a recipe; an equal one that exists is returned. `origin`: how `start` is used; `best`: as `checkpoints.best`."""
+        self,
+        words: Sequence[str],
+        recipe: Recipe,
+        subsets: dict[str, Subset],
+        start: Job | str | None,
+        origin: Origin,
+        seed: int,
+        lr: float,
+        best: str = "mean_rank",
+    ) -> Job:
+        """The job of a recipe; an equal one that exists is returned. `origin`: how `start` is used; `best`: as
+        `checkpoints.best`.
+        """
         checkpoint = start if isinstance(start, str) else origin.checkpoint
         before = start if isinstance(start, Job) else None
         if before or checkpoint:
@@ -222,15 +266,18 @@ def measured_subsets(study: Study) -> list[Subset]:
     """The subsets that targets are measured on: a split, or folds."""
     subsets = [
         Subset(target, folds=study.folds.get(target, 0), fold=fold)
-        for target in study.targets for fold in range(study.folds.get(target, 1))
-    ]  # fmt: skip
+        for target in study.targets
+        for fold in range(study.folds.get(target, 1))
+    ]
     return subsets + [Subset(target) for target in study.transfer.targets if study.transfer.wanted]
 
 
 def digest_of(recipe: Recipe, rests_on: Iterable[str]) -> str:
-    """12 hex digits over everything that a run's result depends on: its recipe, and digests of its manifests and starting weights.
+    """12 hex digits over everything that a run's result depends on: its recipe, and digests of its manifests and
+    starting weights.
 
-    Only fields of the recipe that differ from their default count, so that a new field does not change the digest of earlier runs.
+    Only fields of the recipe that differ from their default count, so that a new field does not change the digest of
+    earlier runs.
     """
     bare = replace(recipe, out="", device="auto", start=replace(recipe.start, checkpoint=""))
     text = json.dumps(config.changed(bare), sort_keys=True)
@@ -250,9 +297,19 @@ def base_recipe(study: Study, seed: int, lr: float) -> Recipe:
     """The recipe that all runs of a study under one seed and learning rate have in common."""
     data = Data(["nothing"], frames=study.frames)
     return Recipe(
-        data, "", 1, batch=study.batch, model=study.model, augment=study.augment, optimizer=replace(study.optimizer, lr=lr), seed=seed,
-        label_smoothing=study.label_smoothing, device=study.device, workers=0, log_every=10,
-    )  # fmt: skip
+        data,
+        "",
+        1,
+        batch=study.batch,
+        model=study.model,
+        augment=study.augment,
+        optimizer=replace(study.optimizer, lr=lr),
+        seed=seed,
+        label_smoothing=study.label_smoothing,
+        device=study.device,
+        workers=0,
+        log_every=10,
+    )
 
 
 class ArmRecipes:
@@ -270,8 +327,10 @@ class ArmRecipes:
         self.clips = next(group.samples for group in self.full.groups if group.frames == study.frames)
         fraction = next(  # of the clips that is the target's
             float(fraction)
-            for group in self.full.groups for dataset, fraction in zip(group.datasets, group.fractions) if dataset.name == target
-        )  # fmt: skip
+            for group in self.full.groups
+            for dataset, fraction in zip(group.datasets, group.fractions)
+            if dataset.name == target
+        )
         seen = sum(self.counts[name] for name in self.videos) if self.shared else self.counts[target] / fraction
         self.steps = max(1, round(size.epochs * seen / self.clips))
 
@@ -295,7 +354,12 @@ class ArmRecipes:
             rates[still] = sum(self.rates[name] for name in self.study.images)
         weights = {name: float(rate) for name, rate in rates.items()} if len(subsets) > 1 else {}
         heads = {head: [name for name in served if name in subsets] for head, served in self.study.heads.items()}
-        data = Data(list(subsets), frames=self.study.frames, weights=weights, heads={head: own for head, own in heads.items() if own})
+        data = Data(
+            list(subsets),
+            frames=self.study.frames,
+            weights=weights,
+            heads={head: own for head, own in heads.items() if own},
+        )
         return replace(base_recipe(self.study, self.seed, lr), data=data, steps=steps, batch=batch), subsets
 
     def _made_of(self, arm: str) -> tuple[list[str], int, int]:
@@ -311,7 +375,9 @@ class ArmRecipes:
 
     def _rates(self) -> dict[str, Any]:
         rates = rates_by(
-            self.counts, self.study.alpha, {name: self.study.weights[name] for name in self.counts} if self.study.weights else None
+            self.counts,
+            self.study.alpha,
+            {name: self.study.weights[name] for name in self.counts} if self.study.weights else None,
         )
         if not self.size.rate:
             return rates
@@ -320,7 +386,9 @@ class ArmRecipes:
         others = clips - rates[self.target]
         if not others:
             return rates
-        scaled = {name: rates[name] / others * clips * (1 - self.size.rate) for name in self.videos if name != self.target}
+        scaled = {
+            name: rates[name] / others * clips * (1 - self.size.rate) for name in self.videos if name != self.target
+        }
         return {**rates, **scaled, self.target: clips * self.size.rate}
 
     def _schedule(self, names: Sequence[str], batch: int) -> Schedule:

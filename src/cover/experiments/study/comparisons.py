@@ -13,7 +13,7 @@ import numpy as np
 
 from cover.evaluation.statistics import LEVEL, detectable_in, difference, in_common, judge, proportion
 from cover.experiments.study.arms import Measurement
-from cover.experiments.study.config import Study
+from cover.experiments.study.study_file import Study
 from cover.model.release import trained_on
 
 Key = tuple[str, str, str, str]  # arm, target, size, origin
@@ -22,7 +22,9 @@ RunResults = Mapping[str, Mapping[str, Any]]  # job -> its result file
 
 @dataclass(frozen=True)
 class ArmResults:
-    """Answers of one arm on one target: `right` bool `(seeds, N)`, ids and sources of the clips `(N,)`, and the jobs behind them."""
+    """Answers of one arm on one target: `right` bool `(seeds, N)`, ids and sources of the clips `(N,)`, and the jobs
+    behind them.
+    """
 
     right: np.ndarray
     ids: list[str]
@@ -33,10 +35,13 @@ class ArmResults:
         """The accuracy and its interval, as plain data."""
         accuracy = proportion(self.right, self.sources, 0)
         return {
-            "top1": accuracy.value, "low": accuracy.low, "high": accuracy.high,
-            "by_seed": [round(float(mean), 6) for mean in self.right.mean(1)], "items": len(self.ids),
+            "top1": accuracy.value,
+            "low": accuracy.low,
+            "high": accuracy.high,
+            "by_seed": [round(float(mean), 6) for mean in self.right.mean(1)],
+            "items": len(self.ids),
             "sources": len(set(self.sources)),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,16 @@ class Comparison:
 
 # ours, theirs, the article's claim or what the control is for
 PAIRS = (
-    ("videos_images", "alone", "a"), ("videos", "alone", "a"), ("videos_images", "alone_long", "a, equal compute"),
-    ("videos_images", "videos", "b"), ("videos_images", "stills", "control"), ("permuted", "alone", "control"),
-)  # fmt: skip
+    ("videos_images", "alone", "a"),
+    ("videos", "alone", "a"),
+    ("videos_images", "alone_long", "a, equal compute"),
+    ("videos_images", "videos", "b"),
+    ("videos_images", "stills", "control"),
+    ("permuted", "alone", "control"),
+)
 
 
-# --- the answers of an arm ----------------------------------------------------------------------------------------------
+# --- the answers of an arm --------------------------------------------------------------------------------------------
 
 
 def results_by_arm(measurements: Iterable[Measurement], results: RunResults, kind: str) -> dict[Key, ArmResults]:
@@ -88,8 +97,9 @@ def _joined(by_seed: Mapping[int, Mapping[int, list[Measurement]]], results: Run
         measured = [results[each.job]["measured"][each.dataset] for each in best]
         right = {
             key: label == guess
-            for part in measured for key, label, guess in zip(part["ids"], part["labels"], part["predicted"], strict=True)
-        }  # fmt: skip
+            for part in measured
+            for key, label, guess in zip(part["ids"], part["labels"], part["predicted"], strict=True)
+        }
         sources = {key: source for part in measured for key, source in zip(part["ids"], part["sources"], strict=True)}
         rows.append((right, sources))
         jobs += [each.job for each in best]
@@ -100,12 +110,14 @@ def _joined(by_seed: Mapping[int, Mapping[int, list[Measurement]]], results: Run
 
 
 def _on_dev(measurement: Measurement, results: RunResults) -> float:
-    """The score that chooses a learning rate: the mean over all targets of the model, so that one rate is chosen for all of them."""
+    """The score that chooses a learning rate: the mean over all targets of the model, so that one rate is chosen for
+    all of them.
+    """
     result = results[measurement.job]
     return float(np.mean([result["dev"].get(name, 0.0) for name in result["measured"]]))
 
 
-# --- what is compared ---------------------------------------------------------------------------------------------------
+# --- what is compared -------------------------------------------------------------------------------------------------
 
 
 def comparisons_of(study: Study) -> list[Comparison]:
@@ -138,9 +150,10 @@ def _between_sources(study: Study) -> list[Comparison]:
             mixed = [name for name in others if len(known[name]) > 1] or others
             comparisons += [
                 Comparison(f"transfer by {how}, between sources", "c", target, f"{ours}:{how}", f"{theirs}:{how}", size)
-                for place, ours in enumerate(others) for theirs in others[place + 1 :]
+                for place, ours in enumerate(others)
+                for theirs in others[place + 1 :]
                 if ours in mixed and trained[ours] != trained[theirs]
-            ]  # fmt: skip
+            ]
     return comparisons
 
 
@@ -150,28 +163,34 @@ def sources_of(study: Study) -> dict[str, list[str]]:
 
 
 def _between_sizes(study: Study) -> list[Comparison]:
-    """Claim (d), the gain at a smaller size minus that at the first: `ours` and `theirs` name sizes, `size` the mixture."""
+    """Claim (d), the gain at a smaller size minus that at the first: `ours` and `theirs` name sizes, `size` the
+    mixture.
+    """
     mixture = "videos_images" if "videos_images" in study.arms else "videos"
-    asked = [size for size in study.sizes if {"alone", mixture} <= set(study.arms_at(size))]
-    asked.sort(key=lambda size: -study.sizes[size].part)
-    if not asked:
+    requested = [size for size in study.sizes if {"alone", mixture} <= set(study.arms_at(size))]
+    requested.sort(key=lambda size: -study.sizes[size].part)
+    if not requested:
         return []
-    first = asked[0]
-    smaller = [size for size in asked if study.sizes[size].part < study.sizes[first].part]
+    first = requested[0]
+    smaller = [size for size in requested if study.sizes[size].part < study.sizes[first].part]
     return [
-        Comparison(f"gain of {mixture} over alone, {size} against {first}, {origin}", "d", target, size, first, mixture, origin)
-        for origin in study.origins for size in smaller for target in study.targets
-    ]  # fmt: skip
+        Comparison(
+            f"gain of {mixture} over alone, {size} against {first}, {origin}", "d", target, size, first, mixture, origin
+        )
+        for origin in study.origins
+        for size in smaller
+        for target in study.targets
+    ]
 
 
-# --- what the comparisons show ------------------------------------------------------------------------------------------
+# --- what the comparisons show ----------------------------------------------------------------------------------------
 
 
 def compare(study: Study, arms: Mapping[Key, ArmResults], transfers: Mapping[Key, ArmResults]) -> list[dict[str, Any]]:
     """One row for each comparison, as plain data.
 
-    A row has the difference of top-1 (0 to 1) with its interval, the p-value and the one corrected by Holm's rule within the family,
-    the verdict, and the difference that could have been found.
+    A row has the difference of top-1 (0 to 1) with its interval, the p-value and the one corrected by Holm's rule
+    within the family, the verdict, and the difference that could have been found.
     """
     comparisons = comparisons_of(study)
     rows = []
@@ -181,20 +200,35 @@ def compare(study: Study, arms: Mapping[Key, ArmResults], transfers: Mapping[Key
         estimates = {name: difference(gain, np.zeros_like(gain), sources, 0) for name, (gain, sources) in gains.items()}
         for name, (p, word) in judge(estimates, study.margin).items():
             (gain, sources), estimate = gains[name], estimates[name]
-            rows.append({
-                **asdict(members[name]), "difference": estimate.value, "low": estimate.low, "high": estimate.high, "level": LEVEL,
-                "p": estimate.p, "p_holm": p, "margin": study.margin, "verdict": word, "seeds": len(gain),
-                "items": gain.shape[1], "sources": len(set(sources)), "detectable": detectable_in(gain, sources),
-            })  # fmt: skip
+            rows.append(
+                {
+                    **asdict(members[name]),
+                    "difference": estimate.value,
+                    "low": estimate.low,
+                    "high": estimate.high,
+                    "level": LEVEL,
+                    "p": estimate.p,
+                    "p_holm": p,
+                    "margin": study.margin,
+                    "verdict": word,
+                    "seeds": len(gain),
+                    "items": gain.shape[1],
+                    "sources": len(set(sources)),
+                    "detectable": detectable_in(gain, sources),
+                }
+            )
     return rows
 
 
-def _gain(each: Comparison, arms: Mapping[Key, ArmResults], transfers: Mapping[Key, ArmResults]) -> tuple[np.ndarray, Sequence[str]]:
+def _gain(
+    each: Comparison, arms: Mapping[Key, ArmResults], transfers: Mapping[Key, ArmResults]
+) -> tuple[np.ndarray, Sequence[str]]:
     """float `(seeds, N)`: the gain on every clip under every seed, and the clips' sources."""
     if each.claim == "d":
         mixture, target, origin = each.size, each.target, each.origin
         (ours, sources), (theirs, same) = (
-            _minus(arms[mixture, target, size, origin], arms["alone", target, size, origin]) for size in (each.ours, each.theirs)
+            _minus(arms[mixture, target, size, origin], arms["alone", target, size, origin])
+            for size in (each.ours, each.theirs)
         )
         assert sources == same, "both sizes are measured on the same clips"
         return ours - theirs, sources

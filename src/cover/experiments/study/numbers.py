@@ -8,21 +8,25 @@ from typing import Any
 from cover.evaluation.statistics import LEVEL, RESAMPLES
 from cover.experiments.report import Cell, Table, percent, points
 
-Row = Mapping[str, Any]
+StudyRow = Mapping[str, Any]
 
 ARM_NAMES = {
-    "alone": "alone", "alone_long": "alone, equal compute", "videos": "co-trained on videos",
-    "videos_images": "co-trained on videos and images", "stills": "co-trained, stills for images",
-    "permuted": "co-trained, other labels permuted", "origin": "before: pre-trained on images",
-}  # fmt: skip
+    "alone": "alone",
+    "alone_long": "alone, equal compute",
+    "videos": "co-trained on videos",
+    "videos_images": "co-trained on videos and images",
+    "stills": "co-trained, stills for images",
+    "permuted": "co-trained, other labels permuted",
+    "origin": "before: pre-trained on images",
+}
 HOW_NAMES = {"finetune": "fine-tuned", "probe": "head alone trained"}
 SEEDS_SHOWN = 5
 
 
-# --- names and figures --------------------------------------------------------------------------------------------------
+# --- names and figures ------------------------------------------------------------------------------------------------
 
 
-def setting(study: Row, size: str, origin: str) -> str:
+def setting(study: StudyRow, size: str, origin: str) -> str:
     """Size and starting weights, where the study has several of them."""
     words = [size] if len(study["sizes"]) > 1 and size else []
     words += [f"from {origin}"] if len(study["origins"]) > 1 and origin else []
@@ -42,7 +46,10 @@ def few(values: Iterable[Any], most: int = 3) -> str:
     ('1, 2', '0 to 8')
     """
     own = sorted(set(values))
-    texts = [f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value) for value in own]
+    texts = [
+        f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+        for value in own
+    ]
     return ", ".join(texts) if len(texts) <= most or isinstance(own[0], str) else f"{texts[0]} to {texts[-1]}"
 
 
@@ -51,9 +58,9 @@ def unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def by(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+def by(rows: Iterable[StudyRow], *keys: str) -> dict[tuple[Any, ...], list[StudyRow]]:
     """Rows grouped by their values of `keys`, in their order."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    groups: dict[tuple[Any, ...], list[StudyRow]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     return groups
@@ -69,12 +76,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def between(row: Row) -> str:
+def between(row: StudyRow) -> str:
     """The interval of an accuracy, in per cent."""
     return f"{percent(row['low'])} to {percent(row['high'])}"
 
 
-def points_between(row: Row) -> str:
+def points_between(row: StudyRow) -> str:
     """The interval of a difference, in points."""
     return f"{points(row['low'])} to {points(row['high'])}"
 
@@ -84,47 +91,58 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def read_of_listed(row: Row) -> str:
+def read_of_listed(row: StudyRow) -> str:
     """Samples read of those listed."""
     return f"{row['n_read']:,} of {row['n_listed']:,}"
 
 
-# --- protocol -----------------------------------------------------------------------------------------------------------
+# --- protocol ---------------------------------------------------------------------------------------------------------
 
 
-def planned_table(summary: Row) -> Table:
+def planned_table(summary: StudyRow) -> Table:
     """The detectable differences, computed before anything was run."""
     body = [
-        [Cell(row["target"]), Cell(f"{row['items']:,}"), Cell(f"{row['sources']:,}"), Cell(str(row["seeds"])),
-         Cell(percent(row["detectable"]))]
+        [
+            Cell(row["target"]),
+            Cell(f"{row['items']:,}"),
+            Cell(f"{row['sources']:,}"),
+            Cell(str(row["seeds"])),
+            Cell(percent(row["detectable"])),
+        ]
         for row in summary["planned"]
-    ]  # fmt: skip
+    ]
     return Table(["data set", "clips", "sources", "seeds", "detectable, points"], body, kind="small")
 
 
-def protocol_lines(rows: Sequence[Row], study: Row) -> list[str]:
+def protocol_lines(rows: Sequence[StudyRow], study: StudyRow) -> list[str]:
     """One line for each data set: how its numbers in `rows` were measured. Where they differ, a range is given."""
     lines = []
     for (dataset,), own in by(rows, "dataset").items():
-        views = few(f"{row['views']} views" + (f" of {row['frames']} frames" if row["media"] == "video" else "") for row in own)
+        views = few(
+            f"{row['views']} views" + (f" of {row['frames']} frames" if row["media"] == "video" else "") for row in own
+        )
         facts = [
-            _split_name(study, own[0]), views, few(f"{read_of_listed(row)} read" for row in own),
-            few(f"{row['classes']} classes (list {row['class_digest']})" for row in own), f"chance {percent(own[0]['chance'])} %",
+            _split_name(study, own[0]),
+            views,
+            few(f"{read_of_listed(row)} read" for row in own),
+            few(f"{row['classes']} classes (list {row['class_digest']})" for row in own),
+            f"chance {percent(own[0]['chance'])} %",
             f"{few(len(row['by_seed']) for row in own)} seed{'s' * (max(len(row['by_seed']) for row in own) > 1)}",
             f"checkpoint at step {few(step for row in own for step in row['checkpoint_steps'])} of {few(row['steps'] for row in own)}",
-            f"learning rate {few(lr for row in own for lr in row['lrs'])}", few(row["decoder"] or "" for row in own),
-        ]  # fmt: skip
+            f"learning rate {few(lr for row in own for lr in row['lrs'])}",
+            few(row["decoder"] or "" for row in own),
+        ]
         lines.append(f"{dataset}: {', '.join(filter(None, facts))}")
     return lines
 
 
-def _split_name(study: Row, row: Row) -> str:
+def _split_name(study: StudyRow, row: StudyRow) -> str:
     """Folds of an arm's data set that has them, else the study's split. The row's own split is an internal name."""
     folds = study["folds"].get(row["dataset"]) if row["arm"] in study["arms"] else None
     return f"{folds} folds over all clips" if folds else f"split {study['split']}"
 
 
-def number_table(summary: Row) -> Table:
+def number_table(summary: StudyRow) -> Table:
     """One row for each accuracy of the study, with its protocol."""
     study = summary["study"]
     named = [(row, ARM_NAMES[row["arm"]]) for row in summary["arms"]]
@@ -136,26 +154,39 @@ def number_table(summary: Row) -> Table:
         arm, _, target = row["arm"].partition(":")
         named.append((row, f"probe after {ARM_NAMES[arm]}, for {target}"))
     columns = (
-        "number", "data set", "top-1 %", "by seed", "reported on", "views", "classes", "checkpoint step", "samples seen", "decoder",
-    )  # fmt: skip
+        "number",
+        "data set",
+        "top-1 %",
+        "by seed",
+        "reported on",
+        "views",
+        "classes",
+        "checkpoint step",
+        "samples seen",
+        "decoder",
+    )
     return Table(columns, [_number(row, name, study) for row, name in named], kind="small")
 
 
-def _number(row: Row, name: str, study: Row) -> list[Cell]:
-    by_seed, seen = row["by_seed"], row["seen"]
+def _number(row: StudyRow, name: str, study: StudyRow) -> list[Cell]:
+    by_seed, visited = row["by_seed"], row["seen"]
     ends = {"low": min(by_seed), "high": max(by_seed)}
     views = f"{row['frames']} frames, {row['sampling']}" if row["media"] == "video" else ""
     return [
-        Cell(name, setting(study, row["size"], row["origin"])), Cell(row["dataset"]), Cell(percent(row["top1"]), between(row)),
+        Cell(name, setting(study, row["size"], row["origin"])),
+        Cell(row["dataset"]),
+        Cell(percent(row["top1"]), between(row)),
         Cell(", ".join(f"{100 * top1:.1f}" for top1 in by_seed) if len(by_seed) <= SEEDS_SHOWN else between(ends)),
-        Cell(_split_name(study, row), f"{read_of_listed(row)} read"), Cell(row["views"], views),
+        Cell(_split_name(study, row), f"{read_of_listed(row)} read"),
+        Cell(row["views"], views),
         Cell(str(row["classes"]), row["class_digest"]),
         Cell(few(row["checkpoint_steps"]), f"of {row['steps']:,}"),
-        Cell(None if seen is None else f"{seen:,}", f"rate {few(row['lrs'])}"), Cell(row["decoder"]),
-    ]  # fmt: skip
+        Cell(None if visited is None else f"{visited:,}", f"rate {few(row['lrs'])}"),
+        Cell(row["decoder"]),
+    ]
 
 
-def fact_table(summary: Row) -> Table:
+def fact_table(summary: StudyRow) -> Table:
     """What holds for all numbers of the study."""
     study, model, runs = summary["study"], summary["study"]["model"], summary["runs"]
     steps, seconds = (sum(run[key] or 0 for run in runs) for key in ("steps", "seconds"))

@@ -1,7 +1,7 @@
 """Running a study: its missing runs, in processes side by side.
 
-`runs/NAME` is the folder of a run, `results/NAME.json` has what was measured on it. A result counts as done if it is of the same recipe,
-the same manifests and the same starting weights.
+`runs/NAME` is the folder of a run, `results/NAME.json` has what was measured on it. A result counts as done if it is of
+the same recipe, the same manifests and the same starting weights.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate
-from cover.evaluation.outcomes import Outcomes
-from cover.evaluation.tasks import Task, find_tasks
+from cover.evaluation.metrics import Outcomes
+from cover.evaluation.protocol import EvaluationTask, find_tasks
 from cover.experiments.run_files import RunHistory, read_log, read_result, write_result
 from cover.experiments.study.arms import Job
 from cover.experiments.study.subsets import MEASURED, SubsetBuilder
+from cover.hardware import pick_device
 from cover.machine import cores
-from cover.model.device import pick_device
 from cover.model.release import find_release, load_release, steps_saved
 from cover.processes import ProcessPool, WorkerLost
 from cover.training import checkpoint
 from cover.training.recipe import Recipe
-from cover.training.resume import is_begun
+from cover.training.resume import has_started
 from cover.training.retention import best_step, dev_scores
 from cover.training.train import train
 
@@ -43,7 +43,8 @@ CURVE_POINTS = 24
 class Order:
     """A job as it is sent to a process, by value.
 
-    `entries`: the catalog of its data sets. `start`: the folder of the run that it starts from, at the checkpoint best by `start_best`.
+    `entries`: the catalog of its data sets. `start`: the folder of the run that it starts from, at the checkpoint best
+    by `start_best`.
     """
 
     name: str
@@ -82,7 +83,9 @@ def find_missing(orders: Sequence[Sequence[Order]], out: Path) -> list[list[Orde
     needed: set[str] = set()
     missing: list[list[Order]] = []
     for wave in reversed(orders):
-        own = [order for order in wave if not is_done(order, out) or (order.name in needed and not is_trained(order, out))]
+        own = [
+            order for order in wave if not is_done(order, out) or (order.name in needed and not is_trained(order, out))
+        ]
         needed |= {order.start.name for order in own if order.start is not None}
         missing.insert(0, own)
     return missing
@@ -92,7 +95,9 @@ def is_trained(order: Order, out: Path) -> bool:
     """Whether the folder of a run holds this very run, finished."""
     run = run_of(out, order.name)
     stamp = stamp_of(run)
-    return stamp.exists() and stamp.read_text() == order.digest and max(steps_saved(run), default=0) >= order.recipe.steps
+    return (
+        stamp.exists() and stamp.read_text() == order.digest and max(steps_saved(run), default=0) >= order.recipe.steps
+    )
 
 
 def stamp_of(run: Path) -> Path:
@@ -130,15 +135,19 @@ def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) ->
             run_order(order, out)
             meter.advance(note=order.name, work=order.recipe.steps)
         return
-    threads = max(1, cores() // workers)  # a wave of fewer runs too: threads that wait for each other are slow beside other work
+    # a wave of fewer runs too: threads that wait for each other are slow beside other work
+    threads = max(1, cores() // workers)
     run = partial(run_order, out=out)
     try:
-        # A run under way has checkpoints of its own: nothing is lost where an error ends the pool, and the runs with it.
+        # A run under way has checkpoints of its own: nothing is lost where an error ends the pool, and the runs with
+        # it.
         with ProcessPool(workers, partial(_begin_worker, threads), children=True) as pool:
             for ((order, _),) in pool.as_completed(run, orders):
                 meter.advance(note=order.name, work=order.recipe.steps)
     except WorkerLost:
-        raise UserError("a process was killed, for want of memory perhaps; the same command goes on, with fewer --jobs") from None
+        raise UserError(
+            "a process was killed, for want of memory perhaps; the same command goes on, with fewer --jobs"
+        ) from None
 
 
 def _begin_worker(threads: int) -> None:
@@ -158,12 +167,14 @@ def run_order(order: Order, out: Path) -> None:
 def _train(order: Order, out: Path) -> Path:
     run, catalog = run_of(out, order.name), out / "catalogs" / f"{order.name}.yaml"
     catalog.parent.mkdir(parents=True, exist_ok=True)
-    catalog.write_text(yaml.safe_dump(order.entries, sort_keys=False, default_flow_style=None, width=1000), encoding="utf-8")
+    catalog.write_text(
+        yaml.safe_dump(order.entries, sort_keys=False, default_flow_style=None, width=1000), encoding="utf-8"
+    )
     recipe = replace(order.recipe, out=str(run), data=replace(order.recipe.data, catalog=str(catalog)))
     if order.start is not None:
         recipe = replace(recipe, start=replace(recipe.start, checkpoint=str(best_of(order.start, order.start_best))))
     _drop_another(run, order)
-    return train(recipe, resume=is_begun(run))
+    return train(recipe, resume=has_started(run))
 
 
 def _drop_another(run: Path, order: Order) -> None:
@@ -195,39 +206,52 @@ def _measure(order: Order, run: Path, out: Path) -> None:
     catalog = load_catalog(out / "catalogs" / f"{order.name}.yaml")
     measured = {}
     for task in find_tasks(catalog, model, model.frames, MEASURED, list(order.measured)):
-        predictions = _Predictions()
+        predictions = _ArmPredictions()
         result = evaluate(model, task, device, 0, keep=predictions.add)["plain"]
         measured[task.spec.name] = {**result, **predictions.items(task)}
     log = read_log(run / "log.jsonl")
-    seen = log.last().get("seen", {})
+    visited = log.last().get("seen", {})
     result = {
-        "name": order.name, "digest": order.digest, "step": model.metadata["step"], "steps": order.recipe.steps, "seed": order.recipe.seed,
-        "lr": order.recipe.optimizer.lr, "sets": order.recipe.data.sets, "batch": order.recipe.batch, "seen": seen,
-        "rate_realised": log.last().get("rate_realised"), "seconds": log.last().get("seconds"), "dev": _dev(run, model.metadata["step"]),
-        "curves": {name: _curve(log, name) for name in order.recipe.data.sets}, "measured": measured,
-    }  # fmt: skip
+        "name": order.name,
+        "digest": order.digest,
+        "step": model.metadata["step"],
+        "steps": order.recipe.steps,
+        "seed": order.recipe.seed,
+        "lr": order.recipe.optimizer.lr,
+        "sets": order.recipe.data.sets,
+        "batch": order.recipe.batch,
+        "seen": visited,
+        "rate_realised": log.last().get("rate_realised"),
+        "seconds": log.last().get("seconds"),
+        "dev": _dev(run, model.metadata["step"]),
+        "curves": {name: _curve(log, name) for name in order.recipe.data.sets},
+        "measured": measured,
+    }
     write_result(result, result_path(out, order.name))
 
 
-class _Predictions:
+class _ArmPredictions:
     """The prediction on every sample of a data set."""
 
     def __init__(self) -> None:
         self._outcomes = Outcomes()
 
-    def add(self, task: Task, variant: str, numbers: list[int], scores: torch.Tensor) -> None:
+    def add(self, task: EvaluationTask, variant: str, numbers: list[int], scores: torch.Tensor) -> None:
         labels = task.relabel[task.manifest.labels[numbers]]
         self._outcomes.update(numbers, scores.mean(1), torch.from_numpy(np.asarray(labels, np.int64)))
 
-    def items(self, task: Task) -> dict[str, Any]:
+    def items(self, task: EvaluationTask) -> dict[str, Any]:
         """Ids, sources, labels and predictions, in the order of the manifest."""
         self._outcomes.merge([])
         manifest = open_manifest(task.manifest.path)
         rows = [manifest.row(int(number)) for number in self._outcomes.rows]
         return {
-            "ids": [row.sample_id for row in rows], "sources": [row.source_id for row in rows],
-            "labels": self._outcomes.labels.tolist(), "predicted": self._outcomes.predicted.tolist(), "class_names": list(task.classes),
-        }  # fmt: skip
+            "ids": [row.sample_id for row in rows],
+            "sources": [row.source_id for row in rows],
+            "labels": self._outcomes.labels.tolist(),
+            "predicted": self._outcomes.predicted.tolist(),
+            "class_names": list(task.classes),
+        }
 
 
 def _dev(run: Path, step: int) -> dict[str, float]:

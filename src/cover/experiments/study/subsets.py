@@ -1,7 +1,7 @@
 """Subsets of data sets for the arms of a study, as manifests of their own in the study's folder.
 
-A part of a training set, a fold over all clips, permuted labels, stills of clips: once it is a manifest, each is a data set like any
-other, so training and evaluation need to know nothing of studies.
+A part of a training set, a fold over all clips, permuted labels, stills of clips: once it is a manifest, each is a data
+set like any other, so training and evaluation need to know nothing of studies.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ MEASURED = "val"  # what a derived data set calls the split that is reported
 class Subset:
     """What is taken of a data set.
 
-    `part`: the fraction of its training clips, drawn by `seed`. `folds`, `fold`: train on all clips but those of one fold, and measure on
-    that. `permuted`: the training labels permuted by `seed`. `stills`: that many images in place of every training clip.
+    `part`: the fraction of its training clips, drawn by `seed`. `folds`, `fold`: train on all clips but those of one
+    fold, and measure on that. `permuted`: the training labels permuted by `seed`. `stills`: that many images in place
+    of every training clip.
     """
 
     dataset: str
@@ -62,7 +63,8 @@ class Subset:
 class SubsetBuilder:
     """Makes the subsets of a study from the data sets of `catalog`, once each, into `folder`.
 
-    `split`: the one that is reported. `dev`: the fraction of a fold's training sources that the checkpoint is chosen on.
+    `split`: the one that is reported. `dev`: the fraction of a fold's training sources that the checkpoint is chosen
+    on.
 
     >>> SubsetBuilder(catalog, Path("study/data"), "val", 0.1).entry(Subset("kinetics", part=0.1, seed=3))
     """
@@ -73,7 +75,9 @@ class SubsetBuilder:
         self._made: dict[Subset, dict[str, Any]] = {}
 
     def entry(self, subset: Subset) -> dict[str, Any]:
-        """The catalog entry of a subset, whose manifests are written. Raises `UserError` where the catalog lacks the data set."""
+        """The catalog entry of a subset, whose manifests are written. Raises `UserError` where the catalog lacks the
+        data set.
+        """
         if subset not in self._made:
             self._made[subset] = self._make(subset)
         return self._made[subset]
@@ -93,7 +97,11 @@ class SubsetBuilder:
         content: list[Any] = [{key: entry[key] for key in READ_BY}]
         for split, path in entry["annotations"].items():
             manifest = open_manifest(Path(path))
-            content += [split, manifest.classes.digest, [[getattr(row, key) for key in KNOWN_BY] for row in manifest.rows()]]
+            content += [
+                split,
+                manifest.classes.digest,
+                [[getattr(row, key) for key in KNOWN_BY] for row in manifest.rows()],
+            ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def measured(self, subset: Subset) -> Manifest:
@@ -168,7 +176,9 @@ class SubsetBuilder:
             folder.mkdir(parents=True)
         usable = [row for row in rows if row.state == "ok"]
         images = [
-            still for row in track(usable, f"stills of {subset.dataset}", len(usable)) for still in stills(row, subset.stills, folder)
+            still
+            for row in track(usable, f"stills of {subset.dataset}", len(usable))
+            for still in stills(row, subset.stills, folder)
         ]
         done.touch()
         return images
@@ -182,14 +192,14 @@ def part_of(rows: Sequence[Row], part: float, seed: int) -> list[Row]:
     left = {label: max(1, round(count)) for label, count in wanted.items()}
     by_source = _by_source(rows)
     names = sorted(by_source)
-    taken: set[str] = set()
+    chosen: set[str] = set()
     for place in np.random.default_rng([seed, 1]).permutation(len(names)):
         own = by_source[names[place]]
         if any(left[row.label] > 0 for row in own):
-            taken.add(names[place])
+            chosen.add(names[place])
             for row in own:
                 left[row.label] -= 1
-    return [row for row in rows if row.source_id in taken]
+    return [row for row in rows if row.source_id in chosen]
 
 
 def folded(rows: Sequence[Row], folds: int, fold: int, dev: float) -> dict[str, list[Row]]:
@@ -211,7 +221,9 @@ def folded(rows: Sequence[Row], folds: int, fold: int, dev: float) -> dict[str, 
 
 
 def deal(rows: Sequence[Row], folds: int) -> dict[str, int]:
-    """Source -> its fold: the largest sources first, each to the fold with the fewest clips of its classes. Raises `UserError`."""
+    """Source -> its fold: the largest sources first, each to the fold with the fewest clips of its classes. Raises
+    `UserError`.
+    """
     by_source = _by_source(rows)
     if len(by_source) < folds:
         raise UserError(f"{len(by_source)} sources cannot make {folds} folds")
@@ -234,7 +246,9 @@ def permuted(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def stills(row: Row, count: int, folder: Path) -> Iterable[Row]:
-    """`count` images of a clip at evenly spaced moments, as rows; none of a clip that cannot be read. Existing files are used."""
+    """`count` images of a clip at evenly spaced moments, as rows; none of a clip that cannot be read. Existing files
+    are used.
+    """
     times = (row.start or 0.0) + (np.arange(count) + 0.5) / count * row.seconds
     stem = row.sample_id.replace("/", "__")
     paths = [folder / f"{stem}-{number}.jpg" for number in range(count)]
@@ -247,9 +261,19 @@ def stills(row: Row, count: int, folder: Path) -> Iterable[Row]:
             Image.fromarray(decoded.pictures[shown]).save(path, quality=95)
     for number, path in enumerate(paths):
         yield replace(
-            row, sample_id=f"{row.sample_id}#{number}", path=str(path.absolute()), offset=None, length=None, start=None, end=None,
-            frames=1, fps=0.0, codec="jpeg", size=None, mtime_ns=None,
-        )  # fmt: skip
+            row,
+            sample_id=f"{row.sample_id}#{number}",
+            path=str(path.absolute()),
+            offset=None,
+            length=None,
+            start=None,
+            end=None,
+            frames=1,
+            fps=0.0,
+            codec="jpeg",
+            size=None,
+            mtime_ns=None,
+        )
 
 
 def _by_source(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -14,9 +14,9 @@ from cover import __version__
 from cover.experiments.run_files import read_result
 from cover.experiments.study.arms import Grid, Measurement
 from cover.experiments.study.comparisons import ArmResults, Key, RunResults, compare, results_by_arm
-from cover.experiments.study.config import ARMS, Study
 from cover.experiments.study.runner import result_path
-from cover.sandbox.generate import RECORD
+from cover.experiments.study.study_file import ARMS, Study
+from cover.synthetic.generate import RECORD
 
 PROTOCOL = ("split", "views", "frames", "sampling", "classes", "class_digest", "n_read", "n_listed", "decoder", "media")
 RUN = ("name", "step", "steps", "seed", "lr", "sets", "seconds", "digest")
@@ -25,37 +25,59 @@ RUN = ("name", "step", "steps", "seed", "lr", "sets", "seconds", "digest")
 def summarise(study: Study, grid: Grid, out: Path, planned: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All figures of a finished study as plain data.
 
-    `generated`: whether the catalog is a sandbox's. `arms`, `transfers`, `probes` and `origins`: one row for each accuracy, with its
-    interval over seeds and sources and its protocol. `comparisons`: as of `comparisons.compare`. `curves`: one seed's learning curves.
-    `per_class`: gains class by class. `planned`: the differences expected to be detectable, computed before anything was run.
+    `generated`: whether the catalog is a sandbox's. `arms`, `transfers`, `probes` and `origins`: one row for each
+    accuracy, with its interval over seeds and sources and its protocol. `comparisons`: as of `comparisons.compare`.
+    `curves`: one seed's learning curves. `per_class`: gains class by class. `planned`: the differences expected to be
+    detectable, computed before anything was run.
     """
     results = {name: result for name in grid.jobs if (result := read_result(result_path(out, name))) is not None}
     assert len(results) == len(grid.jobs), "a study is summed up when all of it has been run"
     measurements = grid.measurements
     by_kind = {kind: results_by_arm(measurements, results, kind) for kind in ("arm", "transfer", "probe", "origin")}
     return {
-        "cover": __version__, "study": asdict(study), "arms_mean": ARMS, "generated": (Path(study.catalog).parent / RECORD).is_file(),
-        "arms": _rows(study, by_kind["arm"], results), "transfers": _rows(study, by_kind["transfer"], results),
-        "probes": _rows(study, by_kind["probe"], results), "origins": _rows(study, by_kind["origin"], results),
-        "comparisons": compare(study, by_kind["arm"], by_kind["transfer"]), "planned": list(planned),
-        "per_class": _per_class(by_kind["arm"], results), "curves": _curves(measurements, results), "rates": _rates(measurements, results),
+        "cover": __version__,
+        "study": asdict(study),
+        "arms_mean": ARMS,
+        "generated": (Path(study.catalog).parent / RECORD).is_file(),
+        "arms": _rows(study, by_kind["arm"], results),
+        "transfers": _rows(study, by_kind["transfer"], results),
+        "probes": _rows(study, by_kind["probe"], results),
+        "origins": _rows(study, by_kind["origin"], results),
+        "comparisons": compare(study, by_kind["arm"], by_kind["transfer"]),
+        "planned": list(planned),
+        "per_class": _per_class(by_kind["arm"], results),
+        "curves": _curves(measurements, results),
+        "rates": _rates(measurements, results),
         "runs": [{key: result[key] for key in RUN} for result in results.values()],
-    }  # fmt: skip
+    }
 
 
 def _rows(study: Study, arms: Mapping[Key, ArmResults], results: RunResults) -> list[dict[str, Any]]:
     rows = []
-    for (arm, dataset, size, origin), given in arms.items():
-        of = [results[job] for job in given.jobs]
+    for (arm, dataset, size, origin), value in arms.items():
+        of = [results[job] for job in value.jobs]
         protocol = of[0]["measured"][dataset]
         gap = _gap(of, dataset)
-        rows.append({
-            "arm": arm, "dataset": dataset, "size": size, "origin": origin, **given.estimate(), "chance": 1 / protocol["classes"],
-            **{key: protocol[key] for key in PROTOCOL}, "split": _split(study, dataset, origin), "n_read": _counted(of, dataset, "n_read"),
-            "n_listed": _counted(of, dataset, "n_listed"), "checkpoint_steps": sorted({each["step"] for each in of}),
-            "steps": of[0]["steps"], "seen": of[0]["seen"].get(dataset), "gap": gap, "lrs": sorted({each["lr"] for each in of}),
-            "runs": list(given.jobs),
-        })  # fmt: skip
+        rows.append(
+            {
+                "arm": arm,
+                "dataset": dataset,
+                "size": size,
+                "origin": origin,
+                **value.estimate(),
+                "chance": 1 / protocol["classes"],
+                **{key: protocol[key] for key in PROTOCOL},
+                "split": _split(study, dataset, origin),
+                "n_read": _counted(of, dataset, "n_read"),
+                "n_listed": _counted(of, dataset, "n_listed"),
+                "checkpoint_steps": sorted({each["step"] for each in of}),
+                "steps": of[0]["steps"],
+                "seen": of[0]["seen"].get(dataset),
+                "gap": gap,
+                "lrs": sorted({each["lr"] for each in of}),
+                "runs": list(value.jobs),
+            }
+        )
     return rows
 
 
@@ -74,8 +96,9 @@ def _gap(of: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float] | No
     """Accuracy in training (augmented clips, last part of the run) and on `dev`, means over runs."""
     pairs = [
         (each["curves"][dataset]["train"][-1][1], each["dev"][dataset])
-        for each in of if each["curves"].get(dataset, {}).get("train") and dataset in each["dev"]
-    ]  # fmt: skip
+        for each in of
+        if each["curves"].get(dataset, {}).get("train") and dataset in each["dev"]
+    ]
     return {"train": fmean(train for train, _ in pairs), "dev": fmean(dev for _, dev in pairs)} if pairs else None
 
 
@@ -93,11 +116,19 @@ def _per_class(arms: Mapping[Key, ArmResults], results: RunResults) -> list[dict
         labels = np.array([label_of[key] for key in ours.ids])
         gain = ours.right.mean(0) - theirs.right.mean(0)
         names = results[ours.jobs[0]]["measured"][target]["class_names"]
-        rows.append({
-            "arm": arm, "target": target, "size": size, "origin": origin,
-            "classes": {name: {"gain": float(gain[labels == number].mean()), "items": int((labels == number).sum())}
-                        for number, name in enumerate(names) if (labels == number).any()},
-        })  # fmt: skip
+        rows.append(
+            {
+                "arm": arm,
+                "target": target,
+                "size": size,
+                "origin": origin,
+                "classes": {
+                    name: {"gain": float(gain[labels == number].mean()), "items": int((labels == number).sum())}
+                    for number, name in enumerate(names)
+                    if (labels == number).any()
+                },
+            }
+        )
     return rows
 
 
@@ -105,11 +136,20 @@ def _curves(measurements: Sequence[Measurement], results: RunResults) -> list[di
     """The learning curves of the first seed, fold and learning rate."""
     first = min(each.seed for each in measurements)
     return [
-        {"arm": each.arm, "target": each.target, "size": each.size, "origin": each.origin, **results[each.job]["curves"][each.dataset]}
+        {
+            "arm": each.arm,
+            "target": each.target,
+            "size": each.size,
+            "origin": each.origin,
+            **results[each.job]["curves"][each.dataset],
+        }
         for each in measurements
-        if each.kind == "arm" and each.seed == first and not each.fold and each.lr == measurements[0].lr
+        if each.kind == "arm"
+        and each.seed == first
+        and not each.fold
+        and each.lr == measurements[0].lr
         and each.dataset in results[each.job]["curves"]
-    ]  # fmt: skip
+    ]
 
 
 def _rates(measurements: Sequence[Measurement], results: RunResults) -> list[dict[str, Any]]:
@@ -120,8 +160,17 @@ def _rates(measurements: Sequence[Measurement], results: RunResults) -> list[dic
         wanted = each.kind == "arm" and each.seed == first and not each.fold and each.lr == measurements[0].lr
         if wanted and len(result["sets"]) > 1 and each.job not in listed:
             listed.add(each.job)
-            rows.append({
-                "arm": each.arm, "target": each.target, "size": each.size, "origin": each.origin, "run": each.job,
-                "steps": result["steps"], "batch": result["batch"], "seen": result["seen"], "rates": result["rate_realised"],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "arm": each.arm,
+                    "target": each.target,
+                    "size": each.size,
+                    "origin": each.origin,
+                    "run": each.job,
+                    "steps": result["steps"],
+                    "batch": result["batch"],
+                    "seen": result["seen"],
+                    "rates": result["rate_realised"],
+                }
+            )
     return rows

@@ -19,26 +19,34 @@ DEFAULT_OPTIONS = TimeSformerOptions()
 def backbone_config(options: BackboneOptions, frames: int, inherited: BackboneConfig | None = None) -> BackboneConfig:
     """The configuration of the network that a recipe asks for, with clips of `frames` frames.
 
-    `inherited`: that of the release that a run starts from; what belongs to weights rather than to a run comes from it (how pixels are
-    normalised, how embeddings are read). Raises `UserError` where it is of another family.
+    `inherited`: that of the release that a run starts from; what belongs to weights rather than to a run comes from it
+    (how pixels are normalised, how embeddings are read). Raises `UserError` where it is of another family.
     """
     if inherited is not None and inherited.family != options.backbone:
-        raise UserError(f"start.checkpoint: its network is a {inherited.family}, this run's a {options.backbone}: set model.backbone")
+        raise UserError(
+            f"start.checkpoint: its network is a {inherited.family}, this run's a {options.backbone}: set model.backbone"
+        )
     return options.config(frames, inherited)
 
 
 def config_from(values: dict[str, Any]) -> Config:
-    """The configuration in a release, its family under `family`. Raises ValueError or TypeError where it is none of this version."""
+    """The configuration in a release, its family under `family`. Raises ValueError or TypeError where it is none of
+    this version.
+    """
     kinds = {kind.family: kind for kind in get_args(Config)}
     if values.get("family") not in kinds:
         raise ValueError(f"its family of networks is {values.get('family')}, and known are {', '.join(kinds)}")
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name != "family"}
+    settings = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name != "family"
+    }
     config: Config = kinds[values["family"]](**settings)
     return config
 
 
 def named_config(name: str, **changes: Any) -> BackboneConfig:
-    """The configuration called `name`: a family, or a preset of TimeSformer such as B/16, with fields replaced. Raises `UserError`."""
+    """The configuration called `name`: a family, or a preset of TimeSformer such as B/16, with fields replaced. Raises
+    `UserError`.
+    """
     kind = next((kind for kind in get_args(Config) if kind.family == name), TimeSformerConfig)
     known = [field.name for field in fields(kind)]
     for key in changes:

@@ -23,8 +23,9 @@ Motion = Literal["frames", "differences", "both"]
 
 @dataclass(frozen=True)
 class Conv3dConfig(BackboneConfig):
-    """`channels`: of each layer; the last are the width. `motion`: what enters the first layer, the frames, the differences between
-    neighbouring frames, or both one above the other."""
+    """`channels`: of each layer; the last are the width. `motion`: what enters the first layer, the frames, the
+    differences between neighbouring frames, or both one above the other.
+    """
 
     family: ClassVar[str] = "conv3d"
 
@@ -47,7 +48,9 @@ class Conv3dOptions(BackboneOptions):
 
     backbone: Literal["conv3d"] = option("conv3d", "the family of the network")
     channels: tuple[int, ...] = option((24, 48, 72), "conv3d: of each layer")
-    motion: Motion = option("both", "conv3d: the input, which is frames, differences between neighbouring frames, or both")
+    motion: Motion = option(
+        "both", "conv3d: the input, which is frames, differences between neighbouring frames, or both"
+    )
 
     def config(self, frames: int, inherited: BackboneConfig | None = None) -> Conv3dConfig:
         colours = inherited.inherited_values() if inherited else {}
@@ -64,8 +67,8 @@ class Conv3dOptions(BackboneOptions):
 class Layer(nn.Module):
     """A 3x3x3 convolution that halves height and width and keeps every frame, GroupNorm and GELU.
 
-    The first and the last frame are repeated beyond the ends of a clip. So a still clip of any length gives the same output at every frame
-    as its image, a clip of one frame.
+    The first and the last frame are repeated beyond the ends of a clip. So a still clip of any length gives the same
+    output at every frame as its image, a clip of one frame.
     """
 
     def __init__(self, before: int, after: int) -> None:
@@ -85,8 +88,9 @@ class Layer(nn.Module):
 class Conv3d(Backbone):
     """Layers of 3-D convolution and the mean over all places and frames, which is the feature.
 
-    An image is a clip of one frame. Its differences are zero, as those of a still clip are: with `motion: differences` all images have
-    the same feature. Samples of different lengths never meet, since GroupNorm works on each sample alone.
+    An image is a clip of one frame. Its differences are zero, as those of a still clip are: with `motion: differences`
+    all images have the same feature. Samples of different lengths never meet, since GroupNorm works on each sample
+    alone.
     """
 
     config: Conv3dConfig
@@ -104,7 +108,9 @@ class Conv3d(Backbone):
     def stages(self) -> Sequence[nn.Module]:
         return tuple(self.layers)
 
-    def forward(self, frames: Tensor, groups: Groups, drop: Tensor | None = None, intermediates: Intermediates | None = None) -> Tensor:
+    def forward(
+        self, frames: Tensor, groups: Groups, drop: Tensor | None = None, intermediates: Intermediates | None = None
+    ) -> Tensor:
         """As `Backbone.forward`. `intermediates` gets `layers.0` and so on, each `(F, C, h, w)`, and `features`."""
         self.check_pack(frames, groups)
         x_FChw = self._input(frames, groups)

@@ -1,10 +1,11 @@
-"""TimeSformer: a vision transformer with divided space-time attention, over a Pack of clips and images (Bertasius et al., 2021).
+"""TimeSformer: a vision transformer with divided space-time attention, over a Pack of clips and images (Bertasius et
+al., 2021).
 
-Letters in shapes: S samples, F frames of all samples together (clips first), T frames of one clip, N tokens of one frame (class token,
-then patches), D width.
+Letters in shapes: S samples, F frames of all samples together (clips first), T frames of one clip, N tokens of one
+frame (class token, then patches), D width.
 
-The class token of a clip is kept once per frame, equal in all of them: it is token 0 of every frame. So the whole Pack is one tensor
-(F, N, D) from the first layer to the last, and nothing is cut apart and joined again between branches.
+The class token of a clip is kept once per frame, equal in all of them: it is token 0 of every frame. So the whole Pack
+is one tensor (F, N, D) from the first layer to the last, and nothing is cut apart and joined again between branches.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from cover.model.backbone import (
     note,
     option,
     per_frame,
-)  # fmt: skip
+)
 from cover.model.layers import (
     Attention,
     AttentionMaps,
@@ -41,7 +42,7 @@ from cover.model.layers import (
     attend_over_time,
     clip_and_image_frames,
     rotation_of,
-)  # fmt: skip
+)
 
 MERGE_TOKENS = 2  # tokens per channel from which merging two square matrices is cheaper than one more product
 # name: width, depth, attention heads (ViT: Dosovitskiy et al., table 1; Ti and S: Touvron et al., DeiT, table 1)
@@ -58,11 +59,12 @@ PRESETS = {
 class TimeSformerConfig(BackboneConfig):
     """The defaults are TimeSformer-B/16, 8 x 224. `frames` are the entries of the additive time embedding.
 
-    `attention`: `divided` (temporal, then spatial), `joint` (all tokens of a clip at once) or `space` (frames apart, their class tokens
-    averaged), section 3.3 and table 1 of the paper. `image_time`: the additive time embedding of an image, none or the first entry (as the
-    released code has it at T = 1). `resize`: how position embeddings meet another size than `size`; the released code uses `nearest`.
-    `layer_scale`: the first value of a factor per channel on every branch (CaiT), 0 for none. `patch_embed`: one linear map of each patch,
-    as published checkpoints have it, or a stem of stride-2 convolutions (`ConvStem`), which learns far more from few samples.
+    `attention`: `divided` (temporal, then spatial), `joint` (all tokens of a clip at once) or `space` (frames apart,
+    their class tokens averaged), section 3.3 and table 1 of the paper. `image_time`: the additive time embedding of an
+    image, none or the first entry (as the released code has it at T = 1). `resize`: how position embeddings meet
+    another size than `size`; the released code uses `nearest`. `layer_scale`: the first value of a factor per channel
+    on every branch (CaiT), 0 for none. `patch_embed`: one linear map of each patch, as published checkpoints have it,
+    or a stem of stride-2 convolutions (`ConvStem`), which learns far more from few samples.
     """
 
     family: ClassVar[str] = "timesformer"
@@ -97,9 +99,13 @@ class TimeSformerConfig(BackboneConfig):
         if name is None:
             raise UserError(f"width, depth and heads {shape} are those of no preset, so no recipe can ask for them")
         return TimeSformerOptions(
-            preset=f"{name}/{self.patch}", size=self.size, attention=self.attention, time=self.time, image_temporal=self.image_temporal,
+            preset=f"{name}/{self.patch}",
+            size=self.size,
+            attention=self.attention,
+            time=self.time,
+            image_temporal=self.image_temporal,
             layer_scale=self.layer_scale,
-        )  # fmt: skip
+        )
 
     def summary(self) -> dict[str, str]:
         return {"attention": self.attention, "time": self.time, "image_temporal": self.image_temporal}
@@ -123,7 +129,9 @@ class TimeSformerOptions(BackboneOptions):
 
     backbone: Literal["timesformer"] = option("timesformer", "the family of the network")
     preset: str = option("mini", "mini, or a ViT size with its patch, as in B/16")
-    attention: Literal["divided", "joint", "space"] = option("divided", "temporal then spatial, all tokens at once, or frames apart")
+    attention: Literal["divided", "joint", "space"] = option(
+        "divided", "temporal then spatial, all tokens at once, or frames apart"
+    )
     time: Literal["rotary", "additive"] = option("rotary", "how frames are told apart")
     image_temporal: Literal["attend", "skip"] = option("attend", "whether images pass the temporal branch")
     dropout: float = option(0.0, "after the embedding and in every branch")
@@ -139,9 +147,16 @@ class TimeSformerOptions(BackboneOptions):
         if self.patch_embed != "auto":
             changes["patch_embed"] = self.patch_embed
         return timesformer_config(
-            self.preset, size=self.size, frames=frames, attention=self.attention, time=self.time, image_temporal=self.image_temporal,
-            dropout=self.dropout, layer_scale=self.layer_scale, **changes,
-        )  # fmt: skip
+            self.preset,
+            size=self.size,
+            frames=frames,
+            attention=self.attention,
+            time=self.time,
+            image_temporal=self.image_temporal,
+            dropout=self.dropout,
+            layer_scale=self.layer_scale,
+            **changes,
+        )
 
     def for_images(self) -> TimeSformerOptions:
         return replace(self, image_temporal="skip")
@@ -160,14 +175,22 @@ def timesformer_config(preset: str, **changes: Any) -> TimeSformerConfig:
         raise UserError(f'unknown model preset "{preset}"{nearest(name, PRESETS)} (with a patch size, as in B/16)')
     width, depth, heads = PRESETS[name]
     default_patch, default_size = (8, 32) if name == "mini" else (16, 224)
-    fields: dict[str, Any] = {"width": width, "depth": depth, "attention_heads": heads, "patch": int(patch or default_patch)}
-    # `mini` is trained from random weights; the others mostly start from published ones, whose patches are embedded by one linear map.
+    fields: dict[str, Any] = {
+        "width": width,
+        "depth": depth,
+        "attention_heads": heads,
+        "patch": int(patch or default_patch),
+    }
+    # `mini` is trained from random weights; the others mostly start from published ones, whose patches are embedded by
+    # one linear map.
     embed = "conv" if name == "mini" else "linear"
     config = TimeSformerConfig(**{**fields, "size": default_size, "patch_embed": embed, **changes})
     if config.size % config.patch:
         raise UserError(f"image size {config.size} is not a multiple of the patch {config.patch}")
     if config.patch_embed == "conv" and config.patch.bit_count() != 1:
-        raise UserError(f"model.patch_embed: conv needs a patch that is a power of two, and {preset} has {config.patch} px; use linear")
+        raise UserError(
+            f"model.patch_embed: conv needs a patch that is a power of two, and {preset} has {config.patch} px; use linear"
+        )
     return config
 
 
@@ -177,7 +200,11 @@ class Block(nn.Module):
     def __init__(self, config: TimeSformerConfig) -> None:
         super().__init__()
         width, heads = config.width, config.attention_heads
-        self.kind, self.rotary, self.skip_images = config.attention, config.time == "rotary", config.image_temporal == "skip"
+        self.kind, self.rotary, self.skip_images = (
+            config.attention,
+            config.time == "rotary",
+            config.image_temporal == "skip",
+        )
         self.merging = True
         if self.kind == "divided":
             self.temporal_norm = nn.LayerNorm(width, eps=config.norm_eps)
@@ -199,7 +226,8 @@ class Block(nn.Module):
         drop: Tensor | None = None,
         intermediates: Intermediates | None = None,
     ) -> Tensor:
-        """Tokens `(F, N, D)` to the same. `drop`: drop-path factors `(3, F, 1, 1)` of the three branches, None for all ones.
+        """Tokens `(F, N, D)` to the same. `drop`: drop-path factors `(3, F, 1, 1)` of the three branches, None for all
+        ones.
 
         `intermediates` is filled with the branches.
         """
@@ -224,7 +252,9 @@ class Block(nn.Module):
         nn.init.zeros_(self.temporal_fc.bias)
 
     def temporal_parts(self) -> list[nn.Module | Tensor]:
-        """The modules and parameters of the temporal branch, in the order of the computation, the last matrix at the end."""
+        """The modules and parameters of the temporal branch, in the order of the computation, the last matrix at the
+        end.
+        """
         if self.kind != "divided":
             return []
         scale = [self.get_parameter("temporal_scale")] if "temporal_scale" in self._parameters else []
@@ -236,23 +266,34 @@ class Block(nn.Module):
         return self.attn.within_frames(x_FND, groups, shared=self.kind == "divided")
 
     def _add_temporal(
-        self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None], drop: Tensor | None, intermediates: Intermediates | None
+        self,
+        x_FND: Tensor,
+        groups: Groups,
+        rotations: list[Rotation | None],
+        drop: Tensor | None,
+        intermediates: Intermediates | None,
     ) -> Tensor:
         clip_frames, image_frames = clip_and_image_frames(groups)
         if self.skip_images and image_frames:
             if not clip_frames:
                 return x_FND
             clips, images = x_FND.split((clip_frames, image_frames))
-            moved = self._add_temporal(clips, groups[:-1], rotations, None if drop is None else drop[:, :clip_frames], intermediates)
+            moved = self._add_temporal(
+                clips, groups[:-1], rotations, None if drop is None else drop[:, :clip_frames], intermediates
+            )
             return torch.cat([moved, images])
         time_FND = self._project(self.temporal_attn.across_frames(self.temporal_norm(x_FND), groups, rotations))
         # The class token takes no part in temporal attention (released TimeSformer code).
         patches_only = torch.ones(x_FND.shape[1], 1, dtype=x_FND.dtype, device=x_FND.device)
         patches_only[0] = 0
-        return torch.addcmul(x_FND, self._branch("temporal", time_FND, drop, intermediates).to(x_FND.dtype), patches_only)
+        return torch.addcmul(
+            x_FND, self._branch("temporal", time_FND, drop, intermediates).to(x_FND.dtype), patches_only
+        )
 
     def _project(self, mixed_FND: Tensor) -> Tensor:
-        """The output projection and `temporal_fc`: nothing lies between them, so where there are many tokens one product does for both."""
+        """The output projection and `temporal_fc`: nothing lies between them, so where there are many tokens one
+        product does for both.
+        """
         proj, last = self.temporal_attn.proj, self.temporal_fc
         dropping = self.training and self.temporal_attn.drop.p > 0
         if dropping or not self.merging or mixed_FND[..., 0].numel() < MERGE_TOKENS * proj.in_features:
@@ -272,8 +313,9 @@ class Block(nn.Module):
 class TimeSformer(Backbone):
     """The network of a `TimeSformerConfig`. A feature is the normalised class token of a sample.
 
-    All clips of a Pack share the spatial attention and the MLP with the images; temporal attention runs group by group. `temporal_fc` and
-    the additive time embedding start at zero, so a new network is an image ViT. An image is a clip of one frame.
+    All clips of a Pack share the spatial attention and the MLP with the images; temporal attention runs group by group.
+    `temporal_fc` and the additive time embedding start at zero, so a new network is an image ViT. An image is a clip of
+    one frame.
     """
 
     config: TimeSformerConfig
@@ -282,7 +324,9 @@ class TimeSformer(Backbone):
         super().__init__()
         self.config, self.width = config, config.width
         conv = config.patch_embed == "conv"
-        self.patch_embed = ConvStem(config.width, config.patch) if conv else nn.Conv2d(3, config.width, config.patch, config.patch)
+        self.patch_embed = (
+            ConvStem(config.width, config.patch) if conv else nn.Conv2d(3, config.width, config.patch, config.patch)
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))
         if self.has_time_embedding:
@@ -310,7 +354,8 @@ class TimeSformer(Backbone):
         self.reset_temporal("fresh")
 
     def reset_temporal(self, how: Literal["fresh", "copied"]) -> None:
-        """Temporal attention as a copy of the spatial one with `temporal_fc` zero: the network is its image ViT (released code).
+        """Temporal attention as a copy of the spatial one with `temporal_fc` zero: the network is its image ViT
+        (released code).
 
         `fresh`: under rotary time the copy starts as temporal differences (`Attention.init_temporal_differences`).
         """
@@ -320,13 +365,16 @@ class TimeSformer(Backbone):
         if self.has_time_embedding:
             nn.init.zeros_(self.time_embed)
 
-    # --- the function -------------------------------------------------------------------------------------------------------------
+    # --- the function -------------------------------------------------------------------------------------------------
 
-    def forward(self, frames: Tensor, groups: Groups, drop: Tensor | None = None, intermediates: Intermediates | None = None) -> Tensor:
-        """As `Backbone.forward`. `drop`: `(depth, 3, S)`, for the temporal branch, the spatial branch and the MLP of each block.
+    def forward(
+        self, frames: Tensor, groups: Groups, drop: Tensor | None = None, intermediates: Intermediates | None = None
+    ) -> Tensor:
+        """As `Backbone.forward`. `drop`: `(depth, 3, S)`, for the temporal branch, the spatial branch and the MLP of
+        each block.
 
-        `intermediates` gets `embedded`, for every block `blocks.3.temporal`, `blocks.3.spatial` and `blocks.3.mlp` (the branches as they
-        are added) and `blocks.3` (their sum), each `(F, N, D)`, and `features`.
+        `intermediates` gets `embedded`, for every block `blocks.3.temporal`, `blocks.3.spatial` and `blocks.3.mlp` (the
+        branches as they are added) and `blocks.3` (their sum), each `(F, N, D)`, and `features`.
         """
         self.check_pack(frames, groups)
         x_FND = self.drop(self._embed(frames, groups))
@@ -335,7 +383,9 @@ class TimeSformer(Backbone):
         drop_F = None if drop is None else per_frame(drop, groups)[..., None, None]
         for number, block in enumerate(self.blocks):
             branches: Intermediates | None = None if intermediates is None else {}
-            x_FND = self.run_stage(block, x_FND, groups, rotations, None if drop_F is None else drop_F[number], branches)
+            x_FND = self.run_stage(
+                block, x_FND, groups, rotations, None if drop_F is None else drop_F[number], branches
+            )
             for name, value in (branches or {}).items():
                 note(intermediates, f"blocks.{number}.{name}", value)
             note(intermediates, f"blocks.{number}", x_FND)
@@ -375,10 +425,12 @@ class TimeSformer(Backbone):
         """The class token of each sample, `(S, D)`: from its first frame, or the mean where frames are kept apart."""
         parts = x_FND[:, 0].split([samples * frames for samples, frames in groups])
         if self.config.attention == "space":
-            return torch.cat([part.view(samples, frames, -1).mean(1) for part, (samples, frames) in zip(parts, groups, strict=True)])
+            return torch.cat(
+                [part.view(samples, frames, -1).mean(1) for part, (samples, frames) in zip(parts, groups, strict=True)]
+            )
         return torch.cat([part[::frames] for part, (_, frames) in zip(parts, groups, strict=True)])
 
-    # --- parameters ---------------------------------------------------------------------------------------------------------------
+    # --- parameters ---------------------------------------------------------------------------------------------------
 
     def stages(self) -> Sequence[Block]:
         return tuple(self.blocks)  # type: ignore[arg-type]
@@ -396,7 +448,12 @@ class TimeSformer(Backbone):
 
     def temporal_is_new(self, weights: dict[str, Tensor]) -> bool:
         """Without the last matrix of the temporal branch, which is zero at first, the branch adds nothing."""
-        last = [weights[name] for block in self.stages() for name in self.names_of(*block.temporal_parts()[-1:]) if weights[name].ndim > 1]
+        last = [
+            weights[name]
+            for block in self.stages()
+            for name in self.names_of(*block.temporal_parts()[-1:])
+            if weights[name].ndim > 1
+        ]
         return bool(last) and not any(value.any() for value in last)
 
     def fit_embeddings(self, weights: dict[str, Tensor]) -> list[str]:
@@ -413,19 +470,23 @@ class TimeSformer(Backbone):
                     notes.append(f"{name} from {before.shape[1]} to {weights[name].shape[1]} entries")
         return notes
 
-    # --- uses ---------------------------------------------------------------------------------------------------------------------
+    # --- uses ---------------------------------------------------------------------------------------------------------
 
     def set_merging(self, on: bool) -> None:
-        """Whether the temporal output projection and `temporal_fc` may be multiplied into one matrix (the default): the same function."""
+        """Whether the temporal output projection and `temporal_fc` may be multiplied into one matrix (the default): the
+        same function.
+        """
         for block in self.stages():
             block.merging = on
 
     @contextmanager
     def attention_maps(self) -> Iterator[dict[str, AttentionMaps]]:
-        """Inside, every attention that is computed is recorded, by module as `blocks.3.attn` and `blocks.3.temporal_attn`.
+        """Inside, every attention that is computed is recorded, by module as `blocks.3.attn` and
+        `blocks.3.temporal_attn`.
 
-        Each module has one for each group that was attended to (none in time for images). Nested, the inner one alone records, until it
-        is left. Numbers do not change. Not for compiled blocks, nor beside the passes of another thread.
+        Each module has one for each group that was attended to (none in time for images). Nested, the inner one alone
+        records, until it is left. Numbers do not change. Not for compiled blocks, nor beside the passes of another
+        thread.
         """
         modules = {name: module for name, module in self.named_modules() if isinstance(module, Attention)}
         recorded: dict[str, AttentionMaps] = {name: [] for name in modules}
@@ -438,9 +499,12 @@ class TimeSformer(Backbone):
             for name, module in modules.items():
                 module.maps = before[name]
 
-    def heat(self, frames: Tensor, score: Callable[[Tensor], Tensor] | None, check: Callable[[], None] = no_check) -> Heat:
-        """Attention roll-out, or attention times gradient where there is a `score`. `check` is called before every layer, each of which is
-        computed twice."""
+    def heat(
+        self, frames: Tensor, score: Callable[[Tensor], Tensor] | None, check: Callable[[], None] = no_check
+    ) -> Heat:
+        """Attention roll-out, or attention times gradient where there is a `score`. `check` is called before every
+        layer, each of which is computed twice.
+        """
         from cover.model.backbones.timesformer_rollout import rollout
 
         return rollout(self, frames, score, check)
@@ -452,11 +516,12 @@ class TimeSformer(Backbone):
                 _merge_temporal_matrices(block)
 
 
-# --- embeddings of another size -----------------------------------------------------------------------------------------------------
+# --- embeddings of another size ---------------------------------------------------------------------------------------
 
 
 def resized_positions(pos_embed: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
-    """Position embeddings `(1, 1 + h w, D)` of a square grid for another `grid` (rows, columns); the entry of the class token stays.
+    """Position embeddings `(1, 1 + h w, D)` of a square grid for another `grid` (rows, columns); the entry of the class
+    token stays.
 
     `bicubic` over both axes (as transformers' ViT resizes), or `nearest` (as TimeSformer does).
     """
@@ -475,13 +540,14 @@ def resized_time(time_embed: Tensor, frames: int) -> Tensor:
     return fn.interpolate(time_embed.transpose(1, 2), size=frames, mode="nearest").transpose(1, 2)
 
 
-# --- export -------------------------------------------------------------------------------------------------------------------------
+# --- export -----------------------------------------------------------------------------------------------------------
 
 
 class _SplitAttention(nn.Module):
     """`Attention.across_frames` for one group, with query, key and value as layers of their own.
 
-    Parts that are cut out of one matrix are no constants in a graph, and only constants can be laid out or rounded beforehand.
+    Parts that are cut out of one matrix are no constants in a graph, and only constants can be laid out or rounded
+    beforehand.
     """
 
     def __init__(self, attention: Attention, proj: nn.Linear) -> None:

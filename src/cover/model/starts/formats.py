@@ -1,7 +1,7 @@
 """The names of tensors in the checkpoints of other libraries: one table for each format, read in both directions.
 
-Our names are those of a TimeSformer backbone. Nothing is dropped on the way: a tensor that has no place in a table is returned by name, for
-the caller to refuse or to leave out on purpose.
+Our names are those of a TimeSformer backbone. Nothing is dropped on the way: a tensor that has no place in a table is
+returned by name, for the caller to refuse or to leave out on purpose.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers?)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class Format:
-    """How one library names things. `{}` is the number of a block; a layer has a weight and a bias, a tensor has neither.
+class ForeignFormat:
+    """How one library names things. `{}` is the number of a block; a layer has a weight and a bias, a tensor has
+    neither.
 
-    `mark` is a tensor that every checkpoint of the format has, `video` whether its networks have seen time, `prefixes` what may stand
-    before a name, `norm_eps` the norms' epsilon where no configuration says it.
+    `mark` is a tensor that every checkpoint of the format has, `video` whether its networks have seen time, `prefixes`
+    what may stand before a name, `norm_eps` the norms' epsilon where no configuration says it.
     """
 
     title: str
@@ -49,29 +50,50 @@ class Format:
         }
 
 
-_OWN = ("blocks.{}.norm1", "blocks.{}.attn.qkv", "blocks.{}.attn.proj", "blocks.{}.norm2", "blocks.{}.mlp.fc1", "blocks.{}.mlp.fc2")
+_OWN = (
+    "blocks.{}.norm1",
+    "blocks.{}.attn.qkv",
+    "blocks.{}.attn.proj",
+    "blocks.{}.norm2",
+    "blocks.{}.mlp.fc1",
+    "blocks.{}.mlp.fc2",
+)
 _TIMM = {"patch_embed": "patch_embed.proj", "norm": "norm", HEAD: "head", **{name: name for name in _OWN}}
 _HUGGING_TENSORS = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings"}
 _HUGGING = {"patch_embed": "embeddings.patch_embeddings.projection", "norm": "layernorm", HEAD: "classifier"}
 
-TIMM = Format(
-    "timm ViT", "blocks.0.attn.qkv.weight", video=False, prefixes=("module.", "model."),
+TIMM = ForeignFormat(
+    "timm ViT",
+    "blocks.0.attn.qkv.weight",
+    video=False,
+    prefixes=("module.", "model."),
     tensors={
-        "cls_token": "cls_token", "pos_embed": "pos_embed",
-        "blocks.{}.scale1": "blocks.{}.ls1.gamma", "blocks.{}.scale2": "blocks.{}.ls2.gamma",
+        "cls_token": "cls_token",
+        "pos_embed": "pos_embed",
+        "blocks.{}.scale1": "blocks.{}.ls1.gamma",
+        "blocks.{}.scale2": "blocks.{}.ls2.gamma",
     },
     layers=_TIMM,
-)  # fmt: skip
-OFFICIAL = Format(
-    "official TimeSformer", "blocks.0.attn.qkv.weight", video=True, prefixes=("module.", "model."),
+)
+OFFICIAL = ForeignFormat(
+    "official TimeSformer",
+    "blocks.0.attn.qkv.weight",
+    video=True,
+    prefixes=("module.", "model."),
     tensors={"cls_token": "cls_token", "pos_embed": "pos_embed", "time_embed": "time_embed"},
     layers={
-        **_TIMM, "blocks.{}.temporal_norm": "blocks.{}.temporal_norm1", "blocks.{}.temporal_attn.qkv": "blocks.{}.temporal_attn.qkv",
-        "blocks.{}.temporal_attn.proj": "blocks.{}.temporal_attn.proj", "blocks.{}.temporal_fc": "blocks.{}.temporal_fc",
+        **_TIMM,
+        "blocks.{}.temporal_norm": "blocks.{}.temporal_norm1",
+        "blocks.{}.temporal_attn.qkv": "blocks.{}.temporal_attn.qkv",
+        "blocks.{}.temporal_attn.proj": "blocks.{}.temporal_attn.proj",
+        "blocks.{}.temporal_fc": "blocks.{}.temporal_fc",
     },
-)  # fmt: skip
-TRANSFORMERS_TIMESFORMER = Format(
-    "transformers TimeSformer", "encoder.layer.0.attention.attention.qkv.weight", video=True, prefixes=("timesformer.",),
+)
+TRANSFORMERS_TIMESFORMER = ForeignFormat(
+    "transformers TimeSformer",
+    "encoder.layer.0.attention.attention.qkv.weight",
+    video=True,
+    prefixes=("timesformer.",),
     tensors={**_HUGGING_TENSORS, "time_embed": "embeddings.time_embeddings"},
     layers={
         **_HUGGING,
@@ -86,23 +108,34 @@ TRANSFORMERS_TIMESFORMER = Format(
         "blocks.{}.mlp.fc1": "encoder.layer.{}.intermediate.dense",
         "blocks.{}.mlp.fc2": "encoder.layer.{}.output.dense",
     },
-)  # fmt: skip
-TRANSFORMERS_VIT = Format(
-    "transformers ViT", "encoder.layer.0.attention.attention.query.weight", video=False, prefixes=("vit.",), norm_eps=1e-12,
+)
+TRANSFORMERS_VIT = ForeignFormat(
+    "transformers ViT",
+    "encoder.layer.0.attention.attention.query.weight",
+    video=False,
+    prefixes=("vit.",),
+    norm_eps=1e-12,
     tensors=_HUGGING_TENSORS,
     layers={
         **_HUGGING,
         "blocks.{}.norm1": "encoder.layer.{}.layernorm_before",
-        "blocks.{}.attn.qkv": tuple(f"encoder.layer.{{}}.attention.attention.{part}" for part in ("query", "key", "value")),
+        "blocks.{}.attn.qkv": tuple(
+            f"encoder.layer.{{}}.attention.attention.{part}" for part in ("query", "key", "value")
+        ),
         "blocks.{}.attn.proj": "encoder.layer.{}.attention.output.dense",
         "blocks.{}.norm2": "encoder.layer.{}.layernorm_after",
         "blocks.{}.mlp.fc1": "encoder.layer.{}.intermediate.dense",
         "blocks.{}.mlp.fc2": "encoder.layer.{}.output.dense",
     },
-)  # fmt: skip
-# What transformers 5 calls the modules in memory; it saves the older names, but a state dict of such a module has these.
-TRANSFORMERS_VIT_5 = Format(
-    "transformers ViT", "layers.0.attention.q_proj.weight", video=False, prefixes=("vit.",), norm_eps=1e-12,
+)
+# What transformers 5 calls the modules in memory; it saves the older names, but a state dict of such a module has
+# these.
+TRANSFORMERS_VIT_5 = ForeignFormat(
+    "transformers ViT",
+    "layers.0.attention.q_proj.weight",
+    video=False,
+    prefixes=("vit.",),
+    norm_eps=1e-12,
     tensors=_HUGGING_TENSORS,
     layers={
         **_HUGGING,
@@ -113,13 +146,15 @@ TRANSFORMERS_VIT_5 = Format(
         "blocks.{}.mlp.fc1": "layers.{}.mlp.fc1",
         "blocks.{}.mlp.fc2": "layers.{}.mlp.fc2",
     },
-)  # fmt: skip
+)
 FORMATS = (TRANSFORMERS_TIMESFORMER, TRANSFORMERS_VIT, TRANSFORMERS_VIT_5, OFFICIAL, TIMM)
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A checkpoint under our names: the tensors, the names in the file that each was made of, and the names that have no place."""
+    """A checkpoint under our names: the tensors, the names in the file that each was made of, and the names that have
+    no place.
+    """
 
     tensors: dict[str, Tensor]
     sources: dict[str, Names]
@@ -131,8 +166,9 @@ class Translation:
         return self.sources[ours][0]
 
 
-def recognise(names: Iterable[str], official: bool) -> Format:
-    """The format of a checkpoint by its tensor names; `official`: it came in the wrapping of TimeSformer's release. Raises `UserError`.
+def recognise(names: Iterable[str], official: bool) -> ForeignFormat:
+    """The format of a checkpoint by its tensor names; `official`: it came in the wrapping of TimeSformer's release.
+    Raises `UserError`.
 
     A space-only TimeSformer has the very names of a timm ViT: only the wrapping tells them apart.
     """
@@ -145,13 +181,17 @@ def recognise(names: Iterable[str], official: bool) -> Format:
             continue
         return form
     shown = ", ".join(sorted(names)[:3]) or "none"
-    raise UserError(f"its tensor names ({shown}, ...) are of no known format; known: {', '.join(sorted({f.title for f in FORMATS}))}")
+    raise UserError(
+        f"its tensor names ({shown}, ...) are of no known format; known: {', '.join(sorted({f.title for f in FORMATS}))}"
+    )
 
 
-def translate(form: Format, state: Mapping[str, Tensor]) -> Translation:
-    """`state` under our names, the classifier as `head`. Raises `UserError` where parts of a tensor are missing or do not fit."""
+def translate(form: ForeignFormat, state: Mapping[str, Tensor]) -> Translation:
+    """`state` under our names, the classifier as `head`. Raises `UserError` where parts of a tensor are missing or do
+    not fit.
+    """
     files = _by_bare_name(form, state)
-    blocks = [int(found[1]) for name in files if (found := _BLOCK.search(name))]
+    blocks = [int(match[1]) for name in files if (match := _BLOCK.search(name))]
     depth = max(blocks, default=-1) + 1
     if depth > len(files):
         raise UserError(f"a block has the number {depth - 1}, and there are {len(files)} tensors in all")
@@ -162,20 +202,22 @@ def translate(form: Format, state: Mapping[str, Tensor]) -> Translation:
         if not present:
             continue
         if len(present) < len(theirs):
-            raise UserError(f"the tensor {next(part for part in theirs if part not in files)} is missing, {files[present[0]]} is there")
+            raise UserError(
+                f"the tensor {next(part for part in theirs if part not in files)} is missing, {files[present[0]]} is there"
+            )
         sources[ours] = tuple(files[part] for part in theirs)
         tensors[ours] = _joined([state[name] for name in sources[ours]], sources[ours])
     used = {name for names in sources.values() for name in names}
     return Translation(tensors, sources, depth, tuple(name for name in state if name not in used))
 
 
-def _bare(name: str, form: Format) -> str:
+def _bare(name: str, form: ForeignFormat) -> str:
     while prefix := next((prefix for prefix in form.prefixes if name.startswith(prefix)), ""):
         name = name.removeprefix(prefix)
     return name
 
 
-def _by_bare_name(form: Format, state: Mapping[str, Tensor]) -> dict[str, str]:
+def _by_bare_name(form: ForeignFormat, state: Mapping[str, Tensor]) -> dict[str, str]:
     files: dict[str, str] = {}
     for name in state:
         bare = _bare(name, form)
@@ -189,5 +231,7 @@ def _joined(parts: list[Tensor], names: Names) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     if len({part.shape for part in parts}) > 1 or not parts[0].ndim:
-        raise UserError(f"{' and '.join(names)} have shapes that do not go together: {', '.join(str(tuple(p.shape)) for p in parts)}")
+        raise UserError(
+            f"{' and '.join(names)} have shapes that do not go together: {', '.join(str(tuple(p.shape)) for p in parts)}"
+        )
     return torch.cat(parts)

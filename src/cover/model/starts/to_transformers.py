@@ -1,4 +1,6 @@
-"""A TimeSformer with one head as a model of transformers: the tensors and the files of `TimesformerForVideoClassification`."""
+"""A TimeSformer with one head as a model of transformers: the tensors and the files of
+`TimesformerForVideoClassification`.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +13,30 @@ from cover.model.backbone import BackboneConfig
 from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
+from cover.model.starts.conventions import ATTENTION
 from cover.model.starts.formats import HEAD, TRANSFORMERS_TIMESFORMER
-from cover.model.starts.settings import ATTENTION
 
 BILINEAR = 2  # the number that transformers writes for this filter, from Pillow
 
 
 def to_transformers(model: CoVeR, head: str) -> dict[str, Tensor]:
-    """The tensors of the backbone and of one head under the names that transformers has. Raises `UserError` as `check_transformers`."""
+    """The tensors of the backbone and of one head under the names that transformers has. Raises `UserError` as
+    `check_transformers`.
+    """
     config = _timesformer(model.config)
-    own = {**model.backbone.state_dict(), **{f"{HEAD}.{name}": value for name, value in model.heads[head].state_dict().items()}}
+    own = {
+        **model.backbone.state_dict(),
+        **{f"{HEAD}.{name}": value for name, value in model.heads[head].state_dict().items()},
+    }
     names = TRANSFORMERS_TIMESFORMER.names(config.depth)
     theirs = {names[name][0]: value for name, value in own.items()}
     return {name if name.startswith("classifier.") else f"timesformer.{name}": value for name, value in theirs.items()}
 
 
 def check_transformers(config: BackboneConfig) -> None:
-    """Raises `UserError` for a network, or one setting of it, for which transformers' TimeSformer does not compute the same."""
+    """Raises `UserError` for a network, or one setting of it, for which transformers' TimeSformer does not compute the
+    same.
+    """
     config = _timesformer(config)
     if config.attention == "space":
         raise UserError("attention space: transformers gives logits for each frame, not for the clip")
@@ -49,24 +58,46 @@ def transformers_config(config: BackboneConfig, head: Head) -> dict[str, Any]:
     config = _timesformer(config)
     words = {ours: theirs for theirs, ours in ATTENTION.items()}
     return {
-        "architectures": ["TimesformerForVideoClassification"], "model_type": "timesformer", "attention_type": words[config.attention],
-        "image_size": config.size, "patch_size": config.patch, "num_channels": 3, "num_frames": config.frames,
-        "hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.attention_heads,
-        "intermediate_size": int(config.width * config.mlp_ratio), "hidden_act": "gelu", "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": 0.0, "drop_path_rate": 0, "layer_norm_eps": config.norm_eps, "qkv_bias": True,
+        "architectures": ["TimesformerForVideoClassification"],
+        "model_type": "timesformer",
+        "attention_type": words[config.attention],
+        "image_size": config.size,
+        "patch_size": config.patch,
+        "num_channels": 3,
+        "num_frames": config.frames,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.attention_heads,
+        "intermediate_size": int(config.width * config.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": 0.0,
+        "drop_path_rate": 0,
+        "layer_norm_eps": config.norm_eps,
+        "qkv_bias": True,
         "id2label": {str(number): name for number, name in enumerate(head.classes)},
         "label2id": {name: number for number, name in enumerate(head.classes)},
         **({"problem_type": "multi_label_classification"} if head.loss == "sigmoid" else {}),
-    }  # fmt: skip
+    }
 
 
 def transformers_preprocessor(config: BackboneConfig) -> dict[str, Any]:
-    """The `preprocessor_config.json` of transformers; TimeSformer checkpoints on the Hub name the VideoMAE processor too."""
+    """The `preprocessor_config.json` of transformers; TimeSformer checkpoints on the Hub name the VideoMAE processor
+    too.
+    """
     return {
-        "image_processor_type": "VideoMAEImageProcessor", "do_resize": True, "size": {"shortest_edge": config.size}, "resample": BILINEAR,
-        "do_center_crop": True, "crop_size": {"height": config.size, "width": config.size}, "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": list(config.mean), "image_std": list(config.std),
-    }  # fmt: skip
+        "image_processor_type": "VideoMAEImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": config.size},
+        "resample": BILINEAR,
+        "do_center_crop": True,
+        "crop_size": {"height": config.size, "width": config.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
+    }
 
 
 def _timesformer(config: BackboneConfig) -> TimeSformerConfig:

@@ -1,0 +1,220 @@
+"""Commands that run whole experiments: add, transfer, study, demo."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from cover.cli.command import (
+    CATALOG,
+    DEVICE,
+    WORKERS,
+    argument,
+    checkpoint,
+    command,
+    count_workers,
+    give,
+    json_option,
+    read_pairs,
+    say_next,
+    whole,
+)
+from cover.errors import UserError
+
+_JOBS = argument(
+    "--jobs", type=whole(1), metavar="N", help="runs side by side (default: one per core on a CPU, else one)"
+)
+
+
+@command(
+    "add",
+    "teach a released model one more data set, and measure old and new",
+    "cover add runs/cotrain --data mine --catalog catalog.yaml --how probe --compare",
+    checkpoint("checkpoint"),
+    argument("--data", required=True, metavar="NAME", help="the new data set, from the catalog"),
+    CATALOG,
+    argument(
+        "--how",
+        choices=["probe", "replay", "alone"],
+        default="probe",
+        help="train the new head alone; all weights, going"
+        " over the old data sets too; all weights on the new set (default: probe)",
+    ),
+    argument("--epochs", type=float, metavar="N", help="of the new set (default: by its size, 10 to 50)"),
+    argument(
+        "--compare", action="store_true", help="also train the same network on the new set without the checkpoint"
+    ),
+    checkpoint("--baseline", help="what --compare starts from (default: random weights)"),
+    argument("--split", choices=["val", "dev", "test"], help="to measure on (default: val, else dev, else test)"),
+    argument(
+        "--out",
+        type=Path,
+        help="the run's folder (default: runs/NAME_HOW); any field of its recipe: --optimizer.lr 1e-3",
+    ),
+    argument(
+        "--only-recipe", action="store_true", help="write the recipe and stop, to run it with cover train elsewhere"
+    ),
+    argument("--seed", type=whole(0), default=0, help="of the training and of the intervals' resamples"),
+    json_option("the results as JSON"),
+    WORKERS,
+    DEVICE,
+    overrides=True,
+    computes=True,
+)
+def add(args: Namespace) -> int:
+    from cover.experiments.add.add_recipe import AddRequest
+    from cover.experiments.add.run import BESIDE, AddOptions, add, print_added
+
+    if args.epochs is not None and not 0 < args.epochs < 10**6:
+        raise UserError(f"--epochs: {args.epochs:g} is no number of epochs; give one above 0, as in 30")
+    out = args.out or Path("runs") / f"{args.data}_{args.how}"
+    request = AddRequest(
+        args.checkpoint, args.data, args.catalog, args.how, out, args.epochs, args.seed, args.device, args.workers
+    )
+    results = add(request, AddOptions(args.compare, args.baseline, args.split, args.only_recipe, args.overrides))
+    if results is None:
+        print(out / BESIDE / "recipe.yaml")
+        say_next("train", out / BESIDE / "recipe.yaml")
+        return 0
+
+    def show() -> None:
+        print_added(results)
+        print(out)
+
+    give(results, args.json, show)
+    say_next("predict", out, "clip.mp4")
+    return (
+        1 if any(row["n_read"] < row["n_listed"] for row in [results["new"], *results["old"]] if "n_read" in row) else 0
+    )
+
+
+@command(
+    "transfer",
+    "give checkpoints a fresh head for other data sets, and compare them",
+    "cover transfer --source ssv2=runs/single_ssv2 --target moments --catalog sandbox/catalog.yaml --epochs 5",
+    argument("--source", metavar="NAME=CHECKPOINT", action="append", required=True, help="may be given again"),
+    argument(
+        "--target",
+        metavar="NAME",
+        action="append",
+        required=True,
+        help="a video set of the catalog (may be given again)",
+    ),
+    CATALOG,
+    argument(
+        "--epochs", type=float, required=True, metavar="N", help="how often each source sees a target's training clips"
+    ),
+    argument("--part", type=float, default=1.0, help="share of the target's training clips (default: 1)"),
+    argument(
+        "--how",
+        choices=["finetune", "probe", "both"],
+        default="both",
+        help="all weights, the head alone (default: both)",
+    ),
+    argument("--seeds", type=whole(1), default=3, metavar="N", help="runs of each (default: 3)"),
+    argument(
+        "--lr", type=float, action="append", metavar="LR", help="tried for every source, dev chooses (default: 1e-3)"
+    ),
+    argument("--batch", type=whole(1), default=32, help="clips of a step (default: 32)"),
+    argument("--split", default="val", choices=["val", "test"], help="that is reported (default: val)"),
+    argument("--margin", type=float, default=0.02, help="loss of top-1 that still counts as not worse (default: 0.02)"),
+    argument("--out", type=Path, default=Path("transfers"), help="folder of everything it makes (default: transfers)"),
+    json_option("the results as JSON"),
+    _JOBS,
+    DEVICE,
+    computes=True,
+)
+def transfer(args: Namespace) -> int:
+    from cover.console import print_table
+    from cover.experiments.study.run_study import REPORT, run_study
+    from cover.experiments.study.study_file import HOW, Size
+    from cover.experiments.transfer import rows_of, transfer_study
+
+    sources = read_pairs("--source", args.source, "NAME=CHECKPOINT")
+    study = transfer_study(
+        sources,
+        args.target,
+        args.catalog,
+        args.out,
+        Size(args.epochs, args.part),
+        HOW if args.how == "both" else (args.how,),
+        args.seeds,
+        args.lr or (1e-3,),
+        args.batch,
+        args.split,
+        args.margin,
+        args.device,
+    )
+    summary = run_study(study, _count_jobs(args.jobs, args.device))
+    assert summary is not None
+
+    def show() -> None:
+        print_table(["source", "how", "target", "top-1 %", "95 % interval", "read"], rows_of(summary))
+        print(args.out / REPORT)
+
+    give(summary, args.json, show)
+    return 0
+
+
+@command(
+    "study",
+    "run the grid behind a claim, as far as it is missing",
+    "cover study recipes/studies/sandbox.yaml",
+    argument(
+        "study", metavar="STUDY", nargs="?", type=Path, help="a YAML file; its keys can be set as --seeds '[0, 1]'"
+    ),
+    argument("--keys", action="store_true", help="show every key of a study with its default"),
+    argument("--dry-run", action="store_true", help="check it, say how many runs and what could be detected, and stop"),
+    json_option("the results as JSON"),
+    _JOBS,
+    overrides=True,
+    computes=True,
+)
+def study(args: Namespace) -> int:
+    from cover import config
+    from cover.experiments.study.run_study import REPORT, run_study
+    from cover.experiments.study.study_file import Study
+
+    if args.keys:
+        print("\n".join(config.keys(Study)))
+        return 0
+    if args.study is None:
+        raise UserError("which study? cover study STUDY.yaml, or --keys for what one may hold")
+    study = config.load(Study, args.study, args.overrides)
+    summary = run_study(study, _count_jobs(args.jobs), args.dry_run)
+    if summary is None:
+        say_next("study", args.study, *args.overrides)
+        return 0
+    give(summary, args.json, lambda: print(Path(study.out) / REPORT))
+    return 0
+
+
+def _count_jobs(jobs: int | None, device: str = "auto") -> int:
+    from cover.hardware import pick_device
+    from cover.machine import cores
+
+    on_cpu = pick_device(device).type == "cpu"
+    return jobs or (cores() if on_cpu else 1)
+
+
+@command(
+    "demo",
+    "the whole story: generate, index, train, compare, report",
+    "cover demo --out demo",
+    argument("--out", type=Path, default=Path("demo"), help="folder of everything it makes (default: demo)"),
+    argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="factor on data and training; below 1 it shows the way, not the numbers",
+    ),
+    argument("--seed", type=whole(0), default=0),
+    WORKERS,
+    DEVICE,
+    computes=True,
+)
+def demo(args: Namespace) -> int:
+    from cover.experiments.demo import demo
+
+    demo(args.out, args.scale, args.seed, args.device, count_workers(args))
+    return 0

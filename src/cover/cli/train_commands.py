@@ -1,0 +1,173 @@
+"""Commands about a run: train, plan, describe."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from argparse import ArgumentTypeError, Namespace
+from pathlib import Path
+
+from cover.cli.command import DAY_S, argument, command, give, json_option, say_next, whole
+from cover.errors import UserError
+
+
+@command(
+    "train",
+    "run a recipe",
+    "cover train recipes/sandbox/cotrain.yaml --optimizer.lr 5e-4",
+    argument(
+        "recipe",
+        metavar="RECIPE",
+        type=Path,
+        nargs="?",
+        help="a YAML file; any field is overridden as --optimizer.lr 3e-4",
+    ),
+    argument("--resume", action="store_true", help="go on from the run's last checkpoint"),
+    argument(
+        "--requeue", action="store_true", help="begin, or go on where the run was begun: for a queue that restarts jobs"
+    ),
+    argument("--keys", action="store_true", help="list every field of a recipe with its default"),
+    overrides=True,
+    computes=True,
+)
+def train(args: Namespace) -> int:
+    from cover import config
+    from cover.training.recipe import Recipe
+
+    if args.keys:
+        print("\n".join(config.keys(Recipe)))
+        return 0
+    if args.recipe is None:
+        raise UserError("which recipe? for example: cover train recipes/sandbox/cotrain.yaml (--keys lists the fields)")
+    # before the imports below, so that a mistake is told at once
+    recipe = config.load(Recipe, args.recipe, args.overrides)
+    from cover.training.resume import has_started
+    from cover.training.train import train
+
+    run = train(recipe, args.resume or (args.requeue and has_started(Path(recipe.out))))
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one prints
+        print(run)
+        say_next("evaluate", run, "--catalog", recipe.data.catalog)
+    return 0
+
+
+def _milliseconds(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) > 1000 * DAY_S:
+        raise ArgumentTypeError(f'"{text}" is no time; give milliseconds, as in 8')
+    return float(text)
+
+
+@command(
+    "plan",
+    "say what a recipe will take, before it runs",
+    "cover plan recipes/sandbox/cotrain.yaml --gpus 8 --device h200",
+    argument(
+        "recipe",
+        metavar="RECIPE",
+        type=Path,
+        help="a YAML file; any field is overridden as --batch 512, but for device",
+    ),
+    argument("--gpus", type=whole(1), default=1, metavar="N", help="devices, over all machines (default: 1)"),
+    argument("--per-machine", type=whole(1), metavar="N", help="devices in a machine (default: 8)"),
+    argument(
+        "--device",
+        default="auto",
+        help="h200, h100, h100-pcie, a100-80, a100-40, l40s, rtx4090, cpu (default: auto, what is here)",
+    ),
+    argument(
+        "--mfu",
+        type=float,
+        metavar="SHARE",
+        help="of its peak arithmetic that training reaches (default: 0.4; cpu: 0.5)",
+    ),
+    argument(
+        "--network", type=float, default=400, metavar="GBIT/S", help="of each device, between machines (default: 400)"
+    ),
+    argument("--cores", type=whole(1), metavar="N", help="CPU cores for each device (default: 12; cpu: what is here)"),
+    argument(
+        "--decode-ms", default="", metavar="MS", help="of a core for a clip, or NAME=MS,... (default: measured here)"
+    ),
+    argument("--image-ms", type=_milliseconds, metavar="MS", help="of a core for an image (default: measured here)"),
+    argument(
+        "--sizes", default="", metavar="NAME=SAMPLES,...", help="of data sets (default: manifests, else published)"
+    ),
+    argument("--classes", default="", metavar="NAME=CLASSES,...", help="of data sets (default: the same)"),
+    argument("--file-kb", default="", metavar="NAME=KB,...", help="kB of a file (default: manifests)"),
+    json_option("the figures as JSON, not rounded"),
+    overrides=True,
+)
+def plan(args: Namespace) -> int:
+    from cover import config
+    from cover.hardware import find_device, make_cluster
+    from cover.mixture.published import planned_mixture, read_numbers
+    from cover.planning.estimate import plan
+    from cover.planning.reading import read_ms, reading_costs
+    from cover.planning.table import print_plan
+    from cover.training.recipe import Recipe
+
+    recipe = config.load(Recipe, args.recipe, args.overrides)
+    cluster = make_cluster(find_device(args.device), args.gpus, args.cores, args.mfu, args.network, args.per_machine)
+    values = {"--sizes": args.sizes, "--classes": args.classes, "--file-kb": args.file_kb}
+    mixture = planned_mixture(recipe.data, *(read_numbers(option, text) for option, text in values.items()))
+    costs = reading_costs(recipe, mixture, read_ms(args.decode_ms, args.image_ms, mixture))
+    facts = plan(recipe, cluster, mixture, costs)
+    give(facts, args.json, lambda: print_plan(facts))
+    _say_how_to_start(args)
+    return 0
+
+
+def _say_how_to_start(args: Namespace) -> None:
+    """The command that starts the planned run."""
+    from cover.console import say
+
+    if args.gpus == 1:
+        say_next("train", args.recipe, *args.overrides)
+        return
+    in_machine = min(args.gpus, args.per_machine or 8)
+    machines = ["--nnodes", str(-(-args.gpus // in_machine))] if args.gpus > in_machine else []
+    words = [
+        "torchrun",
+        *machines,
+        "--nproc-per-node",
+        str(in_machine),
+        "-m",
+        "cover",
+        "train",
+        str(args.recipe),
+        *args.overrides,
+    ]
+    say(f"next: {shlex.join(words)}")
+
+
+@command(
+    "describe",
+    "sizes and costs of a network",
+    "cover describe L/16 --frames 16 --size 448 --heads k400=400,ssv2=174,mit=339,imagenet=1000",
+    argument("preset", metavar="PRESET", help="mini, or a ViT size with its patch, as in B/16"),
+    argument("--frames", type=whole(1, 4096), default=8, metavar="T", help="frames of a clip (default: 8)"),
+    argument("--size", type=whole(1, 16384), metavar="S", help="image side in pixels (default: 224; mini: 32)"),
+    argument(
+        "--heads", default="", metavar="NAME=CLASSES,...", help="one classifier for each data set (default: none)"
+    ),
+    argument("--attention", choices=["divided", "joint", "space"], help="default: divided"),
+    argument("--time", choices=["rotary", "additive"], help="how frames are told apart (default: rotary)"),
+    argument(
+        "--image-temporal", choices=["attend", "skip"], help="whether images pass the temporal branch (default: attend)"
+    ),
+    argument("--views", default="1x3", help="of the protocol, TEMPORALxSPATIAL (default: 1x3)"),
+    argument("--batch", type=whole(0), default=8, metavar="CLIPS", help="clips of a training step (default: 8)"),
+    argument("--images", type=whole(0), default=0, metavar="N", help="images of a training step (default: 0)"),
+    json_option("the figures as JSON, not rounded"),
+)
+def describe(args: Namespace) -> int:
+    from cover.media.sampling import Views
+    from cover.model.backbones import named_config
+    from cover.model.describe import describe, print_description, read_heads
+
+    views, heads = Views.parse(args.views), read_heads(args.heads)
+    changes = {name: getattr(args, name) for name in ("frames", "size", "attention", "time", "image_temporal")}
+    config = named_config(args.preset, **{name: value for name, value in changes.items() if value is not None})
+    facts = describe(config, heads, (views.temporal, views.spatial), args.batch, args.images)
+    give({"preset": args.preset, **facts}, args.json, lambda: print_description(args.preset, facts))
+    return 0

@@ -1,0 +1,370 @@
+"""Commands about a checkpoint: evaluate, predict, explain, serve, import-weights, export."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import Any
+
+from cover.cli.command import (
+    CATALOG,
+    DAY_S,
+    DECODER,
+    DEVICE,
+    ENGINE,
+    ONE_HEAD,
+    WORKERS,
+    argument,
+    checkpoint,
+    checkpoint_or_hub,
+    command,
+    count_workers,
+    give,
+    json_option,
+    read_pairs,
+    say_next,
+    whole,
+    workers_option,
+)
+from cover.errors import UserError
+
+
+@command(
+    "evaluate",
+    "measure every head of a checkpoint",
+    "cover evaluate runs/cotrain --catalog sandbox/catalog.yaml",
+    checkpoint("checkpoint"),
+    argument("names", metavar="NAME", nargs="*", help="only these data sets (default: all that have a head)"),
+    checkpoint("--also", action="append", default=[], help="another one (may be given again)"),
+    CATALOG,
+    argument("--split", default="val", choices=["train", "dev", "val", "test"]),
+    argument("--views", help="TEMPORALxSPATIAL, as in 1x3 (default: each data set's own)"),
+    argument(
+        "--by-names",
+        metavar="DATASET=HEAD",
+        action="append",
+        default=[],
+        help="score a data set by another's head, through the class names that both have (may be given again)",
+    ),
+    argument("--shuffle-frames", action="store_true", help="also with the frames of every clip in random order"),
+    argument("--reverse", action="store_true", help="also with the frames backwards"),
+    argument("--single-frame", action="store_true", help="also with the middle frame alone"),
+    argument("--seed", type=whole(0), default=0, help="of random orders and of the intervals' resamples"),
+    DECODER,
+    argument("--per-class", metavar="N", type=whole(1), help="also the N weakest classes and commonest wrong answers"),
+    argument("--scores", metavar="FILE", type=Path, help="the scores of every sample and view, as an Arrow file"),
+    json_option("the results as JSON"),
+    WORKERS,
+    DEVICE,
+    computes=True,
+)
+def evaluate(args: Namespace) -> int:
+    from cover.distributed import process_group
+    from cover.evaluation.evaluate import evaluate_release, print_classes, print_results
+    from cover.training.recipe import Distributed
+
+    others = ["shuffled"] * args.shuffle_frames + ["reversed"] * args.reverse + ["single"] * args.single_frame
+    variants: list[Any] = ["plain", *others]
+    if args.scores and args.also:
+        raise UserError("--scores: the file is of one checkpoint; leave --also out")
+    heads = read_pairs("--by-names", args.by_names, "DATASET=HEAD")
+    with process_group(Distributed().timeout, args.device) as group:
+        results = [
+            result
+            for release in (args.checkpoint, *args.also)
+            for result in evaluate_release(
+                release,
+                args.catalog,
+                args.split,
+                args.names,
+                args.views,
+                variants,
+                str(group.device),
+                count_workers(args),
+                args.seed,
+                args.decoder,
+                heads,
+                args.scores,
+                group,
+            )
+        ]
+
+    def show() -> None:
+        print_results(results)
+        if args.per_class:
+            print_classes(results, args.per_class)
+
+    if group.rank == 0:
+        give(results, args.json, show)
+    return 1 if any(row["n_read"] < row["n_listed"] for row in results) else 0
+
+
+@command(
+    "predict",
+    "name what is seen in files",
+    "cover predict runs/cotrain clip.mp4 photos/ --top 3",
+    checkpoint_or_hub(),
+    argument(
+        "names",
+        metavar="FILE",
+        nargs="+",
+        help="videos, images, folders, patterns, URLs; - for a list of them on stdin",
+    ),
+    argument("--top", type=whole(1), default=5, metavar="K", help="classes of each head (default: 5)"),
+    ONE_HEAD,
+    argument("--views", help="TEMPORALxSPATIAL (default: each head's own)"),
+    argument(
+        "--window",
+        type=float,
+        metavar="SECONDS",
+        help="a timeline: predict every stretch of so many seconds of a video",
+    ),
+    argument("--stride", type=float, metavar="SECONDS", help="from one window's start to the next (default: --window)"),
+    DECODER,
+    argument(
+        "--format", choices=["pretty", "jsonl", "csv"], help="of the rows (default: pretty; of --out: by its ending)"
+    ),
+    argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="rows to a .jsonl or .csv; a run that was interrupted goes on from there",
+    ),
+    argument("--embed", type=Path, metavar="FILE", help="features to a .npy (names beside it in a .csv) or a .arrow"),
+    ENGINE,
+    json_option("all rows as one JSON list"),
+    WORKERS,
+    DEVICE,
+    computes=True,
+)
+def predict(args: Namespace) -> int:
+    from cover.inference.predict import PredictOptions, PredictOutputs, PredictRequest, find_inputs, predict
+    from cover.inference.views import Windows
+
+    files = find_inputs(args.names, sys.stdin.buffer)
+    if args.stride is not None and args.window is None:
+        raise UserError("--stride: goes with --window SECONDS")
+    windows = None if args.window is None else Windows(args.window, args.window if args.stride is None else args.stride)
+    request = PredictRequest(args.top, tuple(args.head) if args.head else None, args.views, windows, args.decoder)
+    outputs = PredictOutputs(args.format, args.out, args.embed, args.json)
+    options = PredictOptions(args.device, None if args.workers < 0 else args.workers, args.engine)
+    return 1 if predict(args.checkpoint, files, request, outputs, options) else 0
+
+
+@command(
+    "explain",
+    "show what an answer rests on",
+    "cover explain runs/cotrain clip.mp4 --head ssv2",
+    checkpoint_or_hub(),
+    argument("file", metavar="FILE", help="a video, an image or a URL"),
+    ONE_HEAD,
+    argument(
+        "--class", dest="class_name", metavar="NAME", help="what speaks for this class (default: each head's likeliest)"
+    ),
+    argument(
+        "--method",
+        choices=["gradient", "rollout"],
+        default="gradient",
+        help="gradient: attention that speaks for the class; rollout: all attention, whatever the class (default: gradient)",
+    ),
+    argument(
+        "--out", type=Path, metavar="DIR", help="folder of pictures and clips (default: explained/NAME OF THE FILE)"
+    ),
+    DEVICE,
+    computes=True,
+)
+def explain(args: Namespace) -> int:
+    from cover.inference.explain import ExplainOptions, default_folder, explain
+
+    question = ExplainOptions(tuple(args.head) if args.head else None, args.class_name, args.method)
+    for path in explain(args.checkpoint, args.file, question, args.out or default_folder(args.file), args.device):
+        print(path)
+    say_next("serve", args.checkpoint, "--page")
+    return 0
+
+
+def _address(text: str) -> str:
+    if not text.strip():  # which would be every address of this machine
+        raise ArgumentTypeError("expected an address, as in 127.0.0.1 or 0.0.0.0")
+    return text
+
+
+@command(
+    "serve",
+    "name what is seen in uploads, over HTTP",
+    "cover serve runs/cotrain --page --port 8000",
+    checkpoint("checkpoint"),
+    argument(
+        "--host",
+        type=_address,
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, this machine alone)",
+    ),
+    argument("--port", type=whole(0, 65535), default=8000, help="0 for any that is free (default: 8000)"),
+    argument("--page", action="store_true", help="also a page at / to drop files on"),
+    argument(
+        "--key-file", type=Path, metavar="FILE", help="holds the key that clients have to send (default: none needed)"
+    ),
+    argument(
+        "--spool", type=Path, metavar="DIR", help="where uploads lie until they are decoded (default: the system's)"
+    ),
+    argument(
+        "--queue", type=whole(1, 10_000), default=64, metavar="N", help="predictions under way at once (default: 64)"
+    ),
+    argument(
+        "--pack-frames", type=whole(1, 65_536), default=64, metavar="N", help="of a forward pass, at most (default: 64)"
+    ),
+    argument(
+        "--wait-ms",
+        type=whole(0, 60_000),
+        default=5,
+        metavar="MS",
+        help="a file waits for others to share one (default: 5)",
+    ),
+    argument("--max-mb", type=whole(1, 1_000_000), default=64, metavar="MB", help="size of an upload (default: 64)"),
+    argument("--max-seconds", type=whole(1, DAY_S), default=600, metavar="S", help="length of a video (default: 600)"),
+    argument("--max-megapixels", type=whole(1, 100), default=64, metavar="MP", help="of a picture (default: 64)"),
+    argument(
+        "--upload-seconds", type=whole(1, DAY_S), default=30, metavar="S", help="for an upload to arrive (default: 30)"
+    ),
+    argument(
+        "--decode-seconds", type=whole(1, DAY_S), default=10, metavar="S", help="for a file to be decoded (default: 10)"
+    ),
+    argument("--deadline", type=whole(1, DAY_S), default=30, metavar="S", help="from upload to answer (default: 30)"),
+    workers_option(whole(-1, 1024)),
+    DEVICE,
+    computes=True,
+)
+def serve(args: Namespace) -> int:
+    from cover.serve.middleware import MEGABYTE, Batching, Limits
+    from cover.serve.server import ServerOptions, serve
+
+    limits = Limits(
+        body=args.max_mb * MEGABYTE,
+        upload_s=args.upload_seconds,
+        seconds=args.max_seconds,
+        pixels=args.max_megapixels * 1_000_000,
+        decode_s=args.decode_seconds,
+        deadline_s=args.deadline,
+        queue=args.queue,
+    )
+    options = ServerOptions(args.host, args.port, args.page, args.key_file, args.spool)
+    serve(
+        args.checkpoint,
+        options,
+        limits,
+        Batching(args.pack_frames, args.wait_ms / 1000),
+        max(1, count_workers(args)),
+        args.device,
+    )
+    return 0
+
+
+@command(
+    "import-weights",
+    "make a release of another library's checkpoint",
+    "cover import-weights facebook/timesformer-base-finetuned-k400 --out k400 --head kinetics400",
+    argument("source", metavar="SOURCE", help="a TimeSformer or an image ViT: a file, a folder or a Hub id"),
+    argument("--out", type=Path, required=True, metavar="DIR", help="the release, a new folder"),
+    argument("--size", type=whole(1, 16384), metavar="S", help="resize the position embedding for images of S px"),
+    argument("--frames", type=whole(1, 4096), metavar="T", help="resize the time embedding for clips of T frames"),
+    argument("--attention", choices=["divided", "joint", "space"], help="of an image ViT (default: divided)"),
+    argument(
+        "--attention-heads", type=whole(1), metavar="N", help="where no configuration says it (default: width / 64)"
+    ),
+    argument(
+        "--time", choices=["additive", "rotary"], help="default: rotary for image ViTs, additive for TimeSformers"
+    ),
+    argument(
+        "--resize", choices=["bicubic", "nearest"], help="default: bicubic for image ViTs, nearest for TimeSformers"
+    ),
+    argument(
+        "--head", metavar="NAME", help="name of its classifier, none to leave it out (default: the source's name)"
+    ),
+    argument("--classes", type=Path, metavar="FILE", help="its class names, one per line"),
+    argument("--sampling", metavar="HOW", help="how clips are taken: dense@0.27 (seconds), segments or whole"),
+    argument(
+        "--unused",
+        action="append",
+        default=[],
+        metavar="TENSOR",
+        help="a tensor to leave out, or the beginning of names",
+    ),
+    json_option("what became of every tensor, as JSON"),
+)
+def import_weights(args: Namespace) -> int:
+    from cover.model.starts.conventions import ImportOptions
+    from cover.model.starts.importing import import_weights, print_report
+
+    names = ("size", "frames", "attention", "attention_heads", "time", "resize", "head", "classes", "sampling")
+    options = ImportOptions(**{name: getattr(args, name) for name in names}, unused=tuple(args.unused))
+    report = import_weights(args.source, args.out, options)
+
+    def show() -> None:
+        print_report(report)
+        print(args.out)
+
+    give(report, args.json, show)
+    if report["head"]:
+        say_next("predict", args.out, "clip.mp4")
+    else:
+        say_next("train", "RECIPE", "--start.checkpoint", args.out)
+    return 0
+
+
+@command(
+    "export",
+    "write heads for another library",
+    "cover export runs/cotrain --format onnx --out cotrain.onnx\n"
+    "  cover export runs/cotrain --format transformers --head ssv2 --out ssv2_transformers",
+    checkpoint("checkpoint"),
+    argument(
+        "--format",
+        choices=["onnx", "torch", "transformers"],
+        required=True,
+        help="onnx: one model for onnxruntime; torch: a .pt2"
+        " for torch.export.load; transformers: TimesformerForVideoClassification",
+    ),
+    argument(
+        "--head",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="which head, may be given again (default: all; transformers: the only one)",
+    ),
+    argument(
+        "--out", type=Path, required=True, metavar="PATH", help="a new NAME.onnx, NAME.pt2, or folder for transformers"
+    ),
+    argument(
+        "--frames", type=whole(1, 4096), metavar="T", help="onnx, torch: of a clip; 1 for images (default: as trained)"
+    ),
+    argument("--int8", action="store_true", help="onnx: matrices of 8-bit integers, a quarter of the size"),
+)
+def export(args: Namespace) -> int:
+    from cover.console import say
+    from cover.inference.export import export_onnx, export_torch, export_transformers
+
+    if args.int8 and args.format != "onnx":
+        raise UserError(f"--int8: goes with --format onnx, not {args.format}")
+    if args.format == "transformers":
+        _check_for_transformers(args)
+        export_transformers(args.checkpoint, args.head[0] if args.head else None, args.out)
+        usage = f'transformers.TimesformerForVideoClassification.from_pretrained("{args.out}")'
+    elif args.format == "torch":
+        export_torch(args.checkpoint, args.head, args.out, args.frames)
+        usage = f'torch.export.load("{args.out}").module()'
+    else:
+        difference = export_onnx(args.checkpoint, args.head, args.out, args.frames, args.int8)
+        say(f"on clips of noise its probabilities differ from torch's by {difference:.1g} at most")
+        usage = f'onnxruntime.InferenceSession("{args.out}")'
+    print(args.out)
+    say(f"next, in Python: {usage}")
+    return 0
+
+
+def _check_for_transformers(args: Namespace) -> None:
+    if len(args.head) > 1:
+        raise UserError("--head: transformers takes one head; export each into a folder of its own")
+    if args.frames:
+        raise UserError("--frames: goes with --format onnx or torch; transformers takes clips as trained")

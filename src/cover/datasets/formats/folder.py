@@ -1,0 +1,64 @@
+"""Any data set kept as a folder per class: `<root>/<split>/<class>/...`, or `<root>/<class>/...`, which is all train.
+
+Class order: sorted folder names. Files may lie in folders of their own below the class folder. Files of another ending
+than the media's are left out, and counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cover.datasets.annotations import Labels, ListedSample, Listing, classes_from_catalog, naming_splits
+from cover.datasets.catalog import DatasetSpec
+from cover.datasets.files import ENDINGS, few, is_text, media_files, subfolders, unpack_hint, walk_all
+from cover.datasets.manifest import ClassList
+from cover.errors import UserError
+from cover.media.source import Media
+
+
+def folder(spec: DatasetSpec, split: str) -> Listing:
+    """The rows of one split. Raises UserError for a class folder outside the class list."""
+    classes = classes_from_catalog(spec) or _folder_names(spec)
+    labels = Labels(classes)
+    top = spec.annotations[split]
+    rows, left_out = [], []
+    for name in _class_folders(top):
+        label = labels.of(name, top)
+        for path in walk_all(os.path.join(top, name)):
+            sample = os.path.relpath(path, spec.root)
+            if os.path.splitext(path)[1].lower() in ENDINGS[spec.media]:
+                rows.append(ListedSample(sample, sample, path, label))
+            else:
+                left_out.append(sample)
+    stray = [os.path.relpath(path, spec.root) for path in media_files(top, spec.media)]
+    return Listing(classes, rows, tuple(stray_warnings(spec.media, left_out, stray)))
+
+
+def stray_warnings(media: Media, others: Sequence[str], stray: Sequence[str]) -> Iterator[str]:
+    """Lines on files in class folders that have another ending, and on pictures beside the class folders."""
+    if others:
+        yield f"left out, for their ending is no {media}'s: {len(others)} files in class folders, the first {few(others[:1])}"
+    if stray:
+        yield f"left out, for they lie in no class folder: {len(stray)} files, the first {few(stray[:1])}"
+
+
+def _class_folders(top: str) -> list[str]:
+    names = subfolders(top)
+    for name in names:
+        if not is_text(name):
+            raise UserError(f"{os.path.join(top, name)!a}: the folder's name is not valid UTF-8; rename the folder")
+    return names
+
+
+def _folder_names(spec: DatasetSpec) -> ClassList:
+    splits = naming_splits(spec)
+    names = {name for split in splits for name in _class_folders(spec.annotations[split])}
+    if not names:
+        place = spec.annotations[splits[0]]
+        hint = unpack_hint(place) if os.path.isdir(place) else f"{place} is no folder"
+        raise UserError(f"{spec.name}: no class folder in {place}{hint and f'; {hint}'}")
+    return ClassList.of(
+        sorted(names), f"folders of {', '.join(Path(spec.annotations[split]).name for split in splits)}"
+    )

@@ -1,1 +1,0 @@
-"""`cover doctor`: whether this machine is ready for work."""

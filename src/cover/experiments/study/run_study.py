@@ -1,0 +1,157 @@
+"""`cover study`: runs the missing part of a grid of runs, compares them, and writes the report.
+
+cover study recipes/studies/sandbox.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cover import config
+from cover.console import print_table, say, write_json
+from cover.datasets.catalog import Catalog, load_catalog
+from cover.errors import UserError
+from cover.evaluation.statistics import detectable
+from cover.experiments.study.arms import Grid, measured_subsets
+from cover.experiments.study.comparisons import comparisons_of
+from cover.experiments.study.runner import run_missing
+from cover.experiments.study.study_file import Study
+from cover.experiments.study.study_report import write_study_report
+from cover.experiments.study.subsets import Subset, SubsetBuilder
+from cover.experiments.study.summary import summarise
+from cover.model.release import trained_on
+
+RESULTS, REPORT, MARKDOWN = "results.json", "report.html", "report.md"
+
+
+def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] | None:
+    """Run what is missing of a study and write its results and report; returns the results, None with `dry`.
+
+    `workers`: runs side by side. Raises `UserError` before the first run for anything wrong with the study.
+    """
+    out = Path(study.out)
+    catalog = load_catalog(study.catalog)
+    _check_sets(study, catalog)
+    builder = SubsetBuilder(catalog, out / "data", study.split, study.fold_dev)
+    _check_counts(study, builder)
+    grid = Grid(study, builder)
+    planned = plan(study, builder)
+    steps = sum(job.recipe.steps for job in grid.jobs.values())
+    say(f"{out}: {len(grid.jobs)} runs, {steps:,} steps in all, {len(comparisons_of(study))} comparisons")
+    print_plan(planned, study.margin)
+    if dry:
+        return None
+    with _alone_in(out):
+        run_missing(list(grid.waves()), builder, out, workers)
+    summary = summarise(study, grid, out, planned)
+    write_json(summary, out / RESULTS)
+    (out / "study.yaml").write_text(config.dump(study), encoding="utf-8")
+    write_study_report(summary, out / REPORT, out / MARKDOWN)
+    return summary
+
+
+def plan(study: Study, builder: SubsetBuilder) -> list[dict[str, Any]]:
+    """The difference that is detectable on each target, computed from `study.expected`."""
+    rows = []
+    for target in dict.fromkeys([*study.targets, *study.transfer.targets]):
+        folds = study.folds.get(target, 0)
+        manifests = [builder.measured(Subset(target, folds=folds, fold=fold)) for fold in range(max(1, folds))]
+        items = sum(len(manifest.usable) for manifest in manifests)
+        sources = len({manifest.row(int(number)).source_id for manifest in manifests for number in manifest.usable})
+        spread = study.expected
+        smallest = detectable(spread.between_runs, spread.between_sources, len(study.seeds), sources)
+        rows.append(
+            {"target": target, "items": items, "sources": sources, "seeds": len(study.seeds), "detectable": smallest}
+        )
+    return rows
+
+
+def print_plan(planned: Sequence[dict[str, Any]], margin: float) -> None:
+    """Print the detectable differences, in points of top-1."""
+    rows = [
+        [row["target"], row["items"], row["sources"], row["seeds"], f"{100 * row['detectable']:.1f}"] for row in planned
+    ]
+    print_table(["target", "clips", "sources", "seeds", "detectable, points"], rows)
+    say(
+        f"not worse: the interval lies above {-100 * margin:.1f} points; a smaller difference than the detectable one often goes unseen"
+    )
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """A lock on the folder. Raises `UserError` where another command runs its study."""
+    import fcntl
+
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"out: {out}: another command is running this study") from None
+        except OSError:
+            say(f"{out}: this file system has no locks; do not run the study twice at once")
+        yield
+
+
+def _check_counts(study: Study, builder: SubsetBuilder) -> None:
+    """Raise `UserError` where there is nothing to train on or to measure."""
+    for subset in measured_subsets(study):
+        measured = 0 if builder.lacks(subset) else len(builder.measured(subset).usable)
+        counts = {"train": builder.count(subset), study.split: measured}
+        for split, count in counts.items():
+            if not count:
+                raise UserError(
+                    f"{subset.name}: none of its {split} clips is readable and labelled; `cover index` says why"
+                )
+    if study.weights:
+        sources = [name for sets in study.transfer.sources.values() for name in sets]
+        for name in dict.fromkeys([*study.mixture, *study.targets, *study.images, *study.transfer.targets, *sources]):
+            if not study.weights.get(name, 0) > 0:
+                raise UserError(f"weights.{name}: a positive weight is needed for each data set of the study")
+
+
+def _check_sets(study: Study, catalog: Catalog) -> None:
+    """Raise `UserError` where a data set has the wrong media or lacks the split."""
+    transfer = [name for sets in study.transfer.sources.values() for name in sets]
+    origins = [name for origin in study.origins.values() for name in origin.sets]
+    for key, names, media in (
+        ("targets", study.targets, "video"),
+        ("videos", study.videos, "video"),
+        ("transfer.targets", study.transfer.targets, "video"),
+        ("images", study.images, "image"),
+        ("probes", study.probes, "image"),
+        ("origins", origins, "image"),
+        ("transfer.sources", transfer, None),
+    ):
+        for name in names:
+            spec = catalog.spec(name)
+            if media and spec.media != media:
+                raise UserError(f"{key}: {name} holds {spec.media}s")
+    _check_origins(study, catalog)
+    targets = [name for name in study.targets if name not in study.folds]
+    for key, names in (("targets", targets), ("transfer.targets", study.transfer.targets), ("probes", study.probes)):
+        for name in names:
+            if study.split not in catalog.spec(name).splits:
+                raise UserError(f"{key}: {name} has no split {study.split}; set split, or folds.{name}")
+
+
+def _check_origins(study: Study, catalog: Catalog) -> None:
+    """Raise `UserError` where weights were trained on what they are measured on, or a source has no clips."""
+    for name, origin in study.origins.items():
+        known = [target for target in study.folds if origin.checkpoint and target in trained_on(origin.checkpoint)]
+        if known:
+            raise UserError(f"origins.{name}: {origin.checkpoint} was trained on {known[0]}, whose folds are measured")
+    for name, sets in study.transfer.sources.items():
+        for target in study.transfer.targets:
+            left = [each for each in sets if len(sets) == 1 or each != target]
+            if not any(catalog.spec(each).media == "video" for each in left):
+                raise UserError(f"transfer.sources.{name}: without {target}, which it leaves out, it has no video set")
+    for name, path in study.transfer.checkpoints.items():
+        known = [target for target in study.transfer.targets if target in trained_on(path)]
+        if known and len(trained_on(path)) > 1:
+            raise UserError(
+                f"source {name}: {path} was trained on {known[0]} too; the co-trained source of a transfer leaves the target out"
+            )

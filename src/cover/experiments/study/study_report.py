@@ -1,0 +1,487 @@
+"""Report of a study: one self-contained page, and the same in Markdown, from the summary that `results.json` holds."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cover.experiments.charts import Bar, Interval, Line, Panel, bar, forest, line_chart, signed_bar, span_of
+from cover.experiments.report import Cell, Table, percent, points, render_markdown, render_page, write_text
+from cover.experiments.study.numbers import (
+    ARM_NAMES,
+    HOW_NAMES,
+    StudyRow,
+    between,
+    by,
+    fact_table,
+    joined,
+    number_table,
+    p_value,
+    planned_table,
+    plural,
+    points_between,
+    protocol_lines,
+    read_of_listed,
+    setting,
+    source_of,
+    unique,
+)
+
+# A colour each, and a dash for arms of one kind, so that they differ without colour too.
+ARM_TONES = {
+    "alone": "single",
+    "alone_long": "single dashed",
+    "videos": "pretrained",
+    "videos_images": "cotrained",
+    "stills": "extra dotted",
+    "permuted": "plain dashed",
+    "origin": "plain",
+}
+# The article's claims: key -> its text, the verdicts that show it, and what a study that does not ask it lacks.
+CLAIMS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "a": (
+        "One co-trained model is at least as good on each data set as a model of that set alone",
+        ("better", "not worse"),
+        "needs the arm alone and a mixture",
+    ),
+    "b": ("Images beside the videos help", ("better",), "needs the arms videos and videos_images"),
+    "c": (
+        "A co-trained model transfers better to another data set",
+        ("better",),
+        "needs a transfer with a source of several data sets",
+    ),
+    "d": ("The gain grows as the target shrinks", ("better",), "needs a second size, the arm alone and a mixture"),
+}
+SHOWN, NOT_SHOWN, OPPOSITE = "shown", "not shown", "the opposite shown"
+AGAINST_ALONE = {"better": (" ▲", "lead"), "worse": (" ▼", "behind")}
+CLASSES_SHOWN = 6
+
+
+def write_study_report(summary: StudyRow, page: Path, markdown: Path) -> None:
+    """Write the report of a study's `summary` (`summary.summarise`) as an HTML page and as Markdown."""
+    data = report_data(summary)
+    write_text(render_page("study.jinja", **data), page)
+    write_text(render_markdown("study.jinja", **data), markdown)
+
+
+def report_data(summary: StudyRow) -> dict[str, Any]:
+    """The tables, panels and figures of a study's report by their names in `templates/study.jinja`."""
+    study = summary["study"]
+    first, others = _split_curves(summary["curves"], study)
+    shown, folded = _split_classes(summary["per_class"], study)
+    return {
+        "summary": summary,
+        "study": study,
+        "title": title(summary),
+        "claims": claims_table(summary),
+        "accuracies": accuracy_tables(summary),
+        "protocol": protocol_lines(summary["arms"], study),
+        "arm_meanings": [
+            f"{ARM_NAMES[arm]}: {summary['arms_mean'][arm]}" for arm in unique(row["arm"] for row in summary["arms"])
+        ],
+        "longer": any(row["arm"] == "alone_long" for row in summary["arms"]),
+        "comparisons": comparison_groups(summary),
+        "transfers": transfer_table(summary),
+        "transfer_panels": transfer_panels(summary),
+        "transfer_protocol": protocol_lines(summary["transfers"], study),
+        "curve_key": [(ARM_TONES[arm], ARM_NAMES[arm]) for arm in unique(row["arm"] for row in summary["curves"])],
+        "curves": first,
+        "other_curves": others,
+        "gaps": gap_table(summary),
+        "probes": probe_groups(summary),
+        "rates": rate_table(summary),
+        "classes": [class_table(row) for row in shown],
+        "class_panels": [class_panel(row, study) for row in shown],
+        "other_classes": [class_panel(row, study) for row in folded],
+        "planned": planned_table(summary),
+        "facts": fact_table(summary),
+        "numbers": number_table(summary),
+        "command": f"cover study {shlex.quote(str(Path(study['out']) / 'study.yaml'))}",
+    }
+
+
+def title(summary: StudyRow) -> str:
+    """The question of the study, and its size."""
+    targets = unique(row["dataset"] for row in [*summary["arms"], *summary["transfers"]])
+    question = "Does co-training help?" if summary["arms"] else "What transfers?"
+    return f"{question} {plural(len(targets), 'data set')}, {plural(len(summary['study']['seeds']), 'seed')}"
+
+
+# --- claims and comparisons -------------------------------------------------------------------------------------------
+
+
+def claims_table(summary: StudyRow) -> Table:
+    """A row for each claim: its outcome, and that on every target, from the comparisons that were made for it."""
+    targets = unique(row["target"] for row in summary["comparisons"] if row["claim"] in CLAIMS)
+    rows = []
+    for key, (text, _, needs) in CLAIMS.items():
+        requested = _question_text(summary, key)
+        outcomes = [_outcome(key, row) for row in requested]
+        by_target = {target: [_outcome(key, row) for row in requested if row["target"] == target] for target in targets}
+        cells = [_target_cell(by_target[target]) for target in targets]
+        rows.append([Cell(f"({key}) {text}"), _outcome_cell(_overall(outcomes), "" if requested else needs), *cells])
+    return Table(["claim", "outcome", *targets], rows)
+
+
+def _question_text(summary: StudyRow, claim: str) -> list[StudyRow]:
+    """The comparisons that decide a claim: of (a) those of the full mixture, where there is one."""
+    requested = [row for row in summary["comparisons"] if row["claim"] == claim]
+    full = [row for row in requested if row["ours"] == "videos_images"]
+    return full if claim == "a" and full else requested
+
+
+def _outcome(claim: str, row: StudyRow) -> str:
+    return SHOWN if row["verdict"] in CLAIMS[claim][1] else OPPOSITE if row["verdict"] == "worse" else NOT_SHOWN
+
+
+def _overall(outcomes: Sequence[str]) -> str:
+    different = set(outcomes)
+    if len(different) < 2:
+        return outcomes[0] if outcomes else "not asked"
+    return "shown in part" if SHOWN in different else "not shown, in part the opposite"
+
+
+def _outcome_cell(outcome: str, note: str = "") -> Cell:
+    tone = {SHOWN: "lead", OPPOSITE: "behind"}.get(outcome, "")
+    return Cell(outcome, note, f"{tone} said".strip())
+
+
+def _target_cell(outcomes: Sequence[str]) -> Cell:
+    """The outcome on one target; where its settings differ, how many have which."""
+    if not outcomes:
+        return Cell(None)
+    if len(set(outcomes)) == 1:
+        return _outcome_cell(outcomes[0])
+    counts = {each: outcomes.count(each) for each in (SHOWN, NOT_SHOWN, OPPOSITE)}
+    text = ", ".join(f"{each} in {count} of {len(outcomes)}" for each, count in counts.items() if count)
+    return Cell(text, "settings", "said")
+
+
+def comparison_groups(summary: StudyRow) -> list[dict[str, Any]]:
+    """Claim or control -> its forest plots, on one scale, and the same as a table."""
+    study, margin = summary["study"], 100 * summary["study"]["margin"]
+    groups = []
+    for (claim,), rows in by(summary["comparisons"], "claim").items():
+        intervals = {family: [_interval(row) for row in own] for (family,), own in by(rows, "family").items()}
+        span = span_of([each for own in intervals.values() for each in own], margin)
+        panels = []
+        for (family,), own in by(rows, "family").items():
+            name = family_name(own[0], study)
+            panels.append(Panel(name, drawing=forest(name, intervals[family], span, margin, "points of top-1")))
+        groups.append({"claim": claim, "panels": panels, "table": comparison_table(rows, summary)})
+    order = ["a", "a, equal compute", "b", "c", "d", "control"]
+    return sorted(groups, key=lambda group: order.index(group["claim"]))
+
+
+def family_name(row: StudyRow, study: StudyRow) -> str:
+    """The comparison that all of a family make."""
+    if row["claim"] == "c":
+        source, how = source_of(row["ours"])
+        return f"{source} as source, {HOW_NAMES[how]}, against each other source"
+    if row["claim"] == "d":
+        return f"Gain of {ARM_NAMES[row['size']]} over alone, {_sizes_compared(row, study)}"
+    name, beside = (
+        f"{ARM_NAMES[row['ours']]}, against {ARM_NAMES[row['theirs']]}",
+        setting(study, row["size"], row["origin"]),
+    )
+    return f"{name[0].upper()}{name[1:]}" + (f" ({beside})" if beside else "")
+
+
+def _sizes_compared(row: StudyRow, study: StudyRow) -> str:
+    origin = f", from {row['origin']}" if len(study["origins"]) > 1 else ""
+    return f"{row['ours']} against {row['theirs']}{origin}"
+
+
+def _interval(row: StudyRow) -> Interval:
+    label = f"{row['target']} (against {source_of(row['theirs'])[0]})" if row["claim"] == "c" else row["target"]
+    text = f"{points(row['difference'])} ({points_between(row)})"
+    return Interval(label, 100 * row["difference"], 100 * row["low"], 100 * row["high"], text, row["verdict"])
+
+
+def comparison_table(rows: Sequence[StudyRow], summary: StudyRow) -> Table:
+    """Comparisons with interval, p-values, verdict, and the differences that could have been found."""
+    study = summary["study"]
+    planned = {row["target"]: row["detectable"] for row in summary["planned"]}
+    body = [
+        [
+            Cell(row["target"], _pair(row, study)),
+            Cell(points(row["difference"]), points_between(row)),
+            Cell(p_value(row["p_holm"]), f"uncorrected {p_value(row['p'])}"),
+            Cell(row["verdict"], "", "said"),
+            Cell(percent(planned.get(row["target"]) if row["claim"] != "d" else None)),
+            Cell(percent(row["detectable"])),
+            Cell(f"{row['seeds']} × {row['sources']:,}", f"{row['items']:,} clips"),
+        ]
+        for row in rows
+    ]
+    columns = [
+        "data set",
+        "points",
+        "p, Holm",
+        "verdict",
+        "could be found: planned",
+        "from the spread seen",
+        "seeds × sources",
+    ]
+    return Table(columns, body, kind="small")
+
+
+def _pair(row: StudyRow, study: StudyRow) -> str:
+    if row["claim"] == "c":
+        source, how = source_of(row["ours"])
+        return f"{source} against {source_of(row['theirs'])[0]}, {HOW_NAMES[how]}"
+    if row["claim"] == "d":
+        return f"gain of {ARM_NAMES[row['size']]}: {_sizes_compared(row, study)}"
+    return joined(
+        f"{ARM_NAMES[row['ours']]} against {ARM_NAMES[row['theirs']]}", setting(study, row["size"], row["origin"])
+    )
+
+
+# --- accuracies -------------------------------------------------------------------------------------------------------
+
+
+def accuracy_tables(summary: StudyRow) -> list[Table]:
+    """One table for each size: a row for each arm and starting weights, a column for each target, like the article's."""
+    study = summary["study"]
+    verdicts = {
+        (row["ours"], row["target"], row["size"], row["origin"]): row["verdict"]
+        for row in summary["comparisons"]
+        if row["theirs"] == "alone"
+    }
+    tables = []
+    for (size,), rows in by(summary["arms"], "size").items():
+        targets = unique(row["dataset"] for row in rows)
+        body = []
+        for (origin, arm), own in by(rows, "origin", "arm").items():
+            of = {row["dataset"]: row for row in own}
+            figures = [_figure(of.get(name), verdicts.get((arm, name, size, origin), "")) for name in targets]
+            body.append([*_arm_cells(study, arm, origin, own, len(targets)), *figures])
+        columns = ["model", "pre-train", "fine-tune", *targets]
+        tables.append(Table(columns, body, _size_name(study, size), "article"))
+    return tables
+
+
+def _arm_cells(study: StudyRow, arm: str, origin: str, rows: Sequence[StudyRow], targets: int) -> list[Cell]:
+    """An arm's name, starting weights and training sets."""
+    sets, remark = _training_sets(study, arm)
+    shared = len(rows) > 1 and len({tuple(row["runs"]) for row in rows}) == 1
+    model = "one model for all" if shared else "one model for each" if targets > 1 else ""
+    return [
+        Cell(ARM_NAMES[arm], model, narrow=f"from {origin}; {sets}"),
+        Cell(origin, _origin_name(study, origin), "text"),
+        Cell(sets, remark, "text"),
+    ]
+
+
+def _training_sets(study: StudyRow, arm: str) -> tuple[str, str]:
+    """The data sets of an arm, and a remark."""
+    videos = unique([*study["videos"], *study["targets"]]) if study["videos"] else ["that set"]
+    if arm in ("alone", "alone_long"):
+        return "that set alone", "longer" if arm == "alone_long" else ""
+    if arm == "videos":
+        return " + ".join(videos), ""
+    if arm == "stills":
+        return " + ".join([*videos, "its stills"]), f"{study['stills']} stills of each training clip"
+    return " + ".join([*videos, *study["images"]]), "labels of all but that set permuted" if arm == "permuted" else ""
+
+
+def _origin_name(study: StudyRow, name: str) -> str:
+    origin = study["origins"][name]
+    if origin["sets"]:
+        return f"{', '.join(origin['sets'])}, {origin['steps']:,} steps"
+    return origin["checkpoint"] or "random weights"
+
+
+def _size_name(study: StudyRow, name: str) -> str:
+    size = study["sizes"][name]
+    rate = f", {percent(size['rate'])} % of the clips of a mixture" if size["rate"] else ""
+    return f"{name}: {100 * size['part']:g} % of the training clips, {size['epochs']:g} epochs of them{rate}"
+
+
+def _figure(row: StudyRow | None, verdict: str) -> Cell:
+    if row is None:
+        return Cell(None)
+    sign, tone = AGAINST_ALONE.get(verdict, ("", ""))
+    return Cell(f"{percent(row['top1'])}{sign}", between(row), tone)
+
+
+def transfer_table(summary: StudyRow) -> Table:
+    """Source, target, how, accuracy: the same as the bars."""
+    rows = []
+    for row in summary["transfers"]:
+        source, how = source_of(row["arm"])
+        rows.append(
+            [
+                Cell(source),
+                Cell(row["dataset"]),
+                Cell(HOW_NAMES[how]),
+                Cell(percent(row["top1"]), between(row)),
+                Cell(read_of_listed(row)),
+            ]
+        )
+    return Table(["model of", "fine-tune", "how", "top-1 %", "read of listed"], rows)
+
+
+def transfer_panels(summary: StudyRow) -> list[Panel]:
+    """A panel of bars for every target and way of transfer."""
+    study = summary["study"]
+    mixed = {source_of(row["ours"])[0] for row in summary["comparisons"] if row["claim"] == "c"}
+    rows = [
+        {**row, "source": source_of(row["arm"])[0], "how": source_of(row["arm"])[1]} for row in summary["transfers"]
+    ]
+    panels = []
+    for (target, how), own in by(rows, "dataset", "how").items():
+        bars = []
+        for row in own:
+            itself = study["transfer"]["sources"].get(row["source"]) == [target]
+            tone = "cotrained" if row["source"] in mixed else "pretrained" if itself else "single"
+            bars.append(_bar(f"{row['source']} → {target}", row, tone))
+        panels.append(Panel(target, HOW_NAMES[how], bars, protocol=protocol_lines(own, study)))
+    return panels
+
+
+def _bar(label: str, row: StudyRow, tone: str) -> Bar:
+    return bar(
+        label, row["top1"], f"{percent(row['top1'])} ({between(row)})", tone, row["chance"], (row["low"], row["high"])
+    )
+
+
+def probe_groups(summary: StudyRow) -> list[dict[str, Any]]:
+    """Accuracies of image classifiers on frozen features, before and after, for each starting weights, size and image
+    set.
+    """
+    study, groups = summary["study"], []
+    for (origin, size, dataset), rows in by(summary["probes"], "origin", "size", "dataset").items():
+        note = setting(study, size, origin)
+        before = [row for row in summary["origins"] if (row["origin"], row["dataset"]) == (origin, dataset)]
+        labelled = [(ARM_NAMES["origin"], "origin", row) for row in before] + _probed(rows)
+        bars = [_bar(label, row, ARM_TONES[arm]) for label, arm, row in labelled]
+        lines = protocol_lines([row for *_, row in labelled], study)
+        body = []
+        for label, arm, row in labelled:
+            moved = points(row["top1"] - before[0]["top1"]) if before and arm != "origin" else None
+            body.append([Cell(label), Cell(percent(row["top1"]), between(row)), Cell(moved)])
+        table = Table(["model", "top-1 %", "against before, points"], body, joined(dataset, note))
+        groups.append({"panel": Panel(dataset, note, bars, protocol=lines), "table": table, "protocol": lines})
+    return groups
+
+
+def _probed(rows: Sequence[StudyRow]) -> list[tuple[str, str, StudyRow]]:
+    """Label, arm and row of each probed model. A model that serves several targets was probed once and is listed once."""
+    split = [{**row, "of": row["arm"].partition(":")[0], "models": tuple(row["runs"])} for row in rows]
+    models = []
+    for (arm, _), same in by(split, "of", "models").items():
+        target = "" if len(same) > 1 else f", {same[0]['arm'].partition(':')[2]}"
+        models.append((f"after {ARM_NAMES[arm]}{target}", arm, same[0]))
+    return models
+
+
+# --- how the runs went ------------------------------------------------------------------------------------------------
+
+
+def _split_curves(rows: Sequence[StudyRow], study: StudyRow) -> tuple[list[Panel], list[Panel]]:
+    """The curves of the first size and starting weights, and those of the others."""
+    if not any(row["dev"] or row["loss"] for row in rows):
+        return [], []
+    place = rows[0]["size"], rows[0]["origin"]
+    first = [row for row in rows if (row["size"], row["origin"]) == place]
+    return curve_panels(first, study), curve_panels([row for row in rows if row not in first], study)
+
+
+def curve_panels(rows: Sequence[StudyRow], study: StudyRow) -> list[Panel]:
+    """For every target and setting: accuracy on dev, and loss in training, over the samples of the target seen."""
+    highest = max((y for row in rows for _, y in row["dev"]), default=1.0)
+    most = max(1, math.ceil(5 * highest - 1e-9)) / 5  # the next fifth, whose quarters are round
+    panels = []
+    for (target, size, origin), own in by(rows, "target", "size", "origin").items():
+        for name, kind in (("top-1 on dev", "dev"), ("training loss", "loss")):
+            note = joined(name, setting(study, size, origin))
+            lines = [
+                Line(ARM_NAMES[row["arm"]], ARM_TONES[row["arm"]], row[kind], smooth=False) for row in own if row[kind]
+            ]
+            if lines:
+                label = f"samples of {target} seen"
+                drawing = line_chart(f"{target}, {note}", lines, label, percent=kind == "dev", most=most)
+                panels.append(Panel(target, note, drawing=drawing))
+    return panels
+
+
+def gap_table(summary: StudyRow) -> Table | None:
+    """The accuracy in training minus that on dev; None where no run has both."""
+    if not any(row["gap"] for row in summary["arms"]):
+        return None
+    targets = unique(row["dataset"] for row in summary["arms"])
+    body = []
+    for (size, origin, arm), rows in by(summary["arms"], "size", "origin", "arm").items():
+        own = {row["dataset"]: row["gap"] for row in rows}
+        cells = [_gap(own.get(name)) for name in targets]
+        body.append([Cell(ARM_NAMES[arm], setting(summary["study"], size, origin)), *cells])
+    return Table(["model", *targets], body, kind="small")
+
+
+def _gap(gap: StudyRow | None) -> Cell:
+    if gap is None:
+        return Cell(None)
+    return Cell(points(gap["train"] - gap["dev"]), f"{percent(gap['train'])} train, {percent(gap['dev'])} dev")
+
+
+def rate_table(summary: StudyRow) -> Table:
+    """What each mixture is made of, in per cent of the samples and in samples. It does not depend on the starting
+    weights.
+    """
+    names = unique(name for row in summary["rates"] for name in row["seen"])
+    body = []
+    for row, *_ in by(summary["rates"], "arm", "target", "size").values():
+        rates = row["rates"] or {}
+        figures = [
+            Cell(percent(rates[name]), f"{row['seen'][name]:,} seen")
+            if name in row["seen"] and name in rates
+            else Cell(None)
+            for name in names
+        ]
+        body.append(
+            [
+                Cell(ARM_NAMES[row["arm"]], row["run"]),
+                Cell(f"{row['steps']:,}", f"of {row['batch']:,} samples"),
+                *figures,
+            ]
+        )
+    return Table(["mixture", "steps", *names], body, kind="small")
+
+
+def _split_classes(rows: Sequence[StudyRow], study: StudyRow) -> tuple[list[StudyRow], list[StudyRow]]:
+    """The gains of the last arm at the first size, and the others."""
+    if not rows:
+        return [], []
+    place = rows[-1]["arm"], next(iter(study["sizes"]))
+    first = [row for row in rows if (row["arm"], row["size"]) == place]
+    return first, [row for row in rows if row not in first]
+
+
+def _most_moved(row: StudyRow) -> tuple[list[tuple[str, StudyRow]], int]:
+    """Classes from the largest gain down, without those in the middle where there are many, and the number of these."""
+    ordered = sorted(row["classes"].items(), key=lambda item: (-item[1]["gain"], item[0]))
+    left = len(ordered) - 2 * CLASSES_SHOWN
+    return (ordered, 0) if left <= 0 else ([*ordered[:CLASSES_SHOWN], *ordered[-CLASSES_SHOWN:]], left)
+
+
+def class_table(row: StudyRow) -> Table:
+    """The classes of one mixture that gain and lose most."""
+    shown, left = _most_moved(row)
+    body = [[Cell(name), Cell(points(own["gain"])), Cell(f"{own['items']:,}")] for name, own in shown]
+    more = f", {left} classes between them left out" if left else ""
+    name = f"{ARM_NAMES[row['arm']]} against alone, {row['target']}, {row['size']}, from {row['origin']}{more}"
+    return Table(["class", "gain, points", "clips"], body, name)
+
+
+def class_panel(row: StudyRow, study: StudyRow) -> Panel:
+    """The same as bars."""
+    shown, left = _most_moved(row)
+    most = max(abs(own["gain"]) for _, own in shown) or 1.0
+    bars = [signed_bar(name, f"{own['items']} clips", own["gain"], most, points(own["gain"])) for name, own in shown]
+    return Panel(
+        row["target"], joined(ARM_NAMES[row["arm"]], setting(study, row["size"], row["origin"])), bars, left_out=left
+    )

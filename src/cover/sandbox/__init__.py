@@ -1,1 +1,0 @@
-"""Small generated data sets, written in the real data sets' own layouts."""
