@@ -65,7 +65,10 @@ class FiniteCheck:
             return
         self.skipped += 1
         result = self._record(step, outcome, loss, norm)
-        summary = f"step {step + 1}: the loss is {loss} and the gradient norm {norm}; the update was left out, {result} in {self.path}"
+        summary = (
+            f"step {step + 1}: the loss is {loss} and the gradient norm {norm}; the update was left out,"
+            f" {result} in {self.path}"
+        )
         if self.policy.policy == "stop":
             raise UserError(f"{summary}: lower optimizer.lr, raise optimizer.warmup, or set nonfinite.policy to skip")
         if self.skipped > self.policy.budget:
@@ -140,8 +143,9 @@ class ReadingCheck:
             drawn, lost = self._all[:, place].int().tolist()
             if drawn >= MIN_DRAWS and lost > self.allowed * drawn:
                 raise UserError(
-                    f"step {step}: {lost} of the last {drawn} draws of {name} could not be read, more than data.unreadable"
-                    f" ({self.allowed:g}) allows; {examples.get(name, name)}; put the files back and go on with --resume"
+                    f"step {step}: {lost} of the last {drawn} draws of {name} could not be read, more than"
+                    f" data.unreadable ({self.allowed:g}) allows; {examples.get(name, name)};"
+                    " put the files back and go on with --resume"
                 )
             if drawn >= MIN_DRAWS:
                 self._all[:, place] = 0
