@@ -90,8 +90,8 @@ def split_batch(
         if paired and divisor > 1 and count // divisor % 2:
             raise UserError(
                 f"batch: augment.mixup and cutmix work on pairs, but a step of {batch} holds {count} samples of"
-                f" {length} frames, not a multiple of 2 x ranks x accumulation = {2 * divisor}; choose another batch, or other"
-                " data.weights"
+                f" {length} frames, not a multiple of 2 x ranks x accumulation = {2 * divisor};"
+                " choose another batch, or other data.weights"
             )
     grouped = (tuple(d for d in datasets if d.frames == length) for length in lengths)
     return tuple(Group(length, count, members) for length, count, members in zip(lengths, counts, grouped, strict=True))
