@@ -96,7 +96,8 @@ def _make_head(name: str, served: Mapping[str, ClassList]) -> Head:
     kinds = {each.many: dataset for dataset, each in served.items()}
     if len(kinds) > 1:
         raise UserError(
-            f"data.heads.{name}: a sample of {kinds[False]} has one class, one of {kinds[True]} any number; give each a head of its own"
+            f"data.heads.{name}: a sample of {kinds[False]} has one class, one of {kinds[True]} any number;"
+            " give each a head of its own"
         )
     union = dict.fromkeys(chain.from_iterable(each.names for each in served.values()))
     return Head(
@@ -116,7 +117,8 @@ def with_retained(heads: Sequence[Head], theirs: Sequence[Head]) -> tuple[Head, 
         for name in owner.keys() & set(head.datasets):
             raise UserError(
                 f'start.heads: {name} is trained under the head "{owner[name]}", and the checkpoint has "{head.name}"'
-                f" for it; share that one as the checkpoint does (data.heads.{head.name}: [{', '.join(head.datasets)}]),"
+                " for it; share that one as the checkpoint does"
+                f" (data.heads.{head.name}: [{', '.join(head.datasets)}]),"
                 " or set start.heads to drop"
             )
     return (*heads, *retained)

@@ -1,4 +1,4 @@
-"""The reader of samples and the loader of Packs: worker processes that read, crop and collate one step each, in order."""
+"""The reader of samples and the loader of Packs: worker processes that read and collate one step each, in order."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class SampleReader:
         return self._crop(draw, self._decode(draw))
 
     def read_all(self, draws: Sequence[Draw]) -> list[Sample]:
-        """The samples of draws; those of one clip share its decode, which is kept no longer than to the last of them."""
+        """The samples of draws. Those of one clip share its decode, which is dropped after the last of them."""
         last = {draw.clip: number for number, draw in enumerate(draws)}
         present: dict[tuple[str, int, int], _Clip] = {}
         samples: list[Sample] = []

@@ -1,6 +1,4 @@
-"""The mixture of a run: its data sets with their rates and heads, and the schedule and the reader that follow from
-them.
-"""
+"""The mixture of a run: its data sets, their rates and heads, and the schedule and the reader made from them."""
 
 from __future__ import annotations
 
@@ -30,8 +28,9 @@ class Mixture:
     """
 
     def __init__(self, data: Data, datasets: Sequence[MixtureDataset]) -> None:
-        """A mixture of known data sets; `Mixture.open` finds them in a catalog. Raises `UserError` where `data` does
-        not fit.
+        """A mixture of known data sets; `Mixture.open` finds them in a catalog.
+
+        Raises `UserError` where `data` does not fit them.
         """
         data.check()
         self.data = data
@@ -112,9 +111,7 @@ class Mixture:
         return SampleReader(self.datasets, self.heads, size, transforms, own, flip, self.data.decoder)
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Data set -> what goes with weights that were trained on it: how its clips are taken, its classes, and its
-        rows.
-        """
+        """Data set -> the metadata that goes with trained weights: how its clips are taken, its classes, its rows."""
         return {
             each.name: {
                 "media": each.media,

@@ -87,7 +87,7 @@ class Pack:
 
 
 def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
-    """Samples, group by group, as a Pack. All samples of a group have the same number of frames; a group may be empty."""
+    """Samples, group by group, as a Pack. Samples of a group have the same number of frames; a group may be empty."""
     groups = [group for group in groups if group]
     samples = [sample for group in groups for sample in group]
     multi_hot = [sample.multi_hot for sample in samples if sample.multi_hot is not None]

@@ -110,7 +110,7 @@ def _from_options(
 
 
 def _unnamed(dataset: str, count: float) -> ClassList:
-    """Classes whose names are not known: no other data set has them, so that a shared head has as many as it can have."""
+    """Classes without known names. No other data set has them: a shared head has as many classes as it can have."""
     return ClassList.of([f"{dataset}: class {number}" for number in range(int(count))], "not known")
 
 
@@ -179,7 +179,7 @@ def _media_of(form: str | None) -> Media | None:
 
 
 def _published(name: str, form: str | None) -> _Published | None:
-    """By the data set's name, else by its format; an ImageNet that its name says is another one, such as 21k, has none."""
+    """By the data set's name, else by its format. A name with another number in it, such as imagenet12k, has none."""
     for each in PUBLISHED:
         if re.fullmatch(each.pattern, name, re.IGNORECASE) and form in (None, each.format, *ANY_FORMAT):
             return each

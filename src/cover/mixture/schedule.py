@@ -89,9 +89,9 @@ def split_batch(
             )
         if paired and divisor > 1 and count // divisor % 2:
             raise UserError(
-                f"batch: augment.mixup and cutmix work on pairs, but a step of {batch} holds {count} samples of {length}"
-                f" frames, not a multiple of 2 x ranks x accumulation = {2 * divisor}; choose another batch, or other"
-                " data.weights"
+                f"batch: augment.mixup and cutmix work on pairs, but a step of {batch} holds {count} samples of"
+                f" {length} frames, not a multiple of 2 x ranks x accumulation = {2 * divisor};"
+                " choose another batch, or other data.weights"
             )
     grouped = (tuple(d for d in datasets if d.frames == length) for length in lengths)
     return tuple(Group(length, count, members) for length, count, members in zip(lengths, counts, grouped, strict=True))
@@ -329,7 +329,7 @@ class Quotas:
         return counts
 
     def _next(self, drawn: tuple[int, ...], step: int) -> tuple[int, ...]:
-        """The counts after `step` steps, from those one step earlier: first what is due, then the earliest deadlines."""
+        """The counts after `step` steps, from those one step before: first what is due, then the earliest deadlines."""
         exact = [step * rate for rate in self._per_step]
         counts = [max(have, int(due)) for have, due in zip(drawn, exact, strict=True)]
         open_ = [i for i, due in enumerate(exact) if counts[i] < due]  # one more stays at most at the ceiling

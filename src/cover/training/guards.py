@@ -65,7 +65,10 @@ class FiniteCheck:
             return
         self.skipped += 1
         result = self._record(step, outcome, loss, norm)
-        summary = f"step {step + 1}: the loss is {loss} and the gradient norm {norm}; the update was left out, {result} in {self.path}"
+        summary = (
+            f"step {step + 1}: the loss is {loss} and the gradient norm {norm}; the update was left out,"
+            f" {result} in {self.path}"
+        )
         if self.policy.policy == "stop":
             raise UserError(f"{summary}: lower optimizer.lr, raise optimizer.warmup, or set nonfinite.policy to skip")
         if self.skipped > self.policy.budget:
@@ -117,7 +120,7 @@ class ReadingCheck:
     """Looks at every Pack of this rank, on the host, and at certain steps, with the other ranks, at all of them."""
 
     def __init__(self, names: Sequence[str], allowed: float, group: ProcessGroup) -> None:
-        """`allowed`: the share of a data set's draws that may be unreadable."""
+        """`allowed`: the fraction of a data set's draws that may be unreadable."""
         self.names, self.allowed, self.group = list(names), allowed, group
         self._own = torch.zeros(2, len(names))
         self._all = torch.zeros(2, len(names))
@@ -129,19 +132,20 @@ class ReadingCheck:
         self._examples |= {problem.dataset: problem for problem in pack.problems if problem.kind == "unreadable"}
 
     def judge(self, step: int) -> None:
-        """Raises `UserError`, on every rank, where more than the allowed share of the last draws (at least `LEAST`) of
-        a data set could not be read. Every rank has to call it, after `step` steps.
+        """Raises `UserError`, on every rank, where more than the allowed fraction of the last draws (at least `LEAST`)
+        of a data set could not be read. Every rank has to call it, after `step` steps.
         """
-        summary = self.group.gather((self._own, self._examples))
-        self._all += torch.stack([counts for counts, _ in summary]).sum(0)
-        examples = {name: problem for _, item in summary for name, problem in item.items()}
+        gathered = self.group.gather((self._own, self._examples))
+        self._all += torch.stack([counts for counts, _ in gathered]).sum(0)
+        examples = {name: problem for _, item in gathered for name, problem in item.items()}
         self._own = torch.zeros_like(self._own)
         for place, name in enumerate(self.names):
             drawn, lost = self._all[:, place].int().tolist()
             if drawn >= MIN_DRAWS and lost > self.allowed * drawn:
                 raise UserError(
-                    f"step {step}: {lost} of the last {drawn} draws of {name} could not be read, more than data.unreadable"
-                    f" ({self.allowed:g}) allows; {examples.get(name, name)}; put the files back and go on with --resume"
+                    f"step {step}: {lost} of the last {drawn} draws of {name} could not be read, more than"
+                    f" data.unreadable ({self.allowed:g}) allows; {examples.get(name, name)};"
+                    " put the files back and go on with --resume"
                 )
             if drawn >= MIN_DRAWS:
                 self._all[:, place] = 0

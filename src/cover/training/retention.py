@@ -13,7 +13,7 @@ from cover.model.release import CHECKPOINTS, steps_saved
 
 BEST = "best"  # a link to the best checkpoint, beside them
 MEASURES = ("top1", "map")  # of a data set's results on dev, whichever it has
-DevScores = Mapping[str, float]  # data set -> share
+DevScores = Mapping[str, float]  # data set -> top-1 or mean average precision, 0 to 1
 
 
 def dev_scores(log: Path) -> dict[int, dict[str, float]]:

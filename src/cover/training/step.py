@@ -71,7 +71,7 @@ def sample_losses(
 
     Cross-entropy for softmax heads, `sigmoid_loss` for those named in `sigmoid`; `targets_SH` and `multi_hot_SK` as in
     a Pack. Every head sees every sample, masked where the target is -1: shapes are static and every parameter takes
-    part in every step. Heads behind the last column of `targets_SH` are kept as they are (`heads.with_kept`), and have
+    part in every step. Heads behind the last column of `targets_SH` are kept as they are (`with_retained`), and have
     no loss.
     """
     loss_S = torch.zeros(len(targets_SH), device=targets_SH.device)
@@ -219,7 +219,7 @@ def train_step(
 
 
 def clip_gradients(model: CoVeR, largest: float) -> Tensor:
-    """Shorten the whole gradient to a norm of `largest` (0: leave it); returns the norm that it had, over all shards."""
+    """Shorten the whole gradient to a norm of `largest` (0: leave it); returns its norm before, over all shards."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if hasattr(norm, "full_tensor"):  # FSDP2: each rank has the norm of its shards
