@@ -309,7 +309,9 @@ def test_a_dumped_tree_loads_back_equal(tmp_path: Path, resolved: Recipe) -> Non
         ("{}", ["--pet.kind", "bird", "--pet.wings", "4"], Bird(wings=4)),
     ],
 )
-def test_one_section_of_several_is_chosen_by_its_first_key(tmp_path: Path, text: str, overrides: list[str], pet: Dog | Bird) -> None:
+def test_one_section_of_several_is_chosen_by_its_first_key(
+    tmp_path: Path, text: str, overrides: list[str], pet: Dog | Bird
+) -> None:
     (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
     zoo = load(Zoo, tmp_path / "x.yaml", overrides)
     assert zoo == Zoo(pet)
