@@ -89,7 +89,7 @@ def test_what_a_small_cpu_runs_is_what_is_counted() -> None:
     """The counter does not know the fused attention of a CPU, but the products of the plain one."""
     config, groups = TimeSformerConfig(**SHAPE), LAYOUTS[3]
     model = build(config)
-    model.set_merging(False)
+    model.backbone.set_merging(False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(20, 3, 24, 24), groups)
     assert counter.get_total_flops() == 2 * forward_cost(on_meta(config, HEADS), groups, 24).multiply_adds
@@ -99,7 +99,7 @@ def test_what_a_small_cpu_runs_is_what_is_counted() -> None:
 def test_a_training_step_is_three_forward_passes(groups: Groups) -> None:
     config = TimeSformerConfig(**SHAPE)
     model = on_meta(config, HEADS)
-    model.set_merging(False)
+    model.backbone.set_merging(False)
     frames = torch.empty(sum(s * t for s, t in groups), 3, 24, 24, device="meta", requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         torch.stack([scores.sum() for scores in model(frames, groups).values()]).sum().backward()
