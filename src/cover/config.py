@@ -70,7 +70,7 @@ def changed(value: Any) -> Any:
     different = {name: both for name, both in values.items() if both[0] != both[1]}
     # One section of a union in place of another is given in full: nothing else would tell which one it is.
     return {
-        name: changed(item) if type(item) is type(default) else _plain(item)
+        name: changed(item) if default is MISSING or type(item) is type(default) else _plain(item)
         for name, (item, default) in different.items()
     }
 
@@ -249,7 +249,8 @@ def _read(kind: Any, values: Any) -> Any:
     """
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (list, tuple) and isinstance(values, list):
-        kinds = inside * len(values) if origin is list else inside
+        any_length = origin is list or inside[-1] is Ellipsis  # tuple[int, ...]
+        kinds = inside[:1] * len(values) if any_length else inside
         return origin(_read(item_kind, item) for item_kind, item in zip(kinds, values, strict=True))
     if isinstance(values, str) and (kind is str or (origin is Literal and values in inside)):
         return str(values)

@@ -359,7 +359,7 @@ def test_an_explanation_that_has_begun_ends_with_its_client(
             calls.append(arguments)
             gone.wait(10)
 
-    hook = model.backbone.blocks[0].register_forward_pre_hook(hold)
+    hook = model.backbone.stages()[0].register_forward_pre_hook(hold)
     clip = (folder / "0.mp4").read_bytes()
     try:
         with server.begin(len(clip), clip, "/v1/explain?head=ssv2"):
@@ -382,7 +382,7 @@ def test_an_explanation_past_its_time_ends(server: Server, folder: Path, monkeyp
             time.sleep(3.1)
 
     monkeypatch.setattr(server.service, "limits", replace(LIMITS, deadline_s=3))
-    hook = server.service.predictor.model.backbone.blocks[0].register_forward_pre_hook(dawdle)
+    hook = server.service.predictor.model.backbone.stages()[0].register_forward_pre_hook(dawdle)
     try:
         status, answer = server.explain((folder / "0.mp4").read_bytes(), "?head=ssv2")
     finally:
