@@ -1,9 +1,9 @@
-"""Checkpoints of a run: writing and reading them, and which ones are kept.
+"""Checkpoints of a run: writing and reading them.
 
-A checkpoint holds a release (`model.safetensors`, `config.json`) for everyone, and under `state/` the training state
-through torch.distributed.checkpoint, whose metadata is pickle: a local file that only the run that wrote it should
-read. The file `complete.json`, written last, has the size and the digest of all others: a checkpoint without it, or
-unlike it, is not used.
+A checkpoint is a folder. It contains a release (`model.safetensors`, `config.json`) for everyone. The subfolder `state`
+has the training state in the format of torch.distributed.checkpoint. The metadata of that format is a pickle file, so
+only the run that wrote it should read it. The file `complete.json` is written last. It has the size and the digest of
+all other files. A checkpoint without it, or with other files than it lists, is not used.
 """
 
 from __future__ import annotations
@@ -42,27 +42,28 @@ from cover.training.retention import best_step, dev_scores, mark_best, remove_ot
 
 STATE, LOG, COMPLETE = "state", "log.jsonl", "complete.json"
 
-# Where one process writes, that is what is meant.
+# A single process writes its state with `no_dist`, on purpose.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training moves."""
+    """The objects that training changes: the model, the optimizer and the average of the weights."""
 
     model: CoVeR
     optimizer: torch.optim.Optimizer
     ema: Ema | None = None
 
     def state(self) -> dict[str, Any]:
-        """The very tensors, under names that do not depend on how many ranks share them."""
+        """The tensors themselves, not copies, under names that do not depend on the number of ranks."""
         weights, moments = get_state_dict(self.model, self.optimizer)
         means = {"ema": dict(self.ema.state())} if self.ema else {}
         return {"model": weights, "optimizer": moments, **means}
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """The weights of a release: the averages where there are any, whole, on the CPU, apart from the model's own; on
-        rank 0 where the model is sharded. Every rank has to call it.
+        """Copies on the CPU of the weights of a release: the average of the weights, or else the weights.
+
+        Every rank must call it. If the model is sharded, rank 0 gets the whole tensors.
         """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         if self.ema is None:
@@ -72,7 +73,7 @@ class Trained:
 
 
 def apart(state: Any) -> Any:
-    """The same tree with copies of its tensors on the CPU, which training no longer changes."""
+    """A nested structure with copies of its tensors on the CPU, which training does not change."""
     if isinstance(state, Tensor):
         return state.detach().clone() if state.device.type == "cpu" else state.detach().cpu()
     if isinstance(state, Mapping):
@@ -85,23 +86,23 @@ def apart(state: Any) -> Any:
 
 @dataclass(frozen=True)
 class SaveJob:
-    """A checkpoint to be written: copies of all that goes into it, and the steps whose checkpoints may stay."""
+    """A checkpoint to write, with copies of all its tensors, so that training can go on meanwhile."""
 
     step: int
-    model: CoVeR  # for its shape and heads alone
-    weights: dict[str, Tensor]
-    state: dict[str, Any]
-    metadata: dict[str, Any]
-    facts: dict[str, Any]
-    keep: int
-    best: int | None
+    model: CoVeR  # only its configuration and heads are read
+    weights: dict[str, Tensor]  # of the release
+    state: dict[str, Any]  # of `Trained.state`
+    metadata: dict[str, Any]  # of the release
+    facts: dict[str, Any]  # plain JSON for `restore`
+    keep: int  # how many of the last checkpoints stay
+    best: int | None  # the step of the best checkpoint, which stays too
 
 
 class Saver:
-    """Writes a run's checkpoints, one at a time. A fault of one is raised by the next `save`, or by `wait`, on every
-    rank.
+    """Writes the checkpoints of a run in a background thread, one at a time.
 
-    Where every rank holds everything, rank 0 writes alone; where the state is sharded, each writes its share.
+    If a checkpoint cannot be written, the next call of `save` or `wait` raises the error on every rank. If every rank
+    has the whole state, only rank 0 writes. If the state is sharded, each rank writes its shard.
     """
 
     def __init__(self, run: Path, group: ProcessGroup, sharded: bool, settings: Checkpoints) -> None:
@@ -110,29 +111,25 @@ class Saver:
         self._problem: str | None = None
 
     def save(self, step: int, trained: Trained, metadata: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Take a copy of `step` (steps done) and hand it to the background. `facts`: plain JSON that a resume reads.
-        Raises `UserError` where this one or the one before could not be written. Every rank has to call it.
+        """Copy the state after `step` steps and start to write it. Every rank must call it.
+
+        `metadata`: of the release. `facts`: plain JSON for a resume. Raises `UserError` if this checkpoint or the one
+        before could not be written.
         """
         self.wait()
         weights = trained.whole_weights()
         if self.sharded or self.group.leads:
-            job = SaveJob(
-                step,
-                trained.model,
-                weights,
-                apart(trained.state()),
-                {**metadata, "step": step},
-                {**facts, "step": step},
-                self.settings.keep,
-                best_step(dev_scores(self.run / LOG), [*steps_saved(self.run), step], self.settings.best),
-            )
+            state, metadata, facts = apart(trained.state()), {**metadata, "step": step}, {**facts, "step": step}
+            saved = [*steps_saved(self.run), step]
+            best = best_step(dev_scores(self.run / LOG), saved, self.settings.best)
+            job = SaveJob(step, trained.model, weights, state, metadata, facts, self.settings.keep, best)
             self._thread = threading.Thread(target=self._run_job, args=(job,), name=f"checkpoint-{step}")
             self._thread.start()
         if not self.settings.background:
             self.wait()
 
     def wait(self) -> None:
-        """Until the checkpoint under way is written. Raises `UserError`; every rank has to call it."""
+        """Wait until the current checkpoint is written. Every rank must call it. Raises `UserError` if that failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -143,15 +140,16 @@ class Saver:
 
     def _run_job(self, job: SaveJob) -> None:
         final = folder_of(self.run, job.step)
-        self._problem = f"{final}: was not written"  # whatever ends this thread
+        self._problem = f"{final}: was not written"  # stays, if something else than an exception ends this thread
         try:
             self._write(job, final)
             self._problem = None
-        # a full disk comes as one of half a dozen; `wait` raises it on every rank
+        # A full disk can cause any of half a dozen exceptions. `wait` raises the error on every rank.
         except (Exception, CheckpointException) as error:
             self._problem = f"{final}: cannot be written: {_reason(error)}; the checkpoint before it is intact"
 
     def _write(self, job: SaveJob, final: Path) -> None:
+        """Write into a temporary folder, then rename it: an interrupted checkpoint never has the final name."""
         beside = final.with_name(f".{final.name}.writing")
         try:
             self._agree(_make_empty, beside)
@@ -164,7 +162,7 @@ class Saver:
                 shutil.rmtree(beside, ignore_errors=True)
 
     def _agree(self, work: Any, *arguments: Any) -> None:
-        """`work` on rank 0; where several ranks write, its error is raised on all of them."""
+        """Run `work` on rank 0. If several ranks write, all of them wait for it and raise its error."""
         problem: OSError | RuntimeError | None = None
         if self.group.leads:
             try:
@@ -185,18 +183,19 @@ def _make_empty(folder: Path) -> None:
 
 
 def _finish(job: SaveJob, beside: Path, final: Path, run: Path) -> None:
-    """The release, the digests, the rename; then what is no longer kept goes."""
+    """Write the release and the digests, rename the folder, then delete old checkpoints."""
     save_release(beside, job.model, job.metadata, job.weights)
     files = {str(path.relative_to(beside)): _print_of(path) for path in sorted(beside.rglob("*")) if path.is_file()}
     _write_synced(beside / COMPLETE, json.dumps({**job.facts, "files": files}, indent=1) + "\n")
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
-    _sync_folder(final.parent)
+    _sync_folder(final.parent)  # the rename must be on the disk before older checkpoints are deleted
     mark_best(run, job.best)
     remove_others(run, job.keep, job.best)
 
 
 def _print_of(path: Path) -> dict[str, Any]:
+    """The size and the digest of a file, after its data has reached the disk."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
@@ -219,7 +218,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The operating system's own word for it, from wherever it is wrapped."""
+    """The message of the operating system, from the innermost exception that has one."""
     if isinstance(error, CheckpointException):
         return _reason(next(iter(error.failures.values()))[0])
     inner: BaseException | None = error
@@ -227,7 +226,8 @@ def _reason(error: BaseException) -> str:
         if isinstance(inner, OSError) and inner.strerror:
             return inner.strerror
         inner = inner.__cause__ or inner.__context__
-    text = _first_line(error)  # of another rank there is no more than this
+    text = _first_line(error)  # an error of another rank has no cause here
+    # torch's file writer raises this error if a write to the file is incomplete.
     return "a file was cut short (is the disk full?)" if "inline_container" in text else text
 
 
@@ -239,15 +239,14 @@ def _first_line(error: BaseException) -> str:
 
 
 def folder_of(run: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lies."""
+    """The folder of the checkpoint of `step`."""
     return run / CHECKPOINTS / f"step-{step:07d}"
 
 
 def last_whole(run: Path) -> int:
-    """The step of the last checkpoint that is what was written, 0 without any; later ones that are not are set aside
-    and named.
+    """The step of the last complete checkpoint, 0 if the run has no checkpoint.
 
-    Raises `UserError` where there are checkpoints and none of them is whole.
+    Damaged checkpoints after it are renamed and reported. Raises `UserError` if all checkpoints are damaged.
     """
     saved = steps_saved(run)
     problem = ""
@@ -267,7 +266,7 @@ def last_whole(run: Path) -> int:
 
 
 def problem_of(folder: Path) -> str:
-    """What is wrong with the files of a checkpoint, empty where nothing is."""
+    """The problem with the files of a checkpoint; empty if they are complete and unchanged."""
     try:
         listed = read_facts(folder)["files"]
         for name, wanted in listed.items():
@@ -284,14 +283,15 @@ def problem_of(folder: Path) -> str:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What `Saver.save` was told beside the tensors."""
+    """The `facts` that `Saver.save` stored with a checkpoint, and its list of files."""
     facts: dict[str, Any] = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
     return facts
 
 
 def restore(run: Path, step: int, trained: Trained, group: ProcessGroup) -> dict[str, Any]:
-    """Load the state of `step` into what training moves, in place, however many ranks wrote it; returns the facts saved
-    with it.
+    """Load the state of `step` in place; returns the facts that were saved with it.
+
+    The checkpoint may come from another number of ranks. Every rank must call it.
     """
     folder = folder_of(run, step)
     state = trained.state()
@@ -305,12 +305,12 @@ def restore(run: Path, step: int, trained: Trained, group: ProcessGroup) -> dict
 
 
 def cut_log(run: Path, step: int) -> None:
-    """Drop the lines of a run's log that lie beyond `step`, a torn last one among them."""
+    """Delete the lines of a run's log after `step`, and an incomplete last line."""
     cut_lines(run / LOG, step)
 
 
 def cut_lines(log: Path, step: int) -> None:
-    """Drop the lines of a file of JSON lines whose `step` lies beyond `step`, a torn last one among them."""
+    """Delete the lines of a file of JSON lines after `step`, and an incomplete last line."""
     if not log.is_file():
         return
     retained = [line for line in log.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= step]

@@ -1,9 +1,9 @@
 """The guards of a run: against losses and gradients that are not finite, and against unreadable files.
 
 `step.train_step` skips the update if the loss or the gradient norm of the whole step is not finite. The device decides
-this, with the same numbers on every rank. `FiniteCheck` reads the decision on the host: at once on a CPU, one step later
-on a GPU, because an earlier read would make the host wait for the device. A skipped update changes nothing, so one step
-later is early enough.
+this, with the same numbers on every rank. `FiniteCheck` reads the decision on the host: at once on a CPU, one step
+later on a GPU, because an earlier read would make the host wait for the device. A skipped update changes nothing, so
+one step later is early enough.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Optimizers, parameter groups, learning-rate schedules and the exponential moving average of the weights.
 
-A group holds parameters with the same learning rate and weight decay; patterns of the recipe change the rate of the
-parameters whose names they match, or freeze them. The moving average stays on the device beside the trained weights.
+A parameter group has one learning rate and one weight decay. Patterns of the recipe are regular expressions on
+parameter names. They change the rate or the decay of the parameters that they match, or freeze them. The moving average
+stays on the device of the weights.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from cover.model.cover import CoVeR
 from cover.model.heads import head_of
 from cover.training.recipe import Optimizer, Pattern
 
-NAMES_SHOWN = 3
+NAMES_SHOWN = 3  # parameters that a line about a pattern names
+STEP_DOWN = 0.1  # factor at each milestone of the schedule `steps`
 
 
 def matches(model: CoVeR, patterns: Mapping[str, Pattern]) -> dict[str, list[str]]:
-    """Pattern -> the names of the parameters that it decides about.
+    """Pattern -> the names of the parameters that it applies to. The first pattern that matches a name applies.
 
-    Raises `UserError` for a pattern that is no regular expression, finds nothing, or finds only what earlier ones
-    decide.
+    Raises `UserError` if a pattern is no regular expression, matches nothing, or matches only parameters that earlier
+    patterns match.
     """
     names = [name for name, _ in model.named_parameters()]
     owner = {name: next((pattern for pattern in patterns if _search(pattern, name)), None) for name in names}
-    results = {pattern: [name for name in names if owner[name] == pattern] for pattern in patterns}
-    for pattern, mine in results.items():
-        if mine:
+    matched = {pattern: [name for name in names if owner[name] == pattern] for pattern in patterns}
+    for pattern, own in matched.items():
+        if own:
             continue
         theirs = next((owner[name] for name in names if _search(pattern, name)), None)
         if theirs is not None:
@@ -45,7 +47,7 @@ def matches(model: CoVeR, patterns: Mapping[str, Pattern]) -> dict[str, list[str
         hint = nearest(pattern, names)
         example = hint if "did you mean" in hint else f"; parameters are named as in {names[-1]}"
         raise UserError(f'optimizer.patterns: "{pattern}" finds no parameter{example}')
-    return results
+    return matched
 
 
 def _search(pattern: str, name: str) -> bool:
@@ -56,20 +58,19 @@ def _search(pattern: str, name: str) -> bool:
 
 
 def describe_patterns(model: CoVeR, patterns: Mapping[str, Pattern]) -> list[str]:
-    """One line for each pattern: what it does, and to how many parameters."""
+    """One line for each pattern: its effect, and the number and names of its parameters."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     lines = []
     for pattern, names in matches(model, patterns).items():
         shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-        count = (
-            f"{len(names)} parameter{'s' if len(names) > 1 else ''} ({sum(sizes[name] for name in names):,} numbers)"
-        )
-        lines.append(f'pattern "{pattern}": {patterns[pattern].words}: {count}: {shown}')
+        parameters = f"{len(names)} parameter{'s' if len(names) > 1 else ''}"
+        numbers = f"{sum(sizes[name] for name in names):,} numbers"
+        lines.append(f'pattern "{pattern}": {patterns[pattern].words}: {parameters} ({numbers}): {shown}')
     return lines
 
 
 def freeze_retained(model: CoVeR, trained: Container[str]) -> None:
-    """Stop the gradients of the heads that none of the data sets `trained` trains, and name them."""
+    """Freeze the heads that none of the data sets `trained` trains, and print their names."""
     retained = [head.name for head in retained_heads(model.head_list, trained)]
     for name in retained:
         model.heads[name].requires_grad_(False)
@@ -78,9 +79,9 @@ def freeze_retained(model: CoVeR, trained: Container[str]) -> None:
 
 
 def freeze_matched(model: CoVeR, patterns: Mapping[str, Pattern]) -> None:
-    """Stop the gradients of what a pattern freezes, and say of every pattern what it finds.
+    """Freeze the parameters of patterns with `freeze`, and print a line about every pattern.
 
-    Raises `UserError` where nothing is left to train.
+    Raises `UserError` if no parameter is left to train.
     """
     for line in describe_patterns(model, patterns):
         say(line)
@@ -92,8 +93,9 @@ def freeze_matched(model: CoVeR, patterns: Mapping[str, Pattern]) -> None:
 
 
 def parameter_groups(model: CoVeR, settings: Optimizer) -> list[dict[str, Any]]:
-    """The trained parameters for an optimizer: those of one decay and one factor on the rate (`lr_scale`) together,
-    largest first.
+    """The trained parameters in groups for an optimizer, sorted by weight decay and rate, the largest first.
+
+    A group has one weight decay and one factor on the learning rate, `lr_scale` (`set_learning_rate` applies it).
     """
     patterns = {
         name: settings.patterns[pattern]
@@ -104,9 +106,10 @@ def parameter_groups(model: CoVeR, settings: Optimizer) -> list[dict[str, Any]]:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            mine = patterns.get(name, Pattern())
-            decay = mine.decay if mine.decay is not None else 0.0 if name in undecayed else settings.weight_decay
-            groups.setdefault((decay, mine.lr * places[name]), []).append(parameter)
+            pattern = patterns.get(name, Pattern())
+            decay = 0.0 if name in undecayed else settings.weight_decay
+            decay = decay if pattern.decay is None else pattern.decay
+            groups.setdefault((decay, pattern.lr * places[name]), []).append(parameter)
     return [
         {"params": groups[decay, scale], "weight_decay": decay, "lr_scale": scale}
         for decay, scale in sorted(groups, reverse=True)
@@ -114,8 +117,10 @@ def parameter_groups(model: CoVeR, settings: Optimizer) -> list[dict[str, Any]]:
 
 
 def place_factors(model: CoVeR, settings: Optimizer) -> dict[str, float]:
-    """Parameter -> the factor on its rate from its place: heads x `head_lr`, the temporal branch 1, the rest by its
-    layer.
+    """Parameter -> the factor on its learning rate that follows from its place in the network.
+
+    It is `head_lr` for heads, 1 for the temporal branch, and a power of `layer_decay` for all other parameters. The
+    temporal branch is new where the rest is pretrained, so it learns at the full rate in every layer.
     """
     temporal = model.temporal_parameters()
 
@@ -127,15 +132,10 @@ def place_factors(model: CoVeR, settings: Optimizer) -> dict[str, float]:
     return {name: factor(name) for name, _ in model.named_parameters()}
 
 
-STEP_DOWN = 0.1  # the factor at each milestone of the schedule `steps`
-
-
 def build_optimizer(model: CoVeR, settings: Optimizer) -> torch.optim.Optimizer:
-    """AdamW or SGD over the parameters that are trained, without decay on biases, norms and embeddings unless a pattern
-    says so.
+    """AdamW or SGD over the trained parameters. Biases, norms and embeddings have no decay unless a pattern sets one.
 
-    Fused AdamW updates all parameters in one pass; against the plain one only the last bits differ, from the order of
-    its products.
+    Fused AdamW updates all parameters in one pass over memory. It differs from plain AdamW only by rounding.
     """
     groups = parameter_groups(model, settings)
     if settings.name == "sgd":
@@ -144,8 +144,9 @@ def build_optimizer(model: CoVeR, settings: Optimizer) -> torch.optim.Optimizer:
 
 
 def learning_rate(settings: Optimizer, step: int, steps: int) -> float:
-    """The rate of `step` (from 0) of `steps`: linear warm-up, then a cosine to zero, a constant, or a tenth from each
-    milestone on.
+    """The learning rate of `step` (from 0) in a run of `steps`.
+
+    After a linear warm-up it is a cosine that falls to zero, a constant, or a constant times 0.1 for each milestone.
     """
     warmup = settings.warmup * steps
     if step + 1 < warmup:
@@ -153,31 +154,33 @@ def learning_rate(settings: Optimizer, step: int, steps: int) -> float:
     if settings.schedule == "constant":
         return settings.lr
     if settings.schedule == "steps":
-        return float(settings.lr * STEP_DOWN ** sum(step >= share * steps for share in settings.milestones))
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, step - warmup) / max(1.0, steps - warmup))))
+        return float(settings.lr * STEP_DOWN ** sum(step >= mark * steps for mark in settings.milestones))
+    progress = min(1.0, max(0.0, step - warmup) / max(1.0, steps - warmup))
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the rate, times its own factor."""
+    """Set the rate of every parameter group to `lr` times the factor of the group."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def decay_at(decay: float, step: int) -> float:
-    """The decay of the update after `step` (from 0): at first (1 + step) / (10 + step), so that a short run's average
-    forgets its start.
+    """The decay of the average at `step` (from 0), at most (1 + step) / (10 + step).
+
+    The limit lets the average of a short run forget the initial weights.
     """
     return min(decay, (1 + step) / (10 + step))
 
 
 class Ema:
-    """The average of the parameters that are trained; the others do not move, so they are their own average.
+    """The exponential moving average of the trained parameters. Frozen parameters are their own average.
 
-    What an exact resume needs is `state()` and nothing else: the decay is a function of the step.
+    An exact resume needs only `state()`, because the decay is a function of the step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Begins at the model's present weights. `decay` in [0, 1)."""
+        """Start from the current weights of `model`. `decay`: in [0, 1)."""
         self.decay = decay
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._weights: list[Tensor] = list(trained.values())
@@ -185,13 +188,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after the optimizer's `step` (from 0)."""
+        """Add the weights after the optimizer's `step` (from 0) to the average."""
         torch._foreach_lerp_(list(self._means.values()), self._weights, 1 - decay_at(self.decay, step))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the model holds the averages: for evaluation and for a release. Its own weights come back, bit for
-        bit.
+        """A context in which the model has the averaged weights, for evaluation and for a release.
+
+        Afterwards it has its own weights again, bit for bit.
         """
         self._exchange()
         try:
@@ -202,21 +206,21 @@ class Ema:
     @torch.no_grad()
     def _exchange(self) -> None:
         for weight, mean in zip(self._weights, self._means.values(), strict=True):
-            present = weight.detach().clone()  # one tensor at a time: no second copy of the model
+            current = weight.detach().clone()  # one tensor at a time, so there is no second copy of the model
             weight.copy_(mean)
-            mean.copy_(present)
+            mean.copy_(current)
 
     def state(self) -> dict[str, Tensor]:
-        """Parameter name -> its average: the very tensors, so that loading into them restores the average in place."""
+        """Parameter name -> its average. These are the tensors themselves, so loading into them changes the average."""
         return self._means
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from another's `state()`. KeyError where a parameter is missing."""
+        """Copy the averages from another `state()`. Raises KeyError if a parameter is missing."""
         for name, mean in self._means.items():
             mean.copy_(state[name])
 
 
 def averaged(ema: Ema | None) -> AbstractContextManager[None]:
-    """Where there is an average, `Ema.in_place`; else nothing changes inside."""
+    """`Ema.in_place`, or a context that changes nothing if there is no average."""
     return ema.in_place() if ema else nullcontext()

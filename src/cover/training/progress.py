@@ -1,4 +1,4 @@
-"""The progress of a run on the terminal: one block that is redrawn in place, elsewhere one plain line per window."""
+"""The progress of a run: on a terminal one block that is redrawn in place, elsewhere one plain line for each window."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ PHASE_NAMES = {
     "evaluation": "evaluation on dev",
     "checkpoint": "writing checkpoints",
 }
-MIN_SHOWN = 0.01  # of the time
+MIN_SHOWN = 0.01  # smallest fraction of the time that is shown
 
 
 class ProgressView:
-    """Shows lines of the log. `names`: the data sets; one without a sample in a window keeps its last figures."""
+    """Shows lines of the log. A data set without a sample in a window keeps its last figures.
+
+    `steps`: of the run. `first`: steps done before. `names`: of the data sets.
+    """
 
     def __init__(self, label: str, steps: int, first: int, names: Iterable[str]) -> None:
         self._board, self._steps = LiveTable(label, steps, first), steps
@@ -36,7 +39,7 @@ class ProgressView:
         self._board.__exit__(*error)
 
     def advance(self) -> None:
-        """Count one more step."""
+        """Count a step."""
         self._board.advance()
 
     def show(self, line: dict[str, Any]) -> None:
@@ -44,11 +47,11 @@ class ProgressView:
         self._loss |= {name: _number_text(loss, ".3f") for name, loss in line["loss"].items()}
         self._hits |= {name: f"{hits:.1%}" for name, hits in {**line["top1"], **line.get("hit1", {})}.items()}
         rows = [[name, loss, self._hits[name], f"{line['epochs'][name]:.2f}"] for name, loss in self._loss.items()]
-        self._board.show(
-            COLUMNS, rows, [throughput_text(line), f"time: {time_line(line['shares'])}"], self._plain(line)
-        )
+        notes = [throughput_text(line), f"time: {time_line(line['shares'])}"]
+        self._board.show(COLUMNS, rows, notes, self._plain(line))
 
     def _plain(self, line: dict[str, Any]) -> str:
+        """The line for an output that is no terminal."""
         sets = "  ".join(f"{name} {loss} {self._hits[name]}" for name, loss in self._loss.items())
         place = f"{line['step']:>{len(str(self._steps))}}/{self._steps}"
         left, loss = self._board.left(line["step"]), _number_text(line["step_loss"], ".3f")
@@ -57,7 +60,7 @@ class ProgressView:
 
 
 def throughput_text(line: dict[str, Any]) -> str:
-    """Learning rate, gradient, speed and memory of a train line, and how many of its draws were of damaged files."""
+    """Learning rate, gradient norm, speed and memory of a train line, and its number of draws with damaged files."""
     peak = "" if line["mfu"] is None else f"  MFU {line['mfu']:.0%}"
     rate, memory = line["samples_per_s"], line["memory_bytes"] / GIGA
     damaged = f"  {line['files_damaged']} damaged" if "files_damaged" in line else ""
@@ -66,10 +69,10 @@ def throughput_text(line: dict[str, Any]) -> str:
 
 
 def time_line(fractions: Mapping[str, float]) -> str:
-    """Where the time went, the largest fraction first; phases below 1 % are left out."""
+    """The fraction of the time in each phase, the largest first. Phases below 1 % are left out."""
     largest = sorted(fractions.items(), key=lambda item: -item[1])
-    return ", ".join(f"{PHASE_NAMES[phase]} {share:.0%}" for phase, share in largest if share >= MIN_SHOWN)
+    return ", ".join(f"{PHASE_NAMES[phase]} {fraction:.0%}" for phase, fraction in largest if fraction >= MIN_SHOWN)
 
 
-def _number_text(value: float | None, how: str) -> str:
-    return "not finite" if value is None else format(value, how)
+def _number_text(value: float | None, spec: str) -> str:
+    return "not finite" if value is None else format(value, spec)

@@ -1,4 +1,4 @@
-"""What a run is: the typed tree behind a recipe file."""
+"""The fields of a recipe, with their defaults, help texts and allowed values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cover.model.backbones import DEFAULT_OPTIONS, Options
 if TYPE_CHECKING:
     from cover.transforms.base import Transform
 
-# What a number may be, both ends included.
+# Dotted key -> the smallest and the largest allowed value.
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (0, math.inf),
     "batch": (1, math.inf),
@@ -43,23 +43,22 @@ RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Start:
-    """Where the weights come from."""
+    """The initial weights."""
 
     checkpoint: str = option("", "a run, checkpoint or release folder to start from; empty for random weights")
     temporal: Literal["fresh", "copied", "keep"] = option(
         "keep",
-        "copied: the temporal branch made anew from the spatial one, temporal_fc zero, as published; "
-        "fresh: the same, and under rotary time its heads begin as differences between the frames around",
+        "the temporal branch. keep: from the checkpoint; copied: a copy of the spatial branch with temporal_fc zero, "
+        "as published; fresh: the same, and with rotary time its heads start as differences between frames",
     )
     heads: Literal["drop", "keep"] = option(
-        "drop",
-        "the checkpoint's heads that this run does not train: left out, or kept, bit for bit, in all that it writes",
+        "drop", "heads of the checkpoint that this run does not train: drop them, or keep them unchanged"
     )
 
 
 @dataclass(frozen=True)
 class SetAugment:
-    """What of `augment` is another thing for one data set; null: the same."""
+    """The values of `augment` that differ for one data set; null for the same value."""
 
     colour: float | None = option(None, "as augment.colour")
     randaugment: str | None = option(None, "as augment.randaugment; an empty text for none")
@@ -69,161 +68,167 @@ class SetAugment:
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to training pixels. The crop's range is the data set's own (catalog)."""
+    """The augmentation of training pixels. The scale of random crops is a field of the catalog."""
 
-    flip: bool = option(True, "horizontal flips, under each data set's flip policy")
-    colour: float = option(0.2, "brightness, contrast and saturation factors within 1 +- this")
+    flip: bool = option(True, "horizontal flips, according to the flip policy of each data set")
+    colour: float = option(0.2, "brightness, contrast and saturation factors are within 1 +- this value")
     randaugment: str = option("", "mM-nN: N operations of magnitude M of 10, as in m7-n4; empty for none")
-    erase: float = option(0.0, "chance of a box of each sample being erased to the mean colour")
-    mixup: float = option(0.0, "parameter of the Beta distribution of mixup's lambda; 0 for none")
-    cutmix: float = option(0.0, "the same of cutmix; with both, each pair takes one of them")
-    mix: float = option(1.0, "chance of a pair being mixed, where mixup or cutmix is on")
-    sets: dict[str, SetAugment] = option({}, "data set -> what is another thing for it")
+    erase: float = option(0.0, "probability that a box of a sample is replaced by the mean colour")
+    mixup: float = option(0.0, "parameter of the Beta distribution of mixup's lambda; 0 for no mixup")
+    cutmix: float = option(0.0, "the same parameter for cutmix; with both, each pair is mixed by one of them")
+    mix: float = option(1.0, "probability that a pair is mixed, if mixup or cutmix is on")
+    sets: dict[str, SetAugment] = option({}, "data set -> its own values")
 
     def of(self, name: str) -> Augment:
-        """What holds for the data set `name`."""
+        """The augmentation of the data set `name`."""
         own = {key: value for key, value in vars(self.sets.get(name, SetAugment())).items() if value is not None}
         return replace(self, **own)
 
     def transforms(self, names: Sequence[str]) -> dict[str, tuple[Transform, ...]]:
-        """The transforms of each data set, without those that change nothing in any of them."""
+        """Data set -> its transforms, without those that change nothing in any data set."""
         every = {name: self.of(name)._transforms() for name in names}
         used = [not all(each.is_identity for each in column) for column in zip(*every.values(), strict=True)]
         return {name: tuple(each for each, use in zip(own, used, strict=True) if use) for name, own in every.items()}
 
     def _transforms(self) -> tuple[Transform, ...]:
-        """All transforms of single samples, in the order of their draws: a new one comes last (cover/transforms)."""
-        from cover.transforms.colour import ColourJitter  # torch comes with them
+        """All transforms of single samples in the order of their draws. A new transform must come last.
+
+        Another place would change the random draws of the transforms after it (cover/transforms).
+        """
+        # These modules import torch, which is slow and not needed to read a recipe.
+        from cover.transforms.colour import ColourJitter
         from cover.transforms.erasing import RandomErasing
         from cover.transforms.randaugment import RandAugment
 
         return ColourJitter(self.colour), RandAugment.parse(self.randaugment), RandomErasing(self.erase)
 
     def check(self, names: list[str]) -> None:
-        """Raises `UserError` where `sets` names others than `names`, or a value is none."""
+        """Raises `UserError` if `sets` has a name that is not in `names`, or if a value is not valid."""
         for name, own in self.sets.items():
             if name not in names:
                 raise UserError(f'augment.sets: "{name}" is not one of data.sets{nearest(name, names)}')
             for key in ("colour", "erase", "mix"):
                 if not 0 <= (getattr(own, key) or 0) <= 1:
                     raise UserError(f"augment.sets.{name}.{key}: {getattr(own, key)} is not in [0, 1]")
-        for key, text in (
-            ("", self.randaugment),
-            *((f"sets.{name}.", own.randaugment) for name, own in self.sets.items()),
-        ):
-            if text:
+        policies = {"": self.randaugment, **{f"sets.{name}.": own.randaugment for name, own in self.sets.items()}}
+        for key, policy in policies.items():
+            if policy:
                 from cover.transforms.randaugment import RandAugment
 
                 try:
-                    RandAugment.parse(text)
+                    RandAugment.parse(policy)
                 except UserError as error:
                     raise UserError(f"augment.{key}randaugment: {error}") from None
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What happens to the parameters whose name a regular expression finds."""
+    """The treatment of the parameters whose names match a regular expression."""
 
     lr: float = option(1.0, "factor on their learning rate")
-    decay: float | None = option(None, "their weight decay, in place of the usual")
-    freeze: bool = option(False, "whether they stay as they are")
+    decay: float | None = option(None, "their weight decay; null for the usual one")
+    freeze: bool = option(False, "whether training leaves them unchanged")
 
     @property
     def words(self) -> str:
-        """What it does, for a line on the terminal."""
-        return (
-            "frozen" if self.freeze else f"lr x {self.lr:g}" + ("" if self.decay is None else f", decay {self.decay:g}")
-        )
+        """The treatment as text for a line on the terminal."""
+        if self.freeze:
+            return "frozen"
+        return f"lr x {self.lr:g}" + ("" if self.decay is None else f", decay {self.decay:g}")
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """How the weights move."""
+    """The optimizer and its learning-rate schedule."""
 
     name: Literal["adamw", "sgd"] = option("adamw", "AdamW, or SGD with Nesterov momentum")
     lr: float = option(1e-3, "peak learning rate")
-    weight_decay: float = option(0.05, "on matrices only: none on biases, norms, embeddings")
-    betas: tuple[float, float] = option((0.9, 0.98), "AdamW's")
-    momentum: float = option(0.9, "SGD's")
-    warmup: float = option(0.05, "share of the steps with a rising learning rate")
+    weight_decay: float = option(0.05, "weight decay of matrices; biases, norms and embeddings have none")
+    betas: tuple[float, float] = option((0.9, 0.98), "betas of AdamW")
+    momentum: float = option(0.9, "momentum of SGD")
+    warmup: float = option(0.05, "fraction of the steps in which the learning rate rises")
     schedule: Literal["cosine", "constant", "steps"] = option(
-        "cosine", "after the warm-up; steps: a tenth from each milestone on"
+        "cosine", "learning rate after the warm-up; steps: times 0.1 at each milestone"
     )
-    milestones: list[float] = option([], "of the schedule steps, as shares of the run, rising")
-    layer_decay: float = option(1.0, "factor on the rate for each layer below the top, of what an image model has too")
-    head_lr: float = option(1.0, "factor on the rate of the classifiers")
+    milestones: list[float] = option([], "of the schedule steps: fractions of the run in ascending order")
+    layer_decay: float = option(
+        1.0, "factor on the learning rate for each layer below the top; the temporal branch is not affected"
+    )
+    head_lr: float = option(1.0, "factor on the learning rate of the classifiers")
     patterns: dict[str, Pattern] = option(
-        {}, "regular expression -> what happens to the parameters it finds; the first that finds one decides"
+        {}, "regular expression -> treatment of the parameters that it matches; the first match applies"
     )
-    max_grad_norm: float = option(1.0, "largest gradient norm; 0 for none")
+    max_grad_norm: float = option(1.0, "largest gradient norm; 0 for no limit")
 
 
 @dataclass(frozen=True)
 class Log:
-    """Where the figures of a run go beside log.jsonl. No part of what is computed: a run is resumed with any."""
+    """Other loggers beside log.jsonl. They do not change results, so they may change on a resume."""
 
-    tensorboard: bool = option(False, f"event files under the run's folder; {install('logs')}")
-    wandb: str = option("", "the project at Weights & Biases; pip install wandb; WANDB_MODE=offline sends nothing")
+    tensorboard: bool = option(False, f"write event files into the run's folder; {install('logs')}")
+    wandb: str = option("", "project at Weights & Biases; pip install wandb; with WANDB_MODE=offline nothing is sent")
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """How several processes share a step (docs/many_machines.md). No part of what is computed: a run is resumed with
-    any.
+    """How several processes share a step (docs/many_machines.md).
+
+    It does not change results, so it may change on a resume.
     """
 
     strategy: Literal["ddp", "fsdp"] = option(
-        "ddp", "the whole model on every rank, or FSDP2: a part of every parameter on each"
+        "ddp", "ddp: the whole model on every rank; fsdp: FSDP2, a shard of every parameter on each rank"
     )
     timeout: float = option(30.0, "minutes that a rank waits for the others before it gives up")
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Which checkpoints are kept. No part of what is computed: a run is resumed with any."""
+    """Which checkpoints stay on the disk. It does not change results, so it may change on a resume."""
 
-    keep: int = option(2, "the last so many; the best is kept beside them")
+    keep: int = option(2, "how many of the last checkpoints stay; the best one stays too")
     best: str = option(
-        "mean_rank", "which is the best on dev: mean_rank over the data sets, one of their names, or empty for none"
+        "mean_rank",
+        "how the best on dev is chosen: mean_rank over the data sets, one of their names, or empty for none",
     )
-    background: bool = option(True, "written while training goes on, from a copy in the host's memory")
+    background: bool = option(True, "write while training goes on, from a copy in the host's memory")
 
 
 @dataclass(frozen=True)
 class NonFinite:
-    """What is done when a loss or a gradient is not a number. A run is resumed with any."""
+    """The reaction to a loss or gradient that is not finite. It may change on a resume."""
 
-    policy: Literal["stop", "skip"] = option("stop", "end the run, or leave the update out and go on")
-    budget: int = option(10, "updates that skip may leave out before it ends the run all the same")
+    policy: Literal["stop", "skip"] = option("stop", "stop: end the run; skip: skip the update and go on")
+    budget: int = option(10, "largest number of skipped updates; one more ends the run")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run: a mixture, a model, a starting point, and for how long."""
+    """The configuration of a run: a mixture, a model, initial weights, an optimizer and a number of steps."""
 
     data: Data = field(metadata={"help": "the mixture"})
     out: str = field(metadata={"help": "the run's folder"})
     steps: int = field(metadata={"help": "optimizer steps; 0: as many as data.epochs needs"})
     batch: int = option(64, "samples per optimizer step, over all ranks")
     model: Options = option(DEFAULT_OPTIONS, "the network; model.backbone names its family")
-    start: Start = option(Start(), "where the weights come from")
-    augment: Augment = option(Augment(), "training pixels")
-    optimizer: Optimizer = option(Optimizer(), "how the weights move")
-    ema: float = option(0.0, "decay of the average of the weights that is evaluated and released; 0 for none")
-    label_smoothing: float = option(0.0, "share of the target spread over all classes")
+    start: Start = option(Start(), "the initial weights")
+    augment: Augment = option(Augment(), "augmentation of training pixels")
+    optimizer: Optimizer = option(Optimizer(), "the optimizer and its schedule")
+    ema: float = option(0.0, "decay of the average of the weights that is evaluated and released; 0 for no average")
+    label_smoothing: float = option(0.0, "fraction of the target that is spread over all classes")
     accumulation: int = option(1, "micro-batches per step")
-    precision: Literal["fp32", "bf16"] = option("fp32", "of the forward pass")
+    precision: Literal["fp32", "bf16"] = option("fp32", "precision of the forward pass")
     compile: bool = option(False, "torch.compile, stage by stage")
-    seed: int = option(0, "of everything random")
+    seed: int = option(0, "seed of all random numbers")
     device: str = option("auto", "auto, cpu, cuda, cuda:1")
     workers: int = option(-1, "reading processes; -1 for one per core, 0 for none")
     log_every: int = option(20, "steps per line of log.jsonl")
-    log: Log = option(Log(), "where its figures go beside")
+    log: Log = option(Log(), "other loggers beside log.jsonl")
     evaluate_every: int = option(0, "steps between evaluations on dev; 0 for the end only, -1 for never")
     save_every: int = option(0, "steps between checkpoints; 0 for the end only")
-    checkpoints: Checkpoints = option(Checkpoints(), "which are kept, and how they are written")
+    checkpoints: Checkpoints = option(Checkpoints(), "which checkpoints stay, and how they are written")
     distributed: Distributed = option(Distributed(), "several processes")
-    nonfinite: NonFinite = option(NonFinite(), "losses and gradients that are not numbers")
+    nonfinite: NonFinite = option(NonFinite(), "losses and gradients that are not finite")
 
     def __post_init__(self) -> None:
         self.data.check()
@@ -241,7 +246,7 @@ class Recipe:
         if not self.steps and not self.data.epochs:
             raise UserError("steps: 0 is as many as data.epochs needs; give that, or a number of steps")
         if self.start.heads == "keep" and not self.start.checkpoint:
-            raise UserError("start.heads: keep needs a start.checkpoint, whose heads are kept")
+            raise UserError("start.heads: keep needs a start.checkpoint with heads")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema: {self.ema} is not in [0, 1)")
 
@@ -250,12 +255,11 @@ class Recipe:
             raise UserError(f"optimizer.betas: {list(self.optimizer.betas)} are not both in [0, 1)")
         marks, stepping = self.optimizer.milestones, self.optimizer.schedule == "steps"
         if bool(marks) != stepping:
-            raise UserError(
-                f"optimizer.milestones: {'needed by' if stepping else 'only for'} the schedule steps, as in [0.5, 0.75]"
-            )
+            problem = "needed by" if stepping else "only for"
+            raise UserError(f"optimizer.milestones: {problem} the schedule steps, as in [0.5, 0.75]")
         if marks != sorted(set(marks)) or not all(0 < mark < 1 for mark in marks):
-            raise UserError(f"optimizer.milestones: {marks} are not shares of the run between 0 and 1, rising")
-        for pattern, what in self.optimizer.patterns.items():
-            for key, value in (("lr", what.lr), ("decay", what.decay or 0)):
+            raise UserError(f"optimizer.milestones: {marks} are not ascending fractions of the run between 0 and 1")
+        for pattern, treatment in self.optimizer.patterns.items():
+            for key, value in (("lr", treatment.lr), ("decay", treatment.decay or 0)):
                 if not 0 <= value < math.inf:
                     raise UserError(f'optimizer.patterns: "{pattern}": {key}: {value} is not 0 or more')

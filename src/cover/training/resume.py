@@ -1,5 +1,6 @@
-"""The beginning of a run: a new folder, or the last whole checkpoint of an old one, under the same recipe and the same
-rows.
+"""The start of a run: in a new folder, or from the last complete checkpoint of an earlier start.
+
+A resumed run must have the same recipe and the same manifest rows, or else its draws would be others.
 """
 
 from __future__ import annotations
@@ -25,22 +26,20 @@ from cover.training.guards import NONFINITE_FILE
 from cover.training.recipe import Recipe
 
 RECIPE = "recipe.yaml"
-# How a run is computed, what is kept of it and where its figures go is no part of what it computes; nor is what is done
-# in an emergency.
+# The fields of a recipe that may change on a resume, because they do not change the results of a run.
 CHANGEABLE = ("device", "workers", "accumulation", "log", "checkpoints", "distributed", "nonfinite")
 
 
 def has_started(run: Path) -> bool:
-    """Whether there is something to go on with."""
+    """Whether the folder has a run that can be resumed."""
     return (run / RECIPE).is_file()
 
 
 def first_step(run: Path, recipe: Recipe, resume: bool) -> int:
-    """The step to begin with: 0, or with `resume` that of the last checkpoint that is whole; damaged ones after it are
-    set aside.
+    """The number of steps done: 0, or with `resume` the step of the last complete checkpoint.
 
-    Raises `UserError` on a folder that holds a run already, on one that holds none to resume, and on another recipe
-    than it was begun with.
+    Damaged checkpoints after it are renamed. Raises `UserError` if a new run finds an old run in its folder, if there
+    is no run to resume, or if the recipe differs from the one that the run was begun with.
     """
     if not resume:
         if steps_saved(run) or (run / checkpoint.LOG).exists():
@@ -56,8 +55,9 @@ def first_step(run: Path, recipe: Recipe, resume: bool) -> int:
 
 
 def prepare_folder(run: Path, recipe: Recipe, first: int, resume: bool) -> None:
-    """Write the recipe of a new run; cut what an old one logged beyond `first`. Raises `UserError` where nothing can be
-    written, or no checkpoint could be.
+    """Write the recipe of a new run, or delete the lines after step `first` from the logs of an old run.
+
+    Raises `UserError` if the folder or its folder of checkpoints cannot be written.
     """
     try:
         (run / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -66,14 +66,14 @@ def prepare_folder(run: Path, recipe: Recipe, first: int, resume: bool) -> None:
         if not resume:
             (run / RECIPE).write_text(config.dump(recipe), encoding="utf-8")
             return
-        checkpoint.cut_log(run, first or -1)
+        checkpoint.cut_log(run, first or -1)  # -1 deletes the line `start` too, which has step 0 and is written again
         checkpoint.cut_lines(run / NONFINITE_FILE, first)
     except OSError as error:
         raise UserError(f"out: {run}: cannot be written: {error.strerror}") from None
 
 
 def differences(before: Recipe, after: Recipe) -> Iterator[tuple[str, Any, Any]]:
-    """The dotted keys in which two recipes differ in what they compute, with both values."""
+    """The dotted keys in which two recipes would compute different results, with both values."""
     free = {name: getattr(before, name) for name in CHANGEABLE}
     return _differences(before, replace(after, **free, data=replace(after.data, unreadable=before.data.unreadable)), "")
 
@@ -91,9 +91,10 @@ def _differences(before: Any, after: Any, key: str) -> Iterator[tuple[str, Any, 
 
 
 def count_exclusions(run: Path, first: int, mixture: Mixture) -> dict[str, Any] | None:
-    """For each data set `rows`, how many usable train rows are left out, and their `digest`; None without a list of
-    exclusions. Said on the terminal. Raises `UserError` where a run that goes on was begun with other rows left out:
-    its draws would not be the same.
+    """The excluded train rows of each data set: their number `rows` and their `digest`; None without exclusions.
+
+    The numbers are printed. Raises `UserError` if a resumed run was begun with other exclusions, because its draws
+    would be others.
     """
     listed = all(each.manifest.without is not None for each in mixture.datasets)
     now = {each.name: _exclusions_of(each.manifest) for each in mixture.datasets} if listed else None
@@ -110,10 +111,8 @@ def count_exclusions(run: Path, first: int, mixture: Mixture) -> dict[str, Any] 
 
 
 def check_same_rows(run: Path, metadata: dict[str, Any]) -> None:
-    """Raises `UserError` where a run that goes on was begun with other rows in a manifest: its draws would not be the
-    same.
-    """
-    before = _exclusions_at_start(run).get("datasets", {})
+    """Raises `UserError` if a resumed run was begun with other rows in a manifest: its draws would be others."""
+    before = _start_line(run).get("datasets", {})
     for name, now in metadata["datasets"].items():
         if before.get(name, {}).get("draws_digest", now["draws_digest"]) != now["draws_digest"]:
             raise UserError(
@@ -128,17 +127,17 @@ def _exclusions_of(manifest: Manifest) -> dict[str, Any]:
 
 
 def _first_exclusions(run: Path) -> dict[str, Any] | None:
-    """The exclusions that the log of a run begins with."""
-    return _exclusions_at_start(run).get("exclusions")
+    """The exclusions at the start of a run."""
+    return _start_line(run).get("exclusions")
 
 
-def _exclusions_at_start(run: Path) -> dict[str, Any]:
-    """The line that the log of a run begins with."""
+def _start_line(run: Path) -> dict[str, Any]:
+    """The first line of the log of a run."""
     with (run / checkpoint.LOG).open(encoding="utf-8") as lines:
         start: dict[str, Any] = json.loads(next(lines, "{}"))
     return start
 
 
 def _binding(exclusions: dict[str, Any] | None) -> dict[str, Any]:
-    """Without the data sets that nothing is left out of: for them a list that finds nothing is as good as none."""
+    """The exclusions without the data sets that lose no rows: an empty list has the same effect as no list."""
     return {name: left_out for name, left_out in (exclusions or {}).items() if left_out["rows"]}

@@ -1,4 +1,4 @@
-"""The work of a training step, what the device could do in a second, and the memory that is taken."""
+"""The arithmetic of a training step, the peak speed of the device, and the memory in use."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from cover.mixture.schedule import Schedule
 from cover.model.cover import CoVeR
 from cover.model.profile import forward_cost, on_meta
 
-PASSES = 3  # forward, and the backward pass's two products for each of its own
+PASSES = 3  # the forward pass, and two products in the backward pass for each of its products
 
 
 @dataclass(frozen=True)
 class StepWork:
-    """What the scheduled global batch of one step holds: `samples`, `tokens` of one layer, and `flops`, two for each
-    multiply-add.
+    """The work in the scheduled global batch of one step.
 
-    The multiply-adds are those of the published function, forward and backward (`model.profile`); what checkpointing
-    computes again and what frozen layers save is left out, as everybody leaves it out of an MFU.
+    `samples`: number of samples. `tokens`: number of tokens in one layer. `flops`: floating-point operations of the
+    forward and backward pass, two for each multiply-add of the published function (`model.profile`). As usual for an
+    MFU, they include neither what checkpointing computes again nor what frozen layers save.
     """
 
     samples: int
@@ -35,36 +35,36 @@ class StepWork:
 def work_of(model: CoVeR, schedule: Schedule, size: int) -> StepWork:
     """The mean work of a step of `schedule` with frames of `size` pixels."""
     groups = schedule.mean_step
-    without_numbers = on_meta(model.config, {head.name: len(head.classes) for head in model.head_list})
-    cost = forward_cost(without_numbers, groups, size)
+    on_meta_device = on_meta(model.config, {head.name: len(head.classes) for head in model.head_list})
+    cost = forward_cost(on_meta_device, groups, size)
     return StepWork(sum(samples for samples, _ in groups), cost.tokens, 2 * PASSES * cost.multiply_adds)
 
 
 def peak_flops(device: torch.device, bf16: bool) -> tuple[float | None, str]:
-    """What one device could do in a second at most, and where the figure comes from; None of a GPU that is in no table.
+    """The peak speed of one device in FLOP/s, and the source of the number; None for a GPU that is not in the table.
 
-    A CPU's is a product of float32 matrices, measured once per process: few CPUs multiply bfloat16 any faster.
+    The speed of a CPU is that of a product of float32 matrices, measured once in a process. Few CPUs are faster with
+    bfloat16.
     """
     if device.type == "cpu":
         threads = torch.get_num_threads()
-        return _cpu_rate(
-            threads
-        ), f"measured: fp32 product of {MATMUL_SIDE} x {MATMUL_SIDE} matrices, {threads} threads"
+        matrices = f"{MATMUL_SIDE} x {MATMUL_SIDE} matrices"
+        return _cpu_rate(threads), f"measured: fp32 product of {matrices}, {threads} threads"
     try:
-        known = find_device("auto")
+        gpu = find_device("auto")
     except UserError:
         return None, "unknown device"
-    return known.peak(bf16), f"{known.title}, dense {'bf16' if bf16 else 'fp32'} by its data sheet"
+    return gpu.peak(bf16), f"{gpu.title}, dense {'bf16' if bf16 else 'fp32'} by its data sheet"
 
 
 @cache
-def _cpu_rate(threads: int) -> float:
+def _cpu_rate(threads: int) -> float:  # the argument is the key of the cache
     return matmul_rate(torch.float32)
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most that has been taken so far: by tensors on a GPU, by this process without its workers on a CPU."""
+    """The largest memory use so far in bytes: of tensors on a GPU, or of this process without its workers on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux

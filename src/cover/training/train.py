@@ -1,4 +1,4 @@
-"""What a run does, from its recipe to its last checkpoint: read it once from top to bottom.
+"""The training loop: a run from its recipe to its last checkpoint, in the order of execution.
 
 cover train recipes/sandbox/cotrain.yaml --optimizer.lr 3e-4
 """
@@ -54,8 +54,9 @@ from cover.training.step import StepSettings, train_step
 
 
 def train(recipe: Recipe, resume: bool = False) -> Path:
-    """Run `recipe`, in one process or in all that torchrun started; returns the run folder. Raises `UserError` before
-    the first step for anything wrong with it.
+    """Run `recipe` in one process, or in all processes that torchrun started; returns the run folder.
+
+    Raises `UserError`: for an error in the recipe before the first step, later if the run cannot go on.
     """
     with process_group(recipe.distributed.timeout, recipe.device) as group:
         try:
@@ -69,8 +70,8 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
 
 
 def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR0915
-    """This process's part of a run."""
-    # --- what there is to learn from ----------------------------------------------------------------------------------
+    """The part of a run in this process."""
+    # --- the data -----------------------------------------------------------------------------------------------------
     run = Path(recipe.out)
     torch.manual_seed(recipe.seed)
     workers = workers_of_a_rank(recipe.workers)
@@ -81,8 +82,9 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     schedule = make_schedule(recipe, mixture, group.ranks)
     reader = make_reader(recipe, mixture)
 
-    # --- the model, where it starts, and what moves it ----------------------------------------------------------------
+    # --- the model, its initial weights and the optimizer -------------------------------------------------------------
     first = group.once(lambda: first_step(run, recipe, resume))
+    # A resumed run reads the configuration of its own checkpoint; `restore` below loads its weights.
     begin = str(checkpoint.folder_of(run, first)) if first else recipe.start.checkpoint
     origin = find_release(begin) if begin else None
     model = build_model(recipe, mixture, origin)
@@ -108,7 +110,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     if first:
         check_same_rows(run, metadata)
 
-    # --- what watches over it -----------------------------------------------------------------------------------------
+    # --- the log, the guards and the checkpoints ----------------------------------------------------------------------
     log = RunLog(run, recipe, mixture, schedule, model, first, group.total, group.leads)
     log.write(
         "start", first, **metadata, **make_up(schedule), exclusions=exclusions, ranks=group.ranks, **log.metadata()
@@ -128,17 +130,19 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
             log.note(pack)
             reading.note(pack)
             seed_dropout(recipe.seed, step, group.rank)
-            parts = split_pack(augment_uint8(pack.to(group.device)), recipe.accumulation)
-            outcome = train_step(model, optimizer, parts, settings, log.tally, engine, stop.received is not None)
+            micro_batches = split_pack(augment_uint8(pack.to(group.device)), recipe.accumulation)
+            stopping = stop.received is not None
+            outcome = train_step(model, optimizer, micro_batches, settings, log.tally, engine, stopping)
             if ema:
                 ema.update(step)
             finite.after(step, outcome)
             done = step + 1
+            # Several ranks stop at the same step, after the step has shared the signal of one of them.
             leaving = finite.leaving or (group.ranks == 1 and stop.received is not None)
             last = done == recipe.steps or leaving
             evaluating = due(done, recipe.evaluate_every, last and recipe.evaluate_every >= 0)
             if due(done, recipe.log_every, last or evaluating):
-                finite.settle()
+                finite.settle()  # a line or a checkpoint must not come before the check of its step
                 log.window(done, float(outcome.loss), float(outcome.norm), lr)
                 reading.judge(done)
             log.advance()
@@ -162,18 +166,18 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
 
 
 def check_packages(recipe: Recipe) -> None:
-    """Raises `UserError` where a package that the recipe asks for is missing."""
+    """Raises `UserError` if a package that the recipe needs is missing."""
     check_decoder(recipe.data.decoder)
     check_sinks(recipe.log)
 
 
 def with_steps(recipe: Recipe, mixture: Mixture) -> Recipe:
-    """The recipe with a number of steps, also where it leaves that to `data.epochs`."""
+    """The recipe with its number of steps, which may follow from `data.epochs`."""
     return recipe if recipe.steps else replace(recipe, steps=mixture.steps(recipe.batch))
 
 
 def make_schedule(recipe: Recipe, mixture: Mixture, ranks: int = 1) -> Schedule:
-    """The draws of a run. Raises `UserError` where the ranks cannot have equal parts of a step."""
+    """The draws of a run. Raises `UserError` if a step cannot be divided equally among the ranks."""
     augment, chance = recipe.augment, {name: recipe.augment.of(name).mix for name in recipe.data.sets}
     return mixture.schedule(
         recipe.batch, recipe.seed, ranks, recipe.accumulation, augment.mixup, augment.cutmix, chance
@@ -181,20 +185,20 @@ def make_schedule(recipe: Recipe, mixture: Mixture, ranks: int = 1) -> Schedule:
 
 
 def make_reader(recipe: Recipe, mixture: Mixture) -> SampleReader:
-    """The reader of the samples of a run, those of each data set with its own augmentation."""
+    """The reader of the samples of a run, with the augmentation of each data set."""
     own = recipe.augment.transforms(recipe.data.sets)
     return mixture.reader(recipe.model.size, own=own, flip=recipe.augment.flip)
 
 
 def build_model(recipe: Recipe, mixture: Mixture, origin: Path | None) -> CoVeR:
-    """The recipe's network with the heads of its data sets, randomly initialised under the recipe's seed.
+    """The network of the recipe with the heads of its data sets, initialised with the recipe's seed.
 
-    How pixels are normalised, and what else belongs to weights rather than to a run, comes from `origin`, the release
-    that it starts from, as do the heads that are kept.
+    `origin`: the release that the run starts from. Pixel statistics and other fields that belong to the weights come
+    from it, and so do retained heads.
     """
     release, heads = read_config(origin) if origin else None, mixture.heads
     for head in heads:
-        if hasattr(torch.nn.ModuleDict, head.name):  # it could not be told from a method
+        if hasattr(torch.nn.ModuleDict, head.name):  # a ModuleDict refuses the names of its methods
             raise UserError(f'data.sets: "{head.name}" cannot name a head; rename it in the catalog, or in data.heads')
     if release and recipe.start.heads == "keep":
         heads = with_retained(heads, release.heads)
@@ -203,19 +207,18 @@ def build_model(recipe: Recipe, mixture: Mixture, origin: Path | None) -> CoVeR:
 
 
 def freeze_unused(model: CoVeR, schedule: Schedule) -> None:
-    """Image pre-training is of the non-temporal weights: without a clip in the mixture the temporal branch stays as it
-    is.
-    """
+    """Freeze the temporal parameters if the mixture has no clips: images alone cannot train them."""
     if all(group.frames == 1 for group in schedule.groups):
         for name in model.temporal_parameters():
             model.get_parameter(name).requires_grad_(False)
 
 
 def step_settings(recipe: Recipe, mixture: Mixture, model: CoVeR, device: torch.device) -> StepSettings:
-    factors = [dataset.loss_weight for dataset in mixture.datasets]
+    """The settings of a training step, with the loss weights on `device`."""
+    loss_weights = [dataset.loss_weight for dataset in mixture.datasets]
     return StepSettings(
         batch=recipe.batch,
-        loss_weights=torch.tensor(factors, device=device),
+        loss_weights=torch.tensor(loss_weights, device=device),
         label_smoothing=recipe.label_smoothing,
         max_grad_norm=recipe.optimizer.max_grad_norm,
         drop_path=recipe.model.drop_path,
@@ -225,8 +228,9 @@ def step_settings(recipe: Recipe, mixture: Mixture, model: CoVeR, device: torch.
 
 
 def describe(recipe: Recipe, mixture: Mixture, model: CoVeR, origin: Path | None) -> dict[str, Any]:
-    """What goes with the weights: how each data set's clips are taken, and what the run was. Of the data sets of
-    retained heads it is what `origin`, the release that they come from, says.
+    """The metadata of the release: the clip sampling and views of each data set, and the facts of the run.
+
+    The data sets of retained heads have the metadata of `origin`, the release that these heads come from.
     """
     before = read_config(origin).datasets if origin else {}
     sets = mixture.describe() | retained_metadata(model.head_list, recipe.data.sets, before)
@@ -240,7 +244,7 @@ def describe(recipe: Recipe, mixture: Mixture, model: CoVeR, origin: Path | None
 
 
 def make_up(schedule: Schedule) -> dict[str, Any]:
-    """What a step holds, shown on the terminal and put into the log."""
+    """The groups and rates of a step, for the log. They are printed too."""
     groups = [{"frames": frames, "samples": samples} for samples, frames in schedule.mean_step]
     rates = schedule.rates
     say(f"each step: {schedule.describe()}; rates {', '.join(f'{name} {rate:.1%}' for name, rate in rates.items())}")
@@ -251,33 +255,38 @@ def make_up(schedule: Schedule) -> dict[str, Any]:
 
 
 def due(done: int, every: int, otherwise: bool) -> bool:
-    """Whether something happens after `done` steps: every so many, and whenever `otherwise` says so."""
+    """Whether an action is due after `done` steps: after every `every` steps, and always if `otherwise` is true."""
     return otherwise or (every > 0 and done % every == 0)
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Dropout depends on the seed, the step and the rank alone: there is no state to save."""
+    """Seed dropout from the run's seed, the step and the rank, so that a checkpoint needs no generator state."""
     torch.manual_seed(draw_seed(seed, "dropout", step, rank) >> 1)
 
 
 def evaluate_dev(
     model: CoVeR, catalog: Catalog, recipe: Recipe, group: ProcessGroup, workers: int
 ) -> dict[str, dict[str, Any]]:
-    """Every data set that has a `dev` split, under its own protocol; each rank takes its share of the rows."""
-    named = [
+    """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows."""
+    with_dev = [
         name
         for name in recipe.data.sets
         if "dev" in catalog.spec(name).splits and catalog.manifest_path(name, "dev").is_file()
     ]
     model.eval()
-    tasks = find_tasks(catalog, model, recipe.data.frames, "dev", named, decoder=recipe.data.decoder) if named else []
+    tasks = []
+    if with_dev:
+        tasks = find_tasks(catalog, model, recipe.data.frames, "dev", with_dev, decoder=recipe.data.decoder)
     results = {task.spec.name: evaluate(model, task, group.device, workers, group=group)["plain"] for task in tasks}
     model.train()
     return results
 
 
 class StopSignal:
-    """SIGTERM or SIGINT while the loop runs: the step in progress is finished and saved, then the run leaves."""
+    """Handles SIGTERM and SIGINT: the loop finishes the current step, saves a checkpoint and ends.
+
+    `received`: the number of the signal, or None.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -294,5 +303,6 @@ class StopSignal:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        if not started_by_torchrun():  # which passes on what every rank has had already
-            signal.signal(number, self._before[number])  # a second one ends the run at once
+        # torchrun sends each rank the same signal again, so there a second signal must not end the run at once.
+        if not started_by_torchrun():
+            signal.signal(number, self._before[number])
