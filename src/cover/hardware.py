@@ -1,9 +1,10 @@
-"""Devices: which one to use, and the speed, memory and links of common accelerators.
+"""Devices: the choice of one, and the speed, memory and links of common accelerators.
 
-From NVIDIA's data sheets: "H100 Tensor Core GPU" (SXM5, PCIe), "H200 Tensor Core GPU" (SXM), "A100 Tensor Core GPU" (40
-and 80 GB SXM), "L40S"; for the RTX 4090 the "Ada GPU architecture" white paper, appendix A. Speeds are those of dense
-matrices (the sheets print twice that, with sparsity) with sums in float32; float32 without TF32, as PyTorch multiplies
-by default. Links are one direction: half of what the sheets add up. The CPU of this machine is measured.
+Sources are NVIDIA's data sheets "H100 Tensor Core GPU" (SXM5, PCIe), "H200 Tensor Core GPU" (SXM), "A100 Tensor Core
+GPU" (40 and 80 GB SXM) and "L40S", and for the RTX 4090 the white paper "Ada GPU architecture", appendix A. Speeds are
+those of dense matrices with sums in float32; the data sheets print twice as much, for sparse matrices. Float32 is
+without TF32, as PyTorch multiplies by default. Speeds of links are for one direction, half of the sum in the data
+sheets. The CPU of this machine is measured.
 """
 
 from __future__ import annotations
@@ -18,21 +19,22 @@ import torch
 from cover.errors import UserError, nearest
 from cover.machine import cores as cores_here
 
-# of the memory on the sheet: driver, context, error correction (a sheet's 80 GB H100 offers about 79 GiB, an L40S 45 of
-# 48)
+# Usable fraction of the memory on a data sheet. Driver, context and error correction take the rest: an 80 GB H100
+# offers about 79 GiB, a 48 GB L40S about 45.
 USABLE = 0.94
 MATMUL_SIDE, MATMUL_ROUNDS = 1536, 5
-# of the peak that training reaches: assumed; and about what was measured (docs/planning.md)
+# Fraction of the peak speed that training reaches: assumed for a GPU, about as measured for a CPU (docs/planning.md).
 GPU_MFU, CPU_MFU = 0.40, 0.50
-GPU_CORES = 12  # for each GPU: those of common machines of eight (assumed)
+GPU_CORES = 12  # CPU cores for each GPU, as in common machines with eight GPUs (assumed)
 
 
 @dataclass(frozen=True)
 class Device:
-    """`bf16`, `fp32`: FLOP/s at most. `memory`: bytes. `link`: bytes/s, one way, to the others of its machine, of which
-    it has `beside`.
+    """An accelerator or a CPU.
 
-    `shared`: its cores also read the data (a CPU).
+    `bf16`, `fp32`: peak speed in FLOP/s. `memory`: usable bytes. `link`: bytes/s in one direction to the other devices
+    of a machine. `beside`: number of devices in a machine. `shared`: whether its cores also read the data, as those of
+    a CPU do.
     """
 
     name: str
@@ -45,16 +47,17 @@ class Device:
     shared: bool = False
 
     def peak(self, bf16: bool) -> float:
-        """FLOP/s of matrix products in this precision."""
+        """The peak speed of matrix products in FLOP/s, in bfloat16 or float32."""
         return self.bf16 if bf16 else self.fp32
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a run is planned on: `devices` of one kind, `beside` each other in a machine, `cores` of a CPU for each.
+    """The devices of a planned run.
 
-    `mfu`: of the peak arithmetic that training reaches. `network`: bytes/s of each device to other machines. `assumed`:
-    whether the share was not given.
+    `devices`: their number. `beside`: number of devices in a machine. `cores`: CPU cores for each device. `mfu`: the
+    fraction of the peak speed that training reaches. `network`: bytes/s of each device to other machines. `assumed`:
+    whether `mfu` is a default.
     """
 
     device: Device
@@ -67,11 +70,12 @@ class Cluster:
 
     @property
     def link(self) -> float:
-        """Bytes/s of the slowest stretch of a ring through all devices."""
+        """Bytes/s of the slowest link in a ring through all devices."""
         return self.device.link if self.devices <= self.beside else min(self.device.link, self.network)
 
 
 def _gpu(name: str, title: str, bf16: float, fp32: float, gib: int, link: float) -> Device:
+    """A GPU from its data sheet: TFLOP/s, GiB and GB/s."""
     return Device(name, title, bf16 * 1e12, fp32 * 1e12, USABLE * gib * 2**30, link * 1e9)
 
 
@@ -87,7 +91,7 @@ DEVICES = {
         _gpu("rtx4090", "NVIDIA GeForce RTX 4090", 165.2, 82.6, 24, 32),
     )
 }
-# The names that CUDA gives them, the more specific first.
+# Patterns of the names that CUDA reports -> our names. The first match counts, so specific patterns come first.
 _CUDA_NAMES = (
     (r"H200", "h200"),
     (r"H100.*PCIe", "h100-pcie"),
@@ -100,28 +104,28 @@ _CUDA_NAMES = (
 
 
 def find_device(name: str) -> Device:
-    """A device of the table, `cpu` (this machine's, measured), or `auto`, what is here. Raises `UserError`."""
+    """A device of the table, `cpu` (the CPU of this machine, measured), or `auto` (the device of this machine).
+
+    Raises `UserError` for an unknown name.
+    """
     if name in DEVICES:
         return DEVICES[name]
     if name == "auto":
-        return _here()
+        return _device_of_this_machine()
     if name == "cpu":
         return _cpu()
-    raise UserError(
-        f'--device: unknown device "{name}"{nearest(name, [*DEVICES, "cpu", "auto"])}; known are {", ".join(DEVICES)}, cpu'
-    )
+    hint = nearest(name, [*DEVICES, "cpu", "auto"])
+    raise UserError(f'--device: unknown device "{name}"{hint}; known are {", ".join(DEVICES)}, cpu')
 
 
-def _here() -> Device:
+def _device_of_this_machine() -> Device:
     if not torch.cuda.is_available():
         return _cpu()
     title = torch.cuda.get_device_name()
     for pattern, name in _CUDA_NAMES:
         if re.search(pattern, title):
             return DEVICES[name]
-    raise UserError(
-        f"--device: this machine's {title} is not in the table; name one that is like it: {', '.join(DEVICES)}"
-    )
+    raise UserError(f"--device: this machine's {title} is not in the table; name a similar one: {', '.join(DEVICES)}")
 
 
 def _cpu() -> Device:
@@ -131,7 +135,7 @@ def _cpu() -> Device:
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of a large square product on this CPU, the best of a few rounds."""
+    """The speed of a large square matrix product on this CPU in FLOP/s, the best of a few rounds."""
     a, b = (torch.randn(MATMUL_SIDE, MATMUL_SIDE).to(dtype) for _ in range(2))
     return 2 * MATMUL_SIDE**3 / min(_seconds(a, b) for _ in range(MATMUL_ROUNDS))
 
@@ -145,22 +149,23 @@ def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
 def make_cluster(
     device: Device, devices: int, cores: int | None, mfu: float | None, network_gbit: float, beside: int | None = None
 ) -> Cluster:
-    """A cluster, with defaults for what is None: cores, `mfu` and `beside`. Raises `UserError`."""
+    """A cluster, with defaults for `cores`, `mfu` and `beside` if they are None.
+
+    `network_gbit`: Gbit/s of each device to other machines. Raises `UserError` for an impossible value.
+    """
     if device.shared and devices > 1:
         raise UserError(f"--gpus: {devices} of this CPU cannot be planned; name a device, as in --device h200")
     if mfu is not None and not 0 < mfu <= 1:
-        raise UserError(f"--mfu: {mfu:g} is no share of the peak; give one above 0 and at most 1, as in 0.4")
+        raise UserError(f"--mfu: {mfu:g} is no fraction of the peak; give one above 0 and at most 1, as in 0.4")
     if not network_gbit > 0:
         raise UserError(f"--network: {network_gbit:g} is no speed; give Gbit/s for each device, as in 400")
-    default_cores, default_share = (cores_here(), CPU_MFU) if device.shared else (GPU_CORES, GPU_MFU)
-    network = network_gbit * 1e9 / 8
-    return Cluster(
-        device, devices, beside or device.beside, cores or default_cores, mfu or default_share, network, mfu is None
-    )
+    default_cores, default_mfu = (cores_here(), CPU_MFU) if device.shared else (GPU_CORES, GPU_MFU)
+    beside, cores, network = beside or device.beside, cores or default_cores, network_gbit * 1e9 / 8
+    return Cluster(device, devices, beside, cores, mfu or default_mfu, network, assumed=mfu is None)
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU, else the CPU. Raises `UserError` on a device that is not there."""
+    """The torch device of a name; `auto` is the first GPU, or else the CPU. Raises `UserError` if it cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,1 +1,1 @@
-"""What a run will cost: memory, arithmetic, reading and communication."""
+"""The cost of a run before it starts: memory, arithmetic, reading and communication."""

@@ -1,4 +1,4 @@
-"""The cost of a run before it begins: memory, arithmetic, reading, communication, and which of them it will wait for.
+"""The cost of a run before it starts: memory, arithmetic, reading, communication, and its bottleneck.
 
 cover plan recipes/sandbox/cotrain.yaml --gpus 8 --device h200
 """
@@ -28,20 +28,20 @@ from cover.training.optim import matches
 from cover.training.recipe import Recipe
 from cover.training.train import make_schedule, with_steps
 
-LINK_FRACTION = 0.7  # of a link's speed that a ring of devices reaches (assumed)
-MOST_WORKERS = 16  # of one device, where a recipe does not say how many (cover.machine.default_workers)
-MOST_MICRO_BATCHES = 64  # that are tried
-SOME = 0.05  # of a step that is worth a word
-PREPARING_MS = 50.0  # a prepared clip takes less (docs/preparing.md)
+LINK_FRACTION = 0.7  # fraction of a link's speed that a ring of devices reaches (assumed)
+MOST_WORKERS = 16  # workers of one device if a recipe has no number (cover.machine.default_workers)
+MOST_MICRO_BATCHES = 64  # largest number of micro-batches that `what_fits` tries
+SOME = 0.05  # a wait of more than this fraction of a step is a bottleneck
+PREPARING_MS = 50.0  # reading a prepared clip takes less than this (docs/preparing.md)
 
 
 @dataclass(frozen=True)
 class Step:
     """One step of a recipe on a cluster.
 
-    `model`: on the meta device; what is not trained requires no gradient. `heads`: name -> classes. `groups`: what each
-    device takes of the samples, all micro-batches together, on average over the run: the times are of these. `largest`:
-    the same of the step with the most frames, which memory has to hold.
+    `model`: on the meta device; frozen parameters require no gradient. `heads`: name -> number of classes. `groups`:
+    the samples of each device in a mean step, all micro-batches together; times follow from them. `largest`: the same
+    for the step with the most frames; memory follows from them.
     """
 
     recipe: Recipe
@@ -53,21 +53,25 @@ class Step:
 
     @property
     def size(self) -> int:
+        """The side of a frame in pixels."""
         return self.recipe.model.size
 
     @property
     def bf16(self) -> bool:
+        """Whether the forward pass runs in bfloat16."""
         return self.recipe.precision == "bf16"
 
     @property
     def cost(self) -> ForwardCost:
-        """Cost of the forward pass of one device; all devices take the same."""
+        """The cost of the forward pass of one device. It is equal for all devices."""
         return forward_cost(self.model, self.groups, self.size)
 
 
 def plan(recipe: Recipe, cluster: Cluster, mixture: Mixture, costs: Mapping[str, ReadingCost]) -> dict[str, Any]:
-    """All figures of a run. Raises `UserError` where it could not be begun, or its batch cannot be shared out over the
-    devices.
+    """All figures of a run, as plain JSON values: seconds, bytes and counts.
+
+    `costs`: data set -> time to read a sample. Raises `UserError` if the run could not start, or if its batch cannot be
+    divided among the devices.
     """
     schedule, steps = make_schedule(recipe, mixture, cluster.devices), with_steps(recipe, mixture).steps
     step = make_step(recipe, cluster, mixture, schedule)
@@ -104,7 +108,7 @@ def _setting(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
 
 
 def make_step(recipe: Recipe, cluster: Cluster, mixture: Mixture, schedule: Schedule) -> Step:
-    """A device's part of a step. Raises `UserError`."""
+    """A step of the recipe on the cluster. Raises `UserError` for an impossible network or head."""
     config = backbone_config(recipe.model, recipe.data.frames)
     trained = {head.name: len(head.classes) for head in mixture.heads}
     retained = retained_classes(recipe, trained)
@@ -114,13 +118,14 @@ def make_step(recipe: Recipe, cluster: Cluster, mixture: Mixture, schedule: Sche
         for whole in (schedule.mean_step, schedule.largest_step)
     )
     model = on_meta(config, heads)
-    _freeze(model, recipe, images_only=all(frames == 1 for _, frames in groups), kept=retained)
+    _freeze(model, recipe, images_only=all(frames == 1 for _, frames in groups), retained=retained)
     return Step(recipe, cluster, model, heads, groups, largest)
 
 
 def retained_classes(recipe: Recipe, trained: Mapping[str, int]) -> dict[str, int]:
-    """Head -> classes of what the starting checkpoint adds to the heads `trained` (`start.heads: keep`); none where it
-    is not here.
+    """Head -> number of classes, for the heads of the starting checkpoint that the run keeps but does not train.
+
+    It is empty if the checkpoint is not on this machine: a plan needs no checkpoint.
     """
     if recipe.start.heads == "drop":
         return {}
@@ -131,19 +136,19 @@ def retained_classes(recipe: Recipe, trained: Mapping[str, int]) -> dict[str, in
     return {head.name: len(head.classes) for head in theirs if head.name not in trained}
 
 
-def _freeze(model: CoVeR, recipe: Recipe, images_only: bool, kept: Container[str]) -> None:
-    """Take the gradient from what a pattern freezes, the heads of `kept` and, without clips, the temporal branch."""
+def _freeze(model: CoVeR, recipe: Recipe, images_only: bool, retained: Container[str]) -> None:
+    """Freeze the parameters of patterns with `freeze`, retained heads and, without clips, the temporal branch."""
     patterns = recipe.optimizer.patterns
     frozen = {name for pattern, names in matches(model, patterns).items() if patterns[pattern].freeze for name in names}
-    frozen |= {name for name, _ in model.named_parameters() if head_of(name) in kept}
+    frozen |= {name for name, _ in model.named_parameters() if head_of(name) in retained}
     frozen |= model.temporal_parameters() if images_only else frozenset()
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
 
 
 def _sets(schedule: Schedule, mixture: Mixture, costs: Mapping[str, ReadingCost], steps: int) -> list[dict[str, Any]]:
-    """What the run draws of each data set and what that costs to read."""
-    ends = schedule.expected(steps)
+    """The draws of each data set in the whole run, and their cost to read."""
+    drawn = schedule.expected(steps)
     return [
         {
             "name": each.name,
@@ -151,23 +156,23 @@ def _sets(schedule: Schedule, mixture: Mixture, costs: Mapping[str, ReadingCost]
             "samples": len(each.rows),
             "classes": len(each.classes.names),
             "origin": each.origin,
-            "share": ends[each.name] / (steps * schedule.batch),
-            "drawn": ends[each.name],
-            "epochs": ends[each.name] / len(each.rows),
+            "share": drawn[each.name] / (steps * schedule.batch),
+            "drawn": drawn[each.name],
+            "epochs": drawn[each.name] / len(each.rows),
             "ms": costs[each.name].ms,
             "ms_origin": costs[each.name].origin,
             "file_bytes": each.file_bytes,
-            "reads": ends[each.name] / each.crops,
+            "reads": drawn[each.name] / each.crops,  # several crops share one decode
         }
         for each in mixture.datasets
     ]
 
 
 def _make_up(step: Step, schedule: Schedule) -> dict[str, Any]:
-    """A whole step, over all devices; on average where steps differ."""
+    """The work of a step over all devices; the mean if steps differ."""
     whole = schedule.mean_step
     count = count_parameters(step.model)
-    adds = 3 * step.cost.multiply_adds * step.cluster.devices
+    adds = 3 * step.cost.multiply_adds * step.cluster.devices  # forward and backward
     return {
         "holds": schedule.describe(),
         "groups": [{"samples": samples, "frames": frames} for samples, frames in whole],
@@ -186,7 +191,7 @@ def _make_up(step: Step, schedule: Schedule) -> dict[str, Any]:
 
 
 def memory_of(step: Step) -> StepMemory:
-    """Of one device, as the recipe says."""
+    """The memory of one device with the settings of the recipe."""
     recipe, devices = step.recipe, step.cluster.devices
     sharded = recipe.distributed.strategy == "fsdp" and devices > 1
     adam = recipe.optimizer.name == "adamw"
@@ -204,7 +209,7 @@ def memory_of(step: Step) -> StepMemory:
 
 
 def variants(step: Step) -> Iterator[Step]:
-    """The step as it is and otherwise: with and without checkpointing, as copies and in shards."""
+    """The step with all combinations of checkpointing and strategy: off and on, DDP and FSDP."""
     strategies = ("ddp", "fsdp") if step.cluster.devices > 1 else (step.recipe.distributed.strategy,)
     for strategy in strategies:
         for checkpointing in (False, True):
@@ -214,20 +219,17 @@ def variants(step: Step) -> Iterator[Step]:
 def changed(
     step: Step, strategy: Any = None, checkpointing: bool | None = None, accumulation: int | None = None
 ) -> Step:
-    """The step of a recipe that differs in this."""
+    """The step with other settings; None for the setting of the recipe."""
     recipe = step.recipe
-    recipe = replace(
-        recipe,
-        accumulation=accumulation or recipe.accumulation,
-        distributed=replace(recipe.distributed, strategy=strategy or recipe.distributed.strategy),
-        model=replace(
-            recipe.model, checkpointing=recipe.model.checkpointing if checkpointing is None else checkpointing
-        ),
-    )
-    return replace(step, recipe=recipe)
+    model, distributed = recipe.model, recipe.distributed
+    model = model if checkpointing is None else replace(model, checkpointing=checkpointing)
+    distributed = replace(distributed, strategy=strategy or distributed.strategy)
+    accumulation = accumulation or recipe.accumulation
+    return replace(step, recipe=replace(recipe, accumulation=accumulation, distributed=distributed, model=model))
 
 
 def _way(step: Step) -> dict[str, Any]:
+    """The memory of a step and whether it fits, as plain JSON."""
     memory = memory_of(step)
     return {
         "strategy": step.recipe.distributed.strategy,
@@ -239,7 +241,7 @@ def _way(step: Step) -> dict[str, Any]:
 
 
 def what_fits(step: Step) -> str:
-    """The smallest change of the recipe that fits a step into the memory of its devices."""
+    """The smallest change of the recipe with which a step fits into the memory of its devices, as text."""
     several = step.cluster.devices > 1
     if micro_batches := _fewest_micro_batches(step):
         return f"accumulation: {micro_batches}"
@@ -259,9 +261,10 @@ def _fits(step: Step) -> bool:
 
 
 def _fewest_micro_batches(step: Step) -> int | None:
-    """The fewest micro-batches, above the recipe's, that fit; None where none do. Mixed pairs stay together."""
-    if step.recipe.data.batches == "alternating":  # which has no micro-batches
+    """The smallest number of micro-batches above the recipe's with which a step fits; None if there is none."""
+    if step.recipe.data.batches == "alternating":  # alternating steps have no micro-batches
         return None
+    # The two samples of a mixed pair must be in the same micro-batch.
     pair = 2 if step.recipe.augment.mixup or step.recipe.augment.cutmix else 1
     finer = [
         micro_batches
@@ -270,6 +273,7 @@ def _fewest_micro_batches(step: Step) -> int | None:
     ]
     if not finer or not _fits(changed(step, accumulation=finer[-1])):
         return None
+    # Memory falls with the number of micro-batches, so a binary search finds the first that fits.
     return finer[bisect_left(finer, True, key=lambda micro_batches: _fits(changed(step, accumulation=micro_batches)))]
 
 
@@ -277,37 +281,35 @@ def _fewest_micro_batches(step: Step) -> int | None:
 
 
 def _times(step: Step, sets: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Any]:
-    """Seconds of a step's parts, and what must be read for it."""
+    """The seconds of a step and of its parts, and the reading that it needs."""
     compute = compute_seconds(step)
     talk, hidden = talk_seconds(step, compute)
-    core_seconds = sum(each["drawn"] * each["ms"] for each in sets) / 1e3 / steps
-    bytes_known = [each["reads"] * each["file_bytes"] for each in sets if each["file_bytes"] is not None]
-    reading = core_seconds / reading_cores(step)
+    core_seconds = sum(each["drawn"] * each["ms"] for each in sets) / 1e3 / steps  # for one step
     busy = compute + max(0.0, talk - hidden)
-    together = _together(step, busy, core_seconds)
+    whole = _step_seconds(step, busy, core_seconds)
+    sizes = [each["reads"] * each["file_bytes"] for each in sets if each["file_bytes"] is not None]
+    total_bytes = sum(sizes) if len(sizes) == len(sets) else None  # of the whole run, if all sizes are known
     return {
         "time": {
             "compute": compute,
             "talk": talk,
             "talk_hidden": min(talk, hidden),
-            "reading": reading,
-            "step": together,
+            "reading": core_seconds / reading_cores(step),
+            "step": whole,
         },
         "reading": {
             "core_seconds": core_seconds,
             "cores_needed": core_seconds / busy,
             "cores": reading_cores(step),
             "workers": _workers(step),
-            "bytes": sum(bytes_known) if len(bytes_known) == len(sets) else None,
-            "bytes_per_s": sum(bytes_known) / steps / together if len(bytes_known) == len(sets) else None,
+            "bytes": total_bytes,
+            "bytes_per_s": None if total_bytes is None else total_bytes / steps / whole,
         },
     }
 
 
-def _together(step: Step, busy: float, core_seconds: float) -> float:
-    """Seconds of a step: reading goes on beside the computing, unless it is the same process or the same cores that do
-    both.
-    """
+def _step_seconds(step: Step, busy: float, core_seconds: float) -> float:
+    """The seconds of a step. Reading and computing overlap, unless they use the same process or the same cores."""
     if not _workers(step):
         return busy + core_seconds / step.cluster.devices
     if step.cluster.device.shared:
@@ -316,17 +318,17 @@ def _together(step: Step, busy: float, core_seconds: float) -> float:
 
 
 def compute_seconds(step: Step) -> float:
-    """Forward and backward pass of one device; with checkpointing the forward pass twice."""
+    """Seconds of the forward and backward pass of one device. With checkpointing, the forward pass runs twice."""
     passes = 4 if step.recipe.model.checkpointing else 3
     return 2 * passes * step.cost.multiply_adds / (step.cluster.device.peak(step.bf16) * step.cluster.mfu)
 
 
 def talk_seconds(step: Step, compute: float) -> tuple[float, float]:
-    """What the devices exchange in a step, and how much of it can pass while they compute.
+    """Seconds of communication in a step, and the seconds of computing that it can overlap with.
 
-    DDP adds up the gradients in a ring, 2 (N-1) / N of their bytes, during the last micro-batch's backward pass. FSDP
-    gathers the weights for each forward and each backward pass and then shares out the gradients, (N-1) / N of the
-    bytes each time, float32.
+    DDP sums the gradients in a ring during the backward pass of the last micro-batch. Each device sends 2 (N-1) / N of
+    their bytes. FSDP gathers the weights for each forward and each backward pass, and at the end scatters the
+    gradients. Each of these sends (N-1) / N of the bytes. All numbers are float32.
     """
     cluster, micro_batches = step.cluster, step.recipe.accumulation
     if cluster.devices == 1:
@@ -340,7 +342,7 @@ def talk_seconds(step: Step, compute: float) -> tuple[float, float]:
 
 
 def _workers(step: Step) -> int:
-    """Reading processes of one device, as training starts them."""
+    """The number of reading processes that training starts for one device."""
     wanted, beside = step.recipe.workers, min(step.cluster.devices, step.cluster.beside)
     if wanted >= 0:
         return wanted
@@ -350,22 +352,19 @@ def _workers(step: Step) -> int:
 
 
 def reading_cores(step: Step) -> int:
-    """Cores of all devices together that read."""
+    """The number of cores that read, for all devices together."""
     return step.cluster.devices * max(1, min(_workers(step), step.cluster.cores))
 
 
-# --- the verdict ------------------------------------------------------------------------------------------------------
+# --- the bottleneck ---------------------------------------------------------------------------------------------------
 
 
 def verdict(step: Step, facts: Mapping[str, Any]) -> tuple[str, str]:
-    """What the run waits for (memory, loader, interconnect or compute), and one line that says what to do about it."""
+    """The bottleneck of a run (memory, loader, interconnect or compute), and a line that says how to remove it."""
     memory, time = memory_of(step), facts["time"]
     if memory.total > step.cluster.device.memory:
-        room = step.cluster.device.memory / 2**30
-        return (
-            "memory",
-            f"memory: a step needs {memory.total / 2**30:.1f} GiB of {room:.1f} on each device; set {what_fits(step)}",
-        )
+        sizes = f"{memory.total / 2**30:.1f} GiB of {step.cluster.device.memory / 2**30:.1f}"
+        return "memory", f"memory: a step needs {sizes} on each device; set {what_fits(step)}"
     exposed = time["talk"] - time["talk_hidden"]
     if _reads_longest(step, facts, exposed):
         return "loader", _loader_line(step, facts)
@@ -375,7 +374,10 @@ def verdict(step: Step, facts: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _reads_longest(step: Step, facts: Mapping[str, Any], exposed: float) -> bool:
-    """Whether reading holds a run up most: where it goes on beside the computing, by anything it takes longer."""
+    """Whether reading is the bottleneck.
+
+    If reading has its own cores, any wait for it counts. On shared cores, it must take longer than computing.
+    """
     time = facts["time"]
     busy = time["compute"] + exposed
     waiting = time["step"] - busy
@@ -384,27 +386,27 @@ def _reads_longest(step: Step, facts: Mapping[str, Any], exposed: float) -> bool
 
 def _loader_line(step: Step, facts: Mapping[str, Any]) -> str:
     reading, cluster = facts["reading"], step.cluster
-    needed, there = reading["cores_needed"], cluster.cores * cluster.devices
+    needed, available = reading["cores_needed"], cluster.cores * cluster.devices
     need = f"loader: needs {_count(needed)} cores at {_costs(facts)}"
-    if needed <= there and reading["cores"] < there:
+    if needed <= available and reading["cores"] < available:
         each = math.ceil(needed / cluster.devices)
-        return f"{need}, and only {reading['cores']} of {there} read; set workers: {each} (of each device)"
-    return f"{need}, and there are {there}; {_read_less(step, facts)}"
+        return f"{need}, and only {reading['cores']} of {available} read; set workers: {each} (of each device)"
+    return f"{need}, and there are {available}; {_read_less(step, facts)}"
 
 
 def _costs(facts: Mapping[str, Any]) -> str:
-    """Mean milliseconds of a clip and of an image of the mixture."""
-    words = []
+    """The mean milliseconds for a clip and for an image of the mixture, as text."""
+    texts = []
     for media, noun in (("video", "a clip"), ("image", "an image")):
-        mine = [each for each in facts["datasets"] if each["media"] == media]
-        if mine:
-            mean = sum(each["ms"] * each["drawn"] for each in mine) / sum(each["drawn"] for each in mine)
-            words.append(f"{mean:.3g} ms {noun}")
-    return " and ".join(words)
+        of_media = [each for each in facts["datasets"] if each["media"] == media]
+        if of_media:
+            mean = sum(each["ms"] * each["drawn"] for each in of_media) / sum(each["drawn"] for each in of_media)
+            texts.append(f"{mean:.3g} ms {noun}")
+    return " and ".join(texts)
 
 
 def _read_less(step: Step, facts: Mapping[str, Any]) -> str:
-    """What makes reading cheaper, of what has not been done."""
+    """The ways to make reading cheaper that the recipe does not use yet, as text."""
     videos = [each for each in facts["datasets"] if each["media"] == "video"]
     ways = ["prepare the videos (cover prepare)"] if any(each["ms"] > PREPARING_MS for each in videos) else []
     ways += ["data.crops: 2"] if videos and step.recipe.data.crops == 1 else []
@@ -413,8 +415,7 @@ def _read_less(step: Step, facts: Mapping[str, Any]) -> str:
 
 def _interconnect_line(step: Step, time: Mapping[str, float]) -> str:
     lost = time["talk"] - time["talk_hidden"]
-    copies = changed(step, "ddp")
-    if step.recipe.distributed.strategy == "fsdp" and memory_of(copies).total <= step.cluster.device.memory:
+    if step.recipe.distributed.strategy == "fsdp" and _fits(changed(step, "ddp")):
         way = "distributed.strategy: ddp"
     else:
         way = "a larger batch on each device (or accumulation), or a faster network"
@@ -425,7 +426,8 @@ def _idle(step: Step, facts: Mapping[str, Any]) -> str:
     reading, time = facts["reading"], facts["time"]
     if step.cluster.device.shared:
         return f"reading takes {(time['step'] - time['compute']) / time['step']:.0%} of their time"
-    return f"reading needs {_count(reading['cores_needed'])} of {facts['cores'] * facts['devices']} cores at {_costs(facts)}"
+    cores = facts["cores"] * facts["devices"]
+    return f"reading needs {_count(reading['cores_needed'])} of {cores} cores at {_costs(facts)}"
 
 
 def _count(cores: float) -> str:
@@ -433,20 +435,14 @@ def _count(cores: float) -> str:
 
 
 def remarks(facts: Mapping[str, Any]) -> list[str]:
-    """What in a plan is not known but taken from elsewhere."""
-    named = {
-        key: ", ".join(each["name"] for each in facts["datasets"] if each[key] == value)
-        for key, value in (("origin", "published"), ("ms_origin", "assumed"))
-    }
-    results = (
-        [f"no manifest of {named['origin']}: sizes as published; --sizes NAME=SAMPLES, or cover index"]
-        if named["origin"]
-        else []
-    )
-    if named["ms_origin"]:
-        results.append(
-            f"reading times of {named['ms_origin']} are assumed, for 16 frames; --decode-ms and --image-ms say them"
-        )
+    """Notes on the figures of a plan that are assumed or come from publications."""
+    published = ", ".join(each["name"] for each in facts["datasets"] if each["origin"] == "published")
+    assumed = ", ".join(each["name"] for each in facts["datasets"] if each["ms_origin"] == "assumed")
+    notes = []
+    if published:
+        notes.append(f"no manifest of {published}: sizes as published; --sizes NAME=SAMPLES, or cover index")
+    if assumed:
+        notes.append(f"reading times of {assumed} are assumed, for 16 frames; set --decode-ms and --image-ms")
     if facts["compile"]:
-        results.append("memory is that of plain blocks; compiled ones keep up to a quarter more activations")
-    return results
+        notes.append("memory is that of plain blocks; compiled blocks store up to a quarter more activations")
+    return notes

@@ -1,7 +1,7 @@
-"""Memory of a training step on one device: the state that stays, and the fullest moment of the step.
+"""Memory of a training step on one device: the permanent state, and the largest use during the step.
 
-`cover.model.profile` follows the forward and backward pass. This module adds what follows from parameter counts:
-optimizer state, the average of the weights, gradients that stay (several micro-batches, DDP), shards (FSDP).
+`cover.model.profile` records the forward and backward pass. This module adds the parts that follow from parameter
+counts: optimizer state, average of the weights, permanent gradients (several micro-batches, DDP) and shards (FSDP).
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from cover.model.backbone import Groups
 from cover.model.cover import CoVeR
 from cover.model.profile import FLOAT32, Moment, count_parameters, largest_stage, trace_step
 
-FRAGMENTS = 0.05  # of everything: what the allocator of a GPU holds and cannot hand out (assumed)
-GATHERED = 4  # stages under FSDP: the one at work and the next one's weights, a whole gradient and what is sent of it
+FRAGMENTS = 0.05  # fraction of all memory that the allocator of a GPU loses to fragmentation (assumed)
+# Tensors of the size of a stage that FSDP has at once: the weights of the running stage and of the next, a whole
+# gradient, and the buffer in which it is sent.
+GATHERED = 4
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a step is computed.
+    """The settings of a step that its memory depends on.
 
-    `optimizer_states`: float32 numbers that the optimizer keeps for each trained one (AdamW 2, SGD with momentum 1).
-    `ema`: whether an average of the weights is kept. `shards`: devices that share weights, gradients and optimizer
-    (FSDP), 1 where each holds all of them. `ddp`: gradients stay in buckets from step to step. `byte_masks`: dropout
-    masks take one byte for each value, as on a GPU.
+    `optimizer_states`: float32 values of the optimizer for each trained parameter (2 for AdamW, 1 for SGD with
+    momentum). `ema`: whether there is an average of the weights. `shards`: number of devices that share weights,
+    gradients and optimizer state (FSDP); 1 if each device has all of them. `ddp`: gradients stay in buckets from step
+    to step. `byte_masks`: dropout masks take one byte for each value, as on a GPU.
     """
 
     checkpointing: bool = False
@@ -39,9 +41,10 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes on one device at the fullest moment of a step.
+    """Bytes on one device at the moment of a step with the largest memory use.
 
-    `activations`: what the forward pass made. `working`: what the backward pass made, and under FSDP gathered weights.
+    `activations`: tensors of the forward pass. `working`: tensors of the backward pass, and gathered weights with FSDP.
+    `pixels`: the uint8 frames of the Pack.
     """
 
     weights: int
@@ -54,19 +57,20 @@ class StepMemory:
 
     @property
     def tensors(self) -> int:
-        """What all tensors take, by the allocator's own account."""
+        """The bytes of all tensors, as the allocator counts them."""
         return sum(vars(self).values())
 
     @property
     def total(self) -> int:
-        """With what the allocator cannot hand out."""
+        """The bytes of all tensors and of fragmentation."""
         return round(self.tensors * (1 + FRAGMENTS))
 
 
 def step_memory(model: CoVeR, groups: Groups, size: int, options: StepOptions) -> StepMemory:
-    """Memory of one device that takes `groups` (samples, frames each) in a step, all micro-batches together.
+    """The memory of one device in a step.
 
-    `model`: on the meta device; what it does not train requires no gradient. `size`: side of the frames in pixels.
+    `model`: on the meta device; frozen parameters require no gradient. `groups`: (samples, frames of each sample) of
+    the device, all micro-batches together. `size`: side of the frames in pixels.
     """
     count = count_parameters(model)
     trained = FLOAT32 * count.trained
@@ -80,16 +84,16 @@ def step_memory(model: CoVeR, groups: Groups, size: int, options: StepOptions) -
         gradients=fullest.gradients,
         activations=fullest.activations,
         working=fullest.working + gathered,
-        pixels=pixels * (2 if options.micro_batches > 1 else 1),  # a Pack is copied where it is cut up
+        pixels=pixels * (2 if options.micro_batches > 1 else 1),  # splitting a Pack into micro-batches copies it
     )
 
 
 def _moments(model: CoVeR, groups: Groups, size: int, options: StepOptions) -> Iterator[Moment]:
-    """The moments of the last micro-batch, with the gradients that are held at each, and the update."""
+    """The moments of the last micro-batch, with all gradients in memory, and the moment of the update."""
     micro_batch = tuple((samples // options.micro_batches, frames) for samples, frames in groups)
     trace = trace_step(model, micro_batch, size, options.bf16, options.byte_masks)
     trained = FLOAT32 * count_parameters(model).trained
-    # Several micro-batches add up whole gradients, under FSDP too, and exchange them once.
+    # With several micro-batches, a device sums whole gradients and exchanges them once, also with FSDP.
     whole = options.micro_batches > 1 or options.ddp
     shards = options.shards if options.micro_batches == 1 else 1
     for moment in trace.with_checkpointing() if options.checkpointing else trace.moments:

@@ -1,4 +1,4 @@
-"""The time that one core takes to read a sample of each data set: measured here, given, or assumed."""
+"""The time that one core needs to read a sample of each data set: measured, given by the user, or assumed."""
 
 from __future__ import annotations
 
@@ -20,31 +20,36 @@ from cover.mixture.schedule import Draw
 from cover.training.recipe import Recipe
 from cover.training.train import make_reader
 
-FILES = 24  # of each data set, spread evenly over its rows
-PATIENCE_S = 10.0  # for each data set
-# Milliseconds of one core of a 2019 server for 16 frames of 224 px, where nothing else is known: a 10 s clip of 240
-# lines, a 3 to 4 s clip, a JPEG of half a megapixel, and a clip that cover prepare wrote (docs/preparing.md).
+FILES = 24  # files of each data set that are measured, spread evenly over its rows
+PATIENCE_S = 10.0  # seconds after which the measurement of a data set ends
+# Assumed milliseconds of one core of a 2019 server for 16 frames of 224 px: of a 10 s clip with 240 lines, a 3 to 4 s
+# clip, a JPEG of half a megapixel, and a clip from cover prepare (docs/preparing.md).
 VIDEO_MS, SHORT_VIDEO_MS, IMAGE_MS, PREPARED_MS = 300.0, 100.0, 8.0, 20.0
-_SHORT = ("ssv2", "moments")
+_SHORT = ("ssv2", "moments")  # formats with short clips
 
 
 @dataclass(frozen=True)
 class ReadingCost:
-    """`ms` of one core for a sample, its share of a decode that several crops use; where that comes from."""
+    """The time to read a sample.
+
+    `ms`: milliseconds of one core; if several crops share a decode, this is its time divided by their number.
+    `origin`: where the number comes from.
+    """
 
     ms: float
     origin: Literal["measured", "given", "assumed"]
 
 
-def reading_costs(recipe: Recipe, mixture: Mixture, value: Mapping[str, float]) -> dict[str, ReadingCost]:
-    """Data set -> cost. `value`: milliseconds by name, as `read_ms` has them; a set that is not in it is measured where
-    its files are.
+def reading_costs(recipe: Recipe, mixture: Mixture, given: Mapping[str, float]) -> dict[str, ReadingCost]:
+    """Data set -> cost. `given`: data set -> milliseconds, from `read_ms`. Other data sets are measured, if possible.
+
+    A data set whose files are not on this machine has an assumed cost.
     """
-    measured = _measure(recipe, [each for each in mixture.datasets if each.source and each.name not in value])
+    measured = _measure(recipe, [each for each in mixture.datasets if each.source and each.name not in given])
     costs = {}
     for each in mixture.datasets:
-        if each.name in value:
-            costs[each.name] = ReadingCost(value[each.name] / each.crops, "given")
+        if each.name in given:
+            costs[each.name] = ReadingCost(given[each.name] / each.crops, "given")
         elif each.name in measured:
             costs[each.name] = ReadingCost(measured[each.name], "measured")
         else:
@@ -53,8 +58,10 @@ def reading_costs(recipe: Recipe, mixture: Mixture, value: Mapping[str, float]) 
 
 
 def read_ms(text: str, image_ms: float | None, mixture: Mixture) -> dict[str, float]:
-    """`14` for every video set, or `ssv2=14,kinetics400=20`, and `image_ms` for every image set, by name. Raises
-    `UserError`.
+    """Data set -> milliseconds, from the options of a command. Raises `UserError` for an unknown data set.
+
+    `text`: one number for all video data sets, such as `14`, or one for each, such as `ssv2=14,kinetics400=20`.
+    `image_ms`: for all image data sets.
     """
     every = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
     named = {} if every is not None else read_numbers("--decode-ms", text)
@@ -71,30 +78,33 @@ def _assumed(dataset: MixtureDataset) -> float:
         return IMAGE_MS
     if dataset.format == "prepared":
         return PREPARED_MS
-    return (
-        SHORT_VIDEO_MS if dataset.format in _SHORT or (dataset.format is None and dataset.name in _SHORT) else VIDEO_MS
-    )
+    # A data set without a catalog entry has no format; its name is then one of the published data sets.
+    short = dataset.format in _SHORT or (dataset.format is None and dataset.name in _SHORT)
+    return SHORT_VIDEO_MS if short else VIDEO_MS
 
 
 def _measure(recipe: Recipe, datasets: Sequence[MixtureDataset]) -> dict[str, float]:
-    """Milliseconds of CPU for a sample, by the reader that training uses; sets whose files cannot be read are left out."""
+    """Data set -> milliseconds of one core for a sample, measured with the reader of training.
+
+    A data set without a readable file is left out.
+    """
     if not datasets:
         return {}
     reader = make_reader(recipe, Mixture.open(recipe.data))
-    results = {each.name: _of_one(reader, each) for each in track(datasets, "measure reading", len(datasets))}
-    return {name: ms for name, ms in results.items() if ms is not None}
+    measured = {each.name: _measure_one(reader, each) for each in track(datasets, "measure reading", len(datasets))}
+    return {name: ms for name, ms in measured.items() if ms is not None}
 
 
-def _of_one(reader: SampleReader, dataset: MixtureDataset) -> float | None:
+def _measure_one(reader: SampleReader, dataset: MixtureDataset) -> float | None:
     usable = dataset.manifest.usable
     rows = usable[np.linspace(0, len(usable) - 1, min(FILES + 1, len(usable))).astype(int)]
-    _seconds(reader, dataset, rows[:1])  # the first pays for what is loaded once
+    _seconds(reader, dataset, rows[:1])  # the first read also loads libraries
     seconds = _seconds(reader, dataset, rows[1:] if len(rows) > 1 else rows)
     return 1e3 * sum(seconds) / len(seconds) / dataset.crops if seconds else None
 
 
 def _seconds(reader: SampleReader, dataset: MixtureDataset, rows: Iterable[int]) -> list[float]:
-    """Of one core for each file that can be read, until there is no more patience."""
+    """The seconds of one core for each readable file, until `PATIENCE_S` is over."""
     spent: list[float] = []
     began = time.monotonic()
     for row in rows:

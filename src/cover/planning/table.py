@@ -1,4 +1,4 @@
-"""A plan on the terminal: tables on stdout, then one line that names the bottleneck."""
+"""A plan as tables on stdout, with a last line that names the bottleneck."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from cover.model.describe import gibibytes, short
 
 
 def print_plan(facts: Mapping[str, Any]) -> None:
-    """The figures of `plan` as tables, and the verdict."""
-    print_table(
-        ("data set", "samples", "classes", "known from", "of a step", "epochs", "ms to read", "which is"),
-        _set_rows(facts),
-    )
+    """Print the figures of `plan` as tables, then its notes and the bottleneck."""
+    set_columns = ("data set", "samples", "classes", "sizes", "of a step", "epochs", "ms to read", "times")
+    print_table(set_columns, [_set_row(each) for each in facts["datasets"]])
     print()
-    print_table(
-        ("memory of a device, GiB", "state", "gradients", "activations", "backward", "all", "of", "fits"),
-        _memory_rows(facts),
-    )
+    memory_columns = ("memory of a device, GiB", "state", "gradients", "activations", "backward", "all", "of", "fits")
+    print_table(memory_columns, [_memory_row(facts, way) for way in facts["memory"]["ways"]])
     print()
     print_table(("the run", ""), [*_step_rows(facts), *_time_rows(facts), *_reading_rows(facts), *_end_rows(facts)])
     print()
@@ -28,39 +24,19 @@ def print_plan(facts: Mapping[str, Any]) -> None:
     print(facts["verdict"])
 
 
-def _set_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        (
-            each["name"],
-            f"{each['samples']:,}",
-            f"{each['classes']:,}",
-            each["origin"],
-            f"{each['share']:.1%}",
-            f"{each['epochs']:.3g}",
-            f"{each['ms']:.3g}",
-            each["ms_origin"],
-        )
-        for each in facts["datasets"]
-    ]
-
-
-def _memory_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [_memory_row(facts, way) for way in facts["memory"]["ways"]]
+def _set_row(dataset: Mapping[str, Any]) -> tuple[str, ...]:
+    sizes = (dataset["name"], f"{dataset['samples']:,}", f"{dataset['classes']:,}", dataset["origin"])
+    rates = (f"{dataset['share']:.1%}", f"{dataset['epochs']:.3g}")
+    return *sizes, *rates, f"{dataset['ms']:.3g}", dataset["ms_origin"]
 
 
 def _memory_row(facts: Mapping[str, Any], way: Mapping[str, Any]) -> tuple[str, ...]:
     chosen = (way["strategy"], way["checkpointing"]) == (facts["strategy"], facts["checkpointing"])
-    name = f"{way['strategy'] if facts['devices'] > 1 else 'alone'}{', checkpointing' * way['checkpointing']}{' (the recipe)' * chosen}"
-    state = way["weights"] + way["optimizer"] + way["average"]
-    micro_batches = (
-        state,
-        way["gradients"],
-        way["activations"],
-        way["working"] + way["pixels"],
-        way["total"],
-        facts["memory"]["available"],
-    )
-    return name, *(f"{part / 2**30:,.1f}" for part in micro_batches), "yes" if way["fits"] else "no"
+    name = way["strategy"] if facts["devices"] > 1 else "alone"
+    name += ", checkpointing" * way["checkpointing"] + " (the recipe)" * chosen
+    state, backward = way["weights"] + way["optimizer"] + way["average"], way["working"] + way["pixels"]
+    sizes = (state, way["gradients"], way["activations"], backward, way["total"], facts["memory"]["available"])
+    return name, *(f"{size / 2**30:,.1f}" for size in sizes), "yes" if way["fits"] else "no"
 
 
 def _step_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -79,37 +55,27 @@ def _time_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     time = facts["time"]
     return [
         ("  computing", _seconds(time["compute"])),
-        (
-            "  talk between devices",
-            f"{_seconds(time['talk'])}, {_seconds(time['talk_hidden'])} of it while they compute",
-        ),
+        ("  communication", f"{_seconds(time['talk'])}, {_seconds(time['talk_hidden'])} of it during computing"),
         ("  reading", f"{_seconds(time['reading'])} with {facts['reading']['cores']} cores"),
-        ("  in all", f"{_seconds(time['step'])}"),
+        ("  the whole step", f"{_seconds(time['step'])}"),
     ]
 
 
 def _reading_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     reading = facts["reading"]
-    known = reading["bytes"] is not None
-    return [
-        ("cores to keep up with", f"{reading['cores_needed']:.1f} of {facts['cores'] * facts['devices']}"),
-        (
-            "read from disk",
-            f"{gibibytes(round(reading['bytes']))}, {reading['bytes_per_s'] / 1e6:,.0f} MB/s"
-            if known
-            else "not known: --file-kb",
-        ),
-    ]
+    size = "unknown: --file-kb"
+    if reading["bytes"] is not None:
+        size = f"{gibibytes(round(reading['bytes']))}, {reading['bytes_per_s'] / 1e6:,.0f} MB/s"
+    cores = f"{reading['cores_needed']:.1f} of {facts['cores'] * facts['devices']}"
+    return [("cores needed for reading", cores), ("read from disk", size)]
 
 
 def _end_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    hours = facts["device_hours"]
     return [
         ("steps", f"{facts['steps']:,}"),
         ("time to the end", clock(3600 * facts["hours"])),
-        (
-            "device-hours to the end",
-            f"{facts['device_hours']:,.1f}" if facts["device_hours"] >= 1 else f"{facts['device_hours']:.3f}",
-        ),
+        ("device-hours to the end", f"{hours:,.1f}" if hours >= 1 else f"{hours:.3f}"),
     ]
 
 
