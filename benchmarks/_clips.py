@@ -1,4 +1,4 @@
-"""The files that reading is measured on: moving textures under a little noise, encoded as data sets are."""
+"""Generated video files for the measurements of reading: moving textures with a little noise, in common encodings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cover.media.source import ByteRange, Source
 
 @dataclass(frozen=True)
 class Kind:
-    """How a file of a kind is made. `seconds` long, `rate` frames per second."""
+    """The encoding of a kind of file. `seconds`: its length. `rate`: frames per second. `options`: of the encoder."""
 
     width: int
     height: int
@@ -27,8 +27,8 @@ class Kind:
     options: dict[str, str]
 
 
-# The encoders' own defaults, as in files found in the wild: x264 puts a key frame every 250 frames and up to 3 B-frames
-# in a row.
+# The defaults of the encoders, as in most files on the net: x264 writes a key frame every 250 frames and up to 3
+# B-frames in a row.
 KINDS = {
     "320x240 h264": Kind(320, 240, "libx264", ".mp4", 10, 30, {"crf": "23"}),
     "720p h264": Kind(1280, 720, "libx264", ".mp4", 10, 30, {"crf": "23"}),
@@ -39,33 +39,32 @@ KINDS = {
 
 
 def make_clips(folder: Path, count: int) -> dict[str, list[Source]]:
-    """`count` files of every kind, those of 720p prepared as `cover prepare` does, and the prepared ones as parts of a
-    shard.
-    """
+    """`count` files of every kind; also the 720p files after `cover prepare`, each alone and all in a shard."""
     folder.mkdir(parents=True, exist_ok=True)
-    results: dict[str, list[Source]] = {
-        name: [_made(folder / f"{number}-{kind.width}{kind.ending}", kind, number) for number in range(count)]
+    sources: dict[str, list[Source]] = {
+        name: [make_clip(folder / f"{number}-{kind.width}{kind.ending}", kind, number) for number in range(count)]
         for name, kind in KINDS.items()
     }
     prepared = [folder / f"{number}-prepared.mp4" for number in range(count)]
-    for source, out in zip(results["720p h264"], prepared, strict=True):
+    for source, out in zip(sources["720p h264"], prepared, strict=True):
         if not out.exists():
             encode_video(source, out, Encoding())
-    results["prepared"] = list(prepared)
-    results["prepared, shard"] = _shard(folder / "shard.tar", prepared)
-    return results
+    sources["prepared"] = list(prepared)
+    sources["prepared, shard"] = _shard(folder / "shard.tar", prepared)
+    return sources
 
 
 def _shard(shard: Path, files: list[Path]) -> list[Source]:
-    parts: list[Source] = []
+    ranges: list[Source] = []
     with shard.open("wb") as out:
         for file in files:
-            parts.append(ByteRange(str(shard), out.tell(), file.stat().st_size))
+            ranges.append(ByteRange(str(shard), out.tell(), file.stat().st_size))
             out.write(file.read_bytes())
-    return parts
+    return ranges
 
 
-def _made(path: Path, kind: Kind, seed: int) -> Path:
+def make_clip(path: Path, kind: Kind, seed: int) -> Path:
+    """Write a file of `kind`, unless it exists already; returns its path."""
     if path.exists():
         return path
     beside = path.with_name(f"part-{path.name}")
@@ -92,7 +91,7 @@ def _pictures(kind: Kind, rng: np.random.Generator) -> Iterator[np.ndarray]:
         for patch, x, y in zip(patches, *swing, strict=True):
             column, row = int((width - side) * x), int((height - side) * y)
             picture[row : row + side, column : column + side] = patch[:side, :side]
-        yield np.max_grad_norm(picture + rng.normal(0, 3, picture.shape), 0, 255).astype(np.uint8)
+        yield np.clip(picture + rng.normal(0, 3, picture.shape), 0, 255).astype(np.uint8)
 
 
 def _texture(side: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""How is a comparison measured? Contenders take turns, round by round, in one process; what is quoted is a median or a
-ratio of one round.
+"""Measurements of time and memory: contenders take turns, round by round, in one process.
 
-A machine's speed drifts by a factor of two over minutes, so a time alone says little: two times of one round, taken
-seconds apart, do.
+The speed of a machine can drift by a factor of two within minutes, so a single time says little. Two times of one round
+are seconds apart and can be compared. Results are medians of times, and medians of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -25,21 +24,22 @@ Work = Callable[[], object]
 
 
 def in_turns(contenders: Mapping[str, Work], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every contender in every round, the order turning by one place each round; the first call of each is
-    not counted.
+    """The seconds of every contender in every round. The first call of each does not count.
+
+    The order rotates by one place each round, so that no contender is always first.
     """
     for work in contenders.values():
         work()
     names, seconds = list(contenders), {name: [] for name in contenders}
     for number in range(rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
             seconds[name].append(once(contenders[name], device))
     return seconds
 
 
 def once(work: Work, device: torch.device) -> float:
-    """Seconds of one call, the device's queue emptied before and after."""
+    """The seconds of one call, including all work of the device."""
     _wait(device)
     began = time.perf_counter()
     work()
@@ -48,12 +48,12 @@ def once(work: Work, device: torch.device) -> float:
 
 
 def ratio(seconds: Mapping[str, list[float]], name: str, to: str) -> float:
-    """How many times as long `name` takes as `to`: the median of the rounds' ratios."""
+    """The time of `name` divided by the time of `to`: the median of the ratios within a round."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[to], strict=True))
 
 
 def matmul(device: torch.device, dtype: torch.dtype) -> tuple[Work, float]:
-    """A large square product as the measure of what the machine can do, and its floating-point operations."""
+    """A large square matrix product, which measures the peak of the machine, and its floating-point operations."""
     side = MATMUL_SIDE[device.type]
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -61,9 +61,7 @@ def matmul(device: torch.device, dtype: torch.dtype) -> tuple[Work, float]:
 
 
 def peak_bytes(work: Work, device: torch.device) -> int:
-    """The most memory that tensors take up during `work`, above what they take up before it, by the allocator's own
-    account.
-    """
+    """The largest memory of tensors during `work` minus their memory before it, in bytes, as the allocator counts."""
     gc.collect()
     _wait(device)
     if device.type == "cuda":
@@ -73,15 +71,15 @@ def peak_bytes(work: Work, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
-    present = peak = 0
+    current = peak = 0
     for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
-            present += event.nbytes()
-            peak = max(peak, present)
+            current += event.nbytes()  # negative for a release
+            peak = max(peak, current)
     return peak
 
 
-KINDS = {  # of operations, by what their names hold
+KINDS = {  # kind of operation -> parts of the names of its kernels
     "matrix products": ("mm", "gemm", "matmul"),
     "attention": ("attention", "flash", "fmha", "softmax"),
     "GELU": ("gelu",),
@@ -94,32 +92,27 @@ KINDS = {  # of operations, by what their names hold
 
 
 def by_operation(work: Work, device: torch.device) -> dict[str, float]:
-    """Where the time of one call goes: the share of each kind of operation in the device's own time, from a profile."""
+    """The fraction of each kind of operation in the device's time of one call, from a profile."""
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]) as recorded:
         once(work, device)
     seconds: dict[str, float] = dict.fromkeys([*KINDS, "the rest"], 0.0)
     for event in recorded.key_averages():
-        kind = next(
-            (kind for kind, words in KINDS.items() if any(word in event.key.lower() for word in words)), "the rest"
-        )
+        key = event.key.lower()
+        kind = next((kind for kind, words in KINDS.items() if any(word in key for word in words)), "the rest")
         seconds[kind] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
     return {kind: spent / sum(seconds.values()) for kind, spent in seconds.items()}
 
 
 def where(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured on."""
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": card,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    """The machine, the version of torch and the date of a measurement."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    software = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"device": name, **software, "date": time.strftime("%Y-%m-%d")}
 
 
 def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table in Markdown."""
+    """Print a table in Markdown."""
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     print(f"\n### {title}\n")
     for number, row in enumerate([columns, *rows]):
@@ -129,7 +122,7 @@ def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def write(results: Any, target: str | None) -> None:
-    """As JSON into a file, where one was asked for."""
+    """Write the results as JSON into the file `target`; nothing if it is None."""
     if target:
         Path(target).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

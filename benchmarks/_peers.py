@@ -1,8 +1,7 @@
-"""Who the model is compared with: the same function, written as others write it, behind the interface that a training
-step needs.
+"""Other implementations of TimeSformer, with the interface that a training step needs.
 
-Every peer is called as `network(frames, groups)` with one group at a time, and has `normalize` and `config` as the
-model itself has, so that all of them go through the very step function that `cover train` uses.
+Every peer is called as `network(frames, groups)` with one group at a time. It has `normalize` and `config` as the model
+has, so that all of them run in the same step function as `cover train`.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ HEAD = "classes"
 
 
 class _NoBranches:
-    """The backbone of a peer, as far as a training step without drop-path asks for it."""
+    """The part of a backbone's interface that a training step without drop-path needs."""
 
     def drop_shape(self) -> tuple[int, int]:
         return (0, 0)
 
 
 class _Peer(nn.Module):
-    """What a training step asks of a network beside its forward pass."""
+    """The parts of a model's interface that a training step needs, except the forward pass."""
 
     mean: Tensor
     std: Tensor
@@ -57,9 +56,7 @@ class _PlainAttention(nn.Module):
 
 
 class _PlainBlock(nn.Module):
-    """A block on `(S, 1 + T P, D)`, the class token apart from the patches of all frames, as the released code keeps
-    them.
-    """
+    """A block on `(S, 1 + T P, D)`: one class token, then the patches of all frames, as in the released code."""
 
     def __init__(self, config: TimeSformerConfig) -> None:
         super().__init__()
@@ -76,16 +73,14 @@ class _PlainBlock(nn.Module):
         moved = self.temporal_fc(self.temporal_attn(self.temporal_norm(moved)))
         patches = patches + moved.view(samples, -1, frames, width).transpose(1, 2)
 
-        each = torch.cat([token.expand(-1, frames, -1).reshape(-1, 1, width), patches.flatten(0, 1)], 1)
-        visited = self.attn(self.norm1(each)).view(samples, frames, -1, width)
-        x = torch.cat([token + visited[:, :, 0].mean(1, keepdim=True), (patches + visited[:, :, 1:]).flatten(1, 2)], 1)
+        x = torch.cat([token.expand(-1, frames, -1).reshape(-1, 1, width), patches.flatten(0, 1)], 1)
+        spatial = self.attn(self.norm1(x)).view(samples, frames, -1, width)
+        x = torch.cat([token + spatial[:, :, 0].mean(1, keepdim=True), (patches + spatial[:, :, 1:]).flatten(1, 2)], 1)
         return x + self.mlp(self.norm2(x))
 
 
 class PlainTimeSformer(_Peer):
-    """TimeSformer written down as the paper has it, with PyTorch's fused attention: the strongest fair peer, once
-    compiled.
-    """
+    """TimeSformer as in the paper, with PyTorch's fused attention. Compiled, it is the strongest fair peer."""
 
     def __init__(self, config: TimeSformerConfig, classes: int) -> None:
         super().__init__(config)
@@ -112,13 +107,14 @@ class PlainTimeSformer(_Peer):
             block.compile()
 
     def fill(self, ours: CoVeR) -> PlainTimeSformer:
-        """Take the weights of `ours`."""
-        names = {"backbone.": "", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2", f"heads.{HEAD}": "head"}
+        """Copy the weights of `ours`."""
+        renames = {"backbone.": "", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2", f"heads.{HEAD}": "head"}
         state = {}
         for name, value in ours.state_dict().items():
-            for mine, theirs in names.items():
-                name = name.replace(mine, theirs)  # noqa: PLW2901
-            state[name] = value
+            own = name
+            for old, new in renames.items():
+                own = own.replace(old, new)
+            state[own] = value
         self.load_state_dict(state)
         return self
 
@@ -127,8 +123,9 @@ class PlainTimeSformer(_Peer):
 
 
 class TransformersTimeSformer(_Peer):
-    """transformers' TimesformerForVideoClassification, once for every length of clip, as its configuration fixes T;
-    weights are shared.
+    """The TimesformerForVideoClassification of transformers, one for each clip length, with shared weights.
+
+    Its configuration fixes the number of frames, so a mixture of lengths needs several networks.
     """
 
     def __init__(self, config: TimeSformerConfig, classes: int, lengths: tuple[int, ...]) -> None:
@@ -145,12 +142,11 @@ class TransformersTimeSformer(_Peer):
             "layer_norm_eps": config.norm_eps,
             "num_labels": classes,
         }
-        outputs = [
-            TimesformerForVideoClassification(TimesformerConfig(num_frames=length, **shape)) for length in lengths
-        ]
-        for other in outputs[1:]:
-            _share(outputs[0], other)
-        self.by_length = nn.ModuleDict({str(length): network for length, network in zip(lengths, outputs, strict=True)})
+        configs = [TimesformerConfig(num_frames=length, **shape) for length in lengths]
+        networks = [TimesformerForVideoClassification(config) for config in configs]
+        for other in networks[1:]:
+            _share(networks[0], other)
+        self.by_length = nn.ModuleDict(dict(zip(map(str, lengths), networks, strict=True)))
 
     def forward(self, frames: Tensor, groups: Groups, drop: None = None) -> dict[str, Tensor]:
         (group,) = groups
@@ -162,7 +158,7 @@ class TransformersTimeSformer(_Peer):
                 layer.compile()
 
     def fill(self, ours: CoVeR) -> TransformersTimeSformer:
-        """Take the weights of `ours`."""
+        """Copy the weights of `ours`."""
         from cover.model.starts.to_transformers import to_transformers
 
         longest = max(self.by_length, key=int)
@@ -171,13 +167,13 @@ class TransformersTimeSformer(_Peer):
 
 
 def _share(owner: nn.Module, other: nn.Module) -> None:
-    """The parameters of `other` become those of `owner`; a time embedding of one frame is the first entry."""
+    """Replace the parameters of `other` by those of `owner`; a time embedding for one frame is its first entry."""
     for name, parameter in list(other.named_parameters()):
         theirs = owner.get_parameter(name)
         module = other.get_submodule(name.rpartition(".")[0])
         if theirs.shape == parameter.shape:
             setattr(module, name.rpartition(".")[2], theirs)
-        else:  # time embeddings: a view that follows the owner's, and whose gradient reaches it
+        else:  # a time embedding of another length: a view of the owner's values, without a gradient
             del module._parameters[name.rpartition(".")[2]]
             setattr(module, name.rpartition(".")[2], theirs.detach()[:, : parameter.shape[1]])
 
@@ -186,7 +182,7 @@ def _share(owner: nn.Module, other: nn.Module) -> None:
 
 
 class Repeating(_Peer):
-    """The model with every image repeated to the length of the clips: what one does without a Pack."""
+    """The model with every image repeated to the length of the clips, as one does without a Pack."""
 
     def __init__(self, ours: CoVeR) -> None:
         super().__init__(ours.config)

@@ -1,4 +1,4 @@
-"""A small model that has learnt something, for measurements that random weights would make meaningless."""
+"""A small trained model, for measurements that make no sense with random weights."""
 
 from __future__ import annotations
 
@@ -16,19 +16,11 @@ WORKERS = min(2, os.cpu_count() or 1)
 
 
 def trained(folder: Path, steps: int) -> tuple[Path, Path]:
-    """The run and the catalog of a `mini`, trained in `folder` on two generated data sets."""
-    easy = Settings(
-        clutter=0.1, shake=0.05, distractors=0, kinetics=(400, 240), moments=(400, 240), ssv2=(2, 2), imagenet=(2, 2)
-    )
+    """Train a `mini` on two generated data sets in `folder`; returns its run folder and its catalog."""
+    sizes = {"kinetics": (400, 240), "moments": (400, 240), "ssv2": (2, 2), "imagenet": (2, 2)}
+    easy = Settings(clutter=0.1, shake=0.05, distractors=0, **sizes)
     catalog = generate(folder / "sandbox", easy, WORKERS)
     index(catalog, WORKERS, list(SETS))
-    recipe = Recipe(
-        Data(list(SETS), str(catalog)),
-        str(folder / "run"),
-        steps=steps,
-        batch=24,
-        workers=WORKERS,
-        evaluate_every=-1,
-        optimizer=Optimizer(lr=1e-3),
-    )
-    return train(recipe), catalog
+    data, out = Data(list(SETS), str(catalog)), str(folder / "run")
+    settings = {"batch": 24, "workers": WORKERS, "evaluate_every": -1, "optimizer": Optimizer(lr=1e-3)}
+    return train(Recipe(data, out, steps, **settings)), catalog

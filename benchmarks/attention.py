@@ -1,10 +1,9 @@
-"""Which kernel runs the two attentions of a block fastest? The fused one on strided views, as the model does, or
-separate products.
+"""Speed of attention kernels: the fused kernel on strided views, as in the model, against separate matrix products.
 
     python benchmarks/attention.py
     python benchmarks/attention.py --device cuda --dtype bf16
 
-Queries, keys and values lie as the projections leave them; the output is wanted in the layout of tokens.
+Queries, keys and values have the layout of the projections. The output must have the layout of the tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from cover.machine import reuse_memory
 from cover.model.layers import attend_along, attend_over_time
 
 Attend = Callable[[Tensor, int], Tensor]
-# title: clips, frames, tokens, heads, channels of a head
+# title -> clips, frames, tokens, heads, channels of a head
 SHAPES = {
     "width 192, 8 x 112": (8, 8, 50, 3, 64),
     "B/16, 8 x 224": (1, 8, 197, 12, 64),
@@ -35,7 +34,7 @@ SHAPES = {
 
 
 def by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`(..., length, d)` each."""
+    """Attention by two matrix products, `(..., length, d)` each."""
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
 
 
@@ -54,7 +53,7 @@ def over_time_by_products(qkv_3STND: Tensor, heads: int) -> Tensor:
 
 
 def work(attend: Attend, qkv: Tensor, heads: int, backward: bool) -> Work:
-    """One call of a kernel, with its gradient where `backward`."""
+    """One call of a kernel, with its gradient if `backward`."""
     weights = torch.ones_like(attend(qkv, heads))
 
     def forward() -> None:

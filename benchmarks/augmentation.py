@@ -1,10 +1,10 @@
-"""What does augmentation on the device cost, beside the training step that it belongs to?
+"""Cost of augmentation on the device, compared with its training step.
 
     python benchmarks/augmentation.py
     python benchmarks/augmentation.py --device cuda --clips 32 --size 224
 
-By turns: a step of S/16 without augmentation, and all that is done to pixels before the model sees them, without, with
-each part and with all. Drawing the parameters is the readers' work and not in it.
+In turns it measures a step of S/16 without augmentation, and the processing of pixels before the model: without
+augmentation, with each transform, and with all. The reading processes draw the parameters, so this is not measured.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PLAIN = "without"
 
 
 def make_packs(clips: int, frames: int, size: int, device: torch.device) -> dict[str, Pack]:
-    """The same noise with each part of the augmentation, and with all."""
+    """The same noise with each transform, and with all of them."""
     rng = np.random.default_rng(0)
     plain = Pack(
         frames=torch.randint(0, 256, (clips * frames, 3, size, size), dtype=torch.uint8),
@@ -97,19 +97,18 @@ def main() -> None:
     seconds = in_turns(tasks, args.rounds, device)
     rows = []
     for name in packs:
-        more = [
-            (mine - plain) / step
-            for mine, plain, step in zip(seconds[name], seconds[PLAIN], seconds["step"], strict=True)
-        ]
-        rows.append([name, f"{1e3 * statistics.median(seconds[name]):.1f}", f"{100 * statistics.median(more):.1f} %"])
+        rounds = zip(seconds[name], seconds[PLAIN], seconds["step"], strict=True)
+        added = [(own - plain) / step for own, plain, step in rounds]
+        rows.append([name, f"{1e3 * statistics.median(seconds[name]):.1f}", f"{100 * statistics.median(added):.1f} %"])
     rows.append(["the step", f"{1e3 * statistics.median(seconds['step']):.0f}", ""])
-    title = f"S/16, {args.clips} clips of {args.frames} x {args.size}, {where(device)['device']}, {torch.get_num_threads()} threads"
-    show(title, ["what is done to pixels", "ms", "more than without, of a step"], rows)
+    machine = f"{where(device)['device']}, {torch.get_num_threads()} threads"
+    title = f"S/16, {args.clips} clips of {args.frames} x {args.size}, {machine}"
+    show(title, ["augmentation", "ms", "added, fraction of a step"], rows)
 
 
 @torch.no_grad()
 def prepare(model: CoVeR, pack: Pack) -> None:
-    """What a step does to pixels before the model sees them."""
+    """The processing of pixels in a step before the model."""
     frames = pack.pixels(model.normalize)
     if pack.mix is not None:
         Mixup.apply(frames, pack.mix, pack.weight, pack.groups)

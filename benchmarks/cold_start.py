@@ -1,12 +1,11 @@
-"""How long is `cover predict` on the way to its first answer? The whole command against import, decode and forward pass
-by themselves.
+"""Time of `cover predict` to its first answer, compared with import, decoding and forward pass alone.
 
-    python benchmarks/cold_start.py                      # mini and B/16, one made clip
+    python benchmarks/cold_start.py                      # mini and B/16, one generated clip
     python benchmarks/cold_start.py --presets B/16 --json cold.json
 
-The command and a process that does no more than import torch and the model's code, decode the clip's frames and run the
-network on them take turns. What the command does besides is: start, read its arguments, read the weights, ask the file
-for its length, print.
+The command takes turns with a process that only imports torch and the model's code, decodes the frames of the clip and
+runs the network. In addition, the command starts, reads its arguments and the weights, reads the length of the file and
+prints.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ print(json.dumps({"import": seconds[0], "weights": seconds[1], "decode": seconds
 
 
 def make_release(folder: Path, preset: str) -> Path:
-    """A release of random weights with one head of 400 classes."""
+    """A release with random weights and one head of 400 classes."""
     classes = tuple(f"class {number}" for number in range(400))
     model = CoVeR(named_config(preset, frames=FRAMES), (Head("kinetics400", classes),))
     metadata = {"step": 0, "frames": FRAMES, "datasets": {"kinetics400": {"sampling": "whole", "views": "1x3"}}}
@@ -69,31 +68,31 @@ def make_release(folder: Path, preset: str) -> Path:
 def command(release: Path, clip: str) -> float:
     """Seconds of the whole process of `cover predict`."""
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "cover", "predict", str(release), clip], capture_output=True, text=True, check=True
-    )
-    assert "class " in done.stdout
+    arguments = [sys.executable, "-m", "cover", "predict", str(release), clip]
+    finished = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert "class " in finished.stdout
     return time.perf_counter() - began
 
 
 def bare(release: Path, clip: str) -> dict[str, float]:
     """Seconds of every part in a process that does nothing else."""
-    words = [sys.executable, "-c", BARE, str(release), clip, str(FRAMES)]
-    return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    arguments = [sys.executable, "-c", BARE, str(release), clip, str(FRAMES)]
+    return json.loads(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
 
 
 def compare(preset: str, clip: str, rounds: int) -> dict[str, float]:
-    """Medians of both, and of the rounds' ratios; the first round, which reads everything into the file cache, is not
-    counted.
+    """Medians of the seconds of both, and of their ratios within a round.
+
+    The first round fills the file cache and does not count.
     """
     with TemporaryDirectory() as folder:
         release = make_release(Path(folder) / "release", preset)
         pairs = [(command(release, clip), bare(release, clip)) for _ in range(rounds + 1)][1:]
     sums = [sum(parts[name] for name in PARTS) for _, parts in pairs]
-    results = {name: statistics.median(parts[name] for _, parts in pairs) for name in (*PARTS, "weights")}
+    medians = {name: statistics.median(parts[name] for _, parts in pairs) for name in (*PARTS, "weights")}
     whole = [seconds for seconds, _ in pairs]
     ratio = statistics.median(a / b for a, b in zip(whole, sums, strict=True))
-    return {**results, "sum": statistics.median(sums), "command": statistics.median(whole), "ratio": ratio}
+    return {**medians, "sum": statistics.median(sums), "command": statistics.median(whole), "ratio": ratio}
 
 
 def main() -> None:
@@ -105,22 +104,14 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
-        encode(
-            clip,
-            np.random.default_rng(0)
-            .integers(0, 256, (48, 15, 20, 3), dtype=np.uint8)
-            .repeat(16, axis=1)
-            .repeat(16, axis=2),
-        )
+        noise = np.random.default_rng(0).integers(0, 256, (48, 15, 20, 3), dtype=np.uint8)
+        encode(clip, noise.repeat(16, axis=1).repeat(16, axis=2))
         results = {preset: compare(preset, str(clip), args.rounds) for preset in args.presets}
     columns = ["model", *PARTS, "their sum", "cover predict", "times", "weights alone"]
     names = [*PARTS, "sum", "command", "ratio", "weights"]
-    show(
-        "Cold start, seconds",
-        columns,
-        [[preset, *(f"{row[name]:.2f}" for name in names)] for preset, row in results.items()],
-    )
-    write({"where": where(torch.device("cpu")), "found": results}, args.json)
+    rows = [[preset, *(f"{row[name]:.2f}" for name in names)] for preset, row in results.items()]
+    show("Cold start, seconds", columns, rows)
+    write({"where": where(torch.device("cpu")), "results": results}, args.json)
 
 
 if __name__ == "__main__":

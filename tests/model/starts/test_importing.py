@@ -581,7 +581,7 @@ def test_what_is_typed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     ]
     assert main(typed) == 0
     out, err = capfd.readouterr()
-    assert out.splitlines()[0].split() == ["what", "became", "of", "it", "tensors", "numbers"]
+    assert out.splitlines()[0].split() == ["outcome", "tensors", "numbers"]
     assert out.splitlines()[-1] == str(tmp_path / "ours")
     assert err.splitlines()[-1] == f"next: cover predict {tmp_path / 'ours'} clip.mp4"
     report = json.loads((tmp_path / "report.json").read_text())
