@@ -1,12 +1,12 @@
-"""Does an exported model say what the original says, and how fast is it?
+"""Speed and accuracy of exported models, compared with the checkpoint.
 
-    python benchmarks/export.py                              # speed at S/16, then top-1 of a small model that is
-    trained first; tables python benchmarks/export.py --only speed --rounds 21 --clips 4 python benchmarks/export.py
-    --only accuracy --checkpoint runs/cotrain --catalog sandbox/catalog.yaml --json export.json
+    python benchmarks/export.py                              # speed of S/16, then top-1 of a small model
+    python benchmarks/export.py --only speed --rounds 21 --clips 4
+    python benchmarks/export.py --only accuracy --checkpoint runs/cotrain --catalog sandbox/catalog.yaml
 
-Speed: random weights, clips of 8 x 112, every contender on as many threads. Accuracy: all clips of the validation
-splits of a checkpoint's video data sets, in the views of `cover evaluate`; every contender gets the very same pixels.
-Without --checkpoint a `mini` is trained first, on two generated data sets.
+Speed is measured with random weights, clips of 8 x 112 and the same number of threads for every contender. Accuracy is
+measured on all clips of the validation splits of a checkpoint's video data sets, in the views of `cover evaluate`.
+Every contender gets the same pixels. Without --checkpoint, a `mini` is trained first on two generated data sets.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Classify = Callable[[np.ndarray], dict[str, np.ndarray]]  # uint8 (B, T, 3, S, S
 
 
 def contenders(release: Path, folder: Path) -> dict[str, Classify]:
-    """The checkpoint itself and what is exported of it, each a function of clips."""
+    """The checkpoint and its exports, each as a function of clips."""
     folder.mkdir(parents=True, exist_ok=True)
     export_torch(release, [], folder / "model.pt2")
     export_onnx(release, [], folder / "model.onnx")
@@ -67,31 +67,28 @@ def contenders(release: Path, folder: Path) -> dict[str, Classify]:
 
 
 def session(path: Path) -> Classify:
-    """onnxruntime on as many threads as torch has."""
+    """An ONNX model in onnxruntime, with as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    running = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in running.get_outputs()]
-    return lambda clips: dict(zip(names, running.run(names, {"clips": clips}), strict=True))
+    model = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in model.get_outputs()]
+    return lambda clips: dict(zip(names, model.run(names, {"clips": clips}), strict=True))
 
 
-# --- speed
+# --- speed ------------------------------------------------------------------------------------------------------------
 
 
 def speed(folder: Path, rounds: int, clips: int) -> dict[str, Any]:
-    """S/16 at 8 x 112 with a head of 400 classes."""
+    """Times of S/16 at 8 x 112 with a head of 400 classes."""
     head = Head("kinetics", tuple(map(str, range(400))))
     model = CoVeR(named_config("S/16", size=112), (head,))
-    save_release(
-        folder / "s16", model, {"step": 0, "frames": 8, "datasets": {"kinetics": {"sampling": "dense", "views": "1x1"}}}
-    )
+    metadata = {"step": 0, "frames": 8, "datasets": {"kinetics": {"sampling": "dense", "views": "1x1"}}}
+    save_release(folder / "s16", model, metadata)
     batch = np.random.default_rng(0).integers(0, 256, (clips, 8, 3, 112, 112), dtype=np.uint8)
-    work = {
-        name: lambda classify=classify: classify(batch)
-        for name, classify in contenders(folder / "s16", folder / "s16_out").items()
-    }
+    functions = contenders(folder / "s16", folder / "s16_out")
+    work = {name: lambda classify=classify: classify(batch) for name, classify in functions.items()}
     seconds = in_turns(work, rounds, CPU)
     medians = {name: 1e3 * statistics.median(times) / clips for name, times in seconds.items()}
     ratios = {name: ratio(seconds, name, TORCH) for name in seconds}
@@ -100,11 +97,11 @@ def speed(folder: Path, rounds: int, clips: int) -> dict[str, Any]:
     return {"clips": clips, "rounds": rounds, "ms": medians, "ratios": ratios}
 
 
-# --- accuracy
+# --- accuracy ---------------------------------------------------------------------------------------------------------
 
 
 def accuracy(folder: Path, checkpoint: Path, catalog: Path) -> dict[str, Any]:
-    """Top-1 of every contender on what the model has not seen."""
+    """Top-1 of every contender on the validation splits."""
     release = find_release(checkpoint)
     classify = contenders(release, folder / "out")
     sets = [name for name, item in Predictor.load(release).metadata["datasets"].items() if item["media"] == "video"]
@@ -115,18 +112,15 @@ def accuracy(folder: Path, checkpoint: Path, catalog: Path) -> dict[str, Any]:
             for each, function in classify.items():
                 scores[each].append(function(views)[name].mean(0))
                 right[each] += int(scores[each][-1].argmax()) == label
-        results[name] = compared(right, scores)
+        results[name] = compare(right, scores)
         rows = [[each, *map(str, item.values())] for each, item in results[name]["rows"].items()]
-        show(
-            f"{name}: {results[name]['clips']} clips",
-            ["", "top-1, %", "same class as cover", "largest difference"],
-            rows,
-        )
+        columns = ["", "top-1, %", "same class as cover", "largest difference"]
+        show(f"{name}: {results[name]['clips']} clips", columns, rows)
     return results
 
 
 def validation(catalog: Path, release: Path, name: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Label and views of every clip."""
+    """The label and the views of every clip."""
     manifest = open_manifest(load_catalog(catalog).manifest_path(name, "val"))
     request = ViewRequest((Predictor.load(release).plan(name),))
     for row in manifest.rows():
@@ -134,17 +128,17 @@ def validation(catalog: Path, release: Path, name: str) -> Iterator[tuple[int, n
         yield row.label, views
 
 
-def compared(right: dict[str, int], scores: dict[str, list[np.ndarray]]) -> dict[str, Any]:
-    """Each contender's share of right answers, and how it differs from the checkpoint itself."""
-    stacked = {each: np.stack(list_) for each, list_ in scores.items()}
+def compare(right: dict[str, int], scores: dict[str, list[np.ndarray]]) -> dict[str, Any]:
+    """The top-1 of each contender, and its differences from the checkpoint."""
+    stacked = {each: np.stack(rows) for each, rows in scores.items()}
     clips, ours = len(stacked[TORCH]), stacked[TORCH]
     rows = {
         each: {
             "top1": round(100 * right[each] / clips, 1),
-            "same": int((all_.argmax(1) == ours.argmax(1)).sum()),
-            "difference": float(f"{np.abs(all_ - ours).max():.1g}"),
+            "same": int((theirs.argmax(1) == ours.argmax(1)).sum()),
+            "difference": float(f"{np.abs(theirs - ours).max():.1g}"),
         }
-        for each, all_ in stacked.items()
+        for each, theirs in stacked.items()
     }
     return {"clips": clips, "rows": rows}
 
@@ -153,12 +147,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=["speed", "accuracy"], default=["speed", "accuracy"])
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--clips", type=int, default=1, help="at once")
-    parser.add_argument("--steps", type=int, default=400, help="of training, without --checkpoint")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="a run, a checkpoint or a release folder, instead of training one"
-    )
-    parser.add_argument("--catalog", type=Path, help="of the checkpoint's data sets, indexed")
+    parser.add_argument("--clips", type=int, default=1, help="clips in one call")
+    parser.add_argument("--steps", type=int, default=400, help="training steps, without --checkpoint")
+    parser.add_argument("--checkpoint", type=Path, help="a run, checkpoint or release folder")
+    parser.add_argument("--catalog", type=Path, help="catalog of the checkpoint's data sets, indexed")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     reuse_memory()
@@ -169,8 +161,9 @@ def main() -> None:
         if "speed" in args.only:
             result["speed"] = speed(folder, args.rounds, args.clips)
         if "accuracy" in args.only:
-            value = (args.checkpoint, args.catalog) if args.checkpoint and args.catalog else trained(folder, args.steps)
-            result["accuracy"] = accuracy(folder, *value)
+            given = args.checkpoint and args.catalog
+            checkpoint, catalog = (args.checkpoint, args.catalog) if given else trained(folder, args.steps)
+            result["accuracy"] = accuracy(folder, checkpoint, catalog)
     write(result, args.json)
 
 

@@ -1,11 +1,11 @@
-"""What does a clip cost to read, and how far is that from decoding alone?
+"""Time to read a clip, compared with decoding alone.
 
     python benchmarks/loading.py
     python benchmarks/loading.py --rounds 5 --files 4 --json loading.json
 
-Every file is read in one thread, contenders by turns, the same random clips for all. "decode" is 16 frames as RGB of
-full size, by cover and by the raw decoders; "clip" is what training gets, 16 frames cropped at random to 224 px. CPU
-time is that of the whole process. decord2 and torchcodec take part where they are installed.
+Every file is read in one thread. Contenders take turns and read the same random clips. "decode" reads 16 frames as RGB
+in full size, by cover and by the raw decoders. "clip" reads the input of training, 16 frames with a random crop of 224
+px. CPU time is that of the whole process. decord2 and torchcodec take part if they are installed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import av
@@ -42,7 +43,7 @@ SAMPLINGS = {"dense": Sampling("dense", 4 / 30), "uniform": Sampling("segments")
 Decode = Callable[[Source, np.ndarray, float], np.ndarray]  # file, seconds, frames per second -> uint8 (T, H, W, 3)
 
 
-# --- contenders
+# --- contenders -------------------------------------------------------------------------------------------------------
 
 
 def by_cover(path: Source, times: np.ndarray, rate: float) -> np.ndarray:
@@ -50,7 +51,7 @@ def by_cover(path: Source, times: np.ndarray, rate: float) -> np.ndarray:
 
 
 def by_pyav(path: Source, times: np.ndarray, rate: float) -> np.ndarray:
-    """One pass from the start, as data loaders built on PyAV have it."""
+    """Decode from the start of the file to the last wanted frame, as simple data loaders with PyAV do."""
     wanted = np.floor(times * rate + 1e-3).astype(int)
     last, frames = wanted.max(), {}
     with av.open(str(path)) as container:
@@ -83,18 +84,19 @@ def by_torchcodec(path: Source, times: np.ndarray, rate: float) -> np.ndarray:
 
 
 def contenders() -> dict[str, Decode]:
-    results: dict[str, Decode] = {"cover": by_cover, "PyAV": by_pyav}
+    """Name -> function that decodes; a decoder that is not installed is left out."""
+    decoders: dict[str, Decode] = {"cover": by_cover, "PyAV": by_pyav}
     for name, decode in (("decord2", by_decord), ("torchcodec", by_torchcodec)):
         try:
             __import__("decord" if name == "decord2" else name)
         except (ImportError, OSError, RuntimeError) as error:
             print(f"{name} does not take part: {str(error).splitlines()[0]}", file=sys.stderr)
         else:
-            results[name] = decode
-    return results
+            decoders[name] = decode
+    return decoders
 
 
-# --- what is timed
+# --- the measured work ------------------------------------------------------------------------------------------------
 
 
 def cpu_ms(work: Callable[[], object]) -> float:
@@ -104,46 +106,44 @@ def cpu_ms(work: Callable[[], object]) -> float:
 
 
 def by_turns(tasks: Mapping[str, Callable[[int], object]], rounds: int, files: int) -> dict[str, list[float]]:
-    """CPU ms per clip of every contender in every round; each round reads every file once."""
+    """CPU milliseconds for a clip of every contender in every round. Each round reads every file once."""
     spent: dict[str, list[float]] = {name: [] for name in tasks}
     for task in tasks.values():
         task(0)
+    names = list(tasks)
     for number in range(rounds):
-        names = list(tasks)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            spent[name].append(
-                sum(cpu_ms(lambda name=name, clip=clip: tasks[name](clip)) for clip in _clips(number, files)) / files
-            )
+        first, clips = number % len(names), range(number * files, (number + 1) * files)
+        for name in names[first:] + names[:first]:
+            spent[name].append(sum(cpu_ms(partial(tasks[name], clip)) for clip in clips) / files)
     return spent
 
 
-def _clips(number: int, files: int) -> range:
-    return range(number * files, (number + 1) * files)
-
-
 class Clips:
-    """The random clips of one kind of file: the n-th is of file n modulo their number."""
+    """Random clips of the files of one kind. Clip number n is from file number n modulo the number of files."""
 
     def __init__(self, sources: Sequence[Source], sampling: Sampling) -> None:
         self.sources, self.sampling = sources, sampling
         self.metadata = [probe(source) for source in sources]
 
     def times(self, number: int) -> tuple[Source, np.ndarray, float]:
-        place, rng = number % len(self.sources), np.random.default_rng(number)
-        metadata = self.metadata[place]
-        return self.sources[place], train_times(self.sampling, FRAMES, metadata.duration, rng), metadata.fps
+        """The file of a clip, the times of its frames in seconds, and the frames per second of the file."""
+        file, rng = number % len(self.sources), np.random.default_rng(number)
+        metadata = self.metadata[file]
+        return self.sources[file], train_times(self.sampling, FRAMES, metadata.duration, rng), metadata.fps
 
     def decode(self, decode: Decode) -> Callable[[int], object]:
+        """A function that decodes a clip in full size."""
         return lambda number: decode(*self.times(number))
 
-    def max_grad_norm(self, decode: Decode) -> Callable[[int], np.ndarray]:
-        return lambda number: cropped(decode(*self.times(number)), number)
+    def crop(self, decode: Decode) -> Callable[[int], np.ndarray]:
+        """A function that reads a training clip, uint8 `(FRAMES, 3, SIZE, SIZE)`."""
+        return lambda number: random_crop(decode(*self.times(number)), number)
 
     def views(self, number: int) -> object:
-        """All of a file's, as evaluation reads them."""
-        place = number % len(self.sources)
+        """All views of a file, as evaluation reads them."""
+        file = number % len(self.sources)
         plan = ViewPlan(self.sampling, Views(10, 3), FRAMES, SIZE)
-        return read_views(self.sources[place], "video", [plan], self.metadata[place].duration)
+        return read_views(self.sources[file], "video", [plan], self.metadata[file].duration)
 
     def every_frame(self, number: int) -> object:
         return every_frame(self.sources[number % len(self.sources)], rgb=True)
@@ -152,13 +152,13 @@ class Clips:
         return every_frame(self.sources[number % len(self.sources)], rgb=False)
 
 
-def cropped(frames: np.ndarray, number: int) -> np.ndarray:
+def random_crop(frames: np.ndarray, number: int) -> np.ndarray:
     height, width = frames.shape[1:3]
     return crop_resize(frames, random_box(np.random.default_rng(number), width, height, SCALE), SIZE)
 
 
 class ClipSet(Dataset[np.ndarray]):
-    """Clips for worker processes."""
+    """Training clips for worker processes."""
 
     def __init__(self, clips: Clips, decode: Decode, count: int) -> None:
         self.clips, self._decode, self.count = clips, decode, count
@@ -167,11 +167,11 @@ class ClipSet(Dataset[np.ndarray]):
         return self.count
 
     def __getitem__(self, number: int) -> np.ndarray:
-        return self.clips.max_grad_norm(self._decode)(number)
+        return self.clips.crop(self._decode)(number)
 
 
 def clips_per_second(clips: Clips, decode: Decode, workers: int, count: int) -> float:
-    """Through worker processes, from the first clip to arrive to the last."""
+    """Training clips per second through worker processes, after the first clips of every worker."""
     loader = DataLoader(
         ClipSet(clips, decode, count),
         batch_size=None,
@@ -186,41 +186,31 @@ def clips_per_second(clips: Clips, decode: Decode, workers: int, count: int) -> 
     return (count - 2 * workers - 1) / (time.perf_counter() - began)
 
 
-# --- tables
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def decoding(kinds: dict[str, list[Source]], rounds: int) -> list[list[str]]:
-    """Full-size RGB: cover against the raw decoders, which cannot read a stretch of a shard."""
+    """Decoding to RGB in full size: cover against the raw decoders, which cannot read a file inside a shard."""
     rows = []
     for name, sources in kinds.items():
         for sampling, how in SAMPLINGS.items():
             clips = Clips(sources, how)
-            takes_part = {who: decode for who, decode in contenders().items() if who == "cover" or is_plain(sources[0])}
-            spent = by_turns({who: clips.decode(decode) for who, decode in takes_part.items()}, rounds, len(sources))
-            fastest = min(
-                (who for who in spent if who != "cover"), key=lambda who: statistics.median(spent[who]), default="cover"
-            )
-            times = [f"{statistics.median(spent[who]):.1f}" if who in spent else "-" for who in contenders()]
-            rows.append(
-                [
-                    name,
-                    sampling,
-                    *times,
-                    f"{ratio(spent, 'cover', fastest):.2f} x {fastest}" if fastest != "cover" else "-",
-                ]
-            )
+            decoders = {who: decode for who, decode in contenders().items() if who == "cover" or is_plain(sources[0])}
+            spent = by_turns({who: clips.decode(decode) for who, decode in decoders.items()}, rounds, len(sources))
+            medians = {who: statistics.median(times) for who, times in spent.items()}
+            times = [f"{medians[who]:.1f}" if who in medians else "-" for who in contenders()]
+            fastest = min((who for who in medians if who != "cover"), key=medians.__getitem__, default=None)
+            comparison = f"{ratio(spent, 'cover', fastest):.2f} x {fastest}" if fastest else "-"
+            rows.append([name, sampling, *times, comparison])
     return rows
 
 
-def clips(kinds: dict[str, list[Source]], rounds: int) -> tuple[list[list[str]], dict[str, dict[str, float]]]:
-    """What training gets, all kinds of file by turns."""
+def training_clips(kinds: dict[str, list[Source]], rounds: int) -> tuple[list[list[str]], dict[str, dict[str, float]]]:
+    """Training clips of all kinds of files, in turns."""
     rows, medians = [], {}
     for sampling, how in SAMPLINGS.items():
-        spent = by_turns(
-            {name: Clips(sources, how).max_grad_norm(by_cover) for name, sources in kinds.items()},
-            rounds,
-            len(kinds["prepared"]),
-        )
+        tasks = {name: Clips(sources, how).crop(by_cover) for name, sources in kinds.items()}
+        spent = by_turns(tasks, rounds, len(kinds["prepared"]))
         medians[sampling] = {name: statistics.median(times) for name, times in spent.items()}
         for name in kinds:
             gain = ratio(spent, name, "prepared")
@@ -229,6 +219,7 @@ def clips(kinds: dict[str, list[Source]], rounds: int) -> tuple[list[list[str]],
 
 
 def throughput(kinds: dict[str, list[Source]], count: int) -> list[list[str]]:
+    """Training clips per second with one worker process and with two."""
     rows = []
     for name, sources in kinds.items():
         dense = Clips(sources, SAMPLINGS["dense"])
@@ -239,9 +230,7 @@ def throughput(kinds: dict[str, list[Source]], count: int) -> list[list[str]]:
 
 
 def evaluation(kinds: dict[str, list[Source]], rounds: int) -> list[list[str]]:
-    """30 views of a file against one decode of it, every frame turned into RGB and none kept, and against the decode
-    alone.
-    """
+    """30 views of a file, compared with one decode of the whole file, with and without the conversion to RGB."""
     rows = []
     for name, sources in kinds.items():
         if not is_plain(sources[0]):
@@ -255,6 +244,7 @@ def evaluation(kinds: dict[str, list[Source]], rounds: int) -> list[list[str]]:
 
 
 def every_frame(path: Source, rgb: bool) -> int:
+    """Decode every frame of a file in one thread, and drop it."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
@@ -264,46 +254,34 @@ def every_frame(path: Source, rgb: bool) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--files", type=int, default=3, help="of each kind")
-    parser.add_argument("--clips", type=int, default=240, help="read through worker processes")
-    parser.add_argument(
-        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "cover-loading", help="of the made files"
-    )
+    parser.add_argument("--files", type=int, default=3, help="files of each kind")
+    parser.add_argument("--clips", type=int, default=240, help="clips that worker processes read")
+    default_folder = Path(tempfile.gettempdir()) / "cover-loading"
+    parser.add_argument("--folder", type=Path, default=default_folder, help="folder of the generated files")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    reuse_memory()  # as in worker processes
+    reuse_memory()  # as worker processes do
     metadata = where(torch.device("cpu"))
     kinds = make_clips(args.folder, args.files)
     sizes = {
-        name: f"{sum(Path(source).stat().st_size for source in sources) / len(sources) / 1e3:.0f}"
+        name: sum(Path(source).stat().st_size for source in sources) / len(sources) / 1e3
         for name, sources in kinds.items()
+        if "shard" not in name
     }
-    print(
-        f"{metadata['date']}, {metadata['device']}, one thread; kB a file: {', '.join(f'{n} {s}' for n, s in sizes.items() if 'shard' not in n)}"
-    )
-    who = contenders()
-    decoded = decoding(kinds, args.rounds)
-    show(
-        "16 frames as RGB of full size, CPU ms",
-        ["file", "sampling", *who, "cover to the fastest of the others"],
-        decoded,
-    )
-    clip_rows, medians = clips(kinds, args.rounds)
+    size_text = ", ".join(f"{name} {size:.0f}" for name, size in sizes.items())
+    print(f"{metadata['date']}, {metadata['device']}, one thread; kB a file: {size_text}")
+    columns = ["file", "sampling", *contenders(), "cover to the fastest of the others"]
+    decode_rows = decoding(kinds, args.rounds)
+    show("16 frames as RGB of full size, CPU ms", columns, decode_rows)
+    clip_rows, medians = training_clips(kinds, args.rounds)
     show("a training clip of 16 x 224, CPU ms", ["sampling", "file", "ms", "times prepared"], clip_rows)
-    through = throughput(kinds, args.clips)
-    show("dense training clips a second, through worker processes", ["file", "1 worker", "2 workers", "ratio"], through)
+    rates = throughput(kinds, args.clips)
+    show("dense training clips a second, through worker processes", ["file", "1 worker", "2 workers", "ratio"], rates)
     views = evaluation(kinds, args.rounds)
-    columns = [
-        "file",
-        "30 views, CPU ms",
-        "every frame as RGB",
-        "every frame decoded",
-        "views / RGB",
-        "views / decoded",
-    ]
-    show("evaluation at 10x3 views of 16 x 224", columns, views)
-    write({**metadata, "decode": decoded, "clip": medians, "clips_per_s": through, "views": views}, args.json)
+    decodes = ["every frame as RGB", "every frame decoded", "views / RGB", "views / decoded"]
+    show("evaluation at 10x3 views of 16 x 224", ["file", "30 views, CPU ms", *decodes], views)
+    write({**metadata, "decode": decode_rows, "clip": medians, "clips_per_s": rates, "views": views}, args.json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What does a catalog of a million rows cost to draw from, and do the reading processes stay as large as they are?
+"""Time and memory of a catalog with a million rows: of the schedule, and of the reading processes over time.
 
     python benchmarks/million.py
     python benchmarks/million.py --rows 100000 --batches 1000 --json million.json
 
-The catalog: four data sets in the proportions of Kinetics-400, Something-Something-v2, Moments in Time and ImageNet.
-The schedule's figures are of a process of its own. For the readers every row stands for one of a few small files, so
-that 10,000 batches take minutes.
+The catalog has four data sets in the proportions of Kinetics-400, Something-Something-v2, Moments in Time and ImageNet.
+The schedule is measured in a process of its own. The rows point at a few small files, so that 10,000 batches take
+minutes.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from cover.mixture.loader import packs
 from cover.mixture.mixture import Mixture
 from cover.mixture.rates import Data
 
-# of the samples (COMPUTED in the article's proportions)
+# fraction of the samples of each data set, as in the article
 SHARES = {"kinetics": 0.097, "ssv2": 0.068, "moments": 0.319, "imagenet": 0.516}
 FRAMES, SIZE, BATCH, FILES = 8, 16, 8, 16
 MIB = 2**20
 
 
 def make_catalog(folder: Path, rows: int) -> Catalog:
-    """Four data sets with `rows` train rows in all, pointing at a few files."""
+    """A catalog of four data sets with `rows` train rows together, which point at a few files."""
     media = folder / "media"
     media.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -57,12 +57,10 @@ def make_catalog(folder: Path, rows: int) -> Catalog:
     ]
     (folder / "catalog.yaml").write_text("\n".join(lines) + "\n")
     catalog = load_catalog(folder / "catalog.yaml")
-    classes = ClassList.of([f"class {number}" for number in range(400)], "made")
-    for name, share in SHARES.items():
-        path = catalog.manifest_path(name, "train")
-        write_manifest(
-            path, name, "train", catalog.spec(name).media, classes, _rows(media, kinds[name], round(rows * share))
-        )
+    classes = ClassList.of([f"class {number}" for number in range(400)], "generated")
+    for name, fraction in SHARES.items():
+        path, own_rows = catalog.manifest_path(name, "train"), _rows(media, kinds[name], round(rows * fraction))
+        write_manifest(path, name, "train", catalog.spec(name).media, classes, own_rows)
     return catalog
 
 
@@ -96,11 +94,8 @@ def _clip(path: Path, rng: np.random.Generator) -> None:
         stream = container.add_stream("libx264", rate=12, options={"g": "6"})
         stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
         for _ in range(12):
-            container.mux(
-                stream.encode(
-                    av.VideoFrame.from_ndarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8), format="rgb24")
-                )
-            )
+            noise = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
         container.mux(stream.encode())
 
 
@@ -108,13 +103,11 @@ def mixture_of(catalog: Catalog) -> Mixture:
     return Mixture.open(Data(list(SHARES), str(catalog.path), FRAMES), catalog)
 
 
-# --- the schedule
+# --- the schedule -----------------------------------------------------------------------------------------------------
 
 
 def schedule_costs(catalog_path: Path) -> dict[str, float]:
-    """In a process of its own: seconds and MiB of opening the manifests, of 1,000 draws with their rows, of a step far
-    ahead.
-    """
+    """Seconds and MiB of a new process: to open the manifests, for 1,000 draws with their rows, and for a late step."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_schedule_costs, (catalog_path,))
 
@@ -141,7 +134,7 @@ def _schedule_costs(catalog_path: Path) -> dict[str, float]:
 
 
 def anonymous(pid: int) -> int:
-    """Bytes of memory of a process's own: pages of mapped files, which all processes share, are not counted."""
+    """The private memory of a process in bytes, without pages of mapped files, which all processes share."""
     return _status(pid, "RssAnon")
 
 
@@ -150,37 +143,37 @@ def _status(pid: int, key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-# --- the readers
+# --- the readers ------------------------------------------------------------------------------------------------------
 
 
 def reader_memory(catalog: Catalog, batches: int, workers: int) -> list[dict[str, Any]]:
-    """MiB of each reading process, its own and with shared pages, after a tenth of the batches and at nine more times."""
+    """The MiB of each reading process, private and with shared pages, at ten times during the batches."""
     mixture = mixture_of(catalog)
     schedule, reader = mixture.schedule(BATCH), mixture.reader(SIZE)
-    visited, result = set(_children()), []
+    before, lines = set(_children()), []
     began = time.perf_counter()
     for number, _ in enumerate(packs(schedule, reader, 0, batches, workers), start=1):
         if number == 1:
-            mine = _readers(visited, workers)
+            readers = _readers(before, workers)
         if number % (batches // 10) == 0:
-            own, whole = ([_status(pid, key) / MIB for pid in mine] for key in ("RssAnon", "VmRSS"))
-            result.append({"batches": number, "seconds": time.perf_counter() - began, "own_mib": own, "rss_mib": whole})
-    return result
+            own, whole = ([_status(pid, key) / MIB for pid in readers] for key in ("RssAnon", "VmRSS"))
+            lines.append({"batches": number, "seconds": time.perf_counter() - began, "own_mib": own, "rss_mib": whole})
+    return lines
 
 
 def _readers(before: set[int], workers: int) -> list[int]:
-    """The processes that the loader has started: the largest ones, the others being servers that start them."""
+    """The processes that the loader has started. They are the largest; smaller ones only start them."""
     return sorted(set(_children()) - before, key=anonymous)[-workers:]
 
 
 def _children() -> list[int]:
-    """All processes that descend from this one."""
+    """All descendants of this process."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:  # it has ended meanwhile
+            except OSError:  # the process has ended meanwhile
                 continue
     family = {os.getpid()}
     while grown := {pid for pid, parent in parents.items() if parent in family} - family:
@@ -198,30 +191,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         catalog = make_catalog(Path(folder), args.rows)
         costs = schedule_costs(catalog.path)
-        columns = [
-            "rows",
-            "manifests opened, s",
-            "1,000 draws, s",
-            "step 100,000, s",
-            "memory of its own, MiB",
-            "peak with torch, MiB",
-        ]
+        times = ["manifests opened, s", "1,000 draws, s", "step 100,000, s"]
+        columns = ["rows", *times, "private memory, MiB", "peak with torch, MiB"]
         values = [f"{costs['rows']:.0f}", *(f"{costs[key]:.3f}" for key in ("open_s", "draws_s", "far_s"))]
         show("schedule", columns, [[*values, f"{costs['own_mib']:.0f}", f"{costs['peak_mib']:.0f}"]])
         memory = reader_memory(catalog, args.batches, args.workers)
-        rows = [
-            [
-                str(line["batches"]),
-                f"{line['seconds']:.0f}",
-                *(" ".join(f"{m:.0f}" for m in line[key]) for key in ("own_mib", "rss_mib")),
-            ]
-            for line in memory
-        ]
-        show(
-            f"{args.workers} readers, batches of {BATCH}",
-            ["batches", "s", "memory of their own, MiB", "resident, MiB"],
-            rows,
-        )
+        rows = []
+        for line in memory:
+            own, whole = (" ".join(f"{mib:.0f}" for mib in line[key]) for key in ("own_mib", "rss_mib"))
+            rows.append([str(line["batches"]), f"{line['seconds']:.0f}", own, whole])
+        columns = ["batches", "s", "private memory, MiB", "resident, MiB"]
+        show(f"{args.workers} readers, batches of {BATCH}", columns, rows)
         write({**where(torch.device("cpu")), "schedule": costs, "readers": memory}, args.json)
 
 

@@ -1,12 +1,12 @@
-"""How fast is the model, against the machine's matmul peak, against transformers' TimeSformer, and against a plain one?
+"""Speed of the model, compared with the matmul peak of the machine, transformers' TimeSformer and a plain TimeSformer.
 
-    python benchmarks/model.py                               # every workload that fits the device; table, then JSON
-    with --json FILE python benchmarks/model.py --only small mixed --rounds 9 python benchmarks/model.py --device cuda
-    --only base large mixed mixed-large
+    python benchmarks/model.py                               # every workload of the device
+    python benchmarks/model.py --only small mixed --rounds 9 --json model.json
+    python benchmarks/model.py --device cuda --only base large mixed mixed-large
 
-Needs torch alone, and transformers for its rows. A row's share of the peak counts the multiply-adds of the function,
-not those that a way of computing it adds. The training step is the one that `cover train` takes, for every row: pixels
-normalised on the device, cross-entropy, backward pass, clipping, fused AdamW.
+It needs only torch, and transformers for its rows. The fraction of the peak counts the multiply-adds of the published
+function, not additional ones of an implementation. Every row runs the training step of `cover train`: pixels normalised
+on the device, cross-entropy, backward pass, gradient clipping, fused AdamW.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ OURS, PACKED = "ours", "ours, packed"
 
 @dataclass(frozen=True)
 class Workload:
-    """A model and the Pack it works on, at the device's own size of batch."""
+    """A model and its Pack. `groups`, `dtypes`: for each kind of device."""
 
     title: str
     preset: str
@@ -54,7 +54,7 @@ class Workload:
     dtypes: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"cpu": ("fp32",), "cuda": ("fp32", "bf16")})
 
     def config(self, **changes: Any) -> TimeSformerConfig:
-        """The function that transformers' TimeSformer computes: additive time, an image being a clip of one frame."""
+        """The configuration with the function of transformers' TimeSformer: additive time, also for images."""
         frames = self.groups["cpu"][0][1]
         return named_config(self.preset, size=self.size, frames=frames, time="additive", image_time="first", **changes)
 
@@ -83,7 +83,7 @@ WORKLOADS = {
 
 @dataclass
 class Contender:
-    """A network, the Packs it takes one after the other for the batch, and what it needs for a training step."""
+    """A network, the Packs of a batch, which it takes one after the other, and the settings of a training step."""
 
     network: nn.Module
     packs: list[Pack]
@@ -115,16 +115,14 @@ class Contender:
 
 
 def make_pack(groups: Groups, size: int, device: torch.device) -> Pack:
-    """Random pixels and classes."""
-    output = torch.Generator().manual_seed(0)
-    samples = sum(count for count, _ in groups)
+    """A Pack with random pixels and classes."""
+    generator = torch.Generator().manual_seed(0)
+    samples, frames = sum(count for count, _ in groups), sum(count * length for count, length in groups)
     pack = Pack(
-        frames=torch.randint(
-            0, 256, (sum(s * t for s, t in groups), 3, size, size), dtype=torch.uint8, generator=output
-        ),
+        frames=torch.randint(0, 256, (frames, 3, size, size), dtype=torch.uint8, generator=generator),
         groups=groups,
         dataset=torch.zeros(samples, dtype=torch.int64),
-        targets=torch.randint(0, CLASSES, (samples, 1), generator=output),
+        targets=torch.randint(0, CLASSES, (samples, 1), generator=generator),
         weight=torch.ones(samples),
         seed=torch.zeros(samples, dtype=torch.int64),
     )
@@ -132,16 +130,16 @@ def make_pack(groups: Groups, size: int, device: torch.device) -> Pack:
 
 
 def part_of(pack: Pack, number: int) -> Pack:
-    """One group of a Pack as a Pack of its own."""
-    first, frame = (sum(g[0] for g in pack.groups[:number]), sum(g[0] * g[1] for g in pack.groups[:number]))
-    count, length = pack.groups[number]
-    rows = slice(first, first + count)
-    named = {name: getattr(pack, name)[rows] for name in ("dataset", "targets", "weight", "seed")}
-    return Pack(frames=pack.frames[frame : frame + count * length], groups=(pack.groups[number],), **named)
+    """One group of a Pack as a separate Pack."""
+    before, (count, length) = pack.groups[:number], pack.groups[number]
+    sample, frame = sum(group[0] for group in before), sum(group[0] * group[1] for group in before)
+    rows = slice(sample, sample + count)
+    values = {name: getattr(pack, name)[rows] for name in ("dataset", "targets", "weight", "seed")}
+    return Pack(frames=pack.frames[frame : frame + count * length], groups=(pack.groups[number],), **values)
 
 
 def randomised(model: CoVeR) -> CoVeR:
-    """No parameter at zero: a mistake in a peer's weights would hide there."""
+    """Set all parameters to random values: an error in the weights of a peer would not show in zeros."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name:
@@ -150,83 +148,80 @@ def randomised(model: CoVeR) -> CoVeR:
 
 
 def contenders(work: Workload, device: torch.device, bf16: bool, compiled: bool) -> dict[str, Contender]:
-    """Every row of a workload by name, eager and compiled; all hold the same weights."""
+    """Name -> contender of a workload, eager and compiled. All have the same weights."""
+    builders = networks(work, device)
+    settings = StepSettings(
+        sum(count for count, _ in work.groups[device.type]), torch.ones(1, device=device), bf16=bf16
+    )
+    rows = {}
+    for name, (build, packs) in builders.items():
+        for compiling in [False, True] if compiled else [False]:
+            network = build().to(device)
+            if compiling:
+                network.compile_stages()  # type: ignore[operator]
+            rows[f"{name}, {'compiled' if compiling else 'eager'}"] = Contender(network, packs, settings)
+    return rows
+
+
+def networks(work: Workload, device: torch.device) -> dict[str, tuple[Callable[[], nn.Module], list[Pack]]]:
+    """Name -> a function that builds the network, and the Packs of its batch."""
     groups = work.groups[device.type]
     pack = make_pack(groups, work.size, device)
-    parts = [part_of(pack, number) for number in range(len(groups))]
-    settings = StepSettings(sum(count for count, _ in groups), torch.ones(1, device=device), bf16=bf16)
+    separate = [part_of(pack, number) for number in range(len(groups))]
     ours = randomised(CoVeR(work.config(), (Head(HEAD, tuple(map(str, range(CLASSES)))),)))
     lengths = tuple(length for _, length in groups)
-    outputs: dict[str, tuple[Callable[[], nn.Module], list[Pack]]] = {}
+
+    def rotary() -> nn.Module:
+        return CoVeR(named_config(work.preset, size=work.size, frames=lengths[0]), ours.head_list)
+
+    def transformers() -> nn.Module:
+        return TransformersTimeSformer(ours.config, CLASSES, lengths).fill(ours)
+
+    builders: dict[str, tuple[Callable[[], nn.Module], list[Pack]]] = {}
     if len(groups) == 1:
-        outputs[OURS] = (lambda: copy.deepcopy(ours), parts)
-        outputs["ours, rotary time"] = (
-            lambda: CoVeR(named_config(work.preset, size=work.size, frames=lengths[0]), ours.head_list),
-            parts,
-        )
+        builders[OURS] = (lambda: copy.deepcopy(ours), separate)
+        builders["ours, rotary time"] = (rotary, separate)
     else:
-        outputs[PACKED] = (lambda: copy.deepcopy(ours), [pack])
-        outputs["ours, two passes"] = (lambda: copy.deepcopy(ours), parts)
-        outputs["ours, images repeated"] = (lambda: Repeating(copy.deepcopy(ours)), [pack])
+        builders[PACKED] = (lambda: copy.deepcopy(ours), [pack])
+        builders["ours, two passes"] = (lambda: copy.deepcopy(ours), separate)
+        builders["ours, images repeated"] = (lambda: Repeating(copy.deepcopy(ours)), [pack])
     suffix = "" if len(groups) == 1 else ", two passes"
     if importlib.util.find_spec("transformers"):
-        outputs[f"transformers{suffix}"] = (
-            lambda: TransformersTimeSformer(ours.config, CLASSES, lengths).fill(ours),
-            parts,
-        )
-    outputs[f"plain, fused attention{suffix}"] = (lambda: PlainTimeSformer(ours.config, CLASSES).fill(ours), parts)
-    results = {}
-    for name, (build, packs) in outputs.items():
-        for ways in [False, True] if compiled else [False]:
-            network = build().to(device)
-            if ways:
-                network.compile_stages()  # type: ignore[operator]
-            results[f"{name}, {'compiled' if ways else 'eager'}"] = Contender(network, packs, settings)
-    return results
+        builders[f"transformers{suffix}"] = (transformers, separate)
+    builders[f"plain, fused attention{suffix}"] = (lambda: PlainTimeSformer(ours.config, CLASSES).fill(ours), separate)
+    return builders
 
 
 def check_same(rows: dict[str, Contender], bf16: bool) -> float:
-    """The largest difference of logits between rows of the same function. Raises AssertionError where it is more than
-    rounding.
+    """The largest difference of logits between rows of the same function.
+
+    Raises AssertionError if it is larger than rounding errors.
     """
-    results = {name: row.forward().float() for name, row in rows.items() if "rotary" not in name}
-    wanted = next(iter(results.values()))
-    apart = max(float((scores - wanted).abs().max()) for name, scores in results.items() if "repeated" not in name)
-    assert apart <= (0.05 if bf16 else 1e-4) * float(wanted.abs().max()), (
-        f"the rows do not compute the same function: {apart}"
-    )
+    logits = {name: row.forward().float() for name, row in rows.items() if "rotary" not in name}
+    wanted = next(iter(logits.values()))
+    apart = max(float((scores - wanted).abs().max()) for name, scores in logits.items() if "repeated" not in name)
+    limit = (0.05 if bf16 else 1e-4) * float(wanted.abs().max())
+    assert apart <= limit, f"the rows do not compute the same function: {apart}"
     return apart
 
 
 def measure(name: str, device: torch.device, dtype: str, rounds: int, compiled: bool) -> dict[str, Any]:
-    """Times, shares of the peak and memory of one workload, forward and training step."""
+    """Times, fractions of the peak and memory of one workload, for the forward pass and the training step."""
     work = WORKLOADS[name]
     torch.manual_seed(0)
     torch._dynamo.reset()
-    # many networks and layouts in one process: none of them may fall back to eager
+    # One process has many networks and layouts; none of them may fall back to eager.
     torch._dynamo.config.recompile_limit = 64
     rows = contenders(work, device, dtype == "bf16", compiled)
-    apart = check_same(rows, dtype == "bf16")
-    operations = 2 * forward_cost(on_meta(work.config(), {}), work.groups[device.type], work.size).multiply_adds
+    apart, groups = check_same(rows, dtype == "bf16"), work.groups[device.type]
+    operations = 2 * forward_cost(on_meta(work.config(), {}), groups, work.size).multiply_adds
     peak, peak_operations = matmul(device, torch.bfloat16 if dtype == "bf16" else torch.float32)
-    results: dict[str, Any] = {
-        "workload": name,
-        "title": work.title,
-        "dtype": dtype,
-        "groups": work.groups[device.type],
-        "apart": apart,
-    }
+    results: dict[str, Any] = {"workload": name, "title": work.title, "dtype": dtype, "groups": groups, "apart": apart}
     for stage, factor in (("forward", 1), ("training step", 3)):
-        tasks: dict[str, Work] = {
-            "matmul": peak,
-            **{n: row.forward if factor == 1 else row.train for n, row in rows.items()},
-        }
-        seconds = in_turns(tasks, rounds, device)
-        results[stage] = {
-            "rows": table_rows(seconds, factor * operations, peak_operations),
-            "rounds": rounds,
-            "operations": factor * operations,
-        }
+        tasks: dict[str, Work] = {"matmul": peak}
+        tasks |= {row_name: row.forward if factor == 1 else row.train for row_name, row in rows.items()}
+        times = table_rows(in_turns(tasks, rounds, device), factor * operations, peak_operations)
+        results[stage] = {"rows": times, "rounds": rounds, "operations": factor * operations}
     first = next(iter(rows.values()))
     results["forward"]["by_operation"] = by_operation(first.forward, device)
     results["training step"]["by_operation"] = by_operation(first.train, device)
@@ -237,15 +232,13 @@ def measure(name: str, device: torch.device, dtype: str, rounds: int, compiled: 
 
 
 def table_rows(seconds: dict[str, list[float]], operations: float, peak_operations: float) -> dict[str, Any]:
-    """Per row: median milliseconds, its share of the matmul rate of the same round, and its time against our best
-    row's.
+    """For each row the median milliseconds, the fraction of the matmul speed, and the time divided by our best row's.
+
+    The last two are medians of the ratios within a round.
     """
     names = [name for name in seconds if name != "matmul"]
-    ours = [
-        name
-        for name in names
-        if name.startswith(PACKED if any("packed" in n for n in names) else OURS) and "rotary" not in name
-    ]
+    prefix = PACKED if any("packed" in name for name in names) else OURS
+    ours = [name for name in names if name.startswith(prefix) and "rotary" not in name]
     best = min(ours, key=lambda name: statistics.median(seconds[name]))
     return {
         name: {
@@ -271,22 +264,18 @@ def report(results: dict[str, Any]) -> None:
             for name, row in results[stage]["rows"].items()
         ]
         show(f"{results['title']}, {results['dtype']}: {stage}", columns, rows)
-        shares = [(kind, share) for kind, share in results[stage]["by_operation"].items() if share >= 0.005]
-        print(
-            f"\nwhere {next(iter(results[stage]['rows']))} spends it: "
-            + ", ".join(f"{kind} {share:.0%}" for kind, share in shares)
-        )
+        fractions = [(kind, part) for kind, part in results[stage]["by_operation"].items() if part >= 0.005]
+        kinds = ", ".join(f"{kind} {part:.0%}" for kind, part in fractions)
+        print(f"\ntime of {next(iter(results[stage]['rows']))}: {kinds}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only", nargs="*", choices=list(WORKLOADS), help="these workloads (default: all of the device)"
-    )
+    parser.add_argument("--only", nargs="*", choices=list(WORKLOADS), help="workloads (default: all of the device)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--no-compile", action="store_true", help="eager rows alone")
-    parser.add_argument("--fresh-memory", action="store_true", help="leave the C library's memory handling as it is")
+    parser.add_argument("--no-compile", action="store_true", help="only eager rows")
+    parser.add_argument("--fresh-memory", action="store_true", help="do not change the C library's memory handling")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     device = torch.device(args.device)

@@ -1,13 +1,12 @@
-"""What does a run add to its steps? The very loop of `cover train` against the bare training step on the same Packs, in
-turns.
+"""Overhead of a run: the loop of `cover train` compared with the bare training step on the same Packs, in turns.
 
     python benchmarks/overhead.py                      # S/16, clips of 8 x 112 and images, on generated files
-    python benchmarks/overhead.py --steps 20 --json found.json
+    python benchmarks/overhead.py --steps 20 --json overhead.json
 
-In each step of a real run, the bare step (forward, backward, clipping, optimizer; no tally, no checks) is taken too, on
-a copy of the model, before or after the run's own in turn. What the run needs beside is everything else that its clock
-counts as compute: logs, checks, augmentation, averaged weights. Reading files is left out, and so are evaluation and
-checkpoints; the schedule and the collating of samples that lie in memory, which workers do, are timed apart and added.
+At each step of a real run, the bare step (forward, backward, gradient clipping, optimizer; no tally, no checks) runs
+too, on a copy of the model, in turn before or after the step of the run. The overhead is the rest of the time that the
+run's clock counts as compute: logs, checks, augmentation, averaged weights. It does not include reading, evaluation and
+checkpoints. The schedule and the collation of samples, which workers do, are timed separately and added.
 """
 
 from __future__ import annotations
@@ -52,31 +51,32 @@ PIECES: dict[str, tuple[tuple[Any, str], ...]] = {
 
 
 class Turns:
-    """Stands in for the loop's training step: takes it and the bare one, and keeps the seconds of both."""
+    """Replaces the training step of the loop: runs it and the bare step, and records the seconds of both."""
 
     def __init__(self, recipe: Recipe, pieces: dict[str, list[float]]) -> None:
         self.recipe, self.pieces, self.real_step = recipe, pieces, loop.train_step
         self.seconds: dict[str, list[float]] = {"run": [], "bare": []}
 
-    def __call__(self, model: Any, optimizer: Any, parts: Sequence[Any], settings: Any, *rest: Any) -> Any:
+    def __call__(self, model: Any, optimizer: Any, micro_batches: Sequence[Any], settings: Any, *rest: Any) -> Any:
         if not self.seconds["run"]:
             self.twin = copy.deepcopy(model)
             self.twin_optimizer = build_optimizer(self.twin, self.recipe.optimizer)
-        # the first window is not counted: memory is touched for the first time
+        # The first window does not count, because it uses memory for the first time.
         if len(self.seconds["run"]) == self.recipe.log_every:
             for seconds in self.pieces.values():
                 seconds.clear()
         for own, value in zip(self.twin_optimizer.param_groups, optimizer.param_groups, strict=True):
             own["lr"] = value["lr"]
         works: dict[str, Callable[[], Any]] = {
-            "bare": lambda: self.real_step(self.twin, self.twin_optimizer, parts, settings),
-            "run": lambda: self.real_step(model, optimizer, parts, settings, *rest),
+            "bare": lambda: self.real_step(self.twin, self.twin_optimizer, micro_batches, settings),
+            "run": lambda: self.real_step(model, optimizer, micro_batches, settings, *rest),
         }
         order = sorted(works, reverse=len(self.seconds["run"]) % 2 == 0)
         return {name: timed(works[name], self.seconds[name]) for name in order}["run"]
 
 
 def timed(work: Callable[[], Any], into: list[float]) -> Any:
+    """The result of `work`; its seconds are appended to `into`."""
     began = time.perf_counter()
     try:
         return work()
@@ -85,19 +85,19 @@ def timed(work: Callable[[], Any], into: list[float]) -> Any:
 
 
 def watch(pieces: dict[str, list[float]]) -> None:
-    """Have the seconds of every call of `PIECES` put down."""
+    """Replace every function of `PIECES` by one that records its seconds in `pieces`."""
     for title, places in PIECES.items():
         for owner, name in places:
-            whole = getattr(owner, name)
-            setattr(
-                owner,
-                name,
-                lambda *given, _whole=whole, _into=pieces[title], **how: timed(lambda: _whole(*given, **how), _into),
-            )
+            setattr(owner, name, recording(getattr(owner, name), pieces[title]))
+
+
+def recording(function: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
+    """A function that calls `function` and records its seconds."""
+    return lambda *arguments, **options: timed(lambda: function(*arguments, **options), into)
 
 
 def compute_seconds(run: Path, after: int) -> float:
-    """What the run's clock counted as compute in the windows behind step `after`."""
+    """The seconds that the run's clock counted as compute in the windows after step `after`."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     windows = [line for line in lines if line["event"] == "train"]
     pairs = [(before, line) for before, line in pairwise(windows) if before["step"] >= after]
@@ -105,7 +105,7 @@ def compute_seconds(run: Path, after: int) -> float:
 
 
 def mixture_seconds(recipe: Recipe, steps: int) -> tuple[float, float]:
-    """Per step: the schedule's draws, and collating samples that lie in memory. Medians."""
+    """The median seconds of a step for the draws of the schedule, and for the collation of samples in memory."""
     mixture = Mixture.open(recipe.data)
     schedule, reader = loop.make_schedule(recipe, mixture), loop.make_reader(recipe, mixture)
     draws: list[float] = []
@@ -118,7 +118,7 @@ def mixture_seconds(recipe: Recipe, steps: int) -> tuple[float, float]:
 
 
 def measure(recipe: Recipe) -> dict[str, Any]:
-    """Milliseconds of a step, bare and in the run, and of all that the run adds."""
+    """Milliseconds of a bare step, and of everything that the run adds."""
     pieces: dict[str, list[float]] = defaultdict(list)
     watch(pieces)
     window = recipe.log_every
@@ -144,11 +144,9 @@ def measure(recipe: Recipe) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument(
-        "--window", type=int, default=4, help="steps per line of the log; the first window is not counted"
-    )
+    parser.add_argument("--window", type=int, default=4, help="steps per line of the log; the first does not count")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--ema", type=float, default=0.999, help="0 for none")
+    parser.add_argument("--ema", type=float, default=0.999, help="decay of averaged weights; 0 for none")
     parser.add_argument("--tensorboard", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", metavar="FILE")
@@ -157,32 +155,20 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         catalog = generate(Path(folder), Settings(size=0.02), workers=0)
         index(catalog, 0)
-        recipe = Recipe(
-            Data(SETS, str(catalog), frames=8),
-            str(Path(folder) / "run"),
-            args.steps,
-            args.batch,
-            TimeSformerOptions(preset="S/16", size=112),
-            ema=args.ema,
-            workers=0,
-            device=args.device,
-            log_every=args.window,
-            evaluate_every=-1,
-        )
+        data, model = Data(SETS, str(catalog), frames=8), TimeSformerOptions(preset="S/16", size=112)
+        settings = {"workers": 0, "device": args.device, "log_every": args.window, "evaluate_every": -1}
+        recipe = Recipe(data, str(Path(folder) / "run"), args.steps, args.batch, model, ema=args.ema, **settings)
         results = {**measure(recipe), "where": where(pick_device(args.device))}
-    rows = [
-        [title, f"{value:.2f}", f"{value / results['bare_ms']:.2%}"] for title, value in results["pieces_ms"].items()
-    ]
+    bare = results["bare_ms"]
+    rows = [[title, f"{value:.2f}", f"{value / bare:.2%}"] for title, value in results["pieces_ms"].items()]
     rows.sort(key=lambda row: -float(row[1]))
     total = ["all beside the step", f"{results['beside_ms']:.2f}", f"{results['overhead']:.2%}"]
-    show(
-        f"S/16, 8 x 112, batch {args.batch}: bare step {results['bare_ms']:.0f} ms",
-        ["", "ms a step", "of the bare step"],
-        [*rows, total],
-    )
+    title = f"S/16, 8 x 112, batch {args.batch}: bare step {bare:.0f} ms"
+    show(title, ["", "ms a step", "of the bare step"], [*rows, total])
     print(
-        f"\nthe step itself inside the run: {results['step_in_run']:.3f} times the bare one, over {results['steps']} steps; {results['where']}"
+        f"\nthe step of the run takes {results['step_in_run']:.3f} times the bare step, over {results['steps']} steps"
     )
+    print(results["where"])
     write(results, args.json)
 
 

@@ -1,11 +1,11 @@
-"""Memory and time of a training step as `cover plan` says and as measured, on the device that is here.
+"""Memory and time of a training step: planned as by `cover plan`, and measured on this machine.
 
     python benchmarks/plan.py                       # table; JSON with --json FILE
     python benchmarks/plan.py --device cuda --mfu 0.4
 
-Steps and a large matrix product take turns; a step is planned from the product's rate in the same rounds and the share
-of it that `cover plan` assumes. On a GPU too the peak is that of the product, not that of its maker's sheet, so that
-the card need not be in the table.
+Steps and a large matrix product take turns. The planned time follows from the speed of the product in the same rounds
+and from the fraction of it that `cover plan` assumes. This holds for a GPU too, so that it need not be in the table of
+devices.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Case:
 
     @property
     def title(self) -> str:
-        present = " + ".join(f"{samples} x {frames}" for samples, frames in self.groups)
-        return f"{self.preset}, {self.size} px, {present}{', checkpointing' * self.checkpointing}"
+        groups = " + ".join(f"{samples} x {frames}" for samples, frames in self.groups)
+        return f"{self.preset}, {self.size} px, {groups}{', checkpointing' * self.checkpointing}"
 
 
 CASES = {
@@ -67,8 +67,8 @@ CASES = {
 }
 
 
-def measure(case: Case, device: torch.device, bf16: bool, share: float, rounds: int) -> dict[str, Any]:
-    """Planned and measured seconds and bytes of one case."""
+def measure(case: Case, device: torch.device, bf16: bool, mfu: float, rounds: int) -> dict[str, Any]:
+    """Planned and measured seconds and bytes of one case. `mfu`: fraction of the matrix product's speed."""
     config = named_config(case.preset, size=case.size, frames=case.groups[0][1])
     network = CoVeR(config, (Head(HEAD, tuple(map(str, range(CLASSES)))),)).to(device).train()
     network.set_checkpointing(case.checkpointing)
@@ -83,7 +83,7 @@ def measure(case: Case, device: torch.device, bf16: bool, share: float, rounds: 
     seconds = in_turns({"step": step, "matmul": product}, rounds, device)
     network.zero_grad(set_to_none=True)
     state = sum(3 * parameter.nbytes for parameter in network.parameters())  # weights and AdamW's two means
-    result = state + pack.frames.nbytes + peak_bytes(step, device)
+    measured = state + pack.frames.nbytes + peak_bytes(step, device)
     model = on_meta(config, {HEAD: CLASSES})
     memory = step_memory(model, case.groups, case.size, StepOptions(case.checkpointing, bf16))
     passes = 4 if case.checkpointing else 3
@@ -91,15 +91,16 @@ def measure(case: Case, device: torch.device, bf16: bool, share: float, rounds: 
     return {
         "case": case.title,
         "parameters": count_parameters(model).total,
-        "bytes": result,
+        "bytes": measured,
         "bytes_planned": memory.tensors,
         "seconds": statistics.median(seconds["step"]),
-        "seconds_planned": 2 * passes * forward_cost(model, case.groups, case.size).multiply_adds / rate / share,
+        "seconds_planned": 2 * passes * forward_cost(model, case.groups, case.size).multiply_adds / rate / mfu,
     }
 
 
-def report(rows: list[dict[str, Any]], share: float) -> None:
-    columns = ["step", "memory, MiB", "planned", "", "time, ms", f"planned at {share:.0%}", "", "share reached"]
+def report(rows: list[dict[str, Any]], mfu: float) -> None:
+    """Print the table of planned and measured values."""
+    columns = ["step", "memory, MiB", "planned", "", "time, ms", f"planned at {mfu:.0%}", "", "fraction reached"]
     cells = [
         [
             row["case"],
@@ -109,7 +110,7 @@ def report(rows: list[dict[str, Any]], share: float) -> None:
             f"{1e3 * row['seconds']:.0f}",
             f"{1e3 * row['seconds_planned']:.0f}",
             f"{row['seconds_planned'] / row['seconds'] - 1:+.0%}",
-            f"{share * row['seconds_planned'] / row['seconds']:.0%}",
+            f"{mfu * row['seconds_planned'] / row['seconds']:.0%}",
         ]
         for row in rows
     ]
@@ -119,22 +120,20 @@ def report(rows: list[dict[str, Any]], share: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--mfu", type=float, help="share of the matrix product's rate (default: what cover plan assumes)"
-    )
+    parser.add_argument("--mfu", type=float, help="fraction of the matrix product's speed (default: as in cover plan)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--first", type=int, help="only so many cases")
+    parser.add_argument("--first", type=int, help="number of cases (default: all)")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     reuse_memory()
     device = torch.device(args.device)
     on_gpu = device.type == "cuda"
-    share = args.mfu or (GPU_MFU if on_gpu else CPU_MFU)
+    mfu = args.mfu or (GPU_MFU if on_gpu else CPU_MFU)
     rows = []
     for case in CASES[device.type][: args.first]:
-        rows.append(measure(case, device, on_gpu, share, args.rounds))
-        write({**where(device), "share": share, "rows": rows}, args.json)
-    report(rows, share)
+        rows.append(measure(case, device, on_gpu, mfu, args.rounds))
+        write({**where(device), "mfu": mfu, "rows": rows}, args.json)
+    report(rows, mfu)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""What do two processes make of the cores of one, what do their messages and a checkpoint cost, and how does a step
-grow with its content?
+"""Scaling of the training step: with the number of processes, with its content, and the time of a checkpoint.
 
     python benchmarks/scaling.py
-    python benchmarks/scaling.py --only ranks --rounds 9 --json found.json
+    python benchmarks/scaling.py --only ranks --rounds 9 --json scaling.json
 
-Everything is the step that `cover train` takes, on random pixels. `ranks`: one process with two threads, and two
-processes (gloo) with one thread each, share one batch, in turns, on the same cores; what the messages cost is the same
-step without them. `checkpoint`: how long the loop stands still for one, written in the background or not. `growth`: one
-process, one thread; times against the first row's.
+All parts run the step of `cover train` on random pixels. `ranks`: one process with two threads, and two processes
+(gloo) with one thread each, compute the same batch in turns on the same cores. The cost of messages is the difference
+to the same step without them. `checkpoint`: how long the loop waits for a checkpoint, in the background or not.
+`growth`: one process with one thread; times are divided by the time of the first row.
 """
 
 from __future__ import annotations
@@ -42,24 +41,22 @@ from cover.training.step import StepSettings, train_step
 CPU = torch.device("cpu")
 CLASSES = 100
 PRESET, SIZE = "mini", 32
-GROUPS = ((8, 8), (16, 1))  # of the ranks' batch: clips of eight frames, images
+GROUPS = ((8, 8), (16, 1))  # the batch of all ranks: 8 clips of 8 frames, 16 images
 RANKS = 2
+ONE_PROCESS = "one process, two threads"
 
 Groups = tuple[tuple[int, int], ...]
 
 
 def make_pack(groups: Groups, size: int, heads: int = 1) -> Pack:
-    """Random pixels and classes; the samples take turns with the heads."""
-    output = torch.Generator().manual_seed(0)
-    samples = sum(count for count, _ in groups)
+    """A Pack with random pixels and classes. Sample i belongs to head i modulo the number of heads."""
+    generator = torch.Generator().manual_seed(0)
+    samples, frames = sum(count for count, _ in groups), sum(count * length for count, length in groups)
     targets = torch.full((samples, heads), -1)
-    targets[torch.arange(samples), torch.arange(samples) % heads] = torch.randint(
-        0, CLASSES, (samples,), generator=output
-    )
+    classes = torch.randint(0, CLASSES, (samples,), generator=generator)
+    targets[torch.arange(samples), torch.arange(samples) % heads] = classes
     return Pack(
-        frames=torch.randint(
-            0, 256, (sum(s * t for s, t in groups), 3, size, size), dtype=torch.uint8, generator=output
-        ),
+        frames=torch.randint(0, 256, (frames, 3, size, size), dtype=torch.uint8, generator=generator),
         groups=groups,
         dataset=torch.arange(samples) % heads,
         targets=targets,
@@ -69,13 +66,14 @@ def make_pack(groups: Groups, size: int, heads: int = 1) -> Pack:
 
 
 def make_model(size: int, frames: int, heads: int = 1) -> CoVeR:
+    """A model with random weights and `heads` heads."""
     torch.manual_seed(0)
-    named = tuple(Head(f"set{number}", tuple(map(str, range(CLASSES)))) for number in range(heads))
-    return CoVeR(named_config(PRESET, size=size, frames=frames), named)
+    head_list = tuple(Head(f"set{number}", tuple(map(str, range(CLASSES)))) for number in range(heads))
+    return CoVeR(named_config(PRESET, size=size, frames=frames), head_list)
 
 
 def step_of(model: CoVeR, pack: Pack, engine: LocalStep | None = None, heads: int = 1) -> Work:
-    """The whole training step, again and again."""
+    """A function that runs one whole training step."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     settings = StepSettings(sum(count for count, _ in pack.groups), torch.ones(heads))
     return lambda: train_step(model, optimizer, [pack], settings, engine=engine)
@@ -85,7 +83,7 @@ def step_of(model: CoVeR, pack: Pack, engine: LocalStep | None = None, heads: in
 
 
 class Silent(LocalStep):
-    """An engine of several ranks that does everything but talk."""
+    """The step of several ranks without their communication."""
 
     def __init__(self, engine: DistributedStep) -> None:
         super().__init__(engine.model)
@@ -99,20 +97,18 @@ class Silent(LocalStep):
 
 
 def measure_rank(rounds: int) -> None:
-    """What each of the processes of `measure_ranks` does; rank 0 prints the seconds as JSON."""
+    """The work of each process of `measure_ranks`; rank 0 prints the seconds as JSON."""
     reuse_memory()
     with process_group(Distributed().timeout, "cpu") as group:
         alone = step_of(make_model(SIZE, 8), make_pack(GROUPS, SIZE))
-        mine = make_pack(tuple((count // RANKS, frames) for count, frames in GROUPS), SIZE)
-        ways: dict[str, Work] = {
-            "one process, two threads": lambda: with_threads(RANKS, alone) if group.leads else None
-        }
+        own = make_pack(tuple((count // RANKS, frames) for count, frames in GROUPS), SIZE)
+        works: dict[str, Work] = {ONE_PROCESS: lambda: with_threads(RANKS, alone) if group.leads else None}
         for strategy in ("ddp", "fsdp"):
             engine = DistributedStep(make_model(SIZE, 8), group, strategy)
-            ways[f"two processes, {strategy}"] = step_of(engine.model, mine, engine)
+            works[f"two processes, {strategy}"] = step_of(engine.model, own, engine)
             if strategy == "ddp":
-                ways["two processes, silent"] = step_of(engine.model, mine, Silent(engine))
-        seconds = in_turns({name: together(work) for name, work in ways.items()}, rounds, CPU)
+                works["two processes, silent"] = step_of(engine.model, own, Silent(engine))
+        seconds = in_turns({name: together(work) for name, work in works.items()}, rounds, CPU)
         if group.leads:
             print(json.dumps(seconds))
 
@@ -124,43 +120,33 @@ def with_threads(threads: int, work: Work) -> None:
 
 
 def together(work: Work) -> Work:
-    """Begun by all ranks at once, and done when all are."""
+    """`work` between two barriers, so that all ranks start together and end together."""
 
-    def all_of_it() -> None:
+    def with_barriers() -> None:
         dist.barrier()
         work()
         dist.barrier()
 
-    return all_of_it
+    return with_barriers
 
 
 def measure_ranks(rounds: int) -> dict[str, Any]:
-    """Milliseconds of a step, and the efficiency: the time of one process over that of two, on the same cores."""
+    """Milliseconds of a step, and its efficiency.
+
+    The efficiency is the time of one process divided by the time of two processes on the same cores.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    shared = {
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": port,
-        "WORLD_SIZE": str(RANKS),
-        "LOCAL_WORLD_SIZE": str(RANKS),
-        "OMP_NUM_THREADS": "1",
-    }
+    sizes = {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS), "OMP_NUM_THREADS": "1"}
+    shared = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": port, **sizes}
     command = [sys.executable, __file__, "--rank", "--rounds", str(rounds)]
-    others = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    printed, *_ = [process.communicate()[0] for process in others]
-    seconds = json.loads(printed)
-    one = "one process, two threads"
+    environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(RANKS)]
+    processes = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for env in environments]
+    of_rank_0, *_ = [process.communicate()[0] for process in processes]
+    seconds = json.loads(of_rank_0)
     results = {
-        name: {"milliseconds": 1e3 * statistics.median(times), "efficiency": ratio(seconds, one, name)}
+        name: {"milliseconds": 1e3 * statistics.median(times), "efficiency": ratio(seconds, ONE_PROCESS, name)}
         for name, times in seconds.items()
     }
     results["two processes, ddp"]["messages"] = 1 - ratio(seconds, "two processes, silent", "two processes, ddp")
@@ -171,7 +157,7 @@ def measure_ranks(rounds: int) -> dict[str, Any]:
 
 
 def measure_checkpoint(rounds: int) -> dict[str, Any]:
-    """Milliseconds that the loop stands still for a checkpoint, those until it is written, and the bytes of its files."""
+    """Milliseconds that the loop waits for a checkpoint, those until it is written, and the bytes of its files."""
     model = make_model(SIZE, 8)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     train_step(model, optimizer, [make_pack(((2, 8),), SIZE)], StepSettings(2, torch.ones(1)))
@@ -198,7 +184,7 @@ def measure_checkpoint(rounds: int) -> dict[str, Any]:
 
 
 def measure_growth(rounds: int) -> dict[str, Any]:
-    """Per row the milliseconds of a step, and how many times the first row's of its kind it takes."""
+    """The milliseconds of a step for each row, and its time divided by the time of the first row of its kind."""
     kinds: dict[str, dict[str, Callable[[], Work]]] = {
         "frames of a clip": {
             str(n): lambda n=n: step_of(make_model(SIZE, n), make_pack(((4, n),), SIZE)) for n in (4, 8, 16, 32)
@@ -224,40 +210,32 @@ def measure_growth(rounds: int) -> dict[str, Any]:
     return results
 
 
-# --- what is shown ----------------------------------------------------------------------------------------------------
+# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def report(results: dict[str, Any]) -> None:
+    """Print the results as tables."""
     if "ranks" in results:
-        rows = [
-            [name, f"{row['milliseconds']:.0f}", f"{row['efficiency']:.2f}"] for name, row in results["ranks"].items()
-        ]
+        table = results["ranks"].items()
+        rows = [[name, f"{row['milliseconds']:.0f}", f"{row['efficiency']:.2f}"] for name, row in table]
         show(f"{PRESET}, {SIZE} px, 8 clips of 8 + 16 images, two cores", ["row", "ms", "efficiency"], rows)
-        print(f"\nmessages are {results['ranks']['two processes, ddp']['messages']:.0%} of a step under DDP")
+        print(f"\nmessages are {results['ranks']['two processes, ddp']['messages']:.0%} of a step with DDP")
     if "checkpoint" in results:
-        rows = [
-            [n, f"{r['stall_ms']:.0f}", f"{r['written_ms']:.0f}"]
-            for n, r in results["checkpoint"].items()
-            if n != "bytes"
-        ]
-        show(
-            f"a checkpoint of {results['checkpoint']['bytes'] / 1e6:.0f} MB",
-            ["written", "ms of standstill", "ms until written"],
-            rows,
-        )
-    for kind, table in results.get("growth", {}).items():
-        first = next(iter(table))
-        rows = [
-            [n, f"{r['milliseconds']:.0f}", f"{r['times']:.2f}", f"{int(n) / int(first):.0f}"] for n, r in table.items()
-        ]
+        table = [(name, row) for name, row in results["checkpoint"].items() if name != "bytes"]
+        rows = [[name, f"{row['stall_ms']:.0f}", f"{row['written_ms']:.0f}"] for name, row in table]
+        title = f"a checkpoint of {results['checkpoint']['bytes'] / 1e6:.0f} MB"
+        show(title, ["written", "ms of waiting", "ms until written"], rows)
+    for kind, by_count in results.get("growth", {}).items():
+        first, rows = next(iter(by_count)), []
+        for count, row in by_count.items():
+            more = f"{int(count) / int(first):.0f}"
+            rows.append([count, f"{row['milliseconds']:.0f}", f"{row['times']:.2f}", more])
         show(f"a step by {kind}", [kind, "ms", "times the first", "times as many"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only", nargs="*", choices=["ranks", "checkpoint", "growth"], help="these parts (default: all)"
-    )
+    parser.add_argument("--only", nargs="*", choices=["ranks", "checkpoint", "growth"], help="parts (default: all)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)

@@ -1,13 +1,12 @@
-"""What does sharing forward passes gain a server, how long does a client wait, and does the server stay as large as it
-is?
+"""Throughput, latency and memory of a server, with and without shared forward passes.
 
-    python benchmarks/serving.py                                # one minute with and one without, by turns of 15 s; a
-    table python benchmarks/serving.py --seconds 300 --clients 16 --json serving.json
+    python benchmarks/serving.py                                # one minute for each server, in turns of 15 s
+    python benchmarks/serving.py --seconds 300 --clients 16 --json serving.json
 
-Two `cover serve` of one checkpoint (S/16 at 112, clips of 8 frames, random weights), one of which has every file
-computed alone. So many clients send clips and images without a pause to one of them at a time, the other being idle.
-Times are of whole requests on the loopback; memory is that of the server with its processes (proportional set size:
-what they share counts once).
+It starts `cover serve` twice for one checkpoint (S/16 at 112, clips of 8 frames, random weights). One server computes
+every file alone. Clients send clips and images without a pause to one server at a time, while the other is idle. Times
+are those of whole requests on the loopback interface. Memory is that of the server and its processes, as the
+proportional set size, in which shared pages count once.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from _clips import KINDS, _made
+from _clips import KINDS, make_clip
 from _measure import show, where, write
 
 from cover.model.backbones import named_config
@@ -47,7 +46,7 @@ PIECE_S = 15.0
 
 @dataclass
 class Server:
-    """A running server and what was measured of it."""
+    """A running server and its measurements."""
 
     process: subprocess.Popen[str]
     port: int
@@ -62,17 +61,15 @@ def make_release(folder: Path) -> Path:
     heads = tuple(Head(name, tuple(map(str, range(CLASSES)))) for name in ("kinetics", "ssv2", "imagenet"))
     sampling = {"kinetics": "dense", "ssv2": "segments", "imagenet": "segments"}
     sets = {name: {"sampling": how, "views": "1x1"} for name, how in sampling.items()}
-    save_release(
-        folder,
-        CoVeR(named_config("S/16", size=SIZE, frames=FRAMES), heads),
-        {"step": 0, "frames": FRAMES, "datasets": sets},
-    )
+    model = CoVeR(named_config("S/16", size=SIZE, frames=FRAMES), heads)
+    save_release(folder, model, {"step": 0, "frames": FRAMES, "datasets": sets})
     return folder
 
 
 def make_files(folder: Path, count: int) -> dict[str, list[bytes]]:
     """`count` clips of 320 x 240 and as many photographs of 640 x 480."""
-    clips = [_made(folder / f"{number}.mp4", KINDS["320x240 h264"], number).read_bytes() for number in range(count)]
+    kind = KINDS["320x240 h264"]
+    clips = [make_clip(folder / f"{number}.mp4", kind, number).read_bytes() for number in range(count)]
     images = []
     for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 256, (15, 20, 3), dtype=np.uint8)
@@ -83,20 +80,9 @@ def make_files(folder: Path, count: int) -> dict[str, list[bytes]]:
 
 @contextmanager
 def started(release: Path, folder: Path, options: list[str]) -> Iterator[Server]:
-    command = [
-        sys.executable,
-        "-m",
-        "cover",
-        "serve",
-        str(release),
-        "--port",
-        "0",
-        "--device",
-        "cpu",
-        "--spool",
-        str(folder),
-        *options,
-    ]
+    """A `cover serve` of a release on a free port."""
+    where_to = ["--port", "0", "--device", "cpu", "--spool", str(folder)]
+    command = [sys.executable, "-m", "cover", "serve", str(release), *where_to, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout
@@ -105,11 +91,11 @@ def started(release: Path, folder: Path, options: list[str]) -> Iterator[Server]
             process.terminate()
 
 
-# --- load
+# --- load -------------------------------------------------------------------------------------------------------------
 
 
 def load(server: Server, files: dict[str, list[bytes]], clients: int, seconds: float) -> None:
-    """`clients` at once, each sending one file after the other: three clips, then three images, and so on."""
+    """Let `clients` threads send one file after the other: three clips, then three images, and so on."""
     until, lock = time.monotonic() + seconds, threading.Lock()
 
     def client(number: int) -> None:
@@ -127,17 +113,17 @@ def load(server: Server, files: dict[str, list[bytes]], clients: int, seconds: f
                 turn += 1
 
     began = time.monotonic()
-    crowd = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for each in crowd:
-        each.start()
-    for each in crowd:
-        each.join()
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     server.seconds += time.monotonic() - began
     server.megabytes.append(memory(server.process.pid))
 
 
 def send(line: http.client.HTTPConnection, data: bytes) -> str:
-    """The status as text, or what went wrong on the way."""
+    """The status of a request as text, or the name of the error."""
     try:
         line.request("POST", "/v1/predict", data, {"content-type": "application/octet-stream"})
         response = line.getresponse()
@@ -149,17 +135,18 @@ def send(line: http.client.HTTPConnection, data: bytes) -> str:
 
 
 def memory(pid: int) -> float:
-    """MB of a process and all that descend from it."""
+    """The MB of a process and all its descendants."""
     rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.split()
     parents = dict(zip(map(int, rows[::2]), map(int, rows[1::2]), strict=True))
-    result, more = set[int](), {pid}
-    while more:
-        result |= more
-        more = {each for each, parent in parents.items() if parent in more}
-    return sum(_share(each) for each in result)
+    family, children = set[int](), {pid}
+    while children:
+        family |= children
+        children = {each for each, parent in parents.items() if parent in children}
+    return sum(_proportional_mb(each) for each in family)
 
 
-def _share(pid: int) -> float:
+def _proportional_mb(pid: int) -> float:
+    """The proportional set size of a process; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -167,28 +154,25 @@ def _share(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-# --- what came of it
+# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def row(name: str, server: Server) -> list[str]:
-    """Requests a second, how long they took, what failed and how large the server was."""
+    """The row of the table of a server: requests per second, latency, errors and memory."""
     rate = sum(map(len, server.times.values())) / server.seconds
     cells = [name, f"{rate:.1f}"]
     for times in server.times.values():
         cuts = statistics.quantiles(times, n=100) if len(times) > 1 else [0.0] * 99
         cells.append(" / ".join(f"{1e3 * cuts[percent - 1]:.0f}" for percent in (50, 95, 99)))
-    return [
-        *cells,
-        json.dumps(server.errors) if server.errors else "0",
-        f"{server.megabytes[0]:.0f} to {server.megabytes[-1]:.0f}",
-    ]
+    errors = json.dumps(server.errors) if server.errors else "0"
+    return [*cells, errors, f"{server.megabytes[0]:.0f} to {server.megabytes[-1]:.0f}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60, help="of load for each server")
-    parser.add_argument("--clients", type=int, default=8, help="at once")
-    parser.add_argument("--files", type=int, default=3, help="clips, and as many images")
+    parser.add_argument("--seconds", type=float, default=60, help="seconds of load for each server")
+    parser.add_argument("--clients", type=int, default=8, help="clients at the same time")
+    parser.add_argument("--files", type=int, default=3, help="number of clips, and of images")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     metadata = where(torch.device("cpu"))
@@ -197,14 +181,15 @@ def main() -> None:
         release, files = make_release(folder / "release"), make_files(folder, args.files)
         servers = {name: stack.enter_context(started(release, folder, options)) for name, options in SERVERS.items()}
         for server in servers.values():
-            load(server, files, args.clients, min(5.0, args.seconds))  # warm, and not counted
+            load(server, files, args.clients, min(5.0, args.seconds))  # a warm-up that does not count
             server.seconds, server.errors, server.megabytes = 0.0, {}, []
             server.times = {kind: [] for kind in files}
         pieces = max(1, round(args.seconds / PIECE_S))
         for number in range(pieces):
             for server in list(servers.values())[:: 1 if number % 2 else -1]:
                 load(server, files, args.clients, args.seconds / pieces)
-    title = f"{metadata['date']}, {metadata['device']}, {metadata['threads']} threads, {args.clients} clients, {args.seconds:g} s each"
+    machine = f"{metadata['date']}, {metadata['device']}, {metadata['threads']} threads"
+    title = f"{machine}, {args.clients} clients, {args.seconds:g} s each"
     columns = ["passes", "files/s", "clip, p50 / p95 / p99 ms", "image", "errors", "MB, first to last piece"]
     show(title, columns, [row(name, server) for name, server in servers.items()])
     facts = {
