@@ -21,9 +21,9 @@ from cover.cli.command import (
 from cover.errors import UserError
 
 _DIFFICULTIES = {
-    "clutter": "shapes in the background",
+    "clutter": "blobs and lines in the background",
     "shake": "movement of the camera",
-    "distractors": "other objects that move",
+    "distractors": "small objects in the background",
     "noise": "noise of the pixels",
 }
 
