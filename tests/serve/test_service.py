@@ -406,10 +406,10 @@ def test_of_a_decoded_file_only_the_middle_view_outlasts_its_naming(
     service._decoders = decode  # type: ignore[assignment]
     try:
         with busy(service):
-            requested = service._asked_why(job, ExplainQuery("kinetics"), time.monotonic() + 20, threading.Event())
+            requested = service._request_explanation(job, ExplainQuery("kinetics"), time.monotonic() + 20, threading.Event())
             assert visited[0]().shape == (6, 4, 3, 16, 16)
             visited.append(requested.pixels.clips)
-        requested.found.result(timeout=10)
+        requested.result.result(timeout=10)
     finally:
         service._decoders = decoded
     assert (visited[0](), visited[1], requested.view.shape) == (None, [], (4, 3, 16, 16))

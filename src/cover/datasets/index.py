@@ -236,7 +236,7 @@ def _cell(result: dict[str, Any], column: str) -> str:
     return f"{result[column]:.2f}" if column == "hours" else str(result[column])
 
 
-# ---------------------------------------------------------------------------------------------------------------- rows
+# --- rows ---
 
 
 def _plan(spec: DatasetSpec) -> _Plan:
@@ -276,7 +276,7 @@ def _place(source: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{_DEV_SALT}\n{source}".encode()).digest()[:6]) / 2**48
 
 
-# ------------------------------------------------------------------------------------------------------------- probe an
+# --- probe an ---
 
 
 def _index_one(catalog: Catalog, plan: _Plan, prober: ProbeEngine, force: bool) -> list[dict[str, Any]]:

@@ -165,7 +165,7 @@ def _folder(folder: Path) -> Path:
     return folder
 
 
-# --- the kinds --------------------------------------------------------------------------------------------------------
+# --- the kinds ---
 
 
 def _origin(side: Side, row: Row) -> str:
@@ -357,7 +357,7 @@ def _upper(matched: int, pairs: int) -> float:
     )
 
 
-# --- what is told -----------------------------------------------------------------------------------------------------
+# --- what is told ---
 
 
 def _split_facts(number: int, side: Side, kinds: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ Pairs = npt.NDArray[np.int64]
 _Buckets = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
-# --- one frame --------------------------------------------------------------------------------------------------------
+# --- one frame ---
 
 
 def _transform() -> npt.NDArray[np.float64]:
@@ -92,7 +92,7 @@ def _hash(grey: npt.NDArray[np.float64]) -> int:
     return int(_WEIGHTS[lowest > np.median(lowest)].sum(dtype=np.uint64))
 
 
-# --- one file ---------------------------------------------------------------------------------------------------------
+# --- one file ---
 
 
 def image_hashes(source: Source) -> tuple[int, ...] | None:
@@ -118,7 +118,7 @@ def video_hashes(source: Source, start: float, seconds: float) -> tuple[int, ...
     return tuple(value for frame in hashes for value in frame)
 
 
-# --- many files -------------------------------------------------------------------------------------------------------
+# --- many files ---
 
 
 class HashIndex:
@@ -307,7 +307,7 @@ def fingerprints(
     return {portion: known[portion] for portion in wanted if portion in known}
 
 
-# --- the cache --------------------------------------------------------------------------------------------------------
+# --- the cache ---
 
 _SCHEMA = pa.schema(
     [

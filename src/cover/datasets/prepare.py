@@ -103,7 +103,7 @@ def _size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-# --- what may be written where
+# --- what may be written where ---
 
 
 def _check_out(catalog: Catalog, out: Path) -> None:
@@ -214,7 +214,7 @@ def _so_far(jobs: Sequence[SplitJob], full: bool) -> str:
     return f": {done} of {total} samples are done ({_size(output)}) and kept; {need}run the same command to go on"
 
 
-# --- the work
+# --- the work ---
 
 
 def _jobs(catalog: Catalog, spec: DatasetSpec, layout: OutputLayout) -> Iterator[SplitJob]:

@@ -94,7 +94,7 @@ class PrepareItem:
     tag: str
 
 
-# --- one sample, in a worker process
+# --- one sample, in a worker process ---
 
 
 def make(item: PrepareItem, manifest: Path, layout: OutputLayout, split: str) -> PreparedSample | Stopped:
@@ -213,7 +213,7 @@ def _move(beside: Path, file: Path, mtime_ns: int | None) -> None:
     beside.replace(file)
 
 
-# --- a split
+# --- a split ---
 
 
 class SplitJob:
@@ -307,7 +307,7 @@ class SplitJob:
         for litter in self.manifest_path.parent.glob(f".{self.manifest_path.name}.*"):
             litter.unlink()
 
-    # --- rows
+    # --- rows ---
 
     def _items(self) -> Iterator[PrepareItem]:
         visited: Counter[str] = Counter()
@@ -335,7 +335,7 @@ class SplitJob:
         done = self._done[item.key]
         return replace(done, file=item.key + ENDINGS[done.codec]) if self.layout.shard_bytes and done.file else done
 
-    # --- what earlier runs left
+    # --- what earlier runs left ---
 
     def _recall(self) -> None:
         """What was made of the rows as they are now and still lies somewhere; what failed for good."""
@@ -385,7 +385,7 @@ class SplitJob:
         closed = sum(present[:-1]) < limit <= sum(present) or items[-1] is self.items[-1]
         return closed and _bytes_of(self.layout.out / shard.shard) == shard.bytes
 
-    # --- shards
+    # --- shards ---
 
     def pack(self) -> None:
         """Close every shard whose samples are all there. Raises OSError."""

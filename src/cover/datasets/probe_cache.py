@@ -117,7 +117,7 @@ class FileTable:
         return np.fromiter((self.number[path] for path in paths), np.int64)
 
 
-# --- the cache on disk
+# --- the cache on disk ---
 
 _VERSION = 2
 _FORCED, _THROUGH = b'"forced"', b'"through"'
@@ -249,7 +249,7 @@ def _values(facts: Facts) -> list[Any]:
     ]
 
 
-# --- filling the table
+# --- filling the table ---
 
 
 class ProbeEngine(Protocol):

@@ -37,7 +37,7 @@ class Estimate:
     p: float | None = None
 
 
-# --- bootstrap --------------------------------------------------------------------------------------------------------
+# --- bootstrap ---
 
 
 def proportion(right: npt.ArrayLike, sources: npt.ArrayLike, seed: int) -> Estimate:
@@ -91,7 +91,7 @@ def _estimate(value: float, means: Floats) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-# --- tests ------------------------------------------------------------------------------------------------------------
+# --- tests ---
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -119,7 +119,7 @@ def judge(differences: Mapping[str, Estimate], margin: float) -> dict[str, tuple
     return {name: (p, verdict(differences[name], p, margin)) for name, p in corrected.items()}
 
 
-# --- without a bootstrap ----------------------------------------------------------------------------------------------
+# --- without a bootstrap ---
 
 
 def wilson(fraction: float, samples: int) -> tuple[float, float]:
@@ -143,7 +143,7 @@ def compare_fractions(ours: float, theirs: float, samples: int) -> Verdict:
     return "better" if ours > theirs else "worse"
 
 
-# --- what can be found ------------------------------------------------------------------------------------------------
+# --- what can be found ---
 
 
 def detectable(spread_of_runs: float, spread_of_sources: float, runs: int, sources: int, power: float = 0.8) -> float:

@@ -1,1 +1,1 @@
-"""From a file to frames."""
+"""Media files: decoding to frames, clip sampling, and encoding."""

@@ -1,8 +1,8 @@
-"""Decoding: what a file holds, and the pictures it shows at given times.
+"""Decoding of media files: probing, and frames at given times.
 
-Videos go through PyAV (FFmpeg's libraries) or, where asked for, torchcodec; images through Pillow. A folder of numbered
-images is a video too, of 12 frames a second (Something-Something's rate). Times are seconds counted from the file's
-first frame. Everything that makes a file unusable ends as a `MediaError` with a short reason; nothing is ever replaced.
+PyAV (FFmpeg's libraries) or torchcodec decode videos, Pillow decodes images. A folder of numbered images is a video of
+12 frames per second, the rate of Something-Something. Times are seconds from the first frame of the file. A file that
+cannot be used raises `MediaError` with a short reason. Nothing is ever replaced.
 """
 
 from __future__ import annotations
@@ -38,25 +38,22 @@ __all__ = [
 
 Decoder = Literal["pyav", "torchcodec", "torchcodec_cuda"]
 DECODERS: tuple[Decoder, ...] = ("pyav", "torchcodec", "torchcodec_cuda")
-# containers whose header has a length; elsewhere it is estimated from what is there
-_SAY_HOW_LONG = {"mov", "matroska", "avi"}
-_SHORTFALL, _SHORTFALL_SHARE = 0.5, 0.05  # seconds, and of the length: headers are rounded, and sound is cut in blocks
+# Containers with a duration in their header. FFmpeg estimates the duration of other containers from their content.
+_STATES_DURATION = {"mov", "matroska", "avi"}
+# A file that is shorter than its header by less than both is whole: headers are rounded, and sound comes in blocks.
+_SHORTFALL, _SHORTFALL_FRACTION = 0.5, 0.05  # seconds, and a fraction of the duration
 
 
 def probe(path: Source, media: Literal["video", "image"] = "video", *, max_pixels: int = MAX_PIXELS) -> Probe:
-    """Measure a file without decoding all of it. Raises MediaError.
+    """The properties of a file, without decoding all of it. Raises MediaError.
 
-    A video's first two frames are decoded, the rest is only counted: packets that carry a frame to be shown. So damage
-    inside later packets goes unnoticed here (`decode_at` reports it), and a few codecs that hide extra pictures in
-    packets of their own can be counted one or two too high. An image is decoded, at reduced size where its format can.
+    Two frames of a video are decoded; then only the packets with a displayed frame are counted. So damage inside later
+    packets is not detected here, but in `decode_at`. A few codecs put extra pictures into their own packets, and their
+    count can be one or two too high. An image is decoded, at reduced size if its format allows it.
     """
     if media == "image":
         return probe_image(path, max_pixels)
-    return (
-        probe_folder(os.fspath(path), max_pixels)
-        if is_plain(path) and os.path.isdir(path)
-        else probe_video(path, max_pixels)
-    )
+    return probe_folder(os.fspath(path), max_pixels) if _is_folder(path) else probe_video(path, max_pixels)
 
 
 def decode_at(
@@ -67,30 +64,36 @@ def decode_at(
     max_pixels: int = MAX_PIXELS,
     decoder: Decoder = "pyav",
 ) -> Decoded:
-    """The frames shown at `times` (seconds from the first frame, any order, repeats allowed), in that order.
+    """The frames shown at `times`, in the order of `times`.
 
-    The frame at t is the last one that starts at or before t (within 1 ms); before the first it is the first, past the
-    end the last. With `size_hint`, frames whose short side is longer come back scaled down to that many pixels. Display
-    rotation, mirroring and pixel aspect are applied. One thread; no more is read and decoded than the wanted frames
-    need. Raises MediaError when the file yields no frame or one frame exceeds `max_pixels`; of a folder of images, also
-    when a wanted one is damaged or of another size than the rest; UserError where `decoder` is not installed.
+    `times`: seconds from the first frame, in any order, with repeats. The frame at t is the last one that starts at or
+    before t (within 1 ms). Before the first frame it is the first, past the end the last. `size_hint`: frames with a
+    longer short side are scaled down to this many pixels. Display rotation, mirroring and pixel aspect are applied.
+    Decoding uses one thread, and reads no more of the file than these frames need.
+
+    Raises MediaError if the file has no frame or a frame has more than `max_pixels` pixels; for a folder of images,
+    also if one of the images is damaged or has another size than the others. Raises UserError if `decoder` is not
+    installed.
     """
     wanted = np.asarray(times, dtype=np.float64)
     assert wanted.size > 0, "at least one time"
     assert np.isfinite(wanted).all(), "times are finite"
-    if is_plain(path) and os.path.isdir(path):
+    if _is_folder(path):
         return decode_folder(os.fspath(path), wanted.tolist(), size_hint, max_pixels)
     if decoder == "pyav":
         return decode_video(path, wanted.tolist(), size_hint, max_pixels)
     from cover.media.torchcodec import decode_by_torchcodec
 
-    return decode_by_torchcodec(
-        path, wanted.tolist(), size_hint, max_pixels, "cuda" if decoder == "torchcodec_cuda" else "cpu"
-    )
+    device = "cuda" if decoder == "torchcodec_cuda" else "cpu"
+    return decode_by_torchcodec(path, wanted.tolist(), size_hint, max_pixels, device)
+
+
+def _is_folder(path: Source) -> bool:
+    return is_plain(path) and os.path.isdir(path)
 
 
 def check_decoder(decoder: Decoder) -> str:
-    """The decoder with its version, for the protocol. Raises UserError where it is not installed or does not load."""
+    """The decoder and its version, for the protocol. Raises UserError if it is not installed or does not load."""
     if decoder == "pyav":
         return f"pyav {av.__version__}"
     from cover.media.torchcodec import version
@@ -98,58 +101,60 @@ def check_decoder(decoder: Decoder) -> str:
     return f"{decoder} {version('cuda' if decoder == 'torchcodec_cuda' else 'cpu')}"
 
 
-# --- every frame of a file
+# --- every frame of a file ---
 
 
 def probe_deep(
     path: Source, media: Literal["video", "image"] = "video", *, max_pixels: int = MAX_PIXELS
 ) -> tuple[Probe, str]:
-    """Measure a file by decoding all of it. Raises MediaError where it has no frame.
+    """The properties of a file, and its damage, from decoding all of it. Raises MediaError if it has no frame.
 
-    Of a sound file the measures are those of `probe`, but for the few codecs whose packets do not tell the number of
-    pictures: here it is counted. Of a damaged one they are of the frames up to the damage, as many as are ever shown,
-    and the second value says so, `REASON, N of M frames`; else it is empty. An image is decoded at full size, and is
-    whole or not at all.
+    For a whole file the properties are those of `probe`, with an exact number of frames for every codec. For a damaged
+    video they describe the frames before the damage, and the second value is `REASON, N of M frames`. Otherwise the
+    second value is empty. An image is decoded at full size; a damaged image raises MediaError.
     """
     if media == "image":
         decode_image(path, max_pixels=max_pixels)
         return probe_image(path, max_pixels), ""
-    return _folder(os.fspath(path), max_pixels) if is_plain(path) and os.path.isdir(path) else _video(path, max_pixels)
+    if _is_folder(path):
+        return _probe_all_images(os.fspath(path), max_pixels)
+    return _probe_all_frames(path, max_pixels)
 
 
-def _video(path: Source, max_pixels: int) -> tuple[Probe, str]:
+def _probe_all_frames(path: Source, max_pixels: int) -> tuple[Probe, str]:
     with open_video(path, max_pixels) as (container, stream):
         reader = Reader(container, stream)
         frames = iter(reader)
         first = first_frame(frames, reader)
         shape = Shape.of(first, stream, None, max_pixels)
-        shape.rgb(first)  # some kinds of pixels decode and cannot be shown
+        shape.rgb(first)  # some pixel formats can be decoded, but not converted to RGB
         shown = [(first.pts, first.duration or 0), *((frame.pts, frame.duration or 0) for frame in frames)]
-        damage, listed = reader.damage, reader.stamps_to_end()
-        whole = summary(first, listed, rate(stream), shape, stream.codec_context.name)
+        damage, stamps = reader.damage, reader.stamps_to_end()
+        whole = summary(first, stamps, rate(stream), shape, stream.codec_context.name)
         if damage is None:
-            visited = replace(whole, frames=len(shown))
-            return visited, _cut_short(path, visited, container, max_pixels)
-        visited = replace(summary(first, shown, rate(stream), shape, whole.codec), frames=len(shown))
-        return visited, _partial(damage, visited.frames, max(whole.frames, stream.frames))
+            decoded = replace(whole, frames=len(shown))
+            return decoded, _missing_end(path, decoded, container, max_pixels)
+        decoded = replace(summary(first, shown, rate(stream), shape, whole.codec), frames=len(shown))
+        return decoded, _partial(damage, decoded.frames, max(whole.frames, stream.frames))
 
 
-def _cut_short(path: Source, seen: Probe, container: InputContainer, max_pixels: int) -> str:
-    """A file that was not copied to its end reads as one that is shorter than its header says. Sound may well go on
-    behind the last picture, so what counts is the last packet of any stream. Matroska counts from time 0, wherever the
-    first frame is.
+def _missing_end(path: Source, decoded: Probe, container: InputContainer, max_pixels: int) -> str:
+    """The damage of a file that is shorter than its header states, for example after a broken copy; otherwise empty.
+
+    The last packet of any stream counts, because sound may go on behind the last picture. Durations count from time 0
+    and not from the first frame, as in Matroska.
     """
-    if container.duration is None or not kinds(container) & _SAY_HOW_LONG:
+    if container.duration is None or not kinds(container) & _STATES_DURATION:
         return ""
-    said = container.duration / av.time_base
-    enough = said - max(_SHORTFALL, _SHORTFALL_SHARE * said)
-    if seen.start + seen.duration >= enough or _last_packet(path, max_pixels) >= enough:
+    stated = container.duration / av.time_base
+    enough = stated - max(_SHORTFALL, _SHORTFALL_FRACTION * stated)
+    if decoded.start + decoded.duration >= enough or _last_packet(path, max_pixels) >= enough:
         return ""
-    return _partial("the file ends early", seen.frames, f"about {round(said * seen.fps)}")
+    return _partial("the file ends early", decoded.frames, f"about {round(stated * decoded.fps)}")
 
 
 def _last_packet(path: Source, max_pixels: int) -> float:
-    """When the last packet of any stream ends, in seconds."""
+    """The end of the last packet of any stream, in seconds."""
     end = 0.0
     with open_video(path, max_pixels) as (container, _), suppress(av.FFmpegError):
         for packet in container.demux():
@@ -158,7 +163,7 @@ def _last_packet(path: Source, max_pixels: int) -> float:
     return end
 
 
-def _folder(path: str, max_pixels: int) -> tuple[Probe, str]:
+def _probe_all_images(path: str, max_pixels: int) -> tuple[Probe, str]:
     whole = probe_folder(path, max_pixels)
     times, files = numbered_images(path)
     for number, file in enumerate(files):
@@ -173,5 +178,5 @@ def _folder(path: str, max_pixels: int) -> tuple[Probe, str]:
     return whole, ""
 
 
-def _partial(damage: object, seen: int, listed: int | str) -> str:
-    return f"{damage}, {seen} of {listed} frames"
+def _partial(damage: object, decoded: int, total: int | str) -> str:
+    return f"{damage}, {decoded} of {total} frames"

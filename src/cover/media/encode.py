@@ -1,7 +1,7 @@
-"""Encoding of samples into files that are small and quick to read, every frame at its own time.
+"""Encoding of samples into small files that are fast to read.
 
-Videos become H.264 in MP4, images JPEG. The same source and settings give the same bytes: one thread, nothing of the
-clock in them.
+Videos become H.264 in MP4, images become JPEG. Every frame keeps its time. The same source and settings give the same
+bytes, because encoding uses one thread and writes no dates or random ids.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from cover.media.source import MAX_PIXELS, TOLERANCE, AnyPath, ByteRange, MediaE
 from cover.media.stream import Reader, Shape, kinds, open_video, rate, reason, tick
 from cover.media.video import SEEK_BEYOND, SEEK_MARGIN, SEEKABLE, STAMPED_IN_DECODING_ORDER
 
-TIMESCALE = 90_000  # ticks per second: holds the usual rates exactly, any other within 6 microseconds
-ENDINGS = {"h264": ".mp4", "jpeg": ".jpg", "png": ".png"}  # of a file with an `Encoded.codec`
-COPIED = {"jpeg", "png"}  # images that may stay as they are
-# One thread and "bitexact" keep times and random ids out of the bytes, and x264 looks no frame ahead: where it does,
-# small frames come out different now and then. "fastdecode" leaves out what costs a decoder most (arithmetic coding,
-# deblocking); nothing refers to a B-frame, so that a decoder may pass over three frames in four. Key frames come where
-# they are asked for and nowhere else, and nothing refers across them. Slower presets gain little once there is neither
-# look-ahead nor arithmetic coding (docs/preparing.md).
+TIMESCALE = 90_000  # ticks per second; usual frame rates are exact, other times are within 6 microseconds
+ENDINGS = {"h264": ".mp4", "jpeg": ".jpg", "png": ".png"}  # `Encoded.codec` -> ending of the file
+COPIED = {"jpeg", "png"}  # images in these formats may be copied without change
+# One thread and "bitexact" make the bytes reproducible. Look-ahead is off, because with it small frames sometimes
+# differ between two runs. "fastdecode" switches off the parts that cost a decoder most time (arithmetic coding,
+# deblocking). No picture refers to a B-frame, so a decoder can skip three frames in four. Key frames are only where the
+# writer requests them, and no picture refers to a picture on the other side of a key frame. Slower presets gain little
+# without look-ahead and arithmetic coding (docs/preparing.md).
 X264 = {
     "preset": "veryfast",
     "tune": "fastdecode",
@@ -53,8 +53,10 @@ X264 = {
 
 @dataclass(frozen=True)
 class Encoding:
-    """How files are made: `short_side` in pixels (never scaled up), seconds between key frames, x264's `crf`, JPEG
-    quality.
+    """The settings of the encoder.
+
+    `short_side`: pixels; smaller sources are not scaled up. `key_interval`: seconds between key frames. `crf`: quality
+    of x264, smaller is better. `quality`: JPEG quality, 1 to 95.
     """
 
     short_side: int = 256
@@ -69,10 +71,11 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What went into a file: `frames`, the `last` one's time in seconds after the first, size as displayed, and
-    `damage`, what cut it short, None if nothing did.
+    """The properties of an encoded file.
 
-    `copied`: the bytes are the source's own.
+    `frames`: number of frames. `last`: time of the last frame in seconds after the first. `width`, `height`: pixels.
+    `damage`: the damage at which the source ended, None without any. `copied`: whether the bytes are those of the
+    source.
     """
 
     frames: int
@@ -85,18 +88,18 @@ class Encoded:
 
     @property
     def partial(self) -> str | None:
-        """Why the source was not read to its end."""
+        """The reason of the damage, None without any."""
         return None if self.damage is None else str(self.damage)
 
 
 def encode_video(
     source: Source, out: Path, how: Encoding, start: float | None = None, end: float | None = None
 ) -> Encoded:
-    """Write the frames of a video (or folder of images) shown from `start` to `end` (seconds from its first frame) as
-    MP4.
+    """Write a video or a folder of images as MP4, from `start` to `end` (seconds from its first frame).
 
-    Its time 0 is `start`. Rotation, mirroring and pixel aspect go into the pixels; there is no sound. Frames up to a
-    damage are written. Raises MediaError where fewer than two frames can be had, OSError where `out` cannot be written.
+    Time 0 of the file is `start`. Rotation, mirroring and pixel aspect are applied to the pixels. There is no sound. If
+    the source is damaged, the frames before the damage are written. Raises MediaError if there are fewer than two
+    frames, OSError if `out` cannot be written.
     """
     if not isinstance(source, ByteRange) and is_plain(source) and os.path.isdir(source):
         return _write(_folder_clip(source), out, how, start, end)
@@ -105,12 +108,13 @@ def encode_video(
 
 
 def encode_image(source: Source, out: Path, how: Encoding) -> Encoded:
-    """Write an image as JPEG, upright, or bit for bit where it is a JPEG or PNG that needs no change. Raises
-    MediaError, OSError.
+    """Write an image as an upright JPEG. A JPEG or PNG that needs no change is copied byte by byte.
+
+    Raises MediaError if the image cannot be read, OSError if `out` cannot be written.
     """
     codec, upright, (width, height) = _image_facts(source)
     if codec in COPIED and upright and min(width, height) <= how.short_side:
-        decode_image(source)  # whether it can be decoded to its end
+        decode_image(source)  # raises MediaError for a damaged image
         out.write_bytes(read_source(source))
         return Encoded(1, 0.0, width, height, codec, copied=True)
     image = Image.fromarray(decode_image(source, size_hint=2 * how.short_side))
@@ -123,25 +127,28 @@ def encode_image(source: Source, out: Path, how: Encoding) -> Encoded:
 
 
 def _image_facts(source: Source) -> tuple[str, bool, tuple[int, int]]:
-    """Format, whether it stands upright, width and height as stored."""
+    """The format, whether the stored pixels are upright, and the stored width and height."""
     with open_image(source, MAX_PIXELS) as image:
         return (image.format or "").lower(), image.getexif().get(0x0112, 1) == 1, image.size
 
 
 def _fit(width: int, height: int, short_side: int, even: bool) -> tuple[int, int]:
-    """Width and height with the short side brought down to `short_side`; to even numbers, which 4:2:0 pixels need."""
+    """Width and height scaled down to `short_side`. `even`: round to even numbers, as 4:2:0 pixels require."""
     scale = min(1.0, short_side / min(width, height))
     if even:
         return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-# --- from the source
+# --- reading the source ---
 
 
 @dataclass
 class _SourceClip:
-    """Frames with their times, how they are to be shown, and what has damaged them so far."""
+    """The frames of a source.
+
+    `timed`: `(seconds, frame)` in order. `shape`: the display size and rotation. `damage`: returns the damage so far.
+    """
 
     timed: Iterable[tuple[float, VideoFrame]]
     shape: Shape
@@ -149,7 +156,7 @@ class _SourceClip:
 
 
 def _video_clip(stack: ExitStack, source: Source, start: float) -> _SourceClip:
-    """The frames of a file from a key frame before `start` on; from its first one where that cannot be sought."""
+    """The frames of a file from a key frame before `start` on, or from the first frame if a seek is not possible."""
     if start > SEEK_BEYOND and (clip := _opened(stack, source, start)):
         return clip
     clip = _opened(stack, source, None)
@@ -158,6 +165,7 @@ def _video_clip(stack: ExitStack, source: Source, start: float) -> _SourceClip:
 
 
 def _opened(stack: ExitStack, source: Source, start: float | None) -> _SourceClip | None:
+    """The frames from a key frame before `start` on, None if there is no such key frame. `start` None: all frames."""
     container, stream = stack.enter_context(open_video(source, MAX_PIXELS))
     reader = Reader(container, stream)
     frames = iter(reader)
@@ -166,17 +174,17 @@ def _opened(stack: ExitStack, source: Source, start: float | None) -> _SourceCli
     if start is None:
         stamp = attrgetter("dts" if kinds(container) & STAMPED_IN_DECODING_ORDER else "pts")
         return _SourceClip(video.timed_frames(chain([first], frames), first, pace, stamp), shape, lambda: reader.damage)
-    behind = Reader(container, stream)
-    key = _key_before(behind, first, start) if kinds(container) & SEEKABLE else None
+    later = Reader(container, stream)  # reads from the key frame on; `reader` has read the first frame
+    key = _key_before(later, first, start) if kinds(container) & SEEKABLE else None
     if key is None:
         return None
-    return _SourceClip(video.timed_frames(chain(*key), first, pace, attrgetter("pts")), shape, lambda: behind.damage)
+    return _SourceClip(video.timed_frames(chain(*key), first, pace, attrgetter("pts")), shape, lambda: later.damage)
 
 
 def _key_before(
     reader: Reader, first: VideoFrame, start: float
 ) -> tuple[list[VideoFrame], Iterator[VideoFrame]] | None:
-    """A key frame before `start` seconds, and the frames behind it; None where there is none to be had."""
+    """A key frame before `start` seconds and the frames behind it. None if the seek does not lead to one."""
     if first.pts is None:
         return None
     try:
@@ -184,7 +192,7 @@ def _key_before(
     except av.FFmpegError:
         return None
     frames = iter(reader)
-    # Pictures that come before the key frame may lack what they refer to.
+    # Pictures before the first key frame may refer to pictures that were not read.
     key = next((frame for frame in frames if frame.key_frame), None)
     if key is None or key.pts is None or (key.pts - first.pts) * tick(first) > start + TOLERANCE:
         return None
@@ -200,8 +208,9 @@ def _folder_clip(folder: AnyPath) -> _SourceClip:
 
 
 class _Pictures:
-    """A folder's images in their order, up to the first that is damaged, which it remembers: as `cover index --deep`
-    counts them.
+    """The images of a folder in order, up to the first damaged one. `cover index --deep` counts the same images.
+
+    `damage`: the damage of that image, None without any.
     """
 
     def __init__(self, files: Sequence[str]) -> None:
@@ -221,8 +230,8 @@ class _Pictures:
 def _cut(
     timed: Iterable[tuple[float, VideoFrame]], start: float, end: float | None
 ) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames from the one shown at `start`, which is then at 0, to the last that begins before `end`."""
-    shown = None
+    """The frames from the one that is shown at `start` to the last one that begins before `end`. `start` becomes 0."""
+    shown = None  # the last frame that begins at or before `start`
     for time, frame in timed:
         if time <= start + TOLERANCE:
             shown = frame
@@ -237,7 +246,7 @@ def _cut(
         yield 0.0, shown
 
 
-# --- to the file
+# --- writing the file ---
 
 
 def _write(clip: _SourceClip, out: Path, how: Encoding, start: float | None, end: float | None) -> Encoded:
@@ -256,7 +265,7 @@ def _write(clip: _SourceClip, out: Path, how: Encoding, start: float | None, end
 
 
 class _Writer:
-    """Frames, scaled and turned upright, into an H.264 stream with a key frame at every `key_interval`."""
+    """Writes frames, scaled and upright, into an H.264 stream with a key frame at every `key_interval` seconds."""
 
     def __init__(self, container: OutputContainer, clip: _SourceClip, how: Encoding) -> None:
         self.container, self.shape, self.how = container, clip.shape, how
@@ -267,10 +276,10 @@ class _Writer:
         self.stream: VideoStream | None = None
 
     def write(self, time: float, frame: VideoFrame) -> None:
-        """Add the frame shown from `time`, in seconds."""
+        """Add a frame that is shown from `time` on, in seconds."""
         stream = self.stream = self.stream or self._begin(frame)
         picture = self._upright(self._scaled(frame))
-        self.last = picture.pts = max(self.last + 1, round(time * TIMESCALE))
+        self.last = picture.pts = max(self.last + 1, round(time * TIMESCALE))  # no two frames on one tick
         picture.time_base = Fraction(1, TIMESCALE)
         if key := self.last >= self.next_key:
             step = max(1, round(self.how.key_interval * TIMESCALE))
@@ -280,7 +289,7 @@ class _Writer:
         self.container.mux(stream.encode(picture))
 
     def finish(self) -> None:
-        """Write what the encoder still holds."""
+        """Write the frames that are still in the encoder."""
         if self.stream:
             self.container.mux(self.stream.encode(None))
 
@@ -292,12 +301,12 @@ class _Writer:
         stream.time_base = context.time_base = Fraction(1, TIMESCALE)
         context.flags |= Flags.bitexact
         context.color_range = ColorRange.MPEG
-        # RGB becomes what scalers make of it by default, BT.601
+        # 0 is RGB, which swscale converts to BT.601 (5) by default
         context.colorspace = 5 if frame.colorspace == 0 else frame.colorspace
         return stream
 
     def _scaled(self, frame: VideoFrame) -> VideoFrame:
-        """A picture of its own: the source's frames may still be asked for their times."""
+        """The frame scaled, as a new frame. The source frame stays unchanged: its time is still read."""
         how = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
         try:
             flat = self.converter.reformat(
@@ -308,19 +317,18 @@ class _Writer:
         return VideoFrame.from_ndarray(flat.to_ndarray(), format="yuv420p") if flat is frame else flat
 
     def _upright(self, frame: VideoFrame) -> VideoFrame:
-        """The picture turned and mirrored as its display matrix says, plane by plane."""
+        """The frame rotated and mirrored by the display matrix, one plane after the other."""
         a, b, c, d = (self.shape.matrix[place] for place in (0, 1, 3, 4))
         right, down = (c, b) if self.shape.turned else (a, d)
         if not self.shape.turned and right >= 0 and down >= 0:
             return frame
         width, height = self.flat
         planes = []
+        # 4:2:0: Y has all pixels; U and V have half the width and half the height, a quarter of the pixels each.
         for plane in np.split(frame.to_ndarray().ravel(), [width * height, width * height * 5 // 4]):
-            square = (
-                plane.reshape(height, width) if plane.size == width * height else plane.reshape(height // 2, width // 2)
-            )
-            square = square.swapaxes(0, 1) if self.shape.turned else square
-            planes.append(square[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1].ravel())
-        return VideoFrame.from_ndarray(
-            np.concatenate(planes).reshape(self.size[1] * 3 // 2, self.size[0]), format="yuv420p"
-        )
+            scale = 1 if plane.size == width * height else 2
+            pixels = plane.reshape(height // scale, width // scale)
+            pixels = pixels.swapaxes(0, 1) if self.shape.turned else pixels
+            planes.append(pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1].ravel())
+        data = np.concatenate(planes).reshape(self.size[1] * 3 // 2, self.size[0])
+        return VideoFrame.from_ndarray(data, format="yuv420p")

@@ -1,6 +1,6 @@
-"""Images, read with Pillow, upright, as RGB; and folders of numbered images, which are videos of 12 frames a second.
+"""Image decoding with Pillow, and folders of numbered images as videos.
 
-The rate of folders is that of Something-Something's frames.
+Images come back upright and in RGB. A folder has 12 frames per second, the rate of Something-Something's frames.
 """
 
 from __future__ import annotations
@@ -31,30 +31,31 @@ from cover.media.source import (
     read_source,
 )
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # a reason per file reaches the user, never lines on the terminal
-# What Pillow's readers are known to raise on damaged files.
+warnings.filterwarnings("ignore", module=r"PIL\.")  # users get one reason per file instead of lines on the terminal
+# Exceptions that Pillow's readers raise on damaged files.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 
 
 def decode_image(path: Source, *, size_hint: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """An image as uint8 (H, W, 3) RGB, upright by its EXIF orientation. Raises MediaError.
+    """An image as uint8 `(H, W, 3)` RGB, upright by its EXIF orientation. Raises MediaError.
 
-    With `size_hint`, a JPEG is decoded at 1/2, 1/4 or 1/8 size where its short side stays at least that many pixels.
+    `size_hint`: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which is faster, if its short side still has at least
+    this many pixels.
     """
     with open_image(path, max_pixels) as image:
         if size_hint:
             image.draft("RGB", (size_hint, size_hint))
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255
+        if image.mode.startswith("I;16"):  # Pillow clips 16-bit grey at 255
             return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         return np.array(image.convert("RGB"))
 
 
 def probe_image(path: Source, max_pixels: int) -> Probe:
-    """Measure an image, decoding it at reduced size where its format can. Raises MediaError."""
+    """The properties of an image, which is decoded at reduced size if its format allows it. Raises MediaError."""
     with open_image(path, max_pixels) as image:
         width, height = image.size
-        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 lie on their side
+        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap width and height
         codec = (image.format or "").lower()
         image.draft("RGB", (1, 1))
         image.load()
@@ -63,7 +64,7 @@ def probe_image(path: Source, max_pixels: int) -> Probe:
 
 @contextmanager
 def open_image(path: Source, max_pixels: int) -> Iterator[Image.Image]:
-    """An image whose pixels need not be decoded yet. Raises MediaError, also for what goes wrong while it is used."""
+    """Open an image without decoding its pixels. Raises MediaError, also for errors inside the `with` block."""
     check_source(path)
     try:
         with Image.open(os.fspath(path) if is_plain(path) else io.BytesIO(read_source(path))) as image:
@@ -77,14 +78,14 @@ def open_image(path: Source, max_pixels: int) -> Iterator[Image.Image]:
         raise MediaError(f"damaged image: {error}", getattr(error, "errno", None)) from error
 
 
-# --- folders of numbered images
+# --- folders of numbered images ---
 
-FOLDER_RATE = 12.0  # frames per second of a folder of images, which does not say
+FOLDER_RATE = 12.0  # frames per second; a folder does not store its rate
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def probe_folder(path: AnyPath, max_pixels: int) -> Probe:
-    """As of a video: the first frame is decoded, the rest counted. Raises MediaError."""
+    """The properties of a folder of images. The first image is decoded, the others are counted. Raises MediaError."""
     times, files = numbered_images(path)
     first = probe_image(files[0], max_pixels)
     fps = (len(times) - 1) / times[-1] if len(times) > 1 else FOLDER_RATE
@@ -92,8 +93,9 @@ def probe_folder(path: AnyPath, max_pixels: int) -> Probe:
 
 
 def decode_folder(path: AnyPath, wanted: Sequence[float], size_hint: int | None, max_pixels: int) -> Decoded:
-    """The images shown at `wanted` seconds. Raises MediaError where one of them is damaged or of another size than the
-    rest.
+    """The images shown at the times `wanted`, in seconds.
+
+    Raises MediaError if one of these images is damaged, or has another size than the others.
     """
     times, files = numbered_images(path)
     shown = [max(0, bisect_right(times, time + TOLERANCE) - 1) for time in wanted]
@@ -108,7 +110,7 @@ def decode_folder(path: AnyPath, wanted: Sequence[float], size_hint: int | None,
 
 
 def frame_file(file: str, size_hint: int | None, max_pixels: int) -> np.ndarray:
-    """One image, uint8 (H, W, 3), scaled down to a short side of `size_hint`. Raises MediaError that names the file."""
+    """One image, uint8 `(H, W, 3)`, scaled down to a short side of `size_hint`. The MediaError names the file."""
     try:
         picture = decode_image(file, size_hint=size_hint, max_pixels=max_pixels)
     except MediaError as error:
@@ -121,8 +123,10 @@ def frame_file(file: str, size_hint: int | None, max_pixels: int) -> np.ndarray:
 
 
 def numbered_images(folder: AnyPath) -> tuple[list[float], list[str]]:
-    """When each image of a folder is shown, in seconds after the first, and the files, by the last number in their
-    names: a number that is left out leaves its time to the frame before.
+    """The times of the images of a folder, in seconds after the first image, and their paths.
+
+    The order is that of the last number in each file name. If a number is missing, the image before it is shown longer.
+    Raises MediaError if there is no numbered image, or if two images have the same number.
     """
     try:
         names = [name for name in os.listdir(os.fspath(folder)) if name.lower().endswith(_ENDINGS) and name[0] != "."]
@@ -137,6 +141,5 @@ def numbered_images(folder: AnyPath) -> tuple[list[float], list[str]]:
     if not files:
         raise MediaError("a folder without numbered images (00001.jpg, img_00001.png, ...)")
     numbers = sorted(files)
-    return [(number - numbers[0]) / FOLDER_RATE for number in numbers], [
-        os.path.join(folder, files[number]) for number in numbers
-    ]
+    times = [(number - numbers[0]) / FOLDER_RATE for number in numbers]
+    return times, [os.path.join(folder, files[number]) for number in numbers]

@@ -1,7 +1,6 @@
-"""Where the bytes of a sample lie, and what reading them gives: measures, frames or a problem.
+"""Sources of media (files, byte ranges of shards, URLs), and the records that reading them returns.
 
-A sample is a file of its own, a stretch of a shard, or either of them behind a URL. URLs (`s3://`, `gs://`, `hf://`,
-`https://`, ...) go through fsspec, with whatever package it wants for the protocol.
+fsspec reads URLs (`s3://`, `gs://`, `hf://`, `https://`, ...). It needs another package for some protocols.
 """
 
 from __future__ import annotations
@@ -17,15 +16,14 @@ import numpy as np
 Media = Literal["video", "image"]
 AnyPath = str | os.PathLike[str]
 MAX_PIXELS = 100_000_000
-# Containers round time stamps to their tick, often a whole millisecond: a frame may be stamped this much late. In
-# seconds.
+# Seconds that the time stamp of a frame may be late. Containers round time stamps to their tick, often a millisecond.
 TOLERANCE = 1e-3
 
 
 class MediaError(Exception):
-    """What is wrong with a file. `str(error)` is a short reason without the file's name.
+    """A file cannot be read. `str(error)` is a short reason without the name of the file.
 
-    `errno`: the system's error number where the system refused a call, None where the file itself is at fault.
+    `errno`: the error number of a failed system call. None if the content of the file is the reason.
     """
 
     def __init__(self, reason: str, errno: int | None = None) -> None:
@@ -35,10 +33,10 @@ class MediaError(Exception):
 
 @dataclass(frozen=True)
 class FileProblem:
-    """A file that could not be read, or not to its end, as reports and logs carry it.
+    """The record of a damaged file in reports and logs.
 
-    `kind`: "unreadable" where nothing of it can be used, "partial" where what lies before a damage can. `dataset`: the
-    data set that it was read for, empty outside a mixture. As text it is one line: `DATASET: PATH: KIND: REASON`.
+    `kind`: "unreadable" if no frame can be used, "partial" if the frames before the damage can be used. `dataset`: the
+    data set that the file belongs to, empty outside a mixture. `str()` gives one line, `DATASET: PATH: KIND: REASON`.
     """
 
     path: str
@@ -52,10 +50,11 @@ class FileProblem:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a file holds. Width and height are pixels as displayed: after rotation and pixel aspect.
+    """The properties of a media file.
 
-    `fps` is frames per second on average, `duration` in seconds (the last frame's own time on screen included), `start`
-    the first frame's time stamp in seconds. An image has one frame, and fps, duration and start of 0.
+    `frames`: number of frames. `fps`: mean frames per second. `width`, `height`: pixels as displayed, after rotation
+    and pixel aspect. `duration`: seconds, with the display time of the last frame. `start`: time stamp of the first
+    frame in seconds. An image has 1 frame, and its `fps`, `duration` and `start` are 0.
     """
 
     frames: int
@@ -69,8 +68,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Decoded:
-    """`pictures` uint8 (M, H, W, 3) RGB, each there once; `shown` int64 (N,), which of them answers each of the N
-    wanted times; `damage` is what cut the file short, None if nothing did, and `partial` its reason.
+    """The result of decoding a file at N times.
+
+    `pictures`: uint8 `(M, H, W, 3)` RGB, the M different frames. `shown`: int64 `(N,)`, index into `pictures` of the
+    frame at each time. `damage`: the damage that ended the file early, None without any.
     """
 
     pictures: np.ndarray
@@ -79,30 +80,31 @@ class Decoded:
 
     @property
     def partial(self) -> str | None:
-        """Why the file was not read to its end."""
+        """The reason of the damage, None without any."""
         return None if self.damage is None else str(self.damage)
 
     @property
     def frames(self) -> np.ndarray:
-        """uint8 (N, H, W, 3), one per wanted time."""
+        """uint8 `(N, H, W, 3)` RGB, the frame at each of the N times."""
         if np.array_equal(self.shown, np.arange(len(self.pictures))):
-            return self.pictures
+            return self.pictures  # no copy
         return self.pictures[self.shown]
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises MediaError for more pixels than anyone means to hold."""
+    """Raises MediaError if a frame has more than `max_pixels` pixels, which would take too much memory."""
     if width * height > max_pixels:
         raise MediaError(f"{width}x{height} pixels, more than {max_pixels} allowed")
 
 
-# --- bytes
+# --- bytes ---
 
 
 @dataclass(frozen=True)
 class ByteRange:
-    """`length` bytes from `offset` on of a file or URL `path`: one member of a shard. Its name in messages is that of
-    the shard.
+    """One member of a shard: `length` bytes of the file or URL `path`, from byte `offset` on.
+
+    Messages name the shard.
     """
 
     path: str
@@ -117,17 +119,17 @@ Source = AnyPath | ByteRange
 
 
 def is_url(path: AnyPath) -> bool:
-    """Whether a path is behind a protocol, as in `s3://bucket/name`."""
+    """Whether a path has a protocol, such as `s3://bucket/name`."""
     return "://" in os.fspath(path)
 
 
 def is_plain(source: Source) -> bool:
-    """Whether it is a local file or folder of its own, which libraries can open by name."""
+    """Whether a source is a whole local file or folder, which libraries can open by name."""
     return not isinstance(source, ByteRange) and not is_url(source)
 
 
 def check_source(source: Source) -> None:
-    """Raises MediaError for what no library should be asked to open. What is behind a URL is not asked for."""
+    """Raises MediaError if a local source is not a regular file with content. URLs are not checked."""
     if is_url(source):
         return
     try:
@@ -143,8 +145,8 @@ def check_source(source: Source) -> None:
 
 
 def read_source(source: Source) -> bytes:
-    """All bytes of a source. Raises MediaError."""
-    # each store of fsspec has exceptions of its own
+    """All bytes of a source. Raises MediaError if they cannot be read."""
+    # each fsspec store has its own exceptions
     expected: type[Exception] = Exception if is_url(source) else OSError
     try:
         return read_bytes(source)
@@ -154,7 +156,7 @@ def read_source(source: Source) -> bytes:
 
 
 def read_bytes(source: Source) -> bytes:
-    """All bytes of a source. Raises OSError, also where a part is not whole; a store may raise others."""
+    """All bytes of a source. Raises OSError, also if a shard is too short. A URL store may raise other exceptions."""
     path = os.fspath(source)
     if isinstance(source, ByteRange):
         data = _read(path, source.offset, source.offset + source.length)
@@ -176,7 +178,7 @@ def _read(path: str, start: int, end: int | None) -> bytes:
 
 @lru_cache(maxsize=8)
 def _system(protocol: str) -> Any:
-    """One client for each protocol and process: it keeps its connections."""
+    """The fsspec client of a protocol. Each process has one, which reuses its connections."""
     import fsspec
 
     try:

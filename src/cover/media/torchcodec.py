@@ -1,9 +1,11 @@
-"""Video decoding with torchcodec, an option beside PyAV: it can decode on the GPU (NVDEC).
+"""Video decoding with torchcodec, an option beside PyAV. It can decode on the GPU (NVDEC).
 
-It chooses the same frames. PyAV looks at every file first: what is not MP4 or Matroska (of whose frames torchcodec
-takes others where stamps are scrambled), what is shown mirrored, what torchcodec cannot decode, and files cut short go
-through PyAV alone. Damage inside a file torchcodec conceals without a word, where PyAV ends the frames; of a stream
-without whole key frames (refreshed bit by bit) torchcodec 0.13 gives wrong pictures where it seeks.
+It chooses the same frames as PyAV. PyAV opens every file first, and decodes the files that torchcodec does not handle:
+containers other than MP4 and Matroska (torchcodec takes other frames if time stamps are out of order), mirrored videos,
+files that torchcodec cannot decode, and files that were cut short.
+
+Two differences remain. torchcodec hides damage inside a file, while PyAV ends the frames there. And in a stream without
+full key frames (intra refresh) torchcodec 0.13 returns wrong pictures after a seek.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from cover.media.video import SEEKABLE, decode_video, first_frame
 
 
 def version(device: str) -> str:
-    """Raises UserError where torchcodec is not installed, does not load, or cannot decode on `device`."""
+    """The version of torchcodec.
+
+    Raises UserError if torchcodec is not installed, does not load, or cannot decode on `device` (cpu or cuda).
+    """
     result = str(_torchcodec().__version__)
     if device == "cuda" and (not torch.cuda.is_available() or result.endswith("+cpu")):
         lacks = "torchcodec is a CPU build" if torch.cuda.is_available() else "there is no GPU here"
@@ -34,7 +39,7 @@ def version(device: str) -> str:
 def decode_by_torchcodec(
     path: Source, wanted: Sequence[float], size_hint: int | None, max_pixels: int, device: str
 ) -> Decoded:
-    """As `video.decode_video`; `device` is cpu or cuda, the frames are in the host's memory."""
+    """`video.decode_video` with torchcodec on `device`, cpu or cuda. The frames come back in host memory."""
     torchcodec = _torchcodec()
     with open_video(path, max_pixels) as (container, stream):
         reader = Reader(container, stream)
@@ -49,7 +54,7 @@ def decode_by_torchcodec(
             return decode_video(path, wanted, size_hint, max_pixels)
         frames = _frames(decoder, np.asarray(wanted) + decoder.metadata.begin_stream_seconds + TOLERANCE)
     except torch.OutOfMemoryError:
-        raise
+        raise  # a RuntimeError too, but no fault of the file
     except (RuntimeError, ValueError, IndexError):
         return decode_video(path, wanted, size_hint, max_pixels)
     width, height = shape.upright
@@ -59,19 +64,18 @@ def decode_by_torchcodec(
 
 
 def _frames(decoder: Any, seconds: np.ndarray) -> torch.Tensor:
-    """uint8 `(N, 3, H, W)`. torchcodec refuses times before the first frame and behind the last."""
+    """uint8 `(N, 3, H, W)`, the frames at N times. torchcodec refuses times outside the stream; they are replaced."""
     metadata = decoder.metadata
-    first, behind = metadata.begin_stream_seconds, seconds >= metadata.end_stream_seconds
-    frames: torch.Tensor = decoder.get_frames_played_at(
-        np.where(behind, first, np.maximum(seconds, first)).tolist()
-    ).data
-    if behind.any():
-        frames[torch.from_numpy(behind)] = decoder.get_frame_at(metadata.num_frames - 1).data
+    first, past_end = metadata.begin_stream_seconds, seconds >= metadata.end_stream_seconds
+    allowed = np.where(past_end, first, np.maximum(seconds, first))
+    frames: torch.Tensor = decoder.get_frames_played_at(allowed.tolist()).data
+    if past_end.any():
+        frames[torch.from_numpy(past_end)] = decoder.get_frame_at(metadata.num_frames - 1).data
     return frames
 
 
 def _cut_short(metadata: Any) -> bool:
-    """Whether the header promises more frames than there are."""
+    """Whether the header states more frames than the file has."""
     return (metadata.num_frames_from_header or 0) > (metadata.num_frames_from_content or 0)
 
 
@@ -81,9 +85,9 @@ def _torchcodec() -> Any:
         import torchcodec.decoders
     except ImportError:
         raise UserError(f"decoder torchcodec is not installed: {install('torchcodec')}") from None
-    except (OSError, RuntimeError) as error:  # it looks for FFmpeg's shared libraries when it is imported
+    except (OSError, RuntimeError) as error:  # the import loads FFmpeg's shared libraries
         raise UserError(
-            f"decoder torchcodec does not load ({str(error).splitlines()[0]}): it needs FFmpeg's shared libraries on the system "
-            "(Debian: apt install ffmpeg); decoder pyav brings its own"
+            f"decoder torchcodec does not load ({str(error).splitlines()[0]}): it needs FFmpeg's shared libraries on"
+            " the system (Debian: apt install ffmpeg); decoder pyav brings its own"
         ) from None
     return torchcodec

@@ -1,1 +1,1 @@
-"""Many data sets in one batch per step."""
+"""Mixtures: many data sets, one Pack per training step."""

@@ -1,4 +1,8 @@
-"""The reader of samples and the loader of Packs: worker processes that read and collate one step each, in order."""
+"""The sample reader and the Pack loader.
+
+Worker processes read, crop and collate. Each process works on one step at a time, and the Packs come in the order of
+the steps.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +25,17 @@ from cover.model.heads import Head
 from cover.transforms.base import Transform
 from cover.transforms.crop import apply_flip, crop_resize, draw_flip, random_box
 
-START_METHOD = "forkserver"  # a fork of a process that already runs torch threads can hang
-HINT_SLACK = 2  # frames are decoded no larger than this many times what the crop needs
+START_METHOD = "forkserver"  # a forked child of a process with torch threads can hang
+HINT_SLACK = 2  # frames are decoded at up to this many times the size that the smallest crop needs
 
 
 @dataclass(frozen=True)
 class _Clip:
-    """Uncropped frames, uint8 `(T, H, W, 3)`, None where the file could not be read; `rng` has chosen their times."""
+    """A decoded clip before its crop.
+
+    `pixels`: uint8 `(T, H, W, 3)`, None if the file could not be read. `rng`: the generator that chose the times of the
+    frames. The first crop continues with it.
+    """
 
     dataset: MixtureDataset
     row: Row
@@ -37,11 +45,14 @@ class _Clip:
 
 
 class SampleReader:
-    """Turns a draw into a sample of `size` x `size` pixels. Everything random comes from the draw's seed.
+    """Reads the sample of a draw, at `size` x `size` pixels. All randomness comes from the draw's seed.
 
-    `heads`: the columns of `Pack.targets`. `transforms`: the augmentations after crop and flip, in the order of their
-    draws. `own`: those of data sets with other settings; they must be of the same types in the same order, or
-    ValueError is raised. `flip`: whether there are flips at all.
+    `heads`: the heads of the mixture, in the order of the columns of `Pack.targets`.
+    `transforms`: augmentations after crop and flip, in the order of their draws.
+    `own`: data set -> its own settings of these augmentations.
+    `flip`: whether samples are flipped at all.
+
+    Raises ValueError if the transforms in `own` have other types, or another order, than `transforms`.
     """
 
     def __init__(
@@ -64,24 +75,28 @@ class SampleReader:
             )
 
     def read(self, draw: Draw) -> Sample:
-        """The sample of a draw: of weight 0, with its problem, where its file cannot be read."""
+        """The sample of one draw. If its file cannot be read, its weight is 0 and `problem` has the reason."""
         return self._crop(draw, self._decode(draw))
 
     def read_all(self, draws: Sequence[Draw]) -> list[Sample]:
-        """The samples of draws. Those of one clip share its decode, which is dropped after the last of them."""
-        last = {draw.clip: number for number, draw in enumerate(draws)}
-        present: dict[tuple[str, int, int], _Clip] = {}
+        """The samples of several draws. Draws of one clip share its decoded frames.
+
+        The frames stay in memory until the last draw of their clip.
+        """
+        last_use = {draw.clip: number for number, draw in enumerate(draws)}
+        decoded: dict[tuple[str, int, int], _Clip] = {}
         samples: list[Sample] = []
         for number, draw in enumerate(draws):
-            clip = present.pop(draw.clip, None) or self._decode(draw)
+            clip = decoded.pop(draw.clip, None) or self._decode(draw)
             samples.append(self._crop(draw, clip))
-            if number < last[draw.clip]:
-                present[draw.clip] = clip
+            if number < last_use[draw.clip]:
+                decoded[draw.clip] = clip
         return samples
 
     def _decode(self, draw: Draw) -> _Clip:
         dataset = self.datasets[self._places[draw.dataset]]
         row = dataset.manifest.row(draw.row)
+        # All crops of a clip share the times of its frames, so the times come from the seed of the first crop.
         rng = np.random.default_rng(draw.seed if draw.clip_seed is None else draw.clip_seed)
         try:
             pixels, partial = read_pixels(dataset, row, rng, self.size, self.decoder)
@@ -92,6 +107,7 @@ class SampleReader:
 
     def _crop(self, draw: Draw, clip: _Clip) -> Sample:
         dataset, size, place = clip.dataset, self.size, self._places[draw.dataset]
+        # The order of the draws from `rng` is fixed: times, crop, flip, transforms. A new order changes every run.
         rng = clip.rng if draw.clip_seed is None else np.random.default_rng(draw.seed)
         if clip.pixels is None:
             frames = np.zeros((dataset.frames, 3, size, size), np.uint8)
@@ -114,7 +130,7 @@ class SampleReader:
 
 
 def labels_of(row: Row) -> Sequence[int]:
-    """The classes of a labelled row: one, or any number in a multi-label set."""
+    """The labels of a labelled row: one, or any number in a multi-label data set."""
     if row.labels is not None:
         return row.labels
     assert row.label is not None, f"{row.sample_id} is not labelled"
@@ -124,8 +140,11 @@ def labels_of(row: Row) -> Sequence[int]:
 def read_pixels(
     dataset: MixtureDataset, row: Row, rng: np.random.Generator, size: int, decoder: Decoder = "pyav"
 ) -> tuple[np.ndarray, str | None]:
-    """The uncropped frames of one training sample, uint8 `(T, H, W, 3)`, and what was damaged. Raises `MediaError`."""
-    smallest_crop = dataset.spec.crop_scale[0] ** 0.5
+    """The uncropped frames of one training sample, uint8 `(T, H, W, 3)`, and the damage of the file, None without any.
+
+    Raises `MediaError` if the file cannot be read.
+    """
+    smallest_crop = dataset.spec.crop_scale[0] ** 0.5  # side of the smallest crop, as a fraction of the frame
     hint = int(HINT_SLACK * size / smallest_crop)
     if dataset.media == "image":
         return decode_image(row.source, size_hint=hint)[None], None
@@ -135,7 +154,7 @@ def read_pixels(
 
 
 class _Steps(Dataset[Pack]):
-    """Step number -> Pack."""
+    """A map-style data set for the DataLoader: the item at index `step` is the Pack of that step."""
 
     def __init__(self, schedule: Schedule, reader: SampleReader, rank: int, ranks: int) -> None:
         self.schedule, self.reader, self.rank, self.ranks = schedule, reader, rank, ranks
@@ -150,12 +169,15 @@ class _Steps(Dataset[Pack]):
 def packs(
     schedule: Schedule, reader: SampleReader, first: int, last: int, workers: int, rank: int = 0, ranks: int = 1
 ) -> Iterator[Pack]:
-    """The Packs of steps `first` to `last` - 1, in order, read ahead by `workers` processes (0: in this one).
+    """The Packs of steps `first` to `last` - 1, in order.
 
-    Raises UserError where a manifest was written anew since it was opened."""
+    `workers`: processes that read ahead, 0 to read in this process. Raises UserError if a manifest was rewritten after
+    it was opened.
+    """
     for dataset in reader.datasets:
         dataset.manifest.check_unchanged()
-    # Not cover.processes: a DataLoader hands tensors over in shared memory, where a pipe would copy every frame twice.
+    # This is not a ProcessPool of cover.processes: a DataLoader passes tensors through shared memory. A pipe would
+    # copy every frame twice.
     loader = DataLoader(
         _Steps(schedule, reader, rank, ranks),
         sampler=range(first, last),
@@ -170,8 +192,8 @@ def packs(
 
 
 def one_thread(worker: int) -> None:
-    """Many processes read side by side: none of them starts threads of its own, and none outlives the run."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # interrupts are the parent's
+    """Set up a worker process: one thread for torch, no reaction to Ctrl-C, and an end with the parent process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the interrupt
     reuse_memory()
     torch.set_num_threads(1)
     end_with_parent()

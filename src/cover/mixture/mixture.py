@@ -1,4 +1,4 @@
-"""The mixture of a run: its data sets, their rates and heads, and the schedule and the reader made from them."""
+"""The mixture of a run: its data sets, sampling rates and heads, and its schedule and reader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cover.transforms.mixup import Mixup
 
 
 class Mixture:
-    """The data sets that a run draws from, in the order of `data.sets`, and the heads that they train.
+    """The data sets of a run, in the order of `data.sets`, and the heads that they train.
 
     >>> mixture = Mixture.open(Data(["ssv2", "imagenet"], "sandbox/catalog.yaml", frames=4))
     >>> schedule, reader = mixture.schedule(batch=12), mixture.reader(size=32)
@@ -28,9 +28,9 @@ class Mixture:
     """
 
     def __init__(self, data: Data, datasets: Sequence[MixtureDataset]) -> None:
-        """A mixture of known data sets; `Mixture.open` finds them in a catalog.
+        """A mixture of given data sets. `Mixture.open` reads them from a catalog instead.
 
-        Raises `UserError` where `data` does not fit them.
+        Raises `UserError` if a setting in `data` is not valid.
         """
         data.check()
         self.data = data
@@ -50,11 +50,10 @@ class Mixture:
 
     @classmethod
     def open(cls, data: Data, catalog: Catalog | None = None) -> Mixture:
-        """The training rows of the data sets of a catalog (`data.catalog`), without those that `cover overlap`
-        excludes.
+        """The mixture of `data.sets` from a catalog, by default the file `data.catalog`.
 
-        Raises `UserError` where a data set has no manifest or no usable row, or where the list of exclusions is out of
-        date.
+        It has the usable rows of the train split, without the rows that `cover overlap` excludes. Raises `UserError` if
+        a data set has no manifest or no usable row, or if the list of exclusions is out of date.
         """
         data.check()
         catalog = catalog or load_catalog(Path(data.catalog))
@@ -71,7 +70,7 @@ class Mixture:
         return cls(data, [MixtureDataset.of(catalog.spec(name), manifest) for name, manifest in manifests.items()])
 
     def steps(self, batch: int) -> int:
-        """The steps of `batch` samples in which every data set is seen as often as `data.epochs` says."""
+        """How many steps of `batch` samples give every data set its `data.epochs` epochs."""
         return steps_for(self.sizes, self.data.epochs, batch)
 
     def schedule(
@@ -84,11 +83,11 @@ class Mixture:
         cutmix: float = 0.0,
         mix: Mapping[str, float] | None = None,
     ) -> Schedule:
-        """The draws of every step of `batch` samples, over all ranks.
+        """The schedule of a run. A step has `batch` samples over all ranks.
 
-        `mixup`, `cutmix`: the parameters of their Beta distributions, 0 for none. `mix`: data set -> the chance that a
-        pair of its samples is mixed, 1 where not given. Raises `UserError` where the ranks and micro-batches cannot
-        have equal parts of a step.
+        `mixup`, `cutmix`: the parameters of their Beta distributions, 0 for none. `mix`: data set -> probability that a
+        pair of its samples is mixed, 1 if not given. Raises `UserError` if a step cannot be divided into equal parts
+        for all ranks and micro-batches.
         """
         head_of = {name: head.name for head in self.heads for name in head.datasets}
         pairing = Pairing(head_of, Mixup(mixup, cutmix), mix or {}) if mixup or cutmix else None
@@ -96,7 +95,7 @@ class Mixture:
         if self.data.batches == "mixed":
             return Schedule(seed, groups, pairing)
         if ranks * accumulation > 1:
-            # A step of images leaves some temporal weights without a gradient, which other ranks would wait for.
+            # After a step of images some temporal weights have no gradient. Other ranks would wait for it forever.
             raise UserError("data.batches: alternating steps are for one process and accumulation 1; use mixed")
         return Alternating(seed, groups, pairing)
 
@@ -107,11 +106,14 @@ class Mixture:
         own: Mapping[str, Sequence[Transform]] | None = None,
         flip: bool = True,
     ) -> SampleReader:
-        """The reader that turns draws into samples of `size` x `size` pixels, with the arguments of `SampleReader`."""
+        """The reader of this mixture's samples, at `size` x `size` pixels.
+
+        The other arguments are those of `SampleReader`.
+        """
         return SampleReader(self.datasets, self.heads, size, transforms, own, flip, self.data.decoder)
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Data set -> the metadata that goes with trained weights: how its clips are taken, its classes, its rows."""
+        """Data set -> the metadata that a release stores about it: clip sampling, views, classes and training rows."""
         return {
             each.name: {
                 "media": each.media,

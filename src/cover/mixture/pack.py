@@ -1,9 +1,10 @@
-"""What one step works on: a batch of clips and images, without padding and without repetition."""
+"""The Pack: one batch of clips and images, without padding and without repetition."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 class Sample:
     """One clip or image, ready to be packed.
 
-    `frames`: uint8 `(T, 3, H, W)`. `targets` and `multi_hot`: its row of the Pack's. `weight`: 1, or 0 where the file
-    could not be read (its frames are then black and count for nothing). `problem`: what is wrong with the file, None if
-    nothing. `drawn`: what each transform drew for it, in the order of the draws.
+    `frames`: uint8 `(T, 3, H, W)`. `dataset`: index of its data set in the mixture. `targets`, `multi_hot`: its rows of
+    `Pack.targets` and `Pack.multi_hot`. `weight`: 1, or 0 if the file could not be read. Its frames are black then, and
+    it does not count in the loss. `seed`: the seed of its draw. `problem`: the damage of the file, None without any.
+    `drawn`: transform -> the parameters that it drew, in the order of the draws.
     """
 
     frames: Tensor
@@ -37,17 +39,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Pack:
-    """S samples with F frames in all, clips first, images last.
+    """S samples with F frames in total. Clips come first, images last.
 
-    `frames`: uint8 `(F, 3, H, W)`. `groups`: `(samples, frames each)`, in the order of the frames. `dataset`: int64
-    `(S,)`, the place in the mixture's list of data sets. `targets`: int64 `(S, heads)`, the class in a softmax head, 0
-    in a sigmoid head, -1 where a sample does not train a head. `weight`: float32 `(S,)`. `seed`: int64 `(S,)`, the low
-    63 bits of each draw's seed. `problems`: the files that were damaged or could not be read. `multi_hot`: uint8 `(S,
-    K)`, the classes of all sigmoid heads side by side in the heads' order, 1 where a sample has the class; None where
-    no head is one.
-
-    `drawn`: for each transform that is still to be applied, what it drew for the S samples: a tensor of S rows, or, at
-    the stage `uint8`, a tuple. `mix`: how samples are mixed with each other, None without mixup and cutmix.
+    `frames`: uint8 `(F, 3, H, W)`.
+    `groups`: `(samples, frames of each sample)` of every group, in the order of the frames.
+    `dataset`: int64 `(S,)`, index into the mixture's list of data sets.
+    `targets`: int64 `(S, heads)`, the class in a softmax head, 0 in a sigmoid head, -1 if a sample does not train the
+    head.
+    `weight`: float32 `(S,)`, 1, or 0 if the file could not be read.
+    `seed`: int64 `(S,)`, the low 63 bits of the seed of each draw.
+    `problems`: the files that are damaged or could not be read.
+    `multi_hot`: uint8 `(S, K)`, 1 if a sample has the class. The K columns are the classes of all sigmoid heads, in
+    the order of the heads. None if there is no sigmoid head.
+    `drawn`: transform that is not applied yet -> its parameters for the S samples: a tensor of S rows, or a tuple at
+    the stage `uint8`.
+    `mix`: how samples are mixed with each other, None without mixup and cutmix.
     """
 
     frames: Tensor
@@ -70,24 +76,28 @@ class Pack:
         return self._map(Tensor.pin_memory)
 
     def pixels(self, normalize: Callable[[Tensor], Tensor]) -> Tensor:
-        """Normalised frames `(F, 3, H, W)` after all transforms; mixing comes after that. `normalize`: the model's."""
+        """The frames after all transforms and normalisation, float32 `(F, 3, H, W)`. They are not mixed yet.
+
+        `normalize`: the model's normalisation of frames in 0 to 1.
+        """
         frames = apply_stage("uint8", self.frames, self.drawn, self.groups)
         frames = normalize(apply_stage("float", frames.float() / 255, self.drawn, self.groups))
         return apply_stage("normalized", frames, self.drawn, self.groups)
 
-    def _map(self, change: Callable[[Tensor], Tensor], **fields: Any) -> Pack:
-        """The Pack with `change` made to every tensor that is not replaced by `fields`."""
+    def _map(self, function: Callable[[Tensor], Tensor], **fields: Any) -> Pack:
+        """A Pack with `function` applied to every tensor. `fields` replaces whole fields."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor) and name not in fields:
-                fields[name] = change(value)
-        drawn = {
-            transform: change(value) if isinstance(value, Tensor) else value for transform, value in self.drawn.items()
-        }
-        return replace(self, drawn=drawn, mix=self.mix and Mix(*map(change, self.mix)), **fields)
+                fields[name] = function(value)
+        drawn = {key: function(value) if isinstance(value, Tensor) else value for key, value in self.drawn.items()}
+        return replace(self, drawn=drawn, mix=self.mix and Mix(*map(function, self.mix)), **fields)
 
 
 def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
-    """Samples, group by group, as a Pack. Samples of a group have the same number of frames; a group may be empty."""
+    """The Pack of samples that are given group by group.
+
+    All samples of a group have the same number of frames. A group may be empty.
+    """
     groups = [group for group in groups if group]
     samples = [sample for group in groups for sample in group]
     multi_hot = [sample.multi_hot for sample in samples if sample.multi_hot is not None]
@@ -97,7 +107,7 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
         dataset=torch.tensor([sample.dataset for sample in samples]),
         targets=torch.stack([sample.targets for sample in samples]),
         weight=torch.tensor([sample.weight for sample in samples]),
-        seed=torch.tensor([sample.seed & (2**63 - 1) for sample in samples]),
+        seed=torch.tensor([sample.seed & (2**63 - 1) for sample in samples]),  # int64 has no 64th bit
         problems=tuple(sample.problem for sample in samples if sample.problem),
         multi_hot=torch.stack(multi_hot) if multi_hot else None,
         drawn={transform: _stacked([sample.drawn[transform] for sample in samples]) for transform in samples[0].drawn},
@@ -109,26 +119,33 @@ def _stacked(values: Sequence[Any]) -> Any:
 
 
 def augment_uint8(pack: Pack) -> Pack:
-    """The Pack after its transforms of the stage `uint8`. What these drew may lie on the host, and cannot be split into
-    micro-batches.
+    """The Pack after its transforms of the stage `uint8`.
+
+    Call this before `split_pack`: the parameters of these transforms are tuples on the host, and cannot be split.
     """
     left = {transform: drawn for transform, drawn in pack.drawn.items() if transform.stage != "uint8"}
     return replace(pack, frames=apply_stage("uint8", pack.frames, pack.drawn, pack.groups), drawn=left)
 
 
 def split_pack(pack: Pack, micro_batches: int) -> list[Pack]:
-    """A Pack as `micro_batches` micro-batches with equal parts of every group, after `augment_uint8`."""
+    """A Pack, after `augment_uint8`, as `micro_batches` smaller Packs. Each gets an equal part of every group.
+
+    `problems` stays with the whole Pack.
+    """
     assert all(transform.stage != "uint8" for transform in pack.drawn)
     if micro_batches == 1:
         return [pack]
+    # For each group: its frames (M, frames of a part, 3, H, W) and the indices of its samples (M, samples of a part).
     frames_of, samples_of, frame, sample = [], [], 0, 0
-    for samples, frames in pack.groups:
-        frames_of.append(pack.frames[frame : frame + samples * frames].view(micro_batches, -1, *pack.frames.shape[1:]))
+    for samples, length in pack.groups:
+        frames_of.append(pack.frames[frame : frame + samples * length].view(micro_batches, -1, *pack.frames.shape[1:]))
         samples_of.append(torch.arange(sample, sample + samples, device=pack.dataset.device).view(micro_batches, -1))
-        frame, sample = frame + samples * frames, sample + samples
+        frame, sample = frame + samples * length, sample + samples
+    groups = tuple((samples // micro_batches, length) for samples, length in pack.groups)
     micro = []
     for part in range(micro_batches):
-        mine, own = torch.cat([rows[part] for rows in samples_of]), torch.cat([rows[part] for rows in frames_of])
-        groups = tuple((samples // micro_batches, frames) for samples, frames in pack.groups)
-        micro.append(pack._map(lambda tensor, mine=mine: tensor[mine], frames=own, groups=groups, problems=()))  # type: ignore[misc]
+        chosen = torch.cat([rows[part] for rows in samples_of])
+        frames = torch.cat([rows[part] for rows in frames_of])
+        take = partial(torch.index_select, dim=0, index=chosen)
+        micro.append(pack._map(take, frames=frames, groups=groups, problems=()))
     return micro

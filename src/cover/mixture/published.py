@@ -1,4 +1,7 @@
-"""A mixture to be planned on a machine that need not hold its data: sizes from manifests, as given, or as published."""
+"""Mixtures for a plan, on a machine that may not have the data.
+
+The sizes come from manifests, from the command line, or from the published figures of known data sets.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ from cover.mixture.mixture import Mixture
 from cover.mixture.rates import Data
 from cover.yaml_files import read_yaml
 
-ANY_FORMAT = ("prepared", "folder", "csv", "list")  # in which a published data set may be kept too
-SIZES_READ = 1000  # rows of a manifest that its mean file size is taken from
+ANY_FORMAT = ("prepared", "folder", "csv", "list")  # a published data set may also be stored in one of these
+SIZES_READ = 1000  # manifest rows that the mean file size is computed from
 
 
 @dataclass(frozen=True)
 class _Published:
-    pattern: str  # of a data set's name
+    pattern: str  # regular expression for the data set's name
     format: str
     media: Media
     rows: int
@@ -33,9 +36,9 @@ class _Published:
     file_bytes: float | None = None
 
 
-# Training rows of the copies that people train on: mmaction2's lists (Kinetics, ImageNet-1k), the data set's page
-# (Something-Something V2, 19.4 GB in 220,847 files; the whole ImageNet), MTV's count (Moments in Time v1). Where only
-# the format is known, its first entry counts.
+# Training rows of the copies that are in use. Sources: mmaction2's lists (Kinetics, ImageNet-1k), the data set's own
+# page (Something-Something V2 with 19.4 GB in 220,847 files, and the whole ImageNet), the MTV paper (Moments in Time
+# v1). If only the format of a data set is known, the first entry of that format is used.
 PUBLISHED = (
     _Published(r"k(inetics)?[-_]?400", "kinetics", "video", 240_436, 400),
     _Published(r"k(inetics)?[-_]?600", "kinetics", "video", 383_393, 600),
@@ -48,7 +51,7 @@ PUBLISHED = (
 
 
 def read_numbers(option: str, text: str) -> dict[str, float]:
-    """`ssv2=168913,mine=5000` as name -> number. Raises `UserError`."""
+    """Parse `ssv2=168913,mine=5000` into name -> number. Raises `UserError`, which names the option, for other text."""
     numbers: dict[str, float] = {}
     for part in text.split(",") if text else ():
         name, _, value = part.partition("=")
@@ -67,10 +70,11 @@ def planned_mixture(
     classes: Mapping[str, float] | None = None,
     file_kb: Mapping[str, float] | None = None,
 ) -> Mixture:
-    """The mixture of a recipe's `data`, as far as this machine and published figures know it.
+    """The mixture of a recipe's `data`, from manifests on this machine or from published figures.
 
-    `sizes`, `classes` and `file_kb` (kB per file), by name, replace what is known otherwise. Its samples can be read
-    (`MixtureDataset.source`) only where every data set has a manifest. Raises `UserError` where a size is not known.
+    `sizes` (rows), `classes` and `file_kb` (kB per file) map data set names to numbers that replace these figures.
+    Samples can be read (`MixtureDataset.source`) only if every data set has a manifest. Raises `UserError` if the size
+    of a data set is not known.
     """
     sizes, classes, file_kb = sizes or {}, classes or {}, file_kb or {}
     data.check()
@@ -78,8 +82,8 @@ def planned_mixture(
         for name in value:
             if name not in data.sets:
                 raise UserError(f'{option}: "{name}" is not one of the recipe\'s data.sets ({", ".join(data.sets)})')
-    known = [_from_options(each, sizes, classes, file_kb) for each in _datasets_of(data, sizes, classes)]
-    return Mixture(data, known)
+    datasets = _datasets_of(data, sizes, classes)
+    return Mixture(data, [_from_options(each, sizes, classes, file_kb) for each in datasets])
 
 
 def _datasets_of(data: Data, sizes: Mapping[str, float], classes: Mapping[str, float]) -> list[MixtureDataset]:
@@ -100,7 +104,7 @@ def _datasets_of(data: Data, sizes: Mapping[str, float], classes: Mapping[str, f
 def _from_options(
     dataset: MixtureDataset, sizes: Mapping[str, float], classes: Mapping[str, float], file_kb: Mapping[str, float]
 ) -> MixtureDataset:
-    """A data set with the numbers of the command line."""
+    """The data set with the numbers from the command line in place of its own."""
     name = dataset.name
     if name in file_kb:
         dataset = replace(dataset, file_bytes=1e3 * file_kb[name])
@@ -110,12 +114,15 @@ def _from_options(
 
 
 def _unnamed(dataset: str, count: float) -> ClassList:
-    """Classes without known names. No other data set has them: a shared head has as many classes as it can have."""
+    """A class list of `count` placeholder names.
+
+    No other data set has these names, so a shared head gets the largest size that it can have.
+    """
     return ClassList.of([f"{dataset}: class {number}" for number in range(int(count))], "not known")
 
 
 def _catalog(path: Path) -> Catalog | None:
-    """The catalog; None where it, or what it names, is not on this machine: a plan does without."""
+    """The catalog, or None if it is not valid on this machine. A plan works without it."""
     try:
         return load_catalog(path)
     except UserError:
@@ -123,7 +130,7 @@ def _catalog(path: Path) -> Catalog | None:
 
 
 def _entries(path: Path) -> dict[str, Any]:
-    """The unchecked entries of a catalog. Raises `UserError` where the file is no catalog."""
+    """The entries of a catalog file, unchecked. Raises `UserError` if the file is not valid YAML."""
     if not path.is_file():
         return {}
     return {name: entry for name, entry in read_yaml(path).items() if isinstance(entry, dict)}
@@ -138,13 +145,13 @@ def _manifest(catalog: Catalog | None, path: Path, name: str) -> Path | None:
 
 
 def _from_manifest(name: str, manifest: Manifest, form: str | None) -> MixtureDataset:
-    """A data set whose catalog entry cannot be used here."""
+    """A data set from its manifest alone. Its catalog entry is not valid on this machine."""
     media, size = manifest.media, _mean_file(manifest)
     return MixtureDataset(name, manifest.usable, media=media, classes=manifest.classes, format=form, file_bytes=size)
 
 
 def _mean_file(manifest: Manifest) -> float | None:
-    """Bytes of a sample's file, or of its stretch of a shard, over evenly chosen usable rows."""
+    """Mean bytes of a sample (its file, or its byte range of a shard) over evenly spaced usable rows."""
     usable = manifest.usable
     chosen = usable[:: max(1, len(usable) // SIZES_READ)]
     rows = [manifest.row(int(number)) for number in chosen]
@@ -155,7 +162,7 @@ def _mean_file(manifest: Manifest) -> float | None:
 def _from_published(
     name: str, entry: Mapping[str, Any], sizes: Mapping[str, float], classes: Mapping[str, float]
 ) -> MixtureDataset:
-    """A data set without a manifest."""
+    """A data set without a manifest, from the options and the published figures. Raises `UserError` if they lack it."""
     form = entry.get("format")
     published = _published(name, form)
     rows = sizes.get(name, published.rows if published else None)
@@ -179,7 +186,10 @@ def _media_of(form: str | None) -> Media | None:
 
 
 def _published(name: str, form: str | None) -> _Published | None:
-    """By the data set's name, else by its format. A name with another number in it, such as imagenet12k, has none."""
+    """The published figures of a data set, by its name, otherwise by its format; None if there are none.
+
+    A name with two digits names an edition, such as `imagenet30k`. An unknown edition has no published figures.
+    """
     for each in PUBLISHED:
         if re.fullmatch(each.pattern, name, re.IGNORECASE) and form in (None, each.format, *ANY_FORMAT):
             return each

@@ -1,4 +1,4 @@
-"""The section `data` of a recipe: the data sets of a mixture, their sampling rates, and the steps of their epochs."""
+"""The section `data` of a recipe: data sets, sampling rates, and the number of steps for given epochs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cover.config import check_range, option
 from cover.errors import UserError, nearest
 from cover.media.decode import Decoder
 
-RATE_DENOMINATOR = 10**9  # rates are exact fractions, so that a quota is the same on every machine
+RATE_DENOMINATOR = 10**9  # rates are exact fractions, so quotas are equal on every machine
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which data sets are mixed, and at which rates."""
+    """The data sets of a mixture and how they are sampled."""
 
     sets: list[str] = field(metadata={"help": "names from the catalog"})
     catalog: str = option("catalog.yaml", "the catalog file, relative to the current folder")
@@ -26,26 +26,26 @@ class Data:
     alpha: float = option(1.0, "rates proportional to size^alpha; 1 is the article's rule")
     weights: dict[str, float] = option({}, "explicit rates in place of sizes, one per data set")
     epochs: dict[str, float] = option(
-        {}, "rates by how often each data set is to be seen; with steps: 0, that often and no more"
+        {}, "rates from the epochs wanted of each data set; with steps: 0 the run ends after these epochs"
     )
     loss_weights: dict[str, float] = option({}, "factor on a data set's loss, 1 where not given")
     batches: Literal["mixed", "alternating"] = option(
-        "mixed", "clips and images in every step, or whole steps of either in turn"
+        "mixed", "mixed: clips and images in every step; alternating: whole steps of one length in turn"
     )
     heads: dict[str, list[str]] = option(
-        {}, "head -> the data sets that share it; a set that is in none has a head of its own name"
+        {}, "head -> the data sets that share it; every other data set has a head of its own name"
     )
     crops: int = option(
-        1, "random crops of every clip that is decoded; 2 halves the decoding and sees each clip twice as often"
+        1, "random crops of every decoded clip; 2 halves the decoding, and each clip is used twice in an epoch"
     )
-    decoder: Decoder = option("pyav", "of videos: pyav, torchcodec, or torchcodec_cuda (NVDEC)")
+    decoder: Decoder = option("pyav", "video decoder: pyav, torchcodec, or torchcodec_cuda (NVDEC)")
     unreadable: float = option(0.5, "fraction of a data set's draws that may be unreadable before the run stops")
     exclusions: Literal["use", "ignore"] = option(
-        "use", "leave out the training rows that `cover overlap` found in evaluation splits"
+        "use", "use: leave out the training rows that `cover overlap` lists; ignore: train on them"
     )
 
     def check(self) -> None:
-        """Raises `UserError`, naming the key, where a value has no meaning or does not fit the others."""
+        """Check all values. Raises `UserError`, which names the key, if a value is not valid."""
         if not self.sets:
             raise UserError("data.sets: name at least one data set of the catalog")
         for repeated in {name for name in self.sets if self.sets.count(name) > 1}:
@@ -89,10 +89,11 @@ def rates_by(
     weights: Mapping[str, float] | None = None,
     epochs: Mapping[str, float] | None = None,
 ) -> dict[str, Fraction]:
-    """Sampling rates that add up to 1: proportional to `weights` where given, else to size * `epochs` where given, else
-    to size ** alpha (1 is the article's rule).
+    """Data set -> sampling rate. The rates add up to 1 exactly.
 
-    Raises `UserError` on a weight or a number of epochs that is not positive or does not fit the data sets.
+    They are proportional to `weights` if given, otherwise to size * `epochs` if given, otherwise to size ** `alpha`
+    (`alpha` 1 is the rule of the CoVeR paper). Raises `UserError` if a weight or a number of epochs is missing or not
+    positive.
     """
     for key, noun, given in (("weights", "weight", weights), ("epochs", "number of epochs", epochs)):
         for name in sizes if given else ():
@@ -101,10 +102,11 @@ def rates_by(
     raw = {name: Fraction(size * epochs[name] if epochs else size**alpha) for name, size in sizes.items()}
     raw = {name: Fraction(weights[name]) for name in sizes} if weights else raw
     total = sum(raw.values())
+    # Rounding to one denominator hides the last bits of `size**alpha`, which differ between machines.
     exact = {name: max(1, round(value / total * RATE_DENOMINATOR)) for name, value in raw.items()}
     return {name: Fraction(value, sum(exact.values())) for name, value in exact.items()}
 
 
 def steps_for(sizes: Mapping[str, int], epochs: Mapping[str, float], batch: int) -> int:
-    """The steps of `batch` samples that see every data set of `sizes` samples its `epochs` times."""
+    """How many steps of `batch` samples give every data set of `sizes` rows its `epochs`. At least 1."""
     return max(1, math.ceil(sum(Fraction(size) * Fraction(epochs[name]) for name, size in sizes.items()) / batch))

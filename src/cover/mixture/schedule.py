@@ -1,8 +1,9 @@
-"""The draws of every step: a pure function of the seed and the step, the same on any number of ranks.
+"""The schedule: the draws of every step, as a pure function of the seed and the step.
 
-Each step holds a constant number of clips of each length and of images. Within such a group every data set has exact
-integer quotas: after s steps, data set d has been drawn floor or ceil of s * samples * rate_d times. This is
-just-in-time sequencing, which serving the unit with the earliest deadline solves for any rates.
+The draws are the same for any number of ranks. Every step has a constant number of samples of each length; the samples
+of one length are a group. Within a group the quotas are exact: after s steps, data set d has been drawn floor or ceil
+of s * samples * rate_d times. This is the product rate variation problem of just-in-time sequencing. The rule
+"earliest deadline first" solves it for all rates (Steiner and Yeomans 1993).
 """
 
 from __future__ import annotations
@@ -25,32 +26,32 @@ from cover.transforms.crop import Box
 from cover.transforms.mixup import NO_BOX, Mix, Mixup
 
 T = TypeVar("T")
-_STRIDE = 1024
+_STRIDE = 1024  # steps between two stored counts of `Quotas`
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample of one step: everything random about it follows from `seed` (64 bits).
+    """One sample of one step. All its randomness comes from `seed`, a number of 64 bits.
 
-    A further crop of a clip that another draw takes too has that draw's seed in `clip_seed`: its frames are taken at
-    the same times.
+    `row`: row of the manifest. `epoch`: epoch of the data set, from 0. `clip_seed`: set on every crop of a clip but the
+    first. It is the seed of the first crop, which chooses the times of the frames for all crops.
     """
 
     dataset: str
-    row: int  # of the manifest
+    row: int
     epoch: int
     seed: int
     clip_seed: int | None = None
 
     @property
     def clip(self) -> tuple[str, int, int]:
-        """What draws of one clip have in common."""
+        """The key of the clip. All crops of one clip have the same key."""
         return self.dataset, self.row, self.epoch
 
 
 @dataclass(frozen=True)
 class Group:
-    """The samples of a step that have the same number of frames, and the data sets that they are drawn from."""
+    """The samples of a step with the same number of frames, and the data sets that they are drawn from."""
 
     frames: int
     samples: int
@@ -58,7 +59,7 @@ class Group:
 
     @property
     def fractions(self) -> list[Fraction]:
-        """The fraction of the group that each data set gets; they add up to 1."""
+        """The fraction of the group that each data set gets. The fractions add up to 1."""
         total = sum((dataset.rate for dataset in self.datasets), Fraction(0))
         return [dataset.rate / total for dataset in self.datasets]
 
@@ -66,21 +67,34 @@ class Group:
 def split_batch(
     datasets: Sequence[MixtureDataset], batch: int, divisor: int, paired: bool = False
 ) -> tuple[Group, ...]:
-    """The groups of a step of `batch` samples, longest clips first, images last.
+    """The groups of a step of `batch` samples. The longest clips come first, images last.
 
-    Counts are rounded once, by largest remainder, at least one sample each, whatever `divisor` (ranks x accumulation)
-    is: the global batch does not depend on how it is computed. Raises `UserError` where a count is not a multiple of
-    `divisor`, or, where samples are mixed in pairs (`paired`), where `divisor` would separate a pair.
+    `divisor`: ranks x accumulation. `paired`: whether samples are mixed in pairs. The counts do not depend on
+    `divisor`, so the global batch is the same for any number of ranks. Raises `UserError` if a count is not a multiple
+    of `divisor`, or if `divisor` would separate the two samples of a pair.
     """
     lengths = sorted({dataset.frames for dataset in datasets}, reverse=True)
     if batch < len(lengths):
         raise UserError(f"batch: {batch} is too small: samples of {len(lengths)} lengths need at least one each")
-    wanted = [batch * sum((d.rate for d in datasets if d.frames == length), Fraction(0)) for length in lengths]
-    counts = [max(1, int(exact)) for exact in wanted]
+    exact = [batch * sum((d.rate for d in datasets if d.frames == length), Fraction(0)) for length in lengths]
+    counts = _round_counts(exact, batch)
+    _check_divisible(lengths, counts, batch, divisor, paired)
+    datasets_of = (tuple(d for d in datasets if d.frames == length) for length in lengths)
+    return tuple(Group(*fields) for fields in zip(lengths, counts, datasets_of, strict=True))
+
+
+def _round_counts(exact: Sequence[Fraction], batch: int) -> list[int]:
+    """Integers near `exact` that add up to `batch`, each at least 1 (largest-remainder method)."""
+    counts = [max(1, int(value)) for value in exact]
     while sum(counts) < batch:
-        counts[max(range(len(counts)), key=lambda i: wanted[i] - counts[i])] += 1
+        counts[max(range(len(counts)), key=lambda i: exact[i] - counts[i])] += 1
+    # Raising small counts to 1 can exceed the batch. Then the count that is furthest above its exact value gives back.
     while sum(counts) > batch:
-        counts[max((i for i in range(len(counts)) if counts[i] > 1), key=lambda i: counts[i] - wanted[i])] -= 1
+        counts[max((i for i in range(len(counts)) if counts[i] > 1), key=lambda i: counts[i] - exact[i])] -= 1
+    return counts
+
+
+def _check_divisible(lengths: Sequence[int], counts: Sequence[int], batch: int, divisor: int, paired: bool) -> None:
     for length, count in zip(lengths, counts, strict=True):
         if count % divisor:
             raise UserError(
@@ -90,25 +104,23 @@ def split_batch(
         if paired and divisor > 1 and count // divisor % 2:
             raise UserError(
                 f"batch: augment.mixup and cutmix work on pairs, but a step of {batch} holds {count} samples of"
-                f" {length} frames, not a multiple of 2 x ranks x accumulation = {2 * divisor};"
-                " choose another batch, or other data.weights"
+                f" {length} frames, not a multiple of 2 x ranks x accumulation = {2 * divisor}; choose another"
+                " batch, or other data.weights"
             )
-    grouped = (tuple(d for d in datasets if d.frames == length) for length in lengths)
-    return tuple(Group(length, count, members) for length, count, members in zip(lengths, counts, grouped, strict=True))
 
 
 class Schedule:
     """The draws of every step of a run.
 
     >>> schedule = Schedule(seed=0, groups=split_batch(datasets, batch=64, divisor=1))
-    >>> schedule.step(1000)  # any step can be asked for first; one tuple of draws per group
+    >>> schedule.step(1000)  # one tuple of draws per group; steps may be computed in any order
     """
 
     def __init__(self, seed: int, groups: tuple[Group, ...], pairing: Pairing | None = None) -> None:
-        """`pairing`: which samples are mixed, so that those of a pair come one after the other."""
+        """`pairing`: how samples are paired for mixup. The two samples of a pair come one after the other."""
         self.seed, self.groups, self.pairing = seed, groups, pairing
         self._quotas = tuple(Quotas(group) for group in groups)
-        self._orders: dict[str, dict[int, np.ndarray]] = {}  # of a data set's rows, by epoch
+        self._orders: dict[str, dict[int, np.ndarray]] = {}  # data set -> epoch -> order of the rows
 
     @property
     def batch(self) -> int:
@@ -117,17 +129,17 @@ class Schedule:
 
     @property
     def mean_step(self) -> FrameGroups:
-        """What a step holds on average: the work of a run is as many times that of this one as it has steps."""
+        """The groups of an average step. The work of a run is this times the number of steps."""
         return tuple((group.samples, group.frames) for group in self.groups)
 
     @property
     def largest_step(self) -> FrameGroups:
-        """The step that holds the most frames: what has to fit into memory."""
+        """The groups of the step with the most frames. This step must fit into memory."""
         return self.mean_step
 
     @property
     def rates(self) -> dict[str, float]:
-        """The fraction of the samples that each data set gets, after the groups were rounded."""
+        """Data set -> its fraction of the samples, after the sizes of the groups are rounded."""
         return {
             dataset.name: float(fraction * group.samples / self.batch)
             for group in self.groups
@@ -135,7 +147,7 @@ class Schedule:
         }
 
     def describe(self) -> str:
-        """What a step holds, for a line on the terminal."""
+        """The contents of a step in words, for the terminal."""
         return " + ".join(_describe(group) for group in self.groups)
 
     def step(self, step: int) -> tuple[tuple[Draw, ...], ...]:
@@ -145,11 +157,11 @@ class Schedule:
         )
 
     def rank_step(self, step: int, rank: int, ranks: int) -> tuple[tuple[Draw, ...], ...]:
-        """The slice of `step` that one of `ranks` equal ranks works on; the ranks' slices together are the step."""
+        """The part of `step` for one rank: an equal slice of every group. All slices together are the step."""
         return tuple(draws[len(draws) * rank // ranks : len(draws) * (rank + 1) // ranks] for draws in self.step(step))
 
     def drawn(self, steps: int) -> dict[str, int]:
-        """The samples of each data set in the first `steps` steps."""
+        """Data set -> samples drawn in the first `steps` steps."""
         return {
             dataset.name: count
             for group, quotas in zip(self.groups, self._quotas, strict=True)
@@ -157,7 +169,7 @@ class Schedule:
         }
 
     def expected(self, steps: int) -> dict[str, float]:
-        """`drawn` before it is rounded to whole samples; quick for any number of steps."""
+        """`drawn` before rounding to whole samples. Its cost does not grow with `steps`."""
         return {
             dataset.name: float(steps * group.samples * fraction)
             for group in self.groups
@@ -165,7 +177,11 @@ class Schedule:
         }
 
     def _group_draws(self, group: Group, quotas: Quotas, step: int) -> tuple[Draw, ...]:
-        """Shuffled clip by clip: the crops of one clip stay together, so that one decode serves them."""
+        """The draws of one group, shuffled by clip.
+
+        The crops of one clip stay together, so that the clip is decoded once.
+        """
+        # Data set d gives the samples number before[d] to after[d] - 1 of its own sequence to this step.
         before, after = quotas.after(step), quotas.after(step + 1)
         clips = [
             [self._draw(dataset, number) for number in numbers]
@@ -177,31 +193,36 @@ class Schedule:
         return self.pairing.order(shuffled) if self.pairing else tuple(draw for clip in shuffled for draw in clip)
 
     def _draw(self, dataset: MixtureDataset, number: int) -> Draw:
-        """The `number`-th sample ever taken from a data set: it walks shuffled epochs of its own."""
+        """Sample `number` (from 0) of a data set's own sequence: one shuffled epoch after another."""
         clip, crop = divmod(number, dataset.crops)
         epoch, place = divmod(clip, len(dataset.rows))
         row = int(dataset.rows[self._order(dataset, epoch)[place]])
         clip_seed = draw_seed(self.seed, dataset.name, epoch, row)
-        if not crop:
+        if not crop:  # the first crop uses the seed of the clip itself, so `crops` 1 is the same as without crops
             return Draw(dataset.name, row, epoch, clip_seed)
         return Draw(dataset.name, row, epoch, draw_seed(clip_seed, dataset.name, crop, row), clip_seed)
 
     def _order(self, dataset: MixtureDataset, epoch: int) -> np.ndarray:
-        """The order of a data set's rows in an epoch. Two are kept, since a step may reach from one into the next: of a
-        million rows each takes 8 MB, in every process."""
-        known = self._orders.setdefault(dataset.name, {})
-        if epoch not in known:
-            while len(known) > 1:
-                del known[next(iter(known))]
+        """int64 `(rows,)`: the shuffled order of a data set's rows in an epoch.
+
+        Two epochs stay in memory, because a step may go from one epoch into the next. The order of a million rows takes
+        8 MB in every process, so older epochs are dropped.
+        """
+        orders = self._orders.setdefault(dataset.name, {})
+        if epoch not in orders:
+            while len(orders) > 1:
+                del orders[next(iter(orders))]
+            # No row has the number 2**64 - 1, so this seed is different from the seed of every draw.
             seed = draw_seed(self.seed, dataset.name, epoch, -1 % 2**64)
-            known[epoch] = np.random.default_rng(seed).permutation(len(dataset.rows))
-        return known[epoch]
+            orders[epoch] = np.random.default_rng(seed).permutation(len(dataset.rows))
+        return orders[epoch]
 
 
 class Alternating(Schedule):
-    """A schedule whose steps hold `batch` samples of one length each, in turn. A run holds as many samples of every
-    data set as with the mixed steps of `groups`, within half a step of each length, under the same quotas. An ablation
-    (docs/ablations.md), for one process.
+    """A schedule in which every step has samples of one length only, `batch` of them.
+
+    Over a run, every data set gets the same number of samples as with the mixed steps of `groups`, up to half a step
+    per length. This is for an ablation (docs/ablations.md), with one process.
 
     >>> [len(draws) for draws in Alternating(0, groups).step(0)]
     [40, 0]
@@ -211,6 +232,7 @@ class Alternating(Schedule):
         super().__init__(seed, groups, pairing)
         self._whole = tuple(Group(group.frames, self.batch, group.datasets) for group in groups)
         self._quotas = tuple(Quotas(group) for group in self._whole)
+        # A second set of quotas decides which length each step has: one "data set" per length, one "sample" per step.
         no_rows = np.zeros(0, np.int64)
         lengths = tuple(MixtureDataset(str(group.frames), no_rows, rate=Fraction(group.samples)) for group in groups)
         self._turns = Quotas(Group(0, 1, lengths))
@@ -224,7 +246,8 @@ class Alternating(Schedule):
         return ", or ".join(_describe(group) for group in self._whole)
 
     def step(self, step: int) -> tuple[tuple[Draw, ...], ...]:
-        """The draws of `step`: those of all lengths but one are empty."""
+        """The draws of `step`, one tuple per length. All but one are empty."""
+        # For each length, the number of steps of that length so far. It grows by 1 for the length of this step.
         before, after = self._turns.after(step), self._turns.after(step + 1)
         return tuple(
             self._group_draws(group, quotas, first) if last > first else ()
@@ -244,21 +267,21 @@ def _describe(group: Group) -> str:
 
 
 def _by_clip(first: int, last: int, crops: int) -> Iterator[range]:
-    """The numbers `first` to `last` - 1, a range for each clip."""
+    """The sample numbers `first` to `last` - 1, as one range per clip. The first and last clip may be incomplete."""
     for clip in range(first // crops, -(-last // crops)):
         yield range(max(first, clip * crops), min(last, (clip + 1) * crops))
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """The pairs of samples that mixup and cutmix mix: a pure function of a step's draws.
+    """The pairs of samples for mixup and cutmix, as a pure function of a step's draws.
 
-    Partners are neighbours, samples 2i and 2i + 1 of a group in the order of the whole step, so that neither ranks nor
-    micro-batches separate them as long as each gets an even number of every group.
+    The samples 2i and 2i + 1 of a group, in the order of the whole step, are a pair. Ranks and micro-batches do not
+    separate them if each gets an even number of samples of every group.
 
-    `heads`: data set -> the head that it trains; both samples of a pair are of one head. `chance`: data set -> the
-    probability that a pair of its samples is mixed, 1 where not given; for a pair of two data sets the smaller one
-    counts.
+    `heads`: data set -> the head that it trains. Both samples of a pair train the same head. `mixup`: draws the
+    parameters of a pair. `chance`: data set -> probability that a pair of its samples is mixed, 1 if not given. A pair
+    of two data sets has the smaller probability.
     """
 
     heads: Mapping[str, str]
@@ -266,7 +289,9 @@ class Pairing:
     chance: Mapping[str, float] = field(default_factory=dict)
 
     def order(self, clips: Sequence[Sequence[Draw]]) -> tuple[Draw, ...]:
-        """The draws of a group, given clip by clip, as pairs of one head and two clips where possible; the others come
+        """The draws of a group, given clip by clip, in an order in which pairs are neighbours.
+
+        The two samples of a pair have one head and, if possible, come from two clips. Samples without a partner come
         last.
         """
         place = {draw: number for number, draw in enumerate(chain.from_iterable(clips))}
@@ -275,18 +300,19 @@ class Pairing:
         for head in dict.fromkeys(self.heads[clip[0].dataset] for clip in clips):
             for pair in _two_by_two(_alternate([clip for clip in clips if self.heads[clip[0].dataset] == head])):
                 (pairs if len(pair) == 2 else single).append(pair)
-        pairs.sort(key=lambda pair: place[pair[0]])  # as shuffled as before
+        pairs.sort(key=lambda pair: place[pair[0]])  # back to the shuffled order, so that heads mix within a rank
         return tuple(chain(*pairs, *single))
 
     def mix(self, groups: Sequence[Sequence[Draw]], size: int) -> Mix:
-        """How the samples of a Pack of `size` x `size` pixels are mixed, from the draws of its groups."""
+        """The mixing of a Pack of `size` x `size` pixels, from the draws of its groups. All S samples are included."""
         rows = [row for draws in groups for pair in _two_by_two(draws) for row in self._rows(pair, size)]
         partners, lams, boxes = zip(*rows, strict=True)
         return Mix(torch.tensor(partners), torch.tensor(lams, dtype=torch.float32), torch.tensor(boxes))
 
     def _rows(self, pair: Sequence[Draw], size: int) -> list[tuple[int, float, Box]]:
-        """`partner`, `lam` and `box` of each sample of a pair, or of a single one."""
+        """`partner`, `lam` and `box` (see `Mix`) of each sample of a pair, or of one sample without a partner."""
         drawn = None
+        # The last two samples of a group may be of two heads, and two crops of one clip may meet: neither is mixed.
         if len({self.heads[draw.dataset] for draw in pair}) == 1 and len({draw.clip for draw in pair}) == 2:
             chance = min(self.chance.get(draw.dataset, 1.0) for draw in pair)
             drawn = self.mixup.draw(np.random.default_rng([draw.seed for draw in pair]), size, chance)
@@ -294,7 +320,7 @@ class Pairing:
 
 
 def _alternate(clips: Sequence[Sequence[Draw]]) -> list[Draw]:
-    """The draws of clips, the crops of every two clips in turn: a clip is not mixed with itself."""
+    """The draws of clips, with the crops of every two clips interleaved, so that pairs are of two different clips."""
     return [draw for pair in _two_by_two(clips) for turn in zip_longest(*pair) for draw in turn if draw]
 
 
@@ -303,10 +329,10 @@ def _two_by_two(items: Sequence[T]) -> list[Sequence[T]]:
 
 
 class Quotas:
-    """How often each data set of a group has been drawn after s steps.
+    """The number of samples drawn from each data set of a group after s steps.
 
-    Steps are played forward from the nearest stored counts: those of every `_STRIDE`-th step and of the last step asked
-    for.
+    The counts of a step follow from those of the step before. They are stored for every `_STRIDE`-th step and for the
+    last computed step, and the computation starts from the nearest stored step.
     """
 
     def __init__(self, group: Group) -> None:
@@ -316,9 +342,10 @@ class Quotas:
         self._last = (0, self._milestones[0])
 
     def after(self, steps: int) -> tuple[int, ...]:
+        """The counts after `steps` steps, one per data set. They add up to steps * samples."""
         nearest = min(steps // _STRIDE, len(self._milestones) - 1)
         step, counts = nearest * _STRIDE, self._milestones[nearest]
-        if step <= self._last[0] <= steps:
+        if step <= self._last[0] <= steps:  # the usual case: steps are computed one after the other
             step, counts = self._last
         while step < steps:
             step += 1
@@ -329,19 +356,22 @@ class Quotas:
         return counts
 
     def _next(self, drawn: tuple[int, ...], step: int) -> tuple[int, ...]:
-        """The counts after `step` steps, from those one step before: first what is due, then the earliest deadlines."""
+        """The counts after `step` steps. `drawn`: the counts after `step` - 1 steps."""
         exact = [step * rate for rate in self._per_step]
-        counts = [max(have, int(due)) for have, due in zip(drawn, exact, strict=True)]
-        open_ = [i for i, due in enumerate(exact) if counts[i] < due]  # one more stays at most at the ceiling
-        open_.sort(key=lambda i: (-(-(counts[i] + 1) // self._per_step[i]), i))
-        left = step * self._samples - sum(counts)
-        assert 0 <= left <= len(open_), "quotas of a step do not add up"
-        for i in open_[:left]:
+        # Invariant: floor(exact) <= count <= ceil(exact) for every data set. First raise every count to the floor.
+        counts = [max(before, int(value)) for before, value in zip(drawn, exact, strict=True)]
+        candidates = [i for i, value in enumerate(exact) if counts[i] < value]  # one more does not exceed the ceiling
+        # The deadline of a data set's next sample is the step at which its floor reaches count + 1. Ties go to the
+        # first data set of the mixture, so the order does not depend on the machine.
+        candidates.sort(key=lambda i: (-(-(counts[i] + 1) // self._per_step[i]), i))
+        free = step * self._samples - sum(counts)
+        assert 0 <= free <= len(candidates), "quotas of a step do not add up"
+        for i in candidates[:free]:
             counts[i] += 1
         return tuple(counts)
 
 
 def draw_seed(seed: int, dataset: str, epoch: int, row: int) -> int:
-    """64 bits that depend on nothing but the run's seed and the sample's place in it."""
+    """64 bits from the seed of the run, the data set, its epoch and the row. The same on every machine."""
     packed = struct.pack("<QQQ", seed, epoch, row) + dataset.encode()
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")

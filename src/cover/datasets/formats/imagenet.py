@@ -103,7 +103,7 @@ def _image_folder(spec: DatasetSpec, split: str) -> str:
     return str(next((folder for folder in folders if folder.is_dir()), spec.root))
 
 
-# --- labels of images without class folders ---------------------------------------------------------------------------
+# --- labels of images without class folders ---
 
 
 def _from_what_lies_beside(spec: DatasetSpec, folder: str, labels: Labels) -> dict[str, int]:
@@ -173,7 +173,7 @@ def _numbered(wnids: Iterable[tuple[str, str]], labels: Labels) -> dict[str, int
     }
 
 
-# --- classes ----------------------------------------------------------------------------------------------------------
+# --- classes ---
 
 
 def _wnids(spec: DatasetSpec) -> tuple[list[str], str]:

@@ -121,7 +121,7 @@ def csv_multi_label(spec: DatasetSpec) -> dict[str, Listing]:
     return {split: _listing(lists, rows, labels, classes, indexed) for split, rows in lists.splits.items()}
 
 
-# --- what the files say -----------------------------------------------------------------------------------------------
+# --- what the files say ---
 
 
 @dataclass
@@ -274,7 +274,7 @@ def _read(columns: _Columns, table: CsvTable, splits: Mapping[str, _ListedRows],
         )
 
 
-# --- rows and classes -------------------------------------------------------------------------------------------------
+# --- rows and classes ---
 
 
 def _listing(lists: _Lists, rows: _ListedRows, labels: Labels, classes: ClassList, indexed: bool) -> Listing:
