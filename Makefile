@@ -1,6 +1,7 @@
 # make demo        install into .venv, generate data, train, evaluate, write demo/report.html
 # make test        install with the development tools, then lint, types and tests
 # make test-full   the same with the slow and full-size checks
+# make test-extras lint, the pages and the tests with every optional package installed, as continuous integration runs them
 # make docs        the pages of docs/ as a site in site/
 # make bench       every measurement in benchmarks/
 # make lint        ruff and mypy
@@ -18,7 +19,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
-.PHONY: demo test test-full docs bench lint clean
+.PHONY: demo test test-full test-extras docs bench lint clean
 
 demo: .venv/.installed
 	$(BIN)/cover demo --out $(OUT)
@@ -28,6 +29,11 @@ test: lint
 
 test-full: lint
 	$(PYTEST)
+
+# The first prerequisite installs what the others need. Torchcodec needs FFmpeg's libraries and the page's tests need Chromium:
+# without them, pytest names the tests that it skips.
+test-extras: .venv/.installed-extras lint docs
+	$(PYTEST) -m "extras or not full"
 
 docs: .venv/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -q -E -a docs site
@@ -60,6 +66,11 @@ clean:
 	@echo "installing into .venv with what builds the pages (some minutes the first time)"
 	@$(INSTALL) -e '.[docs]'
 	@touch .venv/.installed $@
+
+.venv/.installed-extras: pyproject.toml constraints.txt | .venv/.created
+	@echo "installing into .venv with every optional package (some minutes the first time)"
+	@$(INSTALL) -e '.[dev,docs,cluster,torchcodec]' wandb scipy
+	@touch .venv/.installed .venv/.installed-dev .venv/.installed-docs $@
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "cover needs Python 3.11 or newer and $(PYTHON) is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'

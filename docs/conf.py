@@ -28,6 +28,7 @@ html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True}
 html_static_path = ["static"]
 html_css_files = ["pages.css"]
+html_extra_path = ["../studies"]  # the kept reports, at the root of the site
 
 
 def table_of_contents(app: Sphinx, page: str, source: list[str]) -> None:
@@ -38,6 +39,12 @@ def table_of_contents(app: Sphinx, page: str, source: list[str]) -> None:
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {heading}\n\n{pages}\n```\n"
 
 
+def links_to_studies(app: Sphinx, page: str, source: list[str]) -> None:
+    """A kept report is Markdown for readers of the repository and HTML for readers of the site."""
+    source[0] = re.sub(r"\[([^]]+)\]\(\.\./studies/([\w-]+)/report\.md\)", r'<a href="\2/report.html">\1</a>', source[0])
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", table_of_contents)
+    app.connect("source-read", links_to_studies)
     app.add_lexer("csv", TextLexer)  # Pygments has none of that name

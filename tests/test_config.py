@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cover.config import dump, keys, load
+from cover.config import changed, dump, keys, load
 from cover.errors import UserError
 
 
@@ -43,6 +43,25 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError("steps must not be negative")
+
+
+@dataclass(frozen=True)
+class Dog:
+    kind: Literal["dog"] = "dog"
+    age: int = 1
+    breed: str = "mixed"
+
+
+@dataclass(frozen=True)
+class Bird:
+    kind: Literal["bird"] = "bird"
+    age: int = 1
+    wings: int = 2
+
+
+@dataclass(frozen=True)
+class Zoo:
+    pet: Dog | Bird = field(default_factory=lambda: Dog(age=3))
 
 
 @dataclass(frozen=True)
@@ -277,6 +296,47 @@ recipes = st.builds(
 def test_a_dumped_tree_loads_back_equal(tmp_path: Path, resolved: Recipe) -> None:
     (tmp_path / "x.yaml").write_text(dump(resolved), encoding="utf-8")
     assert load(Recipe, tmp_path / "x.yaml", []) == resolved
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "pet"),
+    [
+        ("{}", [], Dog(age=3)),
+        ("pet: {age: 4}", [], Dog(age=4)),
+        ("pet: {kind: bird}", [], Bird()),
+        ("pet: {kind: bird, wings: 3}", ["--pet.age", "7"], Bird(age=7, wings=3)),
+        ("pet: {breed: poodle}", ["--pet.kind", "dog"], Dog(age=3, breed="poodle")),
+        ("{}", ["--pet.kind", "bird", "--pet.wings", "4"], Bird(wings=4)),
+    ],
+)
+def test_one_section_of_several_is_chosen_by_its_first_key(
+    tmp_path: Path, text: str, overrides: list[str], pet: Dog | Bird
+) -> None:
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
+    zoo = load(Zoo, tmp_path / "x.yaml", overrides)
+    assert zoo == Zoo(pet)
+    (tmp_path / "x.yaml").write_text(dump(zoo), encoding="utf-8")
+    assert load(Zoo, tmp_path / "x.yaml") == zoo
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("pet: {kind: cat}", "pet.kind"), ("pet: {kind: bird, breed: poodle}", "pet.breed"), ("pet: {wings: 3}", "pet.wings"),
+        ("pet: 3", "pet"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_section_of_several_names_its_key(tmp_path: Path, text: str, key: str) -> None:
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load(Zoo, tmp_path / "x.yaml")
+    assert key in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_changed_says_which_section_it_is_of() -> None:
+    assert changed(Zoo(Dog(age=1))) == {"pet": {}}
+    assert changed(Zoo(Bird())) == {"pet": {"kind": "bird", "age": 1, "wings": 2}}
 
 
 def test_keys_lists_type_default_and_help() -> None:

@@ -54,7 +54,7 @@ ELSEWHERE = {
     "logs": ("tests/training/test_logging.py", "sh python"),
     "many_machines": ("tests/training/test_distributed.py", "sh"),
     "own_data": ("tests/experiments/test_adding_pages.py", "sh yaml"),
-    "planning": ("tests/training/test_plan.py", "sh text"),
+    "planning": ("tests/planning/test_estimate.py", "sh text"),
     "predicting": ("tests/inference/test_predicting_page.py", "sh python"),
     "preparing": ("tests/datasets/test_prepare.py", "sh"),
     "serving": ("tests/serve/test_serving_page.py", "sh python"),

@@ -13,7 +13,7 @@ __all__ = ["CoVeR", "Predictor", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "CoVeR":  # imported when it is asked for: the command line starts without torch
+    if name == "CoVeR":  # imported on first use, so that the command line starts without torch
         from cover.model.cover import CoVeR
 
         return CoVeR

@@ -1,4 +1,4 @@
-"""`python -m cover`, as `torchrun -m cover` starts it."""
+"""Entry point of `python -m cover` and of `torchrun -m cover`."""
 
 import sys
 

@@ -1,15 +1,15 @@
-"""Typed configuration: a YAML file and dotted overrides, read into a tree of dataclasses.
+"""Typed configuration: reads a YAML file and dotted overrides into a tree of dataclasses.
 
     recipe = load(Recipe, Path("recipes/mine.yaml"), ["--optimizer.lr", "3e-4", "--rates={ssv2: 2}"])
 
-A schema is a dataclass whose fields are plain values, lists and tuples of them, further dataclasses ("sections"), and
-dictionaries from a name to any of these. A field may be a union of dataclasses whose first field has the same name, a
-Literal of one value in each: its value chooses one.
+A schema is a dataclass. A field holds a plain value, a list or a tuple of plain values, another dataclass (a
+"section"), or a dictionary from a name to any of these. A field may also be a union of dataclasses. The first field of
+each of them then has the same name, and its type is a Literal with one value. This value chooses the dataclass.
 
-The walk over the schema is our own. jsonargparse knows dataclass trees and dotted overrides too, but it takes `lr:
-null` for "not given", opens a text in place of a section as a file, resolves words such as `010` before it knows that a
-text is expected, and names neither the full key of a mistake inside a dictionary (`sources.a.wight`) nor the nearest
-key. With those mended it would be more code than this.
+This module does not use jsonargparse, which also has dataclass trees and dotted overrides, for four reasons.
+jsonargparse reads `lr: null` as "not given". It opens a text in the place of a section as a file. It gives words such
+as `010` a number before it knows that a text is expected. And for a mistake inside a dictionary (`sources.a.wight`) it
+names neither the full key nor the nearest key. The code to correct this would be longer than this module.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ T = TypeVar("T")
 
 
 def load(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
-    """The resolved tree: the defaults of `schema`, over them the file, over that `--a.b value` or `--a.b=value` in
-    their order.
+    """Read a tree of type `schema` from a YAML file and from overrides.
 
-    The value of an override is the text itself for a text field (`null` is nothing where the field may be null), and
-    YAML or JSON for every other. For a section or a dictionary it replaces all that the file says there.
+    A value in the file replaces the default of the schema. An override, `--a.b value` or `--a.b=value`, replaces the
+    value in the file. If a key is overridden twice, the last override counts.
 
-    Raises `UserError`, one line that names the file and the key, for a file that cannot be read and for a key that is
-    unknown, missing, given twice or of another type. A ValueError from `__post_init__` of a schema becomes such a line
-    too.
+    The value of an override is YAML or JSON. For a text field it is the text itself, but `null` is None if the field
+    may be null. For a section or a dictionary, the override replaces the whole of it.
+
+    Raises `UserError`, in one line with the file and the key, if the file cannot be read, or if a key is unknown,
+    missing, given twice or of another type. A ValueError from `__post_init__` of a schema becomes such a line too.
     """
     root = _SchemaNode(schema)
     tree = read_yaml(path)
@@ -54,29 +55,31 @@ def load(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
 
 
 def dump(value: Any) -> str:
-    """A resolved tree as YAML; `load` gives an equal tree back."""
+    """The tree as YAML. `load` reads an equal tree from it."""
     return yaml.dump(_plain(value), Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def changed(value: Any) -> Any:
-    """Those fields of a tree that differ from their defaults, as plain values: a key that a later version of a schema
-    adds is left out.
+    """The fields of a tree that differ from their defaults, as plain values.
+
+    The result stays the same when a later version of the schema adds a field.
     """
     if isinstance(value, dict):
         return {name: changed(item) for name, item in value.items()}
     if not is_dataclass(value) or isinstance(value, type):
         return _plain(value)
-    values = {name: (getattr(value, name), _default(field)) for name, (field, _) in _fields(type(value)).items()}
-    different = {name: both for name, both in values.items() if both[0] != both[1]}
-    # One section of a union in place of another is given in full: nothing else would tell which one it is.
-    return {
-        name: changed(item) if type(item) is type(default) else _plain(item)
-        for name, (item, default) in different.items()
-    }
+    result: dict[str, Any] = {}
+    for name, (field, _) in _fields(type(value)).items():
+        item, default = getattr(value, name), _default(field)
+        if item != default:
+            # A section of another type than the default is given in full: only its own fields say which type it is.
+            another = default is not MISSING and type(item) is not type(default)
+            result[name] = _plain(item) if another else changed(item)
+    return result
 
 
 def keys(schema: type) -> list[str]:
-    """One line per key: `optimizer.lr: float = 0.001  peak learning rate`, the help from `field(metadata={"help": …})`."""
+    """One line per key, as in `optimizer.lr: float = 0.001  peak learning rate`. The help is that of `option`."""
     lines = [
         (f"{leaf.key}: {_name(leaf.kind)}{_default_text(leaf)}", leaf.help) for leaf in _SchemaNode(schema).leaves()
     ]
@@ -85,14 +88,14 @@ def keys(schema: type) -> list[str]:
 
 
 class _Mistake(Exception):
-    """A mistake in one line, without the name of the file."""
+    """A mistake of the user. The message is one line without the name of the file."""
 
 
 # --- the schema -------------------------------------------------------------------------------------------------------
 
 
 class _SchemaNode(NamedTuple):
-    """A key of the schema: its type, its dotted name and its default (MISSING where a value is required)."""
+    """A key of the schema: its type, its dotted name, its default (MISSING if a value is required) and its help."""
 
     kind: Any
     key: str = ""
@@ -100,24 +103,25 @@ class _SchemaNode(NamedTuple):
     help: str = ""
 
     def child(self, name: str) -> _SchemaNode | None:
-        """The key `name` below this one; None where there is none."""
-        inner, key = _bare(self.kind), f"{self.key}.{name}" if self.key else name
+        """The key `name` below this one, or None if there is no such key."""
+        inner, key = _bare(self.kind), _dotted(self, name)
         if get_origin(inner) is dict and name:
-            return _SchemaNode(
-                get_args(inner)[1], key, self.default.get(name, MISSING) if isinstance(self.default, dict) else MISSING
-            )
+            default = self.default.get(name, MISSING) if isinstance(self.default, dict) else MISSING
+            return _SchemaNode(get_args(inner)[1], key, default)
         if name not in self.names():
             return None
-        inner = next(section for section in _sections(inner) if name in _fields(section))
-        field, kind = _fields(inner)[name]
-        # A default section may differ from its class's defaults: its own values count.
-        default = getattr(self.default, name) if isinstance(self.default, inner) else _default(field)
+        section = next(section for section in _sections(inner) if name in _fields(section))
+        field, kind = _fields(section)[name]
+        # The default of a section may be an instance whose values differ from the defaults of its class.
+        default = getattr(self.default, name) if isinstance(self.default, section) else _default(field)
         return _SchemaNode(kind, key, default, field.metadata.get("help", ""))
 
     def names(self) -> list[str]:
+        """The keys below this one; for a union of sections, the keys of all of them."""
         return list(dict.fromkeys(name for section in _sections(self.kind) for name in _fields(section)))
 
     def leaves(self) -> Iterator[_SchemaNode]:
+        """All keys below this one that are no sections; this key itself if there are none."""
         inner = _bare(self.kind)
         named_sections = get_origin(inner) is dict and _is_section(_bare(get_args(inner)[1]))
         children = ["NAME"] if named_sections else self.names()
@@ -131,6 +135,7 @@ class _SchemaNode(NamedTuple):
 
 @functools.cache
 def _fields(schema: type) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
+    """The fields of a dataclass by name, each with its resolved type."""
     hints = get_type_hints(schema)
     return {field.name: (field, hints[field.name]) for field in dataclasses.fields(schema) if field.init}
 
@@ -140,6 +145,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
+    """The types of a union; of any other type, the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
@@ -148,7 +154,7 @@ def _is_section(kind: Any) -> bool:
 
 
 def _sections(kind: Any) -> list[Any]:
-    """The dataclasses of a type: one, several in a union, or none."""
+    """The dataclasses among the members of a type."""
     return [member for member in _members(kind) if _is_section(member)]
 
 
@@ -157,13 +163,13 @@ def _optional(kind: Any) -> bool:
 
 
 def _bare(kind: Any) -> Any:
-    """`X` of `X | None`; any other type as it is."""
+    """`X` for `X | None`, and any other type unchanged."""
     others = [member for member in _members(kind) if member is not type(None)]
     return others[0] if len(others) == 1 else kind
 
 
 def _name(kind: Any) -> str:
-    """A type as a user reads it: `float or null`, `"adamw" or "sgd"`, `list[str]`."""
+    """A type in the words of a message, as in `float or null`, `"adamw" or "sgd"`, `list[str]`."""
     if len(_members(kind)) > 1:
         return " or ".join(_name(member) for member in _members(kind))
     if get_origin(kind) is Literal:
@@ -189,12 +195,15 @@ def _build(node: _SchemaNode, value: Any) -> Any:
         section = _mapping(value, node)
         return _section(_chosen(node, section), section)
     if get_origin(inner) is dict:
-        return {name: _build(_known_keys(node, name), item) for name, item in _mapping(value, node).items()}
+        return {name: _build(_known_child(node, name), item) for name, item in _mapping(value, node).items()}
     return _leaf(node, value)
 
 
 def _chosen(node: _SchemaNode, value: Mapping[str, Any]) -> _SchemaNode:
-    """The place with the one section of a union that the first field names; where that is not given, the default's."""
+    """`node` with one section in place of a union of sections.
+
+    The value of the first field chooses the section. If it is not given, the section is that of the default.
+    """
     sections = _sections(node.kind)
     if len(sections) == 1:
         return node
@@ -208,8 +217,8 @@ def _chosen(node: _SchemaNode, value: Mapping[str, Any]) -> _SchemaNode:
 
 def _section(node: _SchemaNode, value: Mapping[str, Any]) -> Any:
     for name in value:
-        _known_keys(node, name)
-    values = {name: _field_value(_known_keys(node, name), value, name) for name in node.names()}
+        _known_child(node, name)
+    values = {name: _field_value(_known_child(node, name), value, name) for name in node.names()}
     try:
         return _bare(node.kind)(**values)
     except ValueError as error:
@@ -222,34 +231,33 @@ def _field_value(node: _SchemaNode, value: Mapping[str, Any], name: str) -> Any:
     if node.default is not MISSING:
         return node.default
     if _sections(node.kind):
-        return _build(node, {})  # raises for a required key in it
+        return _build(node, {})  # raises if the section has a required key
     raise _Mistake(f'"{node.key}" is missing: it needs {_name(node.kind)}')
 
 
 def _leaf(node: _SchemaNode, value: Any) -> Any:
     try:
         if is_null(value):
-            raise ValueError  # although `null` in a list of texts is a text
+            raise ValueError  # only here: in a list of texts, `null` is a text
         return _read(_bare(node.kind), value)
     except ValueError:
-        choices = [
-            str(choice)
-            for member in _members(node.kind)
-            if get_origin(member) is Literal
-            for choice in get_args(member)
-        ]
+        literals = [member for member in _members(node.kind) if get_origin(member) is Literal]
+        choices = [str(choice) for literal in literals for choice in get_args(literal)]
         close = difflib.get_close_matches(str(value), choices, n=1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
         raise _Mistake(f"{node.key}: expected {_name(node.kind)}, got {show(value)}{hint}") from None
 
 
 def _read(kind: Any, values: Any) -> Any:
-    """A text, a `Plain` word or a list as a `kind`: a text, number or truth value, one of the texts of a Literal, a
-    list or a tuple. Raises ValueError where it is none.
+    """Convert a text, a `Plain` word or a list to the type `kind`.
+
+    `kind` is a text, a number, a truth value, a Literal of texts, a list or a tuple. Raises ValueError if the value
+    does not have this type.
     """
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (list, tuple) and isinstance(values, list):
-        kinds = inside * len(values) if origin is list else inside
+        any_length = origin is list or inside[-1] is Ellipsis  # tuple[int, ...]
+        kinds = inside[:1] * len(values) if any_length else inside
         return origin(_read(item_kind, item) for item_kind, item in zip(kinds, values, strict=True))
     if isinstance(values, str) and (kind is str or (origin is Literal and values in inside)):
         return str(values)
@@ -262,7 +270,7 @@ def _read(kind: Any, values: Any) -> Any:
 
 
 def _mapping(value: Any, node: _SchemaNode) -> dict[str, Any]:
-    """`value` as a section. An empty one, all of whose lines are commented out, is the same as none."""
+    """The keys and values of a section or a dictionary. An empty value, as of a section without lines, has no keys."""
     if is_null(value):
         return {}
     if not isinstance(value, dict):
@@ -270,7 +278,8 @@ def _mapping(value: Any, node: _SchemaNode) -> dict[str, Any]:
     return value
 
 
-def _known_keys(node: _SchemaNode, name: str) -> _SchemaNode:
+def _known_child(node: _SchemaNode, name: str) -> _SchemaNode:
+    """The key `name` below `node`. Raises `_Mistake` if there is no such key."""
     child = node.child(name)
     if child is None:
         raise _Mistake(f'unknown key "{_dotted(node, name)}"{_hint(node, name)}')
@@ -282,7 +291,11 @@ def _dotted(node: _SchemaNode, name: str) -> str:
 
 
 def _hint(node: _SchemaNode, name: str) -> str:
-    """The nearest key of the same section, else the key of this name in a section below, else all keys of this section."""
+    """A hint after an unknown key.
+
+    It names the nearest key of the same section, else a key of this name in a section below, else all keys of the
+    section.
+    """
     close = [_dotted(node, sibling) for sibling in difflib.get_close_matches(name, node.names(), n=1)]
     deeper = [leaf.key for leaf in node.leaves() if leaf.key.rpartition(".")[2] == name]
     return f'; did you mean "{(close + deeper)[0]}"?' if close or deeper else nearest(name, node.names())
@@ -305,16 +318,15 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _override(node: _SchemaNode, tree: dict[str, Any], key: str, text: str) -> None:
-    """Put the value of `--key text` into the tree of the file."""
-    leaf = functools.reduce(_known_keys, key.split("."), node)
+    """Put the value of `--key text` into the tree that was read from the file."""
+    leaf = functools.reduce(_known_child, key.split("."), node)
     *parents, last = key.split(".")
     for name in parents:
-        node = _known_keys(node, name)
-        # One more entry leaves the default entries of a dictionary in place. A copy, for the file's YAML aliases may
-        # share a section.
-        tree[name] = dict(
-            _mapping(tree.get(name, _plain(node.default) if isinstance(node.default, dict) else None), node)
-        )
+        node = _known_child(node, name)
+        # If the file does not set a dictionary, an override adds an entry to the default entries.
+        default = _plain(node.default) if isinstance(node.default, dict) else None
+        # A copy, because a YAML alias may place one section at two keys.
+        tree[name] = dict(_mapping(tree.get(name, default), node))
         tree = tree[name]
     tree[last] = _override_value(leaf, text)
 
@@ -328,11 +340,11 @@ def _override_value(leaf: _SchemaNode, text: str) -> Any:
         raise _Mistake(str(error)) from None
 
 
-# --- the way back -----------------------------------------------------------------------------------------------------
+# --- a typed tree into YAML -------------------------------------------------------------------------------------------
 
 
 class _RecipeDumper(Dumper):
-    """YAML with sections as blocks, lists on one line and no anchors."""
+    """Writes sections as blocks, lists on one line, and no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -345,7 +357,7 @@ _RecipeDumper.add_representer(list, _RecipeDumper.represent_row)
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses as dictionaries, tuples as lists, paths as text."""
+    """A tree of plain values: dataclasses become dictionaries, tuples become lists, paths become texts."""
     kind: type = type(value)
     if _is_section(kind):
         return {name: _plain(getattr(value, name)) for name in _fields(kind)}
@@ -360,13 +372,13 @@ def _plain(value: Any) -> Any:
 
 
 def option(default: Any, text: str) -> Any:
-    """A field of a schema: its default and its help."""
+    """A field of a schema with its default and its help."""
     if isinstance(default, dict | list):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": text})
     return dataclasses.field(default=default, metadata={"help": text})
 
 
 def check_range(key: str, value: float, low: float, high: float) -> None:
-    """Raises UserError where `value` is not in [low, high]; `high` may be infinite."""
+    """Raise `UserError` if `value` is not in [low, high]. `high` may be infinite."""
     if not low <= value <= high:
         raise UserError(f"{key}: {value} is not {f'in [{low}, {high}]' if math.isfinite(high) else f'{low} or more'}")

@@ -1,4 +1,7 @@
-"""Output of the commands: results on stdout, progress and logs on stderr, plain lines where stderr is not a terminal."""
+"""Output of the commands: results on stdout, progress and logs on stderr.
+
+If stderr is not a terminal, progress is shown as plain lines.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,7 @@ _silent = False
 
 
 def be_silent() -> None:
-    """From now on this process logs nothing and shows no progress, because another process that does the same work
-    does.
-    """
+    """Turn off the logs and the progress of this process, because another process shows them for the same work."""
     global _silent  # noqa: PLW0603
     _silent = True
 
@@ -51,14 +52,15 @@ def say(text: str) -> None:
 
 
 class Meter:
-    """A progress display on stderr: a live bar with time left on a terminal, else a plain line every 15 seconds.
+    """A progress display on stderr: a bar with the time left on a terminal, else a plain line every 15 seconds.
 
     >>> with Meter("index", total=3) as meter:
     ...     for _ in range(3):
     ...         meter.advance()
 
-    `work`: the total work of the remaining items, in any unit, where it differs much between them. The time left is
-    then estimated from the `work` given to `advance` instead of the number of items.
+    `total` is the number of items, of which `done` are done at the start. If the items differ much in size, `work` is
+    the work of all remaining items, in any unit. Then the time left is estimated from the `work` that `advance`
+    reports, not from the number of items.
     """
 
     def __init__(self, label: str, total: int, done: int = 0, work: float | None = None) -> None:
@@ -94,14 +96,14 @@ class Meter:
 
     @property
     def left(self) -> str:
-        """The time left at the pace so far, as `clock` writes it; empty before the first item."""
+        """The estimated time left, in the form of `clock`; empty before the first item is done."""
         if not self._worked:
             return ""
         pace = (self._advanced - self._began) / self._worked
         return clock(max(0.0, pace * (self._work - self._worked) - (time.monotonic() - self._advanced)))
 
     def advance(self, count: int = 1, note: str | None = None, work: float | None = None) -> None:
-        """Count `count` more items as done, of so much `work`; `note` is shown behind the bar."""
+        """Count `count` more items as done, with their `work`. `note` is shown behind the bar."""
         self.done += count
         self.note = self.note if note is None else note
         self._worked += count if work is None else work
@@ -115,7 +117,7 @@ class Meter:
 
 
 class _TimeLeft(ProgressColumn):
-    """The time left of a meter. rich's own column looks at the last 30 seconds, in which no slow item ends."""
+    """The time left of a meter. The column of rich uses the last 30 seconds only, in which a slow item may not end."""
 
     def __init__(self, meter: Meter) -> None:
         super().__init__()
@@ -126,17 +128,16 @@ class _TimeLeft(ProgressColumn):
 
 
 class LiveTable:
-    """A progress bar with a table and some lines below it, redrawn in place twice a second on a terminal, else plain
-    lines.
+    """A progress bar with a table and notes below it, redrawn twice a second on a terminal, else plain lines.
 
     >>> with LiveTable("train", total=3) as table:
     ...     table.show(["", "loss"], [["ssv2", "1.20"]], ["lr 1e-3"], plain="step 1/3  ssv2 1.20")
     ...     table.advance()
 
-    A `Meter` inside leaves nothing behind on the terminal.
+    A `Meter` inside the block disappears from the terminal when it ends.
     """
 
-    shown = 0  # tables that are being redrawn
+    shown = 0  # number of tables on the terminal now
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.total, self._first, self._began = total, done, time.monotonic()
@@ -156,7 +157,7 @@ class LiveTable:
         if self._live:
             LiveTable.shown += 1
             self._live.start()
-            self._live.console.show_cursor(True)  # a process that is killed could not bring it back
+            self._live.console.show_cursor(True)  # a killed process could not show it again
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -166,20 +167,20 @@ class LiveTable:
 
     @property
     def live(self) -> bool:
-        """Whether it is redrawn in place."""
+        """Whether the table is redrawn on a terminal."""
         return self._live is not None
 
     def advance(self) -> None:
-        """Count one more done."""
+        """Count one more item as done."""
         if self._live:
             self._bar.update(self._task, advance=1)
 
     def left(self, done: int) -> str:
-        """The time left at the pace so far when `done` are done, as `clock` writes it."""
+        """The estimated time left after `done` items, in the form of `clock`."""
         return clock((time.monotonic() - self._began) / max(done - self._first, 1) * (self.total - done))
 
     def show(self, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], plain: str) -> None:
-        """Show a table and lines of text below the bar; where nothing is redrawn, log the line `plain` instead."""
+        """Show a table and the lines of `notes` below the bar. Without a terminal, log the line `plain` instead."""
         if self._live:
             self._live.update(Group(self._bar, _table(columns, rows), *(Text(note) for note in notes)))
         else:
@@ -188,19 +189,17 @@ class LiveTable:
 
 @cache
 def _terminal() -> Console:
-    """One console for the process: the displays of one console are drawn below each other, those of two overwrite each
-    other.
-    """
+    """The console of this process. All displays share it: displays of two consoles would overwrite each other."""
     return Console(stderr=True)
 
 
 def _can_redraw() -> bool:
-    """Whether stderr is a terminal with a movable cursor."""
+    """Whether stderr is a terminal whose cursor can move."""
     return not _silent and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    """`items`, each counted on a `Meter` when the next one is asked for."""
+    """Yield `items` and show their progress on a `Meter`."""
     with Meter(label, total) as meter:
         for item in items:
             yield item
@@ -209,8 +208,9 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
 
 @contextmanager
 def flushed(stdout: IO[str]) -> Iterator[None]:
-    """Flush `stdout` at the end of the block. Raises `UserError` where it cannot be written, as on a full disk, but
-    `BrokenPipeError` where its reader is gone.
+    """Flush `stdout` at the end of the block.
+
+    Raises `UserError` if `stdout` cannot be written, as on a full disk, and `BrokenPipeError` if its reader has ended.
     """
     try:
         yield
@@ -218,7 +218,7 @@ def flushed(stdout: IO[str]) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # else the flush at the end of the process would fail again
+        # Otherwise the flush at the end of the process fails again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         raise UserError(f"stdout: cannot be written: {error.strerror or error}") from None
 
@@ -231,7 +231,7 @@ def clock(seconds: float) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    """A table on stdout. The first column is aligned left, the others right."""
+    """Print a table on stdout. The first column is aligned left, the others right."""
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(_table(columns, rows, title))
 
 
@@ -245,8 +245,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | N
 
 
 def write_json(value: Any, target: str | Path) -> None:
-    """`value` as JSON to a file, or to stdout where `target` is `-`. Raises `UserError` where the file cannot be
-    written.
+    """Write `value` as JSON to the file `target`, or to stdout if `target` is `-`.
+
+    Raises `UserError` if the file cannot be written.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False)
     if str(target) == "-":
@@ -254,7 +255,7 @@ def write_json(value: Any, target: str | Path) -> None:
         return
     try:
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        # A file's name need not be valid text; what stands for its bytes is the escape that JSON knows.
+        # A file name may hold bytes that are not valid text. Backslash escapes of such bytes are valid JSON.
         Path(target).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,14 +25,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from cover.console import be_silent
 from cover.errors import UserError
 from cover.hardware import pick_device
 from cover.machine import cores, default_workers, end_with_launcher
 from cover.model.cover import CoVeR
-
-if TYPE_CHECKING:
-    pass
 
 
 class LocalStep:
@@ -139,6 +135,8 @@ def process_group(timeout: float, device: str) -> Iterator[ProcessGroup]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=patience)
     facts, background = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
     if dist.get_rank():
+        from cover.console import be_silent  # here, so that a training step can be imported without rich
+
         be_silent()
     try:
         yield ProcessGroup(mine, dist.get_rank(), dist.get_world_size(), facts, background)

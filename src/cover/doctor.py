@@ -1,6 +1,4 @@
-"""`cover doctor`: checks of the installation, the hardware and the limits of this machine, and a short trial of reading
-and training.
-"""
+"""Checks of the installation and of this machine, and a short trial of reading and training: `cover doctor`."""
 
 from __future__ import annotations
 
@@ -49,18 +47,22 @@ OPTIONAL = {
     "tensorboard": "logs",
 }
 DECODERS = ("h264", "hevc", "vp8", "vp9", "libdav1d", "mpeg4", "mpeg2video", "mjpeg", "msmpeg4v2", "wmv2", "gif")
-# cover prepare and the sandbox write with the first, the sandbox with the second too
+# The state if an encoder is missing. `cover prepare` needs libx264; the sandbox needs both.
 ENCODERS: dict[str, CheckState] = {"libx264": "bad", "libvpx-vp9": "warn"}
-SHARED_PER_WORKER = 256 << 20  # bytes; a worker holds two batches of clips
-SCARCE_DISK = 5 << 30
+SHARED_PER_WORKER = 256 << 20  # bytes; two batches of clips per worker
+SCARCE_DISK = 5 << 30  # bytes
 OPEN_FILES = 1024
+SECONDS = 2.5  # of each part of the trial: with the start of a reading process, about ten in all
+FRAMES, SIZE, BATCH, WAIT_S = 8, 64, 4, 60  # of the trial: frames of a clip, pixels, clips of a batch, time limit
+_PRESET = "Ti/16"
 _TORCH_LINE = "the selector on pytorch.org gives the line"
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of one check. `warn`: it works, but not as well as it could; `bad`: something will fail. `fix`: what
-    to do.
+    """The result of one check.
+
+    State `warn`: it works, but not well. State `bad`: something will fail. `fix` says what to do.
     """
 
     topic: str
@@ -70,38 +72,35 @@ class CheckResult:
 
 
 def doctor(device: str, workers: int, quick: bool, json_target: str | None) -> bool:
-    """Run every check, print each finding at once, and return whether none is bad. `quick`: without the trial.
+    """Run every check and print each result at once. Returns whether no result is bad.
 
-    Raises `UserError` where `device` is no name of a device; a device that this machine lacks is a finding.
+    `device` is the device of the trial, which has one reading process, or none if `workers` is 0. `quick` leaves the
+    trial out. `json_target` is the value of `--json`.
+
+    Raises `UserError` if `device` is not the name of a device. A device that this machine does not have is a result.
     """
     _check_name(device)
-    findings: list[dict[str, Any]] = []
-    for finding in _findings(device, workers, quick):
-        findings.append(asdict(finding))
+    results: list[dict[str, Any]] = []
+    for result in _results(device, workers, quick):
+        results.append(asdict(result))
         if json_target != "-":
-            print(_line(finding), flush=True)
+            print(_line(result), flush=True)
     if json_target:
-        write_json(findings, json_target)
-    counts = {state: sum(one["state"] == state for one in findings) for state in ("bad", "warn")}
+        write_json(results, json_target)
+    counts = {state: sum(result["state"] == state for result in results) for state in ("bad", "warn")}
     if any(counts.values()):
         say(f"{counts['bad']} will fail, {counts['warn']} could be better")
     return not counts["bad"]
 
 
-def _findings(device: str, workers: int, quick: bool) -> Iterator[CheckResult]:
+def _results(device: str, workers: int, quick: bool) -> Iterator[CheckResult]:
     yield from versions()
-    parts: list[Iterable[CheckResult]] = [
-        devices(),
-        ffmpeg(),
-        disk(),
-        shared_memory(workers),
-        limits(),
-        _missing_device(device),
-    ]
-    for part in parts:
+    checks: list[Iterable[CheckResult]]
+    checks = [devices(), ffmpeg(), disk(), shared_memory(workers), limits(), _missing_device(device)]
+    for check in checks:
         try:
-            yield from part
-        except (ImportError, OSError) as error:  # of a package that versions() reports, or of a broken one
+            yield from check
+        except (ImportError, OSError) as error:  # a package is missing, which versions() reports, or it is broken
             yield CheckResult("import", "bad", str(error).splitlines()[0], "pip install -c constraints.txt -e . again")
     if not quick:
         yield from _trial(device, workers)
@@ -115,7 +114,7 @@ def _check_name(device: str) -> None:
     try:
         torch.device("cpu" if device == "auto" else device)
     except (RuntimeError, ImportError):
-        raise UserError(f'--device "{device}" is no device; write auto, cpu, cuda or cuda:1') from None
+        raise UserError(f'--device "{device}" is no device; give auto, cpu, cuda or cuda:1') from None
 
 
 def _missing_device(device: str) -> Iterator[CheckResult]:
@@ -133,46 +132,48 @@ def _trial(device: str, workers: int) -> list[CheckResult]:
     try:
         from cover.hardware import pick_device
     except (ImportError, OSError) as error:
-        return [
-            CheckResult("trial", "bad", str(error).splitlines()[0], "put right what is bad above, then run it again")
-        ]
+        fix = "correct what is bad above, then run it again"
+        return [CheckResult("trial", "bad", str(error).splitlines()[0], fix)]
     try:
-        place = pick_device(device)
+        torch_device = pick_device(device)
     except (UserError, ImportError):
         return []  # _missing_device() reports it
-    return try_out(place, workers)
+    return try_out(torch_device, workers)
 
 
-def _line(finding: CheckResult) -> str:
-    remedy = f"\n{'':22}-> {finding.fix}" if finding.fix else ""
-    return f"{finding.state:<5} {finding.topic:<15} {finding.found}{remedy}"
+def _line(result: CheckResult) -> str:
+    fix = f"\n{'':22}-> {result.fix}" if result.fix else ""
+    return f"{result.state:<5} {result.topic:<15} {result.found}{fix}"
+
+
+# --- installation -----------------------------------------------------------------------------------------------------
 
 
 def versions() -> Iterator[CheckResult]:
-    """Python and every required package, with the versions they need, and the optional packages that are installed."""
+    """Check the versions of Python and of every required package, and list the optional packages."""
     yield CheckResult("python", "ok", f"{sys.version.split()[0]} on {sys.platform}")
     for text in metadata.requires(PACKAGE) or []:
         match = re.match(r"([\w.-]+)(?:\[.*?\])?>=([\d.]+)", text)
         if match and "extra ==" not in text:
             yield _version(match[1], match[2])
-    there = [f"{name} {result}" for name in OPTIONAL if (result := _installed(name))]
-    lacking = [extra for name, extra in OPTIONAL.items() if not _installed(name)]
-    if lacking:
-        there.append(f"without: {', '.join(lacking)} ({install(lacking[0])})")
-    yield CheckResult("optional", "ok", ", ".join(there))
+    optional = [f"{name} {version}" for name in OPTIONAL if (version := _installed_version(name))]
+    missing = [extra for name, extra in OPTIONAL.items() if not _installed_version(name)]
+    if missing:
+        optional.append(f"without: {', '.join(missing)} ({install(missing[0])})")
+    yield CheckResult("optional", "ok", ", ".join(optional))
 
 
-def _version(name: str, least: str) -> CheckResult:
-    result = _installed(name)
-    fix = f"pip install -c constraints.txt '{name}>={least}'"
-    if result is None:
+def _version(name: str, required: str) -> CheckResult:
+    version = _installed_version(name)
+    fix = f"pip install -c constraints.txt '{name}>={required}'"
+    if version is None:
         return CheckResult(name, "bad", "not installed", fix)
-    if _numbers(result) < _numbers(least):
-        return CheckResult(name, "bad", f"{result}, older than {least}", fix)
-    return CheckResult(name, "ok", result)
+    if _numbers(version) < _numbers(required):
+        return CheckResult(name, "bad", f"{version}, older than {required}", fix)
+    return CheckResult(name, "ok", version)
 
 
-def _installed(name: str) -> str | None:
+def _installed_version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -183,81 +184,34 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version.split("+", maxsplit=1)[0])[:3]))
 
 
-def devices(drivers: Path = Path("/proc/driver/nvidia/version")) -> Iterator[CheckResult]:
-    """The processor and every GPU that PyTorch can use. `drivers`: the file by which NVIDIA's driver shows that it is
-    installed.
-    """
-    import torch
-
-    yield CheckResult("processor", "ok", f"{default_workers()} cores, {torch.backends.cpu.get_cpu_capability()}")
-    cores = allowed_cores()
-    if cores and cores < default_workers():
-        yield CheckResult(
-            "cores", "warn", f"a container's limit of {cores:g}", f"give commands --workers {max(1, int(cores))}"
-        )
-    for number in range(torch.cuda.device_count()):
-        metadata = torch.cuda.get_device_properties(number)
-        bf16 = "bf16" if metadata.major >= 8 else "no bf16"
-        yield CheckResult(
-            "gpu", "ok", f"cuda:{number} {metadata.name}, {metadata.total_memory / 2**30:.0f} GiB, {bf16}"
-        )
-    if not torch.cuda.is_available():
-        yield _no_gpu(torch.version.cuda, drivers)
-
-
-def _no_gpu(cuda: str | None, drivers: Path) -> CheckResult:
-    if not drivers.exists():
-        return CheckResult("gpu", "ok", "none: everything runs on the CPU")
-    if cuda is None:
-        return CheckResult(
-            "gpu",
-            "bad",
-            "an NVIDIA driver is here, and PyTorch is built for the CPU",
-            f"install a CUDA build: {_TORCH_LINE}",
-        )
-    fix = f"a driver that knows CUDA {cuda}, or another build of PyTorch: {_TORCH_LINE}; in a container, docker run --gpus all"
-    return CheckResult("gpu", "bad", f"an NVIDIA driver is here, and PyTorch (CUDA {cuda}) cannot use it", fix)
-
-
-def allowed_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
-    """How many cores a container may keep busy; None without a limit."""
-    try:
-        quota, period = limit.read_text().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):  # ValueError: "max", no limit
-        return None
-
-
 def ffmpeg(decoders: Sequence[str] = DECODERS) -> Iterator[CheckResult]:
-    """The FFmpeg inside PyAV, its decoders and encoders, and torchcodec where it is installed."""
+    """Check the FFmpeg inside PyAV with its decoders and encoders, and torchcodec if it is installed."""
     import av
 
     libraries = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
-    yield CheckResult(
-        "ffmpeg",
-        "ok",
-        f"in PyAV {av.__version__}: libavcodec {libraries['libavcodec']}, libavformat {libraries['libavformat']}",
-    )
+    codecs, formats = libraries["libavcodec"], libraries["libavformat"]
+    yield CheckResult("ffmpeg", "ok", f"in PyAV {av.__version__}: libavcodec {codecs}, libavformat {formats}")
     fix = own_wheel()
-    lacking = [name for name in decoders if not _has_codec(name, "r")]
-    if lacking:
-        yield CheckResult("decoders", "bad", f"without {', '.join(lacking)}", fix)
+    missing = [name for name in decoders if not _has_codec(name, "r")]
+    if missing:
+        yield CheckResult("decoders", "bad", f"without {', '.join(missing)}", fix)
     else:
         yield CheckResult("decoders", "ok", ", ".join(decoders))
     for name, state in ENCODERS.items():
-        there = _has_codec(name, "w")
-        yield CheckResult(
-            "encoder", "ok" if there else state, name if there else f"without {name}", "" if there else fix
-        )
-    if _installed("torchcodec"):
+        if _has_codec(name, "w"):
+            yield CheckResult("encoder", "ok", name)
+        else:
+            yield CheckResult("encoder", state, f"without {name}", fix)
+    if _installed_version("torchcodec"):
         yield _torchcodec()
 
 
 def own_wheel() -> str:
-    """The command that installs PyAV's own wheel, which brings all codecs."""
+    """The command that installs PyAV's own wheel, which contains all codecs."""
     import av
 
-    return f"pip install -c constraints.txt --force-reinstall --only-binary av 'av=={av.__version__}': PyAV's own wheel has it"
+    command = "pip install -c constraints.txt --force-reinstall --only-binary av"
+    return f"{command} 'av=={av.__version__}': PyAV's own wheel has it"
 
 
 def _has_codec(name: str, mode: Literal["r", "w"]) -> bool:
@@ -277,63 +231,97 @@ def _torchcodec() -> CheckResult:
     try:
         return CheckResult("torchcodec", "ok", check_decoder("torchcodec"))
     except UserError as error:
-        return CheckResult(
-            "torchcodec", "warn", str(error), "pip uninstall torchcodec, unless --decoder torchcodec is wanted"
-        )
+        fix = "pip uninstall torchcodec, unless --decoder torchcodec is wanted"
+        return CheckResult("torchcodec", "warn", str(error), fix)
+
+
+# --- hardware and limits ----------------------------------------------------------------------------------------------
+
+
+def devices(drivers: Path = Path("/proc/driver/nvidia/version")) -> Iterator[CheckResult]:
+    """Check the processor and every GPU. `drivers` is a file that exists if NVIDIA's driver is installed."""
+    import torch
+
+    yield CheckResult("processor", "ok", f"{default_workers()} cores, {torch.backends.cpu.get_cpu_capability()}")
+    cores = allowed_cores()
+    if cores and cores < default_workers():
+        fix = f"give commands --workers {max(1, int(cores))}"
+        yield CheckResult("cores", "warn", f"a container's limit of {cores:g}", fix)
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        bf16 = "bf16" if properties.major >= 8 else "no bf16"
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        yield CheckResult("gpu", "ok", f"cuda:{number} {properties.name}, {memory}, {bf16}")
+    if not torch.cuda.is_available():
+        yield _no_gpu(torch.version.cuda, drivers)
+
+
+def _no_gpu(cuda: str | None, drivers: Path) -> CheckResult:
+    if not drivers.exists():
+        return CheckResult("gpu", "ok", "none: everything runs on the CPU")
+    if cuda is None:
+        fix = f"install a CUDA build: {_TORCH_LINE}"
+        return CheckResult("gpu", "bad", "an NVIDIA driver is here, and PyTorch is built for the CPU", fix)
+    fix = (
+        f"install a driver for CUDA {cuda}, or another build of PyTorch: {_TORCH_LINE};"
+        " in a container, docker run --gpus all"
+    )
+    return CheckResult("gpu", "bad", f"an NVIDIA driver is here, and PyTorch (CUDA {cuda}) cannot use it", fix)
+
+
+def allowed_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
+    """The number of cores that a container may use at the same time, or None without a limit."""
+    try:
+        quota, period = limit.read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # ValueError: "max", no limit
+        return None
 
 
 def disk(folder: Path = Path(), scarce: int = SCARCE_DISK) -> Iterator[CheckResult]:
-    """Free space in the current folder and where temporary files go. `scarce`: bytes below which it is a warning."""
-    for topic, place in (("disk", folder.resolve()), ("temporary", Path(tempfile.gettempdir()))):
+    """Check the free space in a folder and in the temporary folder. Less than `scarce` bytes give a warning."""
+    folders = (
+        ("disk", folder.resolve(), "make room, or work in another folder"),
+        ("temporary", Path(tempfile.gettempdir()), "make room, or set TMPDIR to another folder"),
+    )
+    for topic, place, fix in folders:
         free = shutil.disk_usage(place).free
         few = free < scarce
-        fix = (
-            "make room, or work in another folder" if topic == "disk" else "make room, or set TMPDIR to another folder"
-        )
         yield CheckResult(topic, "warn" if few else "ok", f"{free / 2**30:.1f} GiB free at {place}", fix if few else "")
         if not os.access(place, os.W_OK):
             yield CheckResult(topic, "bad", f"{place} cannot be written", "work in a folder of your own")
 
 
 def shared_memory(workers: int, place: Path = Path("/dev/shm")) -> Iterator[CheckResult]:
-    """Shared memory for what the reading processes hand over. `workers`: how many there are."""
+    """Check the size of the shared memory, through which `workers` reading processes pass their batches."""
     if not place.is_dir():
         return
-    free, wanted = shutil.disk_usage(place).free, workers * SHARED_PER_WORKER
-    if free >= wanted:
+    free, needed = shutil.disk_usage(place).free, workers * SHARED_PER_WORKER
+    if free >= needed:
         yield CheckResult("shared memory", "ok", f"{free / 2**30:.1f} GiB free at {place}")
         return
-    fix = f"docker run --shm-size {max(1, round(2 * wanted / 2**30))}g (or --ipc=host), or --workers {int(free // SHARED_PER_WORKER)}"
-    yield CheckResult(
-        "shared memory",
-        "warn",
-        f"{free / 2**20:.0f} MiB free at {place}, {workers} reading processes may want {wanted >> 20}",
-        fix,
-    )
+    size, fewer = max(1, round(2 * needed / 2**30)), int(free // SHARED_PER_WORKER)
+    fix = f"docker run --shm-size {size}g (or --ipc=host), or --workers {fewer}"
+    text = f"{free / 2**20:.0f} MiB free at {place}, {workers} reading processes may need {needed >> 20}"
+    yield CheckResult("shared memory", "warn", text, fix)
 
 
 def limits(least: int = OPEN_FILES) -> Iterator[CheckResult]:
-    """The number of files that a process may hold open."""
+    """Check how many files a process may open at the same time."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = soft != resource.RLIM_INFINITY and soft < least
-    yield CheckResult(
-        "open files",
-        "warn" if few else "ok",
-        str(soft),
-        f"ulimit -n {least if hard < 0 else min(hard, 65536)}" if few else "",
-    )
+    fix = f"ulimit -n {least if hard < 0 else min(hard, 65536)}" if few else ""
+    yield CheckResult("open files", "warn" if few else "ok", str(soft), fix)
 
 
-SECONDS = 2.5  # of each half: with the reading process's start about ten in all
-FRAMES, SIZE, BATCH, WAIT_S = 8, 64, 4, 60
-_PRESET = "Ti/16"
+# --- trial of reading and training ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _RepeatedVideo(Dataset[Sample]):
-    """One video, read again and again."""
+    """A data set whose every sample is the same video."""
 
     path: Path
     count: int = 1_000_000
@@ -348,33 +336,28 @@ class _RepeatedVideo(Dataset[Sample]):
 
 
 def try_out(device: torch.device, workers: int) -> list[CheckResult]:
-    """Two findings: reading in one process (in this one where `workers` is 0) and training on `device`; fewer where one
-    fails.
+    """Write a video, read it in a process of its own (in this process if `workers` is 0), and train on `device`.
+
+    Returns the results of reading and training. If one step fails, its result is the last.
     """
     try:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "trial.mp4"
-            if lacking := _write(path):
-                return [lacking]
+            if failure := _write(path):
+                return [failure]
             reading, pack = _read(path, min(workers, 1))
     except OSError as error:
-        return [
-            CheckResult(
-                "writing",
-                "bad",
-                f"failed: {_reason(error)}",
-                "make room (df, ulimit -f), or set TMPDIR to another folder",
-            )
-        ]
+        fix = "make room (df, ulimit -f), or set TMPDIR to another folder"
+        return [CheckResult("writing", "bad", f"failed: {_reason(error)}", fix)]
     return [reading, _train(pack, device)] if pack else [reading]
 
 
 def _write(path: Path) -> CheckResult | None:
-    """A finding where the encoder fails. Raises OSError where there is no room."""
+    """Encode a video of 24 frames. Returns a result if the encoder fails. Raises OSError if the disk is full."""
     rng = np.random.default_rng(0)
     try:
         encode(path, rng.integers(0, 256, (24, 15, 20, 3), dtype=np.uint8).repeat(16, axis=1).repeat(16, axis=2))
-    except OSError:  # some of FFmpeg's errors are one
+    except OSError:  # before the next line, because some errors of FFmpeg are OSErrors too
         raise
     except (FFmpegError, ValueError, RuntimeError) as error:
         return CheckResult("writing", "bad", f"failed: {VIDEO['.mp4'][0]}: {_reason(error)}", own_wheel())
@@ -386,6 +369,7 @@ def _reason(error: Exception) -> str:
 
 
 def _read(path: Path, workers: int) -> tuple[CheckResult, Pack | None]:
+    """Read the video for `SECONDS`. Returns the result and one batch."""
     loader = DataLoader(
         _RepeatedVideo(path),
         batch_size=BATCH,
@@ -395,23 +379,24 @@ def _read(path: Path, workers: int) -> tuple[CheckResult, Pack | None]:
         timeout=WAIT_S if workers else 0,
         multiprocessing_context=START_METHOD if workers else None,
     )
-    fix = "run it again with --workers 0: where that works, reading processes cannot start or hand over (see shared memory)"
+    fix = (
+        "run it again with --workers 0; if that works, reading processes cannot start or cannot pass on their batches"
+        " (see shared memory)"
+    )
     try:
         packs = iter(loader)
         pack, began, count = next(packs), time.perf_counter(), 0
         while time.perf_counter() - began < SECONDS:
             next(packs)
             count += BATCH
-    except MediaError as error:  # one of another process ends in the reason
-        return CheckResult(
-            "reading", "bad", f"the clip that was written: {str(error).strip().splitlines()[-1]}", own_wheel()
-        ), None
+    except MediaError as error:  # from another process, the message is a traceback that ends with the reason
+        reason = str(error).strip().splitlines()[-1]
+        return CheckResult("reading", "bad", f"the clip that was written: {reason}", own_wheel()), None
     except (RuntimeError, OSError, ValueError) as error:
         return CheckResult("reading", "bad", f"failed: {_reason(error)}", fix), None
     rate = count / (time.perf_counter() - began)
-    return CheckResult(
-        "reading", "ok", f"{rate:.0f} clips of {FRAMES} frames a second in one process (h264, 320 x 240)"
-    ), pack
+    text = f"{rate:.0f} clips of {FRAMES} frames a second in one process (h264, 320 x 240)"
+    return CheckResult("reading", "ok", text), pack
 
 
 def _pack(samples: list[Sample]) -> Pack:
@@ -419,21 +404,20 @@ def _pack(samples: list[Sample]) -> Pack:
 
 
 def _train(pack: Pack, device: torch.device) -> CheckResult:
-    fix = "try --device cpu; where that works, the GPU's driver and PyTorch's build do not fit each other"
+    fix = "try --device cpu; if that works, the GPU's driver and the build of PyTorch do not fit each other"
     try:
         losses, ms = _steps(pack, device)
     except (RuntimeError, OSError, ValueError) as error:
         return CheckResult("training", "bad", f"failed on {device}: {_reason(error)}", fix)
-    if not all(map(math.isfinite, losses)) or losses[-1] >= losses[0]:
-        return CheckResult(
-            "training", "bad", f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f} on {device}", fix
-        )
-    record = f"{ms:.0f} ms a step on {device} ({_PRESET}, {BATCH} clips of {FRAMES} x {SIZE} px), loss {losses[0]:.2f} to {losses[-1]:.2f}"
-    return CheckResult("training", "ok", record)
+    first, last = losses[0], losses[-1]
+    if not all(map(math.isfinite, losses)) or last >= first:
+        return CheckResult("training", "bad", f"the loss went from {first:.3f} to {last:.3f} on {device}", fix)
+    step = f"{_PRESET}, {BATCH} clips of {FRAMES} x {SIZE} px"
+    return CheckResult("training", "ok", f"{ms:.0f} ms a step on {device} ({step}), loss {first:.2f} to {last:.2f}")
 
 
 def _steps(pack: Pack, device: torch.device) -> tuple[list[float], float]:
-    """The loss of every step, and the milliseconds of one."""
+    """Train on one batch for `SECONDS`. Returns the loss of every step, and the mean time of a step in ms."""
     torch.manual_seed(0)
     model = CoVeR(named_config(_PRESET, size=SIZE, frames=FRAMES), (Head("trial", ("a", "b")),)).to(device).train()
     settings = StepSettings(BATCH, torch.ones(1, device=device))

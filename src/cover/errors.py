@@ -1,19 +1,19 @@
-"""What a user did wrong, said in one line."""
+"""The error of wrong use, and hints for its message."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-MOST_KNOWN = 40  # words listed; a head may have tens of thousands
+MOST_KNOWN = 40  # valid words that a message lists; a head may have tens of thousands of classes
 
 
 class UserError(ValueError):
-    """Wrong use or configuration. The command line shows the message as one line and exits with code 2."""
+    """Wrong use or configuration. The command line prints the message in one line and exits with code 2."""
 
 
 def install(extra: str) -> str:
-    """The command that brings an optional part of this package, from its own folder: no index has it.
+    """The command that installs an optional part of this package, from the package's folder; no index has it.
 
     >>> install("serve")
     "pip install -c constraints.txt -e '.[serve]'"
@@ -22,7 +22,9 @@ def install(extra: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint that names the closest valid word, or lists them when none is close. Empty if nothing is known.
+    """A hint that names the valid word closest to `word`. If none is close, it lists the valid words.
+
+    The hint is empty if `known` is empty.
 
     >>> nearest("kinetcs", ["kinetics", "ssv2"])
     '; did you mean "kinetics"?'

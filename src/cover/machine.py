@@ -1,4 +1,4 @@
-"""How much of this machine may be used, and that nothing of a command stays on it."""
+"""Processor cores, the end of child processes, and memory allocation on this machine."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import time
 
 
 def default_workers() -> int:
-    """One process per core that this process may run on, at most 16."""
+    """The default number of worker processes: one per core that this process may use, at most 16."""
     return min(16, cores())
 
 
 def cores() -> int:
-    """How many cores this process may run on."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:
-    """Called in a worker process: it ends when the command that started it dies, even one that is killed.
+    """End this worker process when its parent process ends, even if the parent is killed.
 
-    Python leaves the workers of a killed process waiting for ever, each holding the others' pipes open.
+    Without this, the workers of a killed process wait without end: each keeps the pipes of the others open.
     """
     threading.Thread(target=_wait_and_end, daemon=True).start()
 
@@ -35,25 +35,25 @@ def _wait_and_end() -> None:
 
 
 def end_with_launcher() -> None:
-    """Called in a process that a launcher such as torchrun started: it ends, within a second, when the launcher dies.
+    """End this process within a second after its launcher, such as torchrun, ends.
 
-    Ranks whose torchrun was killed would wait for each other, and hold their devices, until a time limit.
+    Without this, the ranks of a killed torchrun wait for each other and occupy their devices until a time limit.
     """
     threading.Thread(target=_watch_and_end, args=(os.getppid(),), daemon=True).start()
 
 
 def _watch_and_end(launcher: int) -> None:
-    while os.getppid() == launcher:
+    while os.getppid() == launcher:  # the system gives the process another parent when the launcher ends
         time.sleep(1)
     os._exit(1)
 
 
 def reuse_memory() -> bool:
-    """Make the C library keep freed memory for the next tensors; whether it could (glibc alone).
+    """Make the C library reuse freed memory for the next tensors. Returns whether it does; only glibc can.
 
-    By default it gives large blocks back to the system at once and asks for them anew, and the system hands out every
-    page of them empty: on a CPU a tenth to a sixth of a forward pass (docs/performance.md). The process stays as large
-    as it ever was.
+    By default glibc returns large blocks to the system at once. For the next block, the system must clear every page
+    again. On a CPU this takes a tenth to a sixth of a forward pass (docs/performance.md). With reuse, the process does
+    not become smaller before it ends.
     """
     import ctypes
 

@@ -1,12 +1,15 @@
-"""A pool of worker processes: a file that crashes or hangs its worker costs that file alone.
+"""A pool of worker processes that survives a crash or a hang of one of them.
 
-Every worker has a pipe of its own and a thread of `concurrent.futures` in front of it. The libraries cost a promise
-here: `ProcessPoolExecutor` gives up all of its workers, and what they were doing, when one of them dies, and knows no
-time limit. pebble 5.2 replaces a worker that dies over its item, but its workers share one pipe and one lock: when an
-idle worker is killed the whole pool ends, and when a worker is killed while it hands over its result (for want of
-memory, say) the others wait for the lock without end. The `DataLoader` of training and evaluation (mixture/loader.py,
-evaluation/evaluate.py) is not replaced by this pool: it hands tensors over in shared memory, where a pipe copies every
-frame twice.
+A file that crashes or hangs its worker costs the result of this file only. Every worker has its own pipe, and a thread
+of `concurrent.futures` waits for it.
+
+Two libraries do not keep this promise. When one worker of `ProcessPoolExecutor` dies, the pool ends, and the work of
+all workers is lost; it also has no time limit per item. pebble 5.2 replaces a worker that dies during its item, but its
+workers share one pipe and one lock. When an idle worker is killed, the whole pool ends. When a worker is killed while
+it sends its result (for example because memory is short), the others wait for the lock without end.
+
+Training and evaluation use torch's `DataLoader` instead (mixture/loader.py, evaluation/evaluate.py). It passes tensors
+through shared memory; a pipe would copy every frame twice.
 """
 
 from __future__ import annotations
@@ -30,13 +33,13 @@ from cover.machine import end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
-AHEAD = 2  # items for each worker that are handed over before their turn
-START_S = 120.0  # a new process may import torch on a machine that is busy
-STARTS = 3  # processes that are tried in one worker's place before the pool gives up
+AHEAD = 2  # items per worker that are submitted in advance
+START_S = 120.0  # seconds for a new process to start: on a busy machine, the import of torch is slow
+STARTS = 3  # attempts to start a worker before the pool gives up
 
 
 class WorkerLost(Exception):
-    """A worker died over an item, or took longer than it may (`timed_out`): what it was doing has no result."""
+    """A worker died during an item, or exceeded its time limit (`timed_out`). The item has no result."""
 
     def __init__(self, reason: str, timed_out: bool = False) -> None:
         super().__init__(reason)
@@ -44,17 +47,19 @@ class WorkerLost(Exception):
 
 
 class PoolError(RuntimeError):
-    """No worker process can be started."""
+    """Worker processes cannot be started."""
 
 
 class ProcessPool:
-    """`workers` processes, each started when it is first needed. With 0 workers, all is done in this process.
+    """A pool of `workers` processes. With 0 workers, this process does the work itself.
 
-    `begin` is called in every new process. `preload` names a module that a server process imports once, so that new
-    workers start in milliseconds (not on Windows); without it each worker is a fresh interpreter. Neither forks a
-    process that runs threads. Workers ignore Ctrl-C, which is this process's to handle, and end with it, even when it
-    is killed. `children`: whether workers start processes of their own. What a worker runs must be importable by name,
-    and it raises what the work raises.
+    Each process is started when it is first needed, and calls `begin` once. `preload` names a module that a server
+    process imports once; new workers are then forked from the server and start in milliseconds (not on Windows).
+    Without `preload`, each worker is a new interpreter. In both cases no process with running threads is forked.
+    `children` says whether workers start processes of their own.
+
+    The work must be a function that can be imported by name. An exception that it raises is raised here again. Workers
+    ignore Ctrl-C, because this process handles it. They end when this process ends, even if it is killed.
     """
 
     def __init__(
@@ -81,7 +86,7 @@ class ProcessPool:
         self.close()
 
     def close(self) -> None:
-        """End all processes at once, whatever they are doing."""
+        """Kill all processes at once, also those that are busy."""
         with self._closing:
             self._closed = True
             for worker in self._all:
@@ -89,17 +94,17 @@ class ProcessPool:
         self._threads.shutdown(cancel_futures=True)
 
     def start(self) -> None:
-        """Start all processes now and wait until they are ready. Raises `PoolError` where they do not start."""
+        """Start all processes now and wait until they are ready. Raises `PoolError` if they do not start."""
         for worker in self._all:
             self._revive(worker, replaced=False)
         for worker in self._all:
             self._wait_ready(worker)
 
     def call(self, work: Callable[[T], R], item: T, seconds: float | None = None, deadline: float | None = None) -> R:
-        """`work(item)` in a worker, from any thread.
+        """Return `work(item)` from a worker. Any thread may call this.
 
-        Raises `WorkerLost` where the worker dies or takes more than `seconds`; `queue.Empty` where none is free by
-        `deadline` (of `time.monotonic`); `PoolError` where no process can be started.
+        Raises `WorkerLost` if the worker dies or takes more than `seconds`, `queue.Empty` if no worker is free by
+        `deadline` (a time of `time.monotonic`), and `PoolError` if no process can be started.
         """
         if not self.workers:
             return work(item)
@@ -109,7 +114,7 @@ class ProcessPool:
                 self._wait_ready(worker)
                 if worker.send((work, item)):
                     break
-                self._revive(worker)  # it died before it had anything to do
+                self._revive(worker)  # it died while it was idle
             else:
                 raise PoolError("worker processes die before they are given anything to do")
             try:
@@ -124,10 +129,10 @@ class ProcessPool:
         return result
 
     def map(self, work: Callable[[T], R], items: Iterable[T], lost: Callable[[T], R] | None = None) -> Iterator[R]:
-        """`work(item)` of all items in their order, read ahead by `AHEAD` for each worker.
+        """Yield `work(item)` of all items in their order. At most `AHEAD` items per worker are read in advance.
 
-        `lost(item)` stands for the result of an item that ends its worker twice; without it, `WorkerLost` is raised at
-        the first time. May be called again while an earlier map is under way.
+        If an item ends its worker twice, its result is `lost(item)`. Without `lost`, the first time raises
+        `WorkerLost`. Several maps may run at the same time.
         """
         if not self.workers:
             yield from map(work, items)
@@ -143,8 +148,9 @@ class ProcessPool:
     def as_completed(
         self, work: Callable[[T], R], items: Sequence[T], chunk: int = 1, lost: Callable[[T], R] | None = None
     ) -> Iterator[list[tuple[T, R]]]:
-        """`(item, work(item))` of all items, `chunk` at a time as they are done, in no particular order. `lost` as in
-        `map`.
+        """Yield lists of `(item, work(item))` as they are done, in any order.
+
+        `chunk` is the number of items that a worker gets at a time. `lost` is that of `map`.
         """
         chunks = deque(items[first : first + chunk] for first in range(0, len(items), chunk))
         if not self.workers:
@@ -166,7 +172,7 @@ class ProcessPool:
         except WorkerLost:
             if lost is None or self._closed:
                 raise
-        # One at a time, so that the one at fault is known.
+        # Repeat the items one by one, to know which of them ends its worker.
         return [(item, self._call_last(work, item, lost)) for item in items]
 
     def _call_twice(self, work: Callable[[T], R], item: T, lost: Callable[[T], R] | None) -> R:
@@ -175,7 +181,7 @@ class ProcessPool:
         except WorkerLost:
             if lost is None or self._closed:
                 raise
-        # The second time shows whether the item was at fault, or whoever killed its worker.
+        # If the item is not at fault and something else killed the worker, the second attempt succeeds.
         return self._call_last(work, item, lost)
 
     def _call_last(self, work: Callable[[T], R], item: T, lost: Callable[[T], R]) -> R:
@@ -194,7 +200,7 @@ class ProcessPool:
         raise PoolError("worker processes cannot be started")
 
     def _revive(self, worker: _Worker, replaced: bool = True) -> None:
-        """A new process in a worker's place; raises `WorkerLost` where the pool is closed."""
+        """Start a new process for a worker. Raises `WorkerLost` if the pool is closed."""
         with self._closing:
             if self._closed:
                 raise WorkerLost("the pool is closed")
@@ -203,7 +209,7 @@ class ProcessPool:
 
 
 class _Worker:
-    """A process, started by `start`, and this end of its pipe."""
+    """A worker process and the pool's end of its pipe."""
 
     def __init__(self, begin: Callable[[], None] | None, context: Any, daemon: bool) -> None:
         self._begin, self._context, self._daemon = begin, context, daemon
@@ -216,22 +222,20 @@ class _Worker:
         return self._process is not None
 
     def start(self) -> None:
-        """In place of the one before."""
+        """Start a process. An earlier process of this worker is killed."""
         self.end()
         if self._pipe is not None:
             self._pipe.close()
-        self._pipe, far = self._context.Pipe()
+        self._pipe, other_end = self._context.Pipe()
         self._process = self._context.Process(
-            target=_serve, args=(far, self._begin), name="cover-worker", daemon=self._daemon
+            target=_serve, args=(other_end, self._begin), name="cover-worker", daemon=self._daemon
         )
         self._ready = False
         self._process.start()
-        far.close()  # so that the pipe ends with the process
+        other_end.close()  # only the process has this end, so that the pipe closes when the process ends
 
     def is_ready(self) -> bool:
-        """Waits for the first message of a new process. False where there is none, or it died or does not start in
-        time.
-        """
+        """Wait for the first message of a new process. False if there is no process, or if it died or is too slow."""
         if not self._ready and self._pipe is not None:
             try:
                 self._ready = self.receive(START_S)
@@ -240,7 +244,7 @@ class _Worker:
         return self._ready
 
     def send(self, job: object) -> bool:
-        """False where the process is gone."""
+        """Send a job to the process. False if the process has ended."""
         assert self._pipe is not None
         data = pickle.dumps(job)
         try:
@@ -251,7 +255,7 @@ class _Worker:
         return True
 
     def receive(self, seconds: float | None) -> Any:
-        """Raises `WorkerLost`."""
+        """The next message of the process. Raises `WorkerLost` if it ends, or sends none within `seconds`."""
         assert self._pipe is not None
         try:
             if self._pipe.poll(seconds):
@@ -261,7 +265,7 @@ class _Worker:
         raise WorkerLost(f"it took longer than {seconds:g} s", timed_out=True)
 
     def end(self) -> None:
-        """Kill the process; the pipe then ends for whoever waits for it."""
+        """Kill the process. This also closes the pipe, and a thread that waits in `receive` continues."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -276,7 +280,7 @@ def _context(preload: str | None) -> Any:
 
 
 def begin_preloading(module: str) -> None:
-    """Let the server process of a pool with this `preload` import the module while this process does other things."""
+    """Start the server process of a pool with this `preload` in advance, so that it imports the module meanwhile."""
     if sys.platform != "win32":
         from multiprocessing.forkserver import ensure_running
 
@@ -284,11 +288,11 @@ def begin_preloading(module: str) -> None:
         ensure_running()
 
 
-# --- in the worker
+# --- in the worker ----------------------------------------------------------------------------------------------------
 
 
 def _serve(pipe: Connection, begin: Callable[[], None] | None) -> None:
-    """Runs until the process is killed or its parent is gone."""
+    """Do the jobs from the pipe until the process is killed or its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     if begin is not None:
@@ -303,7 +307,7 @@ def _serve(pipe: Connection, begin: Callable[[], None] | None) -> None:
 
 
 def _answer(job: bytes) -> bytes:
-    """`(True, result)` or `(False, exception)`, pickled."""
+    """Do a pickled job. Returns `(True, result)` or `(False, exception)`, pickled."""
     try:
         work, item = pickle.loads(job)
         return pickle.dumps((True, work(item)))
@@ -311,7 +315,7 @@ def _answer(job: bytes) -> bytes:
         error.add_note(f"in a worker process:\n{traceback.format_exc()}")
         try:
             return pickle.dumps((False, error))
-        except Exception:  # the exception holds something that cannot be sent
+        except Exception:  # the exception cannot be pickled
             return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
 
 

@@ -1,10 +1,10 @@
-"""YAML files: the one reader of recipes, catalogs and studies, and what their writers share.
+"""Reader and writer of YAML files: recipes, catalogs and studies.
 
     tree = read_yaml(Path("catalog.yaml"))
 
-YAML leaves open whether an unquoted word such as `1e3`, `010` or `no` is a text, a number or a truth value; YAML 1.1
-and 1.2 differ. Here the place where it stands decides. Every unquoted word is a `Plain`, which keeps the text as it was
-written: where a text is expected it is that text, elsewhere `resolve` gives its value.
+An unquoted word such as `1e3`, `010` or `no` is a text, a number or a truth value, and YAML 1.1 and 1.2 disagree on
+which. Here the expected type decides. The reader returns every unquoted word as a `Plain`, which holds the text as
+written. Code that expects a text uses it as it is. Other code calls `resolve` to get the value.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ import yaml
 
 from cover.errors import UserError
 
-MOST_NODES = 200_000  # with aliases written out: a catalog of a thousand data sets has about 20,000
+MOST_NODES = 200_000  # after aliases are expanded; a catalog of a thousand data sets has about 20,000
 DEEPEST = 50  # levels of nesting; a recipe has 4
-LONGEST_NUMBER = 300  # characters; what is longer stays a text, for it may fit no float
+LONGEST_NUMBER = 300  # characters; a longer word is a text, because its value may not fit a float
 _TAG = "tag:yaml.org,2002:"
 _CONSTANTS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-# 1e-3 is a number, which PyYAML's own rules deny; 010 and 1:30 are texts, which they take for numbers.
+# Other than in PyYAML, 1e-3 is a number, and 010 and 1:30 are texts.
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))(?:[eE][-+]?\d+)?", re.ASCII)
 _SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 
 class Plain(str):
-    """A word without quotes, as it is written. `resolve` gives its value where no text is expected."""
+    """An unquoted word, as written in the file. `resolve` returns its value."""
 
     __slots__ = ()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file; an empty file has none. Values are as those of `parse_yaml`.
+    """The keys and values of a YAML file; an empty file has none. The values are those of `parse_yaml`.
 
-    Raises `UserError`, one line that names the file and the line, for a file that cannot be read, that is not YAML or
-    whose top level is not a mapping.
+    Raises `UserError`, in one line with the file and the line number, if the file cannot be read, is not YAML, or has
+    no mapping at its top level.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -60,10 +60,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """A YAML text as dictionaries, lists, texts (`str`, where quoted) and `Plain` words. Keys are texts as written, and
-    each is given once.
+    """Read a YAML text into dictionaries, lists, quoted texts (`str`) and unquoted words (`Plain`).
 
-    Raises `UserError`, one line that begins with `where` and names the line and the column, both counted from 1.
+    Keys are texts as written. The same key twice in a mapping is an error.
+
+    Raises `UserError`, in one line that begins with `where` and names the line and the column, both counted from 1.
     """
     try:
         reader = _YamlReader(text)
@@ -87,8 +88,9 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def resolve(value: Any) -> Any:
-    """The value of a `Plain` word by the rules of YAML 1.2: None, a truth value, a number or a text. Lists and mappings
-    item by item.
+    """The value of a `Plain` word by the rules of YAML 1.2: None, a truth value, a number or a text.
+
+    In a list or a mapping, every item is resolved. Other values do not change.
     """
     if isinstance(value, dict):
         return {key: resolve(item) for key, item in value.items()}
@@ -98,27 +100,27 @@ def resolve(value: Any) -> Any:
 
 
 def is_null(value: Any) -> bool:
-    """Whether a value is an unquoted `null`, `~` or nothing at all."""
+    """Whether a value is an unquoted `null` or `~`, or empty."""
     return value is None or (isinstance(value, Plain) and resolve(value) is None)
 
 
 def show(value: Any) -> str:
-    """A value as a message quotes it: JSON, at most 80 characters."""
+    """A value as a message shows it: JSON of at most 80 characters."""
     text = json.dumps(resolve(value), ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what `read_yaml` gives back: a `Plain` word as it is, and a text that looks like a number to any YAML in
-    quotes.
+    """Writes YAML from which `read_yaml` reads equal values.
+
+    A `Plain` word is written as it is. A text that some version of YAML would read as a number is written in quotes.
     """
 
     def represent_word(self, word: Plain) -> yaml.Node:
         return self.represent_scalar(self.resolve(yaml.ScalarNode, str(word), (True, False)), str(word))
 
     def represent_text(self, text: str) -> yaml.Node:
-        # PyYAML itself quotes what YAML 1.1 takes for something else, as in 010. Only double quotes keep every kind of
-        # line break.
+        # PyYAML itself quotes texts that YAML 1.1 resolves, such as 010. Only double quotes preserve every line break.
         quotes = None if isinstance(_resolve_word(text), str) else "'"
         return self.represent_scalar(f"{_TAG}str", text, style=quotes if text.isprintable() else '"')
 
@@ -140,15 +142,15 @@ def _resolve_word(word: str) -> Any:
 
 
 class _YamlReader(yaml.SafeLoader):
-    """PyYAML's parser, with a construction of its own that resolves no word and builds no object."""
+    """PyYAML's parser. Its own construction of values resolves no word and builds no object."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._nodes = 0
 
     def tree(self, node: yaml.Node, depth: int = 0) -> Any:
-        # Counted as it is expanded: ten lines of aliases of aliases stand for more than any memory holds, and one may
-        # hold itself.
+        # Nodes are counted after aliases are expanded. Ten lines of aliases of aliases can exceed any memory, and an
+        # alias may contain itself.
         self._nodes += 1
         if self._nodes > MOST_NODES or depth > DEEPEST:
             _refuse(node, "too large once its aliases (*) are written out" if depth <= DEEPEST else "nested too deeply")
@@ -162,7 +164,7 @@ class _YamlReader(yaml.SafeLoader):
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
         own: dict[str, Any] = {}
-        merged: dict[str, Any] = {}
+        merged: dict[str, Any] = {}  # from `<<`; the mapping's own keys have precedence
         lines: dict[str, int] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -176,21 +178,21 @@ class _YamlReader(yaml.SafeLoader):
         return merged | own
 
     def _merged(self, node: yaml.Node, depth: int) -> dict[str, Any]:
-        """What `<<: *a` or `<<: [*a, *b]` brings in; of several the first counts."""
-        results: dict[str, Any] = {}
+        """The keys that `<<: *a` or `<<: [*a, *b]` adds. If several mappings have a key, the first counts."""
+        result: dict[str, Any] = {}
         value = self.tree(node, depth + 1)
         for tree in reversed(value if isinstance(value, list) else [value]):
             if not isinstance(tree, dict):
                 _refuse(node, "<< takes a mapping, or a list of them")
-            results |= tree
-        return results
+            result |= tree
+        return result
 
 
 _YamlReader.yaml_implicit_resolvers = {}
 
 
 class _InvalidYaml(yaml.MarkedYAMLError):
-    """What is YAML and is not read."""
+    """Valid YAML that this reader does not accept."""
 
 
 def _refuse(node: yaml.Node, problem: str) -> NoReturn:

@@ -25,6 +25,7 @@ def write_images(root: Path) -> Path:
 
 
 @pytest.mark.full  # starting Ray takes its time
+@pytest.mark.extras
 def test_same_manifests(tmp_path: Path) -> None:
     pytest.importorskip("ray.data", reason="Ray is not installed: pip install -c constraints.txt -e '.[cluster]'")
     catalog = write_images(tmp_path)

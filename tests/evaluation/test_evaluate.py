@@ -46,10 +46,10 @@ class Watched(CoVeR):
         self.groups: list[Groups] = []
         self.eval()
 
-    def forward(self, frames: Tensor, groups: Groups, keep: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, frames: Tensor, groups: Groups, drop: Tensor | None = None) -> dict[str, Tensor]:
         self.groups.append(groups)
         self.shown.append(frames.unflatten(0, groups[0]).clone())
-        return super().forward(frames, groups, keep)
+        return super().forward(frames, groups, drop)
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_the_orders_follow_the_seed(broken_set: Path) -> None:
 def test_a_model_blind_to_order_scores_shuffled_frames_alike(broken_set: Path) -> None:
     for seed in range(3):
         model = Watched(("x", "y", "z"), seed)
-        model.fresh_temporal_branch()
+        model.backbone.reset_temporal("fresh")
         results = results_of(broken_set, model, "plain", "shuffled")
         assert results["shuffled"]["per_class"] == results["plain"]["per_class"]
 

@@ -31,6 +31,7 @@ def make_release(folder: Path) -> Path:
 
 
 @pytest.mark.full  # starting Ray takes its time
+@pytest.mark.extras
 def test_same_rows(tmp_path: Path) -> None:
     pytest.importorskip("ray.data", reason="Ray is not installed: pip install -c constraints.txt -e '.[cluster]'")
     release, folder = make_release(tmp_path / "model"), tmp_path / "files"

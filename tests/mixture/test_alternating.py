@@ -140,7 +140,7 @@ def test_a_plan_has_the_memory_of_the_largest_step_and_the_time_of_the_mean_one(
         "40 clips of 4 + 20 images",
     ]
     activations = [[way["activations"] for way in facts["memory"]["ways"]] for facts in (in_turn, together, whole)]
-    assert activations[0] == activations[2], "60 clips of 4 frames at once"
+    assert activations[0] == pytest.approx(activations[2], rel=1e-3), "60 clips of 4 frames at once"  # beside a head
     assert all(ours > 1.2 * theirs for ours, theirs in zip(activations[0], activations[1], strict=True))
 
 

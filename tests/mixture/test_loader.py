@@ -1,4 +1,4 @@
-"""Packs hold what the draws name and nothing else, whoever reads them; a file that cannot be read counts for nothing."""
+"""Packs hold what the draws name and nothing else, whoever reads them; unreadable files count for nothing."""
 
 from __future__ import annotations
 

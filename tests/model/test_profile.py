@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cover.errors import UserError
 from cover.model.backbone import Groups
 from cover.model.backbones import named_config
+from cover.model.backbones.conv3d import Conv3dConfig
 from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
@@ -26,7 +26,6 @@ from cover.model.profile import (
     largest_stage,
     on_meta,
     pack_of,
-    temporal_parameters,
     trace_step,
 )
 
@@ -90,7 +89,7 @@ def test_what_a_small_cpu_runs_is_what_is_counted() -> None:
     """The counter does not know the fused attention of a CPU, but the products of the plain one."""
     config, groups = TimeSformerConfig(**SHAPE), LAYOUTS[3]
     model = build(config)
-    model.set_merging(False)
+    model.backbone.set_merging(False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(20, 3, 24, 24), groups)
     assert counter.get_total_flops() == 2 * forward_cost(on_meta(config, HEADS), groups, 24).multiply_adds
@@ -100,7 +99,7 @@ def test_what_a_small_cpu_runs_is_what_is_counted() -> None:
 def test_a_training_step_is_three_forward_passes(groups: Groups) -> None:
     config = TimeSformerConfig(**SHAPE)
     model = on_meta(config, HEADS)
-    model.set_merging(False)
+    model.backbone.set_merging(False)
     frames = torch.empty(sum(s * t for s, t in groups), 3, 24, 24, device="meta", requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         torch.stack([scores.sum() for scores in model(frames, groups).values()]).sum().backward()
@@ -111,7 +110,7 @@ def test_a_count_changes_nothing_of_the_network() -> None:
     model = on_meta(TimeSformerConfig(**SHAPE), HEADS)
     forward_cost(model, LAYOUTS[2], 24)
     assert model.training
-    assert all(block.merging for block in model.blocks)
+    assert all(block.merging for block in model.backbone.stages())
     assert all(parameter.is_meta and parameter.requires_grad for parameter in model.parameters())
 
 
@@ -182,16 +181,16 @@ def test_parameters_in_their_parts(kind: dict[str, Any]) -> None:
     assert result == count_parameters(model)
     assert result.total == result.trained == sum(p.numel() for p in model.parameters())
     assert result.heads == 8 * 32 + 8
-    assert result.temporal == sum(p.numel() for name, p in model.named_parameters() if model.is_temporal(name))
+    assert result.temporal == sum(model.get_parameter(name).numel() for name in model.temporal_parameters())
     assert count_parameters(on_meta(config, {})).total == result.body
-    assert largest_stage(model) == sum(p.numel() for p in model.blocks[0].parameters())
+    assert largest_stage(model) == sum(p.numel() for p in model.backbone.stages()[0].parameters())
 
 
 def test_a_head_is_no_temporal_parameter_whatever_its_name() -> None:
     config = TimeSformerConfig(**SHAPE)
     plain, named = on_meta(config, {"a": 2}), on_meta(config, {"temporal": 2})
     assert count_parameters(named) == count_parameters(plain)
-    assert temporal_parameters(named) == temporal_parameters(plain)
+    assert named.temporal_parameters() == plain.temporal_parameters()
 
 
 def test_tokens_and_packs() -> None:
@@ -240,7 +239,7 @@ def kept(config: TimeSformerConfig, groups: Groups, size: int, checkpointing: bo
     model = build(config).train()
     model.set_checkpointing(checkpointing)
     present, inputs = Kept(model), []
-    for block in model.blocks:
+    for block in model.backbone.stages():
         block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
     frames = torch.randn(sum(s * t for s, t in groups), 3, size, size)
     present.note(frames)  # as floats they stay, also where bf16 has its own
@@ -250,7 +249,7 @@ def kept(config: TimeSformerConfig, groups: Groups, size: int, checkpointing: bo
     ):
         _ = model(frames, groups)
         if checkpointing:  # what a checkpoint holds is hidden from the hooks
-            _ = model.blocks[-1].forward(*inputs[-1])
+            _ = model.backbone.stages()[-1].forward(*inputs[-1])
             for arguments in inputs:
                 present.note(arguments[0])
     return present.bytes
@@ -298,7 +297,7 @@ def test_nothing_is_traced_of_what_is_not_trained() -> None:
     config, groups = TimeSformerConfig(**WIDER), ((2, 4),)
     whole, part, none = on_meta(config, HEADS), on_meta(config, HEADS), on_meta(config, HEADS).requires_grad_(False)
     for name, parameter in part.named_parameters():
-        parameter.requires_grad_(name.startswith(("blocks.2", "norm", "heads")))
+        parameter.requires_grad_(name.startswith(("backbone.blocks.2", "backbone.norm", "heads")))
     traces = [trace_step(model, groups, 32) for model in (whole, part, none)]
     for model, trace in zip((whole, part, none), traces, strict=True):
         assert trace.moments[-1].gradients == 4 * count_parameters(model).trained
@@ -308,39 +307,13 @@ def test_nothing_is_traced_of_what_is_not_trained() -> None:
     assert traces[2].activation_bytes() == traces[2].activation_bytes(checkpointing=True)
 
 
-class Plain(nn.Module):
-    """Another family than CoVeR: what the profile asks of a network and nothing more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = TimeSformerConfig(width=6)
-        self.blocks = nn.ModuleList([nn.Conv3d(3, 4, 3, padding=1), nn.Conv3d(4, 6, 3, padding=1)])
-        self.heads = nn.ModuleDict({"a": nn.Linear(6, 5)})
-
-    def is_temporal(self, name: str) -> bool:
-        return False
-
-    def normalize(self, frames: Tensor, colour: Tensor) -> Tensor:
-        return frames.float() / 255
-
-    def forward(self, frames: Tensor, groups: Groups) -> dict[str, Tensor]:
-        ((samples, length),) = groups
-        x = frames.unflatten(0, (samples, length)).transpose(1, 2)
-        for block in self.blocks:
-            x = block(x)
-        return {"a": self.heads["a"](x.mean((2, 3, 4)))}
-
-
-def test_any_network_has_a_profile() -> None:
-    with torch.device("meta"):
-        model = Plain()
-    places = 2 * 4 * 8 * 8
-    cost = forward_cost(model, ((2, 4),), 8)
-    assert cost.tokens == places
-    assert cost.multiply_adds == places * 27 * (3 * 4 + 4 * 6) + 2 * 6 * 5
-    trace = trace_step(model, ((2, 4),), 8)
-    frames, first, last = places * 3 * 4, places * 4 * 4, places * 6 * 4
-    # features and logits are few, the last map is not kept
-    assert trace.forward == pytest.approx(frames + first, abs=200)
-    assert max(sum(moment[1:]) for moment in trace.moments) >= frames + first + last
+def test_a_convolutional_network_has_a_profile() -> None:
+    """Against its layers' own arithmetic: kernel values x places of the output, and every output as it is kept."""
+    config = Conv3dConfig(size=8, frames=4, channels=(8, 16), motion="frames")
+    model, groups = on_meta(config, {"a": 5}), ((2, 4),)
+    products = 8 * (27 * 3 * 8 * 16 + 27 * 8 * 16 * 4) + 2 * 16 * 5  # 8 frames of 4 x 4, then 2 x 2 places; the head
+    assert forward_cost(model, groups, 8) == (products, 8 * 4)
+    assert count_parameters(model).body == (27 * 3 + 3) * 8 + (27 * 8 + 3) * 16
+    trace = trace_step(model, groups, 8)
     assert trace.moments[-1].gradients == 4 * count_parameters(model).total
+    assert trace.forward > 4 * 8 * (3 * 64 + 8 * 16 + 16 * 4)  # the frames and the output of each convolution

@@ -47,7 +47,7 @@ def planned(
 ) -> dict[str, Any]:
     mixture = planned_mixture(recipe.data)
     costs = reading_costs(recipe, mixture, dict.fromkeys(recipe.data.sets, ms))
-    options = {"share": 0.4, "network_gbit": 400.0, **cluster}
+    options = {"mfu": 0.4, "network_gbit": 400.0, **cluster}
     return plan(recipe, make_cluster(find_device(device), devices, cores, **options), mixture, costs)
 
 
@@ -269,7 +269,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused_as_training_refuses_it
     [
         ({"device": "h2000"}, 'unknown device "h2000"; did you mean'),
         ({"device": "cpu", "devices": 2}, "--gpus"),
-        ({"share": 1.5}, "--mfu"),
+        ({"mfu": 1.5}, "--mfu"),
         ({"network_gbit": 0}, "--network"),
     ],
 )

@@ -15,7 +15,7 @@ from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.layers import Groups
-from cover.model.profile import on_meta, temporal_parameters
+from cover.model.profile import on_meta
 from cover.planning.memory import StepMemory, StepOptions, step_memory
 from cover.training.step import StepSettings, train_step
 
@@ -123,9 +123,10 @@ def test_what_is_not_trained_has_no_gradient_and_no_optimizer(part: str) -> None
     config, groups = named_config("Ti/16", size=64), ((16, 1),)
     model = on_meta(config, {"a": CLASSES})
     names = [name for name, _ in model.named_parameters()]
-    prefix = ("cls_token", "pos_embed", "patch_embed", *(f"blocks.{number}." for number in range(6)))
+    parts = ("cls_token", "pos_embed", "patch_embed", *(f"blocks.{number}." for number in range(6)))
+    prefix = tuple(f"backbone.{part}" for part in parts)
     frozen = {
-        "temporal": temporal_parameters(model),
+        "temporal": model.temporal_parameters(),
         "prefix": frozenset(name for name in names if name.startswith(prefix)),
         "body": frozenset(name for name in names if not name.startswith("heads.")),
     }[part]

@@ -31,7 +31,11 @@ pytest.importorskip(
     "uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'"
 )
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [pytest.mark.full, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.extras,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+]
 KEY = "0123456789abcdef"
 
 

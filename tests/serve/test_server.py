@@ -200,9 +200,9 @@ def test_a_place_that_cannot_be_had(refused: Callable[..., str], folder: Path, t
     release = folder / "release"
     with closing(socket.create_server(("127.0.0.1", 0))) as chosen:
         line = refused(release, "--port", chosen.getsockname()[1], "--spool", tmp_path, "--workers", 1)
-        assert "cannot be listened on" in line
+        assert "cannot listen on" in line
     assert not list(tmp_path.iterdir())
-    assert "no folder can be made here" in refused(release, "--spool", tmp_path / "nowhere")
+    assert "cannot create a folder here" in refused(release, "--spool", tmp_path / "nowhere")
     assert "cannot be read" in refused(release, "--key-file", tmp_path / "nowhere")
     (tmp_path / "key").write_text("short")
     assert "at least 16 characters" in refused(release, "--key-file", tmp_path / "key")

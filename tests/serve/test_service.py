@@ -359,7 +359,7 @@ def test_an_explanation_that_has_begun_ends_with_its_client(
             calls.append(arguments)
             gone.wait(10)
 
-    hook = model.blocks[0].register_forward_pre_hook(hold)
+    hook = model.backbone.stages()[0].register_forward_pre_hook(hold)
     clip = (folder / "0.mp4").read_bytes()
     try:
         with server.begin(len(clip), clip, "/v1/explain?head=ssv2"):
@@ -382,7 +382,7 @@ def test_an_explanation_past_its_time_ends(server: Server, folder: Path, monkeyp
             time.sleep(3.1)
 
     monkeypatch.setattr(server.service, "limits", replace(LIMITS, deadline_s=3))
-    hook = server.service.predictor.model.blocks[0].register_forward_pre_hook(dawdle)
+    hook = server.service.predictor.model.backbone.stages()[0].register_forward_pre_hook(dawdle)
     try:
         status, answer = server.explain((folder / "0.mp4").read_bytes(), "?head=ssv2")
     finally:
@@ -406,10 +406,10 @@ def test_of_a_decoded_file_only_the_middle_view_outlasts_its_naming(
     service._decoders = decode  # type: ignore[assignment]
     try:
         with busy(service):
-            requested = service._asked_why(job, ExplainQuery("kinetics"), time.monotonic() + 20, threading.Event())
+            requested = service._request_explanation(job, ExplainQuery("kinetics"), time.monotonic() + 20, threading.Event())
             assert visited[0]().shape == (6, 4, 3, 16, 16)
             visited.append(requested.pixels.clips)
-        requested.found.result(timeout=10)
+        requested.result.result(timeout=10)
     finally:
         service._decoders = decoded
     assert (visited[0](), visited[1], requested.view.shape) == (None, [], (4, 3, 16, 16))

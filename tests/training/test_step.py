@@ -245,7 +245,7 @@ def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(name: str, before: i
                 model.heads["a"].bias[0] += torch.inf if broken and number == before else 0
             if broken or number != before:
                 outcome = train_step(model, optimizer, [make_pack()], make_settings())
-                assert bool(outcome.told.isfinite().all()) == (not broken or number != before)
+                assert bool(outcome.summary.isfinite().all()) == (not broken or number != before)
             with torch.no_grad():
                 model.heads["a"].bias.nan_to_num_(posinf=0.5)
                 model.heads["a"].bias[0] = 0.5

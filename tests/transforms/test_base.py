@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from cover.datasets.catalog import load_catalog
-from cover.datasets.manifest import open_manifest
-from cover.mixture.loader import Member, SampleReader, packs
+from cover.mixture.loader import packs
+from cover.mixture.mixture import Mixture
 from cover.mixture.pack import Pack, augment_uint8, split_pack
-from cover.mixture.schedule import Schedule, Source, rates_by, split_batch
+from cover.mixture.rates import Data
 from cover.training.recipe import Augment, SetAugment
 from cover.transforms.base import FrameGroups, Stage, Transform, sample_of_frame
 from cover.transforms.colour import ColourJitter
@@ -76,15 +75,10 @@ def normalize(frames: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def read(sandbox: Path) -> Callable[..., Pack]:
     """read(*transforms) -> the Pack of one step of four clips of 4 frames and four images."""
-    catalog, members = load_catalog(sandbox), []
-    for name, frames in {"kinetics": 4, "imagenet": 1}.items():
-        manifest = open_manifest(catalog.manifest_path(name, "train"))
-        targets = np.zeros((len(manifest.classes.names), 1), np.int64)
-        members.append(Member(catalog.spec(name), manifest, frames, targets))
-    rates = rates_by({"kinetics": 1, "imagenet": 1})
-    sources = [Source(m.spec.name, m.manifest.usable, m.frames, rates[m.spec.name]) for m in members]
-    schedule = Schedule(0, split_batch(sources, 8, 2))
-    return lambda *transforms: next(packs(schedule, SampleReader(members, SIZE, transforms), 0, 1, workers=0))
+    data = Data(["kinetics", "imagenet"], str(sandbox), frames=4, weights={"kinetics": 1, "imagenet": 1})
+    mixture = Mixture.open(data)
+    schedule = mixture.schedule(8, ranks=2)
+    return lambda *transforms: next(packs(schedule, mixture.reader(SIZE, transforms), 0, 1, workers=0))
 
 
 def test_draws_become_pixels_stage_by_stage(read: Callable[..., Pack]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `cover COMMAND …`."""
+"""The command line, `cover COMMAND ...`: the list of commands, the parser and the exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cover.cli.command import Command
 from cover.errors import UserError
 from cover.machine import reuse_memory
 
-# In the order of the help.
+# The help lists them in this order.
 COMMANDS = (
     data_commands.sandbox,
     data_commands.index,
@@ -39,11 +39,13 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 done but not all input was usable, 2 wrong use, 130/143
-    interrupted.
+    """Run one command and return its exit code.
+
+    0: done. 1: done, but some input could not be used. 2: wrong use or configuration. 130 or 143: interrupted.
+    `arguments` are the words after `cover`; by default those of this process.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be valid text
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are not valid text
     command, args = _parse(arguments)
     if command.computes:
         reuse_memory()
@@ -64,7 +66,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Command, argparse.Namespace
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)
     command = next(command for command in COMMANDS if command.name == args.command)
-    if hasattr(args, "names"):  # argparse ends a list of names at the first option; words after it are names too
+    if hasattr(args, "names"):  # argparse ends a list of names at the first option; names may also follow options
         args.names = [*args.names, *filter(_is_name, rest)]
         rest = [word for word in rest if not _is_name(word)]
     if rest and not command.overrides:
@@ -78,7 +80,7 @@ def _is_name(word: str) -> bool:
 
 
 class _OneLineParser(argparse.ArgumentParser):
-    """argparse with one line for wrong use."""
+    """argparse that reports wrong use in one line."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}", file=sys.stderr)
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cover {__version__}")
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
-        own = parsers.add_parser(
+        subparser = parsers.add_parser(
             command.name,
             help=command.help,
             description=command.help,
@@ -100,5 +102,5 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         for add_argument in command.arguments:
-            add_argument(own)
+            add_argument(subparser)
     return parser

@@ -1,4 +1,4 @@
-"""What a command is made of: its declaration, the options that several commands have, and how results are given out."""
+"""Declaration of a command, the arguments that several commands share, and the output of results."""
 
 from __future__ import annotations
 
@@ -11,35 +11,33 @@ from typing import Any, NamedTuple
 
 from cover.errors import UserError
 
-DAY_S = 86_400  # the longest time that an option takes: what the system can wait for has its bounds too
+DAY_S = 86_400  # seconds; the longest time that an option accepts, because system calls have an upper limit
 Argument = Callable[[ArgumentParser], object]
 Function = Callable[[Namespace], int]
 
 
-class Command(NamedTuple):  # the import of dataclasses would be a tenth of the time that `cover --help` takes
-    """One word of `cover WORD`. `run` returns the exit code."""
+class Command(NamedTuple):  # not a dataclass: that import takes a tenth of the time of `cover --help`
+    """One command. `run` takes the parsed arguments and returns the exit code."""
 
     name: str
     help: str
     example: str
     arguments: tuple[Argument, ...]
     run: Function
-    # whether keys of a recipe or a study may follow, as `--optimizer.lr 3e-4`; they are in `args.overrides`
+    # Whether fields of a recipe or a study may be set, as in `--optimizer.lr 3e-4`. `args.overrides` holds them.
     overrides: bool
-    computes: bool  # whether it runs a network
+    computes: bool  # whether the command runs a network
 
 
 def command(
     name: str, help: str, example: str, *arguments: Argument, overrides: bool = False, computes: bool = False
 ) -> Callable[[Function], Command]:
-    """Declares the function below it as a command: `name`, one line of `help`, an example of its use, and its
-    arguments.
-    """
+    """Decorator that declares a function as a command: its name, one line of help, an example and its arguments."""
     return lambda run: Command(name, help, example, arguments, run, overrides, computes)
 
 
 def argument(*names: str, **settings: Any) -> Argument:
-    """An argument, described as for `ArgumentParser.add_argument`."""
+    """An argument. The parameters are those of `ArgumentParser.add_argument`."""
     return lambda parser: parser.add_argument(*names, **settings)
 
 
@@ -47,9 +45,9 @@ def argument(*names: str, **settings: Any) -> Argument:
 
 
 def whole(lowest: int, highest: int | None = None) -> Callable[[str], int]:
-    """Reads a whole number that is not below `lowest` nor above `highest`."""
+    """A function that reads a whole number from `lowest` to `highest` (both included)."""
 
-    def number(text: str) -> int:  # argparse names this function in its message
+    def number(text: str) -> int:  # argparse puts the name of this function into its message
         if int(text) < lowest:
             raise argparse.ArgumentTypeError(f"{text} is below {lowest}")
         if highest is not None and int(text) > highest:
@@ -60,53 +58,64 @@ def whole(lowest: int, highest: int | None = None) -> Callable[[str], int]:
 
 
 def json_option(contents: str) -> Argument:
-    """`--json FILE`, which holds `contents`."""
+    """The option `--json FILE`. `contents` says what the file holds."""
     return argument("--json", metavar="FILE", help=f"{contents} (- for stdout)")
 
 
 def workers_option(read: Callable[[str], int] = int) -> Argument:
-    """`--workers N`; `count_workers` gives the number."""
-    return argument("--workers", type=read, default=-1, metavar="N", help="reading processes (default: one per core)")
+    """The option `--workers N`. `count_workers` returns its value."""
+    return argument(
+        "--workers", type=read, default=-1, metavar="N", help="processes that read files (default: one per core)"
+    )
 
 
 WORKERS = workers_option()
 DEVICE = argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-CATALOG = argument("--catalog", type=Path, default=Path("catalog.yaml"), help="default: catalog.yaml")
-NAMES = argument("names", metavar="NAME", nargs="*", help="only these data sets")
-ENGINE = argument(
-    "--engine", choices=["pool", "ray"], default="pool", help="processes of this machine, or a Ray cluster"
+CATALOG = argument(
+    "--catalog", type=Path, default=Path("catalog.yaml"), help="the data sets' catalog (default: catalog.yaml)"
 )
-ONE_HEAD = argument("--head", action="append", help="only this head (may be given again)")
+NAMES = argument("names", metavar="NAME", nargs="*", help="only these data sets (default: all)")
+ENGINE = argument(
+    "--engine",
+    choices=["pool", "ray"],
+    default="pool",
+    help="pool: processes on this machine; ray: a Ray cluster (default: pool)",
+)
+ONE_HEAD = argument("--head", action="append", help="only this head (may be repeated; default: all)")
 DECODER = argument(
-    "--decoder", default="pyav", choices=["pyav", "torchcodec", "torchcodec_cuda"], help="of videos (default: pyav)"
+    "--decoder",
+    default="pyav",
+    choices=["pyav", "torchcodec", "torchcodec_cuda"],
+    help="library that decodes videos (default: pyav)",
 )
 
 
 def checkpoint(*names: str, **settings: Any) -> Argument:
-    """A checkpoint on this machine."""
-    return argument(
-        *names, metavar="CHECKPOINT", type=Path, **{"help": "a run, a checkpoint or a release folder", **settings}
-    )
+    """An argument that takes a checkpoint on this machine."""
+    help = settings.pop("help", "folder of a run, a checkpoint or a release")
+    return argument(*names, metavar="CHECKPOINT", type=Path, help=help, **settings)
 
 
 def checkpoint_or_hub() -> Argument:
-    """A checkpoint on this machine or the Hub."""
+    """An argument that takes a checkpoint on this machine or on the Hub."""
     return argument(
-        "checkpoint", metavar="CHECKPOINT", help="a run, a checkpoint, a release folder or a Hub id (owner/name)"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder of a run, a checkpoint or a release, or a Hub id (owner/name)",
     )
 
 
 def count_workers(args: Namespace) -> int:
-    """The number of reading processes that is asked for, or one per core."""
+    """The value of `--workers`; by default one process per core, at most 16."""
     from cover.machine import default_workers
 
     return default_workers() if args.workers < 0 else int(args.workers)
 
 
 def read_pairs(option: str, texts: list[str], form: str) -> dict[str, str]:
-    """The name -> value of an option that may be given again.
+    """The `name: value` pairs of a repeated option such as `--source NAME=CHECKPOINT`. `form` is the expected form.
 
-    Raises `UserError` where a text is not of `form`, or a name is given twice.
+    Raises `UserError` if a text has another form or if a name is given twice.
     """
     pairs: dict[str, str] = {}
     for text in texts:
@@ -123,7 +132,7 @@ def read_pairs(option: str, texts: list[str], form: str) -> dict[str, str]:
 
 
 def give(results: Any, target: str | None, show: Callable[[], object]) -> None:
-    """Write `results` as JSON to `target` (the value of `--json`), and `show` them on stdout unless the JSON is there."""
+    """Write `results` as JSON to `target`, the value of `--json`. Call `show`, unless stdout holds the JSON."""
     from cover.console import write_json
 
     if target:
@@ -133,7 +142,7 @@ def give(results: Any, target: str | None, show: Callable[[], object]) -> None:
 
 
 def say_next(*words: object) -> None:
-    """Say on stderr which command comes next."""
+    """Print on stderr the `cover` command that usually comes next."""
     from cover.console import say
 
     say(f"next: {shlex.join(['cover', *map(str, words)])}")

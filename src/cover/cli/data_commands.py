@@ -20,23 +20,32 @@ from cover.cli.command import (
 )
 from cover.errors import UserError
 
-_DIALS = ("clutter", "shake", "distractors", "noise")
+_DIFFICULTIES = {
+    "clutter": "blobs and lines in the background",
+    "shake": "movement of the camera",
+    "distractors": "small objects in the background",
+    "noise": "noise of the pixels",
+}
 
 
 @command(
     "sandbox",
-    "write generated data sets in the real ones' layouts",
+    "write small generated data sets in the layouts of real ones",
     "cover sandbox sandbox --size 0.2",
-    argument("dir", metavar="DIR", type=Path, help="a new folder, or an earlier sandbox"),
-    argument("--seed", type=whole(0), default=0),
+    argument("dir", metavar="DIR", type=Path, help="a new folder, or an earlier sandbox to complete"),
+    argument("--seed", type=whole(0), default=0, help="another seed gives other files (default: 0)"),
     argument("--size", type=float, default=1.0, help="factor on the number of files (default: 1)"),
-    *(argument(f"--{dial}", type=float, help="difficulty from 0 to 1 (default: mild)") for dial in _DIALS),
+    *(
+        argument(f"--{name}", type=float, help=f"{text}, from 0 (none) to 1 (hard); the default is mild")
+        for name, text in _DIFFICULTIES.items()
+    ),
     argument(
         "--relation",
         choices=["shared", "separate", "contrary"],
-        help="write a fifth data set too, images called pictures; shared: what kinetics' classes show, under the same names; separate:"
-        " dark and bright skies, which teach nothing of them; contrary: as shared, but every name is wrong, which hurts where the two"
-        " share a head (data.heads: {activities: [kinetics, pictures]})",
+        help="also write a fifth data set, of images, with the name pictures. shared: it shows the classes of kinetics"
+        " under the same names. separate: it shows dark and bright skies, which do not help with other classes."
+        " contrary: like shared, but every class name is wrong, which does harm if the two sets share a head"
+        " (data.heads: {activities: [kinetics, pictures]})",
     ),
     WORKERS,
 )
@@ -44,10 +53,9 @@ def sandbox(args: Namespace) -> int:
     from cover.synthetic.generate import generate
     from cover.synthetic.settings import Settings
 
-    dials = {name: getattr(args, name) for name in _DIALS if getattr(args, name) is not None}
-    catalog = generate(
-        args.dir, Settings(seed=args.seed, size=args.size, relation=args.relation, **dials), count_workers(args)
-    )
+    difficulties = {name: getattr(args, name) for name in _DIFFICULTIES if getattr(args, name) is not None}
+    settings = Settings(seed=args.seed, size=args.size, relation=args.relation, **difficulties)
+    catalog = generate(args.dir, settings, count_workers(args))
     print(catalog)
     say_next("index", catalog)
     return 0
@@ -55,17 +63,23 @@ def sandbox(args: Namespace) -> int:
 
 @command(
     "index",
-    "probe every file of a catalog once",
+    "probe every file of a catalog and write manifests",
     "cover index sandbox/catalog.yaml",
-    argument("catalog", metavar="CATALOG", type=Path),
+    argument("catalog", metavar="CATALOG", type=Path, help="a YAML file that names the data sets"),
     NAMES,
-    argument("--force", action="store_true", help="probe every file again"),
-    argument("--deep", action="store_true", help="decode every video to its last frame: finds damage inside; slow"),
+    argument("--force", action="store_true", help="probe every file again (default: only new and changed files)"),
     argument(
-        "--shard", metavar="I/N", help="probe only share I of N, as in 3/16; index without it then joins all shares"
+        "--deep",
+        action="store_true",
+        help="decode every video to its last frame; this finds damage inside, but is slow",
+    ),
+    argument(
+        "--shard",
+        metavar="I/N",
+        help="probe only part I of N, as in 3/16; when all parts are done, index without --shard joins them",
     ),
     ENGINE,
-    json_option("the table as JSON"),
+    json_option("write the table as JSON"),
     WORKERS,
 )
 def index(args: Namespace) -> int:
@@ -79,16 +93,17 @@ def index(args: Namespace) -> int:
     count = sum(map(unusable, results))
     if count:
         how = "cannot be used, or only in part" if any(row["partial"] for row in results) else "cannot be used"
-        say(
-            f"{count} of {sum(row['listed'] for row in results)} listed files {how}; each is in its manifest with the reason"
-        )
+        listed = sum(row["listed"] for row in results)
+        say(f"{count} of {listed} listed files {how}; each is in its manifest with the reason")
     say_next("overlap", args.catalog)
     return 1 if count else 0
 
 
 def _index_share(args: Namespace) -> int:
-    """Exit code 0 whatever the files hold, so that a job array goes on: unusable files are counted when all shares are
-    joined.
+    """Probe one part of the files.
+
+    The exit code is 0 even if files are unusable, so that an array of jobs continues. They are counted when the parts
+    are joined.
     """
     from cover.datasets.index import IndexShard, ProbeOptions, index_share, print_share
 
@@ -101,20 +116,22 @@ def _index_share(args: Namespace) -> int:
 
 @command(
     "overlap",
-    "find what is trained on and evaluated on",
+    "find samples that are in a training split and in an evaluation split",
     "cover overlap sandbox/catalog.yaml --frames",
-    argument("catalog", metavar="CATALOG", type=Path),
+    argument("catalog", metavar="CATALOG", type=Path, help="a catalog whose data sets are indexed"),
     NAMES,
     argument(
-        "--frames", action="store_true", help="also compare pictures: finds copies that were encoded or cropped anew"
+        "--frames",
+        action="store_true",
+        help="also compare the pictures; this finds copies that were encoded or cropped again",
     ),
     argument(
         "--out",
         metavar="FOLDER",
         type=Path,
-        help="of the list of exclusions (default: manifests, where train reads it)",
+        help="folder for the list of exclusions (default: manifests, where train reads it)",
     ),
-    json_option("all counts with examples, as JSON"),
+    json_option("write all counts, with examples, as JSON"),
     WORKERS,
 )
 def overlap(args: Namespace) -> int:
@@ -128,25 +145,43 @@ def overlap(args: Namespace) -> int:
 
 @command(
     "prepare",
-    "encode the data once, small and quick to read",
+    "encode data sets again, so that training reads them faster",
     "cover prepare sandbox/catalog.yaml --out fast",
-    argument("catalog", metavar="CATALOG", type=Path, help="indexed; its files are only read"),
+    argument(
+        "catalog", metavar="CATALOG", type=Path, help="a catalog whose data sets are indexed; its files do not change"
+    ),
     NAMES,
     argument(
-        "--out", type=Path, required=True, metavar="DIR", help="a folder of its own, or an earlier run's, to go on"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a new folder, or the folder of an earlier run, which then continues",
     ),
-    argument("--short-side", type=whole(16, 16384), default=256, metavar="PX", help="never scaled up (default: 256)"),
-    argument("--key-interval", type=float, default=0.5, metavar="SECONDS", help="between key frames (default: 0.5)"),
-    argument("--crf", type=whole(0, 51), default=21, help="x264's quality of videos, lower is better (default: 21)"),
-    argument("--quality", type=whole(1, 100), default=95, help="of JPEG images (default: 95)"),
     argument(
-        "--shards", action="store_true", help="tar shards, named as WebDataset does, instead of a file for each sample"
+        "--short-side",
+        type=whole(16, 16384),
+        default=256,
+        metavar="PX",
+        help="the shorter side of videos and images; smaller ones are not scaled up (default: 256)",
     ),
-    argument("--shard-size", type=float, default=256, metavar="MB", help="of a shard, about (default: 256)"),
     argument(
-        "--url", metavar="URL", help="where DIR will be read from, as s3://bucket/folder (default: where it lies)"
+        "--key-interval", type=float, default=0.5, metavar="SECONDS", help="time between key frames (default: 0.5)"
     ),
-    json_option("the table as JSON"),
+    argument("--crf", type=whole(0, 51), default=21, help="x264's quality of videos; lower is better (default: 21)"),
+    argument("--quality", type=whole(1, 100), default=95, help="quality of JPEG images (default: 95)"),
+    argument(
+        "--shards",
+        action="store_true",
+        help="write tar shards with the names of WebDataset (default: one file per sample)",
+    ),
+    argument("--shard-size", type=float, default=256, metavar="MB", help="approximate size of a shard (default: 256)"),
+    argument(
+        "--url",
+        metavar="URL",
+        help="address from which DIR will be read, as in s3://bucket/folder (default: the path of DIR)",
+    ),
+    json_option("write the table as JSON"),
     WORKERS,
 )
 def prepare(args: Namespace) -> int:
@@ -165,10 +200,10 @@ def prepare(args: Namespace) -> int:
 
 @command(
     "doctor",
-    "say whether this machine is ready, and what to put right",
+    "check that this machine is ready, and say how to fix what is not",
     "cover doctor --device cuda",
-    argument("--quick", action="store_true", help="without the trial of reading and training, which takes ten seconds"),
-    json_option("the findings as JSON"),
+    argument("--quick", action="store_true", help="skip the ten-second trial of reading and training"),
+    json_option("write the results as JSON"),
     WORKERS,
     DEVICE,
     computes=True,

@@ -22,40 +22,47 @@ from cover.cli.command import (
 from cover.errors import UserError
 
 _JOBS = argument(
-    "--jobs", type=whole(1), metavar="N", help="runs side by side (default: one per core on a CPU, else one)"
+    "--jobs", type=whole(1), metavar="N", help="runs at the same time (default: one per core on a CPU, else one)"
 )
 
 
 @command(
     "add",
-    "teach a released model one more data set, and measure old and new",
+    "train a head for one more data set, and evaluate it and the old heads",
     "cover add runs/cotrain --data mine --catalog catalog.yaml --how probe --compare",
     checkpoint("checkpoint"),
-    argument("--data", required=True, metavar="NAME", help="the new data set, from the catalog"),
+    argument("--data", required=True, metavar="NAME", help="name of the new data set in the catalog"),
     CATALOG,
     argument(
         "--how",
         choices=["probe", "replay", "alone"],
         default="probe",
-        help="train the new head alone; all weights, going"
-        " over the old data sets too; all weights on the new set (default: probe)",
+        help="probe: train the new head only; replay: train all weights on the old and the new data sets;"
+        " alone: train all weights on the new data set (default: probe)",
     ),
-    argument("--epochs", type=float, metavar="N", help="of the new set (default: by its size, 10 to 50)"),
+    argument("--epochs", type=float, metavar="N", help="epochs of the new data set (default: by its size, 10 to 50)"),
     argument(
-        "--compare", action="store_true", help="also train the same network on the new set without the checkpoint"
+        "--compare", action="store_true", help="also train the same network on the new data set from other weights"
     ),
-    checkpoint("--baseline", help="what --compare starts from (default: random weights)"),
-    argument("--split", choices=["val", "dev", "test"], help="to measure on (default: val, else dev, else test)"),
+    checkpoint("--baseline", help="the weights that --compare starts from (default: random weights)"),
+    argument(
+        "--split", choices=["val", "dev", "test"], help="split to evaluate on (default: val, else dev, else test)"
+    ),
     argument(
         "--out",
         type=Path,
-        help="the run's folder (default: runs/NAME_HOW); any field of its recipe: --optimizer.lr 1e-3",
+        help="folder of the run (default: runs/NAME_HOW); fields of its recipe can be set, as in --optimizer.lr 1e-3",
     ),
     argument(
-        "--only-recipe", action="store_true", help="write the recipe and stop, to run it with cover train elsewhere"
+        "--only-recipe", action="store_true", help="write the recipe and stop; cover train can run it on any machine"
     ),
-    argument("--seed", type=whole(0), default=0, help="of the training and of the intervals' resamples"),
-    json_option("the results as JSON"),
+    argument(
+        "--seed",
+        type=whole(0),
+        default=0,
+        help="seed of the training and of the resamples behind intervals (default: 0)",
+    ),
+    json_option("write the results as JSON"),
     WORKERS,
     DEVICE,
     overrides=True,
@@ -72,7 +79,7 @@ def add(args: Namespace) -> int:
         args.checkpoint, args.data, args.catalog, args.how, out, args.epochs, args.seed, args.device, args.workers
     )
     results = add(request, AddOptions(args.compare, args.baseline, args.split, args.only_recipe, args.overrides))
-    if results is None:
+    if results is None:  # --only-recipe
         print(out / BESIDE / "recipe.yaml")
         say_next("train", out / BESIDE / "recipe.yaml")
         return 0
@@ -83,43 +90,52 @@ def add(args: Namespace) -> int:
 
     give(results, args.json, show)
     say_next("predict", out, "clip.mp4")
-    return (
-        1 if any(row["n_read"] < row["n_listed"] for row in [results["new"], *results["old"]] if "n_read" in row) else 0
-    )
+    evaluated = [row for row in [results["new"], *results["old"]] if "n_read" in row]
+    return 1 if any(row["n_read"] < row["n_listed"] for row in evaluated) else 0
 
 
 @command(
     "transfer",
-    "give checkpoints a fresh head for other data sets, and compare them",
+    "train fresh heads on checkpoints for other data sets, and compare them",
     "cover transfer --source ssv2=runs/single_ssv2 --target moments --catalog sandbox/catalog.yaml --epochs 5",
-    argument("--source", metavar="NAME=CHECKPOINT", action="append", required=True, help="may be given again"),
+    argument(
+        "--source",
+        metavar="NAME=CHECKPOINT",
+        action="append",
+        required=True,
+        help="a checkpoint, and a name for it in the report (may be repeated)",
+    ),
     argument(
         "--target",
         metavar="NAME",
         action="append",
         required=True,
-        help="a video set of the catalog (may be given again)",
+        help="a video data set of the catalog (may be repeated)",
     ),
     CATALOG,
-    argument(
-        "--epochs", type=float, required=True, metavar="N", help="how often each source sees a target's training clips"
-    ),
-    argument("--part", type=float, default=1.0, help="share of the target's training clips (default: 1)"),
+    argument("--epochs", type=float, required=True, metavar="N", help="epochs of the target's training clips"),
+    argument("--part", type=float, default=1.0, help="fraction of the target's training clips to use (default: 1)"),
     argument(
         "--how",
         choices=["finetune", "probe", "both"],
         default="both",
-        help="all weights, the head alone (default: both)",
+        help="finetune: train all weights; probe: train the head only (default: both)",
     ),
-    argument("--seeds", type=whole(1), default=3, metavar="N", help="runs of each (default: 3)"),
     argument(
-        "--lr", type=float, action="append", metavar="LR", help="tried for every source, dev chooses (default: 1e-3)"
+        "--seeds", type=whole(1), default=3, metavar="N", help="runs of each pair, each with its seed (default: 3)"
     ),
-    argument("--batch", type=whole(1), default=32, help="clips of a step (default: 32)"),
-    argument("--split", default="val", choices=["val", "test"], help="that is reported (default: val)"),
+    argument(
+        "--lr",
+        type=float,
+        action="append",
+        metavar="LR",
+        help="learning rate to try; may be repeated, and the best on the split dev is used (default: 1e-3)",
+    ),
+    argument("--batch", type=whole(1), default=32, help="clips in a training step (default: 32)"),
+    argument("--split", default="val", choices=["val", "test"], help="split of the reported numbers (default: val)"),
     argument("--margin", type=float, default=0.02, help="loss of top-1 that still counts as not worse (default: 0.02)"),
-    argument("--out", type=Path, default=Path("transfers"), help="folder of everything it makes (default: transfers)"),
-    json_option("the results as JSON"),
+    argument("--out", type=Path, default=Path("transfers"), help="folder for all results (default: transfers)"),
+    json_option("write the results as JSON"),
     _JOBS,
     DEVICE,
     computes=True,
@@ -158,14 +174,22 @@ def transfer(args: Namespace) -> int:
 
 @command(
     "study",
-    "run the grid behind a claim, as far as it is missing",
+    "train and compare the models of a study, and write its report",
     "cover study recipes/studies/sandbox.yaml",
     argument(
-        "study", metavar="STUDY", nargs="?", type=Path, help="a YAML file; its keys can be set as --seeds '[0, 1]'"
+        "study",
+        metavar="STUDY",
+        nargs="?",
+        type=Path,
+        help="a YAML file; any of its fields can be set here, as in --seeds '[0, 1]'",
     ),
-    argument("--keys", action="store_true", help="show every key of a study with its default"),
-    argument("--dry-run", action="store_true", help="check it, say how many runs and what could be detected, and stop"),
-    json_option("the results as JSON"),
+    argument("--keys", action="store_true", help="list all fields of a study with their defaults, and stop"),
+    argument(
+        "--dry-run",
+        action="store_true",
+        help="check the study, print the number of runs and the smallest difference that they can detect, and stop",
+    ),
+    json_option("write the results as JSON"),
     _JOBS,
     overrides=True,
     computes=True,
@@ -179,7 +203,7 @@ def study(args: Namespace) -> int:
         print("\n".join(config.keys(Study)))
         return 0
     if args.study is None:
-        raise UserError("which study? cover study STUDY.yaml, or --keys for what one may hold")
+        raise UserError("which study? for example: cover study recipes/studies/sandbox.yaml (--keys lists the fields)")
     study = config.load(Study, args.study, args.overrides)
     summary = run_study(study, _count_jobs(args.jobs), args.dry_run)
     if summary is None:
@@ -199,16 +223,16 @@ def _count_jobs(jobs: int | None, device: str = "auto") -> int:
 
 @command(
     "demo",
-    "the whole story: generate, index, train, compare, report",
+    "show everything once: generate data, index, train, compare, report",
     "cover demo --out demo",
-    argument("--out", type=Path, default=Path("demo"), help="folder of everything it makes (default: demo)"),
+    argument("--out", type=Path, default=Path("demo"), help="folder for all results (default: demo)"),
     argument(
         "--scale",
         type=float,
         default=1.0,
-        help="factor on data and training; below 1 it shows the way, not the numbers",
+        help="factor on the data and the training; below 1 the demo is faster, but its numbers say little (default: 1)",
     ),
-    argument("--seed", type=whole(0), default=0),
+    argument("--seed", type=whole(0), default=0, help="seed of the data and the training (default: 0)"),
     WORKERS,
     DEVICE,
     computes=True,

@@ -14,20 +14,22 @@ from cover.errors import UserError
 
 @command(
     "train",
-    "run a recipe",
+    "train a model as a recipe says",
     "cover train recipes/sandbox/cotrain.yaml --optimizer.lr 5e-4",
     argument(
         "recipe",
         metavar="RECIPE",
         type=Path,
         nargs="?",
-        help="a YAML file; any field is overridden as --optimizer.lr 3e-4",
+        help="a YAML file; any of its fields can be set here, as in --optimizer.lr 3e-4",
     ),
-    argument("--resume", action="store_true", help="go on from the run's last checkpoint"),
+    argument("--resume", action="store_true", help="continue from the run's last checkpoint"),
     argument(
-        "--requeue", action="store_true", help="begin, or go on where the run was begun: for a queue that restarts jobs"
+        "--requeue",
+        action="store_true",
+        help="start the run, or continue it if it has started: for a queue that restarts jobs",
     ),
-    argument("--keys", action="store_true", help="list every field of a recipe with its default"),
+    argument("--keys", action="store_true", help="list all fields of a recipe with their defaults, and stop"),
     overrides=True,
     computes=True,
 )
@@ -40,13 +42,13 @@ def train(args: Namespace) -> int:
         return 0
     if args.recipe is None:
         raise UserError("which recipe? for example: cover train recipes/sandbox/cotrain.yaml (--keys lists the fields)")
-    # before the imports below, so that a mistake is told at once
+    # before the slow imports below, so that a mistake in the recipe is reported at once
     recipe = config.load(Recipe, args.recipe, args.overrides)
     from cover.training.resume import has_started
     from cover.training.train import train
 
     run = train(recipe, args.resume or (args.requeue and has_started(Path(recipe.out))))
-    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one prints
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes; one of them prints
         print(run)
         say_next("evaluate", run, "--catalog", recipe.data.catalog)
     return 0
@@ -54,47 +56,72 @@ def train(args: Namespace) -> int:
 
 def _milliseconds(text: str) -> float:
     if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) > 1000 * DAY_S:
-        raise ArgumentTypeError(f'"{text}" is no time; give milliseconds, as in 8')
+        raise ArgumentTypeError(f'"{text}" is not a time; give milliseconds, as in 8')
     return float(text)
 
 
 @command(
     "plan",
-    "say what a recipe will take, before it runs",
+    "estimate the time and memory of a recipe before it runs",
     "cover plan recipes/sandbox/cotrain.yaml --gpus 8 --device h200",
     argument(
         "recipe",
         metavar="RECIPE",
         type=Path,
-        help="a YAML file; any field is overridden as --batch 512, but for device",
+        help="a YAML file; any of its fields except device can be set here, as in --batch 512",
     ),
-    argument("--gpus", type=whole(1), default=1, metavar="N", help="devices, over all machines (default: 1)"),
-    argument("--per-machine", type=whole(1), metavar="N", help="devices in a machine (default: 8)"),
+    argument("--gpus", type=whole(1), default=1, metavar="N", help="devices on all machines together (default: 1)"),
+    argument("--per-machine", type=whole(1), metavar="N", help="devices in one machine (default: 8)"),
     argument(
         "--device",
         default="auto",
-        help="h200, h100, h100-pcie, a100-80, a100-40, l40s, rtx4090, cpu (default: auto, what is here)",
+        help="h200, h100, h100-pcie, a100-80, a100-40, l40s, rtx4090 or cpu (default: auto, this machine's device)",
     ),
     argument(
         "--mfu",
         type=float,
-        metavar="SHARE",
-        help="of its peak arithmetic that training reaches (default: 0.4; cpu: 0.5)",
+        metavar="FRACTION",
+        help="fraction of the device's peak FLOP/s that training reaches (default: 0.4; cpu: 0.5)",
     ),
     argument(
-        "--network", type=float, default=400, metavar="GBIT/S", help="of each device, between machines (default: 400)"
+        "--network",
+        type=float,
+        default=400,
+        metavar="GBIT/S",
+        help="bandwidth of each device between machines (default: 400)",
     ),
-    argument("--cores", type=whole(1), metavar="N", help="CPU cores for each device (default: 12; cpu: what is here)"),
     argument(
-        "--decode-ms", default="", metavar="MS", help="of a core for a clip, or NAME=MS,... (default: measured here)"
+        "--cores",
+        type=whole(1),
+        metavar="N",
+        help="CPU cores for each device (default: 12; cpu: the cores of this machine)",
     ),
-    argument("--image-ms", type=_milliseconds, metavar="MS", help="of a core for an image (default: measured here)"),
     argument(
-        "--sizes", default="", metavar="NAME=SAMPLES,...", help="of data sets (default: manifests, else published)"
+        "--decode-ms",
+        default="",
+        metavar="MS",
+        help="time in which one core decodes a clip, or NAME=MS,... by data set (default: measured on this machine)",
     ),
-    argument("--classes", default="", metavar="NAME=CLASSES,...", help="of data sets (default: the same)"),
-    argument("--file-kb", default="", metavar="NAME=KB,...", help="kB of a file (default: manifests)"),
-    json_option("the figures as JSON, not rounded"),
+    argument(
+        "--image-ms",
+        type=_milliseconds,
+        metavar="MS",
+        help="time in which one core decodes an image (default: measured on this machine)",
+    ),
+    argument(
+        "--sizes",
+        default="",
+        metavar="NAME=SAMPLES,...",
+        help="numbers of training samples (default: from the manifests, else the published numbers)",
+    ),
+    argument(
+        "--classes",
+        default="",
+        metavar="NAME=CLASSES,...",
+        help="numbers of classes (default: from the manifests, else the published numbers)",
+    ),
+    argument("--file-kb", default="", metavar="NAME=KB,...", help="mean size of a file (default: from the manifests)"),
+    json_option("write the figures as JSON, not rounded"),
     overrides=True,
 )
 def plan(args: Namespace) -> int:
@@ -118,7 +145,7 @@ def plan(args: Namespace) -> int:
 
 
 def _say_how_to_start(args: Namespace) -> None:
-    """The command that starts the planned run."""
+    """Print the command that starts the planned run."""
     from cover.console import say
 
     if args.gpus == 1:
@@ -126,39 +153,36 @@ def _say_how_to_start(args: Namespace) -> None:
         return
     in_machine = min(args.gpus, args.per_machine or 8)
     machines = ["--nnodes", str(-(-args.gpus // in_machine))] if args.gpus > in_machine else []
-    words = [
-        "torchrun",
-        *machines,
-        "--nproc-per-node",
-        str(in_machine),
-        "-m",
-        "cover",
-        "train",
-        str(args.recipe),
-        *args.overrides,
-    ]
-    say(f"next: {shlex.join(words)}")
+    launcher = ["torchrun", *machines, "--nproc-per-node", str(in_machine)]
+    say(f"next: {shlex.join([*launcher, '-m', 'cover', 'train', str(args.recipe), *args.overrides])}")
 
 
 @command(
     "describe",
-    "sizes and costs of a network",
+    "print the sizes and costs of a network",
     "cover describe L/16 --frames 16 --size 448 --heads k400=400,ssv2=174,mit=339,imagenet=1000",
-    argument("preset", metavar="PRESET", help="mini, or a ViT size with its patch, as in B/16"),
-    argument("--frames", type=whole(1, 4096), default=8, metavar="T", help="frames of a clip (default: 8)"),
+    argument("preset", metavar="PRESET", help="mini, or a ViT size with its patch size, as in B/16"),
+    argument("--frames", type=whole(1, 4096), default=8, metavar="T", help="frames in a clip (default: 8)"),
     argument("--size", type=whole(1, 16384), metavar="S", help="image side in pixels (default: 224; mini: 32)"),
     argument(
-        "--heads", default="", metavar="NAME=CLASSES,...", help="one classifier for each data set (default: none)"
+        "--heads",
+        default="",
+        metavar="NAME=CLASSES,...",
+        help="name and number of classes of each head (default: no head)",
     ),
-    argument("--attention", choices=["divided", "joint", "space"], help="default: divided"),
-    argument("--time", choices=["rotary", "additive"], help="how frames are told apart (default: rotary)"),
     argument(
-        "--image-temporal", choices=["attend", "skip"], help="whether images pass the temporal branch (default: attend)"
+        "--attention", choices=["divided", "joint", "space"], help="attention over space and time (default: divided)"
     ),
-    argument("--views", default="1x3", help="of the protocol, TEMPORALxSPATIAL (default: 1x3)"),
-    argument("--batch", type=whole(0), default=8, metavar="CLIPS", help="clips of a training step (default: 8)"),
-    argument("--images", type=whole(0), default=0, metavar="N", help="images of a training step (default: 0)"),
-    json_option("the figures as JSON, not rounded"),
+    argument("--time", choices=["rotary", "additive"], help="position encoding in time (default: rotary)"),
+    argument(
+        "--image-temporal",
+        choices=["attend", "skip"],
+        help="whether images pass through the temporal branch (default: attend)",
+    ),
+    argument("--views", default="1x3", help="views of a sample in evaluation, TEMPORALxSPATIAL (default: 1x3)"),
+    argument("--batch", type=whole(0), default=8, metavar="CLIPS", help="clips in a training step (default: 8)"),
+    argument("--images", type=whole(0), default=0, metavar="N", help="images in a training step (default: 0)"),
+    json_option("write the figures as JSON, not rounded"),
 )
 def describe(args: Namespace) -> int:
     from cover.media.sampling import Views

@@ -36,25 +36,39 @@ from cover.errors import UserError
     "cover evaluate runs/cotrain --catalog sandbox/catalog.yaml",
     checkpoint("checkpoint"),
     argument("names", metavar="NAME", nargs="*", help="only these data sets (default: all that have a head)"),
-    checkpoint("--also", action="append", default=[], help="another one (may be given again)"),
+    checkpoint("--also", action="append", default=[], help="another checkpoint to evaluate (may be repeated)"),
     CATALOG,
-    argument("--split", default="val", choices=["train", "dev", "val", "test"]),
-    argument("--views", help="TEMPORALxSPATIAL, as in 1x3 (default: each data set's own)"),
+    argument(
+        "--split", default="val", choices=["train", "dev", "val", "test"], help="split to evaluate on (default: val)"
+    ),
+    argument("--views", help="views of a sample, TEMPORALxSPATIAL, as in 1x3 (default: as each data set says)"),
     argument(
         "--by-names",
         metavar="DATASET=HEAD",
         action="append",
         default=[],
-        help="score a data set by another's head, through the class names that both have (may be given again)",
+        help="evaluate a data set with the head of another one; class names match the two (may be repeated)",
     ),
-    argument("--shuffle-frames", action="store_true", help="also with the frames of every clip in random order"),
-    argument("--reverse", action="store_true", help="also with the frames backwards"),
-    argument("--single-frame", action="store_true", help="also with the middle frame alone"),
-    argument("--seed", type=whole(0), default=0, help="of random orders and of the intervals' resamples"),
+    argument(
+        "--shuffle-frames", action="store_true", help="also evaluate with the frames of every clip in random order"
+    ),
+    argument("--reverse", action="store_true", help="also evaluate with the frames in reverse order"),
+    argument("--single-frame", action="store_true", help="also evaluate with the middle frame only"),
+    argument(
+        "--seed",
+        type=whole(0),
+        default=0,
+        help="seed of random frame orders and of the resamples behind intervals (default: 0)",
+    ),
     DECODER,
-    argument("--per-class", metavar="N", type=whole(1), help="also the N weakest classes and commonest wrong answers"),
-    argument("--scores", metavar="FILE", type=Path, help="the scores of every sample and view, as an Arrow file"),
-    json_option("the results as JSON"),
+    argument(
+        "--per-class",
+        metavar="N",
+        type=whole(1),
+        help="also print the N classes with the lowest accuracy and the N most frequent confusions",
+    ),
+    argument("--scores", metavar="FILE", type=Path, help="write the scores of every sample and view to an Arrow file"),
+    json_option("write the results as JSON"),
     WORKERS,
     DEVICE,
     computes=True,
@@ -67,7 +81,7 @@ def evaluate(args: Namespace) -> int:
     others = ["shuffled"] * args.shuffle_frames + ["reversed"] * args.reverse + ["single"] * args.single_frame
     variants: list[Any] = ["plain", *others]
     if args.scores and args.also:
-        raise UserError("--scores: the file is of one checkpoint; leave --also out")
+        raise UserError("--scores: the file holds the scores of one checkpoint; leave --also out")
     heads = read_pairs("--by-names", args.by_names, "DATASET=HEAD")
     with process_group(Distributed().timeout, args.device) as group:
         results = [
@@ -102,38 +116,52 @@ def evaluate(args: Namespace) -> int:
 
 @command(
     "predict",
-    "name what is seen in files",
+    "predict the classes of videos and images",
     "cover predict runs/cotrain clip.mp4 photos/ --top 3",
     checkpoint_or_hub(),
     argument(
         "names",
         metavar="FILE",
         nargs="+",
-        help="videos, images, folders, patterns, URLs; - for a list of them on stdin",
+        help="videos, images, folders, patterns or URLs; - reads a list of them from stdin",
     ),
-    argument("--top", type=whole(1), default=5, metavar="K", help="classes of each head (default: 5)"),
+    argument(
+        "--top", type=whole(1), default=5, metavar="K", help="number of classes to give for each head (default: 5)"
+    ),
     ONE_HEAD,
-    argument("--views", help="TEMPORALxSPATIAL (default: each head's own)"),
+    argument("--views", help="views of a file, TEMPORALxSPATIAL (default: as each head says)"),
     argument(
         "--window",
         type=float,
         metavar="SECONDS",
-        help="a timeline: predict every stretch of so many seconds of a video",
+        help="cut each video into windows of this length and predict each window",
     ),
-    argument("--stride", type=float, metavar="SECONDS", help="from one window's start to the next (default: --window)"),
+    argument(
+        "--stride",
+        type=float,
+        metavar="SECONDS",
+        help="time from the start of one window to the start of the next (default: the value of --window)",
+    ),
     DECODER,
     argument(
-        "--format", choices=["pretty", "jsonl", "csv"], help="of the rows (default: pretty; of --out: by its ending)"
+        "--format",
+        choices=["pretty", "jsonl", "csv"],
+        help="format of the rows (default: pretty; for --out, its file ending)",
     ),
     argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="rows to a .jsonl or .csv; a run that was interrupted goes on from there",
+        help="write the rows to a .jsonl or .csv file; an interrupted run continues with the rows that it lacks",
     ),
-    argument("--embed", type=Path, metavar="FILE", help="features to a .npy (names beside it in a .csv) or a .arrow"),
+    argument(
+        "--embed",
+        type=Path,
+        metavar="FILE",
+        help="write the features to a .npy file, with the file names in a .csv beside it, or to a .arrow file",
+    ),
     ENGINE,
-    json_option("all rows as one JSON list"),
+    json_option("write all rows as one JSON list"),
     WORKERS,
     DEVICE,
     computes=True,
@@ -154,22 +182,29 @@ def predict(args: Namespace) -> int:
 
 @command(
     "explain",
-    "show what an answer rests on",
+    "show which parts of a video or image a prediction depends on",
     "cover explain runs/cotrain clip.mp4 --head ssv2",
     checkpoint_or_hub(),
     argument("file", metavar="FILE", help="a video, an image or a URL"),
     ONE_HEAD,
     argument(
-        "--class", dest="class_name", metavar="NAME", help="what speaks for this class (default: each head's likeliest)"
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="explain the score of this class (default: the most likely class of each head)",
     ),
     argument(
         "--method",
         choices=["gradient", "rollout"],
         default="gradient",
-        help="gradient: attention that speaks for the class; rollout: all attention, whatever the class (default: gradient)",
+        help="gradient: attention weighted by its effect on the class; rollout: all attention, whichever the class"
+        " (default: gradient)",
     ),
     argument(
-        "--out", type=Path, metavar="DIR", help="folder of pictures and clips (default: explained/NAME OF THE FILE)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the pictures and clips (default: explained/, then the file's name)",
     ),
     DEVICE,
     computes=True,
@@ -177,61 +212,91 @@ def predict(args: Namespace) -> int:
 def explain(args: Namespace) -> int:
     from cover.inference.explain import ExplainOptions, default_folder, explain
 
-    question = ExplainOptions(tuple(args.head) if args.head else None, args.class_name, args.method)
-    for path in explain(args.checkpoint, args.file, question, args.out or default_folder(args.file), args.device):
+    options = ExplainOptions(tuple(args.head) if args.head else None, args.class_name, args.method)
+    for path in explain(args.checkpoint, args.file, options, args.out or default_folder(args.file), args.device):
         print(path)
     say_next("serve", args.checkpoint, "--page")
     return 0
 
 
 def _address(text: str) -> str:
-    if not text.strip():  # which would be every address of this machine
+    if not text.strip():  # an empty address would listen on every address of this machine
         raise ArgumentTypeError("expected an address, as in 127.0.0.1 or 0.0.0.0")
     return text
 
 
 @command(
     "serve",
-    "name what is seen in uploads, over HTTP",
+    "predict the classes of uploaded files over HTTP",
     "cover serve runs/cotrain --page --port 8000",
     checkpoint("checkpoint"),
     argument(
         "--host",
         type=_address,
         default="127.0.0.1",
-        help="address to listen on (default: 127.0.0.1, this machine alone)",
+        help="address to listen on (default: 127.0.0.1, which only this machine reaches)",
     ),
-    argument("--port", type=whole(0, 65535), default=8000, help="0 for any that is free (default: 8000)"),
-    argument("--page", action="store_true", help="also a page at / to drop files on"),
+    argument("--port", type=whole(0, 65535), default=8000, help="port; 0 takes any free one (default: 8000)"),
+    argument("--page", action="store_true", help="also serve a web page at / for uploads"),
     argument(
-        "--key-file", type=Path, metavar="FILE", help="holds the key that clients have to send (default: none needed)"
-    ),
-    argument(
-        "--spool", type=Path, metavar="DIR", help="where uploads lie until they are decoded (default: the system's)"
-    ),
-    argument(
-        "--queue", type=whole(1, 10_000), default=64, metavar="N", help="predictions under way at once (default: 64)"
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help="file with the key that clients must send (default: no key is needed)",
     ),
     argument(
-        "--pack-frames", type=whole(1, 65_536), default=64, metavar="N", help="of a forward pass, at most (default: 64)"
+        "--spool",
+        type=Path,
+        metavar="DIR",
+        help="folder for uploads until they are decoded (default: the system's temporary folder)",
+    ),
+    argument(
+        "--queue",
+        type=whole(1, 10_000),
+        default=64,
+        metavar="N",
+        help="largest number of predictions in progress at once (default: 64)",
+    ),
+    argument(
+        "--pack-frames",
+        type=whole(1, 65_536),
+        default=64,
+        metavar="N",
+        help="largest number of frames in a forward pass (default: 64)",
     ),
     argument(
         "--wait-ms",
         type=whole(0, 60_000),
         default=5,
         metavar="MS",
-        help="a file waits for others to share one (default: 5)",
-    ),
-    argument("--max-mb", type=whole(1, 1_000_000), default=64, metavar="MB", help="size of an upload (default: 64)"),
-    argument("--max-seconds", type=whole(1, DAY_S), default=600, metavar="S", help="length of a video (default: 600)"),
-    argument("--max-megapixels", type=whole(1, 100), default=64, metavar="MP", help="of a picture (default: 64)"),
-    argument(
-        "--upload-seconds", type=whole(1, DAY_S), default=30, metavar="S", help="for an upload to arrive (default: 30)"
+        help="time that a file waits for others to share a forward pass (default: 5)",
     ),
     argument(
-        "--decode-seconds", type=whole(1, DAY_S), default=10, metavar="S", help="for a file to be decoded (default: 10)"
+        "--max-mb", type=whole(1, 1_000_000), default=64, metavar="MB", help="largest size of an upload (default: 64)"
     ),
-    argument("--deadline", type=whole(1, DAY_S), default=30, metavar="S", help="from upload to answer (default: 30)"),
+    argument("--max-seconds", type=whole(1, DAY_S), default=600, metavar="S", help="longest video (default: 600)"),
+    argument("--max-megapixels", type=whole(1, 100), default=64, metavar="MP", help="largest picture (default: 64)"),
+    argument(
+        "--upload-seconds",
+        type=whole(1, DAY_S),
+        default=30,
+        metavar="S",
+        help="time limit for an upload to arrive (default: 30)",
+    ),
+    argument(
+        "--decode-seconds",
+        type=whole(1, DAY_S),
+        default=10,
+        metavar="S",
+        help="time limit for decoding a file (default: 10)",
+    ),
+    argument(
+        "--deadline",
+        type=whole(1, DAY_S),
+        default=30,
+        metavar="S",
+        help="time limit from upload to answer (default: 30)",
+    ),
     workers_option(whole(-1, 1024)),
     DEVICE,
     computes=True,
@@ -263,35 +328,44 @@ def serve(args: Namespace) -> int:
 
 @command(
     "import-weights",
-    "make a release of another library's checkpoint",
+    "convert a checkpoint of another library into a release",
     "cover import-weights facebook/timesformer-base-finetuned-k400 --out k400 --head kinetics400",
     argument("source", metavar="SOURCE", help="a TimeSformer or an image ViT: a file, a folder or a Hub id"),
-    argument("--out", type=Path, required=True, metavar="DIR", help="the release, a new folder"),
+    argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for the release"),
     argument("--size", type=whole(1, 16384), metavar="S", help="resize the position embedding for images of S px"),
     argument("--frames", type=whole(1, 4096), metavar="T", help="resize the time embedding for clips of T frames"),
-    argument("--attention", choices=["divided", "joint", "space"], help="of an image ViT (default: divided)"),
     argument(
-        "--attention-heads", type=whole(1), metavar="N", help="where no configuration says it (default: width / 64)"
+        "--attention",
+        choices=["divided", "joint", "space"],
+        help="attention that an image ViT gets (default: divided)",
     ),
     argument(
-        "--time", choices=["additive", "rotary"], help="default: rotary for image ViTs, additive for TimeSformers"
+        "--attention-heads",
+        type=whole(1),
+        metavar="N",
+        help="number of attention heads, if the source has no configuration (default: width / 64)",
     ),
     argument(
-        "--resize", choices=["bicubic", "nearest"], help="default: bicubic for image ViTs, nearest for TimeSformers"
+        "--time",
+        choices=["additive", "rotary"],
+        help="position encoding in time (default: rotary for image ViTs, additive for TimeSformers)",
     ),
     argument(
-        "--head", metavar="NAME", help="name of its classifier, none to leave it out (default: the source's name)"
+        "--resize",
+        choices=["bicubic", "nearest"],
+        help="interpolation of embeddings (default: bicubic for image ViTs, nearest for TimeSformers)",
     ),
-    argument("--classes", type=Path, metavar="FILE", help="its class names, one per line"),
-    argument("--sampling", metavar="HOW", help="how clips are taken: dense@0.27 (seconds), segments or whole"),
+    argument("--head", metavar="NAME", help="name for its classifier; none leaves it out (default: the source's name)"),
+    argument("--classes", type=Path, metavar="FILE", help="file with the class names, one per line"),
+    argument("--sampling", metavar="HOW", help="clip sampling: dense@0.27 (interval in seconds), segments or whole"),
     argument(
         "--unused",
         action="append",
         default=[],
         metavar="TENSOR",
-        help="a tensor to leave out, or the beginning of names",
+        help="leave out this tensor, or all tensors whose names begin so (may be repeated)",
     ),
-    json_option("what became of every tensor, as JSON"),
+    json_option("write what became of every tensor as JSON"),
 )
 def import_weights(args: Namespace) -> int:
     from cover.model.starts.conventions import ImportOptions
@@ -315,7 +389,7 @@ def import_weights(args: Namespace) -> int:
 
 @command(
     "export",
-    "write heads for another library",
+    "convert a checkpoint for another library",
     "cover export runs/cotrain --format onnx --out cotrain.onnx\n"
     "  cover export runs/cotrain --format transformers --head ssv2 --out ssv2_transformers",
     checkpoint("checkpoint"),
@@ -323,23 +397,30 @@ def import_weights(args: Namespace) -> int:
         "--format",
         choices=["onnx", "torch", "transformers"],
         required=True,
-        help="onnx: one model for onnxruntime; torch: a .pt2"
-        " for torch.export.load; transformers: TimesformerForVideoClassification",
+        help="onnx: one model for onnxruntime; torch: a .pt2 file for torch.export.load; transformers: a folder for"
+        " TimesformerForVideoClassification",
     ),
     argument(
         "--head",
         metavar="NAME",
         action="append",
         default=[],
-        help="which head, may be given again (default: all; transformers: the only one)",
+        help="only this head; may be repeated, except for transformers (default: all; transformers: the only head)",
     ),
     argument(
-        "--out", type=Path, required=True, metavar="PATH", help="a new NAME.onnx, NAME.pt2, or folder for transformers"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="a new file NAME.onnx or NAME.pt2, or a new folder for transformers",
     ),
     argument(
-        "--frames", type=whole(1, 4096), metavar="T", help="onnx, torch: of a clip; 1 for images (default: as trained)"
+        "--frames",
+        type=whole(1, 4096),
+        metavar="T",
+        help="onnx, torch: frames in a clip; 1 for images (default: as in training)",
     ),
-    argument("--int8", action="store_true", help="onnx: matrices of 8-bit integers, a quarter of the size"),
+    argument("--int8", action="store_true", help="onnx: weight matrices in 8-bit integers, a quarter of the size"),
 )
 def export(args: Namespace) -> int:
     from cover.console import say
@@ -356,7 +437,7 @@ def export(args: Namespace) -> int:
         usage = f'torch.export.load("{args.out}").module()'
     else:
         difference = export_onnx(args.checkpoint, args.head, args.out, args.frames, args.int8)
-        say(f"on clips of noise its probabilities differ from torch's by {difference:.1g} at most")
+        say(f"on clips of noise its probabilities differ from torch's by at most {difference:.1g}")
         usage = f'onnxruntime.InferenceSession("{args.out}")'
     print(args.out)
     say(f"next, in Python: {usage}")

@@ -1,1 +1,1 @@
-"""The network: backbone and heads."""
+"""The model: a backbone and its classifiers."""

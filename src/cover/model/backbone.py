@@ -1,8 +1,8 @@
 """The interface of a backbone: the network that turns the frames of a Pack into one feature per sample.
 
-A family of networks is one file in `backbones/` with three classes: its options in a recipe (`BackboneOptions`), its
-configuration in a release (`BackboneConfig`) and the network (`Backbone`). Code outside `cover.model` uses these base
-classes alone.
+A family of networks is one file in `backbones/`. It has three classes: the options in a recipe (`BackboneOptions`), the
+configuration in a release (`BackboneConfig`) and the network (`Backbone`). Code outside `cover.model` uses only these
+base classes.
 
 Letters in shapes: S samples, F frames of all samples together (clips first), T frames of one clip, D width.
 """
@@ -21,20 +21,21 @@ from torch.utils.checkpoint import checkpoint
 
 from cover.errors import UserError
 
-# (samples, frames of each), in the order of the frames; images are one-frame samples and come last
+# (samples, frames of each sample), in the order of the frames. Images are one-frame samples and come last.
 Groups = tuple[tuple[int, int], ...]
-Intermediates = dict[str, Tensor]  # name -> what the network computed there
+Intermediates = dict[str, Tensor]  # name of a place in the network -> its output
 Rgb = tuple[float, float, float]
 
-HEAT_CELLS = 14  # along each side of a frame, at most: a finer map of input gradients is noise
+HEAT_CELLS = 14  # largest number of cells along a side of a frame: a finer map of input gradients is noise
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """The frames that a network takes. This travels with the weights.
+    """The frames that a network expects. A release stores them with the weights.
 
-    `size`: side in pixels. `multiple`: height and width have to be multiples of it. `tubelet`: frames that are embedded
-    together. `mean`, `std`: of each colour in 0..1. `interpolation`: the filter that resizes frames, with antialiasing.
+    `size`: side of a frame in pixels. `multiple`: height and width must be multiples of it. `tubelet`: number of frames
+    that are embedded together. `mean`, `std`: of each colour, on a scale from 0 to 1. `interpolation`: the filter that
+    resizes frames, with antialiasing.
     """
 
     size: int
@@ -47,11 +48,11 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Heat:
-    """The places of one sample that a score rests on.
+    """A map of the places in one sample that a score depends on.
 
-    `heat`: float32 `(T, h, w)` over a grid on every frame, 1 in all; all zero where no place speaks for the class.
-    `own`: what an attention roll-out leaves on the class token, in the scale that the heat had before it was divided by
-    its sum; else 0. `method`: how it was computed.
+    `heat`: float32 `(T, h, w)` over a grid on every frame. It sums to 1, or is all zero if no place supports the class.
+    `method`: the name of the method that computed it. `own`: the part of an attention roll-out that stays on the class
+    token, on the scale of `heat` before its division by its sum; 0 for other methods.
     """
 
     heat: Tensor
@@ -65,72 +66,74 @@ class Heat:
 
     @classmethod
     def of(cls, heat: Tensor, method: str, own: float = 0.0) -> Heat:
-        """From values of any sum that are not negative."""
+        """The map of non-negative values `(T, h, w)`, divided by their sum."""
         heat = heat.float()
+        # `tiny` keeps an all-zero map at zero, without a division by zero
         return cls(heat / heat.sum().clamp_min(torch.finfo(heat.dtype).tiny), method, own)
 
 
 @dataclass(frozen=True)
 class BackboneConfig(ABC):
-    """Everything that fixes the function of a backbone but not its weights. `frames`: of a clip, as trained."""
+    """Everything that defines the function of a backbone, except its weights."""
 
     family: ClassVar[str]
-    # fields that go with weights into a run that starts from them
+    # fields that a run takes over from the release whose weights it starts from
     inherited: ClassVar[frozenset[str]] = frozenset(["mean", "std"])
 
-    size: int = 224  # pixels
-    frames: int = 8
+    size: int = 224  # side of a frame in pixels
+    frames: int = 8  # frames of a training clip
     mean: Rgb = (0.5, 0.5, 0.5)
     std: Rgb = (0.5, 0.5, 0.5)
 
     @abstractmethod
     def build(self) -> Backbone:
-        """The network, its values still to be initialised (`Backbone.initialise`)."""
+        """Build the network. `Backbone.initialise` sets its initial values."""
 
     @abstractmethod
     def options(self) -> BackboneOptions:
-        """The options of a recipe that ask for this network. Raises `UserError` where none do."""
+        """The recipe options that produce this network. Raises `UserError` if no options produce it."""
 
     @abstractmethod
     def summary(self) -> dict[str, str]:
-        """The settings that tell networks of the family apart, in words."""
+        """The settings that distinguish networks of the family: name -> value as text."""
 
     def difference(self, theirs: Self, temporal: bool) -> str | None:
-        """Why weights of `theirs` would compute another function in this network, in one line; None where they do not.
+        """Why weights of `theirs` would compute another function in this network, in one line; None if they would not.
 
-        `temporal`: whether the parameters that exist for time are taken over too. Shapes of tensors are compared
-        elsewhere.
+        `temporal`: whether the temporal parameters are loaded too. The caller compares the shapes of tensors.
         """
         return None
 
     def inherited_values(self) -> dict[str, Any]:
-        """The fields of `inherited`."""
+        """The fields that `inherited` names, with their values."""
         return {name: getattr(self, name) for name in sorted(self.inherited)}
 
 
 def option(default: Any, text: str) -> Any:
-    """A field of the options of a recipe: its default and its help."""
+    """A field of the recipe options, with its default and its help text."""
     return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class BackboneOptions(ABC):
-    """What every family of networks has under `model` in a recipe. `backbone` is the name of the family, a Literal with
-    one value.
+    """The options under `model` in a recipe that every family has.
+
+    Each family narrows `backbone` to a Literal with one value, its name.
     """
 
     backbone: str = option("", "the family of the network")
     size: int = option(32, "image side in pixels")
-    drop_path: float = option(0.0, "rate of dropped branches at the last layer, growing linearly from 0")
-    head_dropout: float = option(0.0, "before the classifiers")
+    drop_path: float = option(0.0, "drop-path rate at the last layer; it grows linearly from 0 at the first")
+    head_dropout: float = option(0.0, "dropout rate before the classifiers")
     checkpointing: bool = option(
-        False, "keep the input of each stage alone and compute the rest again: less memory, more time"
+        False, "store only the input of each stage and recompute the rest in the backward pass: less memory, more time"
     )
 
     @abstractmethod
     def config(self, frames: int, inherited: BackboneConfig | None = None) -> BackboneConfig:
-        """The configuration of the network, clips of `frames` frames. `inherited`: of the release that a run starts
-        from, of the same family. Raises `UserError`.
+        """The configuration of the network for clips of `frames` frames.
+
+        `inherited`: the configuration of the release that the run starts from, of the same family. Raises `UserError`.
         """
 
     def for_images(self) -> Self:
@@ -138,26 +141,26 @@ class BackboneOptions(ABC):
         return self
 
     def check(self) -> None:
-        """Raises `UserError` for a number out of range."""
+        """Raises `UserError` if a number is out of range."""
         if self.size < 1:
             raise UserError(f"model.size: {self.size} is not 1 or more")
         self.check_rates("drop_path", "head_dropout")
 
     def check_rates(self, *names: str) -> None:
-        """Raises `UserError` for one of these fields that is not in [0, 1)."""
+        """Raises `UserError` if one of these fields is not in [0, 1)."""
         for name in names:
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"model.{name}: {getattr(self, name)} is not in [0, 1)")
 
 
 def no_check() -> None:
-    """The default of `check` in `Backbone.heat`: the work goes on."""
+    """The default of `check` in `Backbone.heat`. It never interrupts the work."""
 
 
 class Backbone(nn.Module, ABC):
-    """A network without classifiers. It knows nothing of heads, data sets or losses.
+    """A network without classifiers. It does not depend on heads, data sets or losses.
 
-    `config` is what it was built from, `width` the channels D of a feature, `pixels` the frames that it takes.
+    `config`: the configuration that it was built from. `width`: number of channels D of a feature.
     """
 
     config: BackboneConfig
@@ -170,7 +173,7 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def pixels(self) -> Pixels:
-        """The frames that it takes."""
+        """The frames that the network expects."""
 
     @abstractmethod
     def forward(
@@ -178,99 +181,110 @@ class Backbone(nn.Module, ABC):
     ) -> Tensor:
         """The feature of every sample of a Pack, float `(S, D)`, in the order of the groups.
 
-        `frames`: normalised float `(F, 3, H, W)`. `drop`: drop-path factors `(layers, branches, S)`, see `drop_shape`;
-        None for all ones. `intermediates`: where given, it is filled with what is computed on the way. Packing several
-        groups equals each alone. Raises ValueError where shapes do not fit.
+        `frames`: normalised float `(F, 3, H, W)`. `drop`: drop-path factors `(layers, branches, S)` as `drop_shape`
+        says; None is the same as all ones. `intermediates`: a dictionary that the pass fills with its intermediate
+        tensors. A sample has the same feature whatever other groups are in the Pack. Raises ValueError if shapes do not
+        fit.
         """
 
     @abstractmethod
     def stages(self) -> Sequence[nn.Module]:
-        """The parts that run one after the other: units of checkpointing, torch.compile and FSDP2, and of layer-wise
-        learning rates.
+        """The parts that run one after the other.
+
+        They are the units of activation checkpointing, torch.compile, FSDP2 and layer-wise learning rates.
         """
 
     def drop_shape(self) -> tuple[int, int]:
-        """(layers, branches of a layer) that drop-path has factors for."""
+        """(layers, branches of a layer) of the drop-path factors; (0, 0) for a network without drop-path."""
         return (0, 0)
 
     def initialise(self) -> None:
-        """Set what the general rule of `CoVeR` (matrices and kernels by their width) does not: embeddings, zeros,
-        copies.
+        """Set the initial values that the general rule of `CoVeR` does not cover: embeddings, zeros and copies.
+
+        The general rule has set every matrix and kernel before, at a scale that follows its width.
         """
 
     # --- parameters ---------------------------------------------------------------------------------------------------
 
     def layer_of(self, parameter: str) -> int:
-        """The layer group of a parameter: 0 before the first stage, 1 to n the stages, n + 1 behind the last."""
+        """The layer group of a parameter: 0 before the first stage, 1 to n for the stages, n + 1 after the last."""
         names = [name for name, _ in self.named_parameters()]
         layers = {name: number for number, stage in enumerate(self.stages(), 1) for name in self.names_of(stage)}
+        # Parameters are listed in the order of the computation: all before the first stage's are embeddings.
         first = min((names.index(name) for name in layers), default=0)
         return layers.get(parameter, 0 if names.index(parameter) < first else len(self.stages()) + 1)
 
     def temporal_parameters(self) -> frozenset[str]:
-        """The names of the parameters that image pre-training does not have."""
+        """The names of the parameters that an image model does not have."""
         return frozenset()
 
     def no_decay_parameters(self) -> frozenset[str]:
-        """The names of the parameters without weight decay: biases, norms and scales, which have less than two
-        dimensions.
+        """The names of the parameters without weight decay: biases, norms and scales.
+
+        By default these are all parameters with fewer than two dimensions.
         """
         return frozenset(name for name, parameter in self.named_parameters() if parameter.ndim < 2)
 
     def names_of(self, *parts: nn.Module | Tensor) -> frozenset[str]:
-        """The names of the parameters that `parts` consist of."""
+        """The names of the parameters in `parts`."""
+        # By identity, never by a substring of a name: a data set may be called "temporal".
         wanted = {
             id(tensor) for part in parts for tensor in ([part] if isinstance(part, Tensor) else part.parameters())
         }
         return frozenset(name for name, parameter in self.named_parameters() if id(parameter) in wanted)
 
     def reset_temporal(self, how: Literal["fresh", "copied"]) -> None:
-        """Make the temporal parameters anew from the others (`start.temporal`). Raises `UserError` where there are none
-        to make.
+        """Initialise the temporal parameters from the others (`start.temporal` of a recipe).
+
+        Raises `UserError` if the network has no temporal branch.
         """
         raise UserError(
             f"start.temporal: {how}: a {self.config.family} backbone has no temporal branch; set it to keep"
         )
 
     def temporal_is_new(self, weights: dict[str, Tensor]) -> bool:
-        """Whether the temporal parameters in `weights`, of a network like this one, have no part yet in what it
-        computes.
+        """Whether the temporal parameters in `weights` do not change the output yet.
+
+        `weights`: the state of a network of the same configuration.
         """
         return False
 
     def fit_embeddings(self, weights: dict[str, Tensor]) -> list[str]:
-        """Resize tensors of another image size or clip length to this network, in place; returns one note for each."""
+        """Resize tensors of another image size or clip length to this network, in place; returns a note for each."""
         return []
 
     # --- uses ---------------------------------------------------------------------------------------------------------
 
     def set_checkpointing(self, on: bool = True) -> None:
-        """In training, keep the input of each stage alone and compute the rest again in the backward pass: less memory,
-        more time.
+        """In training, store only the input of each stage and recompute the rest in the backward pass.
+
+        It needs less memory and more time.
         """
         self.checkpointing = on
 
     def compile_stages(self, **options: object) -> None:
-        """torch.compile stage by stage: one graph serves all like ones for a given layout of a Pack. `options` go to
-        torch.compile.
+        """Compile each stage with torch.compile. `options` are passed to it.
+
+        Stages of the same structure share one graph for each layout of a Pack.
         """
         for stage in self.stages():
             stage.compile(**options)
 
     def simplify(self) -> None:
-        """Rewrite the network in place for export: the same function with fewer, constant matrices. It is not trained
-        afterwards.
+        """Rewrite the network in place for export: the same function with fewer, constant matrices.
+
+        A simplified network cannot be trained.
         """
 
     def heat(
         self, frames: Tensor, score: Callable[[Tensor], Tensor] | None, check: Callable[[], None] = no_check
     ) -> Heat:
-        """The places of one sample that a score rests on; by default where input times gradient is positive.
+        """A map of the places in one sample that a score depends on; by default where input x gradient is positive.
 
-        `frames`: normalised float `(T, 3, H, W)`. `score`: features `(1, D)` to a scalar; None asks for the places that
-        attention goes to, whatever the class. `check` is called between layers where there are several passes; what it
-        raises ends the work. Gradients are computed whether or not the caller has switched them off. Raises `UserError`
-        where the network has no such map.
+        `frames`: normalised float `(T, 3, H, W)`. `score`: maps features `(1, D)` to a scalar; None asks for the
+        attention of the whole network, for no particular class. `check` is called between layers if there are several
+        passes; an exception from it ends the work. Gradients are computed even if the caller has switched them off.
+        Raises `UserError` if the network has no such map.
         """
         if score is None:
             raise UserError(
@@ -280,14 +294,14 @@ class Backbone(nn.Module, ABC):
         with torch.inference_mode(False), torch.enable_grad():
             frames = frames.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(score(self(frames, ((1, len(frames)),))), frames)
-        heat = (gradient * frames).detach().sum(1).clamp_min(0)
+        heat = (gradient * frames).detach().sum(1).clamp_min(0)  # (T, H, W)
         height, width = (min(HEAT_CELLS, side) for side in heat.shape[1:])
         return Heat.of(fn.adaptive_avg_pool2d(heat, (height, width)), "input x gradient")
 
-    # --- for the networks themselves ----------------------------------------------------------------------------------
+    # --- helpers for subclasses ---------------------------------------------------------------------------------------
 
     def run_stage(self, stage: nn.Module, *arguments: Any) -> Tensor:
-        """The output of a stage, checkpointed where that is switched on."""
+        """The output of a stage, with activation checkpointing if it is switched on."""
         if self.checkpointing and self.training:
             output = checkpoint(stage, *arguments, use_reentrant=False)
         else:
@@ -296,7 +310,7 @@ class Backbone(nn.Module, ABC):
         return output
 
     def check_pack(self, frames: Tensor, groups: Groups) -> None:
-        """Raises ValueError where frames, groups and `pixels` do not go together."""
+        """Raises ValueError if the frames do not fit the groups or `pixels`."""
         wanted, pixels = sum(samples * length for samples, length in groups), self.pixels
         if frames.ndim != 4 or tuple(frames.shape[:2]) != (wanted, 3):
             raise ValueError(f"frames are {tuple(frames.shape)}, but groups {groups} need ({wanted}, 3, height, width)")
@@ -311,7 +325,7 @@ class Backbone(nn.Module, ABC):
 
 
 def per_frame(x: Tensor, groups: Groups) -> Tensor:
-    """A value per sample on the last axis, `(..., S)`, repeated for each of its frames: `(..., F)`."""
+    """Values per sample `(..., S)`, repeated for each frame of the sample: `(..., F)`."""
     parts = x.split([samples for samples, _ in groups], dim=-1)
     return torch.cat(
         [part.repeat_interleave(frames, dim=-1) for part, (_, frames) in zip(parts, groups, strict=True)], dim=-1
@@ -319,6 +333,6 @@ def per_frame(x: Tensor, groups: Groups) -> Tensor:
 
 
 def note(intermediates: Intermediates | None, name: str, value: Tensor) -> None:
-    """Keep a value among the intermediates, where they are wanted."""
+    """Store a value under `name`, if the caller asked for intermediates."""
     if intermediates is not None:
         intermediates[name] = value

@@ -1,6 +1,4 @@
-"""CoVeR: a backbone with one classifier per head. It owns how pixels are normalised and how a model is saved and
-loaded.
-"""
+"""The model CoVeR: a backbone with its classifiers, how it normalises pixels, and how it is saved and loaded."""
 
 from __future__ import annotations
 
@@ -17,18 +15,20 @@ from cover.model.backbone import BackboneConfig, Groups, Heat, Intermediates, no
 from cover.model.heads import Head
 from cover.model.layers import initialise_by_width
 
-HEAD_STD = 0.02  # of the weights of a new classifier on a backbone with random weights
-BACKBONE = "backbone."  # before the names of its parameters
+HEAD_STD = 0.02  # standard deviation of the initial weights of a classifier on a random backbone
+BACKBONE = "backbone."  # prefix of the names of the backbone's parameters
 
 
 class CoVeR(nn.Module):
-    """The network of `config`, a linear classifier for each of `heads`, and `metadata` (frames, data sets, views, step;
-    plain JSON).
+    """A backbone with one linear classifier for each head.
 
-    Matrices and kernels start at a scale that follows the width of what enters them. The biases of a sigmoid head of C
-    classes start at -log(C - 1), so that it too begins with a probability of about 1 / C for every class, as a softmax
-    does. Heads start small, not at zero: through zeros a random backbone gets no gradient at first. On a pretrained
-    backbone they start at zero (`zero_head`).
+    `config`: of the backbone. `head_dropout`: dropout rate before the classifiers. `metadata`: plain JSON values that a
+    release stores (frames of a clip, data sets, views, step).
+
+    The initial scale of matrices and kernels follows the width of their input. Heads start small, not at zero, because
+    a random backbone would get no gradient through zeros at the first step. On a pretrained backbone they start at zero
+    (`zero_head`). The biases of a sigmoid head of C classes start at -log(C - 1), so that every class has a probability
+    of about 1 / C at first, as with a softmax.
 
     >>> model = CoVeR.from_pretrained("runs/cotrain")
     >>> logits = model(model.normalize(frames), ((1, 8),))["ssv2"]
@@ -50,7 +50,7 @@ class CoVeR(nn.Module):
         self.head_drop = nn.Dropout(head_dropout)
         self.heads = nn.ModuleDict({head.name: nn.Linear(self.backbone.width, len(head.classes)) for head in heads})
         self.set_pixel_statistics()
-        if next(self.parameters()).device.type != "meta":  # where there is nothing to fill
+        if next(self.parameters()).device.type != "meta":  # tensors on the meta device have no values
             self._initialise()
 
     @property
@@ -60,11 +60,14 @@ class CoVeR(nn.Module):
 
     @property
     def frames(self) -> int:
-        """Frames of a clip: those of the metadata, else of the configuration."""
+        """Frames of a clip, from the metadata, or else from the configuration."""
         return int(self.metadata.get("frames", self.config.frames))
 
     def set_pixel_statistics(self) -> None:
-        """Mean and deviation of colours as buffers that are not saved: they are part of the configuration."""
+        """Set the buffers `mean` and `std`, each `(3, 1, 1)`, from the configuration.
+
+        They are not saved with the weights, because the configuration has them.
+        """
         pixels = self.backbone.pixels
         self.register_buffer("mean", torch.tensor(pixels.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(pixels.std).view(3, 1, 1), persistent=False)
@@ -78,47 +81,46 @@ class CoVeR(nn.Module):
                 nn.init.constant_(linear.bias, -math.log(max(1, len(head.classes) - 1)))  # type: ignore[arg-type]
 
     def zero_head(self, name: str) -> None:
-        """Set the weights of a classifier to zero, where a new one starts on a pretrained backbone; its bias stays."""
+        """Set the weights of a classifier to zero, for a new one on a pretrained backbone. Its bias does not change."""
         nn.init.zeros_(self.heads[name].weight)  # type: ignore[arg-type]
 
     # --- the function -------------------------------------------------------------------------------------------------
 
     def normalize(self, frames: Tensor) -> Tensor:
-        """RGB `(F, 3, H, W)`, uint8 or float in 0 to 1, as the floats that `forward` takes."""
+        """Normalise RGB frames `(F, 3, H, W)`, uint8 or float from 0 to 1, to the floats that `forward` expects."""
         x = frames.to(self.mean.dtype)
         return ((x if frames.is_floating_point() else x / 255) - self.mean) / self.std
 
     def forward(self, frames: Tensor, groups: Groups, drop: Tensor | None = None) -> dict[str, Tensor]:
         """Logits of every head for every sample of a Pack.
 
-        `frames`: float `(F, 3, H, W)` from `normalize`, clips first. `groups`: `(samples, frames each)`, one-frame
-        groups last, at most one of them. `drop`: drop-path factors `(layers, branches, S)` (`Backbone.drop_shape`),
-        None in evaluation. Returns head name -> float `(S, classes)`. Raises ValueError where shapes do not fit.
+        `frames`: float `(F, 3, H, W)` from `normalize`, clips first. `groups`: `(samples, frames of each sample)`; the
+        images (one-frame samples) are one group at the end. `drop`: drop-path factors `(layers, branches, S)`
+        (`Backbone.drop_shape`), None in evaluation. Returns head name -> float `(S, classes)`. Raises ValueError if
+        shapes do not fit.
         """
         return self.forward_head(self.forward_features(frames, groups, drop))
 
     def forward_features(
         self, frames: Tensor, groups: Groups, drop: Tensor | None = None, intermediates: Intermediates | None = None
     ) -> Tensor:
-        """The feature of every sample, float `(S, D)`. `intermediates`, where given, is filled with what is computed on
-        the way.
-        """
+        """The feature of every sample, float `(S, D)`. Arguments are those of `Backbone.forward`."""
         features: Tensor = self.backbone(frames, groups, drop, intermediates)
         return features
 
     def forward_head(self, features: Tensor) -> dict[str, Tensor]:
-        """Features `(S, D)` through every head."""
+        """Logits of every head, head name -> float `(S, classes)`, from features `(S, D)`."""
         features = self.head_drop(features)
         return {name: head(features) for name, head in self.heads.items()}
 
     def heat(
         self, frames: Tensor, head: str | None = None, place: int = 0, check: Callable[[], None] = no_check
     ) -> Heat:
-        """The places and frames of one clip or image that class number `place` of a head rests on.
+        """A map of the places and frames of one clip or image that the logit of a class depends on.
 
-        `frames`: float `(T, 3, H, W)` from `normalize`. Without a head: where attention goes, whatever the class.
-        `check` is called between layers; what it raises ends the work. Raises `UserError` where the backbone has no
-        such map (`Backbone.heat`).
+        `frames`: float `(T, 3, H, W)` from `normalize`. `place`: index of the class in the head. Without a head, the
+        map shows the attention of the network for no particular class. `check` is called between layers; an exception
+        from it ends the work. Raises `UserError` if the backbone has no such map (`Backbone.heat`).
         """
 
         def score(features: Tensor) -> Tensor:
@@ -129,7 +131,7 @@ class CoVeR(nn.Module):
     # --- parameters, by their names in this module --------------------------------------------------------------------
 
     def temporal_parameters(self) -> frozenset[str]:
-        """The names of the parameters that image pre-training does not have. No head is among them."""
+        """The names of the parameters that an image model does not have. No parameter of a head is among them."""
         return frozenset(f"{BACKBONE}{name}" for name in self.backbone.temporal_parameters())
 
     def no_decay_parameters(self) -> frozenset[str]:
@@ -143,9 +145,7 @@ class CoVeR(nn.Module):
         return frozenset(f"{BACKBONE}{name}" for name in self.backbone.no_decay_parameters()) | biases
 
     def layers_below(self, parameter: str) -> int:
-        """How many layer groups lie between a parameter and the top, for layer-wise rates: 0 for the heads and the last
-        norm.
-        """
+        """The number of layer groups above a parameter, for layer-wise rates: 0 for the heads and the last norm."""
         if not parameter.startswith(BACKBONE):
             return 0
         return len(self.backbone.stages()) + 1 - self.backbone.layer_of(parameter.removeprefix(BACKBONE))
@@ -164,27 +164,27 @@ class CoVeR(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> CoVeR:
-        """From a run, checkpoint or release folder, or a Hub id (`revision`: a branch, tag or commit), in evaluation
-        mode on the CPU.
+        """Load a model in evaluation mode on the CPU.
 
-        Nothing is unpickled. Raises `UserError` where there is no release, or where the Hub cannot be reached and it is
-        not cached.
+        `source`: a run, checkpoint or release folder, or a Hub id. `revision`: a branch, tag or commit on the Hub. No
+        file is unpickled. Raises `UserError` if there is no release, or if the Hub cannot be reached and the release is
+        not in the cache.
         """
         from cover.model.release import load_release, release_folder
 
         return load_release(release_folder(source, revision))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a release: weights, configuration and a model card (one that is there already stays)."""
+        """Write a release: weights, configuration and a model card. An existing card is not replaced."""
         from cover.model.release import save_release
 
         save_release(Path(folder), self, self.metadata)
 
     def push_to_hub(self, repo_id: str, private: bool = False, commit_message: str = "Upload a CoVeR release") -> str:
-        """Upload a release to the Hub, into a repository that is made where it is new; returns its address.
+        """Upload a release to the Hub; returns its address.
 
-        The model card says nothing of a licence: state it there. A card that the repository has already stays. Raises
-        `UserError`.
+        The repository is created if it does not exist. The model card states no licence, so please add one. A card that
+        the repository already has is not replaced. Raises `UserError` if the upload fails.
         """
         from cover.model.hub import upload
 

@@ -1,4 +1,4 @@
-"""The figures of `cover describe`: sizes and costs of a network, before anything is downloaded, read or trained."""
+"""The figures of `cover describe`: sizes and costs of a network. They need no weights and no data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cover.model.backbone import BackboneConfig
 from cover.model.cover import CoVeR
 from cover.model.profile import FLOAT32, count_parameters, forward_cost, on_meta, pack_of, trace_step
 
-SETTINGS = {"image_temporal": "images in the temporal branch"}  # as they stand in the table
+SETTINGS = {"image_temporal": "images in the temporal branch"}  # setting -> its name in the table
 
 
 def read_heads(text: str) -> dict[str, int]:
-    """`k400=400,ssv2=174` as name -> classes. Raises `UserError`."""
+    """Head name -> number of classes, from text such as `k400=400,ssv2=174`. Raises `UserError`."""
     heads: dict[str, int] = {}
     for part in text.split(",") if text else ():
         match = re.fullmatch(r"\s*([A-Za-z0-9][\w-]*)=(\d{1,9})\s*", part, re.ASCII)
@@ -30,15 +30,15 @@ def read_heads(text: str) -> dict[str, int]:
 def describe(
     config: BackboneConfig, heads: Mapping[str, int], views: tuple[int, int], batch: int, images: int
 ) -> dict[str, Any]:
-    """All figures of a network: of one clip of `config.frames` frames, one image, a protocol of `views` and a training
-    step.
+    """All figures of a network, as plain JSON values.
 
-    The step has one Pack of `batch` clips and `images` images, fp32 parameters and AdamW. Raises `UserError`.
+    They are for one clip of `config.frames` frames, for one image, for an evaluation protocol of `views` (temporal
+    offsets, crops) and for a training step. The step has one Pack of `batch` clips and `images` images, fp32 parameters
+    and AdamW. Raises `UserError`.
     """
     model = on_meta(config, heads)
-    clip, image = (
-        forward_cost(model, pack_of(*pack), config.size) for pack in ((1, config.frames, 0), (0, config.frames, 1))
-    )
+    clip = forward_cost(model, pack_of(1, config.frames, 0), config.size)
+    image = forward_cost(model, pack_of(0, config.frames, 1), config.size)
     return {
         **_of_weights(model, config, heads),
         "views": f"{views[0]}x{views[1]}",
@@ -71,7 +71,8 @@ def _of_weights(model: CoVeR, config: BackboneConfig, heads: Mapping[str, int]) 
 
 def _of_step(model: CoVeR, config: BackboneConfig, batch: int, images: int) -> dict[str, Any]:
     groups = pack_of(batch, config.frames, images)
-    trained = model if model.heads else on_meta(config, {"any": 1})  # without a head nothing would be kept for training
+    # Without a head there is no loss, so no activation would be stored for a backward pass.
+    trained = model if model.heads else on_meta(config, {"any": 1})
     activations = {}
     for bf16 in (False, True):
         trace = trace_step(trained, groups, config.size, bf16, backward=False)
@@ -83,7 +84,7 @@ def _of_step(model: CoVeR, config: BackboneConfig, batch: int, images: int) -> d
 
 
 def print_description(preset: str, facts: Mapping[str, Any]) -> None:
-    """The figures of `describe` as a table on stdout."""
+    """Print the figures of `describe` as a table on stdout."""
     from cover.console import print_table
 
     print_table((f"{preset}, {facts['frames']} x {facts['size']} px", ""), [*_network_rows(facts), *_step_rows(facts)])
@@ -95,7 +96,7 @@ def _network_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         *((SETTINGS.get(name, name), facts[name]) for name in facts["settings"]),
         ("parameters", short(facts["parameters"])),
         ("  body", short(facts["parameters_body"])),
-        ("    its temporal branch", short(facts["parameters_temporal"])),
+        ("    temporal branch", short(facts["parameters_temporal"])),
         (f"  heads ({heads})", short(facts["parameters_heads"])),
         ("tokens of a clip", f"{facts['tokens_per_clip']:,}"),
         ("tokens of an image", f"{facts['tokens_per_image']:,}"),
@@ -119,11 +120,11 @@ def _step_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def short(count: int) -> str:
-    """Four figures and the letter of a thousand's power: `431.9 M`."""
+    """A number with four digits and the letter of its power of a thousand: `431.9 M`."""
     power = min(max(0, (len(str(count)) - 1) // 3), 6)
     return f"{count / 1000**power:.4g} {'.KMGTPE'[power]}" if power else str(count)
 
 
 def gibibytes(count: int) -> str:
-    """`12.34 GiB`."""
+    """A number of bytes as `12.34 GiB`."""
     return f"{count / 2**30:,.2f} GiB"

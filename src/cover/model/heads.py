@@ -1,4 +1,4 @@
-"""Heads: the classifiers on top of a backbone, one for each data set or for several that share it."""
+"""Heads, the classifiers on top of a backbone. A head serves one data set, or several data sets share it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Literal
 
 from torch import Tensor
 
-PREFIX = "heads."  # of the names of their parameters in a model
+PREFIX = "heads."  # prefix of the names of their parameters in a model
 
 
 @dataclass(frozen=True)
 class Head:
-    """One classifier: its name and its classes in the order of its outputs.
+    """One classifier: its name, and its class names in the order of its outputs.
 
-    `loss`: `softmax` where a sample has one of the classes, `sigmoid` where it has any number of them. `serves`: the
-    data sets whose classes it has, empty for the one of its own name. Raises ValueError on another loss.
+    `loss`: `softmax` if a sample has exactly one of the classes, `sigmoid` if it has any number of them. `serves`: the
+    data sets that it classifies; empty for a single data set with the name of the head. Raises ValueError for another
+    loss.
     """
 
     name: str
@@ -34,15 +35,15 @@ class Head:
         return self.serves or (self.name,)
 
     def places(self, classes: Iterable[str]) -> list[int]:
-        """The place of each of `classes` among its own; KeyError where it lacks one."""
-        place = {name: number for number, name in enumerate(self.classes)}
-        return [place[name] for name in classes]
+        """The index of each of `classes` in the outputs of the head. Raises KeyError for a class that it lacks."""
+        index = {name: number for number, name in enumerate(self.classes)}
+        return [index[name] for name in classes]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits `(..., classes)` as a probability of each class; those of a softmax add up to 1."""
+        """The probability of each class, float32 `(..., classes)`, from logits. Those of a softmax sum to 1."""
         return logits.float().softmax(-1) if self.loss == "softmax" else logits.float().sigmoid()
 
 
 def head_of(parameter: str) -> str | None:
-    """The head that a parameter of a model belongs to, by its name; None for one of the backbone."""
+    """The head of a parameter, from the name of the parameter in a model; None for a parameter of the backbone."""
     return parameter.split(".")[1] if parameter.startswith(PREFIX) else None

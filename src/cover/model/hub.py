@@ -1,6 +1,4 @@
-"""What the Hugging Face Hub needs: downloads, uploads, and the model card (its README.md, after the conventions of the
-Hub).
-"""
+"""The Hugging Face Hub: downloads, uploads and the model card (README.md, following the conventions of the Hub)."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 FRONT_MATTER = """---
-# license: state here under which licence these weights may be used; it depends on the data they were trained on
+# license: state the licence of these weights here; it depends on the data they were trained on
 library_name: cover-video
 pipeline_tag: video-classification
 tags:
@@ -37,20 +35,20 @@ model = CoVeR.from_pretrained("FOLDER_OR_HUB_ID")
 logits = model(model.normalize(frames), groups={groups})  # frames: uint8 (T, 3, {size}, {size})
 ```
 
-`cover predict FOLDER clip.mp4` does the decoding, the views and the class names.
+`cover predict FOLDER clip.mp4` decodes a file, averages its views and prints class names.
 """
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name that is no file or folder here has the form `owner/name` of the Hub."""
+    """Whether a name has the form `owner/name` of the Hub. The caller has checked that it is no local path."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
 def fetch(repo: str, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """The folder of a Hub repository's files that match `patterns`: downloaded, or from the cache where the Hub cannot
-    be reached.
+    """Download the files of a Hub repository that match `patterns`; returns their folder.
 
-    Raises `UserError`: no such repository or revision, no access, or offline and not in the cache.
+    If the Hub cannot be reached, the files come from its cache. Raises `UserError` if the repository or revision does
+    not exist, if access is denied, or if the machine is offline and the cache lacks the files.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
@@ -66,9 +64,10 @@ def fetch(repo: str, patterns: Sequence[str], revision: str | None = None) -> Pa
 
 
 def upload(folder: Path, repo: str, private: bool, message: str) -> str:
-    """Put the files of `folder` into a model repository, made where it is new; returns its address. Raises `UserError`.
+    """Upload the files of `folder` into a model repository; returns its address. Raises `UserError`.
 
-    A card (README.md) that the repository has already is its owner's text and stays.
+    The repository is created if it does not exist. An existing card (README.md) is not replaced, because its owner may
+    have edited it.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
@@ -94,7 +93,10 @@ def _first_line(error: Exception) -> str:
 
 
 def card(model: CoVeR, metadata: Mapping[str, Any]) -> str:
-    """The model card. `metadata`: as training or an import wrote it; what it lacks is left out."""
+    """The text of the model card.
+
+    `metadata`: as training or an import wrote it. The card leaves out a section for which `metadata` has no entry.
+    """
     sets, pixels = metadata.get("datasets", {}), model.backbone.pixels
     frames = metadata.get("frames", model.config.frames)
     parts = [
@@ -111,52 +113,49 @@ def card(model: CoVeR, metadata: Mapping[str, Any]) -> str:
 
 def _network(model: CoVeR, frames: int) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in model.config.summary().items())
-    return (
-        f"A video and image network ({model.config.family}: {settings}; features of {model.backbone.width} numbers) with one classifier "
-        f"per data set, for clips of {frames} frames.\n"
-    )
+    network = f"{model.config.family}: {settings}; features of {model.backbone.width} numbers"
+    return f"A video and image network ({network}) with one classifier per data set, for clips of {frames} frames.\n"
 
 
 def _origin(metadata: Mapping[str, Any]) -> str:
     if imported := metadata.get("imported"):
         return f"Imported from `{imported['weights']}` ({imported['format']}).\n"
-    return (
-        f"Trained for {metadata['step']} steps with cover {metadata.get('cover', '')}.\n"
-        if metadata.get("step")
-        else ""
-    )
+    if not metadata.get("step"):
+        return ""
+    return f"Trained for {metadata['step']} steps with cover {metadata.get('cover', '')}.\n"
 
 
 def _heads(heads: tuple[Head, ...], sets: Mapping[str, Any]) -> str:
     from cover.datasets.manifest import class_digest
 
     if not heads:
-        return "It has no classifier: a start for training.\n"
-    rows = [
-        f"| {head.name} | {len(head.classes)} | `{class_digest(head.classes)}` | {_sampling(sets.get(head.datasets[0]))} |"
-        for head in heads
-    ]
+        return "It has no classifier: use it as a starting point for training.\n"
+    rows = []
+    for head in heads:
+        digest, sampling = class_digest(head.classes), _sampling(sets.get(head.datasets[0]))
+        rows.append(f"| {head.name} | {len(head.classes)} | `{digest}` | {sampling} |")
     columns = "| head | classes | digest of the class list | clips, views |\n|---|---:|---|---|\n"
     shared = [f"- {head.name} is shared by {', '.join(head.serves)}.\n" for head in heads if head.serves]
-    several = [
+    multi_label = [
         f"- {head.name} is multi-label: take the sigmoid of each class, not the softmax.\n"
         for head in heads
         if head.loss == "sigmoid"
     ]
-    notes = "\n" + "".join(shared + several) if shared or several else ""
+    notes = "\n" + "".join(shared + multi_label) if shared or multi_label else ""
     return "## Heads\n\n" + columns + "\n".join(rows) + "\n" + notes
 
 
-def _sampling(known: Mapping[str, Any] | None) -> str:
-    return f"{known['sampling']}, {known['views']}" if known else ""
+def _sampling(dataset: Mapping[str, Any] | None) -> str:
+    return f"{dataset['sampling']}, {dataset['views']}" if dataset else ""
 
 
 def _pixels(pixels: Pixels, frames: int) -> str:
-    values = {"mean": list(pixels.mean), "std": list(pixels.std)}
-    return f"## Preprocessing\n\nRGB in 0..1, {pixels.size} x {pixels.size} px, {frames} frames per clip; `{json.dumps(values)}`.\n"
+    values = json.dumps({"mean": list(pixels.mean), "std": list(pixels.std)})
+    sizes = f"{pixels.size} x {pixels.size} px, {frames} frames per clip"
+    return f"## Preprocessing\n\nRGB in 0..1, {sizes}; `{values}`.\n"
 
 
 def _data(sets: Mapping[str, Any]) -> str:
-    trained = {name: known["train_samples"] for name, known in sets.items() if known.get("train_samples")}
+    trained = {name: dataset["train_samples"] for name, dataset in sets.items() if dataset.get("train_samples")}
     rows = [f"- {name}: {count:,} {sets[name].get('media', 'sample')}s" for name, count in trained.items()]
     return "## Training data\n\n" + "\n".join(rows) + "\n" if rows else ""

@@ -1,16 +1,16 @@
-"""Layers that networks are made of: attention along tokens and over time, the MLP, a convolutional stem.
+"""Layers of the networks: attention along tokens and over time, the MLP, a convolutional stem.
 
-The attention kernels take queries, keys and values in the layout of tokens and return the result in it, without a copy.
-PyTorch's fused kernel takes any strides in four dimensions, so it reads the output of the projections itself: spatial
-attention as (frames, heads, tokens, d), temporal attention as (clips, places x heads, frames, d), where places and
-heads count as one axis because they lie side by side in memory. In five dimensions it would fall back to separate
-products (docs/performance.md has both, measured).
+The attention kernels read queries, keys and values in the layout of the tokens and return the output in the same
+layout, without a copy. PyTorch's fused kernel accepts any strides in four dimensions, so it reads the output of the
+projections directly. Spatial attention is (frames, heads, tokens, d). Temporal attention is (clips, tokens x heads,
+frames, d): tokens and heads are neighbours in memory, so they can be one axis. With five dimensions the fused kernel
+would fall back to separate products (docs/performance.md has measurements of both).
 
-Some steps are computed by hand, to keep less for the backward pass and to move less memory. Under torch.compile and
-torch.export the plain formulas run instead: the compiler fuses them itself.
+Some steps have a hand-written backward pass, which stores fewer tensors and moves less memory. Under torch.compile and
+torch.export the plain formulas run instead, because the compiler fuses them itself.
 
 Letters in shapes: B batch, L length, S samples, F frames of all samples together, T frames of one clip, N tokens of one
-frame (class token, then patches), D width, H heads, d = D / H.
+frame (class token, then patches), D width, H heads, d = D / H channels of a head, C any number of channels.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from torch.autograd.function import once_differentiable
 
 from cover.model.backbone import Groups
 
-ROTARY_BASE = 100.0  # periods from 2 pi to 200 pi frames: clips have 4 to 96 frames, not thousands
-STEM_GROUPS = 8  # of a GroupNorm of the convolutional stem
-# frames ahead and back that the pairs of heads of a temporal-difference branch compare, in turn
+ROTARY_BASE = 100.0  # gives periods from 2 pi to 200 pi frames: clips have 4 to 96 frames, not thousands
+STEM_GROUPS = 8  # groups of a GroupNorm in the convolutional stem
+# `Attention.init_temporal_differences`: the pairs of heads use these distances in frames, in turn.
 DIFFERENCE_OFFSETS = (1, 2, 4)
-# factor on the weights of its queries and keys, or content would outweigh the distance in time
+# Factor on the weights of queries and keys. With larger weights, content would outweigh the distance in time.
 DIFFERENCE_CONTENT = 0.1
-DIFFERENCE_BIAS = 4.0  # makes about nine tenths of the attention of such a head fall on one frame
+DIFFERENCE_BIAS = 4.0  # about nine tenths of the attention of such a head then go to one frame
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, float32 (T, 1, d / 2)
 
@@ -42,10 +42,10 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, float32 (T, 1, d / 2)
 
 
 class Attended(NamedTuple):
-    """One attention as it was computed: queries, keys, values and the outcome, each `(B, H, L, d)`.
+    """The queries, keys, values and output of one attention, each `(B, H, L, d)`.
 
-    Temporal attention has the N places of a frame in front of the heads, on the same axis: `(S, N H, T, d)`. The fused
-    kernel returns no weights: compute them from queries and keys.
+    Temporal attention has the N tokens of a frame and the heads on one axis: `(S, N H, T, d)`. The fused kernel does
+    not return its weights. They can be computed from queries and keys.
     """
 
     q: Tensor
@@ -58,8 +58,11 @@ AttentionMaps = list[Attended]
 
 
 def attend_along(qkv_BL3D: Tensor, heads: int, maps: AttentionMaps | None = None) -> Tensor:
-    """Attention among the L tokens of each row, `(B, L, 3 D)` to `(B, L, D)`. It is added to `maps`, where given."""
-    q, k, v = qkv_BL3D.unflatten(-1, (3, heads, -1)).transpose(1, 3).unbind(2)  # BHLd
+    """Attention among the L tokens of each row, `(B, L, 3 D)` to `(B, L, D)`.
+
+    `maps`: a list to which the attention is appended.
+    """
+    q, k, v = qkv_BL3D.unflatten(-1, (3, heads, -1)).transpose(1, 3).unbind(2)  # (B, H, L, d), views
     return _attend(q, k, v, maps).transpose(1, 2).flatten(2)
 
 
@@ -71,13 +74,14 @@ def attend_over_time(
     rotation: Rotation | None = None,
     maps: AttentionMaps | None = None,
 ) -> Tensor:
-    """Attention of every token to the same place in the T frames of its clip: three `(S, T, N, D)` to one. It is added
-    to `maps`.
+    """Attention of every token to the same token of the T frames of its clip, `(S, T, N, D)` to the same shape.
+
+    `rotation`: rotary angles from `rotation_of`. `maps`: a list to which the attention is appended.
     """
-    q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q_STND, k_STND, v_STND))
+    q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q_STND, k_STND, v_STND))  # (S, T, N, H, d)
     if rotation is not None:
         q, k = rotate(q, rotation), rotate(k, rotation)
-    q, k, v = (x.flatten(2, 3).transpose(1, 2) for x in (q, k, v))  # S, N H, T, d
+    q, k, v = (x.flatten(2, 3).transpose(1, 2) for x in (q, k, v))  # (S, N H, T, d), views
     return _attend(q, k, v, maps).transpose(1, 2).reshape(v_STND.shape)
 
 
@@ -89,14 +93,17 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, maps: AttentionMaps | None) -> Tens
 
 
 def rotation_of(frames: int, channels: int, device: torch.device) -> Rotation:
-    """The angles of rotary positions by frame index for heads of `channels` (RoFormer, section 3.2)."""
+    """Cosines and sines of the rotary angles of frames 0 to `frames` - 1 (RoFormer, section 3.2).
+
+    `channels`: of one head. Returns two float32 tensors `(T, 1, channels / 2)`; the middle axis is for the heads.
+    """
     rates = ROTARY_BASE ** (-torch.arange(channels // 2, device=device, dtype=torch.float32) / (channels // 2))
     angle = torch.arange(frames, device=device, dtype=torch.float32)[:, None, None] * rates
     return angle.cos(), angle.sin()
 
 
 def rotate(x_STNHd: Tensor, rotation: Rotation) -> Tensor:
-    """Pairs of channels, one from each half, turned by an angle that grows with the frame index."""
+    """Rotate pairs of channels by an angle that grows with the frame index; channel i is paired with i + d / 2."""
     cos, sin = (part.to(x_STNHd.dtype)[:, None] for part in rotation)
     return turn_pairs(x_STNHd, cos, sin)
 
@@ -105,7 +112,7 @@ def rotate(x_STNHd: Tensor, rotation: Rotation) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Query, key, value and output projections. Each method lets other tokens attend to each other."""
+    """Multi-head attention. Its three methods differ in the tokens that attend to each other."""
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -113,24 +120,26 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.drop = nn.Dropout(dropout)
-        self.maps: AttentionMaps | None = None  # where it is a list, every attention is added to it
+        self.maps: AttentionMaps | None = None  # if it is a list, every attention is appended to it
 
     def within_frames(self, x_FND: Tensor, groups: Groups, shared: bool) -> Tensor:
-        """Every token of a frame attends to every token of that frame (spatial attention); `shared`: a clip has one
-        class token.
+        """Spatial attention: every token attends to all tokens of its frame, `(F, N, D)` to the same shape.
+
+        `shared`: the frames of a clip share one class token, so its outputs are averaged over the frames.
         """
         x_FND = self.drop(self.proj(attend_along(self.qkv(x_FND), self.heads, self.maps)))
         return share_class_token(x_FND, groups) if shared else x_FND
 
     def across_frames(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
-        """Every token attends to the same place in the other frames of its clip (temporal attention), up to the output
-        projection.
+        """Temporal attention: every token attends to the same token of the other frames of its clip.
 
-        An image has one frame, so one key, whose softmax is 1: its branch is the value projection, and no query or key
-        is made.
+        `(F, N, D)` to the same shape, without the output projection. An image has one frame, so the softmax has a
+        single key and its weight is 1. So the attention of an image is its value projection, and its queries and keys
+        are not computed.
         """
         clip_frames, image_frames = clip_and_image_frames(groups)
-        x_FND = _in_autocast_type(x_FND)  # once, not for each projection
+        # Autocast would convert the input once for each of the three products.
+        x_FND = _in_autocast_type(x_FND)
         (w_q, w_k, w_v), (b_q, b_k, b_v) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
         v_FND = fn.linear(x_FND, w_v, b_v)
         if not clip_frames:
@@ -145,22 +154,26 @@ class Attention(nn.Module):
         return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
 
     def within_clips(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
-        """Every token of a clip attends to all tokens of that clip, its one class token among them (joint attention)."""
+        """Joint attention: every token attends to all tokens of its clip, with one class token for the clip.
+
+        `(F, N, D)` to the same shape.
+        """
         clips = _clips_of(self.qkv(x_FND), groups, images=True)
         mixed = [self._joint(part, rotation) for part, rotation in zip(clips, [*rotations, None])]
         return self.drop(self.proj(torch.cat(mixed)))
 
     def init_temporal_differences(self) -> None:
-        """Make each pair of heads compute the difference between the frame some way ahead and the frame as far behind
-        (our choice).
+        """Make each pair of heads subtract an earlier frame from a later one, at equal distances from the current one.
 
-        Copied spatial weights know nothing of time. Under rotary positions the product of a query bias and a key bias
-        depends on the distance in time alone, so biases make one head of a pair attend to a frame ahead and the other
-        to a frame behind. Equal values and opposite output columns subtract the two. A branch that starts like this
-        soon learns the direction of motion, a plain copy slowly (docs/performance.md).
+        This initialisation is our own choice. With rotary positions, the product of a query bias and a key bias depends
+        only on the distance in time. So biases can make one head of a pair attend to a later frame and the other to an
+        earlier frame. Equal value weights and opposite output columns then subtract the two frames. A branch that
+        starts like this learns the direction of motion fast; a plain copy of spatial weights learns it slowly
+        (docs/performance.md).
         """
         width, channels = self.qkv.in_features, self.qkv.in_features // self.heads
-        rates = ROTARY_BASE ** (-torch.arange(channels // 2) / (channels // 2))
+        rates = ROTARY_BASE ** (-torch.arange(channels // 2) / (channels // 2))  # radians for each frame, (d / 2,)
+        # Views into the parameters: the assignments below change the parameters in place.
         query, key, value = (
             self.qkv.bias[part * width : (part + 1) * width].view(self.heads, channels) for part in range(3)
         )
@@ -170,6 +183,7 @@ class Attention(nn.Module):
         for pair in range(self.heads // 2):
             ahead, back = 2 * pair, 2 * pair + 1
             turn = DIFFERENCE_OFFSETS[pair % len(DIFFERENCE_OFFSETS)] * rates
+            # The key is the query rotated by -turn or +turn, so their product is largest that many frames away.
             query[[ahead, back]] = torch.cat([torch.ones_like(rates), torch.zeros_like(rates)]) * DIFFERENCE_BIAS
             key[ahead] = torch.cat([turn.cos(), -turn.sin()]) * DIFFERENCE_BIAS
             key[back] = torch.cat([turn.cos(), turn.sin()]) * DIFFERENCE_BIAS
@@ -178,20 +192,22 @@ class Attention(nn.Module):
         nn.init.zeros_(self.proj.bias)
 
     def _joint(self, qkv_STN3D: Tensor, rotation: Rotation | None) -> Tensor:
+        """Joint attention of one group, `(S, T, N, 3 D)` to `(S T, N, D)`."""
         _, frames, tokens, _ = qkv_STN3D.shape
         if rotation is not None:
             q, k, v = qkv_STN3D.unflatten(-1, (3, self.heads, -1)).unbind(3)
-            # class token: no time
-            turned = [torch.cat([x[:, :, :1], rotate(x[:, :, 1:], rotation)], 2).flatten(3) for x in (q, k)]
-            qkv_STN3D = torch.cat([*turned, v.flatten(3)], -1)
-        once = torch.cat([qkv_STN3D[:, 0, :1], qkv_STN3D[:, :, 1:].flatten(1, 2)], 1)
-        token, patches = attend_along(once, self.heads, self.maps).split([1, frames * (tokens - 1)], 1)
-        spread = patches.unflatten(1, (frames, -1))
-        return torch.cat([token[:, None].expand(-1, frames, -1, -1), spread], 2).flatten(0, 1)
+            # The class token belongs to no frame, so it is not rotated.
+            rotated = [torch.cat([x[:, :, :1], rotate(x[:, :, 1:], rotation)], 2).flatten(3) for x in (q, k)]
+            qkv_STN3D = torch.cat([*rotated, v.flatten(3)], -1)
+        # one class token, then the patches of all frames: L = 1 + T (N - 1)
+        qkv_SL3D = torch.cat([qkv_STN3D[:, 0, :1], qkv_STN3D[:, :, 1:].flatten(1, 2)], 1)
+        token_S1D, patches_SLD = attend_along(qkv_SL3D, self.heads, self.maps).split([1, frames * (tokens - 1)], 1)
+        patches_STPD = patches_SLD.unflatten(1, (frames, -1))
+        return torch.cat([token_S1D[:, None].expand(-1, frames, -1, -1), patches_STPD], 2).flatten(0, 1)
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Two linear layers with a GELU between them, `(..., D)` to the same shape."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -204,12 +220,12 @@ class Mlp(nn.Module):
 
 
 class ConvStem(nn.Sequential):
-    """Stride-2 3x3 convolutions, as many as it takes to reach one place per patch, then 1x1 (Xiao et al., 2021, section
-    4).
+    """A patch embedding from 3x3 convolutions with stride 2 and a final 1x1 convolution (Xiao et al., 2021, section 4).
 
-    Frames `(F, 3, H, W)` to `(F, D, H / patch, W / patch)`, in place of one convolution as large as the patch. Channels
-    double up to D. GroupNorm, unlike the paper's BatchNorm, gives a sample the same output whatever else is in the
-    Pack. Raises ValueError where the patch is not a power of two.
+    Frames `(F, 3, H, W)` to `(F, D, H / patch, W / patch)`. Each convolution halves the sides, so log2(patch) of them
+    give one place for each patch. Channels double from one to the next, up to D. GroupNorm replaces the BatchNorm of
+    the paper, so that the output of a sample does not depend on the rest of the Pack. Raises ValueError if the patch is
+    not a power of two.
     """
 
     def __init__(self, width: int, patch: int) -> None:
@@ -227,27 +243,28 @@ class ConvStem(nn.Sequential):
 
 
 def _in_autocast_type(x: Tensor) -> Tensor:
-    """In the type that autocast gives the input of a linear layer."""
+    """`x` in the dtype to which autocast converts the input of a linear layer."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if kind != "meta" and torch.is_autocast_enabled(kind) else x
 
 
 def clip_and_image_frames(groups: Groups) -> tuple[int, int]:
-    """How many frames belong to clips, and how many are images."""
+    """The number of frames of all clips, and the number of images."""
     images = groups[-1][0] if groups[-1][1] == 1 else 0
     return sum(s * t for s, t in groups) - images, images
 
 
 def _clips_of(x_FNC: Tensor, groups: Groups, images: bool = False) -> list[Tensor]:
-    """Each group as `(S, T, N, C)`; one-frame groups only with `images`."""
+    """The rows of each group as `(S, T, N, C)`. `images`: also those of the group of images."""
     wanted = [group for group in groups if images or group[1] > 1]
     parts = x_FNC.split([s * t for s, t in wanted]) if wanted else ()
     return [part.unflatten(0, group) for part, group in zip(parts, wanted, strict=True)]
 
 
 def initialise_by_width(network: nn.Module) -> None:
-    """Random weights for every matrix and kernel, at a scale that follows the number of values that enter it; biases at
-    zero.
+    """Draw the weights of every matrix and kernel from a normal distribution, and set biases to zero.
+
+    The standard deviation is 1 / sqrt(inputs of one output value), so outputs have about the scale of the inputs.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
@@ -255,12 +272,13 @@ def initialise_by_width(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
 
-# --- steps computed by hand -------------------------------------------------------------------------------------------
+# --- steps with a backward pass written by hand -----------------------------------------------------------------------
 
 
 def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor, drop: nn.Dropout) -> Tensor:
-    """GELU, dropout and a linear layer. The output of GELU, the largest tensor of a block, is computed again in the
-    backward pass.
+    """GELU, dropout and a linear layer, `(..., hidden)` to `(..., D)`.
+
+    The output of GELU is the largest tensor of a block. It is not stored; the backward pass computes it again.
     """
     if torch.compiler.is_compiling() or (drop.p and drop.training) or not torch.is_grad_enabled():
         return fn.linear(drop(fn.gelu(hidden)), weight, bias)
@@ -268,7 +286,10 @@ def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor, drop: nn.Dropout) 
 
 
 def share_class_token(x_FND: Tensor, groups: Groups) -> Tensor:
-    """Token 0 of every frame replaced by its mean over the frames of the clip; `x_FND` is used up."""
+    """Replace token 0 of every frame by its mean over the frames of the clip, `(F, N, D)` to the same shape.
+
+    `x_FND` is changed in place; the caller must not use it afterwards.
+    """
     if all(frames == 1 for _, frames in groups):
         return x_FND
     if not torch.compiler.is_compiling():
@@ -282,8 +303,9 @@ def share_class_token(x_FND: Tensor, groups: Groups) -> Tensor:
 
 
 def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Channel i of the first half of the last axis and channel i of the second, as a point in the plane, turned by an
-    angle.
+    """Rotate pairs of channels on the last axis: channel i of the first half with channel i of the second half.
+
+    `cos`, `sin`: of the angles, broadcast against half of `x`.
     """
     if torch.compiler.is_compiling():
         a, b = x.chunk(2, dim=-1)
@@ -292,7 +314,7 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _TurnPairs(torch.autograd.Function):
-    """Half the passes over memory of the plain formula, and the gradient is the turn back."""
+    """The rotation with half the memory traffic of the plain formula. Its gradient is rotated by minus the angle."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -315,6 +337,8 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _GeluLinear(torch.autograd.Function):
+    """GELU and a linear layer that stores only the input of the GELU and the weight."""
+
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight)
@@ -324,17 +348,21 @@ class _GeluLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         hidden, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
+        rows = grad.flatten(0, -2)  # all tokens, `(F N, D)`
         of_hidden = of_weight = None
+        # Under autocast `grad` has another dtype than the float32 weight: each gradient gets the dtype of its tensor.
         if ctx.needs_input_grad[0]:
             of_hidden = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(hidden.dtype), hidden)
-        if ctx.needs_input_grad[1]:  # not where the layer is frozen
+        if ctx.needs_input_grad[1]:  # false if the layer is frozen
             of_weight = (rows.T @ fn.gelu(hidden).flatten(0, -2)).to(weight.dtype)
         return of_hidden, of_weight, rows.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
 
 
 class _ShareClassToken(torch.autograd.Function):
-    """In place: the plain formula costs five passes over the tensor and its gradient, this one copies the gradient."""
+    """The mean of the class tokens, in place. The plain formula passes five times over the tensor and its gradient.
+
+    The mean is its own transpose, so the backward pass is the same operation on a copy of the gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_FND: Tensor, groups: Groups) -> Tensor:
@@ -349,6 +377,7 @@ class _ShareClassToken(torch.autograd.Function):
 
 
 def _average_first_tokens(x_FND: Tensor, groups: Groups) -> Tensor:
+    """Average token 0 over the frames of each clip, in place."""
     for part, group in zip(x_FND[:, 0].split([samples * frames for samples, frames in groups]), groups, strict=True):
         token_STD = part.unflatten(0, group)
         token_STD.copy_(token_STD.mean(1, keepdim=True).expand_as(token_STD))

@@ -1,10 +1,10 @@
-"""Parameters, multiply-adds and step memory of any network, from running it on tensors that have shapes but no numbers.
+"""Parameters, multiply-adds and step memory of any network, measured with tensors that have shapes but no values.
 
 Multiply-adds come from torch's flop counter on the meta device. Memory comes from a whole forward and backward pass on
-fake CPU tensors: every storage is followed from its creation to its end, so the figures follow the code. Nothing here
-needs weights, data or the device that will train.
+fake CPU tensors: a tracker records the creation and the release of every storage, so the figures follow the code. No
+weights, no data and no training device are needed.
 
-A network is called as `model(frames, groups)` with frames from `model.normalize`, and returns head name -> logits.
+A network is called as `model(frames, groups)` with frames from `model.normalize`. It returns head name -> logits.
 """
 
 from __future__ import annotations
@@ -29,26 +29,32 @@ from cover.model.backbone import BackboneConfig, Groups
 from cover.model.cover import CoVeR
 from cover.model.heads import Head, head_of
 
-MOST_CLASSES = 10**6  # of one head; more is a typing error
+MOST_CLASSES = 10**6  # largest number of classes of a head; a larger one is a typing error
 FLOAT32 = 4  # bytes
 FLOP_PER_MULTIPLY_ADD = 2
 CPU = torch.device("cpu")
 
 
 def on_meta(config: BackboneConfig, heads: Mapping[str, int]) -> CoVeR:
-    """The network on the meta device: shapes and names without numbers. Raises `UserError` on a head that cannot be."""
+    """The network on the meta device, where tensors have shapes but no values.
+
+    `heads`: head name -> number of classes. Raises `UserError` for a head with an impossible name or number of classes.
+    """
     for name, classes in heads.items():
         if not 1 <= classes <= MOST_CLASSES:
             raise UserError(f"heads: {name}={classes}, but a head has 1 to {MOST_CLASSES:,} classes")
     try:
         with torch.device("meta"):
             return CoVeR(config, tuple(Head(name, ("",) * classes) for name, classes in heads.items()))
-    except KeyError as error:  # what torch says of a name that it cannot give to a module
+    except KeyError as error:  # torch raises it for a name that a module cannot have
         raise UserError(f"heads: no head can have this name: {error.args[0]}") from None
 
 
 def pack_of(clips: int, frames: int, images: int) -> Groups:
-    """The layout of a Pack; a clip of one frame is an image. Raises `UserError` on an empty one."""
+    """The groups of a Pack of `clips` clips of `frames` frames and `images` images. Raises `UserError` if it is empty.
+
+    A clip of one frame counts as an image.
+    """
     if frames == 1:
         clips, images = 0, clips + images
     if clips + images == 0:
@@ -61,8 +67,11 @@ def pack_of(clips: int, frames: int, images: int) -> Groups:
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many numbers a network has. `temporal`: the part of `body` that exists for time alone. `trained`: the part of
-    all that requires a gradient."""
+    """The number of parameters of a network.
+
+    `body`: in the backbone. `heads`: in all heads. `temporal`: the part of `body` that an image model does not have.
+    `trained`: the part of `total` that requires a gradient.
+    """
 
     body: int
     heads: int
@@ -71,11 +80,12 @@ class Parameters:
 
     @property
     def total(self) -> int:
+        """Parameters of the backbone and of all heads."""
         return self.body + self.heads
 
 
 def count_parameters(model: CoVeR) -> Parameters:
-    """Counted on the module itself, on any device."""
+    """Count the parameters of a model on any device."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     heads = sum(size for name, size in sizes.items() if head_of(name) is not None)
     temporal = sum(sizes[name] for name in model.temporal_parameters())
@@ -84,18 +94,19 @@ def count_parameters(model: CoVeR) -> Parameters:
 
 
 def largest_stage(model: CoVeR) -> int:
-    """Parameters of the largest stage: the unit that FSDP gathers."""
-    return max(
-        (sum(parameter.numel() for parameter in stage.parameters()) for stage in model.backbone.stages()), default=0
-    )
+    """The number of parameters of the largest stage. FSDP gathers one stage at a time."""
+    stages = model.backbone.stages()
+    return max((sum(parameter.numel() for parameter in stage.parameters()) for stage in stages), default=0)
 
 
 # --- multiply-adds ----------------------------------------------------------------------------------------------------
 
 
 class ForwardCost(NamedTuple):
-    """One forward pass over a Pack: multiply-adds, and the tokens (or places of the feature map) that the last stage
-    gives.
+    """The cost of one forward pass over a Pack.
+
+    `multiply_adds`: number of multiply-adds. `tokens`: tokens in the output of the last stage, or places of its feature
+    map, over all frames.
     """
 
     multiply_adds: int
@@ -104,12 +115,12 @@ class ForwardCost(NamedTuple):
 
 @lru_cache(maxsize=64)
 def forward_cost(model: CoVeR, groups: Groups, size: int) -> ForwardCost:
-    """Cost of a forward pass of a network on the meta device (`on_meta`), frames of `size` pixels.
+    """The cost of a forward pass of a network on the meta device (`on_meta`), with frames of `size` pixels.
 
-    Multiply-adds are those of matrix products and convolutions, the attention's two among them (what papers print as
-    FLOPs). A forward and a backward pass are three times as many: each product has two gradients of its own size. The
-    published function is counted, product by product: a module that may multiply two matrices into one beforehand
-    (`merging`) is counted without that.
+    It counts the multiply-adds of matrix products and convolutions, including the two products of attention. Papers
+    print this number as FLOPs. A forward and a backward pass together cost three times as much, because each product
+    has two gradients of the same cost. The count is for the published function: it ignores that a module may multiply
+    two of its matrices first (`merging`).
     """
     network = _copy_without_numbers(model, "meta").eval()
     for module in network.modules():
@@ -119,7 +130,7 @@ def forward_cost(model: CoVeR, groups: Groups, size: int) -> ForwardCost:
     for stage in network.backbone.stages()[-1:]:
         stage.register_forward_hook(lambda _module, _arguments, output: outputs.extend(_tensors(output)))
     frames = torch.empty(sum(samples * length for samples, length in groups), 3, size, size, device="meta")
-    # On the meta device scaled_dot_product_attention becomes two plain products, which the counter knows.
+    # On the meta device, scaled_dot_product_attention becomes two plain products, which the counter can count.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(frames, groups)
     # (F, N, D) of a transformer or (F, C, h, w) of a convolutional stage
@@ -131,10 +142,11 @@ def forward_cost(model: CoVeR, groups: Groups, size: int) -> ForwardCost:
 
 
 class Moment(NamedTuple):
-    """Bytes at one moment of a step, parameters and the Pack's uint8 frames left out.
+    """Bytes in memory at one moment of a step, without parameters and without the uint8 frames of the Pack.
 
-    `stage`: the stage at work, from 0; behind the last one, the number of stages. `activations`: what the forward pass
-    made. `working`: what the backward pass made and has not yet added to `gradients`.
+    `stage`: the index of the running stage; after the last stage, the number of stages. `gradients`: gradients of
+    parameters. `activations`: tensors that the forward pass created. `working`: other tensors that the backward pass
+    created.
     """
 
     stage: int
@@ -145,10 +157,11 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class StepTrace:
-    """What one forward and backward pass holds in memory, moment by moment, when no stage is checkpointed.
+    """The memory of one forward and backward pass over time, without activation checkpointing.
 
-    `forward`: bytes of activations where the forward pass ends. `recomputed`: for each stage, the bytes that
-    checkpointing does not keep: all but its output. `moments`: one for each operation that takes memory.
+    `forward`: bytes of activations at the end of the forward pass. `recomputed`: for each stage, the bytes that
+    checkpointing would not store: all activations except the output of the stage. `moments`: one for each operation
+    that allocates memory.
     """
 
     forward: int
@@ -156,13 +169,14 @@ class StepTrace:
     moments: tuple[Moment, ...]
 
     def activation_bytes(self, checkpointing: bool = False) -> int:
-        """What the forward pass leaves for the backward pass; with `checkpointing`, one stage computed again included."""
+        """Bytes of activations that the backward pass needs at once."""
         if not checkpointing:
             return self.forward
+        # The backward pass computes one stage at a time again: the largest of them counts.
         return self.forward - sum(self.recomputed) + max(self.recomputed, default=0)
 
     def with_checkpointing(self) -> tuple[Moment, ...]:
-        """The moments when every stage is checkpointed: stages before the one at work keep their outputs alone."""
+        """The moments if every stage is checkpointed: of the stages before the running one only outputs are stored."""
         dropped = [0, *accumulate(self.recomputed)]
         return tuple(moment._replace(activations=moment.activations - dropped[moment.stage]) for moment in self.moments)
 
@@ -171,11 +185,12 @@ class StepTrace:
 def trace_step(
     model: CoVeR, groups: Groups, size: int, bf16: bool = False, byte_masks: bool = True, backward: bool = True
 ) -> StepTrace:
-    """Follow a training step's forward and backward pass through memory.
+    """Record the memory of a training step's forward and backward pass.
 
-    `model`: on the meta device (`on_meta`); what requires no gradient gets none. `groups`: of one micro-batch, frames
-    of `size` pixels. `bf16`: under autocast. `byte_masks`: dropout masks take one byte for each value, as on a GPU; a
-    CPU keeps the factors themselves. `backward=False` stops after the forward pass, in less than half the time.
+    `model`: on the meta device (`on_meta`); frozen parameters get no gradient. `groups`: of one micro-batch, with
+    frames of `size` pixels. `bf16`: with autocast to bfloat16. `byte_masks`: a dropout mask takes one byte for each
+    value, as on a GPU; a CPU stores the float factors. `backward=False` stops after the forward pass and takes less
+    than half the time.
     """
     count = sum(samples * length for samples, length in groups)
     with FakeTensorMode():
@@ -193,7 +208,11 @@ def trace_step(
 
 
 class _Tracker(TorchDispatchMode):
-    """Follows every storage that is created inside, from the operation that makes it to its end."""
+    """Counts the bytes of every storage that is created inside the context, from its creation to its release.
+
+    Storages are identified by the address of their C++ object, since several tensors may share one storage. A storage
+    belongs to one of three counters: `activations`, `working` or `gradients`.
+    """
 
     def __init__(self, network: CoVeR, byte_masks: bool) -> None:
         super().__init__()
@@ -201,13 +220,13 @@ class _Tracker(TorchDispatchMode):
         self.stage, self.in_backward, self.byte_masks = 0, False, byte_masks
         self.moments: list[Moment] = []
         self.recomputed: list[int] = []
-        # For each storage: the counter that it is in, its size, its end, and the stage that made it and does not hand
-        # it on.
-        self._kinds: dict[int, str] = {}
-        self._bytes: dict[int, int] = {}
-        self._ends: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._inside: dict[int, int] = {}
+        # These dictionaries have the key of a storage as their key.
+        self._kinds: dict[int, str] = {}  # the counter that it belongs to
+        self._bytes: dict[int, int] = {}  # its size
+        self._ends: dict[int, weakref.ref[torch.UntypedStorage]] = {}  # calls `_remove` at its release
+        self._inside: dict[int, int] = {}  # the stage that created it, unless it is an output of the stage
         self._stage_count, self._in_stage = len(network.backbone.stages()), False
+        # Parameters and buffers exist before the step and are counted elsewhere.
         self._ignored = {_key(tensor) for tensor in (*network.parameters(), *network.buffers())}
         for parameter in network.parameters():
             if parameter.requires_grad:
@@ -216,7 +235,7 @@ class _Tracker(TorchDispatchMode):
             self._watch(stage, number)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default:  # asked for many times in every operation
+        if func is torch.ops.prim.device.default:  # called many times by every operation; this answer is fast
             return CPU
         output = func(*args, **(kwargs or {}))
         before = len(self._bytes)
@@ -229,16 +248,18 @@ class _Tracker(TorchDispatchMode):
         return output
 
     def note_moment(self) -> None:
+        """Record the counters as they are now."""
         self.moments.append(Moment(self.stage, self.gradients, self.activations, self.working))
 
     def end_forward(self) -> None:
-        """What is alive here stays for the backward pass; copies of weights that autocast kept are gone."""
+        """Note the activations that the backward pass needs. Autocast has released its copies of the weights."""
         self.in_backward, self.forward = True, self.activations
         self.recomputed = [0] * self._stage_count
         for key, stage in self._inside.items():
             self.recomputed[stage] += self._bytes[key]
 
     def _add(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor, unless it is counted already: many operations return views."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._bytes or key in self._ignored:
@@ -260,7 +281,7 @@ class _Tracker(TorchDispatchMode):
         self._inside.pop(key, None)
 
     def _note_gradient(self, parameter: Tensor) -> None:
-        """What the backward pass has made for a parameter stays from here on."""
+        """Move the gradient of a parameter from `working` to `gradients`: it stays until the end of the step."""
         assert parameter.grad is not None
         key = _key(parameter.grad)
         count = self._bytes[key]
@@ -269,7 +290,7 @@ class _Tracker(TorchDispatchMode):
         self._resize(key, count)
 
     def _watch(self, stage: nn.Module, number: int) -> None:
-        """Learn when a stage begins its forward and its backward pass, and what it hands on."""
+        """Register hooks that note the start of a stage's forward and backward pass, and its outputs."""
 
         def begin(_module: nn.Module, _arguments: Any) -> None:
             self.stage, self._in_stage = number, True
@@ -277,7 +298,7 @@ class _Tracker(TorchDispatchMode):
         def end(_module: nn.Module, _arguments: Any, output: Any) -> None:
             self.stage, self._in_stage = number + 1, False
             for tensor in _tensors(output):
-                self._inside.pop(_key(tensor), None)
+                self._inside.pop(_key(tensor), None)  # checkpointing stores the outputs of a stage
                 if tensor.requires_grad:
                     tensor.register_hook(begin_backward)
 
@@ -289,7 +310,7 @@ class _Tracker(TorchDispatchMode):
 
 
 def _copy_without_numbers(model: CoVeR, device: str) -> CoVeR:
-    """The same module with empty tensors on `device`; no number of the original is copied."""
+    """A copy of the module with empty tensors on `device`. Values of the original are not copied."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
@@ -300,8 +321,10 @@ def _copy_without_numbers(model: CoVeR, device: str) -> CoVeR:
 
 
 def _tensors(output: Any) -> list[Tensor]:
+    """All tensors in a nested structure."""
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _key(tensor: Tensor) -> int:
+    """The identity of the storage of a tensor."""
     return tensor.untyped_storage()._cdata

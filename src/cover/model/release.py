@@ -1,4 +1,7 @@
-"""A release on disk: a folder of `model.safetensors`, `config.json` and a model card, and how a run starts from one."""
+"""Releases: how a model is saved in a folder and loaded, and how a run starts from one.
+
+A release folder has `model.safetensors` (weights), `config.json` (backbone, heads, metadata) and a model card.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,15 @@ from cover.model.heads import Head, head_of
 from cover.model.hub import CARD, card, fetch, is_hub_id
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-CHECKPOINTS = "checkpoints"  # of a run folder
-FORMAT = 2
+CHECKPOINTS = "checkpoints"  # the subfolder of a run folder
+FORMAT = 2  # version of `config.json`
 
 Temporal = Literal["fresh", "copied", "keep"]
 
 
 @dataclass(frozen=True)
 class ReleaseConfig:
-    """The `config.json` of a release. `metadata`: plain JSON (frames of a clip, data sets, step, ...)."""
+    """The content of `config.json` in a release. `metadata`: plain JSON values (frames of a clip, data sets, step)."""
 
     backbone: Config
     heads: tuple[Head, ...]
@@ -39,12 +42,12 @@ class ReleaseConfig:
 
     @property
     def frames(self) -> int:
-        """Frames of a clip, as trained."""
+        """Frames of a training clip."""
         return int(self.metadata.get("frames", self.backbone.frames))
 
     @property
     def datasets(self) -> dict[str, Any]:
-        """Data set -> what is known of it: its media, its clip sampling, its views, ..."""
+        """Data set -> its metadata: media, clip sampling, views and so on."""
         return dict(self.metadata.get("datasets", {}))
 
 
@@ -54,10 +57,10 @@ class ReleaseConfig:
 def save_release(
     folder: Path, model: CoVeR, metadata: dict[str, Any], weights: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write weights (`weights`, where those of the model itself are moving), configuration, heads with their class
-    names, and `metadata`.
+    """Write the weights, the configuration, the heads with their class names, `metadata` and a model card.
 
-    A model card goes with them, unless the folder has one: that may be its owner's text by now.
+    `weights`: copies of the weights, if training changes those of the model meanwhile. An existing model card is not
+    replaced, because its owner may have edited it.
     """
     from safetensors.torch import save_file
 
@@ -72,7 +75,7 @@ def save_release(
         "metadata": metadata,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors makes its file readable to its owner alone
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets only the owner read its file
     if not (folder / CARD).exists():
         (folder / CARD).write_text(card(model, metadata), encoding="utf-8")
 
@@ -81,7 +84,7 @@ def save_release(
 
 
 def read_config(folder: Path) -> ReleaseConfig:
-    """The configuration of a release folder, without its weights. Raises `UserError`."""
+    """The configuration of a release folder, without its weights. Raises `UserError` if it is absent or damaged."""
     path = folder / CONFIG
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -91,7 +94,8 @@ def read_config(folder: Path) -> ReleaseConfig:
         raise UserError(f"{path}: damaged: {error}") from None
     if isinstance(values, dict) and "model" in values and "backbone" not in values:
         raise UserError(
-            f"{path}: was written by an earlier version of cover, which this one does not read; train or import again"
+            f"{path}: was written by an earlier version of cover, which this version does not read; "
+            "train or import again"
         )
     try:
         heads = tuple(Head(**_with_tuples(head)) for head in values["heads"])
@@ -99,7 +103,7 @@ def read_config(folder: Path) -> ReleaseConfig:
         return ReleaseConfig(config_from(values["backbone"]), heads, float(values["head_dropout"]), metadata)
     except KeyError as error:
         raise UserError(f"{path}: damaged: it has no {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:  # a field of a later version, or one of another type
+    except (TypeError, ValueError, AttributeError) as error:  # a field of another version, or of another type
         raise UserError(f"{path}: damaged, or of another version: {error}") from None
 
 
@@ -108,7 +112,7 @@ def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a release folder, on the CPU. Raises `UserError`."""
+    """The tensors of a release folder, on the CPU. Raises `UserError` if the file cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -122,37 +126,38 @@ def load_release(folder: Path) -> CoVeR:
     """The model of a release folder, in evaluation mode on the CPU. Nothing is unpickled. Raises `UserError`."""
     config = read_config(folder)
     try:
-        with torch.device("meta"):  # weights that are replaced at once need neither memory nor random numbers
+        # The weights are replaced below, so the new ones need neither memory nor random numbers.
+        with torch.device("meta"):
             model = CoVeR(config.backbone, config.heads, config.head_dropout, config.metadata)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{folder / CONFIG}: no model of this version: {error}") from None
-    wanted, result = model.state_dict(), read_weights(folder)
-    _check_same(result, wanted, folder)
-    # Copies: tensors of a mapped file would go with the file.
-    model.load_state_dict(
-        {name: value.to(wanted[name].dtype, copy=True) for name, value in result.items()}, assign=True
-    )
+    wanted, weights = model.state_dict(), read_weights(folder)
+    _check_same(weights, wanted, folder)
+    # Copies, because the tensors are views of a mapped file that may be changed or deleted.
+    copies = {name: value.to(wanted[name].dtype, copy=True) for name, value in weights.items()}
+    model.load_state_dict(copies, assign=True)
     model.set_pixel_statistics()
     return model.eval()
 
 
-def _check_same(results: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
-    for name in sorted(wanted.keys() ^ results.keys()):
-        side = "lacks" if name in wanted else "has, beyond this model,"
-        raise UserError(f"{folder}: {side} the tensor {name}; the model settings differ from those it was trained with")
+def _check_same(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
+    """Raises `UserError` if names or shapes of the weights differ from those of the model."""
+    for name in sorted(wanted.keys() ^ weights.keys()):
+        problem = f"lacks the tensor {name}" if name in wanted else f"has the tensor {name}, which this model lacks"
+        raise UserError(f"{folder}: {problem}; the model settings differ from those it was trained with")
     for name, value in wanted.items():
-        if results[name].shape != value.shape:
-            raise UserError(f"{folder}: {name} is {tuple(results[name].shape)}, this model needs {tuple(value.shape)}")
+        if weights[name].shape != value.shape:
+            raise UserError(f"{folder}: {name} is {tuple(weights[name].shape)}, this model needs {tuple(value.shape)}")
 
 
 def steps_saved(run: Path) -> list[int]:
-    """The steps of the finished checkpoints of a run, ascending."""
+    """The steps of the complete checkpoints of a run, in ascending order."""
     names = (re.fullmatch(r"step-(\d+)", path.name) for path in (run / CHECKPOINTS).glob("step-*"))
     return sorted(int(name[1]) for name in names if name)
 
 
 def find_release(path: str | Path) -> Path:
-    """The release folder meant by `path`: a run (its last checkpoint), a checkpoint or a release. Raises `UserError`."""
+    """The folder of a release, of a checkpoint, or of the last checkpoint of a run. Raises `UserError` if absent."""
     path = Path(path)
     if (path / CONFIG).is_file():
         return path
@@ -164,36 +169,37 @@ def find_release(path: str | Path) -> Path:
 
 
 def release_folder(source: str | Path, revision: str | None = None) -> Path:
-    """The folder of what `find_release` finds, or of a release that is downloaded from the Hub by its id. Raises
-    `UserError`.
+    """The release folder of a local path as in `find_release`, or of a Hub id, which is downloaded.
+
+    Raises `UserError` if there is none, or if the download fails.
     """
-    here = Path(source).exists() or not is_hub_id(str(source))
-    return find_release(source) if here else fetch(str(source), [WEIGHTS, CONFIG, CARD], revision)
+    local = Path(source).exists() or not is_hub_id(str(source))
+    return find_release(source) if local else fetch(str(source), [WEIGHTS, CONFIG, CARD], revision)
 
 
-# --- starting from one ------------------------------------------------------------------------------------------------
+# --- starting from a release ------------------------------------------------------------------------------------------
 
 
 def start_from(model: CoVeR, folder: Path, temporal: Temporal) -> list[str]:
-    """Fill `model` from a release: everything but its heads, and the heads that both have with the same classes.
+    """Load the weights of a release into `model`: its backbone, and the heads that both have.
 
-    `temporal`: `keep` the temporal parameters of the release, or make them anew (`Backbone.reset_temporal`). Embeddings
-    of another image size or clip length are resized. Returns one line for each kind of tensor that was not simply
-    loaded. Raises `UserError` where the two are not the same network, or where a head of the same name has other
-    classes or another loss.
+    `temporal`: `keep` the temporal parameters of the release, or initialise them from the others
+    (`Backbone.reset_temporal`). Embeddings of another image size or clip length are resized. New heads start at zero.
+    Returns notes for the log, the first with the number of loaded tensors. Raises `UserError` if the two networks
+    differ, or if a head of the same name has other classes or another loss.
     """
     release = read_config(folder)
     _check_networks(model, release, folder, temporal)
     theirs, ours = {head.name for head in release.heads}, {head.name for head in model.head_list}
-    new, left_out, anew = sorted(ours - theirs), sorted(theirs - ours), temporal != "keep"
-    remade = model.temporal_parameters() if anew else frozenset()
-    result, state = read_weights(folder), model.state_dict()
-    resized = _fit_embeddings(result, model)
-    wanted = {name: value for name, value in state.items() if name not in remade and head_of(name) not in new}
-    # Temporal parameters that are made anew may be of another kind, or absent: none of theirs are used.
-    theirs_remade = _temporal_names(release) if anew else frozenset()
+    new, left_out, reset = sorted(ours - theirs), sorted(theirs - ours), temporal != "keep"
+    weights, state = read_weights(folder), model.state_dict()
+    resized = _fit_embeddings(weights, model)
+    # Temporal parameters that are reset may have other names or shapes in the release, or be absent. None are loaded.
+    our_reset = model.temporal_parameters() if reset else frozenset()
+    their_reset = _temporal_names(release) if reset else frozenset()
+    wanted = {name: value for name, value in state.items() if name not in our_reset and head_of(name) not in new}
     usable = {
-        name: value for name, value in result.items() if name not in theirs_remade and head_of(name) not in left_out
+        name: value for name, value in weights.items() if name not in their_reset and head_of(name) not in left_out
     }
     _check_same(usable, wanted, folder)
     model.load_state_dict({**state, **usable})
@@ -203,29 +209,31 @@ def start_from(model: CoVeR, folder: Path, temporal: Temporal) -> list[str]:
         model.backbone.reset_temporal(temporal)
     notes = [f"{len(usable)} tensors loaded from {folder}"]
     notes += [f"resized: {', '.join(resized)}"] if resized else []
-    notes += [f"temporal branch {temporal}: made from the spatial attention, temporal_fc zero"] if anew else []
+    notes += [f"temporal branch {temporal}: made from the spatial attention, temporal_fc zero"] if reset else []
     notes += [f"new heads, starting at zero: {', '.join(new)}"] if new else []
     return notes + ([f"heads left out: {', '.join(left_out)}"] if left_out else [])
 
 
 def starts_untrained_in_time(folder: Path) -> bool:
-    """Whether a release has learned from images alone: its temporal parameters have no part yet in what it computes."""
+    """Whether a release was trained on images alone, so that its temporal parameters do not change its output yet."""
     with torch.device("meta"):
         backbone = read_config(folder).backbone.build()
     return backbone.temporal_is_new(_of_backbone(read_weights(folder)))
 
 
 def _temporal_names(release: ReleaseConfig) -> frozenset[str]:
+    """The names of the temporal parameters in the weights of a release."""
     with torch.device("meta"):
         return CoVeR(release.backbone).temporal_parameters()
 
 
 def _of_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the backbone, under their names in the backbone."""
     return {name.removeprefix(BACKBONE): value for name, value in weights.items() if name.startswith(BACKBONE)}
 
 
 def _fit_embeddings(weights: dict[str, Tensor], model: CoVeR) -> list[str]:
-    """Resize embeddings to `model`, in place; returns a note for each."""
+    """Resize embeddings to the sizes of `model`, in place; returns a note for each."""
     backbone = _of_backbone(weights)
     notes = model.backbone.fit_embeddings(backbone)
     weights |= {f"{BACKBONE}{name}": value for name, value in backbone.items()}
@@ -233,8 +241,9 @@ def _fit_embeddings(weights: dict[str, Tensor], model: CoVeR) -> list[str]:
 
 
 def _check_networks(model: CoVeR, release: ReleaseConfig, folder: Path, temporal: Temporal) -> None:
-    """The settings under which the same tensors would compute another function, or whose tensors alone would not say
-    which is meant.
+    """Raises `UserError` if the release has another family, other settings or other heads than the model.
+
+    Tensors of equal shapes would compute another function with other settings, so shapes alone cannot show this.
     """
     ours, theirs = model.config, release.backbone
     if ours.family != theirs.family:
@@ -245,22 +254,20 @@ def _check_networks(model: CoVeR, release: ReleaseConfig, folder: Path, temporal
     for head in model.head_list:
         other = heads.get(head.name, head)
         if other.classes != head.classes:
-            raise UserError(
-                f'{folder}: its head "{head.name}" has other classes ({len(other.classes)}) than this run ({len(head.classes)})'
-            )
+            counts = f"({len(other.classes)}) than this run ({len(head.classes)})"
+            raise UserError(f'{folder}: its head "{head.name}" has other classes {counts}')
         if other.loss != head.loss:
-            raise UserError(
-                f"{folder}: its head \"{head.name}\" is a {other.loss}, this run's a {head.loss}; name this run's in data.heads"
-            )
+            losses = f"is a {other.loss}, this run's a {head.loss}"
+            raise UserError(f'{folder}: its head "{head.name}" {losses}; name this run\'s in data.heads')
 
 
-# --- what a recipe or a study asks of one -----------------------------------------------------------------------------
+# --- properties of a release ------------------------------------------------------------------------------------------
 
 
 def model_like(checkpoint: str | Path) -> tuple[Options, int]:
-    """The model options under which a run can start from a checkpoint, and the frames of its clips.
+    """The model options with which a run can start from a checkpoint, and the frames of its clips.
 
-    Raises `UserError` where there is none, or no options ask for its network.
+    Raises `UserError` if there is no checkpoint, or if no options produce its network.
     """
     folder = find_release(checkpoint)
     release = read_config(folder)
@@ -271,11 +278,11 @@ def model_like(checkpoint: str | Path) -> tuple[Options, int]:
 
 
 def weights_digest(checkpoint: str | Path) -> str:
-    """12 hex digits over the weights of a checkpoint. Raises `UserError` where there is none."""
+    """The first 12 hexadecimal digits of the SHA-256 of a checkpoint's weights. Raises `UserError` if there is none."""
     with (find_release(checkpoint) / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def trained_on(checkpoint: str | Path) -> list[str]:
-    """The data sets whose training a checkpoint remembers."""
+    """The names of the data sets in the metadata of a checkpoint."""
     return list(read_config(find_release(checkpoint)).datasets)

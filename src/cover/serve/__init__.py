@@ -1,1 +1,1 @@
-"""A checkpoint behind HTTP: uploads are bounded, decoded in processes that may be ended, and share forward passes."""
+"""Prediction over HTTP: uploads have limits, are decoded in separate processes, and share forward passes."""

@@ -1,4 +1,4 @@
-"""Routes of the server and its page: a FastAPI application, whose OpenAPI document is at /openapi.json."""
+"""Routes of the server and its web page, as a FastAPI application. The OpenAPI document is at /openapi.json."""
 
 import asyncio
 import base64
@@ -16,20 +16,20 @@ from cover.serve.responses import ErrorResponse, ExplainResponse, PredictRespons
 from cover.serve.service import ExplainQuery, PredictQuery, Service
 from cover.serve.uploads import FIELD
 
-# Annotations of routes are read by FastAPI, which is imported in the functions that need it: so they are not postponed
-# in this module.
+# No `from __future__ import annotations` here: FastAPI reads the annotations of the routes, and some of them are names
+# that only exist inside a function.
 
 T = TypeVar("T")
 
 REASONS = {
     400: "the form, or the request itself, is damaged",
-    401: "no key, or a wrong one (with --key-file alone)",
-    408: "the body came too slowly",
+    401: "the key is missing or wrong (only with --key-file)",
+    408: "the body arrived too slowly",
     413: "the body is too large",
-    415: "neither a form nor a file, or the file is neither a video nor an image",
+    415: "the body is neither a form nor a file, or the file is neither a video nor an image",
     422: "a parameter is wrong, or the file cannot be read, is too long, too large or too slow to decode",
-    429: "too many predictions, or explanations, are under way",
-    500: "a bug; the server's log has a line on it",
+    429: "too many predictions or explanations are in progress",
+    500: "a bug; the server's log has a line about it",
     503: "the server is about to stop, or too busy to answer in time",
 }
 MOST_WINDOWS, MOST_CLASSES, LONGEST_HEAD, LONGEST_CLASS = 32, 1000, 200, 1000
@@ -49,14 +49,15 @@ BODY = {
 
 
 def make_app(service: Service, page: bool = False, key: str | None = None) -> App:
-    """The application of a service behind its `LimitsMiddleware`, with the page at `/` where wanted. `key`: what
-    clients have to show.
+    """The application of a service, behind its `LimitsMiddleware`.
+
+    `page` adds the web page at `/`. `key` is the key that clients must send; None: no key.
     """
     from fastapi import FastAPI
 
-    # their pages come from elsewhere
+    # FastAPI's pages of documentation load scripts from other servers, so they are off.
     app = FastAPI(title="cover serve", version=__version__, docs_url=None, redoc_url=None)
-    _one_shape_of_errors(app)
+    _add_error_handlers(app)
     _add_routes(app, service, key is not None)
     _add_predict(app, service, key is not None)
     _add_explain(app, service, key is not None)
@@ -67,12 +68,13 @@ def make_app(service: Service, page: bool = False, key: str | None = None) -> Ap
 
 
 def _reasons(*statuses: int, key: bool) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer beside 200. Any of them may be too large, too slow or a bug."""
-    wanted = sorted({400, 408, 413, 500, *statuses, *([401] if key else [])})
-    return {status: {"model": ErrorResponse, "description": REASONS[status]} for status in wanted}
+    """The error responses of a route in the OpenAPI document: `statuses`, and those that every route has."""
+    all_statuses = sorted({400, 408, 413, 500, *statuses, *([401] if key else [])})
+    return {status: {"model": ErrorResponse, "description": REASONS[status]} for status in all_statuses}
 
 
-def _one_shape_of_errors(app: Any) -> None:
+def _add_error_handlers(app: Any) -> None:
+    """Answer every error with an `ErrorResponse`."""
     from fastapi import Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
@@ -95,18 +97,18 @@ def _one_shape_of_errors(app: Any) -> None:
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:
-        return problem(500, BUG)  # the middleware gets it too, and logs where it is
+        return problem(500, BUG)  # the exception also reaches the middleware, which logs it
 
 
 def _add_routes(app: Any, service: Service, key: bool) -> None:
     from fastapi import Response
     from fastapi.responses import JSONResponse
 
-    @app.get("/healthz", responses=_reasons(key=False), summary="Whether the process lives")
+    @app.get("/healthz", responses=_reasons(key=False), summary="Whether the process is alive")
     async def healthz() -> StatusResponse:
         return StatusResponse("alive")
 
-    @app.get("/readyz", responses=_reasons(503, key=False), summary="Whether it takes predictions")
+    @app.get("/readyz", responses=_reasons(503, key=False), summary="Whether the server accepts predictions")
     async def readyz() -> StatusResponse:
         if not service.ready:
             raise Refused(503, "the server is about to stop" if service.draining else "the model does not answer")
@@ -133,16 +135,14 @@ def _add_predict(app: Any, service: Service, key: bool) -> None:
     from fastapi import Query, Request
 
     top_rule = Query(ge=1, le=MOST_CLASSES, description="classes of each head")
-    head_rule = Query(max_length=LONGEST_HEAD, description="only this head (may be given again)")
-    window_rule = Query(
-        ge=0, le=MOST_WINDOWS, description="also what is seen in each of so many equal parts of a video"
-    )
+    head_rule = Query(max_length=LONGEST_HEAD, description="only this head (may be repeated)")
+    window_rule = Query(ge=0, le=MOST_WINDOWS, description="also predict each of this number of equal parts of a video")
 
     @app.post(
         "/v1/predict",
         openapi_extra=BODY,
         responses=_reasons(415, 422, 429, 503, key=key),
-        summary="What is seen in a video or an image",
+        summary="The most likely classes of a video or an image",
     )
     async def predict(
         request: Request,
@@ -157,30 +157,33 @@ def _add_predict(app: Any, service: Service, key: bool) -> None:
 def _add_explain(app: Any, service: Service, key: bool) -> None:
     from fastapi import Query, Request
 
-    head_rule = Query(max_length=LONGEST_HEAD, description="whose answer is explained")
+    head_rule = Query(max_length=LONGEST_HEAD, description="the head whose prediction is explained")
     class_rule = Query(
         alias="class",
         max_length=LONGEST_CLASS,
-        description="what speaks for this class (default: the head's likeliest)",
+        description="the class whose score is explained (default: the head's most likely class)",
     )
 
     @app.post(
         "/v1/explain",
         openapi_extra=BODY,
         responses=_reasons(415, 422, 429, 503, key=key),
-        summary="What a head's answer rests on: the frames as it sees them, with the heat of their patches",
+        summary="Explain a head's prediction: the frames of one view, with a heat map of their patches",
     )
     async def explain(
-        request: Request, head: Annotated[str, head_rule], named: Annotated[str | None, class_rule] = None
+        request: Request, head: Annotated[str, head_rule], class_name: Annotated[str | None, class_rule] = None
     ) -> ExplainResponse:
-        query = ExplainQuery(head, named)
+        query = ExplainQuery(head, class_name)
         return await _answered(request, service, query, lambda path: service.explain(path, query))
 
 
 async def _answered(
     request: Any, service: Service, query: PredictQuery | ExplainQuery, answer: Callable[[Path], Coroutine[Any, Any, T]]
 ) -> T:
-    """What becomes of the file in a request: it has a place among those under way, and is gone with its answer."""
+    """Receive the file of a request and return `answer(path)`. The file is removed afterwards.
+
+    The request counts as in progress until then.
+    """
     from fastapi.responses import JSONResponse
     from starlette.requests import ClientDisconnect
 
@@ -188,39 +191,38 @@ async def _answered(
         service.check(query)
         try:
             await service.receive(request.stream(), request.headers.get("content-type", ""), path)
-            return await _unless_gone(request.receive, answer(path))
+            return await _unless_disconnected(request.receive, answer(path))
         except ClientDisconnect:
-            return JSONResponse({}, 499)  # type: ignore[return-value]  # nobody reads it
+            return JSONResponse({}, 499)  # type: ignore[return-value]  # the client does not read it
 
 
-async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is given up when the client leaves: nothing else comes behind a body. Raises
-    ClientDisconnect.
-    """
+async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. If the client disconnects first, cancel the work and raise ClientDisconnect."""
     from starlette.requests import ClientDisconnect
 
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_leaving(receive))
+    task, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([task, disconnect], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return await task
     finally:
-        for each in (task, gone):
+        for each in (task, disconnect):
             each.cancel()
-        await asyncio.wait([task, gone])
+        await asyncio.wait([task, disconnect])
 
 
-async def _leaving(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
+    """Wait until the client disconnects. After the body, no other message needs an answer."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-# --- the page: it asks the same routes as every other client
+# --- the page, which uses the same routes as every other client -------------------------------------------------------
 
 
 def add_page(app: Any) -> None:
-    """The page at `/`."""
+    """Add the page at `/`."""
     from fastapi.responses import HTMLResponse
 
     text = (files(__package__) / "page.html").read_text(encoding="utf-8")
@@ -236,14 +238,14 @@ def add_page(app: Any) -> None:
 
 
 def _policy(text: str) -> str:
-    """The page's own style and script, pictures from memory, and this server: nothing else is loaded or called."""
+    """A content security policy: only the page's own style and script, pictures from memory, and this server."""
     style, script = (_digest(re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)) for tag in ("style", "script"))
     return (
-        f"default-src 'none'; style-src {style}; script-src {script}; connect-src 'self'; img-src blob: data:; media-src blob:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; style-src {style}; script-src {script}; connect-src 'self';"
+        " img-src blob: data:; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
-def _digest(results: re.Match[str] | None) -> str:
-    assert results, "the page has one style and one script"
-    return f"'sha256-{base64.b64encode(hashlib.sha256(results[1].encode()).digest()).decode()}'"
+def _digest(element: re.Match[str] | None) -> str:
+    assert element, "the page has one style and one script"
+    return f"'sha256-{base64.b64encode(hashlib.sha256(element[1].encode()).digest()).decode()}'"

@@ -1,6 +1,4 @@
-"""Batching of uploads: clips and images that wait together share one forward pass, before the first of them waits too
-long.
-"""
+"""Batching of uploads: clips and images that wait at the same time share one forward pass."""
 
 from __future__ import annotations
 
@@ -27,31 +25,30 @@ Observe = Callable[[int, int, float], None]  # samples, frames and seconds of a 
 
 @dataclass(eq=False)
 class _ModelTask:
-    """Something for the model. `deadline`: of `time.monotonic`. `given_up`: set when nobody waits for the result any
-    more.
-    """
+    """Work for the model. `deadline` is a time of `time.monotonic`. `given_up` is set when nobody needs the result."""
 
     deadline: float
     given_up: threading.Event
     result: Future[Any] = field(default_factory=Future, kw_only=True)
 
     def begins(self) -> bool:
-        """Whether it is still wanted, and from now on cannot be cancelled. What comes too late is refused."""
+        """Start the task, which then cannot be cancelled any more. False if it is cancelled or too late."""
         if self.given_up.is_set():
             self.result.cancel()
         if not self.result.set_running_or_notify_cancel():
             return False
-        if late_by_now := self.deadline < time.monotonic():
+        too_late = self.deadline < time.monotonic()
+        if too_late:
             self.result.set_exception(late())
-        return not late_by_now
+        return not too_late
 
 
 @dataclass(eq=False)
 class _ViewsTask(_ModelTask):
-    """The views of one file under one plan, uint8 `(V, T, 3, size, size)`, to be named beside others."""
+    """The views of one file under one plan, uint8 `(V, T, 3, size, size)`. They share a forward pass with others."""
 
     views: np.ndarray
-    came: float = field(default_factory=time.monotonic)
+    arrived: float = field(default_factory=time.monotonic)
 
     @property
     def frames(self) -> int:
@@ -60,17 +57,18 @@ class _ViewsTask(_ModelTask):
 
 @dataclass(eq=False)
 class _ExclusiveTask(_ModelTask):
-    """What wants the model to itself."""
+    """Work during which nothing else may use the model."""
 
     work: Callable[[], Any]
 
 
 class Batcher:
-    """One thread that runs the model on what is put into it, in the order of arrival; but what wants the model alone
-    comes between Packs, one at a time, so that long work does not keep the short waiting.
+    """One thread that runs the model on tasks in the order of their arrival.
 
-    No more than `HELD_PACKS` Packs of frames wait: `put` blocks until there is room, so the pixels in memory stay
-    bounded.
+    Exclusive tasks run between Packs, one after each Pack, so that long tasks do not delay short ones much.
+
+    At most `HELD_PACKS` Packs of frames wait. `put` blocks until there is room, so that the pixels in memory have a
+    limit.
     """
 
     HELD_PACKS = 4
@@ -86,78 +84,77 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether it can answer."""
+        """Whether the thread can run tasks."""
         return self._thread.is_alive() and not self._closed
 
     def put(self, views: np.ndarray, deadline: float, given_up: threading.Event | None = None) -> Future[Scores]:
-        """`views`: uint8 `(V, T, 3, size, size)` of one file. The future gives every head's probabilities, averaged
-        over the views.
+        """Add the views of one file, uint8 `(V, T, 3, size, size)`.
 
-        Raises `Refused` where there is no room until `deadline`, or the result is given up before; the future raises it
-        where the model comes too late. Whoever sets `given_up` calls `drop_given_up`.
+        The future returns every head's probabilities, averaged over the views. Raises `Refused` if there is no room
+        until `deadline`, or if `given_up` is set before. The future raises `Refused` if the task starts too late. Code
+        that sets `given_up` must call `drop_given_up` afterwards.
         """
-        part = _ViewsTask(deadline, given_up or threading.Event(), views)
+        task = _ViewsTask(deadline, given_up or threading.Event(), views)
         with self._changed:
             left = max(0.0, deadline - time.monotonic())
-            value = self._changed.wait_for(lambda: self._closed or part.given_up.is_set() or self._has_room(), left)
-            if not value or self._closed or part.given_up.is_set():
+            in_time = self._changed.wait_for(lambda: self._closed or task.given_up.is_set() or self._has_room(), left)
+            if not in_time or self._closed or task.given_up.is_set():
                 raise late()
-            self._waiting.append(part)
-            self._frames += part.frames
+            self._waiting.append(task)
+            self._frames += task.frames
             self._changed.notify_all()
-        return part.result
+        return task.result
 
     def put_alone(self, work: Callable[[], T], deadline: float, given_up: threading.Event | None = None) -> Future[T]:
-        """`work()` in the thread of the model, when it is its turn: nothing else uses the model meanwhile. It may raise
-        `Refused`.
+        """Add `work`, which runs in the thread of the model while nothing else uses the model. It may raise `Refused`.
 
-        Never blocks: how many of these wait, and what they hold, is bounded by whoever puts them. Otherwise as `put`.
+        This does not block. The caller must limit how many such tasks wait. Otherwise like `put`.
         """
-        alone = _ExclusiveTask(deadline, given_up or threading.Event(), work)
+        task = _ExclusiveTask(deadline, given_up or threading.Event(), work)
         with self._changed:
-            if self._closed or alone.given_up.is_set():
+            if self._closed or task.given_up.is_set():
                 raise late()
-            self._alone.append(alone)
+            self._alone.append(task)
             self._changed.notify_all()
-        return alone.result
+        return task.result
 
     def drop_given_up(self) -> None:
-        """Forget what nobody waits for any more, with its pixels; and end the wait of those in `put` who are given up."""
+        """Remove the tasks whose `given_up` is set, with their pixels, and end the wait in `put` for such tasks."""
         with self._changed:
             for task in (*self._waiting, *self._alone):
                 if task.given_up.is_set():
                     task.result.cancel()
-            self._waiting = deque(part for part in self._waiting if not part.given_up.is_set())
-            self._alone = deque(alone for alone in self._alone if not alone.given_up.is_set())
-            self._frames = sum(part.frames for part in self._waiting)
+            self._waiting = deque(task for task in self._waiting if not task.given_up.is_set())
+            self._alone = deque(task for task in self._alone if not task.given_up.is_set())
+            self._frames = sum(task.frames for task in self._waiting)
             self._changed.notify_all()
 
     def _has_room(self) -> bool:
         return self._frames < self.HELD_PACKS * self._batching.frames
 
     def close(self) -> None:
-        """Answer what waits, then end."""
+        """Run the tasks that wait, then end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
 
-    # --- the thread
+    # --- in the thread ---
 
     def _run(self) -> None:
-        while turn := self._next_turn():
-            live = [task for task in turn if task.begins()]
+        while tasks := self._next_tasks():
+            started = [task for task in tasks if task.begins()]
             try:
-                self._answer(live)
-            except Exception as error:  # whatever the device says: these requests fail, the next ones get their turn
+                self._answer(started)
+            except Exception as error:  # any error, also of the device: these tasks fail, and the next ones run
                 if not isinstance(error, Refused):
                     say(f"serve: a forward pass failed: {type(error).__name__}: {error}")
-                for task in live:
+                for task in started:
                     if not task.result.done():
                         task.result.set_exception(error)
 
-    def _next_turn(self) -> Sequence[_ModelTask]:
-        """Waits for the next Pack, or for one that wants the model alone. Empty when all is done."""
+    def _next_tasks(self) -> Sequence[_ModelTask]:
+        """Wait for the tasks of the next Pack, or for one exclusive task. Empty if the thread must end."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._alone or self._closed)
@@ -171,10 +168,8 @@ class Batcher:
                     return []
 
     def _next_pack(self) -> list[_ViewsTask]:
-        """Waits until the Pack is full or its first part has waited long enough. Empty where none waits, or none does
-        any more.
-        """
-        left = self._waiting[0].came + self._batching.wait_s - time.monotonic() if self._waiting else 0.0
+        """Wait until a Pack is full or its first task has waited long enough. Empty if no task waits (any more)."""
+        left = self._waiting[0].arrived + self._batching.wait_s - time.monotonic() if self._waiting else 0.0
         self._changed.wait_for(
             lambda: not self._waiting or self._frames >= self._batching.frames or self._closed, max(0.0, left)
         )
@@ -183,34 +178,35 @@ class Batcher:
         while self._waiting and (not pack or self._waiting[0].frames <= room):
             pack.append(self._waiting.popleft())
             room -= pack[-1].frames
-        self._frames -= sum(part.frames for part in pack)
+        self._frames -= sum(task.frames for task in pack)
         self._changed.notify_all()
         return pack
 
-    def _answer(self, turn: Sequence[_ModelTask]) -> None:
+    def _answer(self, tasks: Sequence[_ModelTask]) -> None:
         began = time.monotonic()
-        # images last
-        pack = sorted((task for task in turn if isinstance(task, _ViewsTask)), key=lambda part: -part.views.shape[1])
-        for task in turn:
+        # A Pack has its longest clips first and images last.
+        pack = sorted((task for task in tasks if isinstance(task, _ViewsTask)), key=lambda task: -task.views.shape[1])
+        for task in tasks:
             if isinstance(task, _ExclusiveTask):
                 task.result.set_result(task.work())
         if not pack:
             return
-        for part, scores in zip(pack, self._scores(pack), strict=True):
-            part.result.set_result(scores)
-        self._observe(len(pack), sum(part.frames for part in pack), time.monotonic() - began)
+        for views_task, scores in zip(pack, self._scores(pack), strict=True):
+            views_task.result.set_result(scores)
+        self._observe(len(pack), sum(task.frames for task in pack), time.monotonic() - began)
 
     @torch.inference_mode()
     def _scores(self, pack: Sequence[_ViewsTask]) -> list[Scores]:
-        """One forward pass; `pack` by frames of a clip, images last."""
-        counts: dict[int, int] = {}
-        for part in pack:
-            counts[part.views.shape[1]] = counts.get(part.views.shape[1], 0) + part.views.shape[0]
-        pixels = torch.cat([torch.from_numpy(part.views).flatten(0, 1) for part in pack]).to(self._device)
+        """The scores of every task from one forward pass. `pack` is sorted by the frames of a clip, images last."""
+        counts: dict[int, int] = {}  # frames of a clip -> number of clips
+        for task in pack:
+            counts[task.views.shape[1]] = counts.get(task.views.shape[1], 0) + task.views.shape[0]
+        pixels = torch.cat([torch.from_numpy(task.views).flatten(0, 1) for task in pack]).to(self._device)
         logits = self._model(self._model.normalize(pixels), tuple((count, frames) for frames, count in counts.items()))
-        sizes = [part.views.shape[0] for part in pack]
-        shares = {head.name: head.probabilities(logits[head.name]).cpu().split(sizes) for head in self._model.head_list}
-        return [{name: _mean(parts[number]) for name, parts in shares.items()} for number in range(len(pack))]
+        sizes = [task.views.shape[0] for task in pack]
+        # head -> for each task, float32 (views, classes)
+        scores = {head.name: head.probabilities(logits[head.name]).cpu().split(sizes) for head in self._model.head_list}
+        return [{name: _mean(of_head[number]) for name, of_head in scores.items()} for number in range(len(pack))]
 
 
 def _mean(scores: Tensor) -> np.ndarray:

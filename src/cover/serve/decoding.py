@@ -1,8 +1,8 @@
-"""Decoding of uploaded files: told apart by content, in processes that are ended where a file takes too long.
+"""Decoding of uploaded files in separate processes, which are killed if a file takes too long.
 
-A file is a video or an image by what it holds; its name and what the client calls it count for nothing. Only containers
-and formats with a signature of their own pass: libraries would take text for playlists, which name other files, and
-hand some pictures to programs of the system.
+The content of a file decides whether it is a video or an image. Its name and the client's content type have no
+influence. Only containers and formats with a signature are accepted. Without this rule, libraries would read a text
+file as a playlist, which names other files, and would pass some pictures to other programs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ONE_VIEW = Views(1, 1)
 
 @dataclass(frozen=True)
 class DecodeRequest:
-    """A file to decode under each plan, and under each again in every one of `windows` equal parts of a video."""
+    """A file to decode under each plan. A video is also decoded in each of `windows` equal parts."""
 
     path: str
     plans: tuple[ViewPlan, ...]
@@ -40,11 +40,13 @@ class DecodeRequest:
 
 @dataclass(frozen=True)
 class DecodedFile:
-    """What a file shows. `clips`: for every plan uint8 `(views, T, 3, size, size)`; `windows`: the same of every part,
-    one view each.
+    """The pixels of a file.
 
-    Plans that are alike share one array: `clips` and each window hold the different ones, `place` which of them is each
-    plan's. `seconds`: of a video, 0 of an image. `damage`: what is broken in it, None if nothing is.
+    `clips`: an array for each different plan, uint8 `(views, T, 3, size, size)`. Equal plans share an array.
+    `place`: for each plan of the request, the index of its array in `clips`.
+    `windows`: for each equal part of a video, a list like `clips`, but with one view per plan.
+    `seconds`: length of a video; 0 for an image.
+    `damage`: what is damaged in the file; None if nothing is.
     """
 
     media: Media
@@ -59,15 +61,14 @@ def decode(request: DecodeRequest, limits: Limits) -> DecodedFile:
     """Decode a file under all its plans. Raises `Refused`."""
     try:
         media = media_by_content(request.path)
-        result = probe(request.path, media, max_pixels=limits.pixels)
-        seconds = _seconds(result, media, limits)
+        seconds = _seconds(probe(request.path, media, max_pixels=limits.pixels), media, limits)
         plans = [_for_media(plan, media) for plan in request.plans]
         different = list(dict.fromkeys(plans))
         clips, damage = read_views(request.path, media, different, seconds)
         windows = _windows(request, media, different, seconds)
     except MediaError as error:
         raise Refused(422, f"the file cannot be read: {error}") from None
-    except OSError as error:  # its client may have left, and the file with it
+    except OSError as error:  # for example, the client has disconnected and the file was removed
         raise Refused(422, f"the file cannot be read: {error.strerror or type(error).__name__}") from None
     except MemoryError:
         raise _too_large(limits) from None
@@ -78,23 +79,21 @@ def _too_large(limits: Limits) -> Refused:
     return Refused(422, f"decoding needs more than {limits.memory >> 20} MB of memory")
 
 
-def _seconds(results: Probe, media: Media, limits: Limits) -> float:
-    """How long a video is by a manifest's own measure, as in evaluation."""
-    if media == "image" or not results.fps:
+def _seconds(record: Probe, media: Media, limits: Limits) -> float:
+    """The length of a video in seconds: frames divided by frames per second, as in a manifest. 0 for an image."""
+    if media == "image" or not record.fps:
         return 0.0
-    seconds = results.frames / results.fps
-    if max(seconds, results.duration) > limits.seconds:
-        raise Refused(422, f"the video lasts {max(seconds, results.duration):.0f} s; the limit is {limits.seconds:g} s")
+    seconds = record.frames / record.fps
+    if max(seconds, record.duration) > limits.seconds:
+        raise Refused(422, f"the video lasts {max(seconds, record.duration):.0f} s; the limit is {limits.seconds:g} s")
     return seconds
 
 
 def _for_media(plan: ViewPlan, media: Media) -> ViewPlan:
-    """Of an image every plan takes its spatial views alone."""
-    return (
-        plan
-        if media == "video"
-        else replace(plan, sampling=replace(plan.sampling, kind="whole"), views=Views(1, plan.views.spatial))
-    )
+    """The plan for a video or an image. An image has spatial views only."""
+    if media == "video":
+        return plan
+    return replace(plan, sampling=replace(plan.sampling, kind="whole"), views=Views(1, plan.views.spatial))
 
 
 def _windows(request: DecodeRequest, media: Media, plans: list[ViewPlan], seconds: float) -> list[list[np.ndarray]]:
@@ -104,14 +103,14 @@ def _windows(request: DecodeRequest, media: Media, plans: list[ViewPlan], second
     return [read_views(request.path, media, single, length, number * length)[0] for number in range(request.windows)]
 
 
-# --- processes
+# --- processes --------------------------------------------------------------------------------------------------------
 
 
 class Decoders:
-    """`workers` decoding processes, each with one file at a time. Threads may call it side by side.
+    """`workers` decoding processes, each with one file at a time. Several threads may call it at the same time.
 
-    A process that takes too long over a file, or dies of it, is replaced, and its file refused: no other file waits for
-    it.
+    If a file crashes its process or takes too long, the file is refused and the process is replaced. Other files do not
+    wait for it.
     """
 
     def __init__(self, workers: int, limits: Limits) -> None:
@@ -125,11 +124,11 @@ class Decoders:
 
     @property
     def replaced(self) -> int:
-        """Processes that were killed or died."""
+        """The number of processes that were killed or died."""
         return self.pool.replaced
 
     def __call__(self, request: DecodeRequest, deadline: float) -> DecodedFile:
-        """Raises `Refused`, also where no process comes free until `deadline` (of `time.monotonic`)."""
+        """Decode a file. Raises `Refused`, also if no process is free until `deadline`, a time of `time.monotonic`."""
         try:
             return self.pool.call(partial(decode, limits=self.limits), request, self.limits.decode_s, deadline)
         except (Refused, PoolError):
@@ -137,26 +136,21 @@ class Decoders:
         except queue.Empty:
             raise late() from None
         except WorkerLost as lost:
-            reason = (
-                f"decoding took longer than {self.limits.decode_s:g} s"
-                if lost.timed_out
-                else "the file crashed its decoder"
-            )
-            raise Refused(422, reason) from None
-        except MemoryError:  # while the result was handed over
+            slow = f"decoding took longer than {self.limits.decode_s:g} s"
+            raise Refused(422, slow if lost.timed_out else "the file crashed its decoder") from None
+        except MemoryError:  # while the process sent its result
             raise _too_large(self.limits) from None
-        except Exception:  # a library's, of a file that it was not made for
+        except Exception:  # any error of a library, because of an unusual file
             raise Refused(422, "the file crashed its decoder") from None
 
     def close(self) -> None:
-        """End all processes, and what they are doing."""
+        """Kill all processes at once."""
         self.pool.close()
 
 
 def _begin(memory: int) -> None:
-    """A decoding process ignores SIGTERM as it does Ctrl-C: the server finishes what it took in, and ends its processes
-    last.
-    """
+    """Prepare a decoding process. `memory` is its limit in bytes."""
+    # The process ignores SIGTERM, as it ignores Ctrl-C: the server answers its open requests before it ends.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     be_silent()
     torch.set_num_threads(1)
@@ -165,24 +159,22 @@ def _begin(memory: int) -> None:
 
 
 def _bound_resources(memory: int) -> None:
-    """No file is written, few are open, no core is dumped, and no more memory is taken than `memory` bytes beyond what
-    is there.
-    """
+    """Limit this process: no writing of files, few open files, no core dump, and at most `memory` more bytes."""
     if sys.platform != "linux":
         return
     import resource
 
     with open("/proc/self/statm", encoding="ascii") as file:
-        chosen = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (chosen + memory, chosen + memory))
+        present = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")  # bytes of address space now
+    resource.setrlimit(resource.RLIMIT_AS, (present + memory, present + memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
 
-# --- videos and images by content
+# --- videos and images by content -------------------------------------------------------------------------------------
 
-# of Pillow's; none starts a program
+# Readers of Pillow that start no other program.
 READERS = frozenset(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000"])
 _IMAGES = (
     b"\xff\xd8\xff",
@@ -205,13 +197,13 @@ _VIDEOS = (
     b"YUV4MPEG2 ",
     b"GIF8",
 )
-# what an ISO or QuickTime file begins with
+# The first box of an ISO or QuickTime file.
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid")
 _STILL_BRANDS = (b"avif", b"avis", b"mif1")
 
 
 def media_by_content(path: str) -> Media:
-    """Raises `Refused` for what is neither."""
+    """Whether the file at `path` is a video or an image. Raises `Refused` if it is neither."""
     with open(path, "rb") as file:
         head = file.read(1024)
     if not head:
@@ -220,17 +212,14 @@ def media_by_content(path: str) -> Media:
         return "image"
     if head[4:8] in _BOXES:
         return "image" if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS else "video"
-    if (
-        head.startswith(_VIDEOS)
-        or (head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"AVIX"))
-        or _is_transport_stream(head)
-    ):
+    is_avi = head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"AVIX")
+    if head.startswith(_VIDEOS) or is_avi or _is_transport_stream(head):
         return _gif(path) if head.startswith(b"GIF8") else "video"
     raise Refused(415, "the file is neither a video nor an image of a known format")
 
 
 def _is_transport_stream(head: bytes) -> bool:
-    """Packets of 188 bytes, or of 192 with a time code in front."""
+    """Whether the file is an MPEG transport stream: packets of 188 bytes, or of 192 with a time code before each."""
     return any(
         len(head) > first + 2 * size and {head[first], head[first + size], head[first + 2 * size]} == {0x47}
         for first, size in ((0, 188), (4, 192))
@@ -238,7 +227,7 @@ def _is_transport_stream(head: bytes) -> bool:
 
 
 def _gif(path: str) -> Media:
-    """A GIF of several frames is a video."""
+    """A GIF is a video if it has several frames, else an image."""
     try:
         with Image.open(path, formats=["GIF"]) as image:
             return "video" if getattr(image, "is_animated", False) else "image"
@@ -247,6 +236,6 @@ def _gif(path: str) -> Media:
 
 
 def keep_safe_readers() -> None:
-    """From now on this process opens pictures by `READERS` alone."""
+    """Restrict Pillow to `READERS` in this process."""
     Image.init()
     Image.ID[:] = [name for name in Image.ID if name in READERS]

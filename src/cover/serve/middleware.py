@@ -1,5 +1,6 @@
-"""Limits of a request and the ASGI middleware that keeps them: the key, the size and time of a body, one shape for all
-errors.
+"""Limits of requests, and the ASGI middleware that enforces them.
+
+The middleware checks the key, limits the size and the time of a body, and answers every error in the same form.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a request. Sizes in bytes, times in seconds.
+    """The limits of a server. Sizes are in bytes, times in seconds.
 
-    `body`: of any request, whatever its route. `upload_s`: for a body to arrive. `seconds` and `pixels`: of a video, of
-    a picture. `decode_s` and `memory`: for decoding one file, beyond which its process is killed or refused more.
-    `deadline_s`: from the last byte of an upload to its answer. `queue`: predictions under way at once. `explanations`:
-    made at once, since each has the model to itself for as long as several predictions. `connections`: at once; `head`:
-    of a request's first line and headers. These two are uvicorn's to keep.
+    `body`: size of a request's body, on every route.
+    `upload_s`: time for a body to arrive.
+    `seconds`, `pixels`: length of a video, size of a picture.
+    `decode_s`, `memory`: time and memory to decode one file. A process that takes longer is killed.
+    `deadline_s`: time from the last byte of an upload to its answer.
+    `queue`: predictions in progress at the same time.
+    `explanations`: explanations in progress at the same time. Each uses the model alone, for as long as several
+    predictions.
+    `connections`: open connections. `head`: size of a request's first line and headers. uvicorn enforces these two.
     """
 
     body: int = 64 * MEGABYTE
@@ -44,34 +49,38 @@ class Limits:
 
 @dataclass(frozen=True)
 class Batching:
-    """`frames`: most of them in a forward pass. `wait_s`: how long the first of a Pack waits for others to fill it."""
+    """Batching of files in forward passes.
+
+    `frames`: the largest number of frames in a forward pass. `wait_s`: seconds that the first file of a Pack waits for
+    others.
+    """
 
     frames: int = 64
     wait_s: float = 0.005
 
 
 class Refused(Exception):
-    """A request that gets no prediction: an HTTP status and one line that says why."""
+    """A request without a prediction: an HTTP status, and the reason in one line."""
 
     def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(text)
         self.status, self.text, self.headers = status, text, dict(headers or {})
 
     def __reduce__(self) -> tuple[type[Refused], tuple[int, str, dict[str, str]]]:
-        return Refused, (self.status, self.text, self.headers)  # it comes out of the decoding processes
+        return Refused, (self.status, self.text, self.headers)  # decoding processes send it pickled
 
 
 def busy(text: str) -> Refused:
-    """Too much at once: the client may come back."""
+    """The error of a server with too many requests. The client may try again after a second."""
     return Refused(429, text, {"retry-after": "1"})
 
 
 def late() -> Refused:
-    """The server has more to do than it can in time."""
+    """The error of a server that cannot answer in time."""
     return Refused(503, "the server is too busy to answer in time; try again later", {"retry-after": "5"})
 
 
-# --- the middleware
+# --- middleware -------------------------------------------------------------------------------------------------------
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -80,15 +89,15 @@ Answered = Callable[[str, int, float], None]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 BUG = "the server failed; its log says why"
-OPEN = frozenset(["/", "/healthz", "/readyz", "/openapi.json"])  # routes that ask for no key
-# of a body that is not wanted: a client that is still sending would miss its answer
+OPEN = frozenset(["/", "/healthz", "/readyz", "/openapi.json"])  # routes that need no key
+# After a refusal the server reads this much more of the body: a client that is still sending would not read the answer.
 LINGER_BYTES, LINGER_S = MEGABYTE, 1.0
 
 
 class LimitsMiddleware:
-    """ASGI middleware: every route has the same limits, and a bug in one is a line in the log and status 500.
+    """ASGI middleware that applies the limits to every route. A bug in a route gives a line in the log and status 500.
 
-    `answered(route, status, seconds)` is called after each request; `routes` are those that are counted by name.
+    `answered(route, status, seconds)` is called after each request. A route that is not in `routes` is "other" there.
     """
 
     def __init__(
@@ -98,7 +107,7 @@ class LimitsMiddleware:
         self._key = key.encode() if key else None
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """One request, or the start and end of the application."""
+        """Handle one request, or pass on any other ASGI event."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -112,7 +121,7 @@ class LimitsMiddleware:
             say(f"serve: bug in {scope['method']} {scope['path']!r}: {_where(error)}")
             await exchange.refuse(Refused(500, BUG))
         route = scope["path"] if scope["path"] in self._routes else "other"
-        self._answered(route, exchange.status or 499, time.monotonic() - began)  # 499: the client had gone
+        self._answered(route, exchange.status or 499, time.monotonic() - began)  # 499: the client has disconnected
 
     def _check(self, scope: MutableMapping[str, Any], exchange: _Exchange) -> None:
         if self._key and scope["path"] not in OPEN and not hmac.compare_digest(_key_of(exchange.headers), self._key):
@@ -122,8 +131,10 @@ class LimitsMiddleware:
 
 
 class _Exchange:
-    """The messages of one request and its answer. The body is counted and timed; where it is not read, the connection
-    ends with it.
+    """The messages of one request and its response.
+
+    The size and the time of the body are limited. If the response starts before the end of the body, the connection is
+    closed.
     """
 
     def __init__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send, limits: Limits) -> None:
@@ -132,29 +143,29 @@ class _Exchange:
         length = self.headers.get(b"content-length", b"0")
         self.length = int(length) if length.isdigit() else 0
         self._receive, self._send, self._limits = receive, send, limits
-        self._came, self._until = 0, time.monotonic() + limits.upload_s
+        self._received, self._until = 0, time.monotonic() + limits.upload_s
         self._ended = not self.length and b"transfer-encoding" not in self.headers
 
     def too_large(self) -> Refused:
-        """Of a body."""
+        """The error of a body that is too large."""
         return Refused(413, f"the body is larger than {self._limits.body / MEGABYTE:g} MB")
 
     async def receive(self) -> Message:
-        """The next piece of the body; behind its end, whatever comes. Raises `Refused`."""
+        """The next message: a part of the body and, after its end, any message. Raises `Refused`."""
         if self._ended:
             return await self._receive()
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))
         except TimeoutError:
             raise Refused(408, f"the body did not arrive within {self._limits.upload_s:g} s") from None
-        self._came += len(message.get("body", b""))
+        self._received += len(message.get("body", b""))
         self._ended = not message.get("more_body", False)
-        if self._came > self._limits.body:
+        if self._received > self._limits.body:
             raise self.too_large()
         return message
 
     async def send(self, message: Message) -> None:
-        """An answer that comes before the body's end closes the connection."""
+        """Send a message. A response before the end of the body closes the connection."""
         if message["type"] == "http.response.start":
             await self._linger()
             self.status = message["status"]
@@ -163,18 +174,18 @@ class _Exchange:
         await self._send(message)
 
     async def _linger(self) -> None:
-        """Take what the client is sending, for a while."""
-        stop, until = self._came + LINGER_BYTES, time.monotonic() + LINGER_S
+        """Read and ignore the rest of the body, up to a limit."""
+        stop, until = self._received + LINGER_BYTES, time.monotonic() + LINGER_S
         try:
-            while not self._ended and self._came < stop:
+            while not self._ended and self._received < stop:
                 message = await asyncio.wait_for(self._receive(), max(0.0, until - time.monotonic()))
-                self._came += len(message.get("body", b""))
+                self._received += len(message.get("body", b""))
                 self._ended = not message.get("more_body", False)
         except TimeoutError:
             return
 
     async def refuse(self, refused: Refused) -> None:
-        """One line of JSON, unless an answer has begun."""
+        """Send the error as one line of JSON, unless a response has begun."""
         if self.status:
             return
         body = json.dumps({"error": refused.text}).encode()
@@ -190,6 +201,6 @@ def _key_of(headers: dict[bytes, bytes]) -> bytes:
 
 
 def _where(error: BaseException) -> str:
-    """An error with the line it came from, as one line."""
+    """The error and the line of code that raised it, in one line."""
     *_, last = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__}: {str(error)!r} ({last.filename}:{last.lineno})"

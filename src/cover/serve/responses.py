@@ -1,4 +1,4 @@
-"""Responses of the server: the shapes of their JSON, as OpenAPI documents them."""
+"""Responses of the server, as JSON and in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class TimelinePart:
-    """What is seen between two instants of a video, in seconds: for every head its likeliest classes."""
+    """The most likely classes of every head in a part of a video. `start` and `end` are in seconds."""
 
     start: float
     end: float
@@ -35,8 +35,10 @@ class TimelinePart:
 
 @dataclass(frozen=True)
 class PredictResponse:
-    """What is seen in a file. `seconds`: of a video, 0 of an image. `damage`: what is broken in a file of which enough
-    could be read.
+    """The most likely classes of every head for a file.
+
+    `seconds`: length of a video; 0 for an image. `timeline`: the equal parts of a video, if they were requested.
+    `damage`: what is damaged in a file of which enough could be read; null if nothing is.
     """
 
     media: Literal["video", "image"]
@@ -48,9 +50,11 @@ class PredictResponse:
 
 @dataclass(frozen=True)
 class ExplainedFrame:
-    """A frame as a head looked at it. `time`: in seconds. `weight`: its part of the heat. `picture`: a JPEG as a data
-    URL. `heat`: of its patches, row by row from the top, parts of the whole heat, which is 1 over all frames (0 where
-    nothing speaks for the class).
+    """A frame of the explained view.
+
+    `time`: in seconds. `weight`: the sum of its heat. `picture`: the pixels that the model saw, a JPEG as a data URL.
+    `heat`: heat of its patches, row by row from the top. The heat of all frames together is 1, or 0 if nothing speaks
+    for the class.
     """
 
     time: float
@@ -61,8 +65,10 @@ class ExplainedFrame:
 
 @dataclass(frozen=True)
 class ExplainResponse:
-    """What a head's answer rests on: in the middle view, the places that speak for the class `name`, whose probability
-    is that of all the head's views. `damage`: as in an answer.
+    """The patches of the middle view that speak for the class `name` of a head.
+
+    `probability`: the probability of the class over all views of the head. `seconds` and `damage` are those of
+    `PredictResponse`.
     """
 
     media: Literal["video", "image"]
@@ -76,44 +82,41 @@ class ExplainResponse:
 
 @dataclass(frozen=True)
 class ErrorResponse:
-    """ExplainQuery there is no answer, in one line."""
+    """The reason why there is no result, in one line."""
 
     error: str
 
 
 @dataclass(frozen=True)
 class StatusResponse:
-    """Whether the server lives, and whether it takes requests."""
+    """The state of the server."""
 
     status: str
 
 
 def class_scores(predictions: Sequence[Prediction], top: int) -> dict[str, list[ClassScore]]:
-    """The likeliest `top` classes of every head."""
-    return {each.head: [ClassScore(name, share) for name, share in each.top(top)] for each in predictions}
+    """The `top` most likely classes of every head."""
+    return {each.head: [ClassScore(name, score) for name, score in each.top(top)] for each in predictions}
 
 
 def frames(pixels: np.ndarray, heat: np.ndarray, times: Sequence[float]) -> list[ExplainedFrame]:
-    """Frames, uint8 `(T, 3, size, size)`, each with its heat `(T, h, w)` and its time."""
-    return [
-        ExplainedFrame(
-            time,
-            round(float(warm.sum()), DIGITS),
-            _data_url(frame),
-            [[round(float(cell), DIGITS) for cell in row] for row in warm],
-        )
-        for frame, warm, time in zip(pixels, heat, times, strict=True)
-    ]
+    """Frames, uint8 `(T, 3, size, size)`, with their heat, float `(T, h, w)`, and their times in seconds."""
+    results = []
+    for frame, cells, time in zip(pixels, heat, times, strict=True):
+        rows = [[round(float(cell), DIGITS) for cell in row] for row in cells]
+        results.append(ExplainedFrame(time, round(float(cells.sum()), DIGITS), _data_url(frame), rows))
+    return results
 
 
 def _data_url(frame: np.ndarray) -> str:
+    """A frame, uint8 `(3, size, size)`, as a JPEG in a data URL."""
     out = io.BytesIO()
     Image.fromarray(frame.transpose(1, 2, 0)).save(out, "JPEG", quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def windows(results: Sequence[Mapping[str, list[ClassScore]]], seconds: float) -> list[TimelinePart]:
-    """Equal parts of a video of `seconds`."""
+    """The timeline of a video of `seconds`, from the results of its equal parts."""
     length = seconds / max(1, len(results))
     return [
         TimelinePart(round(number * length, 3), round((number + 1) * length, 3), dict(heads))

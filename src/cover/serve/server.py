@@ -1,6 +1,4 @@
-"""The server process, `cover serve`: it loads a checkpoint, listens on a port, and stops when what it took in is
-answered.
-"""
+"""The server process, `cover serve`: loads a checkpoint, listens on a port, and shuts down in order."""
 
 from __future__ import annotations
 
@@ -30,8 +28,9 @@ SHORTEST_KEY = 16
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where a server listens, what it shows, and where uploads lie meanwhile (None: the system's folder for such
-    files).
+    """Address of a server, whether it has the web page, the file of its key, and the folder for uploads.
+
+    If `spool` is None, uploads are in the system's temporary folder.
     """
 
     host: str = "127.0.0.1"
@@ -44,25 +43,26 @@ class ServerOptions:
 def serve(
     checkpoint: Path, options: ServerOptions, limits: Limits, batching: Batching, workers: int, device: str
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then what was taken in is answered, and nothing is left behind. Prints the address
-    when it is ready.
+    """Serve until SIGTERM or SIGINT. Prints the address when the server is ready.
 
-    Raises `UserError` for a checkpoint that cannot be served, an address that cannot be had, and a missing extra.
+    At the end it answers all open requests and removes its temporary files.
+
+    Raises `UserError` if the checkpoint cannot be served, if the address is not available, or if a package is missing.
     """
     check_extra()
     key = read_key(options.key_file)
-    begin_preloading("cover.serve.decoding")  # while this process imports torch as well
+    begin_preloading("cover.serve.decoding")  # at the same time as this process imports torch
     from cover.hardware import pick_device
     from cover.inference.predictor import Predictor
     from cover.serve.service import Service
     from cover.serve.uploads import UploadFolder
 
     predictor = Predictor.load(checkpoint, pick_device(device))
-    with _ending_in_order():
+    with _exit_on_sigterm():
         try:
             uploads = UploadFolder(options.spool)
         except OSError as error:
-            raise UserError(f"--spool {options.spool}: no folder can be made here: {error.strerror}") from None
+            raise UserError(f"--spool {options.spool}: cannot create a folder here: {error.strerror}") from None
         try:
             service = Service(predictor, limits, batching, workers, uploads)
         except BaseException:
@@ -73,8 +73,8 @@ def serve(
 
 
 @contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """SIGTERM ends a start as an exception does: nothing is left behind."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that a server that is still starting removes its files too."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
@@ -83,7 +83,7 @@ def _ending_in_order() -> Iterator[None]:
 
 
 def check_extra() -> None:
-    """Raises `UserError` where a package is missing."""
+    """Raise `UserError` if a package of the extra `serve` is missing."""
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -94,27 +94,25 @@ def check_extra() -> None:
 
 
 def read_key(file: Path | None) -> str | None:
-    """The key in a file. Raises `UserError`."""
+    """The key in a file, or None without a file. Raises `UserError` if the key is not usable."""
     if file is None:
         return None
     try:
         key = file.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--key-file {file}: cannot be read: {getattr(error, 'strerror', None) or 'not ASCII'}"
-        ) from None
+        reason = getattr(error, "strerror", None) or "not ASCII"
+        raise UserError(f"--key-file {file}: cannot be read: {reason}") from None
     if len(key) < SHORTEST_KEY or not key.isprintable() or " " in key:
-        raise UserError(
-            f"--key-file {file}: a key is one word of at least {SHORTEST_KEY} characters; `openssl rand -hex 24` makes one"
-        )
+        rule = f"a key is one word of at least {SHORTEST_KEY} characters"
+        raise UserError(f"--key-file {file}: {rule}; `openssl rand -hex 24` makes one")
     return key
 
 
 def uvicorn_config(app: App, limits: Limits, host: str, port: int) -> Any:
-    """What uvicorn bounds, before a request gets to the application: connections, the head of a request, idle
-    connections, the stop.
+    """uvicorn's configuration. It limits connections, the size of a request's head, idle connections and the shutdown.
 
-    It has no time limit for the head of a request: a proxy in front of the server has (docs/serving.md).
+    uvicorn has no time limit for the head of a request. A reverse proxy in front of the server has one
+    (docs/serving.md).
     """
     import uvicorn
 
@@ -145,7 +143,7 @@ async def _listen(service: Service, options: ServerOptions, key: str | None) -> 
     try:
         sockets = [config.bind_socket()]
     except SystemExit:
-        raise UserError(f"--host {options.host} --port {options.port}: cannot be listened on") from None
+        raise UserError(f"--host {options.host} --port {options.port}: cannot listen on this address") from None
     await _server(service, config, options).serve(sockets)
 
 
@@ -153,27 +151,27 @@ def _server(service: Service, config: Any, options: ServerOptions) -> Any:
     import uvicorn
 
     class DrainingServer(uvicorn.Server):
-        """The first signal lets what was taken in be answered while nothing more is; the second stops at once."""
+        """A server that drains: after the first signal it only answers open requests, after the second it stops."""
 
         until = float("inf")
 
         async def startup(self, sockets: Any = None) -> None:
-            """Listen, and say so."""
+            """Listen, and print the address."""
             await super().startup(sockets)
             _announce(sockets[0].getsockname(), options)
 
         def handle_exit(self, sig: int, frame: Any) -> None:
-            """On SIGINT and SIGTERM."""
+            """Handle SIGINT and SIGTERM."""
             if service.draining:
                 self.should_exit = self.force_exit = True
                 return
-            service.draining, self.until = True, time.monotonic() + service.limits.deadline_s + service.limits.upload_s
-            say(
-                f"serve: {signal.Signals(sig).name}: answering the {service.under_way} under way, then stopping (once more: stop now)"
-            )
+            service.draining = True
+            self.until = time.monotonic() + service.limits.deadline_s + service.limits.upload_s
+            name, count = signal.Signals(sig).name, service.under_way
+            say(f"serve: {name}: answering the {count} under way, then stopping (again: stop now)")
 
         async def on_tick(self, counter: int) -> bool:
-            """Ten times a second: whether to stop."""
+            """Whether to stop; uvicorn calls this ten times a second."""
             drained = service.draining and (not service.under_way or time.monotonic() > self.until)
             return await super().on_tick(counter) or drained
 
@@ -185,5 +183,5 @@ def _announce(address: tuple[Any, ...], options: ServerOptions) -> None:
     url = f"http://{host}:{address[1]}"
     print(url, flush=True)
     key = f' -H "Authorization: Bearer $(cat {json.dumps(str(options.key_file))})"' if options.key_file else ""
-    say(f"the page is at {url}/" if options.page else "a page to drop files on comes with --page")
+    say(f"the page is at {url}/" if options.page else "add --page for a web page that takes uploads")
     say(f"next: curl{key} -F file=@clip.mp4 '{url}/v1/predict?top=3'")

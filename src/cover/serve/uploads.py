@@ -1,4 +1,4 @@
-"""Uploads: received into a private folder, under names of the server's own, and removed whatever happens."""
+"""Uploads: a private folder with file names of the server's own, and the reading of request bodies into it."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from cover.serve.middleware import Refused
 
 PREFIX = "cover-serve-"
 LOCK = "lock"
-YOUNG_S = 60.0  # a folder without a lock may belong to a server that is just starting
-FIELD = "file"
+YOUNG_S = 60.0  # seconds; a newer folder without a lock may belong to a server that is starting
+FIELD = "file"  # of a form
 RAW_TYPES = ("video/", "image/", "application/octet-stream")
 
 
 class UploadFolder:
-    """The folder of one server. Those of servers that were killed are removed when another starts."""
+    """The upload folder of one server. It also removes the folders of servers that were killed."""
 
     def __init__(self, parent: Path | None = None) -> None:
         base = Path(parent or tempfile.gettempdir())
         _remove_stale(base)
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))  # for the owner's eyes alone
-        self._lock = _locked(self.folder / LOCK)
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))  # only the owner can read it
+        self._lock = _lock(self.folder / LOCK)
 
     def close(self) -> None:
-        """Remove the folder with all that is in it."""
+        """Remove the folder and all files in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
     @contextmanager
     def file(self) -> Iterator[Path]:
-        """A new place for an upload; what lies there at the end is removed."""
+        """A new path for an upload. A file at this path is removed at the end of the block."""
         path = self.folder / secrets.token_hex(16)
         try:
             yield path
@@ -46,7 +46,8 @@ class UploadFolder:
             path.unlink(missing_ok=True)
 
 
-def _locked(path: Path) -> IO[bytes]:
+def _lock(path: Path) -> IO[bytes]:
+    """Open and lock a file. Raises OSError if another process has the lock. The lock ends with the process."""
     file = path.open("wb")
     with contextlib.suppress(ImportError):
         import fcntl
@@ -63,21 +64,24 @@ def _remove_stale(base: Path) -> None:
 
 
 def _is_stale(folder: Path) -> bool:
-    """Whether the server of a folder of ours is gone: its lock died with it. Raises OSError where it is held."""
-    result = folder.lstat()
-    if result.st_uid != os.getuid() or not folder.is_dir() or folder.is_symlink():
+    """Whether the server of an upload folder of this user has ended. Raises OSError if it has not."""
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or not folder.is_dir() or folder.is_symlink():
         return False
     if not (folder / LOCK).exists():
-        return time.time() - result.st_mtime > YOUNG_S
-    _locked(folder / LOCK).close()
+        return time.time() - status.st_mtime > YOUNG_S
+    _lock(folder / LOCK).close()
     return True
 
 
-# --- what comes in
+# --- request bodies ---------------------------------------------------------------------------------------------------
 
 
 async def receive(chunks: AsyncIterator[bytes], content_type: str, path: Path) -> None:
-    """Write the file in a request body to `path`: the whole body, or the part `file` of a form. Raises `Refused`."""
+    """Write the file in a request body to `path`: the whole body, or the part `file` of a form.
+
+    Raises `Refused` for a body of another type, and OSError if the disk is full.
+    """
     kind, options = _parsed(content_type)
     with path.open("xb") as out:
         if kind == "multipart/form-data":
@@ -86,10 +90,8 @@ async def receive(chunks: AsyncIterator[bytes], content_type: str, path: Path) -
             async for chunk in chunks:
                 out.write(chunk)
         else:
-            raise Refused(
-                415,
-                f"send a form with a part `{FIELD}` (multipart/form-data), or the file itself as video/*, image/* or {RAW_TYPES[-1]}",
-            )
+            form = f"a form with a part `{FIELD}` (multipart/form-data)"
+            raise Refused(415, f"send {form}, or the file itself as video/*, image/* or {RAW_TYPES[-1]}")
 
 
 def _parsed(content_type: str) -> tuple[str, dict[bytes, bytes]]:
@@ -120,26 +122,15 @@ async def _receive_form(chunks: AsyncIterator[bytes], boundary: bytes, out: IO[b
 
 
 class _Form:
-    """Takes the events of a form's parser; of all parts only the one `file` is kept. The name it claims for its file is
-    not looked at.
-    """
+    """Handler of the events of a form's parser. It writes the part `file`. Other parts and file names are ignored."""
 
     def __init__(self, out: IO[bytes]) -> None:
         self.out, self.found, self.complete = out, False, False
         self._header, self._value, self._wanted = b"", b"", False
 
     def callbacks(self) -> dict[str, Any]:
-        """As MultipartParser wants them."""
-        names = (
-            "on_part_begin",
-            "on_header_begin",
-            "on_header_field",
-            "on_header_value",
-            "on_header_end",
-            "on_part_data",
-            "on_end",
-        )
-        return {name: getattr(self, name) for name in names}
+        """The handlers by name, for MultipartParser."""
+        return {name: getattr(self, name) for name in dir(self) if name.startswith("on_")}
 
     def on_part_begin(self) -> None:
         self._wanted = False

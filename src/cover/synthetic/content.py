@@ -1,21 +1,22 @@
-"""The content of generated samples: the class of every sample, and how objects move.
+"""Content of the generated samples: the class of every sample, its scene, and the movement of its object.
 
-`travel` makes the motion-led set. The object goes a short way at an even speed in one of eight directions, in a frame
-without edges: what leaves on one side comes in on the other. The argument:
+The classes of `ssv2` are directions of movement, and nothing but movement may show them. In `travel`, the object moves
+a short distance at constant speed in one of eight directions. The frame has no edges: what leaves on one side enters on
+the opposite side. A network cannot learn the class in another way, for these reasons:
 
-1. The start is drawn evenly over such a frame, so the place in any frame is even over it whatever the direction: one
-   frame tells nothing, exactly.
-2. A way read backwards is a way of the opposite direction, frame for frame. So unordered frames can at best tell the
-   four axes from each other, and only by comparing places across frames. What single frames say, averaged over the
-   frames, has the same mean for all axes; the way is shorter than the object, which leaves such an average next to
-   nothing of the axis.
-3. Object, background, distractors, speed and the number of frames are drawn without knowing the class; the camera's
-   shake and the noise are stationary and look the same backwards.
-4. Nothing else depends on time: no fade, no turning, no change of size. The files of this set hold key frames only, so
-   the codec cannot leave a trail of where the object was before.
+1. The start position is uniform over the frame. So the position in any single frame is uniform too, for every
+   direction: a single frame contains no information on the class.
+2. A movement in reverse order is a movement in the opposite direction, frame for frame. So a set of frames without
+   their order can at best show the axis of the movement (one of four), and only if positions are compared across
+   frames. An average over predictions of single frames has the same mean for all axes. The distance is shorter than the
+   object, so that such an average shows almost nothing of the axis.
+3. Object, background, distractors, speed and number of frames are drawn independently of the class. The camera's shake
+   and the noise are stationary, and their distribution is the same in reverse order.
+4. Nothing else depends on time: there is no fade, no rotation, no change of size. The files of this data set contain
+   key frames only, so that the codec cannot leave traces of earlier positions.
 
-Between two of eight frames the object moves by less than one bar of its pattern, so the direction shows in a patch and
-its next frame.
+Between two of eight frames the object moves by less than one bar of its pattern. So the direction is visible in a patch
+and the same patch of the next frame.
 """
 
 from __future__ import annotations
@@ -30,49 +31,13 @@ from cover.synthetic.render import OBJECTS, FloatArray, Frames, Scene, draw_fram
 from cover.synthetic.settings import FPS, Settings
 
 TRAVEL_FRAMES = (24, 28, 32, 36)
-TRAVEL = (0.3, 0.5)  # of the frame's height, from the first frame to the last
+TRAVEL = (0.3, 0.5)  # distance from the first frame to the last, as a fraction of the frame's height
 
 Direction = tuple[int, int]  # rows down, columns to the right: each -1, 0 or 1
 
 
-def travel(rng: np.random.Generator, size: tuple[int, int], direction: Direction) -> FloatArray:
-    """The object's centre in pixels, `(frames, 2)` as (y, x), on a straight way through a frame without edges; `size`
-    is (height, width).
-
-    Only the place modulo `size` means anything.
-    """
-    fraction = np.linspace(0, 1, int(rng.choice(TRAVEL_FRAMES)))[:, None]
-    way = np.array(direction) / np.hypot(*direction) * rng.uniform(*TRAVEL) * size[0]
-    return (rng.uniform(0, 1, 2) * size + fraction * way).astype(np.float32)
-
-
-def wander(rng: np.random.Generator, size: tuple[int, int], reach: FloatArray, frames: int) -> FloatArray:
-    """A smooth random way that stays in the frame: the centre in pixels, `(frames, 2)` as (y, x)."""
-    times = np.arange(frames)[:, None] / FPS
-    swing = rng.uniform(0.1, 0.5, 2)
-    middle = rng.uniform(swing, 1 - swing)
-    inside = middle + swing * np.sin(2 * np.pi * (rng.uniform(0.15, 0.5, 2) * times + rng.uniform(0, 1, 2)))
-    return _within(inside, size, 0.7 * reach)
-
-
-def rise_or_fall(
-    rng: np.random.Generator, size: tuple[int, int], reach: FloatArray, frames: int, rising: bool
-) -> FloatArray:
-    """A steady way up or down with a sideways drift that knows no side: the centre in pixels, `(frames, 2)` as (y, x)."""
-    fraction = np.linspace(0, 1, frames)[:, None]
-    first, last = rng.uniform([0.0, 0.8], [0.2, 1.0])
-    columns = rng.uniform(0.2, 0.8, 2)
-    inside = np.concatenate([first + (last - first) * fraction, columns[0] + (columns[1] - columns[0]) * fraction], 1)
-    return _within(inside[::-1] if rising else inside, size, 0.5 * reach)
-
-
-def _within(inside: NDArray[np.float64], size: tuple[int, int], border: FloatArray) -> FloatArray:
-    """Shares of the frame in [0, 1] as pixels at least `border` `(2,)` from its edges."""
-    return (border + inside * (np.array(size) - 2 * border)).astype(np.float32)
-
-
 DATASETS = ("kinetics", "ssv2", "moments", "imagenet")
-PICTURES = "pictures"  # the fifth data set, which only a sandbox with a `relation` has
+PICTURES = "pictures"  # a fifth data set, only in a sandbox with a `relation`
 SPLITS = ("train", "val")
 
 ACTIVITIES = {
@@ -99,7 +64,7 @@ DIRECTIONS: dict[str, Direction] = {
     "Moving [something] down and to the left": (1, -1),
 }
 MOMENTS = {f"{name}+{way}": (name, way == "rising") for name in MOMENT_OBJECTS for way in ("rising", "falling")}
-# Learned within a few steps, so that the network is soon left as it would be without them.
+# Ranges of luminance. The two classes are learned within a few steps and then hardly change the network any more.
 SKIES = {"night sky": (0.05, 0.2), "day sky": (0.8, 0.95)}
 CLASSES = {
     "kinetics": tuple(sorted(ACTIVITIES)),
@@ -110,13 +75,14 @@ CLASSES = {
 
 
 def datasets_of(settings: Settings) -> tuple[str, ...]:
-    """The data sets that a sandbox of these settings holds."""
+    """The names of the data sets in a sandbox of these settings."""
     return (*DATASETS, PICTURES) if settings.relation else DATASETS
 
 
 def classes_of(settings: Settings, dataset: str) -> tuple[str, ...]:
-    """The class names of a data set. `pictures` has those of `kinetics`, so that both can share a head, or, `separate`,
-    its own.
+    """The class names of a data set.
+
+    `pictures` has those of `kinetics`, so that the two can share a head. With the relation `separate` it has its own.
     """
     if dataset != PICTURES:
         return CLASSES[dataset]
@@ -130,61 +96,65 @@ def class_of(settings: Settings, dataset: str, index: int) -> str:
 
 
 def picture_label(settings: Settings, index: int) -> str:
-    """The class name that picture `index` is given: the one that it shows, but under `contrary` the next one, in all
-    classes alike.
+    """The class name of picture `index` in its list.
+
+    It is the class that the picture shows. With the relation `contrary` it is the next class.
     """
     return class_of(settings, PICTURES, index + 1 if settings.relation == "contrary" else index)
 
 
 def sample_rng(settings: Settings, dataset: str, split: str, index: int, purpose: int) -> np.random.Generator:
-    """The sample's own random numbers; `purpose` (1 or more) keeps pixels and names apart."""
+    """The random generator of a sample. Each `purpose` (1 or more), such as pixels or names, has its own numbers."""
     return np.random.default_rng(
         [settings.seed, (*DATASETS, PICTURES).index(dataset), SPLITS.index(split), index, purpose]
     )
 
 
 def draw_sample(settings: Settings, dataset: str, split: str, index: int) -> Frames:
-    """The frames as they go into the encoder, uint8 `(frames, height, width, 3)`; an image is one frame."""
+    """The frames of a sample before encoding, uint8 `(frames, height, width, 3)`. An image is one frame."""
     rng = sample_rng(settings, dataset, split, index, purpose=1)
     scene, centres, shake = DRAWERS[dataset](rng, settings, class_of(settings, dataset, index))
     return draw_frames(rng, scene, centres, shake, settings.noise)
 
 
-Drawn = tuple[Scene, FloatArray, FloatArray]
+# --- scene and movement of each data set ------------------------------------------------------------------------------
+
+# the scene, the object's centres and the camera's shake, both in pixels, float32 (frames, 2)
+Drawing = tuple[Scene, FloatArray, FloatArray]
 
 
-def _activity(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
+def _activity(rng: np.random.Generator, settings: Settings, name: str) -> Drawing:
     scene = draw_scene(rng, ACTIVITIES[name], settings)
     frames = int(rng.integers(2 * FPS, 3 * FPS + 1))
     return scene, wander(rng, _size(settings), scene.reach, frames), draw_shake(rng, frames, settings.shake_reach)
 
 
-def _travel(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
+def _travel(rng: np.random.Generator, settings: Settings, name: str) -> Drawing:
     scene = replace(draw_scene(rng, draw_object(rng), settings), endless=True)
     centres = travel(rng, _size(settings), DIRECTIONS[name])
     return scene, centres, draw_shake(rng, len(centres), settings.shake_reach)
 
 
-def _moment(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
+def _moment(rng: np.random.Generator, settings: Settings, name: str) -> Drawing:
     shape, rising = MOMENTS[name]
     scene = draw_scene(rng, shape, settings)
     centres = rise_or_fall(rng, _size(settings), scene.reach, MOMENT_FRAMES, rising)
     return scene, centres, draw_shake(rng, MOMENT_FRAMES, settings.shake_reach)
 
 
-def _image(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
+def _image(rng: np.random.Generator, settings: Settings, name: str) -> Drawing:
     scene = draw_scene(rng, name, settings)
     return scene, wander(rng, _size(settings), scene.reach, 1), draw_shake(rng, 1, settings.shake_reach)
 
 
-def _picture(rng: np.random.Generator, settings: Settings, name: str) -> Drawn:
+def _picture(rng: np.random.Generator, settings: Settings, name: str) -> Drawing:
     if settings.relation != "separate":
         return _image(rng, settings, ACTIVITIES[name])
     return draw_sky(rng, SKIES[name], settings), np.zeros((1, 2), np.float32), draw_shake(rng, 1, settings.shake_reach)
 
 
 def draw_object(rng: np.random.Generator) -> str:
-    """Any of the twelve objects."""
+    """The name of a random object."""
     return OBJECTS[rng.integers(len(OBJECTS))]
 
 
@@ -192,7 +162,48 @@ def _size(settings: Settings) -> tuple[int, int]:
     return settings.height, settings.width
 
 
-DRAWERS: dict[str, Callable[[np.random.Generator, Settings, str], Drawn]] = {
+# --- movement of the object -------------------------------------------------------------------------------------------
+
+
+def travel(rng: np.random.Generator, size: tuple[int, int], direction: Direction) -> FloatArray:
+    """A straight movement in a frame without edges of `size` (height, width).
+
+    Returns the object's centre in pixels, float32 `(frames, 2)` as (y, x), modulo `size`.
+    """
+    fraction = np.linspace(0, 1, int(rng.choice(TRAVEL_FRAMES)))[:, None]  # of the distance, (frames, 1)
+    distance = np.array(direction) / np.hypot(*direction) * rng.uniform(*TRAVEL) * size[0]  # (2,)
+    return (rng.uniform(0, 1, 2) * size + fraction * distance).astype(np.float32)
+
+
+def wander(rng: np.random.Generator, size: tuple[int, int], reach: FloatArray, frames: int) -> FloatArray:
+    """A smooth random movement within the frame: the centre in pixels, float32 `(frames, 2)` as (y, x)."""
+    times = np.arange(frames)[:, None] / FPS
+    swing = rng.uniform(0.1, 0.5, 2)
+    middle = rng.uniform(swing, 1 - swing)
+    inside = middle + swing * np.sin(2 * np.pi * (rng.uniform(0.15, 0.5, 2) * times + rng.uniform(0, 1, 2)))
+    return _within(inside, size, 0.7 * reach)
+
+
+def rise_or_fall(
+    rng: np.random.Generator, size: tuple[int, int], reach: FloatArray, frames: int, rising: bool
+) -> FloatArray:
+    """A movement up or down with a random sideways drift: the centre in pixels, float32 `(frames, 2)` as (y, x).
+
+    A rising movement is a falling one in reverse order, so that the two classes differ in the order of frames only.
+    """
+    fraction = np.linspace(0, 1, frames)[:, None]
+    first, last = rng.uniform([0.0, 0.8], [0.2, 1.0])
+    columns = rng.uniform(0.2, 0.8, 2)
+    inside = np.concatenate([first + (last - first) * fraction, columns[0] + (columns[1] - columns[0]) * fraction], 1)
+    return _within(inside[::-1] if rising else inside, size, 0.5 * reach)
+
+
+def _within(inside: NDArray[np.float64], size: tuple[int, int], border: FloatArray) -> FloatArray:
+    """Convert fractions of the frame in [0, 1] to pixels that are at least `border` `(2,)` from the edges."""
+    return (border + inside * (np.array(size) - 2 * border)).astype(np.float32)
+
+
+DRAWERS: dict[str, Callable[[np.random.Generator, Settings, str], Drawing]] = {
     "kinetics": _activity,
     "ssv2": _travel,
     "moments": _moment,

@@ -1,7 +1,4 @@
-"""Generating the whole of the synthetic data sets on disk.
-
-cover sandbox DIR --seed 0 --size 1.0 --clutter 0.3
-"""
+"""Generation of the synthetic data sets on disk: `cover sandbox DIR --seed 0 --size 1.0 --clutter 0.3`."""
 
 from __future__ import annotations
 
@@ -23,20 +20,19 @@ from cover.synthetic.settings import Settings
 
 RECORD = "sandbox.json"
 CATALOG = "catalog.yaml"
-REVISION = 2  # of the generator: raise it whenever the same settings would give other files
-BATCH = 16
+REVISION = 2  # of the generator: raise it when the same settings give other files
+BATCH = 16  # files that a process writes before it reports
 
 SampleJob = tuple[str, str, int]
 
 
 def generate(folder: Path, settings: Settings, workers: int) -> Path:
-    """Write the data sets and their `catalog.yaml` into `folder`; returns the catalog's path.
+    """Write the data sets and their `catalog.yaml` into `folder`. Returns the path of the catalog.
 
-    The same settings give the same bytes for any number of worker processes (below 2: in this process). A finished
-    sandbox of the same settings is left as it is; one that was broken off is written anew.
+    With fewer than 2 `workers`, this process writes the files. The same settings give the same bytes for any number of
+    workers. A finished sandbox of the same settings does not change. An unfinished one is written again.
 
-    Raises:
-        UserError: `folder` holds anything else.
+    Raises `UserError` if `folder` holds anything else.
     """
     if _is_finished(folder, settings):
         say(f"sandbox: {folder} already holds this sandbox, nothing to do")
@@ -65,7 +61,7 @@ def sample_path(folder: Path, settings: Settings, dataset: str, split: str, inde
 
 
 def _write_samples(folder: Path, settings: Settings, jobs: list[SampleJob], workers: int) -> Iterator[tuple[str, int]]:
-    """Write all samples, yielding (data set, files written) as they are done."""
+    """Write all samples. Yields the data set and the number of files after each batch."""
     write = partial(_write_batch, folder, settings)
     batches = [jobs[first : first + BATCH] for first in range(0, len(jobs), BATCH)]
     if workers < 2:
@@ -82,23 +78,21 @@ def _write_batch(folder: Path, settings: Settings, jobs: list[SampleJob]) -> tup
 
 
 def _is_finished(folder: Path, settings: Settings) -> bool:
-    """Whether the sandbox is there; False where it may be written.
+    """Whether the folder holds the finished sandbox of these settings. If not, it may be written.
 
-    Raises:
-        UserError: the folder belongs to something else.
+    Raises `UserError` if the folder holds something else.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     record = _read_record(folder)
     if record is None:
         raise UserError(f"{folder} is not empty and holds no sandbox: give a new folder")
-    wanted = _record(settings, finished=True)
-    if {**record, "finished": True} != wanted:
-        was, now = record.get("settings", {}), wanted["settings"]
+    expected = _record(settings, finished=True)
+    if {**record, "finished": True} != expected:
+        was, now = record.get("settings", {}), expected["settings"]
         changed = [key for key in {**now, **was} if was.get(key) != now.get(key)]
-        raise UserError(
-            f"{folder} holds a sandbox of other settings ({', '.join(changed) or 'another revision'}): give a new folder"
-        )
+        difference = ", ".join(changed) or "another revision"
+        raise UserError(f"{folder} holds a sandbox of other settings ({difference}): give a new folder")
     return bool(record["finished"])
 
 

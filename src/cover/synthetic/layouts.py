@@ -1,7 +1,4 @@
-"""The layouts of the synthetic data sets on disk, which are those of the real ones.
-
-Each layout repeats what the real data set's own download looks like on disk.
-"""
+"""Files and annotation lists of the synthetic data sets, in the layouts of the real data sets' downloads."""
 
 from __future__ import annotations
 
@@ -30,13 +27,15 @@ WORDS = {
     "book": "book, open pages",
     "frame": "picture frame",
 }
-SSV2_VIDEOS = 999_983  # a prime: ids below it are told out once each by `_ssv2_id`
+SSV2_VIDEOS = 999_983  # a prime, so that `_ssv2_id` gives each number below it once
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One data set on disk. `path` gives a sample's file and `annotate` writes the lists, both within the data set's
-    folder.
+    """The layout of one data set on disk.
+
+    `path(settings, split, index)` is the path of a sample in the data set's folder. `annotate(folder, settings)` writes
+    the annotation lists. `catalog` holds the fields of the data set's catalog entry.
     """
 
     folder: str
@@ -46,19 +45,17 @@ class Layout:
 
 
 def count(settings: Settings, dataset: str, split: str) -> int:
-    """Files in a split."""
+    """The number of files in a split."""
     return settings.count(dataset, split, len(classes_of(settings, dataset)))
 
 
-# ----------------------------------------------------------------------------------------------------------------- Kine
+# --- Kinetics ---------------------------------------------------------------------------------------------------------
 
 
 def youtube_id(settings: Settings, dataset: str, split: str, index: int) -> str:
-    """Eleven letters as YouTube gives them; some begin with `-` or `_`, as some real ones do."""
-    letters = [
-        ID_LETTERS[number]
-        for number in sample_rng(settings, dataset, split, index, purpose=2).integers(len(ID_LETTERS), size=11)
-    ]
+    """An id of eleven letters in the form of YouTube ids. Like real ids, some begin with `-` or `_`."""
+    numbers = sample_rng(settings, dataset, split, index, purpose=2).integers(len(ID_LETTERS), size=11)
+    letters = [ID_LETTERS[number] for number in numbers]
     first = {5: "-", 11: "_"}.get(index % 16, letters[0])
     return first + "".join(letters[1:])
 
@@ -82,11 +79,11 @@ def _kinetics_annotate(root: Path, settings: Settings) -> None:
         _write_csv(root / "annotations" / f"{split}.csv", rows)
 
 
-# ------------------------------------------------------------------------------------------------------ Something-Somet
+# --- Something-Something v2 -------------------------------------------------------------------------------------------
 
 
 def _ssv2_id(settings: Settings, split: str, index: int) -> int:
-    """A video number that no other sample has and that tells nothing of the class."""
+    """A video number that is unique and contains no information on the class."""
     assert 2 * index + 1 < SSV2_VIDEOS
     return (7919 * (2 * index + SPLITS.index(split)) + 104_729 * settings.seed) % SSV2_VIDEOS + 1
 
@@ -97,7 +94,7 @@ def _ssv2_path(settings: Settings, split: str, index: int) -> str:
 
 def _ssv2_entry(settings: Settings, split: str, index: int) -> dict[str, Any]:
     template = class_of(settings, "ssv2", index)
-    # The first number that the sample's pixels draw is its object: the same stream tells its name.
+    # The first random draw of the sample's pixels is its object. The same generator gives the object's name.
     thing = draw_object(sample_rng(settings, "ssv2", split, index, purpose=1))
     thing = f"an {thing}" if thing.startswith("a") else f"a {thing}"
     label = template.replace("[something]", thing).lower()
@@ -108,10 +105,8 @@ def _ssv2_annotate(root: Path, settings: Settings) -> None:
     plain = (template.replace("[", "").replace("]", "") for template in CLASSES["ssv2"])
     _write_json(_ssv2_list(root, "labels"), {template: str(number) for number, template in enumerate(plain)})
     for split, word in zip(SPLITS, ("train", "validation")):
-        _write_json(
-            _ssv2_list(root, word),
-            [_ssv2_entry(settings, split, index) for index in range(count(settings, "ssv2", split))],
-        )
+        entries = [_ssv2_entry(settings, split, index) for index in range(count(settings, "ssv2", split))]
+        _write_json(_ssv2_list(root, word), entries)
     _write_json(_ssv2_list(root, "test"), [])
 
 
@@ -119,7 +114,7 @@ def _ssv2_list(root: Path, word: str) -> Path:
     return root / "labels" / f"something-something-v2-{word}.json"
 
 
-# ----------------------------------------------------------------------------------------------------------- Moments in
+# --- Moments in Time --------------------------------------------------------------------------------------------------
 
 
 def _moments_within(settings: Settings, split: str, index: int) -> str:
@@ -140,18 +135,17 @@ def _moments_annotate(root: Path, settings: Settings) -> None:
         rows = []
         for index in range(count(settings, "moments", split)):
             votes = sample_rng(settings, "moments", split, index, purpose=4).integers([3, 0], [8, 2])
-            rows.append(
-                [_moments_within(settings, split, index), class_of(settings, "moments", index), *votes.tolist()]
-            )
+            label = class_of(settings, "moments", index)
+            rows.append([_moments_within(settings, split, index), label, *votes.tolist()])
         _write_csv(root / f"{_moments_split(split)}Set.csv", rows)
     _write_csv(root / "moments_categories.txt", [[name, number] for number, name in enumerate(CLASSES["moments"])])
 
 
-# ----------------------------------------------------------------------------------------------------------------- Imag
+# --- ImageNet ---------------------------------------------------------------------------------------------------------
 
 
 def wnid(number: int) -> str:
-    """The made-up WordNet id of class `number`, beyond all real ones."""
+    """An invented WordNet id for class `number`, larger than all real ids."""
     return f"n{90_000_001 + number}"
 
 
@@ -166,7 +160,7 @@ def _imagenet_annotate(root: Path, settings: Settings) -> None:
     _write_text(root / "LOC_synset_mapping.txt", "".join(lines))
 
 
-# ----------------------------------------------------------------------------------------------- the fifth: a folder pe
+# --- pictures: a folder for each class --------------------------------------------------------------------------------
 
 
 def _pictures_path(settings: Settings, split: str, index: int) -> str:
@@ -174,10 +168,10 @@ def _pictures_path(settings: Settings, split: str, index: int) -> str:
 
 
 def _pictures_annotate(root: Path, settings: Settings) -> None:
-    """The folders are the list."""
+    """Write nothing: the names of the folders are the labels."""
 
 
-# -------------------------------------------------------------------------------------------------------------------- f
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
@@ -200,7 +194,7 @@ LAYOUTS = {
         "kinetics_like",
         _kinetics_path,
         _kinetics_annotate,
-        # Eight frames cover a 2 s clip; the format's default is made for clips of 10 s.
+        # Eight frames cover a clip of 2 s. The format's default suits clips of 10 s.
         {"annotations": {"train": "annotations/train.csv", "val": "annotations/val.csv"}, "sampling": "dense@0.25"},
     ),
     "ssv2": Layout(
@@ -214,8 +208,8 @@ LAYOUTS = {
             },
             "flip": "swap",
             "crop_scale": [0.7, 1.0],
-            # Direction shows in steps of a few pixels: instants drawn apart in each segment would hide it behind a
-            # jitter of that size.
+            # The object moves a few pixels between frames. Random instants in each segment would add jitter of the
+            # same size and hide the direction.
             "sampling": "whole",
         },
     ),

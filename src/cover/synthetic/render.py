@@ -1,8 +1,8 @@
-"""Rendering: objects with their patterns and outlines, scenes, and encoding to a file.
+"""Rendering of synthetic samples: objects with patterns and outlines, scenes, frames, and encoding to a file.
 
-The pattern is the category: a vision transformer that starts from random weights learns patterns, which show inside a
-patch or two, within minutes on a CPU; outlines of the same size it does not. All patterns look alike in a mirror.
-Coordinates are in units of half the object's side, x to the right and y down.
+The pattern of an object is its category. A vision transformer with random weights learns patterns within minutes on a
+CPU, because a patch or two show them. It does not learn outlines of the same size. A mirrored pattern looks like the
+original. Coordinates are in units of half the object's side, x to the right and y down.
 """
 
 from __future__ import annotations
@@ -28,13 +28,33 @@ from cover.synthetic.settings import FPS, Settings
 
 Coordinates = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+FloatArray = NDArray[np.float32]
+Frames = NDArray[np.uint8]
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # luminance of red, green and blue
+SUPERSAMPLE = 3  # points per pixel, along each side
+TILT_DEGREES = 10  # the largest rotation of an object
+OBJECT_SIZE = (0.5, 0.7)  # of the frame's height
+BARS = (2.2, 3.2)  # on half of an object
+DARK, BRIGHT = (0.0, 0.15), (0.85, 1.0)  # luminances of an object's two colours
+CLEAR = 0.15  # a background is clearly dark or bright if its luminance differs more than this from 0.5
+DISTRACTOR_SIZE = (0.13, 0.2)  # of the frame's height
+MOST_DISTRACTORS = 4
+MOST_CLUTTER = 14  # blobs and lines
+FIELD = 0.08  # strength of the waves in the background
+MARK = 0.2  # strength of a blob or a line
+SHAKE_MEMORY = 0.7  # correlation of the camera's offset between one frame and the next
+NOISE_REACH = 0.4  # the largest noise, as a fraction of the range of values; noise is uniform
+
+
+# --- objects ----------------------------------------------------------------------------------------------------------
 
 HOLLOW = "frame"
 PLAIN = "plate"
 
 
 def stripes(x: Coordinates, bars: float, shift: float) -> Mask:
-    """Bars across x, `bars` of them on half the object."""
+    """Stripes across the x axis, `bars` of them on half of the object."""
     return (x * bars / 2 + shift) % 1 < 0.5
 
 
@@ -44,7 +64,8 @@ def dots(x: Coordinates, y: Coordinates, bars: float, shift: float) -> Mask:
 
 
 DrawPattern = Callable[[Coordinates, Coordinates, float, float], Mask]
-# name: which of the two inks a point has, from its place, the bars on half the object, and a shift in [0, 1)
+# By object: whether a point has the first of the two colours. The arguments are its x and y, the number of bars on half
+# of the object, and a shift in [0, 1).
 PATTERNS: dict[str, DrawPattern] = {
     "blinds": lambda x, y, bars, shift: stripes(y, bars, shift),
     "fence": lambda x, y, bars, shift: stripes(x, bars, shift),
@@ -60,9 +81,9 @@ PATTERNS: dict[str, DrawPattern] = {
     HOLLOW: lambda x, y, bars, shift: np.ones_like(x, dtype=bool),
 }
 OBJECTS = tuple(PATTERNS)
-ONE_INK = frozenset([PLAIN, HOLLOW])
+ONE_COLOUR = frozenset([PLAIN, HOLLOW])
 
-# A measure of distance from the centre: the outline of size 1 is where it is 1.
+# Distances from the centre, one for each kind of outline. The outline is where the distance is 1.
 OUTLINES: tuple[Callable[[Coordinates, Coordinates], Any], ...] = (
     np.hypot,
     lambda x, y: np.maximum(abs(x), abs(y)) / np.float32(0.88),
@@ -72,34 +93,21 @@ HOLE = 0.58
 
 
 def cover_of(name: str, outline: int, x: Coordinates, y: Coordinates) -> Mask:
-    """Where the object is: within its outline, and for the hollow one outside its hole."""
+    """The points of the object: those within its outline and, for a hollow object, outside its hole."""
     distance = OUTLINES[outline](x, y)
     return (distance < 1) & ((distance > HOLE) if name == HOLLOW else True)
 
 
-FloatArray = NDArray[np.float32]
-Frames = NDArray[np.uint8]
-
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-SUPERSAMPLE = 3
-TILT_DEGREES = 10
-OBJECT_SIZE = (0.5, 0.7)  # of the frame's height
-BARS = (2.2, 3.2)
-DARK, BRIGHT, CLEAR = (0.0, 0.15), (0.85, 1.0), 0.15
-DISTRACTOR_SIZE = (0.13, 0.2)
-MOST_DISTRACTORS = 4
-MOST_CLUTTER = 14
-FIELD = 0.08
-MARK = 0.2
-SHAKE_MEMORY = 0.7
-NOISE_REACH = 0.4  # noise is even, within this share of the whole range at most
+# --- scenes -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A place and the object in it: `background` `(H + 2·pad, W + 2·pad, 3)`, `sprite` `(S, S, 4)` with colour
-    premultiplied by alpha and a border of at least two clear pixels. `endless`: what leaves the frame at one edge comes
-    in at the opposite one.
+    """A background and an object, float32 colours in [0, 1].
+
+    `background`: `(H + 2·pad, W + 2·pad, 3)`. `sprite`: the object, `(S, S, 4)`, with colour multiplied by alpha and a
+    transparent border of at least two pixels. `endless`: a part of the object that leaves the frame at one edge enters
+    at the opposite one.
     """
 
     background: FloatArray
@@ -109,87 +117,87 @@ class Scene:
 
     @property
     def reach(self) -> FloatArray:
-        """How far the object extends from its centre, `(2,)` pixels along y and x, mirrored or not."""
+        """The distance from the object's centre to its farthest pixel, in pixels along y and x, `(2,)`."""
         covered = self.sprite[..., 3] > 0
         ends = [np.flatnonzero(covered.any(axis))[[0, -1]] for axis in (1, 0)]
         middle = (len(covered) - 1) / 2
         return np.array([abs(end - middle).max() + 0.5 for end in ends], np.float32)
 
 
-# ------------------------------------------------------------------------------------------------------------------- sc
-
-
 def draw_scene(rng: np.random.Generator, name: str, settings: Settings) -> Scene:
-    """A random background with its clutter and distractors, and the object `name` in random inks and size."""
+    """A random background with clutter and distractors, and the object `name` in random colours and a random size."""
     pad = int(np.ceil(settings.shake_reach)) + 2
     tone = rng.uniform(0.15, 0.85)
-    strayed = FIELD + 0.12 * settings.clutter
-    background = _field(rng, tone, strayed, (settings.height + 2 * pad, settings.width + 2 * pad), settings.clutter)
+    spread = FIELD + 0.12 * settings.clutter
+    background = _field(rng, tone, spread, (settings.height + 2 * pad, settings.width + 2 * pad), settings.clutter)
     for _ in range(rng.binomial(MOST_DISTRACTORS, settings.distractors)):
-        small = draw_sprite(rng, rng.choice(OBJECTS), rng.uniform(*DISTRACTOR_SIZE) * settings.height, tone)
-        _paste(background, small, rng.uniform(0, background.shape[0]), rng.uniform(0, background.shape[1]))
+        distractor = draw_sprite(rng, rng.choice(OBJECTS), rng.uniform(*DISTRACTOR_SIZE) * settings.height, tone)
+        _paste(background, distractor, rng.uniform(0, background.shape[0]), rng.uniform(0, background.shape[1]))
     sprite = draw_sprite(rng, name, rng.uniform(*OBJECT_SIZE) * settings.height, tone)
     return Scene(background, pad, sprite)
 
 
-def draw_sky(rng: np.random.Generator, colour_operations: tuple[float, float], settings: Settings) -> Scene:
-    """A random background of a luminance within `colour_operations`, with its clutter: no object, no distractor."""
+def draw_sky(rng: np.random.Generator, luminances: tuple[float, float], settings: Settings) -> Scene:
+    """A random background with clutter, without object or distractors. Its luminance is within `luminances`."""
     pad = int(np.ceil(settings.shake_reach)) + 2
     shape = settings.height + 2 * pad, settings.width + 2 * pad
-    background = _field(rng, rng.uniform(*colour_operations), FIELD + 0.12 * settings.clutter, shape, settings.clutter)
+    background = _field(rng, rng.uniform(*luminances), FIELD + 0.12 * settings.clutter, shape, settings.clutter)
     return Scene(background, pad, np.zeros((4, 4, 4), np.float32))
 
 
 def draw_sprite(rng: np.random.Generator, name: str, side: float, tone: float) -> FloatArray:
-    """An object `side` pixels across as `(S, S, 4)`, in a dark and a bright ink, or the one farther from `tone`."""
-    cells = math.ceil(side * 1.25) + 4
+    """An object of `side` pixels, float32 `(S, S, 4)`, in a dark and a bright colour.
+
+    An object of one colour has the colour that differs more from the background's luminance `tone`.
+    """
+    cells = math.ceil(side * 1.25) + 4  # S: room for the rotated object and its border
+    # Every pixel has SUPERSAMPLE x SUPERSAMPLE points, and its colour is their mean.
     axis = ((np.arange(cells * SUPERSAMPLE) + 0.5) / SUPERSAMPLE - cells / 2) * (2 / side)
-    x, y = _turn(
-        *np.meshgrid(axis.astype(np.float32), axis.astype(np.float32)),
-        math.radians(rng.uniform(-TILT_DEGREES, TILT_DEGREES)),
-    )
+    angle = math.radians(rng.uniform(-TILT_DEGREES, TILT_DEGREES))
+    x, y = _rotate(*np.meshgrid(axis.astype(np.float32), axis.astype(np.float32)), angle)
     mask = cover_of(name, int(rng.integers(len(OUTLINES))), x, y)
     pattern = PATTERNS[name](x, y, rng.uniform(*BARS), rng.uniform())
-    one, other = _two_inks(rng, tone)
-    if name in ONE_INK:
+    first_colour, second_colour = _two_colours(rng, tone)
+    if name in ONE_COLOUR:
         pattern = mask
     first = _cell_means(mask & pattern)
-    covered = _cell_means(mask)
-    return np.concatenate([first * one + (covered - first) * other, covered], -1)
+    alpha = _cell_means(mask)
+    return np.concatenate([first * first_colour + (alpha - first) * second_colour, alpha], -1)
 
 
-def _cell_means(fine: NDArray[np.bool_]) -> FloatArray:
-    """The covered share of every pixel, `(S, S, 1)`."""
-    cells = len(fine) // SUPERSAMPLE
-    rows = fine.reshape(cells, SUPERSAMPLE, -1).sum(1, dtype=np.float32)
+def _cell_means(points: NDArray[np.bool_]) -> FloatArray:
+    """The fraction of every pixel's points that are set, `(S, S, 1)`."""
+    cells = len(points) // SUPERSAMPLE
+    rows = points.reshape(cells, SUPERSAMPLE, -1).sum(1, dtype=np.float32)
     return rows.reshape(cells, cells, SUPERSAMPLE).sum(-1, keepdims=True) / SUPERSAMPLE**2
 
 
-def _turn(x: FloatArray, y: FloatArray, angle: float) -> tuple[FloatArray, FloatArray]:
-    """Coordinates in a frame turned by `angle` radians."""
+def _rotate(x: FloatArray, y: FloatArray, angle: float) -> tuple[FloatArray, FloatArray]:
+    """The coordinates in axes that are rotated by `angle` radians."""
     return math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
 
 
-def _two_inks(rng: np.random.Generator, tone: float) -> tuple[FloatArray, FloatArray]:
-    """A dark and a bright colour in random order, but that nearer to a clearly dark or bright `tone` second."""
+def _two_colours(rng: np.random.Generator, tone: float) -> tuple[FloatArray, FloatArray]:
+    """A dark and a bright colour.
+
+    If `tone` is clearly dark or bright, the colour that differs more from it is the first, else the order is random.
+    """
     dark, bright = _colour(rng, rng.uniform(*DARK)), _colour(rng, rng.uniform(*BRIGHT))
     dark_first = tone > 0.5 if abs(tone - 0.5) > CLEAR else rng.random() < 0.5
     return (dark, bright) if dark_first else (bright, dark)
 
 
 def _colour(rng: np.random.Generator, luminance: float) -> FloatArray:
-    """A random colour of exactly this luminance: a random one, darkened towards black or washed out towards white."""
+    """A random colour that is mixed with black or white until it has exactly this luminance."""
     colour = rng.uniform(0, 1, 3).astype(np.float32)
-    has = float(LUMA @ colour)
-    if has > luminance:
-        return colour * np.float32(luminance / has)
-    return colour + (1 - colour) * np.float32((luminance - has) / (1 - has))
+    before = float(LUMA @ colour)
+    if before > luminance:
+        return colour * np.float32(luminance / before)
+    return colour + (1 - colour) * np.float32((luminance - before) / (1 - before))
 
 
-def _field(rng: np.random.Generator, tone: float, strayed: float, shape: tuple[int, int], clutter: float) -> FloatArray:
-    """A smooth colour field around luminance `tone` with faint blobs and lines; no luminance strays farther than
-    `strayed`.
-    """
+def _field(rng: np.random.Generator, tone: float, spread: float, shape: tuple[int, int], clutter: float) -> FloatArray:
+    """A smooth colour field with faint blobs and lines, `(*shape, 3)`. Its luminance is within `tone` +- `spread`."""
     rows, columns = (np.linspace(-1, 1, side, dtype=np.float32) for side in shape)
     y, x = rows[:, None], columns[None, :]
     waves = [np.sin(rng.uniform(-3, 3) * x + (rng.uniform(-3, 3) * y + rng.uniform(0, 2 * np.pi))) for _ in range(3)]
@@ -199,25 +207,26 @@ def _field(rng: np.random.Generator, tone: float, strayed: float, shape: tuple[i
     )
     drift = np.stack([*waves, *marks], -1) @ strengths.astype(np.float32)
     excess = drift @ LUMA
-    drift -= (excess - np.clip(excess, -strayed, strayed))[..., None]
+    drift -= (excess - np.clip(excess, -spread, spread))[..., None]
     return _colour(rng, tone) + drift
 
 
 def _mark(rng: np.random.Generator, x: FloatArray, y: FloatArray) -> FloatArray:
-    """A soft blob, or a soft line right across, as weights in [0, 1]."""
+    """A soft blob or a soft line across the field, as weights in [0, 1] of the shape of the field."""
     angle, width = rng.uniform(0, np.pi), rng.uniform(0.04, 0.2)
-    across, along = _turn(x - rng.uniform(-1, 1), y - rng.uniform(-1, 1), angle)
+    across, along = _rotate(x - rng.uniform(-1, 1), y - rng.uniform(-1, 1), angle)
     if rng.random() < 0.5:
         along = np.zeros_like(along)
     return np.exp(-((across / width) ** 2) - (along / (2 * width)) ** 2)
 
 
-# ------------------------------------------------------------------------------------------------------------------- fr
+# --- frames -----------------------------------------------------------------------------------------------------------
 
 
 def draw_shake(rng: np.random.Generator, frames: int, reach: float) -> FloatArray:
-    """The camera's offset in pixels, `(frames, 2)` as (y, x), within `reach`: stationary and the same read backwards (a
-    bounded AR(1)).
+    """The camera's offset in pixels, float32 `(frames, 2)` as (y, x), at most `reach`.
+
+    It is a bounded AR(1) process, which is stationary and has the same distribution in reverse order.
     """
     steps = rng.standard_normal((frames, 2)).astype(np.float32)
     for number in range(1, frames):
@@ -226,8 +235,9 @@ def draw_shake(rng: np.random.Generator, frames: int, reach: float) -> FloatArra
 
 
 def draw_frames(rng: np.random.Generator, scene: Scene, centres: FloatArray, shake: FloatArray, noise: float) -> Frames:
-    """The clip, uint8 `(frames, H, W, 3)`: the object at `centres`, everything moved by `shake` (both `(frames, 2)`,
-    pixels, y then x).
+    """The frames of a sample, uint8 `(frames, H, W, 3)`.
+
+    The object is at `centres`, and the camera is moved by `shake`. Both are in pixels, `(frames, 2)` as (y, x).
     """
     height, width = (side - 2 * scene.pad for side in scene.background.shape[:2])
     frames = np.empty((len(centres), height, width, 3), np.float32)
@@ -242,22 +252,23 @@ def draw_frames(rng: np.random.Generator, scene: Scene, centres: FloatArray, sha
 
 
 def _places(centre: FloatArray, size: tuple[int, int], scene: Scene) -> Iterator[tuple[float, float]]:
-    """Where the object is pasted: at its centre, and in an endless scene, at most a frame's size away, wherever a part
-    of it shows.
+    """The positions at which the object is pasted.
+
+    In an endless scene an object near an edge is pasted again at the opposite edge, one frame size away.
     """
     if not scene.endless:
         yield float(centre[0]), float(centre[1])
         return
     half = len(scene.sprite) / 2
-    reached = [
-        [at % side + turn for turn in (-side, 0, side) if -half < at % side + turn < side + half]
+    positions = [
+        [at % side + shift for shift in (-side, 0, side) if -half < at % side + shift < side + half]
         for at, side in zip(centre, size)
     ]
-    yield from itertools.product(*reached)
+    yield from itertools.product(*positions)
 
 
 def _window(image: FloatArray, corner: Sequence[float] | FloatArray, height: int, width: int) -> FloatArray:
-    """The `height x width` part of `image` whose corner lies at a fractional place, bilinear."""
+    """The part of `image` of `height x width` pixels at the fractional top left `corner`, interpolated bilinearly."""
     top, left = math.floor(corner[0]), math.floor(corner[1])
     down, right = float(corner[0] - top), float(corner[1] - left)
     part = image[top : top + height + 1, left : left + width + 1]
@@ -266,7 +277,7 @@ def _window(image: FloatArray, corner: Sequence[float] | FloatArray, height: int
 
 
 def _paste(image: FloatArray, sprite: FloatArray, y: float, x: float) -> None:
-    """Lay the sprite over `image` in place, its centre at (y, x) in pixels from the corner, cut off at the edges."""
+    """Draw the sprite into `image`, in place. Its centre is at (y, x) in pixels; what is outside `image` is cut off."""
     side = len(sprite) - 2
     corner_y, corner_x = float(y) - len(sprite) / 2, float(x) - len(sprite) / 2
     top, left = math.floor(corner_y) + 1, math.floor(corner_x) + 1
@@ -277,9 +288,12 @@ def _paste(image: FloatArray, sprite: FloatArray, y: float, x: float) -> None:
         image[y0:y1, x0:x1] = image[y0:y1, x0:x1] * (1 - moved[..., 3:]) + moved[..., :3]
 
 
-# Suffix -> encoder and its options. One thread and "bitexact" keep times and random ids out of the bytes, and x264
-# looks no frame ahead: where it does, small frames come out different now and then. The webm set is the motion-led one:
-# key frames only at one fixed quantiser, so that no frame carries a trace of the one before (see motion.py).
+# --- encoding --------------------------------------------------------------------------------------------------------
+
+# By suffix: encoder and options. The same frames must give the same bytes. So there is one thread, "bitexact" leaves
+# out times and random ids, and x264 has no look-ahead, with which small frames sometimes differ. The .webm files are
+# those of `ssv2`: key frames only, with a fixed quantiser, so that no frame contains traces of earlier frames (see
+# content.py).
 VIDEO = {
     ".mp4": (
         "libx264",
@@ -312,7 +326,10 @@ JPEG_QUALITY = 92
 
 
 def encode(path: Path, frames: Frames) -> None:
-    """Write uint8 `(frames, H, W, 3)` as mp4 (h264), webm (VP9) or, one frame only, JPEG, by the suffix of `path`."""
+    """Write frames, uint8 `(frames, H, W, 3)`, in the format of the suffix of `path`.
+
+    .mp4 is h264, .webm is VP9, and any other suffix is a JPEG of the first frame.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in VIDEO:
         _encode_video(path, frames)

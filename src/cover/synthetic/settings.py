@@ -1,4 +1,4 @@
-"""Size and difficulty of the synthetic data sets, and how the fifth is related to the others."""
+"""Settings of the synthetic data sets: size, difficulty, and the relation of the fifth data set to the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from cover.errors import UserError
 
 FPS = 12
-DIALS = ("clutter", "shake", "distractors", "noise")
+DIFFICULTIES = ("clutter", "shake", "distractors", "noise")
 COUNTS = ("kinetics", "ssv2", "moments", "imagenet", "pictures")
 SMALLEST_SIDE = 16
 
@@ -18,13 +18,14 @@ RELATIONS: tuple[Relation, ...] = get_args(Relation)
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything the generated files depend on. Sides are even pixels; the four dials lie in [0, 1], 0 being none.
+    """All values that the generated files depend on.
 
-    Counts are `(train, val)` files per data set at `size` 1. `relation`: what a fifth data set, `pictures`, has in
-    common with `kinetics`; None: no such set. Of the other four no file depends on it.
+    `height` and `width` are in pixels and even. `clutter`, `shake`, `distractors` and `noise` are from 0 (none) to 1
+    (hard). The numbers of `(train, val)` files per data set are those at `size` 1. `relation` says what a fifth data
+    set, `pictures`, has in common with `kinetics`; with None there is no fifth data set. The files of the other four do
+    not depend on it.
 
-    Raises:
-        UserError: a value out of range, named.
+    Raises `UserError`, with the name of the field, if a value is out of range.
     """
 
     seed: int = 0
@@ -47,9 +48,9 @@ class Settings:
             pixels = getattr(self, side)
             if pixels < SMALLEST_SIDE or pixels % 2:
                 raise UserError(f"{side} is {pixels}: give an even number of pixels, at least {SMALLEST_SIDE}")
-        for dial in DIALS:
-            if not 0 <= getattr(self, dial) <= 1:
-                raise UserError(f"{dial} is {getattr(self, dial)}: give a number from 0 (none) to 1")
+        for name in DIFFICULTIES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}: give a number from 0 (none) to 1")
         if self.seed < 0 or not 0 < self.size <= 100:
             raise UserError(
                 f"seed is {self.seed} and size {self.size}: a seed is 0 or more, a size above 0 and at most 100"
@@ -61,20 +62,17 @@ class Settings:
                 raise UserError(f"{name} is {getattr(self, name)}: give two counts of 1 or more, train and val")
 
     def count(self, dataset: str, split: str, classes: int) -> int:
-        """Files of one split: its count times `size`, at least one per class."""
+        """The number of files in a split: its count times `size`, at least one per class."""
         train, val = getattr(self, dataset)
         return max(round((train if split == "train" else val) * self.size), classes)
 
     @property
     def shake_reach(self) -> float:
-        """Pixels the camera strays from rest at most, along each axis."""
+        """The largest offset of the camera along each axis, in pixels."""
         return 0.2 * self.shake * self.height
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values, tuples as lists; without a `relation` nothing of the fifth data set, which is not written."""
+        """The settings as JSON values, with tuples as lists. Without a `relation`, the fifth data set is left out."""
         left_out = () if self.relation else ("relation", "pictures")
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-            if key not in left_out
-        }
+        values = {key: value for key, value in asdict(self).items() if key not in left_out}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

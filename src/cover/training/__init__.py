@@ -1,1 +1,1 @@
-"""The training loop and what keeps it alive."""
+"""The training loop: recipes, steps, optimizers, checkpoints, logs and guards."""

@@ -85,7 +85,7 @@ def apart(state: Any) -> Any:
 
 @dataclass(frozen=True)
 class SaveJob:
-    """A checkpoint to be written: copies of all that goes into it, and the steps whose checkpoints may stay beside it."""
+    """A checkpoint to be written: copies of all that goes into it, and the steps whose checkpoints may stay."""
 
     step: int
     model: CoVeR  # for its shape and heads alone

@@ -1,9 +1,9 @@
-"""The guards of a run: losses and gradients that are not finite, and files that cannot be read.
+"""The guards of a run: against losses and gradients that are not finite, and against unreadable files.
 
-An update is left out where the loss or the gradient norm of the whole step is not finite. The device decides that, and
-the numbers are the same on every rank: `step.train_step`. `FiniteCheck` reads the decision: at once on a CPU, one step
-later on a GPU, where the host would wait for the device to read it any sooner. An update that was left out has changed
-nothing, so a step later is early enough.
+`step.train_step` skips the update if the loss or the gradient norm of the whole step is not finite. The device decides
+this, with the same numbers on every rank. `FiniteCheck` reads the decision on the host: at once on a CPU, one step later
+on a GPU, because an earlier read would make the host wait for the device. A skipped update changes nothing, so one step
+later is early enough.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from cover.training.recipe import NonFinite
 from cover.training.step import StepResult
 
 NONFINITE_FILE = "nonfinite.jsonl"
-LOW_63 = 2**63 - 1  # what a Pack keeps of a draw's seed
-MIN_DRAWS = 16  # draws of a data set that are judged together
+LOW_63 = 2**63 - 1  # a Pack stores the lowest 63 bits of a draw's seed
+MIN_DRAWS = 16  # smallest number of draws of a data set that are judged together
 
 
 class FiniteCheck:
-    """Reads what came of every step. `skipped`: the updates left out so far. `leaving`: whether a rank was told to
-    leave.
+    """Reads the result of every step and handles losses and gradients that are not finite.
+
+    `skipped`: the number of skipped updates so far. `leaving`: whether a rank received a signal to stop.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class FiniteCheck:
         self._pending: tuple[int, StepResult] | None = None
 
     def after(self, step: int, outcome: StepResult) -> None:
-        """Take note of `step` (from 0). Raises `UserError` as `settle` does, on a GPU for the step before."""
+        """Note the result of `step` (from 0). Raises `UserError` as `settle` does; on a GPU for the step before."""
         if self.group.device.type != "cpu":
             self.settle()
         self._pending = (step, outcome)
@@ -53,8 +54,10 @@ class FiniteCheck:
             self.settle()
 
     def settle(self) -> None:
-        """Read what has not been read yet. Raises `UserError`, on every rank, where an update had to be left out and
-        the policy is to stop, or its budget is used up.
+        """Read the results that have not been read yet.
+
+        Raises `UserError` on every rank if an update was skipped and the policy is `stop`, or if the budget of skipped
+        updates is used up.
         """
         if self._pending is None:
             return
@@ -64,8 +67,11 @@ class FiniteCheck:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         self.skipped += 1
-        result = self._record(step, outcome, loss, norm)
-        summary = f"step {step + 1}: the loss is {loss} and the gradient norm {norm}; the update was left out, {result} in {self.path}"
+        draws = self._record(step, outcome, loss, norm)
+        summary = (
+            f"step {step + 1}: the loss is {loss} and the gradient norm {norm}; the update was left out,"
+            f" {draws} in {self.path}"
+        )
         if self.policy.policy == "stop":
             raise UserError(f"{summary}: lower optimizer.lr, raise optimizer.warmup, or set nonfinite.policy to skip")
         if self.skipped > self.policy.budget:
@@ -75,17 +81,18 @@ class FiniteCheck:
         say(summary)
 
     def _record(self, step: int, outcome: StepResult, loss: float, norm: float) -> str:
-        """Append the line of a step; returns what it lists."""
+        """Append a line about a step to nonfinite.jsonl; returns which draws it lists, as text."""
         own = [
             (int(seed), float(value))
             for seeds, losses in outcome.samples
             for seed, value in zip(seeds.tolist(), losses.tolist())
         ]
-        lost = dict(pair for rank in self.group.gather(own) for pair in rank)
-        of_samples = any(not math.isfinite(value) for value in lost.values())
+        loss_of = dict(pair for rank in self.group.gather(own) for pair in rank)  # seed -> loss, of all ranks
+        # If no loss of a sample is at fault, the gradient is, and any sample may be the cause.
+        of_samples = any(not math.isfinite(value) for value in loss_of.values())
         draws = [
             {**self._named(draw), "loss": value if math.isfinite(value) else str(value)}
-            for draw, value in self._with_losses(step, lost)
+            for draw, value in self._with_losses(step, loss_of)
             if not (of_samples and math.isfinite(value))
         ]
         cause = "loss" if of_samples else "gradient"
@@ -93,55 +100,56 @@ class FiniteCheck:
             line = {"step": step + 1, "cause": cause, "loss": str(loss), "grad_norm": str(norm), "draws": draws}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        return (
-            f"its {len(draws)} draws" if of_samples else f"all {len(draws)} draws of the step (their losses are finite)"
-        )
+        if of_samples:
+            return f"its {len(draws)} draws"
+        return f"all {len(draws)} draws of the step (their losses are finite)"
 
-    def _with_losses(self, step: int, lost: Mapping[int, float]) -> Iterator[tuple[Draw, float]]:
+    def _with_losses(self, step: int, loss_of: Mapping[int, float]) -> Iterator[tuple[Draw, float]]:
+        """The draws of a step with their losses; NaN for an unknown loss."""
         for group in self.schedule.step(step):
             for draw in group:
-                yield draw, lost.get(draw.seed & LOW_63, math.nan)
+                yield draw, loss_of.get(draw.seed & LOW_63, math.nan)
 
     def _named(self, draw: Draw) -> dict[str, Any]:
+        """The sample of a draw as plain JSON."""
         row = self.manifests[draw.dataset].row(draw.row)
-        return {
-            "dataset": draw.dataset,
-            "sample": row.sample_id,
-            "path": row.path,
-            "epoch": draw.epoch,
-            "seed": draw.seed,
-        }
+        sample = {"dataset": draw.dataset, "sample": row.sample_id, "path": row.path}
+        return {**sample, "epoch": draw.epoch, "seed": draw.seed}
 
 
 class ReadingCheck:
-    """Looks at every Pack of this rank, on the host, and at certain steps, with the other ranks, at all of them."""
+    """Counts unreadable files in the Packs of this rank, and ends the run if all ranks together have too many."""
 
     def __init__(self, names: Sequence[str], allowed: float, group: ProcessGroup) -> None:
-        """`allowed`: the share of a data set's draws that may be unreadable."""
+        """`allowed`: the largest allowed fraction of unreadable draws of a data set."""
         self.names, self.allowed, self.group = list(names), allowed, group
-        self._own = torch.zeros(2, len(names))
-        self._all = torch.zeros(2, len(names))
-        self._examples: dict[str, FileProblem] = {}  # by data set
+        # rows: draws, unreadable draws; a column for each data set
+        self._own = torch.zeros(2, len(names))  # of this rank since the last `judge`
+        self._all = torch.zeros(2, len(names))  # of all ranks since the data set was last judged
+        self._examples: dict[str, FileProblem] = {}  # data set -> an unreadable file
 
     def note(self, pack: Pack) -> None:
-        """Count a Pack that has not left the host."""
+        """Count the samples of a Pack whose tensors are on the CPU."""
         self._own.index_add_(1, pack.dataset, torch.stack([torch.ones_like(pack.weight), pack.weight == 0]))
         self._examples |= {problem.dataset: problem for problem in pack.problems if problem.kind == "unreadable"}
 
     def judge(self, step: int) -> None:
-        """Raises `UserError`, on every rank, where more than the allowed share of the last draws (at least `LEAST`) of
-        a data set could not be read. Every rank has to call it, after `step` steps.
+        """Judge the draws of all ranks after `step` steps. Every rank must call it.
+
+        Raises `UserError` on every rank if more than the allowed fraction of the last draws of a data set (at least
+        `MIN_DRAWS`) could not be read.
         """
-        summary = self.group.gather((self._own, self._examples))
-        self._all += torch.stack([counts for counts, _ in summary]).sum(0)
-        examples = {name: problem for _, item in summary for name, problem in item.items()}
+        gathered = self.group.gather((self._own, self._examples))
+        self._all += torch.stack([counts for counts, _ in gathered]).sum(0)
+        examples = {name: problem for _, item in gathered for name, problem in item.items()}
         self._own = torch.zeros_like(self._own)
-        for place, name in enumerate(self.names):
-            drawn, lost = self._all[:, place].int().tolist()
-            if drawn >= MIN_DRAWS and lost > self.allowed * drawn:
+        for column, name in enumerate(self.names):
+            drawn, unreadable = self._all[:, column].int().tolist()
+            if drawn >= MIN_DRAWS and unreadable > self.allowed * drawn:
                 raise UserError(
-                    f"step {step}: {lost} of the last {drawn} draws of {name} could not be read, more than data.unreadable"
-                    f" ({self.allowed:g}) allows; {examples.get(name, name)}; put the files back and go on with --resume"
+                    f"step {step}: {unreadable} of the last {drawn} draws of {name} could not be read, more than"
+                    f" data.unreadable ({self.allowed:g}) allows; {examples.get(name, name)};"
+                    " put the files back and go on with --resume"
                 )
             if drawn >= MIN_DRAWS:
-                self._all[:, place] = 0
+                self._all[:, column] = 0

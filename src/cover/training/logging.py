@@ -103,10 +103,11 @@ class _Wandb:
     def __init__(self, project: str, run: Path, recipe: dict[str, Any]) -> None:
         import wandb
 
-        record, quiet = _wandb_id(run), wandb.Settings(silent=True, console="off")
+        run_id, quiet = _wandb_id(run), wandb.Settings(silent=True, console="off")
+        wandb.setup(quiet)  # else a resumed run without network warns that `resume` has no effect
         try:
             self._run = wandb.init(
-                project=project, id=record, resume="allow", name=run.name, dir=str(run), config=recipe, settings=quiet
+                project=project, id=run_id, resume="allow", name=run.name, dir=str(run), config=recipe, settings=quiet
             )
         except wandb.errors.Error as error:
             why = str(error).splitlines()[0]
@@ -317,7 +318,8 @@ class RunLog:
         seconds = {phase: self._totals[phase] + spent for phase, spent in self._clock.take().items()}
         speed = self._speed(self._done - self._begun, seconds)
         self.write("end", self._done, seconds=round(sum(seconds.values()), 3), steps=self._done - self._begun, **speed)
-        pace = f"{self._done - self._begun} steps in {clock(sum(seconds.values()))}, {speed['samples_per_s']:.4g} samples/s"
+        steps, rate = self._done - self._begun, speed["samples_per_s"]
+        pace = f"{steps} steps in {clock(sum(seconds.values()))}, {rate:.4g} samples/s"
         say(f"{pace}; time: {time_line(speed['shares'])}")
         if self._damaged:
             say(f"{self._damaged} draws were of damaged or unreadable files; {self.path} names the first of each line")

@@ -21,7 +21,7 @@ MIN_SHOWN = 0.01  # of the time
 
 
 class ProgressView:
-    """Shows lines of the log. `names`: the data sets; one without a sample in a window is shown with its last figures."""
+    """Shows lines of the log. `names`: the data sets; one without a sample in a window keeps its last figures."""
 
     def __init__(self, label: str, steps: int, first: int, names: Iterable[str]) -> None:
         self._board, self._steps = LiveTable(label, steps, first), steps
@@ -52,7 +52,8 @@ class ProgressView:
         sets = "  ".join(f"{name} {loss} {self._hits[name]}" for name, loss in self._loss.items())
         place = f"{line['step']:>{len(str(self._steps))}}/{self._steps}"
         left, loss = self._board.left(line["step"]), _number_text(line["step_loss"], ".3f")
-        return f"step {place}  left {left:>7}  loss {loss}  {sets}  {throughput_text(line)}  waiting for data {line['wait_share']:.0%}"
+        waiting = f"waiting for data {line['wait_share']:.0%}"
+        return f"step {place}  left {left:>7}  loss {loss}  {sets}  {throughput_text(line)}  {waiting}"
 
 
 def throughput_text(line: dict[str, Any]) -> str:
@@ -60,7 +61,8 @@ def throughput_text(line: dict[str, Any]) -> str:
     peak = "" if line["mfu"] is None else f"  MFU {line['mfu']:.0%}"
     rate, memory = line["samples_per_s"], line["memory_bytes"] / GIGA
     damaged = f"  {line['files_damaged']} damaged" if "files_damaged" in line else ""
-    return f"lr {line['lr']:.2e}  gradient {_number_text(line['grad_norm'], '.2f')}  {rate:.4g} samples/s{peak}  {memory:.1f} GB{damaged}"
+    gradient = _number_text(line["grad_norm"], ".2f")
+    return f"lr {line['lr']:.2e}  gradient {gradient}  {rate:.4g} samples/s{peak}  {memory:.1f} GB{damaged}"
 
 
 def time_line(fractions: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Retention of checkpoints: the last few, and the best on `dev`."""
+"""Retention of checkpoints: a run keeps the last few, and the best on `dev`."""
 
 from __future__ import annotations
 
@@ -11,42 +11,43 @@ from typing import Any
 
 from cover.model.release import CHECKPOINTS, steps_saved
 
-BEST = "best"  # a link to the best checkpoint, beside them
-MEASURES = ("top1", "map")  # of a data set's results on dev, whichever it has
-DevScores = Mapping[str, float]  # data set -> share
+BEST = "best"  # name of the link to the best checkpoint, in the folder of checkpoints
+MEASURES = ("top1", "map")  # keys of the results on dev, in order of preference
+DevScores = Mapping[str, float]  # data set -> top-1 or mean average precision, 0 to 1
 
 
 def dev_scores(log: Path) -> dict[int, dict[str, float]]:
-    """Step -> the score of every data set on `dev`, from a run's log."""
-    results: dict[int, dict[str, float]] = {}
+    """Step -> the score of every data set on `dev`, from the log of a run."""
+    by_step: dict[int, dict[str, float]] = {}
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
         entry = _parsed(line)
         if entry.get("event") == "dev":
             scores = {name: score_of(result) for name, result in entry["datasets"].items()}
-            results[int(entry["step"])] = {name: score for name, score in scores.items() if score is not None}
-    return results
+            by_step[int(entry["step"])] = {name: score for name, score in scores.items() if score is not None}
+    return by_step
 
 
 def score_of(result: Mapping[str, Any]) -> float | None:
-    """The figure that a data set's results are compared by."""
+    """The score of a data set's results, 0 to 1: top-1 or mean average precision; None if they have neither."""
     return next((result[key] for key in MEASURES if result.get(key) is not None), None)
 
 
 def best_step(scores: Mapping[int, DevScores], steps: Sequence[int], by: str) -> int | None:
-    """The best of `steps`, None where none of them was evaluated; of equals the earliest.
+    """The best of `steps`, the earliest of equals; None if none of them was evaluated.
 
-    `by`: the name of a data set, or `mean_rank`: every data set ranks the steps (equals share their mean rank), and the
-    lowest mean of a step's ranks wins. So no data set counts for more because its figures are larger or move more.
+    `by`: the name of a data set, `mean_rank`, or empty for no best step. With `mean_rank`, every data set ranks the
+    steps (equal scores share their mean rank), and the step with the lowest mean rank is the best. So a data set with
+    larger or more variable scores does not count more.
     """
-    known = {step: scores[step] for step in sorted(steps) if scores.get(step)}
+    evaluated = {step: scores[step] for step in sorted(steps) if scores.get(step)}
     if by != "mean_rank":
-        known = {step: item for step, item in known.items() if by in item}
-        return max(known, key=lambda step: (known[step][by], -step), default=None) if by else None
-    return min(known, key=lambda step: (mean_rank(known, step), step), default=None)
+        evaluated = {step: item for step, item in evaluated.items() if by in item}
+        return max(evaluated, key=lambda step: (evaluated[step][by], -step), default=None) if by else None
+    return min(evaluated, key=lambda step: (mean_rank(evaluated, step), step), default=None)
 
 
 def mean_rank(scores: Mapping[int, DevScores], step: int) -> float:
-    """The mean over data sets of a step's place among all steps, 1 the best."""
+    """The mean over data sets of the rank of a step among all steps; the best rank is 1."""
     ranks = []
     for name, own in scores[step].items():
         others = [item[name] for item in scores.values() if name in item]
@@ -55,26 +56,27 @@ def mean_rank(scores: Mapping[int, DevScores], step: int) -> float:
 
 
 def remove_others(run: Path, keep: int, best: int | None) -> None:
-    """Delete all checkpoints but the last `keep` and the best."""
+    """Delete all checkpoints except the last `keep` and the best."""
     for step in steps_saved(run)[:-keep]:
         if step != best:
             shutil.rmtree(run / CHECKPOINTS / f"step-{step:07d}")
 
 
 def mark_best(run: Path, step: int | None) -> None:
-    """Point the link `checkpoints/best` at the checkpoint of `step`, or take it away."""
+    """Point the link `checkpoints/best` at the checkpoint of `step`; remove the link if `step` is None."""
     link = run / CHECKPOINTS / BEST
     beside = link.with_name(f".{BEST}")
     beside.unlink(missing_ok=True)
     if step is None:
         link.unlink(missing_ok=True)
         return
-    with suppress(OSError):  # a file system without links
+    with suppress(OSError):  # some file systems have no links
         beside.symlink_to(f"step-{step:07d}", target_is_directory=True)
-        beside.replace(link)
+        beside.replace(link)  # atomic, so the link exists at every moment
 
 
 def _parsed(line: str) -> dict[str, Any]:
+    """The object on a line of the log; empty for a truncated line."""
     try:
         entry = json.loads(line)
     except ValueError:

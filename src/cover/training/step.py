@@ -1,4 +1,7 @@
-"""One optimizer step over one Pack. Needs torch alone, so that benchmarks measure the very step that training takes."""
+"""One optimizer step: losses, gradients and the update. It imports only torch, so benchmarks can measure this step.
+
+Letters in shapes: S samples of a Pack, H trained heads, C classes of one head, K classes of all sigmoid heads together.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,17 @@ if TYPE_CHECKING:
     from cover.mixture.pack import Pack
     from cover.model.cover import CoVeR
 
-SampleLosses = list[tuple[Tensor, Tensor]]
+SampleLosses = list[tuple[Tensor, Tensor]]  # for each micro-batch the seeds of its draws and their losses, (S,) each
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What a step needs to know beside model and data.
+    """The settings of a step.
 
-    `batch`: the *scheduled* global samples of a step, which every loss is divided by: the same constant on every rank
-    and micro-batch, also where files could not be read. `loss_weights`: float32 `(data sets,)`. `max_grad_norm`:
-    largest gradient norm, 0 for none. `sigmoid`: the names of the multi-label heads.
+    `batch`: the *scheduled* number of samples of a step over all ranks, by which every loss is divided. It is the same
+    constant on every rank and micro-batch, and does not depend on unreadable files. `loss_weights`: float32
+    `(data sets,)`. `max_grad_norm`: the largest gradient norm, 0 for no limit. `drop_path`: the rate at the last layer.
+    `bf16`: autocast of the forward pass to bfloat16. `sigmoid`: the names of the multi-label heads.
     """
 
     batch: int
@@ -39,24 +43,28 @@ class StepSettings:
 
 
 class LossSums:
-    """Loss, hits and samples per data set, summed on the device and read only when a line is logged.
+    """Sums of losses, hits and samples for each data set.
 
-    A hit is a sample that its heads get right: in `sample_losses`' sense.
+    They stay on the device and are read only for a line of the log, so a step never waits for the device. `hit_S` of
+    `sample_losses` says what a hit is. `sums`: float64 `(3, data sets)`: losses, hits, samples.
     """
 
     def __init__(self, sets: int, device: torch.device | str) -> None:
         self.sums = torch.zeros(3, sets, dtype=torch.float64, device=device)
 
     def add(self, pack: Pack, loss_S: Tensor, hit_S: Tensor) -> None:
-        """Count the samples that were read."""
+        """Add the samples of a Pack. Unreadable samples have weight 0 and do not count."""
         rows = torch.stack([loss_S.detach() * pack.weight, hit_S * pack.weight, pack.weight]).double()
         self.sums.index_add_(1, pack.dataset, rows)
 
     def take(self) -> list[tuple[float, float, int]]:
-        """Per data set the mean loss, the share of hits and the number of samples since the last take."""
-        loss, hits, per_sample = self.sums.tolist()
+        """For each data set the mean loss, the fraction of hits and the number of samples since the last call."""
+        losses, hits, samples = self.sums.tolist()
         self.sums.zero_()
-        return [(a / max(n, 1), b / max(n, 1), int(n)) for a, b, n in zip(loss, hits, per_sample)]
+        return [(loss / max(n, 1), hit / max(n, 1), int(n)) for loss, hit, n in zip(losses, hits, samples)]
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
 
 
 def sample_losses(
@@ -66,93 +74,107 @@ def sample_losses(
     multi_hot_SK: Tensor | None = None,
     sigmoid: Container[str] = (),
 ) -> tuple[Tensor, Tensor]:
-    """The loss of every sample summed over the heads that it trains, and whether all of them are right: two float
-    `(S,)`.
+    """The loss of every sample, and whether all its heads are right (1) or not (0): two floats `(S,)`.
 
-    Cross-entropy for softmax heads, `sigmoid_loss` for those named in `sigmoid`; `targets_SH` and `multi_hot_SK` as in
-    a Pack. Every head sees every sample, masked where the target is -1: shapes are static and every parameter takes
-    part in every step. Heads behind the last column of `targets_SH` are kept as they are (`heads.with_kept`), and have
-    no loss.
+    `logits`: head name -> `(S, C)`. `targets_SH`: class indices as in a Pack, -1 if the sample does not train the head.
+    `multi_hot_SK`: 0 or 1 for each class of the sigmoid heads, as in a Pack. `sigmoid`: the names of these heads. The
+    loss of a sample is the sum over the heads that it trains, of the cross-entropy or of `sigmoid_loss`.
+
+    Every head runs on every sample and the loss is masked. So shapes are static and every parameter takes part in every
+    step. Retained heads have no column in `targets_SH` and no loss (`with_retained`).
     """
     loss_S = torch.zeros(len(targets_SH), device=targets_SH.device)
     hit_S = torch.ones(len(targets_SH), device=targets_SH.device)
-    assert len(logits) >= targets_SH.shape[1], "every column is of a head"
-    first = 0
-    for (name, scores), target in zip(logits.items(), targets_SH.unbind(1), strict=False):  # kept heads come last
-        mine = target >= 0
+    assert len(logits) >= targets_SH.shape[1], "every column belongs to a head"
+    first = 0  # column of the first class of the next sigmoid head
+    # Not strict, because retained heads come last and have no column.
+    for (name, scores_SC), target_S in zip(logits.items(), targets_SH.unbind(1), strict=False):
+        trained_S = target_S >= 0
         if name in sigmoid:
             assert multi_hot_SK is not None, f"{name} is a sigmoid head, and the Pack has no classes for it"
-            multi_hot_SC, first = multi_hot_SK[:, first : first + scores.shape[1]], first + scores.shape[1]
-            loss, hit = sigmoid_loss(scores.float(), multi_hot_SC, label_smoothing), sigmoid_hits(scores, multi_hot_SC)
+            last = first + scores_SC.shape[1]
+            multi_hot_SC, first = multi_hot_SK[:, first:last], last
+            head_loss_S = sigmoid_loss(scores_SC.float(), multi_hot_SC, label_smoothing)
+            head_hit_S = sigmoid_hits(scores_SC, multi_hot_SC)
         else:
-            loss = fn.cross_entropy(
-                scores.float(), target.clamp(min=0), reduction="none", label_smoothing=label_smoothing
+            index_S = target_S.clamp(min=0)  # -1 is no valid index; the mask below drops its loss
+            head_loss_S = fn.cross_entropy(
+                scores_SC.float(), index_S, reduction="none", label_smoothing=label_smoothing
             )
-            hit = scores.argmax(1) == target
-        # not times: one head that is not finite would spoil every sample's
-        loss_S = loss_S + torch.where(mine, loss, 0)
-        hit_S = hit_S * torch.where(mine, hit, True)
+            head_hit_S = scores_SC.argmax(1) == target_S
+        # `where` instead of a product: 0 x inf would make the loss of every sample NaN if one head is not finite.
+        loss_S = loss_S + torch.where(trained_S, head_loss_S, 0)
+        hit_S = hit_S * torch.where(trained_S, head_hit_S, True)
     return loss_S, hit_S
 
 
 def sigmoid_loss(scores_SC: Tensor, multi_hot_SC: Tensor, label_smoothing: float) -> Tensor:
-    """Binary cross-entropy summed over the classes, `(S,)`.
+    """Binary cross-entropy summed over the classes, `(S,)`, from scores and 0 or 1 for each class, `(S, C)` each.
 
-    The sum, not the mean: the gradient on the logits is then p - y, as it is of a softmax's cross-entropy, so that a
-    sample moves the shared layers as much whichever kind of head it trains. A mean over 400 classes would make it 400
-    times less. The two gradients are the same at the start for a sample of one class (`CoVeR`: both heads begin with p
-    = 1 / C). Label smoothing likewise as in a softmax: a share e of the target is spread over all C classes, y becomes
-    (1 - e) y + e / C.
+    With the sum, the gradient of the logits is p - y, as with softmax cross-entropy. So a sample has the same influence
+    on shared layers with both kinds of heads. A mean over 400 classes would make the gradient 400 times smaller. At the
+    start of training, the two gradients are equal for a sample of one class, because both heads begin with p = 1 / C
+    (`CoVeR`). Label smoothing is also the same as with a softmax: a fraction e of the target is spread over all C
+    classes, so y becomes (1 - e) y + e / C.
     """
-    wanted = multi_hot_SC.to(scores_SC.dtype) * (1 - label_smoothing) + label_smoothing / scores_SC.shape[1]
-    return fn.binary_cross_entropy_with_logits(scores_SC, wanted, reduction="none").sum(1)
+    targets_SC = multi_hot_SC.to(scores_SC.dtype) * (1 - label_smoothing) + label_smoothing / scores_SC.shape[1]
+    return fn.binary_cross_entropy_with_logits(scores_SC, targets_SC, reduction="none").sum(1)
 
 
 def sigmoid_hits(scores_SC: Tensor, multi_hot_SC: Tensor) -> Tensor:
-    """bool `(S,)`: whether the best-scored class is one of the sample's; of a sample of no class, whether none reaches
-    0.5.
+    """Whether the class with the highest score is one of the sample's classes, bool `(S,)`.
+
+    A sample without classes is a hit if no probability reaches 0.5, which is a score of 0.
     """
-    best_S, place_S = scores_SC.max(1)
-    return torch.where((multi_hot_SC > 0).any(1), multi_hot_SC.gather(1, place_S[:, None])[:, 0] > 0, best_S < 0)
+    best_S, index_S = scores_SC.max(1)
+    best_is_right_S = multi_hot_SC.gather(1, index_S[:, None])[:, 0] > 0
+    return torch.where((multi_hot_SC > 0).any(1), best_is_right_S, best_S < 0)
 
 
 def drop_path_factors(seeds_S: Tensor, shape: tuple[int, int], rate: float) -> Tensor | None:
-    """Factors `(layers, branches, S)`, 0 or 1 / (1 - rate of the layer), from (draw, layer, branch) and nothing else.
+    """Drop-path factors, float32 `(layers, branches, S)`: 0, or 1 / (1 - rate of the layer). None if `rate` is 0.
 
-    `shape`: (layers, branches) of the network, `Backbone.drop_shape`. The rate grows linearly from 0 to `rate` at the
-    last layer.
+    A factor is a function of the seed of the draw (int64 `(S,)`), the layer and the branch. So it does not depend on
+    the rank, the micro-batch or the global generator. `shape`: `Backbone.drop_shape`. `rate`: of the last layer; rates
+    grow linearly from 0 at the first.
     """
     if rate == 0:
         return None
     layers, branches = shape
-    lanes = torch.arange(layers * branches, device=seeds_S.device).view(layers, branches, 1) + 1
-    x = seeds_S.view(1, 1, -1) + lanes * -7046029254386353131  # golden-ratio counter, then the splitmix64 finaliser
+    # A random number for each (draw, layer, branch): a golden-ratio counter, then the finaliser of splitmix64. The
+    # constants are the usual unsigned ones, written as int64; products wrap around.
+    counters = torch.arange(layers * branches, device=seeds_S.device).view(layers, branches, 1) + 1
+    x = seeds_S.view(1, 1, -1) + counters * -7046029254386353131
     x = (x ^ (x >> 30)) * -4658895280553007687
     x = (x ^ (x >> 27)) * -7723592293110705685
-    uniform = ((x ^ (x >> 31)) & 0xFFFFFF).double() / 2**24
+    uniform = ((x ^ (x >> 31)) & 0xFFFFFF).double() / 2**24  # the lowest 24 bits as a number in [0, 1)
     rates = torch.linspace(0, rate, layers, device=seeds_S.device).view(layers, 1, 1)
     return ((uniform >= rates) / (1 - rates)).float()
 
 
+# --- the step ---------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a step. Nothing of it is read from the device before it is asked for.
+    """The result of a step. Its tensors stay on the device until a caller reads them.
 
-    `summary`: float32 `(3,)`, the same on every rank: the loss, the gradient norm before clipping, and how many ranks
-    were told to leave. `samples`: of this rank's micro-batches, the draws' seeds and losses, `(S,)` both.
+    `summary`: float32 `(3,)`, equal on every rank: the loss, the gradient norm before clipping, and the number of ranks
+    that received a signal to stop. `samples`: for each micro-batch of this rank, the seeds of the draws and their
+    losses.
     """
 
     summary: Tensor
-    samples: list[tuple[Tensor, Tensor]]
+    samples: SampleLosses
 
     @property
     def loss(self) -> Tensor:
-        """Of the whole step, over all ranks."""
+        """The loss of the whole step over all ranks, a scalar."""
         return self.summary[0]
 
     @property
     def norm(self) -> Tensor:
-        """Of the whole step's gradient, over all ranks."""
+        """The gradient norm of the whole step over all ranks, before clipping, a scalar."""
         return self.summary[1]
 
 
@@ -164,8 +186,10 @@ def forward_backward(
     engine: LocalStep | None = None,
     per_sample: SampleLosses | None = None,
 ) -> Tensor:
-    """Add the gradients of one Pack to the model; its share of the step's loss, a scalar on the device. `per_sample`
-    gets its samples' losses.
+    """Add the gradients of one Pack to the model; returns its part of the step's loss, a scalar on the device.
+
+    `tally`: receives the losses and hits of each data set. `engine`: runs the model, on one or several ranks.
+    `per_sample`: receives the loss of each sample.
     """
     frames = pack.pixels(model.normalize)
     if pack.mix is not None:
@@ -174,12 +198,15 @@ def forward_backward(
     with torch.autocast(pack.frames.device.type, torch.bfloat16, enabled=settings.bf16):
         logits = (engine or model)(frames, pack.groups, drop)
     loss_S, hit_S = sample_losses(logits, pack.targets, settings.label_smoothing, pack.multi_hot, settings.sigmoid)
-    if pack.mix is not None:  # every loss is linear in its targets: that of mixed targets is the losses mixed
+    # Every loss is linear in its targets, so the loss of mixed targets is the mixture of the two losses.
+    if pack.mix is not None:
         multi_hot = None if pack.multi_hot is None else pack.multi_hot[partner_S]
         other_S, _ = sample_losses(
             logits, pack.targets[partner_S], settings.label_smoothing, multi_hot, settings.sigmoid
         )
         loss_S = torch.lerp(loss_S, other_S, lam_S)
+    # The divisor is a constant, not the number of readable samples: so a data set counts by its rate and weight alone,
+    # and gradients of micro-batches and ranks can simply be added.
     loss = (loss_S * pack.weight * settings.loss_weights[pack.dataset]).sum() / settings.batch
     loss.backward()
     if tally is not None:
@@ -198,10 +225,10 @@ def train_step(
     engine: LocalStep | None = None,
     leaving: bool = False,
 ) -> StepResult:
-    """One optimizer step over the micro-batches `packs` of this rank, added up over all ranks.
+    """One optimizer step over the micro-batches `packs` of this rank. Gradients are summed over all ranks.
 
-    Where the loss or the gradient norm is not finite the update is left out, on every rank. `leaving`: this rank was
-    told to stop.
+    If the loss or the gradient norm is not finite, every rank skips the update. `leaving`: whether this rank received a
+    signal to stop; the step shares it with all ranks.
     """
     engine = engine or LocalStep(model)
     optimizer.zero_grad(set_to_none=True)
@@ -210,16 +237,16 @@ def train_step(
     for number, pack in enumerate(packs):
         with engine.part(last=number + 1 == len(packs)):
             losses.append(forward_backward(model, pack, settings, tally, engine, per_sample))
-    loss, votes = engine.total(
-        torch.stack([torch.stack(losses).sum(), losses[0].new_full((), float(leaving))])
-    ).unbind()
+    # One all-reduce for both numbers.
+    own = torch.stack([torch.stack(losses).sum(), losses[0].new_full((), float(leaving))])
+    loss, ranks_leaving = engine.total(own).unbind()
     norm = clip_gradients(model, settings.max_grad_norm)
     update_if(torch.isfinite(loss + norm), optimizer)
-    return StepResult(torch.stack([loss, norm, votes]), per_sample)
+    return StepResult(torch.stack([loss, norm, ranks_leaving]), per_sample)
 
 
 def clip_gradients(model: CoVeR, largest: float) -> Tensor:
-    """Shorten the whole gradient to a norm of `largest` (0: leave it); returns the norm that it had, over all shards."""
+    """Scale the gradient to a norm of at most `largest` (0: no limit); returns its norm before, over all shards."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if hasattr(norm, "full_tensor"):  # FSDP2: each rank has the norm of its shards
@@ -230,8 +257,9 @@ def clip_gradients(model: CoVeR, largest: float) -> Tensor:
 
 
 def update_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """The optimizer's step, unless `finite`, a bool on the device, is false. Fused AdamW decides on the device; others
-    ask the host.
+    """Run the optimizer's step if `finite`, a bool on the device, is true.
+
+    Fused AdamW decides on the device. Other optimizers make the host wait for the value.
     """
     if isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["fused"]:
         optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]

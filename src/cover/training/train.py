@@ -61,9 +61,10 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
         try:
             return train_in_group(group, recipe, resume or (restarted() and has_started(Path(recipe.out))))
         except torch.OutOfMemoryError:
-            present = f"{recipe.batch // (group.ranks * recipe.accumulation)} samples at once do not fit into the memory of {group.device}"
+            samples = recipe.batch // (group.ranks * recipe.accumulation)
             raise UserError(
-                f"{present}; raise accumulation, set model.checkpointing, or lower batch, and see what fits by `cover plan`"
+                f"{samples} samples at once do not fit into the memory of {group.device}; raise accumulation,"
+                " set model.checkpointing, or lower batch, and see what fits by `cover plan`"
             ) from None
 
 
@@ -255,7 +256,7 @@ def due(done: int, every: int, otherwise: bool) -> bool:
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Dropout depends on the seed, the step and the rank, and on nothing that went before: there is no state to save."""
+    """Dropout depends on the seed, the step and the rank alone: there is no state to save."""
     torch.manual_seed(draw_seed(seed, "dropout", step, rank) >> 1)
 
 

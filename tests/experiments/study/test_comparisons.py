@@ -32,7 +32,7 @@ def answered(rates: dict[Key, float], spread: float = 0.0, seed: int = 0) -> dic
     ids = [f"clip{number}" for number in range(ITEMS)]
     results = {}
     for key, rate in rates.items():
-        by_seed = np.max_grad_norm(rate + spread * rng.normal(size=(SEEDS, 1)), 0, 1)
+        by_seed = np.clip(rate + spread * rng.normal(size=(SEEDS, 1)), 0, 1)
         luck = rng.uniform(-0.15, 0.15, (SEEDS, ITEMS))
         results[key] = ArmResults(
             hard[key[1]] + luck < by_seed, ids, [f"film{number // 2}" for number in range(ITEMS)], []

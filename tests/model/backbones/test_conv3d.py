@@ -176,5 +176,7 @@ def test_from_a_recipe_to_an_exported_graph(sandbox: Path, tmp_path: Path, capsy
     again = ["train", str(recipe), "--out", str(tmp_path / "other"), "--start.checkpoint", str(run)]
     assert main([*again, "--model", "{backbone: timesformer}"]) == 2
     assert "model.backbone" in capsys.readouterr().err
-    assert main([*again, "--start.temporal", "fresh"]) == 2
+    assert main([*again, "--model.motion", "frames"]) == 2
+    assert "model.motion" in capsys.readouterr().err
+    assert main([*again, "--model.motion", "differences", "--start.temporal", "fresh"]) == 2
     assert "start.temporal" in capsys.readouterr().err

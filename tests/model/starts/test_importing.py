@@ -443,7 +443,7 @@ SURPRISES: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "missing place": (without("pos_embed"), "the tensor pos_embed is missing"),
     "missing head bias": (without("head.bias"), "the tensor head.bias is missing"),
     "shape": (put("blocks.1.norm1.weight", 31), "model.blocks.1.norm1.weight is (31,), and should be (32,)"),
-    "sides": (put("pos_embed", 10, 32), "model.pos_embed is (10, 32), and should have 3 sides"),
+    "dimensions": (put("pos_embed", 10, 32), "model.pos_embed is (10, 32), and should have 3 dimensions"),
     "no square": (put("pos_embed", 1, 12, 32), "model.pos_embed has 12 entries"),
     "colours": (put("patch_embed.proj.weight", 32, 1, 8, 8), "takes 1 colours"),
     "integers": (

@@ -1,4 +1,4 @@
-"""The families of networks. A new one is a file beside this one, and a line in each of the two unions."""
+"""The families of networks. A new family is a new file in this folder and a line in each of the two unions."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from cover.model.backbone import BackboneConfig, BackboneOptions
 from cover.model.backbones.conv3d import Conv3dConfig, Conv3dOptions
 from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions, timesformer_config
 
-Config = TimeSformerConfig | Conv3dConfig  # in a release
-Options = TimeSformerOptions | Conv3dOptions  # `model` of a recipe; `backbone` says which
+Config = TimeSformerConfig | Conv3dConfig  # `backbone` in the config.json of a release
+Options = TimeSformerOptions | Conv3dOptions  # `model` in a recipe; its field `backbone` selects one
 
 DEFAULT_OPTIONS = TimeSformerOptions()
 
 
 def backbone_config(options: BackboneOptions, frames: int, inherited: BackboneConfig | None = None) -> BackboneConfig:
-    """The configuration of the network that a recipe asks for, with clips of `frames` frames.
+    """The configuration of the network of a recipe, for clips of `frames` frames.
 
-    `inherited`: that of the release that a run starts from; what belongs to weights rather than to a run comes from it
-    (how pixels are normalised, how embeddings are read). Raises `UserError` where it is of another family.
+    `inherited`: the configuration of the release that a run starts from. Fields that belong to the weights come from it
+    (pixel statistics, how embeddings are resized). Raises `UserError` if it is of another family.
     """
     if inherited is not None and inherited.family != options.backbone:
-        raise UserError(
-            f"start.checkpoint: its network is a {inherited.family}, this run's a {options.backbone}: set model.backbone"
-        )
+        families = f"is a {inherited.family}, this run's a {options.backbone}"
+        raise UserError(f"start.checkpoint: its network {families}: set model.backbone")
     return options.config(frames, inherited)
 
 
 def config_from(values: dict[str, Any]) -> Config:
-    """The configuration in a release, its family under `family`. Raises ValueError or TypeError where it is none of
-    this version.
+    """The configuration from the fields of a release; the key `family` selects its class.
+
+    Raises ValueError or TypeError if this version has no such family or fields.
     """
     kinds = {kind.family: kind for kind in get_args(Config)}
     if values.get("family") not in kinds:
@@ -44,8 +44,9 @@ def config_from(values: dict[str, Any]) -> Config:
 
 
 def named_config(name: str, **changes: Any) -> BackboneConfig:
-    """The configuration called `name`: a family, or a preset of TimeSformer such as B/16, with fields replaced. Raises
-    `UserError`.
+    """The configuration of a family or of a preset of TimeSformer such as B/16, with some fields replaced.
+
+    Raises `UserError` for an unknown name or field.
     """
     kind = next((kind for kind in get_args(Config) if kind.family == name), TimeSformerConfig)
     known = [field.name for field in fields(kind)]

@@ -1,4 +1,4 @@
-"""A small 3-D convolutional network, trained from random weights: the baseline that a transformer has to beat.
+"""A small 3-D convolutional network, trained from random weights. It is the baseline for the transformers.
 
 Letters in shapes: S samples, F frames of all samples together (clips first), T frames of one clip, C channels.
 """
@@ -23,8 +23,10 @@ Motion = Literal["frames", "differences", "both"]
 
 @dataclass(frozen=True)
 class Conv3dConfig(BackboneConfig):
-    """`channels`: of each layer; the last are the width. `motion`: what enters the first layer, the frames, the
-    differences between neighbouring frames, or both one above the other.
+    """The configuration of a 3-D convolutional network.
+
+    `channels`: number of output channels of each layer; the last is the width D. `motion`: the input of the first
+    layer: the frames, the differences between neighbouring frames, or both stacked along the channels.
     """
 
     family: ClassVar[str] = "conv3d"
@@ -41,16 +43,19 @@ class Conv3dConfig(BackboneConfig):
     def summary(self) -> dict[str, str]:
         return {"channels": "-".join(map(str, self.channels)), "motion": self.motion}
 
+    def difference(self, theirs: Conv3dConfig, temporal: bool) -> str | None:
+        if theirs.motion != self.motion:  # frames and differences have tensors of the same shapes
+            return f"its model.motion is {theirs.motion}, this run's {self.motion}: set model.motion"
+        return None
+
 
 @dataclass(frozen=True)
 class Conv3dOptions(BackboneOptions):
     """`model` of a recipe that trains a 3-D convolutional network."""
 
     backbone: Literal["conv3d"] = option("conv3d", "the family of the network")
-    channels: tuple[int, ...] = option((24, 48, 72), "conv3d: of each layer")
-    motion: Motion = option(
-        "both", "conv3d: the input, which is frames, differences between neighbouring frames, or both"
-    )
+    channels: tuple[int, ...] = option((24, 48, 72), "conv3d: output channels of each layer")
+    motion: Motion = option("both", "conv3d: the input: frames, differences between neighbouring frames, or both")
 
     def config(self, frames: int, inherited: BackboneConfig | None = None) -> Conv3dConfig:
         colours = inherited.inherited_values() if inherited else {}
@@ -65,10 +70,10 @@ class Conv3dOptions(BackboneOptions):
 
 
 class Layer(nn.Module):
-    """A 3x3x3 convolution that halves height and width and keeps every frame, GroupNorm and GELU.
+    """A 3x3x3 convolution with stride 2 in space and stride 1 in time, then GroupNorm and GELU.
 
-    The first and the last frame are repeated beyond the ends of a clip. So a still clip of any length gives the same
-    output at every frame as its image, a clip of one frame.
+    In time, the padding repeats the first and the last frame. So a clip of identical frames gives the same output at
+    every frame as the image, which is a clip of one frame. Zero padding would not.
     """
 
     def __init__(self, before: int, after: int) -> None:
@@ -77,20 +82,21 @@ class Layer(nn.Module):
         self.norm = nn.GroupNorm(math.gcd(GROUPS, after), after)
 
     def forward(self, x_FChw: Tensor, groups: Groups) -> Tensor:
+        """`(F, C, h, w)` to `(F, C', h / 2, w / 2)`, rounded up."""
         outputs = []
         for clips, group in _each(x_FChw, groups):
-            x_SCThw = clips.unflatten(0, group).transpose(1, 2)
+            x_SCThw = clips.unflatten(0, group).transpose(1, 2)  # the layout of nn.Conv3d
             x_SCThw = torch.cat([x_SCThw[:, :, :1], x_SCThw, x_SCThw[:, :, -1:]], dim=2)
             outputs.append(fn.gelu(self.norm(self.conv(x_SCThw))).transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs)
 
 
 class Conv3d(Backbone):
-    """Layers of 3-D convolution and the mean over all places and frames, which is the feature.
+    """Layers of 3-D convolution. The feature is the mean of the last output over all places and frames.
 
-    An image is a clip of one frame. Its differences are zero, as those of a still clip are: with `motion: differences`
-    all images have the same feature. Samples of different lengths never meet, since GroupNorm works on each sample
-    alone.
+    An image is a clip of one frame. Its differences are zero, as in a clip of identical frames, so with
+    `motion: differences` all images have the same feature. GroupNorm normalises each sample alone, so a feature does
+    not depend on the rest of the Pack.
     """
 
     config: Conv3dConfig
@@ -111,17 +117,22 @@ class Conv3d(Backbone):
     def forward(
         self, frames: Tensor, groups: Groups, drop: Tensor | None = None, intermediates: Intermediates | None = None
     ) -> Tensor:
-        """As `Backbone.forward`. `intermediates` gets `layers.0` and so on, each `(F, C, h, w)`, and `features`."""
+        """As `Backbone.forward`. There are no drop-path branches, so `drop` has no effect.
+
+        `intermediates` receives `layers.0`, `layers.1`, ..., each `(F, C, h, w)`, and `features`, `(S, D)`.
+        """
         self.check_pack(frames, groups)
         x_FChw = self._input(frames, groups)
         for number, layer in enumerate(self.layers):
             x_FChw = self.run_stage(layer, x_FChw, groups)
             note(intermediates, f"layers.{number}", x_FChw)
-        features = torch.cat([part.unflatten(0, group).mean(1) for part, group in _each(x_FChw.mean((2, 3)), groups)])
+        x_FC = x_FChw.mean((2, 3))
+        features = torch.cat([part.unflatten(0, group).mean(1) for part, group in _each(x_FC, groups)])
         note(intermediates, "features", features)
         return features
 
     def _input(self, frames: Tensor, groups: Groups) -> Tensor:
+        """The input of the first layer, `(F, 3 or 6, H, W)`."""
         if self.config.motion == "frames":
             return frames
         differences = torch.cat([_differences(part, group) for part, group in _each(frames, groups)])
@@ -129,12 +140,12 @@ class Conv3d(Backbone):
 
 
 def _each(frames: Tensor, groups: Groups) -> list[tuple[Tensor, tuple[int, int]]]:
-    """The rows of each group of frames, with the group."""
+    """The slice of `frames` of each group, with the group."""
     return list(zip(frames.split([samples * length for samples, length in groups]), groups, strict=True))
 
 
 def _differences(frames: Tensor, group: tuple[int, int]) -> Tensor:
-    """Each frame of clips `(S T, 3, H, W)` minus the one before it; of a first frame zero."""
+    """Each frame of clips `(S T, 3, H, W)` minus the frame before it; zero for the first frame of a clip."""
     clips = frames.unflatten(0, group)
     before = torch.cat([clips[:, :1], clips[:, :-1]], dim=1)
     return (clips - before).flatten(0, 1)

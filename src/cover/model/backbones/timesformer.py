@@ -1,11 +1,13 @@
-"""TimeSformer: a vision transformer with divided space-time attention, over a Pack of clips and images (Bertasius et
-al., 2021).
+"""TimeSformer, a vision transformer with divided space-time attention, for a Pack of clips and images.
+
+Source: Bertasius et al., 2021, "Is Space-Time Attention All You Need for Video Understanding?", called the paper below.
+"Released code" is the code that its authors published.
 
 Letters in shapes: S samples, F frames of all samples together (clips first), T frames of one clip, N tokens of one
-frame (class token, then patches), D width.
+frame (class token, then patches), P patches of one frame, D width.
 
-The class token of a clip is kept once per frame, equal in all of them: it is token 0 of every frame. So the whole Pack
-is one tensor (F, N, D) from the first layer to the last, and nothing is cut apart and joined again between branches.
+Token 0 of every frame is the class token. All frames of a clip have the same class token. So the whole Pack is one
+tensor (F, N, D) from the first layer to the last, and no tensor is split and joined again between branches.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ from cover.model.layers import (
     rotation_of,
 )
 
-MERGE_TOKENS = 2  # tokens per channel from which merging two square matrices is cheaper than one more product
+# From this number of tokens per channel, one product of two weight matrices costs less than a second product with the
+# tokens: D^3 multiply-adds and their gradient against F N D^2.
+MERGE_TOKENS = 2
 # name: width, depth, attention heads (ViT: Dosovitskiy et al., table 1; Ti and S: Touvron et al., DeiT, table 1)
 PRESETS = {
     "mini": (128, 4, 4),
@@ -57,14 +61,16 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class TimeSformerConfig(BackboneConfig):
-    """The defaults are TimeSformer-B/16, 8 x 224. `frames` are the entries of the additive time embedding.
+    """The configuration of a TimeSformer. The defaults are TimeSformer-B/16 with 8 frames of 224 pixels.
 
-    `attention`: `divided` (temporal, then spatial), `joint` (all tokens of a clip at once) or `space` (frames apart,
-    their class tokens averaged), section 3.3 and table 1 of the paper. `image_time`: the additive time embedding of an
-    image, none or the first entry (as the released code has it at T = 1). `resize`: how position embeddings meet
-    another size than `size`; the released code uses `nearest`. `layer_scale`: the first value of a factor per channel
-    on every branch (CaiT), 0 for none. `patch_embed`: one linear map of each patch, as published checkpoints have it,
-    or a stem of stride-2 convolutions (`ConvStem`), which learns far more from few samples.
+    `frames`: also the number of entries of the additive time embedding. `attention`: `divided` (temporal, then
+    spatial), `joint` (all tokens of a clip at once) or `space` (each frame alone, their class tokens averaged); section
+    3.3 and table 1 of the paper. `time`: how the network distinguishes frames, by a learned embedding or by rotary
+    positions. `image_temporal`: whether images pass the temporal branch. `image_time`: the time embedding that is added
+    to an image, none or the first entry (as in the released code with T = 1). `resize`: the interpolation of position
+    embeddings for another size than `size`; the released code uses `nearest`. `layer_scale`: the initial value of a
+    factor per channel on every branch (CaiT), 0 for no factor. `patch_embed`: one linear map of each patch, as in
+    published checkpoints, or a stem of stride-2 convolutions (`ConvStem`), which learns more from few samples.
     """
 
     family: ClassVar[str] = "timesformer"
@@ -118,8 +124,8 @@ class TimeSformerConfig(BackboneConfig):
             )
         for name in ("patch_embed", *(("attention", "time") if temporal else ())):
             if getattr(theirs, name) != getattr(self, name):
-                or_fresh = "" if name == "patch_embed" else ", or start.temporal to fresh"
-                return f"its model.{name} is {getattr(theirs, name)}, this run's {getattr(self, name)}: set model.{name}{or_fresh}"
+                advice = f"set model.{name}" + ("" if name == "patch_embed" else ", or start.temporal to fresh")
+                return f"its model.{name} is {getattr(theirs, name)}, this run's {getattr(self, name)}: {advice}"
         return None
 
 
@@ -130,16 +136,19 @@ class TimeSformerOptions(BackboneOptions):
     backbone: Literal["timesformer"] = option("timesformer", "the family of the network")
     preset: str = option("mini", "mini, or a ViT size with its patch, as in B/16")
     attention: Literal["divided", "joint", "space"] = option(
-        "divided", "temporal then spatial, all tokens at once, or frames apart"
+        "divided", "divided: temporal, then spatial; joint: all tokens at once; space: each frame alone"
     )
-    time: Literal["rotary", "additive"] = option("rotary", "how frames are told apart")
+    time: Literal["rotary", "additive"] = option(
+        "rotary", "the positions of frames: rotary angles, or a learned embedding"
+    )
     image_temporal: Literal["attend", "skip"] = option("attend", "whether images pass the temporal branch")
-    dropout: float = option(0.0, "after the embedding and in every branch")
-    layer_scale: float = option(0.0, "first value of a factor per channel on every branch; 0 for none")
+    dropout: float = option(0.0, "dropout rate after the embedding and in every branch")
+    layer_scale: float = option(0.0, "initial value of a factor per channel on every branch; 0 for no factor")
     patch_embed: Literal["auto", "linear", "conv"] = option(
         "auto",
-        "linear: one map of each patch, as in published checkpoints; conv: a stem of stride-2 convolutions, which learns more from few "
-        "samples; auto: as the starting checkpoint, else conv for mini and linear for the ViT sizes",
+        "linear: one map of each patch, as in published checkpoints; conv: a stem of stride-2 convolutions, which "
+        "learns more from few samples; auto: as in the starting checkpoint, else conv for mini and linear for the "
+        "ViT sizes",
     )
 
     def config(self, frames: int, inherited: BackboneConfig | None = None) -> TimeSformerConfig:
@@ -169,28 +178,26 @@ class TimeSformerOptions(BackboneOptions):
 
 
 def timesformer_config(preset: str, **changes: Any) -> TimeSformerConfig:
-    """The configuration of `mini` or of `SIZE/PATCH` as in `B/16`, with fields replaced. Raises `UserError`."""
+    """The configuration of the preset `mini` or `SIZE/PATCH`, as in `B/16`, with some fields replaced.
+
+    Raises `UserError` for an unknown preset, or for sizes that do not fit each other.
+    """
     name, _, patch = preset.partition("/")
     if name not in PRESETS or (patch and not (patch.isdecimal() and int(patch))):
         raise UserError(f'unknown model preset "{preset}"{nearest(name, PRESETS)} (with a patch size, as in B/16)')
     width, depth, heads = PRESETS[name]
     default_patch, default_size = (8, 32) if name == "mini" else (16, 224)
-    fields: dict[str, Any] = {
-        "width": width,
-        "depth": depth,
-        "attention_heads": heads,
-        "patch": int(patch or default_patch),
-    }
-    # `mini` is trained from random weights; the others mostly start from published ones, whose patches are embedded by
-    # one linear map.
+    shape: dict[str, Any] = {"width": width, "depth": depth, "attention_heads": heads}
+    sizes = {"patch": int(patch or default_patch), "size": default_size}
+    # `mini` is trained from random weights. The other presets mostly start from published weights, which embed patches
+    # by one linear map.
     embed = "conv" if name == "mini" else "linear"
-    config = TimeSformerConfig(**{**fields, "size": default_size, "patch_embed": embed, **changes})
+    config = TimeSformerConfig(**{**shape, **sizes, "patch_embed": embed, **changes})
     if config.size % config.patch:
         raise UserError(f"image size {config.size} is not a multiple of the patch {config.patch}")
     if config.patch_embed == "conv" and config.patch.bit_count() != 1:
-        raise UserError(
-            f"model.patch_embed: conv needs a patch that is a power of two, and {preset} has {config.patch} px; use linear"
-        )
+        size = f"{preset} has {config.patch} px"
+        raise UserError(f"model.patch_embed: conv needs a patch that is a power of two, and {size}; use linear")
     return config
 
 
@@ -200,12 +207,9 @@ class Block(nn.Module):
     def __init__(self, config: TimeSformerConfig) -> None:
         super().__init__()
         width, heads = config.width, config.attention_heads
-        self.kind, self.rotary, self.skip_images = (
-            config.attention,
-            config.time == "rotary",
-            config.image_temporal == "skip",
-        )
-        self.merging = True
+        self.kind, self.rotary = config.attention, config.time == "rotary"
+        self.skip_images = config.image_temporal == "skip"
+        self.merging = True  # see `_project`
         if self.kind == "divided":
             self.temporal_norm = nn.LayerNorm(width, eps=config.norm_eps)
             self.temporal_attn = Attention(width, heads, config.dropout)
@@ -226,10 +230,11 @@ class Block(nn.Module):
         drop: Tensor | None = None,
         intermediates: Intermediates | None = None,
     ) -> Tensor:
-        """Tokens `(F, N, D)` to the same. `drop`: drop-path factors `(3, F, 1, 1)` of the three branches, None for all
-        ones.
+        """Tokens `(F, N, D)` to tokens of the same shape.
 
-        `intermediates` is filled with the branches.
+        `rotations`: the rotary angles of each group of clips, None without rotary time. `drop`: drop-path factors
+        `(3, F, 1, 1)` of the three branches; None is the same as all ones. `intermediates` receives the output of each
+        branch.
         """
         if self.kind == "divided":
             x_FND = self._add_temporal(x_FND, groups, rotations, drop, intermediates)
@@ -238,9 +243,10 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def reset_temporal(self, differences: bool) -> None:
-        """Copy the spatial weights and set `temporal_fc` to zero (released code).
+        """Copy the spatial weights into the temporal branch and set `temporal_fc` to zero (released code).
 
-        `differences`: under rotary time, start as temporal differences (`Attention.init_temporal_differences`).
+        `differences`: with rotary time, initialise the copy as temporal differences
+        (`Attention.init_temporal_differences`).
         """
         self.temporal_attn.load_state_dict(self.attn.state_dict())
         self.temporal_norm.load_state_dict(self.norm1.state_dict())
@@ -248,19 +254,19 @@ class Block(nn.Module):
             self.temporal_attn.init_temporal_differences()
         if "temporal_scale" in self._parameters:
             self.get_parameter("temporal_scale").copy_(self.get_parameter("scale1"))
+        # The branch adds nothing at first: the block computes what the block of an image model computes.
         nn.init.zeros_(self.temporal_fc.weight)
         nn.init.zeros_(self.temporal_fc.bias)
 
     def temporal_parts(self) -> list[nn.Module | Tensor]:
-        """The modules and parameters of the temporal branch, in the order of the computation, the last matrix at the
-        end.
-        """
+        """The modules and parameters of the temporal branch. The last of them is the last matrix, `temporal_fc`."""
         if self.kind != "divided":
             return []
         scale = [self.get_parameter("temporal_scale")] if "temporal_scale" in self._parameters else []
         return [*scale, self.temporal_norm, self.temporal_attn, self.temporal_fc]
 
     def _space(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
+        """Spatial or joint attention, `(F, N, D)` to the same shape."""
         if self.kind == "joint":
             return self.attn.within_clips(x_FND, groups, rotations)
         return self.attn.within_frames(x_FND, groups, shared=self.kind == "divided")
@@ -273,26 +279,27 @@ class Block(nn.Module):
         drop: Tensor | None,
         intermediates: Intermediates | None,
     ) -> Tensor:
+        """The tokens `(F, N, D)` plus the temporal branch."""
         clip_frames, image_frames = clip_and_image_frames(groups)
-        if self.skip_images and image_frames:
+        if self.skip_images and image_frames:  # `image_temporal: skip`: the branch runs on the clips alone
             if not clip_frames:
                 return x_FND
             clips, images = x_FND.split((clip_frames, image_frames))
-            moved = self._add_temporal(
-                clips, groups[:-1], rotations, None if drop is None else drop[:, :clip_frames], intermediates
-            )
-            return torch.cat([moved, images])
+            drop = None if drop is None else drop[:, :clip_frames]
+            return torch.cat([self._add_temporal(clips, groups[:-1], rotations, drop, intermediates), images])
         time_FND = self._project(self.temporal_attn.across_frames(self.temporal_norm(x_FND), groups, rotations))
-        # The class token takes no part in temporal attention (released TimeSformer code).
+        # The class token takes no part in temporal attention (released code). A factor of zero leaves it out without
+        # the copy that slicing and joining would need.
         patches_only = torch.ones(x_FND.shape[1], 1, dtype=x_FND.dtype, device=x_FND.device)
         patches_only[0] = 0
-        return torch.addcmul(
-            x_FND, self._branch("temporal", time_FND, drop, intermediates).to(x_FND.dtype), patches_only
-        )
+        branch = self._branch("temporal", time_FND, drop, intermediates)
+        return torch.addcmul(x_FND, branch.to(x_FND.dtype), patches_only)
 
     def _project(self, mixed_FND: Tensor) -> Tensor:
-        """The output projection and `temporal_fc`: nothing lies between them, so where there are many tokens one
-        product does for both.
+        """The output projection of temporal attention, then `temporal_fc`.
+
+        No nonlinearity separates the two linear maps. With many tokens it is cheaper to multiply their matrices first
+        and to apply one product. Dropout between them prevents this.
         """
         proj, last = self.temporal_attn.proj, self.temporal_fc
         dropping = self.training and self.temporal_attn.drop.p > 0
@@ -301,7 +308,7 @@ class Block(nn.Module):
         return fn.linear(mixed_FND, last.weight @ proj.weight, fn.linear(proj.bias, last.weight, last.bias))
 
     def _branch(self, name: str, x_FND: Tensor, drop: Tensor | None, intermediates: Intermediates | None) -> Tensor:
-        """The output of a branch as it is added: times its LayerScale and drop-path factors."""
+        """The output of a branch times its LayerScale and drop-path factors, ready to be added to the tokens."""
         number = ("temporal", "spatial", "mlp").index(name)
         scale = getattr(self, ("temporal_scale", "scale1", "scale2")[number], None)
         if scale is not None:
@@ -313,9 +320,9 @@ class Block(nn.Module):
 class TimeSformer(Backbone):
     """The network of a `TimeSformerConfig`. A feature is the normalised class token of a sample.
 
-    All clips of a Pack share the spatial attention and the MLP with the images; temporal attention runs group by group.
-    `temporal_fc` and the additive time embedding start at zero, so a new network is an image ViT. An image is a clip of
-    one frame.
+    Spatial attention and the MLP run once over all frames of the Pack. Temporal attention runs group by group. An image
+    is a clip of one frame. `temporal_fc` and the additive time embedding start at zero, so a new network computes the
+    same as an image ViT.
     """
 
     config: TimeSformerConfig
@@ -323,10 +330,10 @@ class TimeSformer(Backbone):
     def __init__(self, config: TimeSformerConfig) -> None:
         super().__init__()
         self.config, self.width = config, config.width
-        conv = config.patch_embed == "conv"
-        self.patch_embed = (
-            ConvStem(config.width, config.patch) if conv else nn.Conv2d(3, config.width, config.patch, config.patch)
-        )
+        if config.patch_embed == "conv":
+            self.patch_embed: nn.Module = ConvStem(config.width, config.patch)
+        else:
+            self.patch_embed = nn.Conv2d(3, config.width, config.patch, config.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))
         if self.has_time_embedding:
@@ -341,10 +348,11 @@ class TimeSformer(Backbone):
 
     @property
     def has_time_embedding(self) -> bool:
-        """Whether frames are told apart by an embedding that is added to their patch tokens."""
+        """Whether a learned embedding of the frame index is added to the patch tokens."""
         return self.config.time == "additive" and self.config.attention != "space"
 
     def initialise(self) -> None:
+        """As `Backbone.initialise`: Kaiming values for the convolutional stem, deviation 0.02 for embeddings (ViT)."""
         if isinstance(self.patch_embed, ConvStem):
             for module in self.patch_embed.modules():
                 if isinstance(module, nn.Conv2d):
@@ -354,10 +362,10 @@ class TimeSformer(Backbone):
         self.reset_temporal("fresh")
 
     def reset_temporal(self, how: Literal["fresh", "copied"]) -> None:
-        """Temporal attention as a copy of the spatial one with `temporal_fc` zero: the network is its image ViT
-        (released code).
+        """Copy the spatial attention into the temporal one, with `temporal_fc` zero (released code).
 
-        `fresh`: under rotary time the copy starts as temporal differences (`Attention.init_temporal_differences`).
+        The network then computes the same as its image ViT. `fresh`: with rotary time, initialise the copy as temporal
+        differences (`Attention.init_temporal_differences`).
         """
         if self.config.attention == "divided":
             for block in self.stages():
@@ -370,22 +378,21 @@ class TimeSformer(Backbone):
     def forward(
         self, frames: Tensor, groups: Groups, drop: Tensor | None = None, intermediates: Intermediates | None = None
     ) -> Tensor:
-        """As `Backbone.forward`. `drop`: `(depth, 3, S)`, for the temporal branch, the spatial branch and the MLP of
-        each block.
+        """As `Backbone.forward`. `drop`: `(depth, 3, S)`, for the temporal branch, the spatial branch and the MLP.
 
-        `intermediates` gets `embedded`, for every block `blocks.3.temporal`, `blocks.3.spatial` and `blocks.3.mlp` (the
-        branches as they are added) and `blocks.3` (their sum), each `(F, N, D)`, and `features`.
+        `intermediates` receives `embedded`, then for each block (here block 3) the branches `blocks.3.temporal`,
+        `blocks.3.spatial` and `blocks.3.mlp` as they are added and the output `blocks.3`, all `(F, N, D)`, and at the
+        end `features`, `(S, D)`.
         """
         self.check_pack(frames, groups)
         x_FND = self.drop(self._embed(frames, groups))
         note(intermediates, "embedded", x_FND)
         rotations = self._rotations(groups, x_FND.device)
-        drop_F = None if drop is None else per_frame(drop, groups)[..., None, None]
+        drop_F = None if drop is None else per_frame(drop, groups)[..., None, None]  # (depth, 3, F, 1, 1)
         for number, block in enumerate(self.blocks):
             branches: Intermediates | None = None if intermediates is None else {}
-            x_FND = self.run_stage(
-                block, x_FND, groups, rotations, None if drop_F is None else drop_F[number], branches
-            )
+            block_drop = None if drop_F is None else drop_F[number]
+            x_FND = self.run_stage(block, x_FND, groups, rotations, block_drop, branches)
             for name, value in (branches or {}).items():
                 note(intermediates, f"blocks.{number}.{name}", value)
             note(intermediates, f"blocks.{number}", x_FND)
@@ -394,10 +401,11 @@ class TimeSformer(Backbone):
         return features
 
     def pooled(self, x_FND: Tensor, groups: Groups) -> Tensor:
-        """The output of the last block, `(F, N, D)`, as the normalised class token of every sample, `(S, D)`."""
+        """The normalised class token of every sample, `(S, D)`, from the output of the last block, `(F, N, D)`."""
         return self.norm(self._class_tokens(x_FND, groups))
 
     def _embed(self, frames: Tensor, groups: Groups) -> Tensor:
+        """Frames `(F, 3, H, W)` to tokens `(F, N, D)`: patches, positions, times and the class token."""
         x_FDhw = self.patch_embed(frames)
         position = resized_positions(self.pos_embed, (x_FDhw.shape[2], x_FDhw.shape[3]), self.config.resize)
         x_FPD = x_FDhw.flatten(2).transpose(1, 2) + position[:, 1:]
@@ -406,7 +414,7 @@ class TimeSformer(Backbone):
         return torch.cat([(self.cls_token + position[:, :1]).expand(x_FPD.shape[0], -1, -1), x_FPD], dim=1)
 
     def _time(self, groups: Groups) -> Tensor:
-        """The learned embedding of every frame, `(F, D)`; another T reads the nearest entries."""
+        """The learned time embedding of every frame, `(F, D)`, resized for another clip length."""
         entries = []
         for samples, frames in groups:
             embed = resized_time(self.time_embed, frames)[0]
@@ -416,18 +424,16 @@ class TimeSformer(Backbone):
         return torch.cat(entries)
 
     def _rotations(self, groups: Groups, device: torch.device) -> list[Rotation | None]:
-        """The rotary angles of every group of clips, computed once for all layers."""
+        """The rotary angles of every group of clips, computed once for all layers. Images have none."""
         channels = self.config.width // self.config.attention_heads
         rotary = self.config.time == "rotary" and self.config.attention != "space"
         return [rotation_of(frames, channels, device) if rotary else None for _, frames in groups if frames > 1]
 
     def _class_tokens(self, x_FND: Tensor, groups: Groups) -> Tensor:
-        """The class token of each sample, `(S, D)`: from its first frame, or the mean where frames are kept apart."""
+        """The class token of each sample, `(S, D)`: of its first frame, or with `space` attention the mean of all."""
         parts = x_FND[:, 0].split([samples * frames for samples, frames in groups])
         if self.config.attention == "space":
-            return torch.cat(
-                [part.view(samples, frames, -1).mean(1) for part, (samples, frames) in zip(parts, groups, strict=True)]
-            )
+            return torch.cat([part.unflatten(0, group).mean(1) for part, group in zip(parts, groups, strict=True)])
         return torch.cat([part[::frames] for part, (_, frames) in zip(parts, groups, strict=True)])
 
     # --- parameters ---------------------------------------------------------------------------------------------------
@@ -447,7 +453,7 @@ class TimeSformer(Backbone):
         return super().no_decay_parameters() | self.names_of(*embeddings)
 
     def temporal_is_new(self, weights: dict[str, Tensor]) -> bool:
-        """Without the last matrix of the temporal branch, which is zero at first, the branch adds nothing."""
+        """As `Backbone.temporal_is_new`: the last matrix of every temporal branch is still zero."""
         last = [
             weights[name]
             for block in self.stages()
@@ -473,20 +479,18 @@ class TimeSformer(Backbone):
     # --- uses ---------------------------------------------------------------------------------------------------------
 
     def set_merging(self, on: bool) -> None:
-        """Whether the temporal output projection and `temporal_fc` may be multiplied into one matrix (the default): the
-        same function.
-        """
+        """Allow or forbid that `Block._project` multiplies its two matrices first. The function is the same."""
         for block in self.stages():
             block.merging = on
 
     @contextmanager
     def attention_maps(self) -> Iterator[dict[str, AttentionMaps]]:
-        """Inside, every attention that is computed is recorded, by module as `blocks.3.attn` and
-        `blocks.3.temporal_attn`.
+        """Record every attention that is computed inside the context.
 
-        Each module has one for each group that was attended to (none in time for images). Nested, the inner one alone
-        records, until it is left. Numbers do not change. Not for compiled blocks, nor beside the passes of another
-        thread.
+        The dictionary has an entry for each module, such as `blocks.3.attn` and `blocks.3.temporal_attn`, with one
+        `Attended` for each computed group (temporal attention of images is not computed). If contexts are nested, only
+        the inner one records. Recording changes no numbers. It does not work with compiled blocks, nor while another
+        thread runs the same network.
         """
         modules = {name: module for name, module in self.named_modules() if isinstance(module, Attention)}
         recorded: dict[str, AttentionMaps] = {name: [] for name in modules}
@@ -502,15 +506,16 @@ class TimeSformer(Backbone):
     def heat(
         self, frames: Tensor, score: Callable[[Tensor], Tensor] | None, check: Callable[[], None] = no_check
     ) -> Heat:
-        """Attention roll-out, or attention times gradient where there is a `score`. `check` is called before every
-        layer, each of which is computed twice.
+        """As `Backbone.heat`: attention roll-out without a `score`, attention x gradient with one.
+
+        Every layer is computed twice. `check` is called before each computation.
         """
         from cover.model.backbones.timesformer_rollout import rollout
 
         return rollout(self, frames, score, check)
 
     def simplify(self) -> None:
-        self.set_merging(False)  # whether merging pays depends on the batch, which a graph does not know
+        self.set_merging(False)  # `_project` decides by the size of the batch, which is unknown in an exported graph
         if self.config.attention == "divided":
             for block in self.stages():
                 _merge_temporal_matrices(block)
@@ -520,10 +525,10 @@ class TimeSformer(Backbone):
 
 
 def resized_positions(pos_embed: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
-    """Position embeddings `(1, 1 + h w, D)` of a square grid for another `grid` (rows, columns); the entry of the class
-    token stays.
+    """Position embeddings `(1, 1 + h w, D)` of a square grid, resized to `grid` (rows, columns).
 
-    `bicubic` over both axes (as transformers' ViT resizes), or `nearest` (as TimeSformer does).
+    The entry of the class token does not change. `mode`: `bicubic` over both axes (as the ViT of transformers), or
+    `nearest` (as the released code of TimeSformer).
     """
     side = round((pos_embed.shape[1] - 1) ** 0.5)
     if grid == (side, side):
@@ -534,7 +539,7 @@ def resized_positions(pos_embed: Tensor, grid: tuple[int, int], mode: str) -> Te
 
 
 def resized_time(time_embed: Tensor, frames: int) -> Tensor:
-    """Time embeddings `(1, T, D)` for another number of frames: the nearest entries (released code)."""
+    """Time embeddings `(1, T, D)`, resized to `frames` entries by the nearest neighbour (released code)."""
     if time_embed.shape[1] == frames:
         return time_embed
     return fn.interpolate(time_embed.transpose(1, 2), size=frames, mode="nearest").transpose(1, 2)
@@ -544,10 +549,10 @@ def resized_time(time_embed: Tensor, frames: int) -> Tensor:
 
 
 class _SplitAttention(nn.Module):
-    """`Attention.across_frames` for one group, with query, key and value as layers of their own.
+    """`Attention.across_frames` for one group, with separate layers for query, key and value.
 
-    Parts that are cut out of one matrix are no constants in a graph, and only constants can be laid out or rounded
-    beforehand.
+    In an exported graph, a slice of a matrix is a computed value. A separate matrix is a constant, and only constants
+    can be rearranged or quantized in advance.
     """
 
     def __init__(self, attention: Attention, proj: nn.Linear) -> None:
@@ -566,7 +571,7 @@ class _SplitAttention(nn.Module):
 
 @torch.no_grad()
 def _merge_temporal_matrices(block: Block) -> None:
-    """The temporal output projection and `temporal_fc`, between which nothing lies, become one matrix."""
+    """Replace the temporal output projection and `temporal_fc` by one matrix, computed in float64."""
     proj, last = block.temporal_attn.proj, block.temporal_fc
     weight = last.weight.double() @ proj.weight.double()
     bias = last.weight.double() @ proj.bias.double() + last.bias.double()
@@ -575,6 +580,7 @@ def _merge_temporal_matrices(block: Block) -> None:
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A float32 linear layer with copies of the given tensors."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.load_state_dict({"weight": weight.float().contiguous().clone(), "bias": bias.float().clone()}, assign=True)
     return layer

@@ -1,23 +1,22 @@
-"""Attention roll-out of a TimeSformer: the attention of all layers, followed back from the class token to the patches
-of every frame.
+"""Attention roll-out of a TimeSformer: the attention of all layers from the class token back to the patches.
 
-Attention roll-out (Abnar & Zuidema, 2020) multiplies the layers' attention matrices, averaged over the attention heads
-and mixed half and half with the identity, which stands for the residual stream. It is one for all classifiers. The heat
-of a class (after Chefer, Gur & Wolf, 2021) weights every attention by the gradient of the class's logit, keeps what is
-positive and adds it to the identity.
+Attention roll-out (Abnar & Zuidema, 2020) multiplies the attention matrices of all layers. Each matrix is the mean over
+the attention heads, mixed half and half with the identity, which stands for the residual stream. The result does not
+depend on a classifier. The heat of a class (after Chefer, Gur & Wolf, 2021) multiplies every attention weight by the
+gradient of the logit of the class, drops negative products, and adds the rest to the identity.
 
-Tokens are the class token of the clip and the patches of all its frames, P = 1 + T n of them. In divided attention a
-layer is two steps: in the temporal one a patch attends to the same place in all frames and the class token to nothing,
-so its row is the identity; in the spatial one every frame has the class token with its own patches, and what it becomes
-there is averaged over the frames: its row of the P x P matrix is the T frames' class rows side by side, each divided by
-T, and the entries on itself added up.
+The tokens are the class token of the clip and the patches of all its frames, P = 1 + T n tokens. In divided attention,
+a layer has two steps. In the temporal step, a patch attends to the same place in all frames. The class token attends to
+nothing, so its row is the identity. In the spatial step, the class token attends to the patches of each frame
+separately, and its T results are averaged. So its row of the P x P matrix consists of the class rows of the T frames
+side by side, each divided by T, and its entry on itself is their sum.
 
-Only the class token's row of the product is wanted, and a row times these matrices is a few small products: none of P x
-P is made. Layers are computed again one at a time, from the last to the first, so the memory is that of one layer and
-all layers' inputs.
+The heat needs only the row of the class token. A row times these matrices is a few small products, so no P x P matrix
+exists in memory. Layers are computed a second time, one by one from the last to the first. So memory holds the inputs
+of all layers, but the attention of only one.
 
-Letters in shapes: T frames, N tokens of a frame (class token, then n patches), L tokens that see each other, B rows of
-them, H heads.
+Letters in shapes: T frames, N tokens of a frame (class token, then n patches), L tokens that attend to each other,
+B rows of such tokens, H heads, d channels of a head.
 """
 
 from __future__ import annotations
@@ -34,28 +33,33 @@ from cover.model.layers import Attended, AttentionMaps
 
 
 class _OutputRow(NamedTuple):
-    """Of a token-to-token matrix the row of the output: its entries on the class token, `()` or one for each frame
-    `(T,)` where frames are kept apart, and on the patches, `(T, n)`.
+    """The row of the output token in a token-to-token matrix.
+
+    `own`: its entry on the class token, `()`, or with `space` attention one entry for each frame, `(T,)`. `patches`:
+    its entries on the patches, `(T, n)`.
     """
 
     own: Tensor
     patches: Tensor
 
 
-@torch.inference_mode(False)  # inside it there are no gradients
+@torch.inference_mode(False)  # inference mode computes no gradients, whatever `enable_grad` says
 def rollout(
     network: TimeSformer, frames: Tensor, score: Callable[[Tensor], Tensor] | None, check: Callable[[], None]
 ) -> Heat:
-    """The heat of one clip or image over its patches, as `Backbone.heat`. `network` is in evaluation mode."""
-    assert not network.training, "every layer is computed twice, with the same result"
-    frames = frames.clone() if frames.is_inference() else frames
-    passed, result = _inputs_of_blocks(network, frames, check)
-    slope = None if score is None else _slope_of_score(network, result, score)
+    """The heat of one clip or image over its patches, as in `Backbone.heat`.
+
+    `network` must be in evaluation mode. `frames`: normalised float `(T, 3, H, W)`.
+    """
+    assert not network.training, "every layer is computed twice, and both results must be equal"
+    frames = frames.clone() if frames.is_inference() else frames  # autograd refuses inference tensors
+    inputs, output = _inputs_of_blocks(network, frames, check)
+    gradient = None if score is None else _gradient_of_score(network, output, score)
     row = _first_row(network, frames)
-    for number in reversed(range(len(passed))):
+    for number in reversed(range(len(inputs))):
         check()
-        maps, slopes, slope = _computed_again(network, number, passed[number], slope)
-        row = _through_block(row, network, number, maps, slopes)
+        maps, attention_gradients, gradient = _recompute_block(network, number, inputs[number], gradient)
+        row = _through_block(row, network, number, maps, attention_gradients)
     sides = (side // network.config.patch for side in frames.shape[2:])
     method = "attention roll-out" if score is None else "attention x gradient"
     return Heat.of(row.patches.unflatten(1, tuple(sides)), method, float(row.own.sum()))
@@ -67,13 +71,13 @@ def rollout(
 def _inputs_of_blocks(
     network: TimeSformer, frames: Tensor, check: Callable[[], None]
 ) -> tuple[list[tuple[object, ...]], Tensor]:
-    """The arguments of every block, and the output of the last one."""
+    """The arguments of every block, and the output of the last block, `(F, N, D)`."""
     calls: list[tuple[tuple[object, ...], Tensor]] = []
 
-    def note(block: nn.Module, arguments: tuple[object, ...], result: Tensor) -> None:
-        calls.append((arguments, result))
+    def record(block: nn.Module, arguments: tuple[object, ...], output: Tensor) -> None:
+        calls.append((arguments, output))
 
-    hooks = [block.register_forward_hook(note) for block in network.blocks]
+    hooks = [block.register_forward_hook(record) for block in network.blocks]
     hooks += [block.register_forward_pre_hook(lambda block, arguments: check()) for block in network.blocks]
     try:
         with torch.no_grad():
@@ -84,104 +88,115 @@ def _inputs_of_blocks(
     return [arguments for arguments, _ in calls], calls[-1][1]
 
 
-def _slope_of_score(network: TimeSformer, result: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """The gradient of a score with respect to the output of the last block."""
-    result = result.detach().requires_grad_()
+def _gradient_of_score(network: TimeSformer, output: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient of a score with respect to the output of the last block, `(F, N, D)`."""
+    output = output.detach().requires_grad_()
     with torch.enable_grad():
-        value = score(network.pooled(result, ((1, len(result)),)))
-    return torch.autograd.grad(value, result)[0]
+        value = score(network.pooled(output, ((1, len(output)),)))
+    return torch.autograd.grad(value, output)[0]
 
 
-def _computed_again(
-    network: TimeSformer, number: int, arguments: tuple[object, ...], slope: Tensor | None
+def _recompute_block(
+    network: TimeSformer, number: int, arguments: tuple[object, ...], gradient: Tensor | None
 ) -> tuple[dict[str, AttentionMaps], dict[str, Tensor], Tensor | None]:
-    """The attentions of a block, the gradients of their outcomes, and that of the input of the block; no gradients
-    without `slope`.
+    """Compute a block again, with its attention and its backward pass.
+
+    `gradient`: of the score with respect to the output of the block; None for a roll-out without gradients. Returns the
+    attention of each module, the gradient of the output of each attention, and the gradient of the input of the block.
     """
-    block, (entered, *rest) = network.blocks[number], arguments
-    assert isinstance(entered, Tensor)
-    entered = entered.detach().requires_grad_(slope is not None)
-    with network.attention_maps() as maps, torch.set_grad_enabled(slope is not None):
-        result = block(entered, *rest)
-    if slope is None:
+    block, (tokens, *rest) = network.blocks[number], arguments
+    assert isinstance(tokens, Tensor)
+    tokens = tokens.detach().requires_grad_(gradient is not None)
+    with network.attention_maps() as maps, torch.set_grad_enabled(gradient is not None):
+        output = block(tokens, *rest)
+    if gradient is None:
         return maps, {}, None
-    outs = {name: attention[0].out for name, attention in maps.items() if attention}
-    slope, *slopes = torch.autograd.grad(result, [entered, *outs.values()], slope)
-    return maps, dict(zip(outs, slopes, strict=True)), slope
+    outs = {name: attention[0].out for name, attention in maps.items() if attention}  # one sample, so one group
+    gradient, *of_outs = torch.autograd.grad(output, [tokens, *outs.values()], gradient)
+    return maps, dict(zip(outs, of_outs, strict=True)), gradient
 
 
 # --- a row times the matrices -----------------------------------------------------------------------------------------
 
 
 def _first_row(network: TimeSformer, frames: Tensor) -> _OutputRow:
-    """The class token is classified, or the mean of the class tokens where frames are kept apart."""
+    """The row of the classified token: the class token, or with `space` attention the mean of the class tokens."""
     count, patches = len(frames), frames.shape[2] * frames.shape[3] // network.config.patch**2
     own = frames.new_full((count,), 1 / count) if network.config.attention == "space" else frames.new_ones(())
     return _OutputRow(own, frames.new_zeros(count, patches))
 
 
 def _through_block(
-    row: _OutputRow, network: TimeSformer, number: int, maps: dict[str, AttentionMaps], slopes: dict[str, Tensor]
+    row: _OutputRow, network: TimeSformer, number: int, maps: dict[str, AttentionMaps], gradients: dict[str, Tensor]
 ) -> _OutputRow:
-    """The row times the matrix of a block: the steps in the reverse of the order in which they were computed."""
+    """The row times the matrix of a block. The steps run in the reverse order of the forward pass."""
     heads, kind = network.config.attention_heads, network.config.attention
     spatial, temporal = f"blocks.{number}.attn", f"blocks.{number}.temporal_attn"
     step = _through_clip if kind == "joint" else _through_frames
-    row = _mixed(row, step(row, maps[spatial][0], slopes.get(spatial), heads), spatial in slopes)
-    if maps.get(temporal):  # a single frame attends to itself alone, which is the identity
-        row = _mixed(row, _through_time(row, maps[temporal][0], slopes.get(temporal), heads), temporal in slopes)
+    row = _add_residual(row, step(row, maps[spatial][0], gradients.get(spatial), heads), spatial in gradients)
+    if maps.get(temporal):  # the temporal attention of a single frame is the identity, and is not computed
+        moved = _through_time(row, maps[temporal][0], gradients.get(temporal), heads)
+        row = _add_residual(row, moved, temporal in gradients)
     return row
 
 
-def _mixed(row: _OutputRow, moved: _OutputRow, weighted: bool) -> _OutputRow:
-    """The residual stream beside the attention: rows of attention weights add up to 1, and so does half of both;
-    gradients are added.
+def _add_residual(row: _OutputRow, moved: _OutputRow, weighted: bool) -> _OutputRow:
+    """The row after the attention and the residual stream.
+
+    A row of attention weights sums to 1, and so does the mean of both. `weighted`: by gradients, which are added as
+    they are.
     """
     factor = 1.0 if weighted else 0.5
     return _OutputRow(factor * (row.own + moved.own), factor * (row.patches + moved.patches))
 
 
-def _through_frames(row: _OutputRow, attended: Attended, slope: Tensor | None, heads: int) -> _OutputRow:
-    """Spatial attention. Where frames share a class token, each has the T-th part of its weight; of a gradient it has
-    its part already.
+def _through_frames(row: _OutputRow, attended: Attended, gradient: Tensor | None, heads: int) -> _OutputRow:
+    """The row times spatial attention.
+
+    If all frames share one class token, each frame gets 1 / T of its weight. A gradient has been divided already, in
+    the backward pass of `share_class_token`.
     """
     shared = not row.own.ndim
-    own = row.own.expand(len(row.patches)) / (len(row.patches) if shared and slope is None else 1)
-    moved = _times_attention(torch.cat([own[:, None], row.patches], 1)[:, None], attended, slope, heads)[:, 0]
-    return _OutputRow(moved[:, 0].sum() if shared else moved[:, 0], moved[:, 1:])
+    own = row.own.expand(len(row.patches)) / (len(row.patches) if shared and gradient is None else 1)
+    row_TL = torch.cat([own[:, None], row.patches], 1)
+    moved_TL = _times_attention(row_TL[:, None], attended, gradient, heads)[:, 0]
+    return _OutputRow(moved_TL[:, 0].sum() if shared else moved_TL[:, 0], moved_TL[:, 1:])
 
 
-def _through_time(row: _OutputRow, attended: Attended, slope: Tensor | None, heads: int) -> _OutputRow:
-    """Temporal attention. The class token takes no part in it: its row is the identity, which no gradient weights."""
+def _through_time(row: _OutputRow, attended: Attended, gradient: Tensor | None, heads: int) -> _OutputRow:
+    """The row times temporal attention.
+
+    The class token takes no part in it. So its row is the identity without gradients, and zero with them.
+    """
     absent = row.patches.new_zeros(len(row.patches), 1)
-    moved = _times_attention(torch.cat([absent, row.patches], 1).T[None], attended, slope, heads)[0]
-    return _OutputRow(row.own if slope is None else torch.zeros_like(row.own), moved[1:].T)
+    row_NT = torch.cat([absent, row.patches], 1).T
+    moved_NT = _times_attention(row_NT[None], attended, gradient, heads)[0]
+    return _OutputRow(row.own if gradient is None else torch.zeros_like(row.own), moved_NT[1:].T)
 
 
-def _through_clip(row: _OutputRow, attended: Attended, slope: Tensor | None, heads: int) -> _OutputRow:
-    """Joint attention of all tokens of the clip."""
-    moved = _times_attention(torch.cat([row.own[None], row.patches.flatten()])[None, None], attended, slope, heads)[
-        0, 0
-    ]
-    return _OutputRow(moved[0], moved[1:].view_as(row.patches))
+def _through_clip(row: _OutputRow, attended: Attended, gradient: Tensor | None, heads: int) -> _OutputRow:
+    """The row times the joint attention of all tokens of the clip."""
+    row_L = torch.cat([row.own[None], row.patches.flatten()])
+    moved_L = _times_attention(row_L[None, None], attended, gradient, heads)[0, 0]
+    return _OutputRow(moved_L[0], moved_L[1:].view_as(row.patches))
 
 
-def _times_attention(row_BNL: Tensor, attended: Attended, slope: Tensor | None, heads: int) -> Tensor:
-    """Rows times the mean over the heads of their weights, or of the positive part of weights times gradient; one head
-    at a time.
+def _times_attention(row_BNL: Tensor, attended: Attended, gradient: Tensor | None, heads: int) -> Tensor:
+    """Rows times the attention weights, averaged over the heads, `(B, N, L)` to the same shape.
 
-    What came out was weights times values: so the gradient of a weight is that of the outcome times the value.
+    `gradient`: of the output of the attention, `(B, N H, L, d)`. With it, each weight is replaced by the positive part
+    of weight x gradient. The output is weights @ values, so the gradient of the weights is gradient @ values^T.
     """
     total = torch.zeros_like(row_BNL)
-    for head in range(heads):
+    for head in range(heads):  # one head at a time, to limit memory
         q, k, v = (_of_head(part, head, heads) for part in attended[:3])
         weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-        if slope is not None:
-            weights = (weights * (_of_head(slope, head, heads) @ v.mT)).clamp_min(0)
+        if gradient is not None:
+            weights = (weights * (_of_head(gradient, head, heads) @ v.mT)).clamp_min(0)
         total += (row_BNL[:, :, None] @ weights.to(total.dtype))[:, :, 0]
     return total / heads
 
 
 def _of_head(x: Tensor, head: int, heads: int) -> Tensor:
-    """`(B, N H, L, d)` to the `(B, N, L, d)` of one head."""
+    """The part `(B, N, L, d)` of one head in `(B, N H, L, d)`."""
     return x.detach().unflatten(1, (-1, heads))[:, :, head]

@@ -1,1 +1,1 @@
-"""Weights that others made: a converter for each foreign format."""
+"""Weights from other libraries, with a converter for each format."""

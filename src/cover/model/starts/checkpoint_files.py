@@ -1,7 +1,7 @@
-"""A foreign checkpoint on disk: its tensors, and the files beside them that describe its network and its pixels.
+"""Reading checkpoints of other libraries: tensors, and the JSON files beside them.
 
-Pickle files are read by PyTorch's restricted unpickler, which makes tensors and plain containers and refuses everything
-else.
+Pickle files are read with PyTorch's restricted unpickler, which loads tensors and plain containers and refuses
+everything else.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from torch import Tensor
 from cover.errors import UserError
 from cover.model.hub import fetch, is_hub_id
 
-WRAPPINGS = ("model_state", "state_dict", "model")  # TimeSformer's release; many training scripts; DeiT's release
+# The keys for a nested state dict: in TimeSformer's release, in many training scripts, in DeiT's release.
+WRAPPINGS = ("model_state", "state_dict", "model")
 ENDINGS = (".safetensors", ".bin", ".pth", ".pyth", ".pt")
-# Each in the order in which transformers itself looks for them.
+# Both in the order in which transformers searches for these files.
 PIXELS = ("video_preprocessor_config.json", "preprocessor_config.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
 class ForeignCheckpoint:
-    """A foreign checkpoint: where it lies, a short name, its tensors, `config.json` and the first of `PIXELS` (empty:
-    absent).
+    """The content of a checkpoint of another library.
 
-    `wrapping` is the key of the pickled dictionary that held the tensors, `recipe` the YAML text that TimeSformer's
-    release keeps beside them under `cfg`.
+    `path`: its file or folder. `name`: a short name. `wrapping`: the key of the pickled dictionary that contains the
+    tensors. `recipe`: the YAML text under `cfg` in TimeSformer's release. `config`: `config.json`. `preprocessing`: the
+    first file of `PIXELS`. Absent parts are empty.
     """
 
     path: Path
@@ -47,8 +48,9 @@ class ForeignCheckpoint:
 
 
 def read_source(name: str) -> ForeignCheckpoint:
-    """From a file, a folder or a Hub id. Raises `UserError` for anything that is no checkpoint, or that needs more than
-    tensors.
+    """Read a checkpoint from a file, a folder or a Hub id.
+
+    Raises `UserError` if it is no checkpoint, or if the file contains more than tensors and plain containers.
     """
     path = Path(name)
     if path.is_file():
@@ -68,35 +70,32 @@ def _from_hub(name: str) -> Path:
     if not is_hub_id(name) or name.endswith(ENDINGS):
         raise UserError(f"{name}: does not exist; give a file, a folder or a Hub id such as owner/name")
     folder = fetch(name, ["*.json", "*.safetensors"])
-    # Pickled weights only where there are no others.
-    return (
-        folder if any(folder.glob("*.safetensors")) else fetch(name, ["*.json", *(f"*{ending}" for ending in ENDINGS)])
-    )
+    if any(folder.glob("*.safetensors")):  # pickled weights are downloaded only if there are no others
+        return folder
+    return fetch(name, ["*.json", *(f"*{ending}" for ending in ENDINGS)])
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The weights of a folder: the libraries' own file names, else its only file that can be weights."""
+    """The weight files of a folder: those with a name in `WEIGHTS`, or else its only file with one of `ENDINGS`."""
     for name in WEIGHTS:
         if (folder / name).is_file():
             return _shards(folder / name) if name.endswith(".json") else [folder / name]
-    results = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file())
-    if len(results) != 1:
-        which = (
-            f"{len(results)} files of weights ({', '.join(path.name for path in results[:3])}, ...); name one"
-            if results
-            else "no weights"
-        )
+    files = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file())
+    if len(files) != 1:
+        names = ", ".join(path.name for path in files[:3])
+        which = f"{len(files)} files of weights ({names}, ...); name one" if files else "no weights"
         raise UserError(
             f"{folder}: has {which}; looked for {', '.join(WEIGHTS)} or one file ending in {', '.join(ENDINGS)}"
         )
-    return results
+    return files
 
 
 def _shards(index: Path) -> list[Path]:
-    present = _read_json(index).get("weight_map")
-    if not isinstance(present, dict) or not present:
+    """The files of a sharded checkpoint, from its index. They must be in the folder of the index."""
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: has no weight_map")
-    names = sorted(set(map(str, present.values())))
+    names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if Path(name).name != name or not (index.parent / name).is_file():
             raise UserError(f"{index}: names {name}, which is not beside it")
@@ -104,18 +103,18 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no file."""
+    """The object in a JSON file; empty if there is no file."""
     try:
-        present = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(present, dict):
-        raise UserError(f"{path}: is no JSON object")
-    return present
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a JSON object")
+    return content
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str, str]:
-    """The tensors of one file, the key that wrapped them and the recipe beside them (both often empty)."""
+    """The tensors of one file, their wrapping key and their recipe (see `ForeignCheckpoint`)."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -124,32 +123,31 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str, str]:
             return load_file(str(path)), "", ""
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be read: {error}") from None
-    present = _unpickle(path)
-    wrapping = next(
-        (key for key in WRAPPINGS if isinstance(present, Mapping) and isinstance(present.get(key), Mapping)), ""
-    )
-    inner = present[wrapping] if wrapping else present
+    content = _unpickle(path)
+    keys = WRAPPINGS if isinstance(content, Mapping) else ()
+    wrapping = next((key for key in keys if isinstance(content.get(key), Mapping)), "")
+    inner = content[wrapping] if wrapping else content
     if not isinstance(inner, Mapping) or not all(isinstance(key, str) for key in inner):
-        raise UserError(f"{path}: holds no dictionary of tensors, bare or under one of {', '.join(WRAPPINGS)}")
+        raise UserError(f"{path}: has no dictionary of tensors, neither bare nor under one of {', '.join(WRAPPINGS)}")
     for key, value in inner.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {key} is no tensor but {type(value).__name__}")
-    recipe = present.get("cfg") if wrapping else None
+    recipe = content.get("cfg") if wrapping else None
     return dict(inner), wrapping, recipe if isinstance(recipe, str) else ""
 
 
 def _unpickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols
+            warnings.simplefilter("ignore")  # warnings about pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted:
             raise UserError(
-                f"{path}: refused: it asks for {wanted[1]}, and what is more than tensors could run code"
+                f"{path}: refused: it asks for {wanted[1]}, and a pickle file with more than tensors could run code"
             ) from None
-        raise UserError(f"{path}: cannot be read: it holds no tensors saved by PyTorch") from None
+        raise UserError(f"{path}: cannot be read: it has no tensors saved by PyTorch") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it is empty or cut short"
+        reason = str(error).splitlines()[0] if str(error) else "it is empty or truncated"
         raise UserError(f"{path}: cannot be read: {reason}") from None

@@ -1,7 +1,7 @@
-"""The settings of a foreign checkpoint: its network, its pixels and its classes.
+"""The settings of a foreign checkpoint: its network, its pixel statistics, its clips and its classes.
 
-Sizes come from the shapes of the tensors. A configuration beside them adds what shapes do not show, and must not
-contradict them.
+Sizes come from the shapes of the tensors. A configuration file adds settings that shapes do not show. It must not
+contradict the shapes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.starts.checkpoint_files import ForeignCheckpoint
 from cover.model.starts.formats import HEAD, OFFICIAL, TIMM, TRANSFORMERS_TIMESFORMER, ForeignFormat, Translation
 
-HEAD_WIDTH = 64  # of an attention head in every ViT size
-# frames of a 30 fps video from one of the clip's to the next (TimeSformer, section 4)
+HEAD_WIDTH = 64  # channels of an attention head in every ViT size
+# frames of a clip -> frames of a 30 fps video from one frame of the clip to the next (TimeSformer, section 4)
 FRAME_STEPS = {8: 32, 16: 16, 96: 4}
-CLIP_SPAN = 256  # frames of the video that other lengths are spread over: as 8 x 32 and 16 x 16
-ATTENTION = {"divided_space_time": "divided", "joint_space_time": "joint", "space_only": "space"}  # transformers' words
-# What a configuration may say, key by key, for the function to be ours.
+CLIP_SPAN = 256  # frames of the video that a clip of another length covers, as 8 x 32 and 16 x 16 do
+ATTENTION = {"divided_space_time": "divided", "joint_space_time": "joint", "space_only": "space"}  # theirs -> ours
+# Key of a configuration -> the values with which the function is that of our network.
 ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("gelu",),
     "num_channels": (3,),
@@ -32,7 +32,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "do_rescale": (True,),
     "rescale_factor": (1 / 255,),
 }
-# Arguments of a timm model that its tensors show; any other could change the function unseen.
+# Arguments of a timm model that its tensors show. Any other argument could change the function without a trace.
 SHOWN = {
     "img_size",
     "patch_size",
@@ -50,11 +50,11 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What can be chosen of an import; None (empty) leaves it to the checkpoint and the conventions of its format.
+    """The options of an import. With None or an empty value, the checkpoint and the conventions of its format decide.
 
-    `size` (pixels) and `frames` resize the embeddings. `attention` and `time` are open for image ViTs alone. `head`
-    names the classifier, `none` leaves it out. `classes`: a file of one class name per line. `sampling` as in a
-    catalog. `unused`: tensors left out on purpose, each by its name or the beginning of it.
+    `size` (pixels), `frames`: resize the embeddings. `attention`, `time`: only for image ViTs. `head`: the name of the
+    classifier; `none` leaves it out. `classes`: a file with one class name per line. `sampling`: as in a catalog.
+    `unused`: names, or beginnings of names, of tensors that the import leaves out.
     """
 
     size: int | None = None
@@ -71,7 +71,7 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class PixelStatistics:
-    """Mean and standard deviation of pixels in 0..1, and the place that they come from."""
+    """Mean and standard deviation of each colour on a scale from 0 to 1. `origin`: where they come from."""
 
     mean: Triple
     std: Triple
@@ -82,26 +82,29 @@ class PixelStatistics:
 
 
 def network_of(
-    source: ForeignCheckpoint, form: ForeignFormat, present: Translation, options: ImportOptions
+    source: ForeignCheckpoint, form: ForeignFormat, translation: Translation, options: ImportOptions
 ) -> TimeSformerConfig:
-    """The network whose tensors `present` are, at the size and length that they have. Raises `UserError`."""
-    width, patch = _patches(present)
-    attention = _attention(form, present, options)
-    time_embed = present.tensors.get("time_embed")
-    frames = _frames_option(source, options) if time_embed is None else _sides(present, "time_embed", 3)[1]
+    """The configuration of a checkpoint's network, at its original size and length.
+
+    Raises `UserError` if it is not a network of this package, or if the files contradict each other.
+    """
+    width, patch = _patches(translation)
+    attention = _attention(form, translation, options)
+    time_embed = translation.tensors.get("time_embed")
+    frames = _frames_option(source, options) if time_embed is None else _shape(translation, "time_embed", 3)[1]
     config = TimeSformerConfig(
         width=width,
-        depth=present.depth,
+        depth=translation.depth,
         attention_heads=_heads(source, width, options),
         patch=patch,
-        size=patch * _grid(present),
-        mlp_ratio=_mlp_ratio(present, width),
+        size=patch * _grid(translation),
+        mlp_ratio=_mlp_ratio(translation, width),
         frames=frames,
         attention=attention,
         time=_time(form, options),
         image_time="first" if form.video else "none",
         resize=options.resize or ("nearest" if form.video else "bicubic"),
-        layer_scale=1.0 if "blocks.0.scale1" in present.tensors else 0.0,
+        layer_scale=1.0 if "blocks.0.scale1" in translation.tensors else 0.0,
         norm_eps=_number_option(source.config, "layer_norm_eps", form.norm_eps),
     )
     _check_options(source, form, config)
@@ -110,63 +113,64 @@ def network_of(
     return config
 
 
-def _sides(present: Translation, ours: str, count: int) -> tuple[int, ...]:
-    """The shape of a tensor with so many sides."""
-    shape = tuple(present.tensors[ours].shape)
+def _shape(translation: Translation, ours: str, count: int) -> tuple[int, ...]:
+    """The shape of a tensor. Raises `UserError` if it has not `count` dimensions."""
+    shape = tuple(translation.tensors[ours].shape)
     if len(shape) != count:
-        raise UserError(f"{present.source(ours)} is {shape}, and should have {count} sides")
+        raise UserError(f"{translation.source(ours)} is {shape}, and should have {count} dimensions")
     return shape
 
 
-def _patches(present: Translation) -> tuple[int, int]:
-    width, colours, patch, across = _sides(present, "patch_embed.weight", 4)
+def _patches(translation: Translation) -> tuple[int, int]:
+    """The width and the side of a patch in pixels."""
+    width, colours, patch, across = _shape(translation, "patch_embed.weight", 4)
     if colours != 3 or patch != across:
-        name = present.source("patch_embed.weight")
-        raise UserError(
-            f"{name} takes {colours} colours in patches of {patch} x {across}; this model has 3 and square ones"
-        )
+        kernel = f"{translation.source('patch_embed.weight')} takes {colours} colours in patches of {patch} x {across}"
+        raise UserError(f"{kernel}; this model has 3 and square ones")
     return width, patch
 
 
-def _grid(present: Translation) -> int:
-    places = _sides(present, "pos_embed", 3)[1] - 1
+def _grid(translation: Translation) -> int:
+    """The number of patches along a side of a frame."""
+    places = _shape(translation, "pos_embed", 3)[1] - 1
     side = math.isqrt(max(places, 0))
     if not side or side * side != places:
-        raise UserError(
-            f"{present.source('pos_embed')} has {places + 1} entries; a class token and a square of patches are read"
-        )
+        name = translation.source("pos_embed")
+        raise UserError(f"{name} has {places + 1} entries; a class token and a square of patches are read")
     return side
 
 
 def _attention(
-    form: ForeignFormat, present: Translation, options: ImportOptions
+    form: ForeignFormat, translation: Translation, options: ImportOptions
 ) -> Literal["divided", "joint", "space"]:
     if not form.video:
         return options.attention or "divided"
-    temporal = "blocks.0.temporal_fc.weight" in present.tensors
-    result: Literal["divided", "joint", "space"] = (
-        "divided" if temporal else "joint" if "time_embed" in present.tensors else "space"
-    )
-    if options.attention not in (None, result):
-        raise UserError(f"--attention {options.attention}: by its tensors this is a network of {result} attention")
-    return result
+    attention: Literal["divided", "joint", "space"] = "space"
+    if "blocks.0.temporal_fc.weight" in translation.tensors:
+        attention = "divided"
+    elif "time_embed" in translation.tensors:
+        attention = "joint"
+    if options.attention not in (None, attention):
+        raise UserError(f"--attention {options.attention}: by its tensors this is a network of {attention} attention")
+    return attention
 
 
 def _time(form: ForeignFormat, options: ImportOptions) -> Literal["additive", "rotary"]:
     if form.video and options.time == "rotary":
         raise UserError(
-            "--time rotary: a TimeSformer tells frames apart by the embedding it was trained with; rotary is for image ViTs"
+            "--time rotary: a TimeSformer needs the time embedding that it was trained with; rotary is for image ViTs"
         )
     return "additive" if form.video else options.time or "rotary"
 
 
 def _heads(source: ForeignCheckpoint, width: int, options: ImportOptions) -> int:
+    """The number of attention heads: no shape of a tensor shows it."""
     arguments = source.config.get("model_args")
     timm = _number_option(arguments, "num_heads", 0) if isinstance(arguments, dict) else 0
-    record = int(_number_option(source.config, "num_attention_heads", timm))
-    if options.attention_heads and record not in (0, options.attention_heads):
-        raise UserError(f"--attention-heads {options.attention_heads}: config.json says {record}")
-    if heads := options.attention_heads or record:
+    number = int(_number_option(source.config, "num_attention_heads", timm))
+    if options.attention_heads and number not in (0, options.attention_heads):
+        raise UserError(f"--attention-heads {options.attention_heads}: config.json says {number}")
+    if heads := options.attention_heads or number:
         return heads
     if width % HEAD_WIDTH:
         raise UserError(
@@ -175,94 +179,87 @@ def _heads(source: ForeignCheckpoint, width: int, options: ImportOptions) -> int
     return width // HEAD_WIDTH
 
 
-def _mlp_ratio(present: Translation, width: int) -> float:
-    hidden = _sides(present, "blocks.0.mlp.fc1.weight", 2)[0]
+def _mlp_ratio(translation: Translation, width: int) -> float:
+    hidden = _shape(translation, "blocks.0.mlp.fc1.weight", 2)[0]
     ratio = hidden / width
-    # the ratio is rounded down again when it is used
+    # The network rounds `width * ratio` down, so a ratio with a rounding error would lose one channel.
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
 def _frames_option(source: ForeignCheckpoint, options: ImportOptions) -> int:
-    """The length of a clip where no tensor shows it."""
+    """The number of frames of a clip, if no tensor shows it."""
     return options.frames or int(_number_option(source.config, "num_frames", TimeSformerConfig.frames))
 
 
-def _number_option(text: Mapping[str, Any], key: str, otherwise: float) -> float:
-    value = text.get(key, otherwise)
+def _number_option(values: Mapping[str, Any], key: str, default: float) -> float:
+    value = values.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         raise UserError(f"config.json: {key}: expected a number, got {value!r}")
     return value
 
 
 def _check_options(source: ForeignCheckpoint, form: ForeignFormat, config: TimeSformerConfig) -> None:
-    """Refuse a configuration that says something else than the tensors, or that means another function."""
-    record = source.config
-    for key, value in (*record.items(), *source.preprocessing.items()):
+    """Raises `UserError` if `config.json` contradicts the tensors, or if it describes another function."""
+    settings = source.config
+    for key, value in (*settings.items(), *source.preprocessing.items()):
         if key in ONLY and value not in ONLY[key]:
             raise UserError(f"{key}: {value}: only {' or '.join(map(str, ONLY[key]))} is the function of this model")
-    if form is TIMM and (surplus := [key for key in record.get("model_args") or {} if key not in SHOWN]):
-        raise UserError(
-            f"config.json: model_args.{surplus[0]}: not known here, and could be another function than the tensors show"
-        )
-    hidden = int(config.width * config.mlp_ratio)
-    results: dict[str, Any] = {
+    if form is TIMM and (surplus := [key for key in settings.get("model_args") or {} if key not in SHOWN]):
+        raise UserError(f"config.json: model_args.{surplus[0]}: unknown here, and could change the function")
+    shown: dict[str, Any] = {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
         "image_size": config.size,
         "patch_size": config.patch,
-        "intermediate_size": hidden,
+        "intermediate_size": int(config.width * config.mlp_ratio),
         **({"num_frames": config.frames} if config.attention != "space" else {}),
     }
-    for key, value in results.items() if form is not TIMM else ():
-        if record.get(key, value) not in (value, [value, value]):
-            raise UserError(f"config.json: {key} is {record[key]}, but the tensors say {value}")
-    if (
-        form is TRANSFORMERS_TIMESFORMER
-        and ATTENTION.get(str(record.get("attention_type")), config.attention) != config.attention
-    ):
-        raise UserError(
-            f"config.json: attention_type is {record['attention_type']}, but by its tensors it is {config.attention}"
-        )
+    for key, value in shown.items() if form is not TIMM else ():
+        if settings.get(key, value) not in (value, [value, value]):
+            raise UserError(f"config.json: {key} is {settings[key]}, but the tensors say {value}")
+    kind = str(settings.get("attention_type"))
+    if form is TRANSFORMERS_TIMESFORMER and ATTENTION.get(kind, config.attention) != config.attention:
+        raise UserError(f"config.json: attention_type is {kind}, but by its tensors it is {config.attention}")
 
 
 # --- the pixels and the clips -----------------------------------------------------------------------------------------
 
 
 def pixels_of(source: ForeignCheckpoint, form: ForeignFormat) -> PixelStatistics:
-    """Mean and deviation from the files beside the weights, else by the format's convention. Raises `UserError`."""
-    record = source.preprocessing
-    if record:
-        if record.get("do_normalize") is False:
+    """Mean and standard deviation from the files beside the weights, or else from the convention of the format.
+
+    Raises `UserError` if a file has no valid numbers.
+    """
+    preprocessing = source.preprocessing
+    if preprocessing:
+        if preprocessing.get("do_normalize") is False:
             return PixelStatistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "do_normalize is false")
-        return _pixels(record, "image_mean", "image_std", "the folder's preprocessing: ")
+        return _pixels(preprocessing, "image_mean", "image_std", "the folder's preprocessing: ")
     timm = source.config.get("pretrained_cfg")
     if form is TIMM and isinstance(timm, dict) and {"mean", "std"} <= timm.keys():
         return _pixels(timm, "mean", "std", "config.json: pretrained_cfg.")
     recipe = _recipe_data(source)
     if {"MEAN", "STD"} <= recipe.keys():
         return _pixels(recipe, "MEAN", "STD", "the checkpoint's cfg: DATA.")
-    value = (0.45, 0.225) if form.video else (0.5, 0.5)
-    whose = "TimeSformer's released settings" if form.video else "the convention of ViT checkpoints"
-    return PixelStatistics((value[0],) * 3, (value[1],) * 3, f"no file says it; {whose}")
+    mean, std = (0.45, 0.225) if form.video else (0.5, 0.5)
+    convention = "TimeSformer's released settings" if form.video else "the convention of ViT checkpoints"
+    return PixelStatistics((mean,) * 3, (std,) * 3, f"no file says it; {convention}")
 
 
-def _pixels(text: Mapping[str, Any], mean: str, std: str, place: str) -> PixelStatistics:
-    return PixelStatistics(
-        _triple(text.get(mean), place + mean), _triple(text.get(std), place + std), place.rstrip(":. ")
-    )
+def _pixels(values: Mapping[str, Any], mean: str, std: str, place: str) -> PixelStatistics:
+    mean_rgb, std_rgb = (_triple(values.get(key), place + key) for key in (mean, std))
+    return PixelStatistics(mean_rgb, std_rgb, place.rstrip(":. "))
 
 
 def seconds_between_frames(source: ForeignCheckpoint, frames: int, wanted: int) -> float:
-    """Seconds from one frame of a dense clip to the next: the checkpoint's clip of `frames`, spread over `wanted`
-    frames.
-    """
-    record = _recipe_data(source).get("SAMPLING_RATE")
-    step = record if isinstance(record, int | float) and record > 0 else FRAME_STEPS.get(frames, CLIP_SPAN / frames)
+    """The interval of dense clips in seconds: `wanted` frames cover the same time as `frames` of the checkpoint."""
+    rate = _recipe_data(source).get("SAMPLING_RATE")
+    step = rate if isinstance(rate, int | float) and rate > 0 else FRAME_STEPS.get(frames, CLIP_SPAN / frames)
     return step / 30 * frames / wanted
 
 
 def _recipe_data(source: ForeignCheckpoint) -> dict[str, Any]:
-    """The DATA section of the recipe in an official checkpoint; empty where there is none that can be read."""
+    """The DATA section of the recipe in an official checkpoint; empty if it is absent or cannot be read."""
     import yaml
 
     try:
@@ -284,18 +281,19 @@ def _triple(value: Any, where: str) -> Triple:
 
 
 def classes_of(
-    source: ForeignCheckpoint, form: ForeignFormat, present: Translation, options: ImportOptions
+    source: ForeignCheckpoint, form: ForeignFormat, translation: Translation, options: ImportOptions
 ) -> tuple[tuple[str, ...], str]:
-    """The class names of the checkpoint's classifier in the order of its outputs, and where they come from. Raises
-    `UserError`.
+    """The class names of a checkpoint's classifier in the order of its outputs, and where they come from.
+
+    Raises `UserError` if their number differs from the number of outputs.
     """
-    count = _sides(present, f"{HEAD}.weight", 2)[0]
+    count = _shape(translation, f"{HEAD}.weight", 2)[0]
     names, origin = _classes_option(source, form, options)
     if not names:
         names, origin = [f"class {number}" for number in range(count)], "numbered: the checkpoint names no classes"
     if len(names) != count:
         raise UserError(
-            f"{origin} has {len(names)} class names, but {present.source(f'{HEAD}.weight')} has {count} outputs"
+            f"{origin} has {len(names)} class names, but {translation.source(f'{HEAD}.weight')} has {count} outputs"
         )
     return _distinct(names), origin
 
@@ -309,27 +307,26 @@ def _classes_option(source: ForeignCheckpoint, form: ForeignFormat, options: Imp
     if form is TIMM:
         timm = source.config.get("pretrained_cfg")
         places = [source.config, timm if isinstance(timm, dict) else {}]
-        record = next((place[key] for place in places for key in ("label_names", "labels") if place.get(key)), None)
-        return _in_order(record, "label_names"), "config.json: label_names"
-    return _in_order(
-        source.config.get("id2label") if form is not OFFICIAL else None, "id2label"
-    ), "config.json: id2label"
+        names = next((place[key] for place in places for key in ("label_names", "labels") if place.get(key)), None)
+        return _in_order(names, "label_names"), "config.json: label_names"
+    names = source.config.get("id2label") if form is not OFFICIAL else None
+    return _in_order(names, "id2label"), "config.json: id2label"
 
 
-def _in_order(text: Any, key: str) -> list[str]:
-    """Class names from a list, or from a mapping of numbers to names."""
-    if isinstance(text, Mapping):
+def _in_order(names: Any, key: str) -> list[str]:
+    """Class names from a list, or from a mapping of numbers to names; empty for anything else."""
+    if isinstance(names, Mapping):
         try:
-            numbered = {int(number): str(name) for number, name in text.items()}
+            numbered = {int(number): str(name) for number, name in names.items()}
         except ValueError:
             raise UserError(f"config.json: {key}: its keys are no class numbers") from None
         if sorted(numbered) != list(range(len(numbered))):
             raise UserError(f"config.json: {key}: the class numbers do not run from 0 to {len(numbered) - 1}")
         return [numbered[number] for number in range(len(numbered))]
-    return [str(name) for name in text] if isinstance(text, Sequence) and not isinstance(text, str) else []
+    return [str(name) for name in names] if isinstance(names, Sequence) and not isinstance(names, str) else []
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of which none comes twice: ImageNet has two cranes, and a class list may not."""
+    """Make names unique: ImageNet has two classes called "crane", but a class list must not repeat a name."""
     first = {name: place for place, name in reversed(list(enumerate(names)))}
     return tuple(name if first[name] == place else f"{name} ({place})" for place, name in enumerate(names))

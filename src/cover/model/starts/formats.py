@@ -1,7 +1,7 @@
-"""The names of tensors in the checkpoints of other libraries: one table for each format, read in both directions.
+"""The names of tensors in the checkpoints of other libraries, one table for each format.
 
-Our names are those of a TimeSformer backbone. Nothing is dropped on the way: a tensor that has no place in a table is
-returned by name, for the caller to refuse or to leave out on purpose.
+Our names are those of a TimeSformer backbone. Imports and exports use the same tables. No tensor is dropped silently:
+`Translation.strangers` lists the tensors that a table lacks, and the caller refuses them or leaves them out.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from torch import Tensor
 
 from cover.errors import UserError
 
-Names = tuple[str, ...]  # the tensors which, one after the other along the first axis, make one of ours
-HEAD = "head"  # stands for the one classifier of a foreign checkpoint
+Names = tuple[str, ...]  # foreign tensors that form one of our tensors, concatenated along the first axis
+HEAD = "head"  # our name for the only classifier of a foreign checkpoint
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers?)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class ForeignFormat:
-    """How one library names things. `{}` is the number of a block; a layer has a weight and a bias, a tensor has
-    neither.
+    """The tensor names of one library.
 
-    `mark` is a tensor that every checkpoint of the format has, `video` whether its networks have seen time, `prefixes`
-    what may stand before a name, `norm_eps` the norms' epsilon where no configuration says it.
+    `title`: its name in messages. `mark`: a tensor that every checkpoint of the format has. `video`: whether its
+    networks take clips. `prefixes`: prefixes that a name may have. `tensors`, `layers`: our name -> their name, where
+    `{}` is the number of a block; a layer has a weight and a bias. `norm_eps`: the epsilon of the norms if no
+    configuration says it.
     """
 
     title: str
@@ -128,8 +129,7 @@ TRANSFORMERS_VIT = ForeignFormat(
         "blocks.{}.mlp.fc2": "encoder.layer.{}.output.dense",
     },
 )
-# What transformers 5 calls the modules in memory; it saves the older names, but a state dict of such a module has
-# these.
+# The names of modules in transformers 5. It saves files with the older names, but a state dict of a module has these.
 TRANSFORMERS_VIT_5 = ForeignFormat(
     "transformers ViT",
     "layers.0.attention.q_proj.weight",
@@ -152,8 +152,10 @@ FORMATS = (TRANSFORMERS_TIMESFORMER, TRANSFORMERS_VIT, TRANSFORMERS_VIT_5, OFFIC
 
 @dataclass(frozen=True)
 class Translation:
-    """A checkpoint under our names: the tensors, the names in the file that each was made of, and the names that have
-    no place.
+    """A checkpoint under our names.
+
+    `tensors`: our name -> tensor. `sources`: our name -> the names in the file. `depth`: number of blocks. `strangers`:
+    names in the file that the format does not have.
     """
 
     tensors: dict[str, Tensor]
@@ -162,15 +164,15 @@ class Translation:
     strangers: Names
 
     def source(self, ours: str) -> str:
-        """The name in the file (the first of several) behind one of ours."""
+        """The name in the file of one of our tensors; the first if there are several."""
         return self.sources[ours][0]
 
 
 def recognise(names: Iterable[str], official: bool) -> ForeignFormat:
-    """The format of a checkpoint by its tensor names; `official`: it came in the wrapping of TimeSformer's release.
-    Raises `UserError`.
+    """The format of a checkpoint, from its tensor names. Raises `UserError` if none fits.
 
-    A space-only TimeSformer has the very names of a timm ViT: only the wrapping tells them apart.
+    `official`: whether the tensors were under the wrapping key of TimeSformer's release. A TimeSformer with `space`
+    attention has the same names as a timm ViT, so only this key distinguishes them.
     """
     names = list(names)
     for form in FORMATS:
@@ -181,14 +183,14 @@ def recognise(names: Iterable[str], official: bool) -> ForeignFormat:
             continue
         return form
     shown = ", ".join(sorted(names)[:3]) or "none"
-    raise UserError(
-        f"its tensor names ({shown}, ...) are of no known format; known: {', '.join(sorted({f.title for f in FORMATS}))}"
-    )
+    titles = ", ".join(sorted({form.title for form in FORMATS}))
+    raise UserError(f"its tensor names ({shown}, ...) are of no known format; known: {titles}")
 
 
 def translate(form: ForeignFormat, state: Mapping[str, Tensor]) -> Translation:
-    """`state` under our names, the classifier as `head`. Raises `UserError` where parts of a tensor are missing or do
-    not fit.
+    """Rename the tensors of `state` to our names; the classifier becomes `head`.
+
+    Raises `UserError` if some parts of a concatenated tensor are missing or have other shapes.
     """
     files = _by_bare_name(form, state)
     blocks = [int(match[1]) for name in files if (match := _BLOCK.search(name))]
@@ -198,13 +200,12 @@ def translate(form: ForeignFormat, state: Mapping[str, Tensor]) -> Translation:
     tensors: dict[str, Tensor] = {}
     sources: dict[str, Names] = {}
     for ours, theirs in form.names(depth).items():
-        present = [part for part in theirs if part in files]
-        if not present:
+        available = [part for part in theirs if part in files]
+        if not available:
             continue
-        if len(present) < len(theirs):
-            raise UserError(
-                f"the tensor {next(part for part in theirs if part not in files)} is missing, {files[present[0]]} is there"
-            )
+        if len(available) < len(theirs):
+            missing = next(part for part in theirs if part not in files)
+            raise UserError(f"the tensor {missing} is missing, but {files[available[0]]} is present")
         sources[ours] = tuple(files[part] for part in theirs)
         tensors[ours] = _joined([state[name] for name in sources[ours]], sources[ours])
     used = {name for names in sources.values() for name in names}
@@ -212,12 +213,14 @@ def translate(form: ForeignFormat, state: Mapping[str, Tensor]) -> Translation:
 
 
 def _bare(name: str, form: ForeignFormat) -> str:
+    """A name in the file without its prefixes."""
     while prefix := next((prefix for prefix in form.prefixes if name.startswith(prefix)), ""):
         name = name.removeprefix(prefix)
     return name
 
 
 def _by_bare_name(form: ForeignFormat, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name without prefixes -> name in the file."""
     files: dict[str, str] = {}
     for name in state:
         bare = _bare(name, form)
@@ -231,7 +234,6 @@ def _joined(parts: list[Tensor], names: Names) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     if len({part.shape for part in parts}) > 1 or not parts[0].ndim:
-        raise UserError(
-            f"{' and '.join(names)} have shapes that do not go together: {', '.join(str(tuple(p.shape)) for p in parts)}"
-        )
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+        raise UserError(f"{' and '.join(names)} have shapes that do not fit each other: {shapes}")
     return torch.cat(parts)

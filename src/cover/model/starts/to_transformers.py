@@ -1,6 +1,4 @@
-"""A TimeSformer with one head as a model of transformers: the tensors and the files of
-`TimesformerForVideoClassification`.
-"""
+"""Export of a TimeSformer with one head to transformers: the tensors and files of its video classification model."""
 
 from __future__ import annotations
 
@@ -16,39 +14,35 @@ from cover.model.heads import Head
 from cover.model.starts.conventions import ATTENTION
 from cover.model.starts.formats import HEAD, TRANSFORMERS_TIMESFORMER
 
-BILINEAR = 2  # the number that transformers writes for this filter, from Pillow
+BILINEAR = 2  # the number of this filter in Pillow, which transformers writes
 
 
 def to_transformers(model: CoVeR, head: str) -> dict[str, Tensor]:
-    """The tensors of the backbone and of one head under the names that transformers has. Raises `UserError` as
-    `check_transformers`.
+    """The tensors of the backbone and of one head under the names of transformers.
+
+    Raises `UserError` if the network is not a TimeSformer.
     """
     config = _timesformer(model.config)
-    own = {
-        **model.backbone.state_dict(),
-        **{f"{HEAD}.{name}": value for name, value in model.heads[head].state_dict().items()},
-    }
+    classifier = {f"{HEAD}.{name}": value for name, value in model.heads[head].state_dict().items()}
     names = TRANSFORMERS_TIMESFORMER.names(config.depth)
-    theirs = {names[name][0]: value for name, value in own.items()}
+    theirs = {names[name][0]: value for name, value in (model.backbone.state_dict() | classifier).items()}
     return {name if name.startswith("classifier.") else f"timesformer.{name}": value for name, value in theirs.items()}
 
 
 def check_transformers(config: BackboneConfig) -> None:
-    """Raises `UserError` for a network, or one setting of it, for which transformers' TimeSformer does not compute the
-    same.
-    """
+    """Raises `UserError` if the TimeSformer of transformers cannot compute the same function."""
     config = _timesformer(config)
     if config.attention == "space":
         raise UserError("attention space: transformers gives logits for each frame, not for the clip")
     if config.time != "additive":
-        raise UserError(f"time {config.time}: transformers has the learned time embedding (additive) alone")
+        raise UserError(f"time {config.time}: transformers has only the learned time embedding (additive)")
     if config.patch_embed != "linear":
         raise UserError(f"patch_embed {config.patch_embed}: transformers' TimeSformer embeds patches by one linear map")
     if config.layer_scale:
         raise UserError(f"layer_scale {config.layer_scale}: transformers' TimeSformer has no LayerScale")
     if config.image_temporal != "attend":
         raise UserError(f"image_temporal {config.image_temporal}: in transformers an image passes the temporal branch")
-    # Divided attention is bound to its own number of frames there; joint attention takes single frames too.
+    # In transformers, divided attention accepts only its own number of frames. Joint attention accepts single frames.
     if config.image_time != "first" and (config.frames == 1 or config.attention == "joint"):
         raise UserError(f"image_time {config.image_time}: transformers adds the first time embedding to a single frame")
 
@@ -56,11 +50,11 @@ def check_transformers(config: BackboneConfig) -> None:
 def transformers_config(config: BackboneConfig, head: Head) -> dict[str, Any]:
     """The `config.json` of transformers."""
     config = _timesformer(config)
-    words = {ours: theirs for theirs, ours in ATTENTION.items()}
+    attention_types = {ours: theirs for theirs, ours in ATTENTION.items()}
     return {
         "architectures": ["TimesformerForVideoClassification"],
         "model_type": "timesformer",
-        "attention_type": words[config.attention],
+        "attention_type": attention_types[config.attention],
         "image_size": config.size,
         "patch_size": config.patch,
         "num_channels": 3,
@@ -82,9 +76,7 @@ def transformers_config(config: BackboneConfig, head: Head) -> dict[str, Any]:
 
 
 def transformers_preprocessor(config: BackboneConfig) -> dict[str, Any]:
-    """The `preprocessor_config.json` of transformers; TimeSformer checkpoints on the Hub name the VideoMAE processor
-    too.
-    """
+    """The `preprocessor_config.json` of transformers, with the processor of TimeSformer checkpoints on the Hub."""
     return {
         "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,
