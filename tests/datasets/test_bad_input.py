@@ -421,7 +421,9 @@ def test_class_folder_that_is_named_by_no_wnid(bench: Bench) -> None:
         (root / "train" / os.fsdecode(b"caf\xe9")).mkdir()
 
     result = bench.counts("imagenet", misname, 0)
-    assert result["warnings"] == [f"left out, for their names are no wnids: caf\\udce9, n0001 in {bench.root / 'train'}"]
+    assert result["warnings"] == [
+        f"left out, for their names are no wnids: caf\\udce9, n0001 in {bench.root / 'train'}"
+    ]
 
 
 def test_the_page_has_what_is_said() -> None:

@@ -285,7 +285,7 @@ def _frame_matches(
 
 @dataclass(frozen=True)
 class _ComparedRow:
-    """A row whose pictures are compared. `number`: counted over all sides. `side`: index of its side."""
+    """A row for comparing pictures. `number`: counted over all sides. `side`: index of its side."""
 
     number: int
     side: int

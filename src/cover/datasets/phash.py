@@ -181,9 +181,9 @@ class HashIndex:
     def _near(self) -> Pairs:
         """int64 `(pairs, 2)`: the items of different groups that have two frames within `sure` bits, all of them.
 
-        If two hashes differ in at most 7 bits, then one of their four bands differs in at most 1 bit. So for each band
-        only hashes are compared whose band differs in at most 1 bit. For random hashes this is 17 in 65,536 per band,
-        about one in a thousand over the four bands.
+        If two hashes differ in at most 7 bits, then one of their four bands differs in at most 1 bit. So two hashes
+        are compared only if one of their bands differs in at most 1 bit. For random hashes this is 17 in 65,536 per
+        band, about one in a thousand over the four bands.
         """
         item, frame = np.nonzero(np.arange(self.hashes.shape[1]) < self.count[:, None])
         frames = self.hashes[item, frame]

@@ -30,7 +30,7 @@ from cover.media.encode import ENDINGS, Encoded, Encoding, encode_image, encode_
 from cover.media.source import ByteRange, Media, is_url
 
 SPOOL = ".prepare"  # folder for temporary files in the output folder; a successful run removes it
-VERSION = 2  # version of the encoding; with a new version all files are made again
+VERSION = 2  # version of the encoding; with a new version all files are encoded again
 _CRASHED = "the encoder crashed on it"
 # Errors of the output folder. No other sample could be written either, so the run stops.
 _DISK_NAMES = "ENOSPC EDQUOT EFBIG EIO EROFS EACCES EPERM ENOTDIR EEXIST"
@@ -357,7 +357,7 @@ class SplitJob:
     # --- shards ---
 
     def pack(self) -> None:
-        """Write all shards whose samples are done. Raises OSError."""
+        """Write every shard that has all its samples. Raises OSError."""
         limit = self.layout.shard_bytes
         if not limit or self._again:  # a shard must not be closed before all its failures were tried again
             return

@@ -299,8 +299,8 @@ def evaluate(
     return the result of the whole split. `keep`: called with the scores of every view. Returns for each variant the
     metrics (`TopK` and `Outcomes`, or `MeanAveragePrecision` of a multi-label set) and the protocol.
     """
-    listed = int(task.those(np.flatnonzero(task.manifest.labelled)).size)
-    rows = task.those(task.manifest.usable)[group.rank :: group.ranks]
+    listed = int(task.evaluated(np.flatnonzero(task.manifest.labelled)).size)
+    rows = task.evaluated(task.manifest.usable)[group.rank :: group.ranks]
     plan = ViewPlan(task.spec.sampling, task.views, task.frames, model.backbone.pixels.size)
     metrics = {variant: _SplitMetrics.of(task, listed) for variant in variants}
     problems: list[FileProblem] = []

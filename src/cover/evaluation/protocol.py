@@ -135,7 +135,7 @@ class EvaluationTask:
         """Whether the head is that of another data set, used for the class names that both have."""
         return len(self.classes) < len(self.manifest.classes.names) or self.spec.name not in self.head.datasets
 
-    def those(self, rows: np.ndarray) -> np.ndarray:
+    def evaluated(self, rows: np.ndarray) -> np.ndarray:
         """The rows, of the manifest rows `rows`, whose class is evaluated."""
         return rows if self.manifest.classes.many else rows[self.relabel[self.manifest.labels[rows]] >= 0]
 

@@ -125,9 +125,7 @@ def affine_matrix(name: str, fraction: float) -> np.ndarray:
     elif name.startswith("shear"):
         matrix[(0, 1) if name == "shear_x" else (1, 0)] = SHEAR * fraction
     else:
-        matrix[0 if name == "translate_x" else 1, 2] = (
-            2 * TRANSLATE * fraction
-        )  # coordinates go from -1 to 1, so a side has length 2
+        matrix[0 if name == "translate_x" else 1, 2] = 2 * TRANSLATE * fraction  # a side goes from -1 to 1
     return matrix
 
 

@@ -1,7 +1,7 @@
 """The format `folder`: one folder per class, `<root>/<split>/<class>/...`, or `<root>/<class>/...` for train alone.
 
-The class order is that of the sorted folder names. A class folder may have subfolders. Files whose ending is not one of
-the media are left out, and a warning gives their number.
+The class order is that of the sorted folder names. A class folder may have subfolders. Files with an ending of
+another kind are left out, and a warning gives their number.
 """
 
 from __future__ import annotations
