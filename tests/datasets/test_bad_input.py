@@ -346,7 +346,7 @@ def test_file_that_cannot_be_used(
     (row,) = result["unusable"]
     assert re.search(why, row["why"]), row
     assert row["path"] == str(bench.root / FILES[form][0])
-    assert any(remark.startswith("classes without a usable sample: ") for remark in result["remarks"])
+    assert any(remark.startswith("classes without a usable sample: ") for remark in result["warnings"])
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -354,7 +354,7 @@ def test_file_of_another_ending(bench: Bench, form: str) -> None:
     in_folders = form in ("folder", "imagenet")
     result = bench.counts(form, first_file(lambda path: path.rename(path.with_suffix(".txt"))), 0 if in_folders else 1)
     if in_folders:
-        (remark,) = (remark for remark in result["remarks"] if remark.startswith("left out, for their ending is no "))
+        (remark,) = (remark for remark in result["warnings"] if remark.startswith("left out, for their ending is no "))
         assert "1 files in class folders, the first " in remark
         assert remark.endswith(FILES[form][0].replace("JPEG", "txt").replace("mp4", "txt"))
     else:
@@ -366,7 +366,7 @@ def test_files_that_are_still_packed(bench: Bench, form: str) -> None:
     result = bench.counts(form, no_files, 1)
     assert result["missing"] == 2
     assert (
-        f"files are missing, and {bench.root} holds videos.tar: fetch them whole and unpack them" in result["remarks"]
+        f"files are missing, and {bench.root} holds videos.tar: fetch them whole and unpack them" in result["warnings"]
     )
 
 
@@ -375,7 +375,7 @@ def test_files_that_are_still_packed(bench: Bench, form: str) -> None:
 )
 def test_names_of_archives_and_unfinished_downloads(bench: Bench, name: str) -> None:
     result = bench.counts("csv", lambda root, form: (bench.put(name).write_bytes(b"x"), (root / "a.mp4").unlink()), 1)
-    assert f"files are missing, and {bench.root} holds {name}: fetch them whole and unpack them" in result["remarks"]
+    assert f"files are missing, and {bench.root} holds {name}: fetch them whole and unpack them" in result["warnings"]
 
 
 @pytest.mark.parametrize("form", list(LISTED))
@@ -388,7 +388,7 @@ def test_id_that_is_listed_twice(bench: Bench, form: str) -> None:
 
     result = bench.counts(form, listed(double), 0)
     assert result["listed"] == 3
-    results = [remark.rpartition(": ")[0] for remark in result["remarks"]]
+    results = [remark.rpartition(": ")[0] for remark in result["warnings"]]
     # there the folder is the class
     different = ["listed more than once, with different labels"] if form != "splits" else []
     assert results == ["listed more than once", *different]
@@ -402,7 +402,7 @@ def test_list_without_labels(bench: Bench, form: str) -> None:
         listed(lambda data: data.replace(b"template" if form == "ssv2" else b"label", b"other"))(root, form)
 
     result = bench.counts(form, no_labels, 0, **({} if form == "ssv2" else {"classes": "names.txt"}))
-    assert result["remarks"] == ["2 of 2 samples have no label: they are neither trained on nor evaluated"]
+    assert result["warnings"] == ["2 of 2 samples have no label: they are neither trained on nor evaluated"]
 
 
 @pytest.mark.parametrize("form", ["folder", "imagenet"])
@@ -411,7 +411,7 @@ def test_picture_beside_the_class_folders(bench: Bench, form: str) -> None:
         form, first_file(lambda path: shutil.copyfile(path, path.parent.parent / f"stray{path.suffix}")), 0
     )
     assert result["listed"] == 2
-    (remark,) = result["remarks"]
+    (remark,) = result["warnings"]
     assert re.fullmatch(r"left out, for they lie in no class folder: 1 files, the first .*train/stray\.\w+", remark)
 
 
@@ -421,7 +421,9 @@ def test_class_folder_that_is_named_by_no_wnid(bench: Bench) -> None:
         (root / "train" / os.fsdecode(b"caf\xe9")).mkdir()
 
     result = bench.counts("imagenet", misname, 0)
-    assert result["remarks"] == [f"left out, for their names are no wnids: caf\\udce9, n0001 in {bench.root / 'train'}"]
+    assert result["warnings"] == [
+        f"left out, for their names are no wnids: caf\\udce9, n0001 in {bench.root / 'train'}"
+    ]
 
 
 def test_the_page_has_what_is_said() -> None:

@@ -21,12 +21,12 @@ def only(results: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def test_remarks_on_a_list(tree: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_about_a_list(tree: Any, capsys: pytest.CaptureFixture[str]) -> None:
     tree.write("train.csv", "path,label\n" + "".join(f"{name}.mp4,{name[0]}\n" for name in ("a1", "a2", "a1", "b1")))
     tree.write("names.txt", "a\nb\n" + "".join(f"other {n}\n" for n in range(7)))
     result = only(index(tree.catalog(format="csv", classes="names.txt", dev=0), 0))
     assert (result["listed"], result["missing"]) == (4, 4)
-    assert result["remarks"] == [
+    assert result["warnings"] == [
         "listed more than once: a1.mp4",
         "classes without a usable sample: a, b, other 0, other 1, other 2, ... (9 in all)",
     ]
@@ -38,13 +38,13 @@ def test_root_that_does_not_exist(tree: Any) -> None:
     tree.write("train.csv", "path,label\na.mp4,a\n")
     lists = {"train": str(tree.root / "train.csv")}
     result = only(index(tree.catalog(format="csv", root="gone", annotations=lists, media="video", dev=0), 0))
-    assert (result["missing"], result["remarks"][0]) == (1, f"the root {tree.root / 'gone'} does not exist")
+    assert (result["missing"], result["warnings"][0]) == (1, f"the root {tree.root / 'gone'} does not exist")
 
 
 def test_unlabelled_split_lacks_no_class(tree: Any) -> None:
     tree.write("test.json", '[{"id": "1"}]')
     tree.write("labels.json", '{"Pushing something": "0"}')
-    assert only(index(tree.catalog(format="ssv2"), 0))["remarks"] == []
+    assert only(index(tree.catalog(format="ssv2"), 0))["warnings"] == []
 
 
 def test_wrong_endings_and_empty_files(tree: Any) -> None:
@@ -72,7 +72,7 @@ def test_files_left_out_of_class_folders(tree: Any) -> None:
     result = only(index(tree.catalog(format="folder", media="video", dev=0), 0))
     assert result["listed"] == 1
     assert (
-        result["remarks"][0]
+        result["warnings"][0]
         == "left out, for their ending is no video's: 2 files in class folders, the first train/a/Thumbs.db"
     )
 

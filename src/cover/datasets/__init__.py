@@ -1,1 +1,1 @@
-"""From what lies on disk to manifests."""
+"""Data sets on disk: catalogs, formats, manifests, preparation and overlap."""

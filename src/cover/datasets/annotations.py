@@ -1,4 +1,4 @@
-"""Reading annotation files: tables, lists of lines, JSON and class names, without opening a media file."""
+"""Annotation files: reading csv tables, lists of lines, JSON and class names. No media file is opened."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ _PAIR = re.compile(r"(.*[^ \t,])[ \t,]+([^\s,]+)[ \t]*")
 
 @dataclass(frozen=True, slots=True)  # there may be millions
 class ListedSample:
-    """One listed sample, whether or not its file exists. Times in seconds, as in `manifest.Row`; `label` None: not
-    labelled.
+    """One sample of an annotation list. Its file may not exist.
 
-    In a data set of several classes a sample, `labels` takes its place: ascending, empty for a sample of no class,
-    None: not labelled.
+    The fields are those of `manifest.Row`. Times are in seconds. `label` is None if a sample is not labelled. A
+    multi-label sample has `labels` instead: ascending, empty for no class, None if not labelled.
     """
 
     sample_id: str
@@ -40,8 +39,10 @@ class ListedSample:
 
 @dataclass(frozen=True)
 class Listing:
-    """All rows of one split. `classes` is the same for every split of a data set, and says whether a sample has any
-    number of them. `warnings`: a line each on what is not among them, or odd.
+    """All listed samples of one split.
+
+    `classes`: the class list, the same for all splits of a data set. `warnings`: lines about files that were left out
+    and other oddities. `cover index` shows them.
     """
 
     classes: ClassList
@@ -51,7 +52,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class CsvRecord:
-    """A row of a list with a header. It keeps what was read and no more, for there may be millions."""
+    """A row of a csv file with a header. It stores only the cells, because there may be millions of rows."""
 
     file: str
     number: int
@@ -60,7 +61,7 @@ class CsvRecord:
 
     @property
     def where(self) -> str:
-        """The place of this row, for messages."""
+        """File and row number, for messages."""
         return place_of(self.file, self.number)
 
     @property
@@ -69,12 +70,12 @@ class CsvRecord:
         return dict(zip(self.header, self.row))
 
     def seconds(self, column: str) -> float | None:
-        """The number in a column, None if empty or absent. Raises UserError if it is not a number."""
+        """The seconds in a column, None if the cell is empty or the column absent. Raises UserError for other text."""
         return seconds(self.cells.get(column, ""), column, self.where)
 
 
 def seconds(text: str, column: str, where: str) -> float | None:
-    """The number in a cell, None if it is empty. Raises UserError if it is not a number."""
+    """The seconds in a cell, None if it is empty. Raises UserError if it is not a finite number."""
     try:
         result = float(text) if text else None
     except ValueError:
@@ -86,7 +87,7 @@ def seconds(text: str, column: str, where: str) -> float | None:
 
 @dataclass(frozen=True)
 class CsvTable:
-    """A csv file with a header, and its rows as they are read: `(number, cells)`, as many cells as the header has."""
+    """A csv file with a header. `rows` yields `(row number, cells)` while the file is read. Rows are full."""
 
     file: str
     header: list[str]
@@ -94,8 +95,10 @@ class CsvTable:
 
 
 def read_table(file: str, needed: Iterable[str]) -> CsvTable:
-    """A csv file with a header. Raises UserError where it cannot be read or a needed column is absent; its rows, where
-    one is ragged.
+    """Open a csv file with a header.
+
+    Raises UserError if the file cannot be read or lacks a column in `needed`. Iterating over its rows raises UserError
+    for a row with too few or too many cells.
     """
     rows = _numbered_rows(file)
     number, header = next(rows, (1, []))
@@ -104,41 +107,37 @@ def read_table(file: str, needed: Iterable[str]) -> CsvTable:
     header = [column.strip() for column in header]
     for column in needed:
         if column not in header:
-            hint = (
-                "; part the cells by commas"
-                if len(header) == 1 and re.search("[;\t|]", header[0])
-                else nearest(column, header)
-            )
+            other_separator = len(header) == 1 and re.search("[;\t|]", header[0])
+            hint = "; part the cells by commas" if other_separator else nearest(column, header)
             raise UserError(f'{place_of(file, number)}: no column "{column}" in the header{hint}')
-    twice = next((column for place, column in enumerate(header) if column and column in header[:place]), None)
-    if twice:
-        raise UserError(f'{place_of(file, number)}: two columns "{twice}"; keep one of them')
-    return CsvTable(file, header, _whole(file, len(header), rows))
+    repeated = next((column for place, column in enumerate(header) if column and column in header[:place]), None)
+    if repeated:
+        raise UserError(f'{place_of(file, number)}: two columns "{repeated}"; keep one of them')
+    return CsvTable(file, header, _full_rows(file, len(header), rows))
 
 
-def _whole(file: str, width: int, rows: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+def _full_rows(file: str, width: int, rows: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    too_many, too_few = "quote a cell that holds a comma", "a cell is missing, or the row was cut off"
     for number, row in rows:
         if len(row) != width:
-            remedy = (
-                "quote a cell that holds a comma" if len(row) > width else "a cell is missing, or the row was cut off"
-            )
+            remedy = too_many if len(row) > width else too_few
             raise UserError(f"{place_of(file, number)}: {len(row)} cells where the header has {width}; {remedy}")
         yield number, row
 
 
 def read_records(file: str, needed: Iterable[str]) -> list[CsvRecord]:
-    """All rows of a csv file with a header. Raises UserError as `read_table`."""
+    """All rows of a csv file with a header. Raises UserError as `read_table` does."""
     table = read_table(file, needed)
     return [CsvRecord(file, number, table.header, row) for number, row in table.rows]
 
 
 def place_of(file: str, number: int) -> str:
-    """How a message names a row of a list."""
+    """The name of a row in messages."""
     return f"{file}, row {number}"
 
 
 def read_rows(file: str) -> Iterator[tuple[str, list[str]]]:
-    """`(where, cells)` of every row of a csv file that is not blank. Raises UserError where it cannot be read."""
+    """`(where, cells)` of every row of a csv file without a header. Blank rows are left out. Raises UserError."""
     return ((place_of(file, number), row) for number, row in _numbered_rows(file))
 
 
@@ -152,7 +151,7 @@ def _numbered_rows(file: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_json(file: str) -> Any:
-    """A JSON file. Raises UserError where it cannot be read."""
+    """The content of a JSON file. Raises UserError if it cannot be read or is not JSON."""
     try:
         return json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -160,16 +159,14 @@ def read_json(file: str) -> Any:
 
 
 def read_lines(file: str) -> list[str]:
-    """The lines of a text file that are not blank, without the blanks around them. Raises UserError where it cannot be
-    read.
-    """
+    """The lines of a text file, stripped, without blank lines. Raises UserError if it cannot be read."""
     return [text.strip() for _, text in read_numbered(file)]
 
 
 def read_numbered(file: str) -> Iterator[tuple[str, str]]:
-    """`(where, line)` of every line of a text file that is not blank. Raises UserError where it cannot be read."""
+    """`(where, line)` of every line of a text file. Blank lines are left out. Raises UserError."""
     try:
-        # unlike str.splitlines, this does not break at U+2028 inside a name
+        # Unlike str.splitlines, iterating over a file does not split a name at U+2028.
         with open(file, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
@@ -179,8 +176,9 @@ def read_numbered(file: str) -> Iterator[tuple[str, str]]:
 
 
 def read_pairs(file: str) -> Iterator[tuple[str, str, str]]:
-    """`(where, path, label)` of every line `path label`: the label is what is behind the last space, tab or comma.
-    Raises UserError.
+    """`(where, path, label)` of every line `path label`. Raises UserError for another line.
+
+    The label is the text behind the last space, tab or comma, so a path may contain spaces.
     """
     for where, line in read_numbered(file):
         pair = _PAIR.fullmatch(line)
@@ -200,7 +198,7 @@ def _unreadable(file: str, error: Exception) -> UserError:
 
 
 def _not_utf8(file: str) -> UserError:
-    """Names the row: Python's own message counts from the start of a buffer."""
+    """An error with the row number. Python's own message counts bytes from the start of a buffer."""
     data = Path(file).read_bytes()
     try:
         data.decode()
@@ -213,14 +211,15 @@ def _not_utf8(file: str) -> UserError:
 
 
 def classes_from_catalog(spec: DatasetSpec, many: bool = False) -> ClassList | None:
-    """The names in the file that the catalog's `classes` key names, in its order; None if it names none. `many`:
-    several a sample.
+    """The class list from the catalog's `classes` file, in its order. None if the entry has no such key.
+
+    `many`: whether the data set is multi-label.
     """
     return ClassList.of(_names_in(spec.classes), Path(spec.classes).name, many) if spec.classes else None
 
 
 def _names_in(file: str) -> list[str]:
-    """Class names, one a line. Raises UserError where there is none, or one stands there twice."""
+    """Class names, one per line. Raises UserError for an empty file or a repeated name."""
     names: dict[str, None] = {}
     for where, line in read_numbered(file):
         if (name := line.strip()) in names:
@@ -232,21 +231,22 @@ def _names_in(file: str) -> list[str]:
 
 
 def naming_splits(spec: DatasetSpec) -> list[str]:
-    """The splits whose labels make the class list where no file does: train alone, so that a name only val knows is an
-    error; every split where there is no train.
+    """The splits that define the class list if no file does: train alone, or all splits if there is no train.
+
+    A class name that is only in val is then an error.
     """
     return ["train"] if "train" in spec.annotations else list(spec.annotations)
 
 
 class Labels:
-    """Class name -> label, or a complaint that names the row and the nearest class."""
+    """The map from class names to labels. Its errors name the row and the nearest class."""
 
     def __init__(self, classes: ClassList) -> None:
         self._classes = classes
         self._index = {name: label for label, name in enumerate(classes.names)}
 
     def of(self, name: str, where: str) -> int:
-        """The label of a class name. Raises UserError."""
+        """The label of a class name. Raises UserError for an unknown name."""
         if name not in self._index:
             hint = nearest(name, self._index) if len(self._index) <= 20 else _nearest_class(name, self._index)
             raise UserError(
@@ -255,7 +255,7 @@ class Labels:
         return self._index[name]
 
     def at(self, label: int, where: str) -> int:
-        """A label given as a number. Raises UserError where there is no such class."""
+        """A label given as a number. Raises UserError if there is no such class."""
         if not 0 <= label < len(self._index):
             raise UserError(
                 f"{where}: label {label} is outside the {len(self._index)} classes of {self._classes.source}"
@@ -264,6 +264,6 @@ class Labels:
 
 
 def _nearest_class(name: str, known: Iterable[str]) -> str:
-    """`nearest`, without the list of all classes where none is close: it may run to thousands."""
+    """The hint of `nearest`, but no list of all classes: there may be thousands."""
     hint = nearest(name, known)
     return "" if hint.startswith("; known") else hint

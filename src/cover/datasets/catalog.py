@@ -1,10 +1,12 @@
-"""Catalogs: which data sets a machine has, where they lie, and how their clips are sampled.
+"""Catalogs: the data sets of a machine, with their folders, clip sampling and evaluation views.
 
-A catalog is a YAML file, name -> entry. What an entry leaves out has a default by format: the place of the annotation
-lists, the kind of media, clip sampling, evaluation views and flips. Sampling and views are those of the articles:
-TimeSformer reads Kinetics densely and Something-Something by segments, one clip by three crops; a Moments clip lasts 3
-s and is read whole. The formats `folder`, `csv` and `list` use segments, which fit clips of any length.
-Something-Something is not flipped unless the catalog says `swap`, because its labels name left and right.
+A catalog is a YAML file, name -> entry. Every format has defaults for the keys that an entry leaves out: the paths of
+the annotation lists, the kind of media, clip sampling, evaluation views and flips.
+
+Sampling and views are those of the papers. TimeSformer samples Kinetics densely and Something-Something by segments,
+with one clip and three crops. A Moments clip lasts 3 s and is sampled as a whole. The formats `folder`, `csv` and
+`list` use segments, which work for clips of any length. Something-Something is not flipped unless the catalog says
+`swap`, because its labels name left and right.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
@@ -29,8 +31,10 @@ from cover.yaml_files import is_null, read_yaml, resolve, show
 
 @dataclass(frozen=True)
 class Convention:
-    """Defaults of a format. `lists`: split -> paths below the root, the first that exists is taken; `media` None: it
-    varies.
+    """The defaults of a format.
+
+    `lists`: split -> paths below the root. The first path that exists is used. `media`: None if a data set of the
+    format may have videos or images. The other fields are those of `DatasetSpec`.
     """
 
     lists: dict[str, tuple[str, ...]]
@@ -41,11 +45,17 @@ class Convention:
     crop_scale: tuple[float, float] = (0.3, 1.0)
 
     @property
-    def looked_for(self) -> list[str]:
+    def places(self) -> list[str]:
+        """All paths in `lists`, each once."""
         return list(dict.fromkeys(chain.from_iterable(self.lists.values())))
 
 
-_SSV2 = "something-something-v2-"
+def _ssv2_lists(name: str) -> tuple[str, ...]:
+    """The places of one list of Something-Something v2. Newer downloads have the short names."""
+    full = f"something-something-v2-{name}.json"
+    return full, f"labels/{full}", f"labels/{name}.json", f"{name}.json"
+
+
 _FOLDERS = {"train": ("train",), "dev": ("dev",), "val": ("val", "validation", "valid"), "test": ("test",)}
 CONVENTIONS: dict[str, Convention] = {
     "kinetics": Convention(
@@ -58,16 +68,7 @@ CONVENTIONS: dict[str, Convention] = {
         sampling="dense",
     ),
     "ssv2": Convention(
-        {
-            "train": (f"{_SSV2}train.json", f"labels/{_SSV2}train.json", "labels/train.json", "train.json"),
-            "val": (
-                f"{_SSV2}validation.json",
-                f"labels/{_SSV2}validation.json",
-                "labels/validation.json",
-                "validation.json",
-            ),
-            "test": (f"{_SSV2}test.json", f"labels/{_SSV2}test.json", "labels/test.json", "test.json"),
-        },
+        {"train": _ssv2_lists("train"), "val": _ssv2_lists("validation"), "test": _ssv2_lists("test")},
         "video",
         flip="never",
         crop_scale=(0.5, 1.0),
@@ -93,28 +94,31 @@ CONVENTIONS: dict[str, Convention] = {
 
 
 def convention_of(form: str) -> Convention:
-    """Defaults of a format. One of the user's own (`FILE.py:FUNCTION`) has none but the general ones."""
+    """The defaults of a format. A user's own format (`FILE.py:FUNCTION`) has the general defaults."""
     return CONVENTIONS.get(form, Convention({}, None))
 
 
 def find_annotations(form: str, root: Path) -> dict[str, str]:
-    """Split -> absolute path of the lists (or folders) that lie where the format has them. A `folder` set that has
-    class folders but no split folders is all train, as is an `imagenet` one (21k).
+    """Split -> absolute path of its annotation list or folder, at the usual places of the format.
+
+    A `folder` or `imagenet` (21k) data set with class folders directly in its root has only a train split.
     """
-    results = {}
+    paths: dict[str, str] = {}
     for split, places in convention_of(form).lists.items():
         for place in places:
-            if split not in results and (root / place).exists():
-                results[split] = str(root / place)
-    if not results and any(
-        form == "folder" or (form == "imagenet" and re.fullmatch(r"n\d{8}", name)) for name in subfolders(root)
-    ):
+            if split not in paths and (root / place).exists():
+                paths[split] = str(root / place)
+    if not paths and any(_is_class_folder(form, name) for name in subfolders(root)):
         return {"train": str(root)}
-    return results
+    return paths
+
+
+def _is_class_folder(form: str, name: str) -> bool:
+    return form == "folder" or (form == "imagenet" and re.fullmatch(r"n\d{8}", name) is not None)
 
 
 def guess_media(annotations: dict[str, str]) -> Media | None:
-    """Videos or images, by the ending of the first file that has a telling one; None where none has."""
+    """The kind of media, from the first file name with a known ending. None if there is none in the first 1000."""
     for place in annotations.values():
         samples = walk(place, None) if Path(place).is_dir() else _cells(Path(place))
         for sample in islice(samples, 1000):
@@ -124,7 +128,7 @@ def guess_media(annotations: dict[str, str]) -> Media | None:
 
 
 def _cells(file: Path) -> Iterator[str]:
-    """The words of a list, for their endings only; whether it is a sound list is for its adapter to say."""
+    """The words of a list. Errors in the list are ignored here, because its format reports them."""
     try:
         with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
             yield from (word for cells in csv.reader(lines) for cell in cells for word in cell.split())
@@ -133,20 +137,29 @@ def _cells(file: Path) -> Iterator[str]:
 
 
 Flip = Literal["allow", "never", "swap"]
-_PUBLISHED = ("kinetics", "ssv2", "moments", "imagenet")  # formats whose ids mean the same in every copy
-PREPARED = "prepared"  # the format of what `cover prepare` writes: its lists are manifests
+_PUBLISHED = (
+    "kinetics",
+    "ssv2",
+    "moments",
+    "imagenet",
+)  # formats whose source ids are the same in every copy
+PREPARED = "prepared"  # the format that `cover prepare` writes; its annotation lists are manifests
 _REQUIRED: Any = object()
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One data set of a catalog, its defaults filled in.
+    """One data set of a catalog, with all defaults filled in.
 
-    `format`: one of `CONVENTIONS`, or `FILE.py:FUNCTION` with an absolute path. `annotations`: split -> path (an
-    absolute one) of a list, or of a folder of class folders. `classes`: path of a file with one name per line, if
-    given. `flip`: horizontal flips allowed, never made, or made with left/right classes swapped. `crop_scale`: the area
-    range of a random-resized crop. `dev`: the fraction of train to carve out. `source`: the csv column that gives the
-    source id. `separator`: what parts the classes in one cell of a multi-label csv file.
+    `format`: a key of `CONVENTIONS`, or `FILE.py:FUNCTION` with an absolute path.
+    `annotations`: split -> absolute path of a list, or of a folder with class folders.
+    `classes`: path of a file with one class name per line, or None.
+    `flip`: horizontal flips are allowed, never done, or done with left and right exchanged in the class (`swap`).
+    `sampling`, `views`: clip sampling of training and views of evaluation.
+    `crop_scale`: lowest and highest area of a random-resized crop, as fractions of the frame.
+    `dev`: fraction of the train split that becomes the dev split.
+    `source`: name of the csv column with the source id, or None.
+    `separator`: text between the classes in one cell of a multi-label csv file.
     """
 
     name: str
@@ -165,14 +178,15 @@ class DatasetSpec:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that are indexed, `dev` among them where it is carved out of train."""
+        """The splits of the data set, in the order of `SPLITS`. `dev` is included if it is carved out of train."""
         carved = "dev" if self.dev > 0 and "train" in self.annotations else None
         return tuple(split for split in SPLITS if split in self.annotations or split == carved)
 
     @property
     def scope(self) -> str:
-        """Within what its source ids mean the same: the format where a publisher gives them, else a digest of the root,
-        below which a path or a column of one's own means something.
+        """The namespace of the source ids. Equal ids of two data sets match only within one scope.
+
+        It is the format if a publisher assigns the ids. Otherwise it is a digest of the root folder.
         """
         if self.format in _PUBLISHED:
             return self.format
@@ -187,13 +201,13 @@ class Catalog:
     specs: dict[str, DatasetSpec]
 
     def spec(self, name: str) -> DatasetSpec:
-        """The data set called `name`. Raises UserError, naming the nearest, where there is none."""
+        """The data set `name`. Raises UserError, with the nearest name, if the catalog does not have it."""
         if name not in self.specs:
             raise UserError(f'{self.path.name}: no data set "{name}"{nearest(name, self.specs)}')
         return self.specs[name]
 
     def manifest_path(self, name: str, split: str) -> Path:
-        """Where the manifest of a split is. Raises UserError for a data set or a split that the catalog does not have."""
+        """The path of a split's manifest. Raises UserError if the catalog does not have the data set or the split."""
         spec = self.spec(name)
         if split not in spec.splits:
             raise UserError(f'{self.path.name}: {name} has no split "{split}"{nearest(split, spec.splits)}')
@@ -203,15 +217,18 @@ class Catalog:
 
 
 def load_catalog(path: str | Path) -> Catalog:
-    """Read and check a catalog. Raises UserError naming the file, the key and the nearest valid one."""
+    """Read and check a catalog. Raises UserError, with the file, the key and the nearest valid key."""
     path = Path(path).absolute()
     tree = read_yaml(path)
     if not tree:
         raise UserError(f"{path.name}: no data set in it; write one as `name: {{format: folder, root: /data/mine}}`")
-    return Catalog(path, {name: _within_reach(path, name, keys) for name, keys in tree.items()})
+    return Catalog(path, {name: _read_entry(path, name, keys) for name, keys in tree.items()})
 
 
-def _within_reach(path: Path, name: str, value: Any) -> DatasetSpec:
+# --- reading one entry ---
+
+
+def _read_entry(path: Path, name: str, value: Any) -> DatasetSpec:
     try:
         return _read_spec(path, name, value)
     except PermissionError as error:
@@ -221,15 +238,17 @@ def _within_reach(path: Path, name: str, value: Any) -> DatasetSpec:
 
 
 class _Keys:
-    """The keys of one data set, taken one by one; every complaint names the file, the data set and the key."""
+    """The keys of one entry. Every error names the file, the data set and the key."""
 
     def __init__(self, where: str, keys: dict[str, Any]) -> None:
         self.where, self.keys = where, keys
 
     def wrong(self, key: str, problem: str) -> UserError:
+        """The error for the value of a key."""
         return UserError(f"{self.where}.{key}: {problem}")
 
     def take(self, key: str, read: Callable[[Any], Any], default: Any = _REQUIRED) -> Any:
+        """The value of a key, checked and converted by `read`, or the default. Raises UserError."""
         if key not in self.keys:
             if default is _REQUIRED:
                 raise self.wrong(key, "missing; it is required")
@@ -240,20 +259,7 @@ class _Keys:
             raise self.wrong(key, str(error)) from None
 
 
-_KNOWN = (
-    "format",
-    "root",
-    "annotations",
-    "media",
-    "classes",
-    "flip",
-    "sampling",
-    "views",
-    "crop_scale",
-    "dev",
-    "source",
-    "separator",
-)
+_KNOWN = tuple(field.name for field in fields(DatasetSpec) if field.name != "name")
 
 
 def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec:
@@ -289,20 +295,18 @@ def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec:
 
 
 def _annotations(keys: _Keys, form: str, root: Path) -> dict[str, str]:
-    value = keys.take("annotations", _paths, None)
-    result = (
-        find_annotations(form, root) if value is None else {split: str(root / file) for split, file in value.items()}
-    )
-    if not result and not root.is_dir():
+    given = keys.take("annotations", _paths, {})
+    paths = {split: str(root / file) for split, file in given.items()} or find_annotations(form, root)
+    if not paths and not root.is_dir():
         raise keys.wrong("root", f"{root} {'is not a folder' if root.exists() else 'does not exist'}")
-    if not result:
-        places = ", ".join(convention_of(form).looked_for)
+    if not paths:
+        places = ", ".join(convention_of(form).places)
         hint = unpack_hint(root)
         problem = f"not given, and {root} has none of {places}" if places else "missing; this format needs them"
         raise keys.wrong("annotations", problem + (hint and f"; {hint}"))
-    if "dev" in result and keys.take("dev", _fraction, 0.0):
+    if "dev" in paths and keys.take("dev", _fraction, 0.0):
         raise keys.wrong("dev", "annotations give a dev split already; drop one of the two")
-    return result
+    return paths
 
 
 def _media(keys: _Keys, form: str, annotations: dict[str, str]) -> Media:
@@ -323,6 +327,9 @@ def _views(convention: Convention, media: Media) -> Views:
     return Views.parse(convention.views if media == "video" else "1x1")
 
 
+# --- values of keys ---
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value or is_null(value):
         raise UserError(f"expected text, got {show(value)}")
@@ -339,7 +346,7 @@ def _one_of(known: Any) -> Callable[[Any], str]:
 
 
 def _format_in(folder: Path) -> Callable[[Any], str]:
-    """Reads a known format, or `FILE.py:FUNCTION`, the file relative to `folder`."""
+    """A reader of the key `format`: a known format, or `FILE.py:FUNCTION` with a path relative to `folder`."""
 
     def read(value: Any) -> str:
         file, _, function = value.rpartition(":") if isinstance(value, str) else ("", "", "")

@@ -1,7 +1,7 @@
-"""Training rows that are also in an evaluation split, kept in a file beside the manifests.
+"""The list of exclusions: training rows that are also in an evaluation split, in a file beside the manifests.
 
-`cover overlap` writes it and `cover train` reads it. It holds the digests of the manifests that it was made from: it is
-of no use once one of them has changed.
+`cover overlap` writes the file and `cover train` reads it. It stores the digests of the manifests that were compared.
+The list is out of date as soon as one of these manifests changes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ EXCLUSIONS_FILE = "exclusions.arrow"
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Row `row` of the train manifest of `dataset` matches a row of another split, by `reason` (source, file or
-    frames).
+    """Row `row` of the train manifest of `dataset` matches a row of another split.
+
+    `reason`: the kind of match, `source`, `file` or `frames`.
     """
 
     dataset: str
@@ -44,25 +45,24 @@ _TYPES = {"row": pa.int64()}
 
 
 def exclusions_path(catalog: Catalog) -> Path:
-    """Where `cover train` looks for the list."""
+    """The path at which `cover train` reads the list."""
     return catalog.path.parent / "manifests" / EXCLUSIONS_FILE
 
 
 def write_exclusions(
-    path: Path, results: Iterable[Exclusion], digests: Mapping[str, str], kinds: Sequence[str]
+    path: Path, exclusions: Iterable[Exclusion], digests: Mapping[str, str], kinds: Sequence[str]
 ) -> None:
-    """Write the list. `digests`: manifest file name -> digest, of every manifest that was compared."""
+    """Write the list. `digests`: file name -> digest of every compared manifest. `kinds`: the kinds of match."""
     metadata = {"exclusions": 1, "manifests": dict(digests), "kinds": list(kinds)}
     names = [field.name for field in fields(Exclusion)]
-    schema = pa.schema(
-        [(name, _TYPES.get(name, pa.string())) for name in names], metadata={"cover": json.dumps(metadata)}
-    )
-    columns = list(zip(*(vars(item).values() for item in results))) or [()] * len(names)
+    types = [(name, _TYPES.get(name, pa.string())) for name in names]
+    schema = pa.schema(types, metadata={"cover": json.dumps(metadata)})
+    columns = list(zip(*(vars(item).values() for item in exclusions))) or [()] * len(names)
     write_arrow(path, pa.table([pa.array(c, field.type) for c, field in zip(columns, schema)], schema=schema))
 
 
 def read_exclusions(path: Path) -> tuple[list[Exclusion], dict[str, Any]]:
-    """The list, and what it was made from: `manifests` and `kinds`. Raises UserError where it is none."""
+    """The list and its metadata: `manifests` (file name -> digest) and `kinds`. Raises UserError for another file."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         metadata = json.loads(table.schema.metadata[b"cover"])
@@ -73,15 +73,14 @@ def read_exclusions(path: Path) -> tuple[list[Exclusion], dict[str, Any]]:
 
 
 def excluded_rows(catalog: Catalog, names: Iterable[str]) -> dict[str, npt.NDArray[np.int64]] | None:
-    """The train rows, int64 ascending, to be left out of each of the data sets `names`; None where no list has been
-    made.
+    """Data set -> excluded rows of its train manifest, int64 ascending. None if there is no list.
 
-    Raises UserError where the list is older than a manifest or was made without one of the data sets.
+    Raises UserError if a manifest changed after the list was written, or if the list lacks one of the data sets.
     """
     path = exclusions_path(catalog)
     if not path.exists():
         return None
-    result, metadata = read_exclusions(path)
+    exclusions, metadata = read_exclusions(path)
     again = f"run `{_command(catalog, metadata['kinds'])}` again, or train with --data.exclusions ignore"
     for file, digest in metadata["manifests"].items():
         manifest = path.parent / file
@@ -91,7 +90,7 @@ def excluded_rows(catalog: Catalog, names: Iterable[str]) -> dict[str, npt.NDArr
     for name in rows:
         if f"{name}-train.arrow" not in metadata["manifests"]:
             raise UserError(f"{path}: made without {name}; {again}")
-    for item in result:
+    for item in exclusions:
         if item.dataset in rows:
             rows[item.dataset].append(item.row)
     return {name: np.unique(np.array(numbers, np.int64)) for name, numbers in rows.items()}

@@ -1,4 +1,4 @@
-"""Listing media files in folders. Each folder is listed once, and no file is opened."""
+"""Media files in folders: listing them, and their kind by ending. No file is opened."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cover.errors import UserError
 
-if TYPE_CHECKING:  # pyarrow takes its time, and a prediction needs none of it
+if TYPE_CHECKING:  # the import of pyarrow is slow, and a prediction does not need it
     from cover.media.source import Media
 
 _VIDEO = ".mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .wmv .flv .ts .m2ts .mts .3gp .ogv .ogg .vob .asf .gif .y4m .swf"
@@ -24,21 +24,22 @@ _PACKED = re.compile(
     r"|20bn-something-something-v2-\d\d",
     re.IGNORECASE,
 )
-_LOOKED_INTO = 20  # folders below the one in which archives are looked for
-_NAMED = 5
+_SEARCHED = 20  # subfolders in which `unpack_hint` searches for archives
+_NAMED = 5  # names in a message
 
 
 def walk(folder: str | Path, media: Media | None, skip: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Paths of all files of a kind (None: of either kind) under `folder`, by their endings, in sorted order; hidden
-    ones and the direct subfolders in `skip` are left out. Nothing if the folder does not exist; raises UserError where
-    one cannot be listed.
+    """Paths of all media files under `folder`, chosen by ending, in sorted order.
+
+    `media` None: videos and images. Hidden files and the direct subfolders in `skip` are left out. A folder that does
+    not exist gives nothing. Raises UserError if a folder cannot be listed.
     """
     endings = ENDINGS[media] if media else VIDEO | IMAGE
     return (path for path in walk_all(folder, skip) if os.path.splitext(path)[1].lower() in endings)
 
 
 def walk_all(folder: str | Path, skip: frozenset[str] = frozenset()) -> Iterator[str]:
-    """As `walk`, whatever the files' endings."""
+    """`walk` for files with any ending."""
     for entry in entries(folder):
         if not _is_folder(entry):
             yield entry.path
@@ -47,12 +48,13 @@ def walk_all(folder: str | Path, skip: frozenset[str] = frozenset()) -> Iterator
 
 
 def entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, sorted by name, without what is hidden. Empty if it does not exist; raises UserError where
-    it cannot be listed, for its samples would vanish unseen.
+    """The entries of a folder, sorted by name, without hidden ones. Empty if the folder does not exist.
+
+    Raises UserError if the folder cannot be listed: without the error its samples would be missing unnoticed.
     """
     try:
         with os.scandir(folder) as listing:
-            return sorted((entry for entry in listing if _is_ours(entry)), key=lambda entry: entry.name)
+            return sorted((entry for entry in listing if _is_visible(entry)), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -61,22 +63,23 @@ def entries(folder: str | Path) -> list[os.DirEntry[str]]:
         ) from None
 
 
-def _is_ours(entry: os.DirEntry[str]) -> bool:
-    # which only root may list, at the top of a disk
+def _is_visible(entry: os.DirEntry[str]) -> bool:
+    # `lost+found` is at the top of a disk, and only root can list it
     return not entry.name.startswith(".") and entry.name != "lost+found"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: as a file it is found to be unreadable, and counted
+    except OSError:  # a link to itself; as a file it is later counted as unreadable
         return False
 
 
 def find_clips(folder: str | Path, names: set[str]) -> dict[str, str]:
-    """Name -> path of its video (`<name>.webm`, `.mp4`, ...), or else of the folder of frames called so, wherever they
-    lie. A folder of frames is not listed: there may be as many as clips. Raises UserError for a folder that cannot be
-    listed.
+    """Name -> path of its video (`<name>.webm`, `.mp4`, ...) or of its folder of frames, anywhere under `folder`.
+
+    A video comes before a folder of frames. Folders of frames are not listed, because there may be one per clip. Raises
+    UserError if a folder cannot be listed.
     """
     videos: dict[str, str] = {}
     frames: dict[str, str] = {}
@@ -97,47 +100,49 @@ def find_clips(folder: str | Path, names: set[str]) -> dict[str, str]:
 
 
 def subfolders(folder: str | Path) -> list[str]:
-    """Names of the folders directly in `folder`, sorted, without hidden ones. Empty if it does not exist; raises
-    UserError where it cannot be listed.
+    """Sorted names of the folders directly in `folder`, without hidden ones. Empty if `folder` does not exist.
+
+    Raises UserError if it cannot be listed.
     """
     return [entry.name for entry in entries(folder) if _is_folder(entry)]
 
 
 def unpack_hint(folder: str | Path) -> str:
-    """`FOLDER holds a.tar, train/b.zip: ...` where archives or unfinished downloads lie in a folder or in the first 20
-    below it, else nothing. For messages, once something is missing; what cannot be listed is passed over.
+    """A hint for messages about missing files: `FOLDER holds a.tar, train/b.zip: ...`. Empty if there is no archive.
+
+    It names archives and unfinished downloads in a folder and in its first 20 subfolders. Folders that cannot be listed
+    are ignored.
     """
-    match = sorted(name for name in _names_below(folder) if _PACKED.fullmatch(os.path.basename(name)))
-    return f"{folder} holds {few(match)}: fetch them whole and unpack them" if match else ""
+    archives = sorted(name for name in _names_below(folder) if _PACKED.fullmatch(os.path.basename(name)))
+    return f"{folder} holds {few(archives)}: fetch them whole and unpack them" if archives else ""
 
 
 def _names_below(folder: str | Path) -> Iterator[str]:
-    below = (name for name in _names(folder) if os.path.isdir(os.path.join(folder, name)))
-    deeper = (
-        os.path.join(name, item) for name in islice(below, _LOOKED_INTO) for item in _names(os.path.join(folder, name))
-    )
-    return chain(_names(folder), deeper)
+    """The names in a folder, and `SUBFOLDER/NAME` in its first subfolders."""
+    subfolders = (name for name in _names(folder) if os.path.isdir(os.path.join(folder, name)))
+    first = islice(subfolders, _SEARCHED)
+    return chain(_names(folder), (os.path.join(name, item) for name in first for item in _names(f"{folder}/{name}")))
 
 
 def _names(folder: str | Path) -> Iterator[str]:
-    """Unsorted and unlisted, for there may be a million."""
-    with suppress(OSError), os.scandir(folder) as result:
-        yield from (entry.name for entry in result if _is_ours(entry))
+    """The names in a folder, one by one and unsorted, because there may be a million."""
+    with suppress(OSError), os.scandir(folder) as listing:
+        yield from (entry.name for entry in listing if _is_visible(entry))
 
 
 def few(names: Sequence[str]) -> str:
-    """The first names, and how many there are; bytes that are no text are written out."""
+    """The first names as text, and the number of all. Bytes that are not UTF-8 are escaped."""
     more = f", ... ({len(names)} in all)" if len(names) > _NAMED else ""
     return ", ".join(name.encode(errors="backslashreplace").decode() for name in names[:_NAMED]) + more
 
 
 def is_text(name: str) -> bool:
-    """Whether a name on disk is valid UTF-8: else it cannot be written into a manifest."""
+    """Whether a name on disk is valid UTF-8. A manifest cannot store other names."""
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def media_files(folder: str | Path, media: Media) -> list[str]:
-    """Paths of the files of a kind directly in a folder, sorted; as `entries`."""
+    """Sorted paths of the files of one kind directly in a folder. Raises UserError as `entries`."""
     return [
         entry.path
         for entry in entries(folder)
@@ -146,6 +151,6 @@ def media_files(folder: str | Path, media: Media) -> list[str]:
 
 
 def media_of(path: str | Path) -> Media | None:
-    """What a file is by its ending, None if that does not say. A gif may be either: it is taken for a video."""
+    """The kind of a file by its ending, None for other endings. A gif counts as a video."""
     ending = os.path.splitext(path)[1].lower()
     return "video" if ending in VIDEO else "image" if ending in IMAGE else None

@@ -1,4 +1,4 @@
-"""`cover index`: manifests of a catalog's data sets, with warnings about what is odd in them."""
+"""`cover index`: writes the manifests of a catalog's data sets, with warnings about oddities."""
 
 from __future__ import annotations
 
@@ -31,54 +31,55 @@ def warnings_of(
     spec: DatasetSpec, split: str, rows: Sequence[ListedSample], classes: ClassList, present: Set[int]
 ) -> list[str]:
     """One line for each oddity of a split. `present`: the labels of its usable samples."""
-    results = [] if spec.root.exists() else [f"the root {spec.root} does not exist"]
-    results += _repeated(rows)
+    warnings = [] if spec.root.exists() else [f"the root {spec.root} does not exist"]
+    warnings += _repeated(rows)
     unlabelled = sum(row.label is None and row.labels is None for row in rows)
-    if unlabelled and split != "test":  # of a test split that is usual
-        results.append(f"{unlabelled} of {len(rows)} samples have no label: they are neither trained on nor evaluated")
+    if unlabelled and split != "test":  # published test splits often have no labels
+        warnings.append(f"{unlabelled} of {len(rows)} samples have no label: they are neither trained on nor evaluated")
     empty = [name for label, name in enumerate(classes.names) if label not in present]
-    # a dev part is too small to hold every class
+    # A dev split is too small for all classes.
     if empty and split != "dev" and any(row.label is not None or row.labels for row in rows):
-        results.append(f"classes without a usable sample: {few(empty)}")
-    return results
+        warnings.append(f"classes without a usable sample: {few(empty)}")
+    return warnings
 
 
 def _repeated(rows: Sequence[ListedSample]) -> Iterator[str]:
-    visited: set[str] = set()
-    classes_of: dict[str, set[object]] = {}
+    """Warnings about samples that are listed more than once."""
+    known: set[str] = set()
+    classes_of: dict[str, set[object]] = {}  # of repeated samples only
     for row in rows:
-        if row.sample_id in visited:
+        if row.sample_id in known:
             classes_of[row.sample_id] = set()
-        visited.add(row.sample_id)
+        known.add(row.sample_id)
     if not classes_of:
         return
     for row in rows:
         if row.sample_id in classes_of:
             classes_of[row.sample_id].add(row.label if row.labels is None else tuple(row.labels))
     yield f"listed more than once: {few(list(classes_of))}"
-    if torn := [sample for sample, classes in classes_of.items() if len(classes) > 1]:
-        yield f"listed more than once, with different labels: {few(torn)}"
+    if contradictory := [sample for sample, classes in classes_of.items() if len(classes) > 1]:
+        yield f"listed more than once, with different labels: {few(contradictory)}"
 
 
 def packed_archives(root: Path) -> list[str]:
-    """One line where archives or unfinished downloads lie in a root some of whose files are missing."""
+    """A warning if files are missing and there are archives or unfinished downloads in the root."""
     hint = unpack_hint(root)
     return [f"files are missing, and {hint}"] if hint else []
 
 
 @dataclass(frozen=True)
 class IndexShard:
-    """Share `number` of `count`, counted from 1 as job arrays do."""
+    """Shard `number` of `count` of the files. Numbers start at 1, as in job arrays."""
 
     number: int
     count: int
 
     @classmethod
     def parse(cls, text: str) -> IndexShard:
-        """Reads `3/16`. Raises UserError.
+        """Parse `3/16`. Raises UserError.
 
-        >>> Share.parse("3/16")
-        Share(number=3, count=16)
+        >>> IndexShard.parse("3/16")
+        IndexShard(number=3, count=16)
         """
         match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -86,26 +87,26 @@ class IndexShard:
         return cls(int(match[1]), int(match[2]))
 
     def of(self, paths: Iterable[str]) -> list[str]:
-        """Those of the paths that are in this share. Files that come or go move no other file."""
+        """The paths of this shard. The shard of a path depends on the path alone, so new files do not move others."""
         return [path for path in paths if zlib.crc32(path.encode()) % self.count == self.number - 1]
 
 
-_DEV_SALT = "cover dev split"  # changing it would move rows between train and dev
-_ENOUGH_FOR_DEV = 20
-_NAMED = 20  # unusable files named in a result; the manifest has them all
-_COUNTED = 4096  # rows between two movements of a progress bar
-_LEFT_BEHIND = 3600.0  # seconds after which a half-written manifest is that of a run that was killed
+_DEV_SALT = "cover dev split"  # a change would move rows between train and dev
+_ENOUGH_FOR_DEV = 20  # rows from which on there is always a dev split
+_NAMED = 20  # unusable files in a result; the manifest has all of them
+_COUNTED = 4096  # rows between two updates of the progress bar
+_ABANDONED_AFTER = 3600.0  # seconds; an older temporary file of a manifest is left from a killed run
 EngineName = Literal["pool", "ray"]
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be written for one data set: rows by split, dev carved out already."""
+    """The manifests to write for one data set. `rows`: split -> listed samples, with dev already carved out."""
 
     spec: DatasetSpec
     classes: ClassList
     rows: dict[str, list[ListedSample]]
-    left_out: dict[str, tuple[str, ...]]  # the adapter's own remarks
+    left_out: dict[str, tuple[str, ...]]  # split -> warnings of the format
 
     def all_rows(self) -> Iterator[ListedSample]:
         return chain.from_iterable(self.rows.values())
@@ -113,8 +114,10 @@ class _Plan:
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """How files are probed: by `workers` processes (0: in this one), or by a Ray cluster; `force`: all anew; `deep`:
-    every video is decoded to its last frame.
+    """How files are probed.
+
+    `workers`: processes, 0 for this process. `force`: probe all files again. `deep`: decode every video to its last
+    frame. `engine`: worker processes of this machine, or a Ray cluster.
     """
 
     workers: int
@@ -123,7 +126,7 @@ class ProbeOptions:
     engine: EngineName = "pool"
 
     def prober(self) -> AbstractContextManager[ProbeEngine]:
-        """To be entered. Raises UserError where Ray is wanted and not installed."""
+        """The probe engine, as a context manager. Raises UserError if Ray is requested but not installed."""
         if self.engine == "pool":
             return Prober(self.workers, self.deep)
         from cover.datasets.ray_cluster import RayProber
@@ -139,38 +142,42 @@ def index(
     deep: bool = False,
     engine: EngineName = "pool",
 ) -> list[dict[str, Any]]:
-    """Probe the files of the data sets `names` (default: all), as `How` says, and write their manifests.
+    """Probe the files of the data sets `names` (default: all) and write their manifests.
 
-    Returns one dict per data set and split: `dataset`, `split`, `listed`, `ok`, `missing`, `unreadable`, `too_short`,
-    `partial` (of the ok ones, those damaged inside, which only `deep` finds), `hours` (of ok videos), `classes`,
-    `class_digest`, `probed` (files opened in this run), `manifest`, `unusable`, the first 20 rows that are not ok or
-    partial as `{path, state, why}`, and `warnings`, lines on what is odd and not wrong. Raises UserError for a catalog
-    or a list that is not sound, before any file is opened.
+    `workers`, `force`, `deep`, `engine`: see `ProbeOptions`. Returns one dict per data set and split:
+
+    - `dataset`, `split`, `manifest` (path), `classes` (number), `class_digest`;
+    - `listed`, and the rows in each state: `ok`, `missing`, `unreadable`, `too_short`;
+    - `partial`: ok rows with damage inside the file, which only `deep` detects;
+    - `hours` of ok videos, and `probed`, the files opened in this run;
+    - `unusable`: the first 20 rows that are partial or not ok, as `{path, state, why}`;
+    - `warnings`: lines about oddities that are not errors.
+
+    Raises UserError for an invalid catalog or list, before any file is opened.
     """
-    how = ProbeOptions(workers, force, deep, engine)
+    options = ProbeOptions(workers, force, deep, engine)
     catalog, plans = _plans(catalog_path, names)
-    with how.prober() as prober:
+    with options.prober() as prober:
         return [result for plan in plans for result in _index_one(catalog, plan, prober, force)]
 
 
 def index_share(
-    catalog_path: str | Path, shard: IndexShard, how: ProbeOptions, names: Sequence[str] | None = None
+    catalog_path: str | Path, shard: IndexShard, options: ProbeOptions, names: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Probe one share of the files and leave what was found beside the manifests, for the `index` that follows all
-    shares.
+    """Probe one shard of the files and write the results to a probe cache. `index` reads the caches of all shards.
 
-    Returns one dict per data set: `dataset`, `shard`, `files` (of this share), `probed`, the states as in `index`, and
-    `probe_cache`.
+    Returns one dict per data set: `dataset`, `shard`, `files` (of this shard), `probed`, the states and `partial` as in
+    `index`, and `probe_cache` (path). Raises UserError as `index`.
     """
     catalog, plans = _plans(catalog_path, names)
-    with how.prober() as prober:
-        return [_probe_share(catalog, plan, shard, prober, how.force) for plan in plans]
+    with options.prober() as prober:
+        return [_probe_share(catalog, plan, shard, prober, options.force) for plan in plans]
 
 
 def _probe_share(catalog: Catalog, plan: _Plan, shard: IndexShard, prober: ProbeEngine, force: bool) -> dict[str, Any]:
     name, who = plan.spec.name, f"{shard.number}-of-{shard.count}"
     table = FileTable(shard.of(row.path for row in plan.all_rows()))
-    result = look_up(catalog, plan.spec, table, prober, force, who)
+    lookup = look_up(catalog, plan.spec, table, prober, force, who)
     states, partial = Counter[str](), 0
     for facts in map(table.facts, table.paths):
         states[facts.state] += 1
@@ -179,7 +186,7 @@ def _probe_share(catalog: Catalog, plan: _Plan, shard: IndexShard, prober: Probe
         "dataset": name,
         "shard": f"{shard.number}/{shard.count}",
         "files": len(table),
-        "probed": int(result.opened.sum()),
+        "probed": int(lookup.opened.sum()),
         **{state: states[state] for state in STATES},
         "partial": partial,
         "probe_cache": str(cache_path(manifests(catalog), name, who)),
@@ -199,13 +206,13 @@ def _plans(catalog_path: str | Path, names: Sequence[str] | None) -> tuple[Catal
 
 
 def print_index(results: Sequence[dict[str, Any]]) -> None:
-    """The results of `index` as a table on stdout, and on stderr the files that cannot be used."""
+    """Print the results of `index`: a table on stdout, warnings and unusable files on stderr."""
     columns = ["dataset", "split", "listed", *STATES, *_partial_column(results), "hours", "classes"]
     _print(columns, results)
     for result in results:
         where = f"{result['dataset']} {result['split']}"
-        for remark in result["remarks"]:
-            say(f"{where}: {remark}")
+        for warning in result["warnings"]:
+            say(f"{where}: {warning}")
         for row in result["unusable"]:
             say(f"{where}: {row['state'].replace('_', ' ')}: {row['path']}: {row['why']}")
         unnamed = unusable(result) - len(result["unusable"])
@@ -214,12 +221,12 @@ def print_index(results: Sequence[dict[str, Any]]) -> None:
 
 
 def print_share(results: Sequence[dict[str, Any]]) -> None:
-    """The results of `index_share` as a table on stdout."""
+    """Print the results of `index_share` as a table on stdout."""
     _print(["dataset", "shard", "files", "probed", *STATES, *_partial_column(results)], results)
 
 
 def unusable(result: dict[str, Any]) -> int:
-    """How many rows of a result of `index` cannot be used, or not to their end."""
+    """The number of rows in a result of `index` that cannot be used, or only up to a damage."""
     return int(result["listed"] - result["ok"] + result["partial"])
 
 
@@ -236,15 +243,14 @@ def _cell(result: dict[str, Any], column: str) -> str:
     return f"{result[column]:.2f}" if column == "hours" else str(result[column])
 
 
-# --- rows ---
+# --- plans: the listed samples of each split ---
 
 
 def _plan(spec: DatasetSpec) -> _Plan:
     listings = list_splits(spec)
     classes = next(iter(listings.values())).classes
-    assert all(listing.classes == classes for listing in listings.values()), (
-        f"{spec.name}: class lists differ between splits"
-    )
+    same = all(listing.classes == classes for listing in listings.values())
+    assert same, f"{spec.name}: class lists differ between splits"
     rows = {split: listing.rows for split, listing in listings.items()}
     for row in chain.from_iterable(rows.values()):
         if not is_text(row.path):
@@ -257,10 +263,10 @@ def _plan(spec: DatasetSpec) -> _Plan:
 
 
 def carve_dev(rows: Sequence[ListedSample], fraction: float) -> tuple[list[ListedSample], list[ListedSample]]:
-    """Part rows into train and dev by source id, so that no source is in both.
+    """Divide rows into train and dev by source id, so that no source is in both.
 
-    A source is in dev if its hash says so, whatever else is listed: adding rows moves none. From 20 rows on dev gets at
-    least one source; train always keeps one.
+    The hash of a source id decides, so new rows do not move other rows. With 20 rows or more, dev has at least one
+    source. Train always has at least one.
     """
     place = {source: _place(source) for source in {row.source_id for row in rows}}
     chosen = {source for source in place if place[source] < fraction}
@@ -272,62 +278,61 @@ def carve_dev(rows: Sequence[ListedSample], fraction: float) -> tuple[list[Liste
 
 
 def _place(source: str) -> float:
-    """A number in [0, 1) that depends on the source id alone."""
+    """A pseudo-random number in [0, 1) from the source id alone."""
     return int.from_bytes(hashlib.sha256(f"{_DEV_SALT}\n{source}".encode()).digest()[:6]) / 2**48
 
 
-# --- probe an ---
+# --- probing and writing ---
 
 
 def _index_one(catalog: Catalog, plan: _Plan, prober: ProbeEngine, force: bool) -> list[dict[str, Any]]:
     spec = plan.spec
-    result = look_up(catalog, spec, FileTable(row.path for row in plan.all_rows()), prober, force)
-    results = [_write(catalog, plan, split, result) for split in plan.rows]
+    lookup = look_up(catalog, spec, FileTable(row.path for row in plan.all_rows()), prober, force)
+    results = [_write(catalog, plan, split, lookup) for split in plan.rows]
     if "dev" in spec.splits and "dev" not in plan.rows:
-        catalog.manifest_path(spec.name, "dev").unlink(missing_ok=True)  # of a catalog that carved more
-    remove_unused(result.caches)
-    for file in _left_behind(catalog, spec):
+        catalog.manifest_path(spec.name, "dev").unlink(missing_ok=True)  # an earlier catalog carved a dev split
+    remove_unused(lookup.caches)
+    for file in _abandoned(catalog, spec):
         file.unlink(missing_ok=True)
     return results
 
 
-def _left_behind(catalog: Catalog, spec: DatasetSpec) -> list[Path]:
-    """What runs left that were killed while they wrote a manifest. A younger file may be that of a run beside this one."""
+def _abandoned(catalog: Catalog, spec: DatasetSpec) -> list[Path]:
+    """Temporary files of manifests from killed runs. A newer file may belong to a run that is still writing."""
     paths = (catalog.manifest_path(spec.name, split) for split in spec.splits)
     files = (file for path in paths for file in path.parent.glob(f".{path.name}.*"))
-    return [file for file in files if file.stat().st_mtime < time.time() - _LEFT_BEHIND]
+    return [file for file in files if file.stat().st_mtime < time.time() - _ABANDONED_AFTER]
 
 
-def _write(catalog: Catalog, plan: _Plan, split: str, results: Lookup) -> dict[str, Any]:
-    """Write one manifest and say what is in it, in the words of `index`."""
+def _write(catalog: Catalog, plan: _Plan, split: str, lookup: Lookup) -> dict[str, Any]:
+    """Write one manifest. Returns its dict for `index`."""
     spec, listed = plan.spec, plan.rows[split]
-    path, tally = catalog.manifest_path(spec.name, split), _RowCounts()
+    path, counts = catalog.manifest_path(spec.name, split), _RowCounts()
     try:
         with Meter(f"write {path.name}", total=len(listed)) as meter:
-            write_manifest(
-                path, spec.name, split, spec.media, plan.classes, tally.count(_rows(listed, results.table), meter)
-            )
+            rows = counts.count(_rows(listed, lookup.table), meter)
+            write_manifest(path, spec.name, split, spec.media, plan.classes, rows)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written: {error.strerror or error}; run the command again to go on from here"
         ) from None
-    numbers = results.table.numbers(row.path for row in listed)
+    numbers = lookup.table.numbers(row.path for row in listed)
     return {
         "dataset": spec.name,
         "split": split,
         "listed": len(listed),
-        **{state: tally.states[state] for state in STATES},
-        "partial": tally.partial,
-        "hours": tally.seconds / 3600,
+        **{state: counts.states[state] for state in STATES},
+        "partial": counts.partial,
+        "hours": counts.seconds / 3600,
         "classes": len(plan.classes.names),
         "class_digest": plan.classes.digest,
-        "probed": len(set(numbers[results.opened[numbers]].tolist())),
+        "probed": len(set(numbers[lookup.opened[numbers]].tolist())),
         "manifest": str(path),
-        "unusable": tally.unusable,
-        "remarks": [
+        "unusable": counts.unusable,
+        "warnings": [
             *plan.left_out.get(split, ()),
-            *warnings_of(spec, split, listed, plan.classes, tally.present),
-            *(packed_archives(spec.root) if tally.states["missing"] else ()),
+            *warnings_of(spec, split, listed, plan.classes, counts.present),
+            *(packed_archives(spec.root) if counts.states["missing"] else ()),
         ],
     }
 
@@ -345,22 +350,22 @@ def _rows(listed: Iterable[ListedSample], table: FileTable) -> Iterator[Row]:
 
 
 def _of_segment(item: ListedSample, facts: Facts) -> Facts:
-    """A good file's segment is itself too short where fewer than 2 of the file's frames lie in it."""
-    present = _seconds(item, facts) * facts.fps
-    # a time may be off by half a frame
-    if (item.start is None and item.end is None) or facts.state != "ok" or present > 1.5:
+    """The facts of a sample. It is too short if its segment has fewer than 2 frames of a usable file."""
+    frames = _seconds(item, facts) * facts.fps
+    # Times in annotations may be off by half a frame.
+    if (item.start is None and item.end is None) or facts.state != "ok" or frames > 1.5:
         return facts
-    why = f"{max(0, round(present))} frames in the segment"
+    why = f"{max(0, round(frames))} frames in the segment"
     return replace(facts, state="too_short", why=why)
 
 
 def _is_partial(facts: Facts | Row) -> bool:
-    """Whether a file can be used up to some damage."""
+    """Whether a file can be used up to a damage."""
     return facts.state == "ok" and bool(facts.damage)
 
 
 def _unusable(row: Row) -> dict[str, str]:
-    """A row that is not whole, for the report. A segment behind a damage is too short because of it."""
+    """The entry of a row in `unusable`. A segment behind a damage is too short because of the damage."""
     if row.state == "ok":
         return {"path": row.path, "state": "partial", "why": row.damage}
     why = f"{row.why}; partial: {row.damage}" if row.damage else row.why
@@ -368,13 +373,13 @@ def _unusable(row: Row) -> dict[str, str]:
 
 
 def _seconds(row: ListedSample | Row, facts: Facts | Row) -> float:
-    """How long a sample is: 0 for an image."""
+    """The duration of a sample in seconds, 0 for an image."""
     whole = facts.frames / facts.fps if facts.fps else 0.0
     return min(whole, whole if row.end is None else row.end) - (row.start or 0.0)
 
 
 class _RowCounts:
-    """Counts rows on their way into a manifest."""
+    """Counts of the rows of a manifest, collected while the rows are written."""
 
     def __init__(self) -> None:
         self.states: Counter[str] = Counter()

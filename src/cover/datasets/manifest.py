@@ -1,7 +1,6 @@
 """Manifests: one Arrow file per data set and split, memory-mapped, with one row per listed sample.
 
-Uncompressed Arrow IPC, so that any number of loader processes share the pages of one file and none of them holds rows
-on its heap.
+The file is uncompressed Arrow IPC. All loader processes share its memory pages, and no process copies the rows.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ _ROWS_PER_BATCH = 1 << 16
 class ClassList:
     """The classes of a data set, in label order.
 
-    `source` says where the names come from (a file name or a rule); `digest` is the first 12 hex digits of the SHA-256
-    of the names joined by line feeds: two results are comparable only where it is the same. `many`: a sample has any
-    number of the classes (multi-label), not one of them.
+    `source`: the origin of the names, a file name or a rule. `digest`: the first 12 hex digits of the SHA-256 of the
+    names, joined by line feeds. Two results are comparable only if their digests are equal. `many`: whether the data
+    set is multi-label, so that a sample has any number of classes.
     """
 
     names: tuple[str, ...]
@@ -46,28 +45,35 @@ class ClassList:
 
     @classmethod
     def of(cls, names: Sequence[str], source: str, many: bool = False) -> ClassList:
-        """Names in label order. Raises UserError where one is given twice."""
-        visited: set[str] = set()
+        """The class list of `names` in label order. Raises UserError if a name is repeated."""
+        known: set[str] = set()
         for name in names:
-            if name in visited:
+            if name in known:
                 raise UserError(f'{source}: the class "{name}" is listed twice; class names must differ')
-            visited.add(name)
+            known.add(name)
         return cls(tuple(names), source, class_digest(names), many)
 
 
 def class_digest(names: Sequence[str]) -> str:
-    """The digest of a `ClassList`."""
+    """The digest of a `ClassList` with these names."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sample. Times are seconds; `start` and `end` count inside the file, `youtube_start` and `youtube_end` inside
-    the original video. `offset` and `length` (bytes) are set where `path` is a shard. Width and height are as
-    displayed. `why` says what makes a row unusable, empty if `ok`. `damage` says what is wrong with a file that is
-    usable up to there, empty where nothing is known to be. `deep`: the file was decoded to its last frame. `size`
-    (bytes) and `mtime_ns` are the file's when it was probed. A row of a multi-label set has `labels`, ascending (empty:
-    of no class; None: not labelled), and no `label`.
+    """One sample of a manifest.
+
+    `source_id`: the origin of the sample, such as its YouTube id.
+    `path`: the file, or the shard if `offset` and `length` (bytes) are set.
+    `label`: the class of a single-label sample, None if not labelled.
+    `labels`: the classes of a multi-label sample, ascending; empty for no class, None if not labelled.
+    `start`, `end`: the segment in seconds inside the file, None for the whole file.
+    `youtube_start`, `youtube_end`: seconds inside the original video.
+    `frames`, `fps`, `width`, `height`, `codec`: as in `media.source.Probe`; pixels as displayed.
+    `state`: one of `STATES`. `why`: the reason of a state other than `ok`.
+    `damage`: the damage of a file that can be used up to this point. Empty if no damage is known.
+    `deep`: whether the file was decoded to its last frame.
+    `size` (bytes), `mtime_ns`: of the file when it was probed.
     """
 
     sample_id: str
@@ -95,14 +101,14 @@ class Row:
 
     @property
     def source(self) -> str | ByteRange:
-        """What the decoder opens: the file, or a stretch of the shard."""
-        return (
-            self.path if self.offset is None or self.length is None else ByteRange(self.path, self.offset, self.length)
-        )
+        """The input of the decoder: the file, or a byte range of the shard."""
+        if self.offset is None or self.length is None:
+            return self.path
+        return ByteRange(self.path, self.offset, self.length)
 
     @property
     def seconds(self) -> float:
-        """How long the sample lasts: its segment where it has one, else the whole file; 0 for an image."""
+        """The duration of the segment or of the whole file, in seconds. 0 for an image."""
         whole = self.frames / self.fps if self.fps else 0.0
         end = whole if self.end is None else min(self.end, whole or self.end)
         return end - (self.start or 0.0)
@@ -146,30 +152,26 @@ def write_manifest(
     scope: str | None = None,
     original: str | None = None,
 ) -> None:
-    """Write `rows` in their order. The file is written beside and renamed, so that a reader sees the old one or the new
-    one whole.
+    """Write the manifest of a split, with `rows` in their order.
 
-    `root`: what the rows' relative paths are relative to, a URL or a folder relative to the manifest's own; None: they
-    are whole. `scope` and `original`: of prepared data, `DatasetSpec.scope` of the originals and the digest of their
-    manifest.
+    The file is written under another name and then renamed, so readers never see half a file. `root`: the base of
+    relative paths in the rows: a URL, or a folder relative to the folder of the manifest. None if all paths are
+    absolute. Only prepared data have `scope`, the `DatasetSpec.scope` of the originals, and `original`, the digest of
+    the manifest of the originals.
     """
-    metadata: dict[str, Any] = {"name": name, "split": split, "media": media, "root": root} | (
-        {"scope": scope} if scope else {}
-    )
-    metadata |= {"original": original} if original else {}
+    metadata: dict[str, Any] = {"name": name, "split": split, "media": media, "root": root}
+    metadata |= {key: value for key, value in (("scope", scope), ("original", original)) if value}
     metadata |= {"class_names": list(classes.names), "class_source": classes.source, "multi_label": classes.many}
-    schema = pa.schema(
-        [pa.field(column, _TYPES[column]) for column in _COLUMNS], metadata={"cover": json.dumps(metadata)}
-    )
+    columns = [pa.field(column, _TYPES[column]) for column in _COLUMNS]
+    schema = pa.schema(columns, metadata={"cover": json.dumps(metadata)})
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with pa.OSFile(str(beside), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             for batch in _batches(rows):
-                columns = list(zip(*map(attrgetter(*_COLUMNS), batch)))
-                writer.write_batch(
-                    pa.record_batch([pa.array(c, field.type) for c, field in zip(columns, schema)], schema=schema)
-                )
+                columns = zip(*map(attrgetter(*_COLUMNS), batch))
+                arrays = [pa.array(column, field.type) for column, field in zip(columns, schema)]
+                writer.write_batch(pa.record_batch(arrays, schema=schema))
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -182,6 +184,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Inode, size and time of change: a rewritten manifest has another stamp."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -190,8 +193,9 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def open_manifest(path: Path, without: npt.NDArray[np.int64] | None = None) -> Manifest:
-    """Map a manifest into memory; the rows `without` are never usable. Raises UserError where it is absent or is not a
-    manifest.
+    """Map a manifest into memory. The rows `without` (int64) are not usable.
+
+    Raises UserError if the file does not exist or is not a manifest of this version.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such manifest; `cover index` on the catalog beside it writes one")
@@ -206,11 +210,11 @@ def open_manifest(path: Path, without: npt.NDArray[np.int64] | None = None) -> M
 
 
 class Manifest:
-    """A memory-mapped manifest: `name`, `split`, `media`, `classes`, and rows read one by one when asked for. `scope`:
-    of prepared data, within what the originals' source ids mean the same; None: the catalog's `DatasetSpec.scope` says.
-    `original`: of prepared data, the digest of the manifest that they were made from.
+    """A memory-mapped manifest: `name`, `split`, `media`, `classes`, and rows that are read on request.
 
-    `without`: int64 numbers of rows that are held but not usable, None for none.
+    `scope`: the `DatasetSpec.scope` of the originals, only in manifests of prepared data. `original`: the digest of the
+    manifest of the originals, only in manifests of prepared data. `without`: int64 numbers of rows that are not usable,
+    None for none.
     """
 
     def __init__(
@@ -229,11 +233,12 @@ class Manifest:
         self._root = root if root is None or is_url(root) else os.path.normpath(path.absolute().parent / root)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_manifest, (self.path, self.without)  # a worker process maps the file too; it is not sent the rows
+        return open_manifest, (self.path, self.without)  # a worker process maps the file itself, so no rows are pickled
 
     def check_unchanged(self) -> None:
-        """Raises UserError where the file was written anew since it was opened: processes that open it now would see
-        other rows.
+        """Raises UserError if the file was rewritten after it was opened.
+
+        Worker processes that open it now would read other rows than this process.
         """
         if _stamp(self.path) != self._stamp:
             raise UserError(
@@ -246,72 +251,68 @@ class Manifest:
     def row(self, index: int) -> Row:
         """Row `index`, 0 to `len(self) - 1`."""
         assert 0 <= index < len(self), f"row {index} of {len(self)}"
-        return self._located(Row(*(column[index].as_py() for column in self._table.columns)))
+        return self._with_full_path(Row(*(column[index].as_py() for column in self._table.columns)))
 
     def rows(self) -> Iterator[Row]:
-        """All rows in order, a batch at a time: faster than `row` one by one."""
+        """All rows in order. This is faster than calling `row` for every row."""
         for batch in self._table.to_batches():
-            yield from (
-                self._located(Row(*values)) for values in zip(*(column.to_pylist() for column in batch.columns))
-            )
+            columns = [column.to_pylist() for column in batch.columns]
+            yield from (self._with_full_path(Row(*values)) for values in zip(*columns))
 
-    def _located(self, row: Row) -> Row:
-        """With its whole path."""
+    def _with_full_path(self, row: Row) -> Row:
         if self._root is None or os.path.isabs(row.path) or is_url(row.path):
             return row
         return replace(row, path=f"{self._root.rstrip('/')}/{row.path}")
 
     def digest(self) -> str:
-        """16 hex digits over the file's bytes: whether anything at all has changed."""
+        """16 hex digits of a hash of the file's bytes."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, hashlib.blake2b).hexdigest()[:16]
 
     def draws_digest(self) -> str:
-        """12 hex digits over what a schedule and its draws rest on: which rows may be drawn, their ids and their
-        labels.
+        """12 hex digits of a hash of everything that the draws of a schedule depend on.
+
+        This is the usable rows, the sample ids and the labels. Other columns may change without changing a run.
         """
         result = hashlib.blake2b(self.usable.tobytes() + self.labels.tobytes(), digest_size=6)
         for chunk in self._table["sample_id"].chunks:
-            for buffer in chunk.buffers()[1:]:
+            for buffer in chunk.buffers()[1:]:  # offsets and characters; buffer 0 is the validity mask
                 result.update(buffer)
         return result.hexdigest()
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int32]:
-        """int32 `(rows,)`, -1 where a row has no label: everywhere in a multi-label set, whose rows have `labels`."""
+        """int32 `(rows,)`, -1 if a row has no label. All -1 in a multi-label data set."""
         filled: npt.NDArray[np.int32] = self._table["label"].fill_null(-1).to_numpy()
         return filled
 
     @property
     def labelled(self) -> npt.NDArray[np.bool_]:
-        """bool `(rows,)`: whether it is known which class, or which classes, a row has."""
+        """bool `(rows,)`: whether the class, or the classes, of a row are known."""
         column = self._table["labels" if self.classes.many else "label"]
         known: npt.NDArray[np.bool_] = column.is_valid().to_numpy()
         return known
 
     def class_counts(self) -> npt.NDArray[np.int64]:
-        """int64 `(classes,)`: how many rows, usable or not, have each class."""
+        """int64 `(classes,)`: the number of rows of each class, usable or not."""
         column = self._table["labels" if self.classes.many else "label"]
         present = pa.compute.list_flatten(column) if self.classes.many else column.drop_null()
         return np.bincount(present.to_numpy(), minlength=len(self.classes.names)).astype(np.int64)
 
     @cached_property
     def usable(self) -> npt.NDArray[np.int64]:
-        """int64 indices, ascending, of the labelled rows with state `ok`, those in `without` left out: what may be
-        read.
-        """
+        """int64, ascending: the numbers of the labelled rows with state `ok` that are not in `without`."""
         ok = pa.compute.equal(self._table["state"], "ok").to_numpy()
         if self.without is not None:
             ok = ok & ~np.isin(np.arange(len(self)), self.without)
         return np.flatnonzero(ok & self.labelled).astype(np.int64)
 
     def sources(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """int64 `(len(rows),)`: the same number for rows of one source id."""
-        return np.unique(
-            np.asarray(self._table["source_id"].take(pa.array(rows)).to_pylist(), dtype=object), return_inverse=True
-        )[1]
+        """int64 `(len(rows),)`: a number for the source of each row. Rows of one source id have the same number."""
+        ids = self._table["source_id"].take(pa.array(rows)).to_pylist()
+        return np.unique(np.asarray(ids, dtype=object), return_inverse=True)[1]
 
     def counts(self) -> dict[str, int]:
-        """Rows in each of the states, 0 included."""
+        """State -> number of rows, for all states."""
         results = {item["values"]: item["counts"] for item in self._table["state"].value_counts().to_pylist()}
         return {state: results.get(state, 0) for state in STATES}

@@ -1,7 +1,8 @@
-"""`cover prepare`: re-encoding a catalog's data so that later reading is fast, as small files or shards with a catalog.
+"""`cover prepare`: re-encodes a catalog's data as small files or shards that are fast to read.
 
-Originals are only read. What was made of what is kept beside the manifests, line by line: a run that was killed, or met
-a full disk, goes on from there, and ends with the very bytes of one that was not.
+The output folder gets manifests and a catalog of its own. The originals are only read. A log beside the manifests
+records every finished sample. After a kill or a full disk the same command continues, and the result has the same bytes
+as a run without interruption.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from cover.media.source import is_url
 from cover.processes import ProcessPool
 from cover.yaml_files import Dumper, read_yaml
 
-_NAMED = 20  # failures named in a result; the manifest and the list of what was made have them all
-LOCK = "prepare.lock"  # in the output folder; it stays, empty
+_NAMED = 20  # failures in a result; the manifest and the prepare log have all of them
+LOCK = "prepare.lock"  # an empty file in the output folder, which is never removed
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_CHUNK = {"video": 1, "image": 16}
+_CHUNK = {"video": 1, "image": 16}  # samples of a task of the process pool
 
 
 def prepare(
@@ -48,12 +49,16 @@ def prepare(
 ) -> list[dict[str, Any]]:
     """Encode the usable samples of the data sets `names` (default: all) into `out`, with manifests and a catalog.
 
-    `shard_bytes`: into tar shards of about that size, not into files. `url`: where the folder will be read from;
-    default: where it lies. Returns one dict per data set and split: `dataset`, `split`, `listed`, `prepared`, `copied`,
-    `partial`, `failed`, `unusable` (rows that were so already), `shards`, `bytes_before`, `bytes_after`, `encoded` (in
-    this run), `manifest`, and `failures`, the first 20 that are partial or failed as `{path, outcome, why}`. `workers`
-    0 encodes in this process. Raises UserError for a catalog or a folder that is not sound, a file that changed since
-    `cover index`, or a disk that is full; what was made by then is kept.
+    `workers`: processes that encode, 0 to encode in this process. `shard_bytes`: write tar shards of about this size
+    instead of files. `url`: the address from which the folder will be read later; by default its own path.
+
+    Returns one dict per data set and split: `dataset`, `split`, `manifest`, `made` (path of the prepare log); the rows
+    `listed`, `prepared`, `copied`, `partial`, `failed` and `unusable` (before preparing); `shards`, `bytes_before`,
+    `bytes_after`, `encoded` (samples in this run); and `failures`, the first 20 partial or failed samples as
+    `{path, outcome, why}`.
+
+    Raises UserError for an invalid catalog or folder, a file that changed after `cover index`, or a full disk. Finished
+    samples stay valid then.
     """
     catalog = load_catalog(catalog_path)
     specs = [catalog.spec(name) for name in dict.fromkeys(names or catalog.specs)]
@@ -74,17 +79,12 @@ def prepare(
 
 
 def print_prepare(results: Sequence[dict[str, Any]]) -> None:
-    """The results of `prepare` as a table on stdout, and on stderr what failed or is damaged."""
+    """Print the results of `prepare`: a table on stdout, failed and damaged samples on stderr."""
     counts = ["listed", "prepared", "copied", "partial", "failed", "unusable", "shards"]
-    rows = [
-        [
-            result["dataset"],
-            result["split"],
-            *(result[count] for count in counts),
-            *map(_size, (result["bytes_before"], result["bytes_after"])),
-        ]
-        for result in results
-    ]
+    rows = []
+    for result in results:
+        sizes = map(_size, (result["bytes_before"], result["bytes_after"]))
+        rows.append([result["dataset"], result["split"], *(result[count] for count in counts), *sizes])
     print_table(["data set", "split", *counts, "before", "after"], rows)
     for result in results:
         for failure in result["failures"]:
@@ -95,7 +95,7 @@ def print_prepare(results: Sequence[dict[str, Any]]) -> None:
 
 
 def _size(count: float) -> str:
-    """Bytes as a person reads them."""
+    """Bytes with a unit, such as `1.5 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -103,13 +103,11 @@ def _size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-# --- what may be written where ---
+# --- checks of the output folder ---
 
 
 def _check_out(catalog: Catalog, out: Path) -> None:
-    """Raises UserError where originals or their catalog could be touched, or where files would later be taken for
-    originals.
-    """
+    """Raises UserError if the folder overlaps with originals or has their catalog."""
     place = out.resolve()
     if place == catalog.path.parent.resolve():
         raise UserError(f"--out: {out} holds the catalog of the originals; name another folder")
@@ -123,9 +121,8 @@ def _check_out(catalog: Catalog, out: Path) -> None:
     if (out / "catalog.yaml").exists():
         other = [spec.name for spec in load_catalog(out / "catalog.yaml").specs.values() if spec.format != PREPARED]
         if other:
-            raise UserError(
-                f"--out: {out / 'catalog.yaml'} is the catalog of {other[0]}, which is not prepared; name another folder"
-            )
+            file = out / "catalog.yaml"
+            raise UserError(f"--out: {file} is the catalog of {other[0]}, which is not prepared; name another folder")
 
 
 def _checked_url(url: str | None) -> str | None:
@@ -143,12 +140,12 @@ def _checked_url(url: str | None) -> str | None:
             f'--url: fsspec knows no "{protocol}://"; usual are s3://, gs://, az://, hf:// and https://'
         ) from None
     except ImportError:
-        pass  # the package is wanted where the data are read, which may be another machine
+        pass  # only the machine that reads the data needs the package
     return url
 
 
 def _check_origin(catalog: Catalog, specs: Sequence[DatasetSpec], out: Path) -> None:
-    """Raises UserError where a data set of the same name, made from another catalog, would be replaced."""
+    """Raises UserError if the folder has a data set of the same name that was prepared from another catalog."""
     ours = _origin(catalog)
     for spec in specs:
         for split in SPLITS:
@@ -166,10 +163,10 @@ def _origin(catalog: Catalog) -> str:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Make the folder, and let no second run write into it. Raises UserError."""
+    """Create the folder and lock it against a second run. Raises UserError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        # A file open for writing: network file systems lock no folders.
+        # The lock is on a file that is open for writing, because network file systems cannot lock folders.
         lock = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(f"--out: {out}: cannot be made or written to: {error.strerror}") from None
@@ -187,15 +184,14 @@ def _lock(descriptor: int, out: Path) -> None:
         raise UserError(f"--out: another `cover prepare` is writing into {out}; wait for it") from None
     except OSError as error:
         say(
-            f"{out / LOCK} cannot be locked ({error.strerror}): see to it that no other `cover prepare` writes into this folder"
+            f"{out / LOCK} cannot be locked ({error.strerror}):"
+            " make sure that no other `cover prepare` writes into this folder"
         )
 
 
 @contextmanager
 def _in_one_line(out: Path, jobs: Sequence[SplitJob] = ()) -> Iterator[None]:
-    """Turns an OSError into a UserError: where, what went wrong, and of `jobs` what is done and kept, and what is
-    needed.
-    """
+    """Turn an OSError into a UserError of one line, with the path, the reason and the progress of `jobs`."""
     try:
         yield
     except OSError as error:
@@ -214,14 +210,14 @@ def _so_far(jobs: Sequence[SplitJob], full: bool) -> str:
     return f": {done} of {total} samples are done ({_size(output)}) and kept; {need}run the same command to go on"
 
 
-# --- the work ---
+# --- running the jobs ---
 
 
 def _jobs(catalog: Catalog, spec: DatasetSpec, layout: OutputLayout) -> Iterator[SplitJob]:
     for split in spec.splits:
         path = catalog.manifest_path(spec.name, split)
         if split == "dev" and "dev" not in spec.annotations and not path.is_file():
-            continue  # too few rows to carve one
+            continue  # too few rows for a dev split
         manifest = open_manifest(path)
         yield SplitJob(spec.name, split, manifest, layout, manifest.scope or spec.scope, _origin(catalog))
 
@@ -243,7 +239,7 @@ def _run(jobs: Sequence[SplitJob], pool: ProcessPool) -> None:
 
 
 def _result(job: SplitJob) -> dict[str, Any]:
-    flawed = [done for done in job.outcomes() if done.outcome in ("partial", "failed")]
+    failures = [done for done in job.outcomes() if done.outcome in ("partial", "failed")]
     return {
         "dataset": job.name,
         "split": job.split,
@@ -256,12 +252,12 @@ def _result(job: SplitJob) -> dict[str, Any]:
         "encoded": job.encoded,
         "manifest": str(job.manifest_path),
         "made": str(job.log.path),
-        "failures": [{"path": done.origin, "outcome": done.outcome, "why": done.why} for done in flawed[:_NAMED]],
+        "failures": [{"path": done.origin, "outcome": done.outcome, "why": done.why} for done in failures[:_NAMED]],
     }
 
 
 def _write_catalog(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[SplitJob]) -> None:
-    """Add the data sets to the folder's catalog, which keeps those of earlier runs."""
+    """Add the data sets to the catalog of the folder. Data sets of earlier runs stay in it."""
     path = out / "catalog.yaml"
     entries = read_yaml(path) if path.exists() else {}
     for spec in specs:
@@ -274,7 +270,7 @@ def _write_catalog(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[Split
 
 
 def _drop_others(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[SplitJob]) -> None:
-    """Remove the splits that these data sets had in an earlier run and have no more."""
+    """Remove the splits of these data sets that only an earlier run had."""
     ours = {(job.name, job.split) for job in jobs}
     for spec in specs:
         for split in SPLITS:
@@ -283,41 +279,45 @@ def _drop_others(out: Path, specs: Sequence[DatasetSpec], jobs: Sequence[SplitJo
 
 
 def _carry_exclusions(catalog: Catalog, out: Path) -> None:
-    """What `cover overlap` found among the originals holds for what was made of them: the rows are the same."""
+    """Copy the list of exclusions of the originals. Prepared manifests have the same rows, so it is valid for them."""
     path = exclusions_path(catalog)
     if not path.is_file():
         return
-    result, metadata = read_exclusions(path)
+    exclusions, metadata = read_exclusions(path)
     digests: dict[str, str] = metadata["manifests"]
     stale = [file for file in digests if _digest(path.parent / file) != digests[file]]
     if stale:
         say(
-            f"{path} is older than {stale[0]} and was not taken over; run `cover overlap {catalog.path}`, then this command again"
+            f"{path} is older than {stale[0]} and was not taken over;"
+            f" run `cover overlap {catalog.path}`, then this command again"
         )
         return
     names = _current(out, digests)
-    present = [item for item in result if item.dataset in names]
+    current = [item for item in exclusions if item.dataset in names]
     carried = {file: _digest(out / "manifests" / file) or "" for file in digests if _set_of(file) in names}
-    write_exclusions(exclusions_path(load_catalog(out / "catalog.yaml")), present, carried, metadata["kinds"])
+    write_exclusions(exclusions_path(load_catalog(out / "catalog.yaml")), current, carried, metadata["kinds"])
 
 
 def _current(out: Path, digests: Mapping[str, str]) -> set[str]:
-    """The data sets that were prepared from the very manifests of `digests`: in others, a row of the same number may be
-    another one.
+    """The data sets that were prepared from the manifests in `digests`.
+
+    In other data sets a row number may be that of another row, so their exclusions are not copied.
     """
     files = {file: out / "manifests" / file for file in digests}
-    old = {
-        _set_of(file)
-        for file, place in files.items()
-        if not place.is_file() or open_manifest(place).original != digests[file]
-    }
+    changed = [file for file, place in files.items() if _original(place) != digests[file]]
+    old = set(map(_set_of, changed))
     for name in sorted(old & {_set_of(file) for file, place in files.items() if place.is_file()}):
         say(f"the exclusions of {name} were not taken over: it was indexed anew since it was prepared; prepare it too")
     return {_set_of(file) for file in digests} - old
 
 
+def _original(manifest: Path) -> str | None:
+    """The digest of the manifest of the originals, None if a split is not prepared."""
+    return open_manifest(manifest).original if manifest.is_file() else None
+
+
 def _set_of(file: str) -> str:
-    """The data set of a manifest's file name."""
+    """The data set in the file name of a manifest."""
     return file.rpartition("-")[0]
 
 
@@ -326,15 +326,11 @@ def _digest(manifest: Path) -> str | None:
 
 
 def prepared_entry(spec: DatasetSpec, manifests: dict[str, str]) -> dict[str, Any]:
-    """How a prepared data set is read: as its originals are."""
+    """The catalog entry of a prepared data set. Sampling, views, flips and crops are those of the originals."""
     sampling = spec.sampling
-    kind = (
-        "dense"
-        if sampling == Sampling("dense")
-        else f"dense@{sampling.interval!r}"
-        if sampling.kind == "dense"
-        else sampling.kind
-    )
+    default_interval = sampling.kind != "dense" or sampling == Sampling("dense")
+    # repr, because str() of a Sampling rounds the interval
+    kind = sampling.kind if default_interval else f"dense@{sampling.interval!r}"
     return {
         "format": PREPARED,
         "root": ".",

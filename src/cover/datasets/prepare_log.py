@@ -1,9 +1,8 @@
-"""The log of `cover prepare`: what has been made so far, and of what. Lines of JSON, appended one by one, that outlive
-a killed process.
+"""The prepare log: the finished samples and shards of one split, as lines of JSON.
 
-The first line names the catalog of the originals. Then there are two kinds: a sample's, with what became of it, and a
-shard's, with the samples in it. When a split is done they stand in the order of its rows, so that the same input gives
-the same file however often the work was interrupted.
+Lines are appended one by one, so they survive a killed process. The first line names the catalog of the originals. The
+other lines are records of samples or of shards. When a split is done, its records are in the order of its rows, so the
+same input gives the same file after any number of interruptions.
 """
 
 from __future__ import annotations
@@ -15,14 +14,17 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-PrepareOutcome = str  # "prepared", "copied", "partial" (up to a damage) or "failed"
+PrepareOutcome = str  # "prepared", "copied", "partial" (encoded up to a damage) or "failed"
 
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """What became of a sample. `made_of` names its origin as it was, and the settings; `file` is relative to the output
-    folder, with its size in bytes, empty where it failed; `last` is the last frame's time in seconds. `again`: what
-    went wrong may be of the moment, and is tried by every later run.
+    """The record of one sample.
+
+    `made_of`: a digest of the original file and the settings. `origin`: the original path. `outcome`, `why`: the result
+    and the reason of a failure. `file`: path below the output folder, empty if the sample failed; `bytes`: its size.
+    `frames`, `width`, `height`, `codec`: of the file. `last`: time of the last frame in seconds. `again`: the failure
+    may be temporary, and every later run tries the sample again.
     """
 
     made_of: str
@@ -41,7 +43,11 @@ class PreparedSample:
 
 @dataclass(frozen=True)
 class PreparedShard:
-    """A shard of `bytes`: which samples, in order, and the offset and length of each; None of one that failed."""
+    """The record of one shard.
+
+    `shard`: path below the output folder. `bytes`: its size. `samples`: the tags (`PrepareItem.tag`) of its samples in
+    order. `places`: `(offset, length)` of each sample in bytes, None for a failed sample.
+    """
 
     shard: str
     bytes: int
@@ -50,10 +56,11 @@ class PreparedShard:
 
 
 class PrepareLog:
-    """The records of one split, and their file open for more. A last line that was cut off is dropped, and what is no
-    record.
+    """The records of one split, and their file, which is open for more records.
 
-    `catalog`: that of the originals, which a new file begins with.
+    An incomplete last line and lines of other versions are dropped. `catalog`: the catalog of the originals, for the
+    first line of a new file. `samples`: `made_of` -> record. `shards`: all records of shards. `earlier`: the files and
+    shards of earlier runs.
     """
 
     def __init__(self, path: Path, catalog: str) -> None:
@@ -61,14 +68,14 @@ class PrepareLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
             file.seek(0)
-            records, sound = _sound(file.read())
-            file.truncate(sound)
+            records, valid_bytes = _parse(file.read())
+            file.truncate(valid_bytes)
         samples = (PreparedSample(**record) for record in records if _is_done(record))
         self.samples = {done.made_of: done for done in samples}
         self.shards = [PreparedShard(**record) for record in records if _is_shard(record)]
         self.earlier = {done.file for done in self.samples.values()} | {shard.shard for shard in self.shards}
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-        if not sound:
+        if not valid_bytes:
             self._append(_header(catalog))
 
     def __enter__(self) -> Self:
@@ -78,7 +85,7 @@ class PrepareLog:
         os.close(self._descriptor)
 
     def add(self, record: PreparedSample | PreparedShard) -> None:
-        """Append a record; it is in the system's hands when this returns. Raises OSError."""
+        """Append a record. When this returns it survives the end of the process. Raises OSError."""
         self._append(_line(record))
         if isinstance(record, PreparedSample):
             self.samples[record.made_of] = record
@@ -86,7 +93,7 @@ class PrepareLog:
             self.shards.append(record)
 
     def settle(self, samples: Iterable[PreparedSample], shards: Sequence[PreparedShard]) -> None:
-        """Replace all records by these, at once. Raises OSError."""
+        """Replace all records by these, in one step. Raises OSError."""
         beside = self.path.with_name(f".{self.path.name}")
         with beside.open("wb") as file:
             file.write(_header(self.catalog))
@@ -100,10 +107,10 @@ class PrepareLog:
 
 
 def catalog_of(path: Path) -> str | None:
-    """The catalog whose data a list of what was made is about; None where there is no list, or it does not say."""
+    """The catalog in the first line of a prepare log. None if there is no log, or no such line."""
     try:
         with path.open("rb") as file:
-            records, _ = _sound(file.readline())
+            records, _ = _parse(file.readline())
     except FileNotFoundError:
         return None
     named = records[0].get("catalog") if records else None
@@ -118,8 +125,8 @@ def _line(record: PreparedSample | PreparedShard) -> bytes:
     return json.dumps(asdict(record)).encode() + b"\n"
 
 
-def _sound(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The records up to the first that is not whole, and how many bytes they take."""
+def _parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The records before the first invalid line, and the number of their bytes."""
     records, place = [], 0
     for line in data.splitlines(keepends=True):
         try:
@@ -137,26 +144,26 @@ _KINDS: dict[str, Any] = {"str": str, "PrepareOutcome": str, "int": int, "float"
 
 
 def _is_done(record: dict[str, Any]) -> bool:
-    """Whether a record is a sample's. One that another version of the program wrote may have other keys."""
+    """Whether a record is a valid `PreparedSample`. Another version of the program may write other keys."""
     kinds = {field.name: _KINDS[str(field.type)] for field in fields(PreparedSample)}
     needed = {"made_of", "origin", "outcome"}
-    return needed <= record.keys() <= kinds.keys() and all(
-        isinstance(value, kinds[key]) for key, value in record.items()
-    )
+    if not needed <= record.keys() <= kinds.keys():
+        return False
+    return all(isinstance(value, kinds[key]) for key, value in record.items())
 
 
 def _is_shard(record: dict[str, Any]) -> bool:
     if record.keys() != {field.name for field in fields(PreparedShard)}:
         return False
     samples, places = record["samples"], record["places"]
-    if not (
-        isinstance(record["shard"], str) and isinstance(record["bytes"], int) and isinstance(samples, list) and samples
-    ):
+    if not (isinstance(record["shard"], str) and isinstance(record["bytes"], int)):
+        return False
+    if not (isinstance(samples, list) and samples):
         return False
     return isinstance(places, list) and len(places) == len(samples) and all(map(_is_place, places))
 
 
 def _is_place(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, list) and len(value) == 2 and all(isinstance(number, int) for number in value)
-    )
+    if value is None:
+        return True
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(number, int) for number in value)

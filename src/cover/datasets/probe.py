@@ -1,4 +1,4 @@
-"""Probing media files: worker processes open each file once and continue where a file crashes the decoder."""
+"""Probing of media files in worker processes. A file that crashes the decoder does not stop the others."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from cover.media.source import Media
 from cover.processes import ProcessPool
 
 Stamp = tuple[int, int]  # size in bytes, modification time in ns
-Stat = Stamp | str  # or why there is none
+Stat = Stamp | str  # or the reason why a file has no stamp
 ABSENT = "no such file"
 CRASHED = "the decoder crashed on it"
 STAT_CHUNK = 1024
 _CHUNK = 32
-_STAT_THREADS = 16  # a stat waits on the file system, not on this process
+_STAT_THREADS = 16  # a stat call waits for the file system, so many threads are useful
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a probe found: the fields of `manifest.Row` of the same names."""
+    """The result of probing a file. The fields are those of `manifest.Row`."""
 
     state: str
     why: str = ""
@@ -38,7 +38,7 @@ class Facts:
 
 
 def probe_file(path: str, media: Media, deep: bool = False) -> Facts:
-    """Probe one file, with `deep` to its last frame. Never raises for a bad one: that is its state."""
+    """Probe one file, with `deep` to its last frame. It raises nothing for a damaged file; `state` has the result."""
     damage = ""
     try:
         if deep:
@@ -54,13 +54,13 @@ def probe_file(path: str, media: Media, deep: bool = False) -> Facts:
 
 
 def stat_files(paths: Sequence[str]) -> Iterator[list[Stat]]:
-    """Size and modification time of each file in order, or why it has none, `STAT_CHUNK` files at a time."""
+    """The stamp of each file in order, or the reason why it has none, in lists of `STAT_CHUNK` files."""
     chunks = (paths[first : first + STAT_CHUNK] for first in range(0, len(paths), STAT_CHUNK))
     with ThreadPoolExecutor(_STAT_THREADS) as threads:
         waiting: deque[Future[list[Stat]]] = deque()
         for chunk in chunks:
             waiting.append(threads.submit(_stat_all, chunk))
-            if len(waiting) > 4 * _STAT_THREADS:
+            if len(waiting) > 4 * _STAT_THREADS:  # bounds the memory for a million paths
                 yield waiting.popleft().result()
         yield from (future.result() for future in waiting)
 
@@ -72,7 +72,7 @@ def _stat_all(paths: Sequence[str]) -> list[Stat]:
 def _stat(path: str) -> Stat:
     try:
         result = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in a listed name
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in the name
         return ABSENT
     except OSError as error:
         return error.strerror or str(error)
@@ -80,21 +80,20 @@ def _stat(path: str) -> Stat:
 
 
 def stamps(paths: Sequence[str]) -> dict[str, Stamp]:
-    """Size and modification time of each file; those that do not exist are left out."""
+    """Path -> stamp of each file that exists."""
     results = (stat for part in stat_files(paths) for stat in part)
     return {path: stat for path, stat in zip(paths, results) if isinstance(stat, tuple)}
 
 
 class Prober(ProcessPool):
-    """A `ProcessPool` that probes files, with `deep` to their last frame."""
+    """A process pool that probes files. `deep`: decode every file to its last frame."""
 
     def __init__(self, workers: int, deep: bool = False) -> None:
         super().__init__(workers)
         self.deep = deep
 
     def probe(self, paths: Sequence[str], media: Media) -> Iterator[list[tuple[str, Facts]]]:
-        """`(path, facts)` of all files, in chunks as they are done, in no particular order."""
+        """`(path, facts)` of all files, in chunks, in the order in which they finish."""
         crashed = Facts("unreadable", CRASHED, deep=self.deep)
-        yield from self.as_completed(
-            partial(probe_file, media=media, deep=self.deep), paths, _CHUNK, lambda path: crashed
-        )
+        work = partial(probe_file, media=media, deep=self.deep)
+        yield from self.as_completed(work, paths, _CHUNK, lambda path: crashed)

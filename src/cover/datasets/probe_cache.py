@@ -1,14 +1,13 @@
-"""What is known of the files of a data set: a table in memory, and the probe cache on disk that outlives a killed run.
+"""The facts about the files of a data set: a table in memory, and a probe cache on disk.
 
-`look_up` fills the table for `cover index`: from the file system, then from manifests and caches of earlier runs, and
-by opening the rest.
+`look_up` fills the table for `cover index`: from the file system, then from manifests and caches of earlier runs, then
+by probing the other files.
 
-A probe cache is a file of JSON lines, each line whole by itself, beside the manifests: `.<data set>.found.<who>.jsonl`.
-It grows by a write per few files, so that a killed run loses only those it had in hand. A fact holds for a path of a
-size and time of change: a cache of another list, or of files that changed since, says nothing. A run that trusts no
-earlier one (`--force`) says so in its cache's first line, and when it is through in its last: until then the same
-command goes on from it. A cache that is being written is locked. `cover index` without a shard reads all of them and
-removes them once the manifests stand.
+A probe cache is a file of JSON lines beside the manifests, `.<data set>.found.<who>.jsonl`. It is written after every
+few files, so a killed run loses only the files in progress. An entry is valid for one path, size and time of change.
+The cache of a run with `--force` has the mark "forced" in its first line and "through" in its last. Without the second
+mark, the same command continues the run. A cache is locked while a run writes it. `cover index` without a shard reads
+all caches of a data set, and removes them after the manifests are written.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,9 +34,10 @@ _MISSING = Facts("missing", "no such file")
 
 
 class FileTable:
-    """The files `paths`, each once, in their order; `number` gives a path's place.
+    """The facts about the files `paths`, as columns. Each path is in it once, in the order of `paths`.
 
-    `size` (bytes) and `mtime_ns` are int64 `(files,)`, the size -1 where there is no file.
+    `number`: path -> its index. `size` (bytes) and `mtime_ns`: int64 `(files,)`; the size is -1 if there is no file.
+    Columns take much less memory than one object per file.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -47,7 +47,7 @@ class FileTable:
         self.paths = list(self.number)
         count = len(self.paths)
         self.size, self.mtime_ns = np.full(count, -1, np.int64), np.zeros(count, np.int64)
-        # what many files have in common: state, why, codec, deep, damage
+        # The distinct (state, why, codec, deep, damage), and the index of each file's tuple among them, -1 for none.
         self._kinds: list[tuple[str, str, str, bool, str]] = []
         self._place: dict[tuple[str, str, str, bool, str], int] = {}
         self._kind = np.full(count, -1, np.int32)
@@ -57,18 +57,19 @@ class FileTable:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def note_stat(self, first: int, results: Iterable[Stat]) -> None:
-        """What `probe.stat_files` found of the files from number `first` on. A file that is there and out of reach is
-        unreadable.
+    def note_stat(self, first: int, stats: Iterable[Stat]) -> None:
+        """Store results of `probe.stat_files` for the files from number `first` on.
+
+        A file that exists, but has no stamp, is unreadable.
         """
-        for number, stat in enumerate(results, start=first):
+        for number, stat in enumerate(stats, start=first):
             if isinstance(stat, tuple):
                 self.size[number], self.mtime_ns[number] = stat
             elif stat != ABSENT:
                 self._put(number, Facts("unreadable", stat))
 
     def put(self, path: str, facts: Facts) -> None:
-        """Facts of a listed file; what was found by decoding all of it is not given up for less."""
+        """Store the facts of a file. Deep facts are not replaced by others."""
         number = self.number[path]
         if facts.deep or not self._deep(number):
             self._put(number, facts)
@@ -87,7 +88,7 @@ class FileTable:
         return bool(kind >= 0 and self._kinds[kind][3])
 
     def facts(self, path: str) -> Facts:
-        """What is known of a file; of one that is not there, that it is missing."""
+        """The facts of a file, or the state `missing`."""
         number = self.number[path]
         if self._kind[number] < 0:
             return _MISSING
@@ -96,24 +97,22 @@ class FileTable:
         return Facts(state, why, int(self._frames[number]), float(self._fps[number]), *size, codec, deep, damage)
 
     def stamp(self, path: str) -> Stamp | None:
-        """Size in bytes and time of change; None where there is no file."""
+        """Size in bytes and time of change in ns, None if there is no file."""
         number = self.number[path]
         return None if self.size[number] < 0 else (int(self.size[number]), int(self.mtime_ns[number]))
 
     def is_current(self, path: str, stamp: tuple[int | None, int | None]) -> bool:
-        """Whether a listed file is there and still what it was when it had this stamp."""
+        """Whether a path is in the table and its file still has this stamp."""
         return path in self.number and self.stamp(path) == stamp
 
     def unknown(self, deep: bool) -> npt.NDArray[np.int64]:
-        """int64 numbers, ascending, of the files that are there and not probed yet, or with `deep` not to their last
-        frame.
-        """
-        # the last one is for kind -1: nothing known
+        """int64, ascending: the numbers of existing files without facts, or with `deep` without deep facts."""
+        # Index -1, no facts, selects the last element.
         done = np.array([kind[3] or not deep for kind in self._kinds] + [False])
         return np.flatnonzero((self.size >= 0) & ~done[self._kind]).astype(np.int64)
 
     def numbers(self, paths: Iterable[str]) -> npt.NDArray[np.int64]:
-        """int64, the number of each path."""
+        """int64 `(len(paths),)`, the number of each path."""
         return np.fromiter((self.number[path] for path in paths), np.int64)
 
 
@@ -125,7 +124,7 @@ _FORCED, _THROUGH = b'"forced"', b'"through"'
 
 @dataclass(frozen=True)
 class ProbedFile:
-    """What a probe found of one file as it was then."""
+    """An entry of a cache: the facts of a file with this stamp."""
 
     path: str
     stamp: Stamp
@@ -133,24 +132,21 @@ class ProbedFile:
 
 
 def cache_path(folder: Path, name: str, who: str = "all") -> Path:
-    """Where the cache of a data set is kept; `who` tells jobs apart that run side by side."""
+    """The path of a cache. `who`: a name for each of several jobs that run at the same time."""
     return folder / f".{name}.found.{who}.jsonl"
 
 
 def caches(folder: Path, name: str) -> list[Path]:
-    """All caches of a data set, sorted by name."""
+    """The paths of all caches of a data set, sorted."""
     return sorted(folder.glob(f".{name}.found.*.jsonl"))
 
 
 def read_cache(file: Path, media: Media) -> Iterator[ProbedFile]:
-    """What a cache holds of a kind of media. Lines that are not whole (a run was killed, a machine went down) are
-    passed over.
-    """
+    """The entries of a cache for one kind of media. Incomplete lines, from a killed run, are ignored."""
     with file.open("rb") as lines:
         for line in lines:
-            result = _parse(line, media)
-            if result:
-                yield result
+            if entry := _parse(line, media):
+                yield entry
 
 
 def _parse(line: bytes, media: Media) -> ProbedFile | None:
@@ -162,7 +158,7 @@ def _parse(line: bytes, media: Media) -> ProbedFile | None:
 
 
 def is_broken_off(file: Path) -> bool:
-    """Whether a cache is that of a run that believed no earlier one and did not come to its end."""
+    """Whether a cache is from a forced run that did not finish."""
     if not file.is_file():
         return False
     with file.open("rb") as lines:
@@ -171,7 +167,7 @@ def is_broken_off(file: Path) -> bool:
 
 
 def remove_unused(files: Iterable[Path]) -> None:
-    """Remove caches, but for those that other runs are writing."""
+    """Remove caches, except those that other runs are writing."""
     for file in files:
         try:
             descriptor = os.open(file, os.O_RDONLY)
@@ -187,10 +183,10 @@ def remove_unused(files: Iterable[Path]) -> None:
 
 
 class ProbeCache:
-    """A cache that is written to, opened at the first entry. Of a `forced` run: what it held is dropped, unless that
-    was broken off.
+    """A cache to write to. The file is opened at the first entry.
 
-    Raises UserError, naming the file, where it cannot be written, as on a full disk; what was written before stays.
+    `forced`: older entries are dropped, unless they are from a forced run that did not finish. Raises UserError, with
+    the path, if the file cannot be written, for example on a full disk. Earlier entries stay valid.
     """
 
     def __init__(self, file: Path, media: Media, forced: bool = False) -> None:
@@ -207,12 +203,10 @@ class ProbeCache:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def add(self, results: Iterable[ProbedFile]) -> None:
-        """Append entries: in the hands of the system when this returns."""
-        lines = "".join(
-            json.dumps([_VERSION, self._media, item.path, *item.stamp, _values(item.facts)]) + "\n" for item in results
-        )
-        self._append(lines.encode())
+    def add(self, entries: Iterable[ProbedFile]) -> None:
+        """Append entries. When this returns they survive the end of the process."""
+        values = ([_VERSION, self._media, item.path, *item.stamp, _values(item.facts)] for item in entries)
+        self._append("".join(json.dumps(line) + "\n" for line in values).encode())
 
     def _append(self, data: bytes) -> None:
         try:
@@ -225,46 +219,37 @@ class ProbeCache:
     def _write(self, data: bytes) -> None:
         if self._descriptor is None:
             anew = self._forced and not is_broken_off(self.file)
-            self._descriptor = os.open(
-                self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if anew else 0), 0o666
-            )
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if anew else 0)
+            self._descriptor = os.open(self.file, flags, 0o666)
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
-            # What a killed run left may end in the middle of a line.
+            # The last line of a killed run may be incomplete, so new lines begin with a line feed.
             data = (_FORCED if anew else b"") + b"\n" + data
         while data:
             data = data[os.write(self._descriptor, data) :]
 
 
 def _values(facts: Facts) -> list[Any]:
-    return [
-        facts.state,
-        facts.why,
-        facts.frames,
-        facts.fps,
-        facts.width,
-        facts.height,
-        facts.codec,
-        facts.deep,
-        facts.damage,
-    ]
+    return [getattr(facts, field.name) for field in fields(Facts)]
 
 
 # --- filling the table ---
 
 
 class ProbeEngine(Protocol):
-    """What probes files: `probe.Prober`, or one of its kind for a cluster."""
+    """The interface of `probe.Prober` and `ray_cluster.RayProber`."""
 
     deep: bool
 
     def probe(self, paths: Sequence[str], media: Media) -> Iterator[list[tuple[str, Facts]]]:
-        """`(path, facts)` of all files, some at a time as they are done, in no particular order."""
+        """`(path, facts)` of all files, in chunks, in the order in which they finish."""
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """What is known of the files, which of them were `opened` in this run (bool, by number), and the caches that are
-    not needed any more once the manifests hold it all.
+    """The result of `look_up`.
+
+    `table`: facts of all files. `opened`: bool `(files,)`, the files that were probed in this run. `caches`: the caches
+    to remove after the manifests are written.
     """
 
     table: FileTable
@@ -275,9 +260,10 @@ class Lookup:
 def look_up(
     catalog: Catalog, spec: DatasetSpec, table: FileTable, engine: ProbeEngine, force: bool, who: str = "all"
 ) -> Lookup:
-    """Fill a table: from the file system, from what earlier runs found, and by probing the rest.
+    """Fill a table: from the file system, from manifests and caches of earlier runs, and by probing the other files.
 
-    What is probed goes into the cache `who` at once. `force` trusts no earlier run but the same one, broken off.
+    New facts are written to the cache `who` at once. `force`: ignore earlier runs, except the same forced run that did
+    not finish. Raises UserError if the cache cannot be written.
     """
     own = cache_path(manifests(catalog), spec.name, who)
     earlier = caches(manifests(catalog), spec.name)
@@ -308,26 +294,26 @@ def _stat(spec: DatasetSpec, table: FileTable) -> None:
 
 
 def _recall_manifests(catalog: Catalog, spec: DatasetSpec, table: FileTable) -> None:
-    """What earlier runs found of files that have not changed since."""
+    """Read facts from the manifests of earlier runs, for files that have not changed since."""
     for file in (catalog.manifest_path(spec.name, split) for split in spec.splits):
         if not file.is_file():
             continue
         manifest = open_manifest(file)
         for row in manifest.rows() if manifest.media == spec.media else ():
             if table.is_current(row.path, (row.size, row.mtime_ns)):
-                table.put(row.path, _of_file(row))
+                table.put(row.path, _facts_of_file(row))
 
 
-def _recall_caches(spec: DatasetSpec, table: FileTable, results: Sequence[Path]) -> None:
-    """What runs found that were broken off or probed a shard: younger than the manifests."""
-    for cache in results:
+def _recall_caches(spec: DatasetSpec, table: FileTable, files: Sequence[Path]) -> None:
+    """Read facts from caches, of unfinished runs and of shards. They are newer than the manifests."""
+    for cache in files:
         for item in read_cache(cache, spec.media):
             if table.is_current(item.path, item.stamp):
                 table.put(item.path, item.facts)
 
 
-def _of_file(row: Row) -> Facts:
-    """What a row says of its whole file, whatever became of the row's segment."""
+def _facts_of_file(row: Row) -> Facts:
+    """The facts of the whole file of a row, also if only the segment of the row is too short."""
     segment_only = row.state == "too_short" and row.frames >= 2
     state, why = ("ok", "") if segment_only else (row.state, row.why)
     return Facts(state, why, row.frames, row.fps, row.width, row.height, row.codec, row.deep, row.damage)
@@ -336,7 +322,7 @@ def _of_file(row: Row) -> Facts:
 def _probe(spec: DatasetSpec, table: FileTable, todo: Sequence[str], engine: ProbeEngine, cache: ProbeCache) -> None:
     with Meter(f"index {spec.name}", total=len(todo)) as meter:
         for part in engine.probe(todo, spec.media):
-            cache.add(_entry(table, path, facts) for path, facts in part)
+            cache.add(_entry(table, path, facts) for path, facts in part)  # first, so that a killed run has them
             for path, facts in part:
                 table.put(path, facts)
             meter.advance(len(part))

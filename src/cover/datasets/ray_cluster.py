@@ -1,7 +1,7 @@
-"""Ray: joining or starting a cluster, and probing files on it with Ray Data.
+"""Ray clusters: joining or starting one, and probing files with Ray Data.
 
-A running cluster is joined (RAY_ADDRESS, or one that `ray start` began on this machine); otherwise Ray is started on
-this machine for as long as it is needed. Every node must have this package and see the files under the same paths.
+A running cluster is joined if there is one (RAY_ADDRESS, or `ray start` on this machine). Otherwise Ray runs on this
+machine alone, until the work is done. Every node needs this package, and the files under the same paths.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from cover.datasets.probe import Facts, Prober
 from cover.errors import UserError, install
 from cover.media.source import Media
 
-_STORE = 256 << 20  # bytes of shared memory for what goes to and fro, of which far less is ever under way
+_STORE = 256 << 20  # bytes of shared memory for data between processes; the data are much smaller
 
 
 class RayCluster:
-    """Ray, from the first `start` to the end of the block. Raises UserError where it is not installed.
+    """A connection to Ray, from the first `start` to the end of the `with` block.
 
-    `workers`: processes on this machine where there is no cluster; a cluster gives as many as it has cores. `ray` is
-    the module.
+    `workers`: processes on this machine if there is no cluster. A cluster uses all its cores. `ray`: the module. Raises
+    UserError if Ray is not installed.
     """
 
     def __init__(self, workers: int) -> None:
@@ -49,7 +49,7 @@ class RayCluster:
             self._folder = None
 
     def start(self) -> None:
-        """Join or start it; nothing where that is done."""
+        """Join or start a cluster. The second call does nothing."""
         if self.ray.is_initialized():
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -57,40 +57,34 @@ class RayCluster:
             self.ray.init(address="auto", **quiet)
             say(f"ray: joined a cluster of {len(self.ray.nodes())} nodes")
         except ConnectionError:
-            # else Ray makes one and keeps it in the home folder
+            # Without this token Ray writes one to the home folder.
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             self._folder = tempfile.mkdtemp(prefix="cover-", dir=_short_folder())
-            self.ray.init(
-                address="local",
-                num_cpus=self._workers,
-                include_dashboard=False,
-                object_store_memory=_STORE,
-                _temp_dir=self._folder,
-                **quiet,
-            )
+            local: dict[str, Any] = {"address": "local", "num_cpus": self._workers, "include_dashboard": False}
+            self.ray.init(**local, object_store_memory=_STORE, _temp_dir=self._folder, **quiet)
         context = self.ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
 
     def amount(self, resource: str) -> int:
-        """How many it has, of CPU or GPU."""
+        """The amount of a resource (CPU or GPU) in the cluster."""
         return int(self.ray.cluster_resources().get(resource, 0))
 
 
 def reason_of(error: Exception) -> str:
-    """The last line of what Ray says: the error on the node, behind its traceback."""
+    """The last line of a Ray error. It has the error on the node; the lines before it are the traceback."""
     return str(error).strip().splitlines()[-1]
 
 
 def _short_folder() -> str:
-    """Where temporary files go; names of sockets must be short, and Ray's are long themselves."""
+    """A folder for temporary files with a short path. Socket paths have a length limit, and Ray adds a long part."""
     folder = tempfile.gettempdir()
     return folder if len(folder) <= 24 or not Path("/tmp").is_dir() else "/tmp"
 
 
 def _import_ray() -> Any:
-    # Read by Ray when it is imported: it reports on its use to its makers, unless told not to.
+    # Ray reads this when it is imported. By default Ray reports usage statistics to its developers.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         import ray
@@ -100,7 +94,7 @@ def _import_ray() -> Any:
     return ray
 
 
-_FILES_PER_TASK = 128  # files of a task: enough to hide what a task costs, few enough that a killed run loses little
+_FILES_PER_TASK = 128  # enough to hide the overhead of a task; few enough that a killed run loses little work
 _FACTS = [field.name for field in fields(Facts)]
 _of_facts = attrgetter(*_FACTS)
 _SCHEMA = pa.schema(
@@ -120,8 +114,9 @@ _SCHEMA = pa.schema(
 
 
 class RayProber(RayCluster):
-    """A `probe.Prober` over a cluster. Raises UserError where Ray is not installed; it is started for the first file to
-    probe.
+    """A `probe.Prober` on a Ray cluster. Ray starts at the first file to probe.
+
+    Raises UserError if Ray is not installed.
     """
 
     def __init__(self, workers: int, deep: bool = False) -> None:
@@ -129,18 +124,17 @@ class RayProber(RayCluster):
         self.deep = deep
 
     def probe(self, paths: Sequence[str], media: Media) -> Iterator[list[tuple[str, Facts]]]:
-        """`(path, facts)` of all files, in chunks as they are done, in no particular order. Raises UserError where the
-        cluster fails, or a node does not see a file that this machine sees.
+        """`(path, facts)` of all files, in chunks, in the order in which they finish.
+
+        Raises UserError if the cluster fails, or if a node does not have a file that this machine has.
         """
         if not paths:
             return
         self.start()
         try:
             for batch in self._map(paths, media).iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield [
-                    _checked_here(values["path"], Facts(*(values[name] for name in _FACTS)))
-                    for values in batch.to_pylist()
-                ]
+                rows = batch.to_pylist()
+                yield [_checked_here(row["path"], Facts(*(row[name] for name in _FACTS))) for row in rows]
         except self.ray.exceptions.RayError as error:
             reason = reason_of(error)
             raise UserError(
@@ -153,24 +147,28 @@ class RayProber(RayCluster):
             pa.table({"path": pa.array(paths[first : first + _FILES_PER_TASK])})
             for first in range(0, len(paths), _FILES_PER_TASK)
         ]
-        crew = data.ActorPoolStrategy(min_size=1, max_size=max(1, min(cores, len(blocks))))
+        pool = data.ActorPoolStrategy(min_size=1, max_size=max(1, min(cores, len(blocks))))
         return data.from_arrow(blocks).map_batches(
-            _ProbeWorker, fn_args=(media, self.deep), batch_size=None, batch_format="pyarrow", compute=crew, num_cpus=1
+            _ProbeWorker,
+            fn_args=(media, self.deep),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=pool,
+            num_cpus=1,
         )
 
 
 class _ProbeWorker:
-    """One probing process of the cluster. The files are opened in a process of its own, which a broken one may end."""
+    """A probing actor of the cluster. It opens files in another process, because a damaged file may crash it."""
 
     def __init__(self) -> None:
         self._prober = Prober(1)
 
     def __call__(self, batch: pa.Table, media: Media, deep: bool) -> pa.Table:
         self._prober.deep = deep
-        results = [pair for part in self._prober.probe(batch["path"].to_pylist(), media) for pair in part]
-        return pa.Table.from_pylist(
-            [{"path": path, **dict(zip(_FACTS, _of_facts(facts)))} for path, facts in results], _SCHEMA
-        )
+        probed = [pair for part in self._prober.probe(batch["path"].to_pylist(), media) for pair in part]
+        rows = [{"path": path, **dict(zip(_FACTS, _of_facts(facts)))} for path, facts in probed]
+        return pa.Table.from_pylist(rows, _SCHEMA)
 
 
 def _checked_here(path: str, facts: Facts) -> tuple[str, Facts]:

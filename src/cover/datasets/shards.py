@@ -1,7 +1,8 @@
-"""Tar shards that hold many small samples, each readable at once; members are named as WebDataset names them.
+"""Tar shards with many small samples. Members are named as in WebDataset, and each can be read by its byte range.
 
-`KEY.mp4` or `KEY.jpg` is followed by `KEY.cls`, its label in digits, or `KEY.json`, `{"labels": [...]}`, where a sample
-has any number of them; neither where it is not labelled. The same members give the same bytes: no times, no owners.
+`KEY.mp4` or `KEY.jpg` is followed by its label: `KEY.cls` with one number, or `KEY.json` with `{"labels": [...]}` for a
+multi-label sample. A sample without a label has neither. The same members give the same bytes, because times and owners
+are not stored.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from pathlib import Path
 
 from cover.media.source import ByteRange
 
-_MAX_NAME = 60  # of a sample id inside a key: a name of the oldest tar format holds 100 bytes
+_MAX_NAME = 60  # characters of the sample id in a key; names in the oldest tar format have at most 100 bytes
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A sample to be put into a shard: its `ending` (".mp4"), the file with its picture or the stretch of an older
-    shard, and what is known of its class.
+    """A sample to put into a shard.
+
+    `ending`: such as ".mp4". `source`: the media file, or a byte range of an older shard. `label`, `labels`: as in
+    `manifest.Row`.
     """
 
     key: str
@@ -35,23 +38,25 @@ class ShardEntry:
 
     @property
     def name(self) -> str:
+        """The name of the media member."""
         return self.key + self.ending
 
 
 def key_of(sample_id: str, *further: object) -> str:
-    """A name for a sample that is safe in tars, URLs and on any disk: no dots, and the same only for the same
-    arguments.
+    """A name for a sample that is valid in tars, in URLs and on any disk. Other arguments give another name.
+
+    It has no dots, because WebDataset splits names at the first dot.
     """
     digest = sha256(json.dumps([sample_id, *further]).encode()).hexdigest()[:10]
     return f"{re.sub('[^A-Za-z0-9_-]+', '_', sample_id)[:_MAX_NAME]}-{digest}"
 
 
 def write_shard(stem: Path, members: Sequence[ShardEntry], beside: Path) -> tuple[Path, list[tuple[int, int]]]:
-    """Write a tar `STEM-DIGEST.tar`; give its path and `(offset, length)` of each member's file in it, in bytes.
+    """Write the shard `STEM-DIGEST.tar`. Returns its path and the `(offset, length)` of each media member, in bytes.
 
-    It is written as `beside`, read again, and renamed: a path is never half a shard. The digest is that of its bytes,
-    so a path never comes to mean another shard either, for whoever still holds the offsets of an older one. Raises
-    OSError, also where what is read again is not what was written.
+    The file is written as `beside`, read again and renamed, so a shard is never incomplete. DIGEST is a hash of its
+    bytes, so other content gets another path, and offsets into an older shard stay valid. Raises OSError, also if the
+    data read again differ from the data written.
     """
     for folder in (stem.parent, beside.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +101,7 @@ def _info(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _places(path: Path) -> dict[str, tuple[int, int]]:
-    """Name -> offset and length of every member."""
+    """Name -> (offset, length) of every member, in bytes."""
     with tarfile.open(path) as tar:
         return {info.name: (info.offset_data, info.size) for info in tar}
 

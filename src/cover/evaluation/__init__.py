@@ -1,1 +1,1 @@
-"""Numbers with their protocol."""
+"""Evaluation: metrics and statistics, with the protocol of every number."""

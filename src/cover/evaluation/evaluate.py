@@ -1,6 +1,6 @@
-"""Evaluation of a model on a split: every readable sample once, nothing dropped, padded or replaced.
+"""Evaluation of a model on a split, the score file, and the tables of results on the terminal.
 
-Also the score file (Arrow, one row per sample and variant) and the tables of results on the terminal.
+Every readable sample is evaluated once. No sample is dropped, padded or replaced.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from cover.model.cover import CoVeR
 from cover.model.release import find_release, load_release
 
 Variant = Literal["plain", "shuffled", "reversed", "single"]
-BATCH_FRAMES = 512  # frames of one forward pass, about
+BATCH_FRAMES = 512  # approximate frames of one forward pass
 
 _ReadSample = tuple[int, list[int], np.ndarray | None, FileProblem | None]
 
 
 class _EvaluationRows(Dataset[_ReadSample]):
-    """Place -> the row's number, its labels, its views, and what was wrong with its file."""
+    """A map-style data set for the DataLoader. An item is (row number, labels, views or None, problem or None)."""
 
     def __init__(self, task: EvaluationTask, plan: ViewPlan, rows: np.ndarray) -> None:
         self.task, self.plan, self.rows = task, plan, rows
@@ -67,10 +67,10 @@ def batches(
     problems: list[FileProblem],
     count: Callable[[int], None],
 ) -> Iterator[tuple[list[int], Tensor, np.ndarray]]:
-    """Row numbers, `truth` and clips uint8 `(B, V, T, 3, H, W)` of those of `rows` (int64) that can be read.
+    """`(row numbers, targets, clips)` of the readable rows among `rows` (int64), in batches of B samples.
 
-    `problems` gets a record of each file that is damaged or cannot be read; `count` is told how many rows have been
-    seen.
+    `targets`: see `targets_of`. `clips`: uint8 `(B, V, T, 3, H, W)`, V views. Records of damaged and unreadable files
+    are added to `problems`. `count` is called with the number of rows of each batch, readable or not.
     """
     task.manifest.check_unchanged()
     frames_each = plan.views.temporal * plan.views.spatial * (plan.frames if task.manifest.media == "video" else 1)
@@ -92,9 +92,7 @@ def batches(
 
 
 def targets_of(labels: Sequence[list[int]], task: EvaluationTask) -> Tensor:
-    """The labels of B samples: int64 `(B,)`, or of a multi-label set uint8 `(B, classes)`, 1 where a sample has the
-    class.
-    """
+    """The labels of B samples: int64 `(B,)`. For a multi-label data set uint8 `(B, classes)`, 1 for each class."""
     if not task.manifest.classes.many:
         return torch.tensor([label for (label,) in labels])
     multi_hot = torch.zeros(len(labels), len(task.classes), dtype=torch.uint8)
@@ -104,8 +102,10 @@ def targets_of(labels: Sequence[list[int]], task: EvaluationTask) -> Tensor:
 
 
 def apply_variant(clips: np.ndarray, variant: Variant, numbers: list[int], seed: int) -> np.ndarray:
-    """The clips `(B, V, T, 3, H, W)` as a variant shows them. `numbers`: the samples' rows, which alone with the seed
-    decide their shuffled orders.
+    """The clips `(B, V, T, 3, H, W)` of a variant: in another order, or the middle frame alone.
+
+    `numbers`: the manifest rows of the samples. The shuffled order depends on the seed and the row only, so it is the
+    same for every batch size.
     """
     if variant == "single":
         return clips[:, :, clips.shape[2] // 2, None]
@@ -117,6 +117,8 @@ def apply_variant(clips: np.ndarray, variant: Variant, numbers: list[int], seed:
         return np.take_along_axis(clips, orders[..., None, None, None], axis=2)
     return clips
 
+
+# --- score file ---
 
 _SCHEMA = pa.schema(
     {
@@ -135,9 +137,11 @@ _SCHEMA = pa.schema(
 
 
 class ScoreFile:
-    """Written as the samples come. `scores`: the mean over the views, in the order of the result's `class_names`;
-    `view_scores`: each view's, temporal offsets first, then crops. Of several processes each writes its own, NAME.RANK
-    beside NAME. Opens nothing for `path` None.
+    """An Arrow file with the scores of every sample and variant, one row each.
+
+    Column `scores`: the mean over the views, in the order of the result's `class_names`. Column `view_scores`: the
+    scores of each view, with all crops of the first temporal offset first. With several processes, each writes its own
+    file NAME.RANK. With `path` None nothing is written.
 
     >>> table = pyarrow.ipc.open_file("scores.arrow").read_all()
     """
@@ -159,7 +163,7 @@ class ScoreFile:
             self._writer.close()
 
     def keep(self, task: EvaluationTask, variant: Variant, numbers: list[int], scores: Tensor) -> None:
-        """Add samples: their manifest rows, and scores float `(B, V, classes)`."""
+        """Write samples. `numbers`: their manifest rows. `scores`: float `(B, V, classes)`."""
         rows = [task.manifest.row(number) for number in numbers]
         columns = {
             "dataset": [task.spec.name] * len(rows),
@@ -173,10 +177,11 @@ class ScoreFile:
             "scores": scores.mean(1).tolist(),
             "view_scores": scores.tolist(),
         }
-        self._writer.write_batch(
-            pa.record_batch([pa.array(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA)
-        )
+        arrays = [pa.array(columns[field.name], field.type) for field in _SCHEMA]
+        self._writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
 
+
+# --- tables on the terminal ---
 
 _PERCENTAGES = {
     "top1": "top-1",
@@ -191,75 +196,46 @@ _PERCENTAGES = {
 
 
 def print_results(results: Sequence[dict[str, Any]]) -> None:
-    """A row for each data set, variant and checkpoint on stdout; what was wrong with files on stderr."""
+    """Print one table row per data set, variant and checkpoint on stdout, and problems with files on stderr."""
     shown = {key: title for key, title in _PERCENTAGES.items() if any(row.get(key) is not None for row in results)}
     several = len({row["checkpoint"] for row in results}) > 1
-    titles = [
-        *["checkpoint"] * several,
-        "data set",
-        "frames",
-        *shown.values(),
-        "read",
-        "listed",
-        "views",
-        "split",
-        "step",
-        "classes",
-    ]
+    protocol = ["read", "listed", "views", "split", "step", "classes"]
+    titles = [*["checkpoint"] * several, "data set", "frames", *shown.values(), *protocol]
     print_table(titles, [[*[row["checkpoint"]] * several, *_cells(row, list(shown))] for row in results])
     for row in results:
         if row["n_notes"] and row["variant"] == "plain":
             say(f"{row['dataset']}: {row['n_notes']} files damaged or unreadable, the first: {row['notes'][0]}")
         if row["unmapped"] and row["variant"] == "plain":
-            say(
-                f"{row['dataset']}: head {row['head']} lacks {len(row['unmapped'])} of its classes; their samples are not among the listed"
-            )
+            lacks = f"head {row['head']} lacks {len(row['unmapped'])} of its classes"
+            say(f"{row['dataset']}: {lacks}; their samples are not among the listed")
 
 
 def _cells(row: dict[str, Any], keys: list[str]) -> list[Any]:
     frames = {"plain": "", "shuffled": " shuffled", "reversed": " reversed", "single": ""}[row["variant"]]
-    shares = [_with_interval(row) if key == "top1" else _percent(row.get(key)) for key in keys]
-    step = "-" if row["step"] is None else row["step"]  # of a model that was not trained here
+    figures = [_with_interval(row) if key == "top1" else _percent(row.get(key)) for key in keys]
+    step = "-" if row["step"] is None else row["step"]  # an imported model has no step
     classes = f"{len(row['class_names'])} of {row['classes']}" if row["unmapped"] else str(row["classes"])
-    return [
-        row["dataset"],
-        f"{row['frames']}{frames}",
-        *shares,
-        row["n_read"],
-        row["n_listed"],
-        row["views"],
-        row["split"],
-        step,
-        f"{classes} ({row['class_digest']})",
-    ]
+    protocol = [row[key] for key in ("n_read", "n_listed", "views", "split")]
+    return [row["dataset"], f"{row['frames']}{frames}", *figures, *protocol, step, f"{classes} ({row['class_digest']})"]
 
 
 def print_classes(results: Sequence[dict[str, Any]], most: int) -> None:
-    """Of every data set its `most` weakest classes, and its commonest wrong answers."""
+    """Print the `most` weakest classes of every data set, and its most frequent wrong answers."""
     for row in results:
         if row["variant"] != "plain":
             continue
-        known = [
-            (right, total, name)
-            for (right, total), name in zip(row["per_class"], row["class_names"], strict=True)
-            if total
-        ]
-        known.sort(key=lambda entry: (_class_cells(entry, row), entry[2]))
+        counts = zip(row["per_class"], row["class_names"], strict=True)
+        known = [(right, total, name) for (right, total), name in counts if total]
+        known.sort(key=lambda entry: (_class_accuracy(entry, row), entry[2]))
         titles = ["class", "AP" if row["multi_label"] else "right", "samples read"]
         print(f"\n{row['dataset']} {row['split']}: the weakest of {len(known)} classes")
-        print_table(
-            titles,
-            [[name, _percent(_class_cells((right, total, name), row)), total] for right, total, name in known[:most]],
-        )
-        if row.get("confusions"):
-            pairs = [
-                [pair["true"], pair["predicted"], f"{pair['count']} of {pair['of']}"]
-                for pair in row["confusions"][:most]
-            ]
+        print_table(titles, [[entry[2], _percent(_class_accuracy(entry, row)), entry[1]] for entry in known[:most]])
+        if confusions := (row.get("confusions") or [])[:most]:
+            pairs = [[each["true"], each["predicted"], f"{each['count']} of {each['of']}"] for each in confusions]
             print_table(["true", "predicted", "samples"], pairs)
 
 
-def _class_cells(entry: tuple[float, int, str], row: dict[str, Any]) -> float:
+def _class_accuracy(entry: tuple[float, int, str], row: dict[str, Any]) -> float:
     right, total, _ = entry
     return right if row["multi_label"] else right / total
 
@@ -273,14 +249,19 @@ def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{fraction:.1%}"
 
 
-SHOWN_NOTES = 20
+# --- evaluation of one task ---
+
+SHOWN_NOTES = 20  # problems with files in a result
 T = TypeVar("T")
 # task, variant, rows, scores (B, V, classes)
 ScoreCallback = Callable[[EvaluationTask, Variant, list[int], Tensor], None]
 
 
 class Ranks(Protocol):
-    """The processes that evaluate together: this one's place, how many there are, and how all get what each has."""
+    """The group of processes that evaluate together.
+
+    `rank`: the number of this process. `ranks`: the number of processes. `gather`: the values of all processes.
+    """
 
     @property
     def rank(self) -> int: ...
@@ -309,36 +290,37 @@ def evaluate(
     group: Ranks = ONE_RANK,
     keep: ScoreCallback | None = None,
 ) -> dict[Variant, dict[str, Any]]:
-    """Every labelled sample of a split through the model, each file opened and decoded once for all views and variants.
+    """Evaluate all labelled samples of a split. Each file is decoded once for all views and variants.
 
-    `plain`: the frames in order. `shuffled`: the frames of every clip in a random order of its own. `reversed`:
-    backwards. `single`: the middle frame alone, as an image. The scores of the views are averaged after the softmax.
-    Several processes take every so many rows each, and all return the whole result. `keep` is given the scores of every
-    view. Returns for each variant the metrics of `metrics.TopK` and `metrics.Outcomes`, or of
-    `metrics.MeanAveragePrecision` of a multi-label set, together with the protocol.
+    Variants: `plain`, the frames in order; `shuffled`, the frames of each clip in a random order; `reversed`, the
+    frames backwards; `single`, the middle frame alone, as an image. View scores are averaged after the softmax.
+
+    `seed`: of the shuffled orders and of the bootstrap. `group`: with R processes each takes every R-th row, and all
+    return the result of the whole split. `keep`: called with the scores of every view. Returns for each variant the
+    metrics (`TopK` and `Outcomes`, or `MeanAveragePrecision` of a multi-label set) and the protocol.
     """
-    listed = int(task.those(np.flatnonzero(task.manifest.labelled)).size)
-    rows = task.those(task.manifest.usable)[group.rank :: group.ranks]
+    listed = int(task.evaluated(np.flatnonzero(task.manifest.labelled)).size)
+    rows = task.evaluated(task.manifest.usable)[group.rank :: group.ranks]
     plan = ViewPlan(task.spec.sampling, task.views, task.frames, model.backbone.pixels.size)
-    visited = {variant: _SplitMetrics.of(task, listed) for variant in variants}
+    metrics = {variant: _SplitMetrics.of(task, listed) for variant in variants}
     problems: list[FileProblem] = []
     with Meter(f"evaluate {task.spec.name} {task.manifest.split}", len(rows)) as meter:
         for numbers, labels, clips in batches(task, plan, rows, workers, problems, meter.advance):
             for variant in variants:
                 scores = _scores(model, apply_variant(clips, variant, numbers, seed), task, device)
-                visited[variant].update(numbers, scores.mean(1), labels)
+                metrics[variant].update(numbers, scores.mean(1), labels)
                 if keep is not None:
                     keep(task, variant, numbers, scores)
     problems = [problem for part in group.gather(problems) for problem in part]
     return {
         variant: {**own.gathered(group).result(task, seed), **_protocol(task, variant, problems)}
-        for variant, own in visited.items()
+        for variant, own in metrics.items()
     }
 
 
 @dataclass
 class _SplitMetrics:
-    """What has been seen of a split: the metrics, and of single-label sets the outcomes of its samples."""
+    """The metrics of a split, and the outcomes of its samples if the data set is single-label."""
 
     metric: TopK | MeanAveragePrecision
     outcomes: Outcomes | None
@@ -363,12 +345,10 @@ class _SplitMetrics:
         return first
 
     def result(self, task: EvaluationTask, seed: int) -> dict[str, Any]:
-        more = (
-            self.outcomes.result(task.manifest.sources(self.outcomes.rows), task.classes, seed)
-            if self.outcomes is not None
-            else {}
-        )
-        return {**self.metric.result(), **more}
+        if self.outcomes is None:
+            return self.metric.result()
+        sources = task.manifest.sources(self.outcomes.rows)
+        return {**self.metric.result(), **self.outcomes.result(sources, task.classes, seed)}
 
 
 def _protocol(task: EvaluationTask, variant: Variant, problems: Sequence[FileProblem]) -> dict[str, Any]:
@@ -396,7 +376,7 @@ def _protocol(task: EvaluationTask, variant: Variant, problems: Sequence[FilePro
 
 @torch.inference_mode()
 def _scores(model: CoVeR, clips: np.ndarray, task: EvaluationTask, device: torch.device | str) -> Tensor:
-    """Softmax or sigmoid of the task's classes for every view, float `(B, V, classes)`, on the CPU."""
+    """The softmax or sigmoid over the task's classes for every view, float32 `(B, V, classes)`, on the CPU."""
     samples, views, frames = clips.shape[:3]
     pixels = torch.from_numpy(clips).to(device).flatten(0, 2)
     logits = model(model.normalize(pixels), ((samples * views, frames),))[task.head.name]
@@ -418,34 +398,29 @@ def evaluate_release(
     scores: Path | None = None,
     group: Ranks = ONE_RANK,
 ) -> list[dict[str, Any]]:
-    """The results of a checkpoint on a split, one per data set and variant.
+    """The results of a checkpoint on a split, one dict per data set and variant.
 
-    `other_heads`: as of `find_tasks`. `scores`: where the scores of every view and sample go (`scorefile`). Raises
-    `UserError`.
+    `names`, `other_heads`: see `find_tasks`. `views`: `TxS` in place of the catalog's views. `scores`: path of the
+    `ScoreFile`, None for none. The other arguments are those of `evaluate`. Raises `UserError`.
     """
     check_decoder(decoder)
     folder = find_release(checkpoint)
     model = load_release(folder)
-    seen_as = Views.parse(views) if views else None
-    tasks = find_tasks(load_catalog(catalog), model, model.frames, split, names, seen_as, decoder, other_heads)
+    chosen_views = Views.parse(views) if views else None
+    tasks = find_tasks(load_catalog(catalog), model, model.frames, split, names, chosen_views, decoder, other_heads)
     where = pick_device(device)
     model.to(where)
     results = []
-    with ScoreFile(scores, group.rank, group.ranks) as retained:
+    with ScoreFile(scores, group.rank, group.ranks) as file:
+        keep = file.keep if scores else None
         for task in tasks:
-            result = evaluate(
-                model, task, where, workers, _for_media(variants, task), seed, group, retained.keep if scores else None
-            )
-            more = {
-                "class_names": list(task.classes),
-                "checkpoint": str(folder),
-                "step": model.metadata.get("step"),
-                "seed": seed,
-            }
-            results += [{**one, **more} for one in result.values()]
+            by_variant = evaluate(model, task, where, workers, _for_media(variants, task), seed, group, keep)
+            more = {"class_names": list(task.classes), "checkpoint": str(folder)}
+            more |= {"step": model.metadata.get("step"), "seed": seed}
+            results += [{**result, **more} for result in by_variant.values()]
     return results
 
 
 def _for_media(variants: Sequence[Variant], task: EvaluationTask) -> list[Variant]:
-    """An image has one frame: only `plain` says anything of it."""
+    """The variants for a task. Images have one frame, so only `plain` applies to them."""
     return [variant for variant in variants if variant == "plain" or task.manifest.media == "video"]

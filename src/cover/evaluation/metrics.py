@@ -1,6 +1,6 @@
-"""Metrics: exact top-k counters, mean average precision, per-class accuracy, confusions and calibration.
+"""Metrics: top-k accuracy, mean average precision, accuracy per class, confusions and calibration.
 
-The results do not depend on how samples are batched.
+The results do not depend on the division into batches.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ import torch
 
 from cover.evaluation.statistics import LEVEL, RESAMPLES, proportion
 
-_TOP1, _TOP5, _TOTAL = range(3)
+_TOP1, _TOP5, _TOTAL = range(3)  # rows of `TopK.counts`
 
 
 class TopK:
-    """Counts right answers sample by sample; every figure is divided out of integers once, at the end.
+    """Counters of right answers. All figures are computed from integers at the end.
 
-    A label is right at k only if fewer than k *other* classes score at least as high as it: whoever ties does not win,
-    so a constant classifier scores 0 %, not 100 %. A row that holds a NaN is wrong.
+    A sample is right at k if fewer than k *other* classes have at least the score of its class. So ties are wrong, and
+    a constant classifier has an accuracy of 0 and not 1. A sample with a NaN among its scores is wrong.
 
-    `classes` is the length of the class list, `listed` the number of samples in the split, read or not. `counts` is
-    int64 `(3, classes)`: right at 1, right at 5, total, by true class; counters of several processes may be summed into
-    it.
+    `classes`: length of the class list. `listed`: number of samples in the split, read or not. `counts`: int64
+    `(3, classes)`, for each true class the samples right at 1, right at 5, and all.
 
     >>> counter = TopK(classes=3, listed=2)
     >>> counter.update(torch.tensor([[0.1, 0.7, 0.2]]), torch.tensor([1]))
@@ -38,9 +37,7 @@ class TopK:
         self.counts = torch.zeros(3, classes, dtype=torch.int64)
 
     def update(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count N samples. `scores` float `(N, classes)`, probabilities or logits; `labels` int64 `(N,)`, each in `[0,
-        classes)`.
-        """
+        """Count N samples. `scores`: float `(N, classes)`, probabilities or logits. `labels`: int64 `(N,)`."""
         assert scores.shape == (len(labels), self.classes), (tuple(scores.shape), len(labels), self.classes)
         if len(labels) == 0:
             return
@@ -57,24 +54,24 @@ class TopK:
         self.counts[row] += torch.bincount(labels, minlength=self.classes).cpu()
 
     def merge(self, other: TopK) -> None:
-        """Take what another process has counted."""
+        """Add the counts of another process."""
         self.counts += other.counts
 
     def result(self) -> dict[str, Any]:
-        """The figures as plain data, shares between 0 and 1, null where there is nothing to divide by.
+        """The figures as plain data. Fractions are between 0 and 1, or None if there is no sample.
 
-        `top1` and `top5` over the samples read (`top5` null for five classes or fewer, where it says nothing);
-        `mean_class`: mean of top-1 over the classes that occur; `top1_listed`: samples not read count as wrong;
-        `per_class`: `[right, total]` each.
+        `top1`, `top5`: accuracy over the samples read (`top5` is None for up to five classes). `mean_class`: mean of
+        the top-1 accuracy over the classes that occur. `top1_listed`: accuracy over all listed samples, where samples
+        not read are wrong. `n_read`, `n_listed`: numbers of samples. `per_class`: `[right, total]` of each class.
         """
         right, right5, total = self.counts.tolist()
         read = sum(total)
         assert read <= self.listed, f"{read} samples counted of {self.listed} listed"
-        shares = [r / t for r, t in zip(right, total) if t]
+        accuracies = [r / t for r, t in zip(right, total) if t]
         return {
             "top1": _fraction(sum(right), read),
             "top5": _fraction(sum(right5), read) if self.classes > 5 else None,
-            "mean_class": _fraction(sum(shares), len(shares)),
+            "mean_class": _fraction(sum(accuracies), len(accuracies)),
             "top1_listed": _fraction(sum(right), self.listed),
             "n_read": read,
             "n_listed": self.listed,
@@ -83,14 +80,14 @@ class TopK:
 
 
 class MeanAveragePrecision:
-    """Ranks the samples of a multi-label split class by class; the scores are kept until the end.
+    """Mean average precision of a multi-label split. All scores stay in memory until the end.
 
-    Average precision is the sum over the distinct scores, from the highest, of precision times the recall gained:
-    samples that tie are taken together, so that a constant classifier scores the share of positives, whatever the
-    order. A row that holds a NaN ranks last.
+    Average precision is a sum over the distinct scores from the highest down: precision times the gain in recall.
+    Samples with equal scores are taken together, so the average precision of a constant classifier is the fraction of
+    positives in any order of the samples. A sample with a NaN among its scores ranks last.
 
-    `positives`: int64 `(classes,)`, the samples of each class in the split, read or not. `listed`: the samples in the
-    split.
+    `positives`: int64 `(classes,)`, samples of each class in the split, read or not. `listed`: number of samples in the
+    split, read or not.
 
     >>> ranks = MeanAveragePrecision(positives=np.array([1, 1]), listed=2)
     >>> ranks.update(torch.tensor([[0.9, 0.2], [0.1, 0.3]]), torch.tensor([[1, 1], [0, 0]]))
@@ -104,56 +101,56 @@ class MeanAveragePrecision:
         self._hot = [np.zeros((0, len(positives)), bool)]
 
     def update(self, scores: torch.Tensor, multi_hot: torch.Tensor) -> None:
-        """Take N samples. `scores` float `(N, classes)`, probabilities; `multi_hot` `(N, classes)`, not zero where a
-        sample has the class.
+        """Add N samples. `scores`: float `(N, classes)`, probabilities.
+
+        `multi_hot`: `(N, classes)`, not 0 if a sample has the class.
         """
-        assert scores.shape == multi_hot.shape == (len(multi_hot), len(self.positives)), (
-            tuple(scores.shape),
-            tuple(multi_hot.shape),
-            len(self.positives),
-        )
+        shapes = (tuple(scores.shape), tuple(multi_hot.shape), len(self.positives))
+        assert scores.shape == multi_hot.shape == (len(multi_hot), len(self.positives)), shapes
         unreadable = scores.isnan().any(dim=1, keepdim=True)
         self._scores.append(scores.float().masked_fill(unreadable, -torch.inf).cpu().numpy())
         self._hot.append(multi_hot.cpu().numpy() > 0)
 
     def merge(self, other: MeanAveragePrecision) -> None:
-        """Take what another process has kept."""
+        """Add the samples of another process."""
         self._scores += other._scores
         self._hot += other._hot
 
     def result(self) -> dict[str, Any]:
-        """The figures as plain data, shares between 0 and 1, null where there is nothing to divide by.
+        """The figures as plain data. Fractions are between 0 and 1, or None if there is no sample.
 
-        `map`: mean of the average precision over the classes that a sample read has; `map_listed`: over those that a
-        sample listed has, where samples not read are never found. `hit1`: how often the best-scored class, alone in
-        first place, is one of the sample's, or, of a sample of no class, none reaches 0.5. `per_class`: `[average
-        precision, positives read]` each.
+        `map`: mean of the average precision over the classes of the samples read. `map_listed`: mean over the classes
+        of all listed samples, where samples not read have no recall. `hit1`: fraction of samples whose best class,
+        without a tie, is one of its classes; a sample of no class is a hit if no score reaches 0.5. `n_read`,
+        `n_listed`: numbers of samples. `per_class`: `[average precision, positives read]` of each class.
         """
         scores, multi_hot = np.concatenate(self._scores), np.concatenate(self._hot)
         assert len(scores) <= self.listed, f"{len(scores)} samples counted of {self.listed} listed"
-        value, precisions = (
-            multi_hot.sum(0),
-            [average_precision(scores[:, place], multi_hot[:, place]) for place in range(multi_hot.shape[1])],
-        )
+        counts = multi_hot.sum(0)  # (classes,): positives read
+        precisions = [average_precision(*columns) for columns in zip(scores.T, multi_hot.T, strict=True)]
         read = [precision for precision in precisions if precision is not None]
-        retained = [
-            (p or 0.0) * int(n) / int(of) for p, n, of in zip(precisions, value, self.positives, strict=True) if of
-        ]
+        # Positives that were not read only lower the recall: by the factor read / listed.
+        in_split = zip(precisions, counts, self.positives, strict=True)
+        listed = [(precision or 0.0) * int(n) / int(of) for precision, n, of in in_split if of]
         return {
             "map": _fraction(sum(read), len(read)),
-            "map_listed": _fraction(sum(retained), len(retained)),
+            "map_listed": _fraction(sum(listed), len(listed)),
             "hit1": _fraction(int(_hits(scores, multi_hot).sum()), len(scores)),
             "n_read": len(scores),
             "n_listed": self.listed,
-            "per_class": [[precision, int(n)] for precision, n in zip(precisions, value)],
+            "per_class": [[precision, int(n)] for precision, n in zip(precisions, counts)],
         }
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """The average precision of one class over samples `(N,)`, equal scores taken together; None without a positive."""
+    """The average precision of one class over N samples. Equal scores are taken together.
+
+    `scores`: float `(N,)`. `positive`: bool `(N,)`. None if there is no positive.
+    """
     if not positive.any():
         return None
     order = np.argsort(-scores, kind="stable")
+    # Only the last sample of each tie counts: there `right` positives are among the first `chosen` samples.
     last_of_ties = np.append(np.diff(scores[order]) != 0, True)
     right = np.cumsum(positive[order])[last_of_ties]
     chosen = np.flatnonzero(last_of_ties) + 1
@@ -174,10 +171,10 @@ BINS = 15  # of the calibration error (Guo et al. 2017)
 
 
 class Outcomes:
-    """Single-label samples: their manifest rows, true and predicted classes and the score of the latter.
+    """The predictions of single-label samples: manifest rows, true classes, predicted classes and their scores.
 
-    A class is predicted where no other scores at least as high; else the prediction is -1, and wrong, as `metrics.TopK`
-    has it.
+    The predicted class is the one with the highest score. If two classes share the highest score, the prediction is -1,
+    which is wrong, as in `TopK`.
 
     >>> outcomes = Outcomes()
     >>> outcomes.update([7], torch.tensor([[0.1, 0.7, 0.2]]), torch.tensor([1]))
@@ -189,25 +186,24 @@ class Outcomes:
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
 
     def update(self, rows: Sequence[int], scores: torch.Tensor, labels: torch.Tensor) -> None:
-        """Take N samples. `scores` float `(N, classes)`, probabilities; `labels` int64 `(N,)`."""
+        """Add N samples: manifest `rows`, probabilities `scores` `(N, classes)`, and `labels` int64 `(N,)`."""
         if not len(rows):
             return
         best, predicted = scores.max(1)
         alone = ((scores >= best[:, None]).sum(1) == 1) & ~scores.isnan().any(1)
         predicted = torch.where(alone, predicted, -1)
-        self._parts.append(
-            (np.asarray(rows, np.int64), labels.cpu().numpy(), predicted.cpu().numpy(), best.float().cpu().numpy())
-        )
+        tensors = (labels.cpu().numpy(), predicted.cpu().numpy(), best.float().cpu().numpy())
+        self._parts.append((np.asarray(rows, np.int64), *tensors))
 
     def merge(self, others: Sequence[Outcomes]) -> None:
-        """Take what other processes have seen; the order of rows becomes that of the manifest."""
+        """Add the samples of other processes, and sort all samples by manifest row."""
         self._parts += [part for other in others for part in other._parts]
         order = np.argsort(self.rows, kind="stable")
         self._parts = [(self.rows[order], self.labels[order], self.predicted[order], self.confidence[order])]
 
     @property
     def rows(self) -> np.ndarray:
-        """int64 `(N,)`."""
+        """int64 `(N,)`, the manifest rows."""
         return self._column(0, np.int64)
 
     @property
@@ -217,7 +213,7 @@ class Outcomes:
 
     @property
     def predicted(self) -> np.ndarray:
-        """int64 `(N,)`, -1 where two classes share the first place."""
+        """int64 `(N,)`, the predicted classes, -1 if two classes share the highest score."""
         return self._column(2, np.int64)
 
     @property
@@ -227,28 +223,25 @@ class Outcomes:
 
     @property
     def right(self) -> np.ndarray:
-        """bool `(N,)`."""
+        """bool `(N,)`, whether the prediction is the true class."""
         return self.predicted == self.labels
 
     def _column(self, place: int, kind: type[np.generic]) -> np.ndarray:
         return np.concatenate([np.zeros(0, kind), *(part[place] for part in self._parts)])
 
     def result(self, sources: np.ndarray, classes: Sequence[str], seed: int) -> dict[str, Any]:
-        """As plain data: `top1_interval`, bootstrapped over `sources` `(N,)`; `ece`, the expected calibration error;
-        `confusions`, the ten commonest wrong answers as `{true, predicted, count, of}`.
+        """The figures as plain data.
+
+        `sources`: int64 `(N,)`, the source of each sample. `classes`: class names. `seed`: of the bootstrap. Returns
+        `top1_interval`, resampled over sources; `ece`, the expected calibration error; `confusions`, the ten most
+        frequent wrong answers as `{true, predicted, count, of}`.
         """
         if not len(self.rows):
             return {"top1_interval": None, "ece": None, "confusions": []}
-        value = proportion(self.right, sources, seed)
-        interval = {
-            "low": value.low,
-            "high": value.high,
-            "level": LEVEL,
-            "resamples": RESAMPLES,
-            "sources": len(np.unique(sources)),
-            "seed": seed,
-        }
-        # scores differ by less with the batches they are computed in
+        top1 = proportion(self.right, sources, seed)
+        interval = {"low": top1.low, "high": top1.high, "level": LEVEL, "resamples": RESAMPLES}
+        interval |= {"sources": len(np.unique(sources)), "seed": seed}
+        # Rounded, because scores differ in their last bits with the batch size.
         error = round(calibration_error(self.confidence, self.right), 6)
         return {"top1_interval": interval, "ece": error, "confusions": self._confusions(classes)}
 
@@ -265,8 +258,9 @@ class Outcomes:
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Expected calibration error: how far confidence and accuracy lie apart, over `BINS` equal bins of confidence, by
-    their sizes.
+    """The expected calibration error (Guo et al. 2017): the mean of |confidence - accuracy| over `BINS` bins.
+
+    `confidence`: float `(N,)`, 0 to 1. `right`: bool `(N,)`. The bins are equally wide, and weighted by their samples.
     """
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = np.bincount(bins, weights=confidence.astype(np.float64) - right, minlength=BINS)

@@ -1,4 +1,4 @@
-"""Evaluation tasks: a split of a data set, the views of each sample, and the head that scores it.
+"""The evaluation protocol: the split of a data set, the views of each sample, and the head that scores it.
 
 A video is opened and decoded once for all its views.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """How a file is looked at: `frames` of `size` pixels per clip, taken by `sampling`, in `views`."""
+    """The views of a file: clips of `frames` frames of `size` x `size` pixels, chosen by `sampling` and `views`."""
 
     sampling: Sampling
     views: Views
@@ -37,7 +37,7 @@ class ViewPlan:
     size: int
 
 
-HINT_SLACK = 2  # frames come no larger than this many times what the crop needs
+HINT_SLACK = 2  # frames are decoded at up to this many times the size of the crop
 
 
 def read_views(
@@ -48,10 +48,11 @@ def read_views(
     start: float = 0.0,
     decoder: Decoder = "pyav",
 ) -> tuple[list[np.ndarray], str | None]:
-    """The clips of a file under each plan, from one decode; `duration` and `start` in seconds (videos only).
+    """The clips of a file for each plan. The file is decoded once.
 
-    Returns for each plan uint8 `(temporal x spatial, T, 3, size, size)` (T = 1 for images, which have spatial views
-    alone) and what was damaged. Raises `MediaError` where nothing can be read.
+    `duration`, `start`: the segment of a video in seconds. Returns for each plan uint8 `(temporal x spatial, T, 3,
+    size, size)`, and the damage of the file or None. Images have T = 1 and spatial views only. Raises `MediaError` if
+    the file cannot be read.
     """
     (clips,), partial = read_windows(path, media, plans, [(start, duration)], decoder)
     return clips, partial
@@ -64,8 +65,9 @@ def read_windows(
     windows: Sequence[tuple[float, float]],
     decoder: Decoder = "pyav",
 ) -> tuple[list[list[np.ndarray]], str | None]:
-    """`read_views` of several windows of a video, each `(start, duration)` in seconds, from one decode: one list of
-    clips for each.
+    """`read_views` for several windows of a video, each `(start, duration)` in seconds. The video is decoded once.
+
+    Returns one list of clips per window, and the damage of the file or None.
     """
     hint = HINT_SLACK * max(plan.size for plan in plans)
     if media == "image":
@@ -75,25 +77,27 @@ def read_windows(
         [start + view_times(plan.sampling, plan.frames, duration, plan.views.temporal) for plan in plans]
         for start, duration in windows
     ]
-    flat = [instants for window in times for instants in window]
+    flat = [view for window in times for view in window]  # each (temporal, T)
     decoded = decode_at(path, np.concatenate([t.ravel() for t in flat]).tolist(), size_hint=hint, decoder=decoder)
+    # The indices of the pictures, divided into one part for each window and plan.
     places = iter(np.split(decoded.shown, np.cumsum([t.size for t in flat])[:-1]))
     crops = _Crops(decoded.pictures)
-    return [
-        [crops.views(next(places).reshape(instants.shape), plan) for instants, plan in zip(window, plans, strict=True)]
+    clips = [
+        [crops.views(next(places).reshape(view.shape), plan) for view, plan in zip(window, plans, strict=True)]
         for window in times
-    ], decoded.partial
+    ]
+    return clips, decoded.partial
 
 
 class _Crops:
-    """The crops of a file's pictures, uint8 `(M, H, W, 3)`: every picture is scaled once, however many views show it."""
+    """The crops of a file's pictures, uint8 `(M, H, W, 3)`. A picture is scaled once for all views that show it."""
 
     def __init__(self, pictures: np.ndarray) -> None:
         self._pictures = pictures
         self._made: dict[tuple[int, int], list[np.ndarray]] = {}
 
     def views(self, shown: np.ndarray, plan: ViewPlan) -> np.ndarray:
-        """uint8 `(temporal x spatial, T, 3, size, size)`. `shown`: int64 `(temporal, T)`, places of pictures."""
+        """uint8 `(temporal x spatial, T, 3, size, size)`. `shown`: int64 `(temporal, T)`, indices of pictures."""
         key = plan.size, plan.views.spatial
         if key not in self._made:
             self._made[key] = view_crops(self._pictures, *key)
@@ -107,12 +111,13 @@ class _Crops:
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """One data set to be evaluated: its manifest, how it is looked at, and its head.
+    """One data set to evaluate: its manifest, its views and its head.
 
-    `classes`: those that are told apart, in the data set's order: all of them, but where the head is another data set's
-    and lacks some. `columns`: int64 `(classes,)`, the place of each in the head: of a head that several sets share, a
-    set uses its own classes alone, so that its number is comparable with that of a head of its own. `relabel`: int64,
-    for each class of the manifest its place in `classes`, -1 where it is not there: such samples are not evaluated.
+    `classes`: the evaluated classes, in the order of the data set. They are all its classes, or those that the head of
+    another data set has too.
+    `columns`: int64 `(classes,)`, the columns of these classes in the head. On a shared head a data set uses only its
+    own classes, so its accuracy can be compared with that of a head of its own.
+    `relabel`: int64 `(manifest classes,)`, the index of each class in `classes`, -1 for classes that are not evaluated.
     """
 
     spec: DatasetSpec
@@ -127,11 +132,11 @@ class EvaluationTask:
 
     @property
     def mapped(self) -> bool:
-        """Whether the head is of another class list, used by the names that both have."""
+        """Whether the head is that of another data set, used for the class names that both have."""
         return len(self.classes) < len(self.manifest.classes.names) or self.spec.name not in self.head.datasets
 
-    def those(self, rows: np.ndarray) -> np.ndarray:
-        """Of manifest rows, those whose class is told apart."""
+    def evaluated(self, rows: np.ndarray) -> np.ndarray:
+        """The rows, of the manifest rows `rows`, whose class is evaluated."""
         return rows if self.manifest.classes.many else rows[self.relabel[self.manifest.labels[rows]] >= 0]
 
 
@@ -145,19 +150,17 @@ def find_tasks(
     decoder: Decoder = "pyav",
     other_heads: Mapping[str, str] | None = None,
 ) -> list[EvaluationTask]:
-    """The data sets that `model` has a head for, or those of `names`.
+    """The tasks for the data sets `names`; by default for all data sets of the catalog that `model` has a head for.
 
-    `other_heads`: data set -> the head that is to score it, by the class names that both have. Raises `UserError` where
-    heads and classes do not match.
+    `other_heads`: data set -> head of another data set that scores it, for the class names that both have. Raises
+    `UserError` if heads and classes do not match.
     """
     other_heads = other_heads or {}
     heads = {name: head for head in model.head_list for name in head.datasets}
     by_name = {head.name: head for head in model.head_list}
     tasks = []
-    for name in [
-        *(names or [name for name in heads if name in catalog.specs]),
-        *(name for name in other_heads if name not in names),
-    ]:
+    chosen = names or [name for name in heads if name in catalog.specs]
+    for name in [*chosen, *(name for name in other_heads if name not in names)]:
         spec, wanted = catalog.spec(name), other_heads.get(name)
         if wanted is not None and wanted not in by_name:
             raise UserError(f'the checkpoint has no head "{wanted}"{nearest(wanted, by_name)}')
@@ -166,17 +169,17 @@ def find_tasks(
         manifest = open_manifest(catalog.manifest_path(name, split))
         head = by_name[wanted] if wanted else heads[name]
         classes, columns, relabel = _head_by_names(head, manifest) if wanted else _own_head(head, manifest)
-        tasks.append(
-            EvaluationTask(spec, manifest, views or spec.views, frames, head, classes, columns, relabel, decoder)
-        )
+        task_views = views or spec.views
+        tasks.append(EvaluationTask(spec, manifest, task_views, frames, head, classes, columns, relabel, decoder))
     if not tasks:
         raise UserError(f"{catalog.path.name} has none of the checkpoint's heads: {', '.join(heads)}")
     return tasks
 
 
 def _own_head(head: Head, manifest: Manifest) -> tuple[tuple[str, ...], Tensor, np.ndarray]:
-    """Classes, columns and relabelling of a set that the head was trained on. Raises `UserError` where they do not
-    match.
+    """`classes`, `columns` and `relabel` for a data set that the head was trained on.
+
+    Raises `UserError` if the class lists do not match.
     """
     ours, file = manifest.classes, manifest.path.name
     _check_kind(head, manifest)
@@ -190,7 +193,10 @@ def _own_head(head: Head, manifest: Manifest) -> tuple[tuple[str, ...], Tensor, 
 
 
 def _head_by_names(head: Head, manifest: Manifest) -> tuple[tuple[str, ...], Tensor, np.ndarray]:
-    """The same of a set that it was not trained on: the classes whose names both have, but for case and underscores."""
+    """`classes`, `columns` and `relabel` for the class names that a head and another data set have in common.
+
+    Case and underscores are ignored. Raises `UserError` if there are fewer than two common names.
+    """
     ours, file = manifest.classes, manifest.path.name
     _check_kind(head, manifest)
     if ours.many:
@@ -198,9 +204,8 @@ def _head_by_names(head: Head, manifest: Manifest) -> tuple[tuple[str, ...], Ten
     places = {_normalized(name): place for place, name in enumerate(head.classes)}
     shared = [name for name in ours.names if _normalized(name) in places]
     if len(shared) < 2:
-        raise UserError(
-            f'head "{head.name}" has {len(shared)} of the {len(ours.names)} class names of {file}; two or more are needed'
-        )
+        count = f"{len(shared)} of the {len(ours.names)} class names of {file}"
+        raise UserError(f'head "{head.name}" has {count}; two or more are needed')
     relabel = np.full(len(ours.names), -1)
     relabel[[ours.names.index(name) for name in shared]] = np.arange(len(shared))
     return tuple(shared), torch.tensor([places[_normalized(name)] for name in shared]), relabel

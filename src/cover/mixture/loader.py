@@ -50,7 +50,7 @@ class SampleReader:
     `heads`: the heads of the mixture, in the order of the columns of `Pack.targets`.
     `transforms`: augmentations after crop and flip, in the order of their draws.
     `own`: data set -> its own settings of these augmentations.
-    `flip`: whether samples are flipped at all.
+    `flip`: whether samples may be flipped.
 
     Raises ValueError if the transforms in `own` have other types, or another order, than `transforms`.
     """

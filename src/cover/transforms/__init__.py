@@ -1,8 +1,8 @@
-"""Augmentation: what training does to the pixels of a sample. Each has one file, with its draw and its apply.
+"""Augmentations of training samples. Each has one file, with its draw and its apply.
 
-The draw chooses the parameters of one sample from a generator that the reader seeds with the sample's own 64-bit seed;
-nothing uses a global generator. The apply changes pixels and is not random: `crop` and `flip` in the process that reads
-the file, all others on the device, over a whole Pack.
+The draw chooses the parameters of one sample. It uses a generator that the reader seeds with the 64-bit seed of the
+sample; nothing uses a global generator. The apply changes pixels and is not random. Crop and flip are applied in the
+process that reads the file, all others on the device, over a whole Pack.
 
 To add an augmentation:
 

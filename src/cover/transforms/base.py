@@ -1,4 +1,4 @@
-"""The interface of an augmentation of single samples, and the application of all of a Pack's."""
+"""The interface of augmentations of single samples, and their application to a Pack."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ Stage = Literal["uint8", "float", "normalized"]
 
 
 class Transform(ABC):
-    """An augmentation of single samples, the same in all frames of a clip; a frozen dataclass of its settings.
+    """An augmentation of single samples. It is the same in all frames of a clip.
 
-    `stage` says which frames `apply` takes: `uint8`; `float`, in 0 to 1; or `normalized` by the model, 0 being the mean
-    colour. The stages run in this order, the transforms of one stage in the order of their draws.
+    A subclass is a frozen dataclass of its settings. `stage`: the frames that `apply` takes: `uint8`; `float`, in 0 to
+    1; or `normalized` by the model, where 0 is the mean colour. The stages run in this order, and the transforms of one
+    stage in the order of their draws.
     """
 
     stage: ClassVar[Stage]
 
     @property
     def is_identity(self) -> bool:
-        """Whether these settings change no sample. A run omits a transform that changes none in any data set."""
+        """Whether these settings change no sample. A run leaves out a transform that changes no data set."""
         return False
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, size: int) -> Any:
-        """The parameters for one sample of `size` x `size` pixels, all randomness from `rng`.
+        """The parameters for one sample of `size` x `size` pixels. All randomness comes from `rng`.
 
-        A tensor. At the stage `uint8` it may be any object that can be pickled; such objects stay on the host.
+        Returns a tensor. At the stage `uint8` it may be any object that can be pickled; these stay on the host.
         """
 
     @staticmethod
     @abstractmethod
     def apply(frames: Tensor, drawn: Any, groups: FrameGroups) -> Tensor:
-        """New frames `(F, 3, H, W)` from those of a Pack, which stay as they are.
+        """New frames `(F, 3, H, W)` from the frames of a Pack, which are not changed.
 
-        `drawn`: what `draw` returned for each of the S samples, stacked on the frames' device if tensors, else a tuple.
+        `drawn`: the results of `draw` for the S samples, stacked on the frames' device if tensors, otherwise a tuple.
         """
 
 
@@ -53,7 +54,7 @@ def apply_stage(stage: Stage, frames: Tensor, drawn: Mapping[type[Transform], An
 
 
 def sample_of_frame(groups: FrameGroups, device: torch.device) -> Tensor:
-    """int64 `(F,)`: the index of each frame's sample. It needs no transfer from or to the host."""
+    """int64 `(F,)`: the index of each frame's sample. Nothing is copied between host and device."""
     samples = torch.arange(sum(count for count, _ in groups), device=device).split([count for count, _ in groups])
     return torch.cat([part.repeat_interleave(length) for part, (_, length) in zip(samples, groups, strict=True)])
 

@@ -1,4 +1,4 @@
-"""Crops and horizontal flips: how each is drawn, and how it is applied."""
+"""Crops and horizontal flips of training samples, and the crops of evaluation views."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as fn
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the source
-RATIO = (3 / 4, 4 / 3)
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+RATIO = (3 / 4, 4 / 3)  # width to height of random crops
+
+
+# --- crops ---
 
 
 def random_box(rng: np.random.Generator, width: int, height: int, scale: tuple[float, float]) -> Box:
-    """The box of a random-resized crop (Inception): a fraction of the area in `scale`, an aspect ratio in `RATIO`."""
+    """The box of a random-resized crop (Szegedy et al., Going deeper with convolutions, section 6).
+
+    `scale`: range of its area, as fractions of the frame. The aspect ratio is in `RATIO`. After ten boxes that do not
+    fit into the frame, it is the middle square.
+    """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
         ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
@@ -29,14 +36,14 @@ def random_box(rng: np.random.Generator, width: int, height: int, scale: tuple[f
 
 
 def middle_box(width: int, height: int) -> Box:
-    """The square in the middle, as large as the short side."""
+    """The largest square in the middle of the frame."""
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
 
 
 def crop_resize(frames: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Cut the same `box` from every frame and scale it to a square (bilinear with antialiasing, as Pillow's).
+    """Crop the same `box` from every frame and resize it to a square (bilinear with antialiasing, as in Pillow).
 
     `frames`: uint8 `(T, H, W, 3)`. Returns uint8 `(T, 3, size, size)`.
     """
@@ -45,9 +52,9 @@ def crop_resize(frames: np.ndarray, box: Box, size: int) -> np.ndarray:
 
 
 def view_crops(frames: np.ndarray, size: int, crops: int) -> list[np.ndarray]:
-    """The views of evaluation: frames scaled to a short side of `size`, then `crops` squares along the long side.
+    """The spatial views of evaluation: frames resized to a short side of `size`, and squares along the long side.
 
-    `frames`: uint8 `(T, H, W, 3)`. Returns `crops` uint8 views `(T, 3, size, size)` of the scaled frames.
+    `frames`: uint8 `(T, H, W, 3)`. Returns `crops` arrays, uint8 `(T, 3, size, size)`. They share memory.
     """
     height, width = frames.shape[1:3]
     short = min(width, height)
@@ -59,12 +66,14 @@ def view_crops(frames: np.ndarray, size: int, crops: int) -> list[np.ndarray]:
 
 
 def _scaled(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 `(T, H, W, 3)` to `(T, 3, height, width)`. Torch's 8-bit path gives Pillow's pixels in less time."""
+    """uint8 `(T, H, W, 3)` to `(T, 3, height, width)`. Torch's 8-bit path gives the same pixels as Pillow, faster."""
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     if pixels.shape[2:] != (height, width):
         pixels = fn.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
     return pixels.contiguous().numpy()
 
+
+# --- flips ---
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
@@ -72,13 +81,14 @@ _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 def draw_flip(
     rng: np.random.Generator, labels: Sequence[int], allowed: bool, mirror: npt.NDArray[np.int32] | None
 ) -> tuple[bool, Sequence[int]]:
-    """Whether a sample is flipped, with a probability of 0.5 if `allowed`, and its labels after that.
+    """Whether a sample is flipped, and its labels after the flip. The probability is 0.5 if `allowed`.
 
-    `mirror`: what `mirror_pairs` returns, or None where flips change no label. A sample with a label that has no
-    counterpart is not flipped. The generator advances the same in every case.
+    `mirror`: the result of `mirror_pairs`, or None if flips change no label. A sample with a label without a
+    counterpart is not flipped. The generator advances by one number in every case, so that later draws do not depend on
+    `allowed`.
     """
-    wanted = bool(rng.random() < 0.5)
-    if not (wanted and allowed):
+    flip = bool(rng.random() < 0.5)
+    if not (flip and allowed):
         return False, labels
     if mirror is None:
         return True, labels
@@ -87,17 +97,17 @@ def draw_flip(
 
 
 def apply_flip(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Frames `(..., W)`, mirrored left to right, in memory of their own."""
+    """The frames `(..., W)` mirrored left to right, as a copy."""
     return frames[..., ::-1].copy()
 
 
 def mirror_pairs(names: Sequence[str]) -> npt.NDArray[np.int32]:
     """int32 `(classes,)`: the label of each class after a horizontal flip.
 
-    It is the class whose name is this one's with the words left and right exchanged, the class itself if its name has
-    neither, and -1 (never flip) if it has them and no class is its counterpart. "left" as a verb ("something left
-    behind") counts as a side, which costs flips and never gives a wrong label. Something-Something-v2 has three pairs,
-    the ones that mmaction2 swaps.
+    If a class name has the words left or right, this is the class with the two words exchanged, or -1 (never flip) if
+    there is no such class. Otherwise it is the class itself. "left" as a verb ("something left behind") counts as a
+    side. This only reduces the number of flips, and never gives a wrong label. Something-Something-v2 has three pairs,
+    which are those of mmaction2.
     """
     index = {name.lower(): label for label, name in enumerate(names)}
     mirrored = list(range(len(names)))

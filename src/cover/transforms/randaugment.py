@@ -1,12 +1,12 @@
-"""RandAugment (Cubuk et al.): operations drawn for each sample, and applied to whole clips on the device.
+"""RandAugment (Cubuk et al.): random operations for each sample, applied to whole clips on the device.
 
-The operations are the published fourteen (section 3), none left out, and none of them mirrors a picture: what a catalog
-says of flips holds. Settings are written as timm writes them, `m7-n4`, and each operation is applied with a probability
-of 0.5 as there; the article itself applies every one it draws (`m7-n4-p1`).
+The operations are the fourteen of the paper (section 3). None of them mirrors a frame, so the catalog's setting of
+flips stays valid. Settings are written as in timm, `m7-n4`, and as in timm each operation is applied with probability
+0.5. The paper applies all operations (`m7-n4-p1`).
 
-They differ from Pillow's, frame by frame, in two ways: all geometric operations of a sample make one affine map, so
-that pixels are resampled once, before the colour operations; and histograms and means are those of the whole clip, so
-that a clip does not flicker.
+There are two differences from Pillow's operations frame by frame. All geometric operations of a sample form one affine
+map, so pixels are resampled once, before the colour operations. And histograms and means are those of the whole clip,
+so that a clip does not flicker.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from cover.errors import UserError
 from cover.transforms.base import FrameGroups, Stage, Transform
 
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-LARGEST = 10.0  # the magnitude at which an operation is at its limit
-DEGREES, SHEAR, TRANSLATE = 30.0, 0.3, 0.45  # the limits; a translation is a fraction of the side
-FACTOR = 0.9  # 1 +- this is the limit of colour, contrast, brightness and sharpness (timm's increasing variant)
-FEWEST_BITS = 4  # left by posterize at the limit (the article; timm's increasing variant goes down to 0)
-FILL = 128  # outside a picture that was moved
-LUMA = (19595, 38470, 7471)  # Pillow's weights of a grey, in 65536ths
+LARGEST = 10.0  # the magnitude at which operations reach their limits
+DEGREES, SHEAR, TRANSLATE = 30.0, 0.3, 0.45  # limits; a translation is a fraction of the side
+FACTOR = 0.9  # colour, contrast, brightness, sharpness have the limits 1 ± FACTOR (timm's increasing variant)
+FEWEST_BITS = 4  # bits after posterize at the limit (paper; timm's increasing variant goes down to 0)
+FILL = 128  # grey level outside a moved frame
+LUMA = (19595, 38470, 7471)  # Pillow's weights of red, green and blue in a grey, times 65536
 _NUM = r"\d+(?:\.\d+)?"
 _SPEC = re.compile(rf"(?:rand-)?m(?P<m>{_NUM})-n(?P<n>\d+)(?:-m?std(?P<std>{_NUM}))?(?:-p(?P<p>{_NUM}))?(?:-inc1)?")
 
 
 class Operations(NamedTuple):
-    """The operations of one sample, the same in all frames of a clip.
+    """The operations of one sample. They are the same in all frames of a clip.
 
-    `affine`: the six numbers of a map, row by row, from places in the new picture to places in the old one, sides from
-    -1 to 1; None where nothing moves. `colour`: names in `COLOUR` and their amounts, in the order in which they are
-    applied, after the map.
+    `affine`: six numbers, row by row, of the map from positions in the new frame to positions in the old frame, in
+    coordinates from -1 to 1. None for no geometric operation. `colour`: names in `COLOUR` and their amounts, in order.
+    They are applied after the map.
     """
 
     affine: tuple[float, ...] | None
@@ -53,9 +53,9 @@ class Operations(NamedTuple):
 
 @dataclass(frozen=True)
 class RandAugment(Transform):
-    """`count` operations, each applied with probability `chance`, of magnitudes from 0 to 10.
+    """Draws `count` operations per sample, and applies each with probability `chance`.
 
-    Magnitudes are normally distributed about `magnitude` with the standard deviation `std`.
+    Their magnitudes (0 to 10) are normally distributed with mean `magnitude` and standard deviation `std`.
     """
 
     magnitude: float = 0.0
@@ -66,7 +66,7 @@ class RandAugment(Transform):
 
     @staticmethod
     def parse(text: str) -> RandAugment:
-        """The settings of `m7-n4`, `m7-n4-std0.5-p1` or timm's `rand-m7-n4-mstd0.5-inc1`; no operation if empty.
+        """Parse `m7-n4`, `m7-n4-std0.5-p1` or timm's `rand-m7-n4-mstd0.5-inc1`. Empty text gives no operations.
 
         Raises `UserError` for any other text.
         """
@@ -86,9 +86,10 @@ class RandAugment(Transform):
         return not self.count
 
     def draw(self, rng: np.random.Generator, size: int) -> Operations | None:
-        """The operations of one sample; None where nothing is changed."""
+        """The operations of one sample, None if they change nothing."""
         affine, colour = np.eye(3), []
         for name in rng.choice(OPERATIONS, self.count):
+            # Every operation draws the same numbers, applied or not, so later draws do not depend on the outcome.
             applied, sign = rng.random() < self.chance, 1 if rng.random() < 0.5 else -1
             fraction = min(LARGEST, max(0.0, rng.normal(self.magnitude, self.std))) / LARGEST
             if applied and name in GEOMETRIC:
@@ -100,9 +101,9 @@ class RandAugment(Transform):
 
     @staticmethod
     def apply(frames: Tensor, operations: Sequence[Operations | None], groups: FrameGroups) -> Tensor:
-        """uint8 frames `(F, 3, H, W)` with each sample's operations applied.
+        """uint8 frames `(F, 3, H, W)` after the operations of each sample.
 
-        The host knows which samples are changed, so that no device waits for another.
+        The operations are on the host, so the host needs no data from the device and does not wait for it.
         """
         if not any(operations):
             return frames
@@ -116,7 +117,7 @@ class RandAugment(Transform):
 
 
 def affine_matrix(name: str, fraction: float) -> np.ndarray:
-    """Float `(3, 3)`, about the middle of the picture: an operation at `fraction` of its limit, of either sign."""
+    """float64 `(3, 3)`: a geometric operation about the middle of the frame. `fraction`: -1 to 1 of its limit."""
     matrix = np.eye(3)
     if name == "rotate":
         angle = math.radians(DEGREES * fraction)
@@ -124,12 +125,12 @@ def affine_matrix(name: str, fraction: float) -> np.ndarray:
     elif name.startswith("shear"):
         matrix[(0, 1) if name == "shear_x" else (1, 0)] = SHEAR * fraction
     else:
-        matrix[0 if name == "translate_x" else 1, 2] = 2 * TRANSLATE * fraction  # a side is 2 long
+        matrix[0 if name == "translate_x" else 1, 2] = 2 * TRANSLATE * fraction  # a side goes from -1 to 1
     return matrix
 
 
 def colour_amount(name: str, fraction: float, sign: int) -> float:
-    """The parameter of a colour operation: a threshold (solarize), bits left (posterize), a factor, or 0 for none."""
+    """The parameter of a colour operation: a threshold (solarize), bits (posterize), a factor, or 0 (no parameter)."""
     if name == "solarize":
         return 256 * (1 - fraction)
     if name == "posterize":
@@ -141,12 +142,13 @@ def colour_amount(name: str, fraction: float, sign: int) -> float:
 
 
 def apply_operations(clips: Tensor, operations: Sequence[Operations | None]) -> Tensor:
-    """uint8 clips `(S, T, 3, H, W)` with each one's operations applied: the affine map, then the colour operations."""
+    """uint8 clips `(S, T, 3, H, W)` after their operations: first the affine map, then the colour operations."""
     clips = clips.clone()
     moved = [number for number, each in enumerate(operations) if each and each.affine]
     if moved:
         clips[moved] = apply_affine(clips[moved], [each.affine for each in operations if each and each.affine])
     colour = [each.colour if each else () for each in operations]
+    # Layer n is the n-th colour operation of every sample. Samples with the same operation are computed together.
     for layer in range(max(map(len, colour))):
         for name, function in COLOUR.items():
             mine = [number for number, each in enumerate(colour) if layer < len(each) and each[layer][0] == name]
@@ -157,66 +159,67 @@ def apply_operations(clips: Tensor, operations: Sequence[Operations | None]) -> 
 
 
 def apply_affine(clips: Tensor, maps: Sequence[tuple[float, ...]]) -> Tensor:
-    """Clips moved by their maps (`Operations.affine`), bilinear, `FILL` outside. A clip's frames share one grid."""
+    """Clips after their maps (`Operations.affine`), bilinear, `FILL` outside. The frames of a clip share a grid."""
     samples, length, channels, height, width = clips.shape
     shape = (samples, length * channels, height, width)
     maps_S23 = torch.tensor(maps, dtype=torch.float32, device=clips.device).view(-1, 2, 3)
     grid = fn.affine_grid(maps_S23, list(shape), align_corners=False)
-    moved = fn.grid_sample(clips.reshape(shape).float() - FILL, grid, align_corners=False)  # outside it is 0
+    moved = fn.grid_sample(clips.reshape(shape).float() - FILL, grid, align_corners=False)  # 0 outside
     return (moved + FILL).round_().to(torch.uint8).view_as(clips)
 
 
-# --- colour operations: Pillow's arithmetic, over a clip where Pillow has one picture ---
+# --- colour operations: Pillow's arithmetic, over a whole clip instead of one picture ---
 
 
 def autocontrast(clips: Tensor, _: Tensor) -> Tensor:
-    """Every channel stretched to 0 to 255."""
+    """Stretch every channel to 0 to 255."""
     low, high = (edge.float() for edge in clips.transpose(1, 2).flatten(2).aminmax(dim=2))
     scale = 255 / (high - low).clamp(min=1)
-    stretched = (_levels(clips) - low[..., None]) * scale[..., None] + 1e-3  # float32 may end just below a whole number
+    stretched = (_levels(clips) - low[..., None]) * scale[..., None] + 1e-3  # float32 may be just below a whole number
     return _from_tables(clips, torch.where((high > low)[..., None], stretched, _levels(clips).float()))
 
 
 def equalize(clips: Tensor, _: Tensor) -> Tensor:
-    """Every channel's histogram made flat."""
+    """Make the histogram of every channel flat."""
     counts = _histograms(clips)
-    highest = (counts > 0).long().mul(_levels(clips)).argmax(2, keepdim=True)  # level that occurs
+    highest = (counts > 0).long().mul(_levels(clips)).argmax(2, keepdim=True)  # highest level that occurs
     last = counts.gather(2, highest)
+    # As in Pillow: the step leaves out the pixels of the highest level, and a step of 0 changes nothing.
     step = (counts.sum(2, keepdim=True) - last) // 255
     flat = (step // 2 + counts.cumsum(2) - counts) // step.clamp(min=1)
     return _from_tables(clips, torch.where(step > 0, flat, _levels(clips)))
 
 
 def solarize(clips: Tensor, thresholds: Tensor) -> Tensor:
-    """Values from the threshold on inverted."""
+    """Invert all values from the threshold on."""
     levels = _levels(clips)
     return _from_tables(clips, torch.where(levels < thresholds[:, None, None], levels, 255 - levels))
 
 
 def posterize(clips: Tensor, bits: Tensor) -> Tensor:
-    """Only the highest bits left."""
+    """Clear all but the highest bits."""
     unit = 2 ** (8 - bits[:, None, None]).long()
     return _from_tables(clips, _levels(clips) // unit * unit)
 
 
 def brightness(clips: Tensor, factors: Tensor) -> Tensor:
-    """Away from black, or towards it."""
+    """Scale all values by a factor."""
     return _from_tables(clips, _levels(clips) * factors[:, None, None])
 
 
 def contrast(clips: Tensor, factors: Tensor) -> Tensor:
-    """Away from the clip's mean grey, or towards it."""
+    """Scale all values about the mean grey of the clip."""
     mean = (_grey(clips).double().mean((1, 2, 3, 4)) + 0.5).floor().float()[:, None, None]
     return _from_tables(clips, mean + factors[:, None, None] * (_levels(clips) - mean))
 
 
 def colour(clips: Tensor, factors: Tensor) -> Tensor:
-    """Away from each pixel's grey, or towards it."""
+    """Scale every pixel about its own grey."""
     return _blend(_grey(clips), clips, factors)
 
 
 def sharpness(clips: Tensor, factors: Tensor) -> Tensor:
-    """Away from the smoothed picture, or towards it; a border of one pixel stays, as in Pillow."""
+    """Scale every pixel about its smoothed value. As in Pillow, a border of one pixel is not smoothed."""
     kernel = torch.ones(1, 1, 3, 3, device=clips.device)
     kernel[0, 0, 1, 1] = 5
     planes = clips.reshape(-1, 1, *clips.shape[3:]).float()
@@ -230,7 +233,7 @@ def _levels(clips: Tensor) -> Tensor:
 
 
 def _from_tables(clips: Tensor, tables: Tensor) -> Tensor:
-    """Every value replaced by that in a table: `(S, 3 or 1, 256)`, clamped to 0 to 255, cut down to whole numbers."""
+    """Replace every value by its entry in `tables` `(S, 3 or 1, 256)`, clamped to 0 to 255 and truncated."""
     samples, length, channels, height, width = clips.shape
     values = clips.transpose(1, 2).reshape(samples, channels, -1)
     result = tables.clamp(0, 255).to(torch.uint8).expand(-1, channels, -1).gather(2, values.long())
@@ -238,19 +241,20 @@ def _from_tables(clips: Tensor, tables: Tensor) -> Tensor:
 
 
 def _histograms(clips: Tensor) -> Tensor:
-    """How often each value comes in a channel of a clip, int64 `(S, 3, 256)`."""
+    """int64 `(S, 3, 256)`: the count of each value in each channel of a clip."""
     values = clips.transpose(1, 2).flatten(2).long()
     counts = torch.zeros(*values.shape[:2], 256, dtype=torch.long, device=clips.device)
     return counts.scatter_add_(2, values, torch.ones_like(values))
 
 
 def _blend(base: Tensor, clips: Tensor, factors: Tensor) -> Tensor:
-    """`base` at factor 0, `clips` at factor 1, and beyond."""
+    """Interpolate from `base` (factor 0) to `clips` (factor 1), or extrapolate. Clamped and truncated to uint8."""
     mixed = torch.lerp(base.float().expand(clips.shape), clips.float(), factors.view(-1, 1, 1, 1, 1))
     return mixed.clamp_(0, 255).to(torch.uint8)
 
 
 def _grey(clips: Tensor) -> Tensor:
+    """int32 `(S, T, 1, H, W)`: the grey of each pixel, rounded as in Pillow."""
     red, green, blue = clips.int().split(1, 2)
     return (red * LUMA[0] + green * LUMA[1] + blue * LUMA[2] + 0x8000) >> 16
 

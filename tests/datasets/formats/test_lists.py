@@ -118,7 +118,7 @@ def test_the_manifest_has_every_label(make_set: Any) -> None:
 def test_index_says_what_is_odd(make_set: Any) -> None:
     path = make_set({"a.png": "x|y", "gone.png": "z", "b.png": ""}, absent=["gone.png"], column="labels")
     (train, _) = index(path, 0)
-    assert [remark.split(";")[0] for remark in train["remarks"]] == [
+    assert [remark.split(";")[0] for remark in train["warnings"]] == [
         "1 of 3 samples have no class, which counts",
         "classes without a usable sample: z",
     ]

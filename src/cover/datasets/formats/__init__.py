@@ -1,4 +1,4 @@
-"""The on-disk formats of data sets: one pure function per format, from annotation files to rows."""
+"""The formats of data sets on disk: one function per format, from annotation files to listed samples."""
 
 from __future__ import annotations
 
@@ -34,12 +34,14 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 def list_split(spec: DatasetSpec, split: str) -> Listing:
-    """All rows of an annotated split, files that do not exist among them. Raises UserError for an unsound list, a label
-    outside the class list, or a split without rows.
+    """All samples of an annotated split, also those without a file on disk.
+
+    Raises UserError for an invalid list, a label outside the class list, or a split without samples.
     """
     if spec.format == PREPARED:
         raise UserError(
-            f"{spec.name}: prepared data need no index: their manifests came with them; `cover prepare` checks and renews what it made"
+            f"{spec.name}: prepared data need no index: their manifests came with them;"
+            " `cover prepare` checks and renews them"
         )
     return _not_empty(spec, split, _listing(spec, split))
 
@@ -56,7 +58,7 @@ def _listing(spec: DatasetSpec, split: str) -> Listing:
 
 
 def list_splits(spec: DatasetSpec) -> dict[str, Listing]:
-    """`list_split` of every annotated split, reading each list once where the format can."""
+    """Split -> listing of every annotated split. A csv file that serves several splits is read once."""
     if spec.format == "csv":
         return {split: _not_empty(spec, split, listing) for split, listing in csv_multi_label(spec).items()}
     return {split: list_split(spec, split) for split in spec.annotations}
@@ -74,16 +76,14 @@ def _not_empty(spec: DatasetSpec, split: str, listing: Listing) -> Listing:
 
 
 def _from_file(spec: DatasetSpec) -> Adapter:
-    """The function of a `FILE.py:FUNCTION` format. What goes wrong inside that file is its author's to see, traceback
-    and all.
-    """
+    """The function of a `FILE.py:FUNCTION` format. An error inside this file gets a full traceback, for its author."""
     file, _, function = spec.format.rpartition(":")
-    result = spec_from_file_location(f"cover_format_{Path(file).stem}", file)
-    assert result
-    assert result.loader
-    module = module_from_spec(result)
-    sys.modules[result.name] = module  # dataclasses look for their module there
-    result.loader.exec_module(module)
+    module_spec = spec_from_file_location(f"cover_format_{Path(file).stem}", file)
+    assert module_spec
+    assert module_spec.loader
+    module = module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # dataclasses search for their module here
+    module_spec.loader.exec_module(module)
     if not callable(getattr(module, function, None)):
         known = [name for name in vars(module) if not name.startswith("_") and callable(getattr(module, name))]
         raise UserError(f'{spec.name}.format: {file} has no function "{function}"{nearest(function, known)}')

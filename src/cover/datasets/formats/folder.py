@@ -1,7 +1,7 @@
-"""Any data set kept as a folder per class: `<root>/<split>/<class>/...`, or `<root>/<class>/...`, which is all train.
+"""The format `folder`: one folder per class, `<root>/<split>/<class>/...`, or `<root>/<class>/...` for train alone.
 
-Class order: sorted folder names. Files may lie in folders of their own below the class folder. Files of another ending
-than the media's are left out, and counted.
+The class order is that of the sorted folder names. A class folder may have subfolders. Files with an ending of
+another kind are left out, and a warning gives their number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cover.media.source import Media
 
 
 def folder(spec: DatasetSpec, split: str) -> Listing:
-    """The rows of one split. Raises UserError for a class folder outside the class list."""
+    """The samples of one split. Raises UserError for a class folder outside the class list."""
     classes = classes_from_catalog(spec) or _folder_names(spec)
     labels = Labels(classes)
     top = spec.annotations[split]
@@ -37,9 +37,10 @@ def folder(spec: DatasetSpec, split: str) -> Listing:
 
 
 def stray_warnings(media: Media, others: Sequence[str], stray: Sequence[str]) -> Iterator[str]:
-    """Lines on files in class folders that have another ending, and on pictures beside the class folders."""
+    """Warnings about files with another ending in class folders, and about media files outside class folders."""
     if others:
-        yield f"left out, for their ending is no {media}'s: {len(others)} files in class folders, the first {few(others[:1])}"
+        count = f"{len(others)} files in class folders"
+        yield f"left out, for their ending is no {media}'s: {count}, the first {few(others[:1])}"
     if stray:
         yield f"left out, for they lie in no class folder: {len(stray)} files, the first {few(stray[:1])}"
 

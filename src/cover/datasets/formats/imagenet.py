@@ -1,14 +1,17 @@
-"""ImageNet (1k, 21k): a folder per wnid, the label of a class being its place among the sorted wnids.
+"""The format `imagenet` (ImageNet 1k, 21k): one folder per wnid. The label is the index among the sorted wnids.
 
-Names are the words of `LOC_synset_mapping.txt` (`n01440764 tench, Tinca tinca`) or `words.txt` where the root or a
-folder above an annotated one holds it, else the wnids. A `classes` file gives one wnid per line, with or without words.
+Class names are the words of `LOC_synset_mapping.txt` (`n01440764 tench, Tinca tinca`) or `words.txt`, in the root or in
+a folder above an annotated one. Without these files the names are the wnids. A `classes` file has one wnid per line,
+with or without words.
 
-A split may also be a list, `name label` per line, the label a wnid or its place among the sorted ones. A flat
-validation folder needs one of these in the root or beside the folder, the first found is taken: Kaggle's
-`LOC_val_solution.csv`; such a list, called `ILSVRC2012_img_val.txt`, `val.txt` or `meta/val.txt`;
-`imagenet_2012_validation_synset_labels.txt`, the wnids of the images in their order; or `ILSVRC2012_devkit_t12/`, whose
-numbers are not in the order of wnids: `data/meta.mat` translates them (with scipy), or a `data/synsets.txt` with the
-wnid of number 1, 2, ... on each line.
+A split may also be a list with lines `name label`, where the label is a wnid or its index. A flat validation folder
+needs one of the following files, in the root or beside the folder. The first one that exists is used:
+
+- `LOC_val_solution.csv` from Kaggle;
+- a list `ILSVRC2012_img_val.txt`, `val.txt` or `meta/val.txt`;
+- `imagenet_2012_validation_synset_labels.txt`: the wnids of the images in order;
+- `ILSVRC2012_devkit_t12/`. Its class numbers are not in the order of the wnids. `data/meta.mat` (with scipy) or
+  `data/synsets.txt` (the wnid of number 1, 2, ... on each line) maps them to wnids.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ _GROUND_TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.t
 
 
 def imagenet(spec: DatasetSpec, split: str) -> Listing:
-    """The rows of one split. Raises UserError for a wnid outside the class list or images whose class nothing tells."""
+    """The samples of one split. Raises UserError for a wnid outside the class list, or images without a label file."""
     wnids, source = _wnids(spec)
     labels = Labels(ClassList.of(wnids, source))
     classes = ClassList.of(_names(spec, wnids), source)
@@ -58,7 +61,7 @@ def _rows(spec: DatasetSpec, split: str, labels: Labels) -> list[ListedSample]:
     if os.path.isfile(place):
         return _flat(_image_folder(spec, split), _from_list(place, labels))
     unlabelled = split == "test" or next(walk(place, "image"), None) is None
-    return _flat(place, {} if unlabelled else _from_what_lies_beside(spec, place, labels))
+    return _flat(place, {} if unlabelled else _from_label_file(spec, place, labels))
 
 
 def _class_folders(folder: str) -> list[str]:
@@ -66,7 +69,7 @@ def _class_folders(folder: str) -> list[str]:
 
 
 def _in_class_folders(folder: str, labels: Labels) -> tuple[list[ListedSample], tuple[str, ...]]:
-    """The rows, and remarks on what is left out."""
+    """The samples, and warnings about files that are left out."""
     rows, others = [], []
     for wnid in _class_folders(folder):
         label = labels.of(wnid, os.path.join(folder, wnid))
@@ -85,7 +88,7 @@ def _stray_warnings(folder: str, others: Sequence[str]) -> Iterator[str]:
 
 
 def _flat(folder: str, label_of: dict[str, int]) -> list[ListedSample]:
-    """What is listed, on disk (under any ending) or not, then what is on disk and not listed."""
+    """Listed images first, even without a file on disk (any ending matches), then images that are not listed."""
     on_disk = {Path(path).stem: path for path in walk(folder, "image")}
     named = {Path(name).stem: name for name in label_of}
     rows = [_listed(on_disk.get(stem) or os.path.join(folder, name), label_of[name]) for stem, name in named.items()]
@@ -98,7 +101,7 @@ def _listed(path: str, label: int | None) -> ListedSample:
 
 
 def _image_folder(spec: DatasetSpec, split: str) -> str:
-    """Where the images of a listed split lie: where the format has them, else the root."""
+    """The folder with the images of a listed split: the usual folder of the format, otherwise the root."""
     folders = (spec.root / place for place in CONVENTIONS["imagenet"].lists.get(split, ()))
     return str(next((folder for folder in folders if folder.is_dir()), spec.root))
 
@@ -106,8 +109,8 @@ def _image_folder(spec: DatasetSpec, split: str) -> str:
 # --- labels of images without class folders ---
 
 
-def _from_what_lies_beside(spec: DatasetSpec, folder: str, labels: Labels) -> dict[str, int]:
-    """File name -> label. Raises UserError where nothing tells."""
+def _from_label_file(spec: DatasetSpec, folder: str, labels: Labels) -> dict[str, int]:
+    """File name -> label. Raises UserError if there is no label file."""
     if solution := _beside(spec, "LOC_val_solution.csv"):
         return _from_kaggle(str(solution), labels)
     readers = {**dict.fromkeys(_LISTS, _from_list), _SYNSET_LABELS: _from_wnids_in_order, _GROUND_TRUTH: _from_devkit}
@@ -116,8 +119,8 @@ def _from_what_lies_beside(spec: DatasetSpec, folder: str, labels: Labels) -> di
             if place.is_file():
                 return read(str(place), labels)
     raise UserError(
-        f"{folder}: images without class folders; move them into folders named by wnid, or put LOC_val_solution.csv, {_LISTS[0]} "
-        f"(lines `name wnid`) or ILSVRC2012_devkit_t12 in {spec.root}"
+        f"{folder}: images without class folders; move them into folders named by wnid, or put LOC_val_solution.csv,"
+        f" {_LISTS[0]} (lines `name wnid`) or ILSVRC2012_devkit_t12 in {spec.root}"
     )
 
 
@@ -140,25 +143,25 @@ def _from_wnids_in_order(file: str, labels: Labels) -> dict[str, int]:
 
 
 def _from_devkit(file: str, labels: Labels) -> dict[str, int]:
-    wnid_of, result = _wnid_of_number(Path(file).parent), []
+    wnid_of, wnids = _wnid_of_number(Path(file).parent), []
     for row, number in enumerate(read_lines(file), start=1):
         if number not in wnid_of:
             raise UserError(f'{file}, row {row}: "{number}" is not the number of a class')
-        result.append((f"{file}, row {row}", wnid_of[number]))
-    return _numbered(result, labels)
+        wnids.append((f"{file}, row {row}", wnid_of[number]))
+    return _numbered(wnids, labels)
 
 
 def _wnid_of_number(data: Path) -> dict[str, str]:
-    """The devkit's class numbers, as text, in wnids."""
+    """Class number of the devkit, as text -> wnid."""
     if (data / "synsets.txt").is_file():
-        return {
-            str(number): line.split()[0] for number, line in enumerate(read_lines(str(data / "synsets.txt")), start=1)
-        }
+        lines = read_lines(str(data / "synsets.txt"))
+        return {str(number): line.split()[0] for number, line in enumerate(lines, start=1)}
     try:
         synsets = import_module("scipy.io").loadmat(str(data / "meta.mat"), squeeze_me=True)["synsets"]
     except ImportError:
         raise UserError(
-            f"{data / 'meta.mat'}: reading it takes scipy: pip install scipy; or give {_LISTS[0]} with lines `name wnid`"
+            f"{data / 'meta.mat'}: reading it takes scipy: pip install scipy;"
+            f" or give {_LISTS[0]} with lines `name wnid`"
         ) from None
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{data / 'meta.mat'}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -166,7 +169,7 @@ def _wnid_of_number(data: Path) -> dict[str, str]:
 
 
 def _numbered(wnids: Iterable[tuple[str, str]], labels: Labels) -> dict[str, int]:
-    """`(where, wnid)` of the validation images in their order, which their names count."""
+    """File name -> label, from `(where, wnid)` of the validation images 1, 2, ... in order."""
     return {
         f"ILSVRC2012_val_{number:08d}.JPEG": labels.of(wnid, where)
         for number, (where, wnid) in enumerate(wnids, start=1)
@@ -177,16 +180,16 @@ def _numbered(wnids: Iterable[tuple[str, str]], labels: Labels) -> dict[str, int
 
 
 def _wnids(spec: DatasetSpec) -> tuple[list[str], str]:
-    """Sorted wnids and where they come from."""
+    """The sorted wnids, and their origin for messages."""
     if spec.classes:
         return sorted(line.split()[0] for line in read_lines(spec.classes)), Path(spec.classes).name
     splits = naming_splits(spec)
-    results = sorted({wnid for split in splits for wnid in _wnids_of(spec.annotations[split])})
-    if not results:
+    wnids = sorted({wnid for split in splits for wnid in _wnids_of(spec.annotations[split])})
+    if not wnids:
         places = " or ".join(spec.annotations[split] for split in splits)
         hint = unpack_hint(spec.annotations[splits[0]]) or "or give the wnids with `classes: FILE`"
         raise UserError(f"{spec.name}: no folder named by a wnid (n01440764, ...) in {places}; {hint}")
-    return results, f"sorted wnids of {', '.join(splits)}"
+    return wnids, f"sorted wnids of {', '.join(splits)}"
 
 
 def _wnids_of(place: str) -> list[str]:
@@ -196,7 +199,7 @@ def _wnids_of(place: str) -> list[str]:
 
 
 def _names(spec: DatasetSpec, wnids: list[str]) -> list[str]:
-    """Words for wnids. Two classes of the same words ("crane", the bird and the machine) keep their wnid behind them."""
+    """Class names for wnids. Classes with equal words ("crane", a bird and a machine) get `WORDS (WNID)`."""
     file = spec.classes or next((file for name in _WORDS if (file := _beside(spec, name))), None)
     words = dict(pair for line in (read_lines(str(file)) if file else []) if len(pair := line.split(None, 1)) == 2)
     names = [words.get(wnid, wnid) for wnid in wnids]
@@ -205,6 +208,6 @@ def _names(spec: DatasetSpec, wnids: list[str]) -> list[str]:
 
 
 def _beside(spec: DatasetSpec, name: str) -> Path | None:
-    """A file that lies at the top of a download: the root or a folder above an annotated one."""
+    """A file in the root or in one of four folders above the first annotated folder; None if it does not exist."""
     folders = [spec.root, *Path(next(iter(spec.annotations.values()))).parents[:4]]
     return next((folder / name for folder in folders if (folder / name).is_file()), None)

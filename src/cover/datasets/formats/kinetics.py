@@ -1,10 +1,11 @@
-"""Kinetics (400, 600, 700, 700-2020): official csv lists, and clips in any of the folder layouts in circulation.
+"""The format `kinetics` (400, 600, 700, 700-2020): official csv lists, and clips in all common folder layouts.
 
-Lists: `label,youtube_id,time_start,time_end,split[,is_cc]`; test lists have no label. Class order: sorted names, the
-published convention. Clips are called `<11-character id>_<start>_<end>.mp4`, or `<id>.mp4` in some copies; an id may
-begin with - or _ and hold more of them, so a name is cut after 11 characters and never split. They lie flat in a folder
-per split (CVDF), in class folders (the crawler, mmaction2) or in volumes (OpenDataLab); all are found by listing the
-root once.
+Lists have the columns `label,youtube_id,time_start,time_end,split[,is_cc]`. Test lists have no label. The class order
+is that of the sorted names, as published. A clip is named `<11-character id>_<start>_<end>.mp4`, or `<id>.mp4` in some
+copies. An id may contain - and _, so a name is cut after 11 characters and never split at a separator.
+
+Clips may be in one folder per split (CVDF), in class folders (the crawler, mmaction2) or in volumes (OpenDataLab). The
+root is listed once, and clips are matched by name.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _ClipKey = tuple[str, int | None]
 
 
 def kinetics(spec: DatasetSpec, split: str) -> Listing:
-    """The rows of one split. Raises UserError for a list that cannot be read or a label outside the class list."""
+    """The samples of one split. Raises UserError for an invalid list or a label outside the class list."""
     classes = classes_from_catalog(spec) or _sorted_names(spec)
     labels = Labels(classes)
     records = _records(spec, split)
@@ -45,19 +46,18 @@ def kinetics(spec: DatasetSpec, split: str) -> Listing:
         youtube_id, start, end = _segment(record)
         stem = f"{youtube_id}_{int(start):06d}_{int(end):06d}"
         path = clips.get((youtube_id, int(start)))
-        # a name without times cannot say which of two segments it holds
+        # a file name without times cannot be matched to one of several segments of a video
         if path is None and rows_of_id[youtube_id] == 1:
             path = clips.get((youtube_id, None))
+        path = path or os.path.join(spec.root, split, f"{stem}.mp4")
         name = record.cells.get("label")
         label = labels.of(name, record.where) if name else None
-        rows.append(
-            ListedSample(stem, youtube_id, path or os.path.join(spec.root, split, f"{stem}.mp4"), label, start, end)
-        )
+        rows.append(ListedSample(stem, youtube_id, path, label, start, end))
     return Listing(classes, rows)
 
 
 def _records(spec: DatasetSpec, split: str) -> list[CsvRecord]:
-    """The rows of a split's list. Its `split` column only chooses where one file serves several splits."""
+    """The rows of a split's list. The `split` column is used only if one file serves several splits."""
     file = spec.annotations[split]
     records = read_records(file, ("youtube_id", "time_start", "time_end"))
     if list(spec.annotations.values()).count(file) == 1:
@@ -72,9 +72,8 @@ def _sorted_names(spec: DatasetSpec) -> ClassList:
         raise UserError(
             f"{spec.name}: no list of {', '.join(splits)} has a label; add a column label, or `classes: FILE`"
         )
-    return ClassList.of(
-        sorted(names), f"sorted labels of {', '.join(Path(spec.annotations[split]).name for split in splits)}"
-    )
+    files = ", ".join(Path(spec.annotations[split]).name for split in splits)
+    return ClassList.of(sorted(names), f"sorted labels of {files}")
 
 
 def _segment(record: CsvRecord) -> tuple[str, float, float]:
@@ -88,8 +87,10 @@ def _segment(record: CsvRecord) -> tuple[str, float, float]:
 
 
 def _clips(root: Path, split: str) -> dict[_ClipKey, str]:
-    """`(id, start)`, or `(id, None)` where the name has no times -> path. Of two copies the one in CVDF's folder of
-    replacements for corrupt clips wins, then the one in the split's own folder.
+    """`(id, start)` -> path, or `(id, None)` if the file name has no times.
+
+    Of two copies, the one in CVDF's folder of replacements for corrupt clips comes first, then the one in the split's
+    own folder.
     """
     clips: dict[_ClipKey, str] = {}
     others = frozenset(folder for folder in subfolders(root) if _of_another_split(folder, split))
@@ -101,7 +102,8 @@ def _clips(root: Path, split: str) -> dict[_ClipKey, str]:
 
 
 def _key(name: str) -> _ClipKey | None:
-    """
+    """The id and start time in a file name, None for other names.
+
     >>> _key("-_a_b_c_d_e_000017_000027.mp4")
     ('-_a_b_c_d_e', 17)
     """
@@ -113,11 +115,12 @@ def _key(name: str) -> _ClipKey | None:
 
 
 def _of_another_split(folder: str, split: str) -> bool:
-    """`val`, `val_256` and `videos_val` are, for the split train; a class folder such as `testifying` is not."""
+    """Whether a folder name has the word of another split, as `val_256` for train. `testifying` does not."""
     words = set(re.split(r"[\W_]+", folder.lower()))
     return not words & _NAMES_OF[split] and any(words & names for names in _NAMES_OF.values())
 
 
 def _rank(path: str, root: Path, split: str) -> tuple[bool, bool]:
+    """The sort key of copies of one clip. The smallest is used."""
     folders = os.path.relpath(os.path.dirname(path), root).lower()
     return "replacement" not in folders, not set(re.split(r"[\W_]+", folders)) & _NAMES_OF[split]

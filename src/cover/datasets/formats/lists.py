@@ -1,11 +1,14 @@
-"""Lists of `path label` lines, as SlowFast, VideoMAE and mmaction2 train from.
+"""The formats `list` and `csv`: lists of paths and labels.
 
-The label is what stands behind the last space, tab or comma of a line, so paths may hold spaces; they are absolute or
-relative to the root. There is no header. Labels are numbers, of which the catalog's `classes` file (one name per line)
-gives the names, or names of one word. Without that file numbered classes are called by their numbers, and named ones
-are in sorted order. Where the path is that of a folder of frames, their number may stand between it and the label, and
-is not used: the folder is read. A clip that is called as Kinetics' are (`<YouTube id>_<start>_<end>.mp4`) has its
-YouTube id as source.
+`list`: lines `path label` without a header, as for SlowFast, VideoMAE and mmaction2. The label is the text behind the
+last space, tab or comma, so a path may contain spaces. Paths are absolute or relative to the root. Labels are class
+numbers or names of one word. The catalog's `classes` file has the names for numbers; without it the numbers are the
+names, and named classes are in sorted order. A folder of frames may have its number of frames between path and label;
+this number is ignored. A clip with a name as in Kinetics (`<YouTube id>_<start>_<end>.mp4`) has its YouTube id as
+source id.
+
+`csv`: files with a header (docs/csv.md). The column `path` is required. `label` and `class` hold the one class of a
+sample, `labels` or `classes` hold any number of classes. `split`, `start` and `end` are optional.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,14 +37,16 @@ from cover.datasets.files import media_of
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError, nearest
 
+# --- list ---
+
 _WITH_COUNT = re.compile(r"(.+?)[ \t]+[0-9]+")
 _KINETICS = re.compile(r"(.{11})_\d{6}_\d{6}")
 
 
 def path_list(spec: DatasetSpec, split: str) -> Listing:
-    """The rows of one split. Raises UserError for a line without a label or a label outside the class list."""
+    """The samples of one split. Raises UserError for a line without a label or a label outside the class list."""
     numbered = all(label.isdecimal() for file in set(spec.annotations.values()) for _, _, label in _pairs(file))
-    classes = classes_from_catalog(spec) or (_counted(spec) if numbered else _sorted_names(spec))
+    classes = classes_from_catalog(spec) or (_numbered_classes(spec) if numbered else _named_classes(spec))
     labels = Labels(classes)
     rows = []
     for where, path, label in _pairs(spec.annotations[split]):
@@ -53,14 +58,15 @@ def path_list(spec: DatasetSpec, split: str) -> Listing:
 
 
 def _pairs(file: str) -> Iterator[tuple[str, str, str]]:
-    """As `read_pairs`, without numbers of frames."""
+    """`read_pairs` without the number of frames behind a folder of frames."""
     for where, path, label in read_pairs(file):
         counted = None if media_of(path) else _WITH_COUNT.fullmatch(path)
         yield where, counted[1] if counted else path, label
 
 
 def _source(path: str) -> str:
-    """
+    """The source id of a path: its YouTube id if the name is as in Kinetics, otherwise the path.
+
     >>> _source("archery/-_a_b_c_d_e_000017_000027.mp4"), _source("archery/1.mp4")
     ('-_a_b_c_d_e', 'archery/1.mp4')
     """
@@ -68,19 +74,23 @@ def _source(path: str) -> str:
     return kinetics[1] if kinetics else path
 
 
-def _counted(spec: DatasetSpec) -> ClassList:
-    """Numbers for names, as many as the highest label of all splits asks for. Raises UserError where one is absent."""
-    of_split = {split: {int(label) for _, _, label in _pairs(file)} for split, file in spec.annotations.items()}
-    present = set().union(*of_split.values())
-    gap = next((label for label in range(len(present)) if label not in present), None)
+def _numbered_classes(spec: DatasetSpec) -> ClassList:
+    """Classes "0", "1", ... up to the highest label of all splits. Raises UserError if a label between is missing."""
+    labels = {int(label) for file in spec.annotations.values() for _, _, label in _pairs(file)}
+    _check_no_gap(spec, "line", labels)
+    return ClassList.of([str(label) for label in range(len(labels))], f"labels of {_files(spec)}")
+
+
+def _check_no_gap(spec: DatasetSpec, noun: str, labels: Collection[int]) -> None:
+    gap = next((label for label in range(len(labels)) if label not in labels), None)
     if gap is not None:
         raise UserError(
-            f"{_files(spec)}: no line has the label {gap}; number the labels from 0 without gaps or give `classes: FILE`"
+            f"{_files(spec)}: no {noun} has the label {gap};"
+            " number the labels from 0 without gaps or give `classes: FILE`"
         )
-    return ClassList.of([str(label) for label in range(len(present))], f"labels of {_files(spec)}")
 
 
-def _sorted_names(spec: DatasetSpec) -> ClassList:
+def _named_classes(spec: DatasetSpec) -> ClassList:
     names = {label for split in naming_splits(spec) for _, _, label in _pairs(spec.annotations[split])}
     return ClassList.of(sorted(names), f"sorted labels of {_files(spec)}")
 
@@ -89,45 +99,48 @@ def _files(spec: DatasetSpec) -> str:
     return ", ".join(dict.fromkeys(Path(file).name for file in spec.annotations.values()))
 
 
+# --- csv ---
+
 _SPLIT_NAMES = {
     "train": {"train", "training"},
     "dev": {"dev"},
     "val": {"val", "valid", "validate", "validation"},
     "test": {"test", "testing"},
 }
-_ONE, _MANY = ("label", "class"), ("labels", "classes")  # columns that hold one class of a sample, or any number
-_UNKNOWN = "?"
-_WHOLE = (None, None)
+_ONE, _MANY = ("label", "class"), ("labels", "classes")  # columns for one class, or for any number of classes
+_UNKNOWN = "?"  # cell of a multi-label sample whose classes are not known
+_WHOLE = (None, None)  # segment of a whole file
 
 _Segment = tuple[float | None, float | None]
-_Cells = tuple[str, str]  # what a row says of its class: `label` and `class`, or the cell of many classes and nothing
+_Cells = tuple[str, str]  # the cells `label` and `class` of a row, or the multi-label cell and an empty one
 
 
 def csv_list(spec: DatasetSpec, split: str) -> Listing:
-    """The rows of one split. Raises UserError for a list that cannot be read, a label outside the class list or labels
-    with gaps.
+    """The samples of one split.
+
+    Raises UserError for an invalid list, a label outside the class list, or labels with gaps.
     """
     return csv_multi_label(spec)[split]
 
 
 def csv_multi_label(spec: DatasetSpec) -> dict[str, Listing]:
-    """The rows of all splits, as `csv_list`: every file is read once, however many splits it serves."""
+    """Split -> listing, for all splits. Every file is read once, also if it serves several splits."""
     lists = _Lists.read(spec)
     indexed = lists.indexed()
-    classes = classes_from_catalog(spec, lists.many) or (
-        _names_by_label(lists) if indexed else _sorted_names_csv_list(lists)
-    )
+    classes = classes_from_catalog(spec, lists.many) or (_names_by_label(lists) if indexed else _sorted_names(lists))
     labels = Labels(classes)
     return {split: _listing(lists, rows, labels, classes, indexed) for split, rows in lists.splits.items()}
 
 
-# --- what the files say ---
+# --- csv: reading the files ---
 
 
 @dataclass
 class _ListedRows:
-    """The rows of one split, a place per row in each list, for there may be millions. `cells`: which of `_Lists.known`
-    a row has; `first`: for each of those the first row that has it.
+    """The rows of one split as columns, which take less memory than objects. There may be millions of rows.
+
+    `cells`: for each row, the index of its class cells in `_Lists.known`. `first`: such an index -> number of the first
+    row with it, for messages.
     """
 
     file: str
@@ -147,8 +160,9 @@ class _ListedRows:
 
 @dataclass(frozen=True)
 class _Lists:
-    """All splits as they were read. `many`: a sample has any number of classes; `known`: the distinct cells of classes,
-    numbered.
+    """All splits of a csv data set. `many`: whether it is multi-label. `known`: the distinct class cells.
+
+    Labels are parsed once per distinct cell, not once per row.
     """
 
     spec: DatasetSpec
@@ -164,43 +178,37 @@ class _Lists:
         splits = {split: _ListedRows(file) for split, file in spec.annotations.items()}
         known: dict[_Cells, int] = {}
         for file, table in tables.items():
-            _read(
-                _Columns.of(spec, table, many),
-                table,
-                {split: rows for split, rows in splits.items() if rows.file == file},
-                known,
-            )
+            of_file = {split: rows for split, rows in splits.items() if rows.file == file}
+            _read(_Columns.of(spec, table, many), table, of_file, known)
         return cls(spec, many, splits, list(known))
 
     def named(self, cells: int) -> list[tuple[str, str]]:
-        """`(label, name)` of each class in some cells; the label is empty where there is a column `class` alone."""
+        """`(label, name)` of each class in some cells. The label is empty if there is only a column `class`."""
         label, name = self.known[cells]
         if self.many:
             return [(word, word) for word in self.words(cells) or ()]
         return [(label, name or label)] if label or name else []
 
     def words(self, cells: int) -> list[str] | None:
-        """The classes in the one cell of a multi-label row; None where they are not known."""
+        """The classes in a multi-label cell, None if they are not known."""
         text = self.known[cells][0]
-        return (
-            None
-            if text.strip() == _UNKNOWN
-            else [word for part in text.split(self.spec.separator) if (word := part.strip())]
-        )
+        if text.strip() == _UNKNOWN:
+            return None
+        return [word for part in text.split(self.spec.separator) if (word := part.strip())]
 
     def indexed(self) -> bool:
-        """Whether the column of labels holds numbers rather than names."""
+        """Whether the labels are numbers and not names."""
         labels = {label for cells in range(len(self.known)) for label, _ in self.named(cells)} - {""}
         return bool(labels) and all(map(_is_number, labels))
 
 
 def _many(spec: DatasetSpec, tables: Iterable[CsvTable]) -> bool:
-    """Whether a sample has any number of classes: its lists have a column that says so."""
+    """Whether the data set is multi-label, by its columns. Raises UserError for columns of both kinds."""
     columns = {column for table in tables for column in table.header}
-    results = [column for column in (*_MANY, *_ONE) if column in columns]
-    if columns.intersection(_MANY) and len(results) > 1:
+    present = [column for column in (*_MANY, *_ONE) if column in columns]
+    if columns.intersection(_MANY) and len(present) > 1:
         raise UserError(
-            f'{_files_csv_list(spec)}: has a column "{results[0]}" and a column "{results[1]}";'
+            f'{_files(spec)}: has a column "{present[0]}" and a column "{present[1]}";'
             " keep label where a sample has one class, labels where it has any number"
         )
     return not columns.isdisjoint(_MANY)
@@ -208,7 +216,7 @@ def _many(spec: DatasetSpec, tables: Iterable[CsvTable]) -> bool:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where in the rows of a file its columns stand; None for one that it does not have. `classes`: those of `_Cells`."""
+    """The positions of the columns in the rows of a file, None for absent columns. `classes`: those of `_Cells`."""
 
     file: str
     path: int
@@ -217,7 +225,7 @@ class _Columns:
     start: int | None
     end: int | None
     classes: tuple[int | None, int | None]
-    absent: str  # what a row says of its class where it has no such column
+    absent: str  # the class cell of a file without a class column
 
     @classmethod
     def of(cls, spec: DatasetSpec, table: CsvTable, many: bool) -> _Columns:
@@ -248,64 +256,57 @@ class _Columns:
 
 
 def _read(columns: _Columns, table: CsvTable, splits: Mapping[str, _ListedRows], known: dict[_Cells, int]) -> None:
-    """Add the rows of a file to the splits that it serves: its column `split` chooses, where it has one."""
-    every, whole = list(splits.values()), columns.start is None and columns.end is None
-    chosen: dict[str, list[_ListedRows]] = {}
+    """Add the rows of a file to its splits. The column `split`, if there is one, chooses the split of each row."""
+    all_splits, whole = list(splits.values()), columns.start is None and columns.end is None
+    by_word: dict[str, list[_ListedRows]] = {}  # word in the column `split` -> the splits that it names
     for number, row in table.rows:
-        into = every
+        targets = all_splits
         if columns.split is not None:
             word = row[columns.split]
-            if word not in chosen:
-                chosen[word] = [rows for split, rows in splits.items() if word in _SPLIT_NAMES[split]]
-            into = chosen[word]
-        if not into:
+            if word not in by_word:
+                by_word[word] = [rows for split, rows in splits.items() if word in _SPLIT_NAMES[split]]
+            targets = by_word[word]
+        if not targets:
             continue
         path = row[columns.path]
         if not path:
             raise UserError(f"{place_of(columns.file, number)}: no path")
         segment = _WHOLE if whole else columns.segment(number, row)
         cells = known.setdefault(columns.cells(row), len(known))
-        for rows in into:
+        for rows in targets:
             rows.add(number, path, row[columns.source] or path, segment, cells)
-    unserved = next((split for split, rows in splits.items() if chosen and not rows.paths), None)
-    if unserved:
-        raise UserError(
-            f'{columns.file}: no row of the split "{unserved}" in its column split{nearest(unserved, chosen)}'
-        )
+    empty = next((split for split, rows in splits.items() if by_word and not rows.paths), None)
+    if empty:
+        raise UserError(f'{columns.file}: no row of the split "{empty}" in its column split{nearest(empty, by_word)}')
 
 
-# --- rows and classes ---
+# --- csv: samples and classes ---
 
 
 def _listing(lists: _Lists, rows: _ListedRows, labels: Labels, classes: ClassList, indexed: bool) -> Listing:
-    class_of = {
-        cells: _class(lists, cells, labels, indexed, place_of(rows.file, number))
-        for cells, number in rows.first.items()
-    }
+    places = {cells: place_of(rows.file, number) for cells, number in rows.first.items()}
+    class_of = {cells: _class(lists, cells, labels, indexed, where) for cells, where in places.items()}
     root = str(lists.spec.root)
     columns = zip(rows.paths, rows.sources, rows.segments, rows.cells)
     listed = [_listed(root, path, source, segment, class_of[cells]) for path, source, segment, cells in columns]
     return Listing(classes, listed, tuple(_of_no_class(listed)))
 
 
-def _listed(root: str, path: str, source: str, segment: _Segment, present: int | list[int] | None) -> ListedSample:
+def _listed(root: str, path: str, source: str, segment: _Segment, classes: int | list[int] | None) -> ListedSample:
     start, end = segment
     sample = path if segment == _WHOLE else f"{path}#{start or 0:g}-{'' if end is None else f'{end:g}'}"
-    label, several = (None, present) if isinstance(present, list) else (present, None)
-    return ListedSample(
-        sample, source, os.path.normpath(os.path.join(root, path)), label, start=start, end=end, labels=several
-    )
+    label, labels = (None, classes) if isinstance(classes, list) else (classes, None)
+    file = os.path.normpath(os.path.join(root, path))
+    return ListedSample(sample, source, file, label, start=start, end=end, labels=labels)
 
 
 def _class(lists: _Lists, cells: int, labels: Labels, indexed: bool, where: str) -> int | list[int] | None:
-    """The label of rows with these cells, the labels where there are many; None where they are not known."""
+    """The label, or the labels of a multi-label set, of rows with these cells. None if they are not known."""
     if lists.many:
         words = lists.words(cells)
-        return (
-            None
-            if words is None
-            else sorted({labels.at(int(word), where) if indexed else labels.of(word, where) for word in words})
-        )
+        if words is None:
+            return None
+        return sorted({labels.at(int(word), where) if indexed else labels.of(word, where) for word in words})
     label, name = lists.known[cells]
     if indexed and label:
         return labels.at(int(label), where)
@@ -313,16 +314,17 @@ def _class(lists: _Lists, cells: int, labels: Labels, indexed: bool, where: str)
 
 
 def _of_no_class(rows: Sequence[ListedSample]) -> Iterator[str]:
-    """Said, because an empty cell may be a forgotten one."""
+    """A warning about samples without a class, because an empty cell may be a mistake."""
     if count := sum(row.labels == [] for row in rows):
-        yield f"{count} of {len(rows)} samples have no class, which counts; where the classes are not known, write {_UNKNOWN}"
+        total = f"{count} of {len(rows)} samples"
+        yield f"{total} have no class, which counts; where the classes are not known, write {_UNKNOWN}"
 
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def _sorted_names_csv_list(lists: _Lists) -> ClassList:
+def _sorted_names(lists: _Lists) -> ClassList:
     splits = naming_splits(lists.spec)
     names = {name for split in splits for cells in lists.splits[split].first for _, name in lists.named(cells)}
     file = lists.splits[splits[0]].file
@@ -340,22 +342,14 @@ def _is_several(name: str, names: set[str]) -> bool:
 
 
 def _names_by_label(lists: _Lists) -> ClassList:
-    """Names in the order of their labels, which must be 0, 1, 2, ... over all splits together."""
+    """Class names in the order of their labels, which must be 0, 1, 2, ... over all splits together."""
     name_of: dict[int, str] = {}
-    present = (
-        (place_of(rows.file, number), cells) for rows in lists.splits.values() for cells, number in rows.first.items()
-    )
-    for where, (label, name) in ((where, pair) for where, cells in present for pair in lists.named(cells)):
-        if label and name_of.setdefault(int(label), name) != name:
-            raise UserError(f'{where}: label {label} is "{name}" here and "{name_of[int(label)]}" before')
-    gap = next((label for label in range(len(name_of)) if label not in name_of), None)
-    files = _files_csv_list(lists.spec)
-    if gap is not None:
-        raise UserError(
-            f"{files}: no row has the label {gap}; number the labels from 0 without gaps or give `classes: FILE`"
-        )
-    return ClassList.of([name_of[label] for label in range(len(name_of))], f"labels of {files}", lists.many)
-
-
-def _files_csv_list(spec: DatasetSpec) -> str:
-    return ", ".join(dict.fromkeys(Path(file).name for file in spec.annotations.values()))
+    for rows in lists.splits.values():
+        for cells, number in rows.first.items():
+            for label, name in lists.named(cells):
+                if label and name_of.setdefault(int(label), name) != name:
+                    before = f'"{name_of[int(label)]}" before'
+                    raise UserError(f'{place_of(rows.file, number)}: label {label} is "{name}" here and {before}')
+    _check_no_gap(lists.spec, "row", name_of)
+    names = [name_of[label] for label in range(len(name_of))]
+    return ClassList.of(names, f"labels of {_files(lists.spec)}", lists.many)

@@ -1,9 +1,9 @@
-"""Moments in Time (v1: 339 classes, v2: 305): headerless csv lists and a folder per class.
+"""The format `moments` (Moments in Time, v1: 339 classes, v2: 305 classes): csv lists without a header.
 
-`trainingSet.csv` and `validationSet.csv`: `label/name.mp4,label,positive votes,negative votes`, files under `training/`
-and `validation/`. `moments_categories.txt` gives the class order as `label,index`, or by its lines where it holds names
-only. The two versions are told apart by their number of classes, and the version stands in the class list's source:
-their results do not compare.
+The lists `trainingSet.csv` and `validationSet.csv` have rows `label/name.mp4,label,positive votes,negative votes`. The
+files are in `training/` and `validation/`, one folder per class. `moments_categories.txt` has the class order as rows
+`label,index`, or as names in order. The number of classes identifies the version. The source of the class list names
+the version, because results on the two versions cannot be compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _YOUTUBE = re.compile(r"yt-(.{11})_\d+")
 
 
 def moments(spec: DatasetSpec, split: str) -> Listing:
-    """The rows of one split. Raises UserError for a list that cannot be read or a label outside the class list."""
+    """The samples of one split. Raises UserError for an invalid list or a label outside the class list."""
     classes = _classes(spec)
     labels = Labels(classes)
     folder = spec.root / _FOLDERS.get(split, split)
@@ -43,7 +43,7 @@ def _pairs(file: str) -> list[tuple[str, str, str]]:
 
 
 def _source(path: str) -> str:
-    """The YouTube id where the name carries one, else the name.
+    """The YouTube id in a file name, otherwise the name.
 
     >>> _source("clapping/yt-0a_b-c1D2E3_12.mp4"), _source("clapping/getty-12.mp4")
     ('0a_b-c1D2E3', 'getty-12')
@@ -59,9 +59,8 @@ def _classes(spec: DatasetSpec) -> ClassList:
         return _versioned(_categories(file), file.name)
     splits = naming_splits(spec)
     names = {name for split in splits for _, _, name in _pairs(spec.annotations[split])}
-    return _versioned(
-        sorted(names), f"sorted labels of {', '.join(Path(spec.annotations[split]).name for split in splits)}"
-    )
+    files = ", ".join(Path(spec.annotations[split]).name for split in splits)
+    return _versioned(sorted(names), f"sorted labels of {files}")
 
 
 def _versioned(names: list[str], source: str) -> ClassList:

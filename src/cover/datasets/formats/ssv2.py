@@ -1,9 +1,9 @@
-"""Something-Something v2: JSON lists, one video per id.
+"""The format `ssv2` (Something-Something v2): JSON lists, one video per id.
 
-`something-something-v2-labels.json` (newer downloads: `labels.json`) beside the lists maps a template without its
-brackets to its label; `-train.json` and `-validation.json` hold `{id, template, ...}`; `-test.json` only ids. The
-videos lie under the root, in whatever folder: `20bn-something-something-v2/<id>.webm` as published, mp4 in re-encoded
-copies, or a folder of frames called by the id.
+`something-something-v2-labels.json` (newer downloads: `labels.json`), beside the lists, maps a template without its
+brackets to its label. `-train.json` and `-validation.json` have items `{id, template, ...}`, `-test.json` only ids. The
+videos may be in any folder under the root: `20bn-something-something-v2/<id>.webm` as published, mp4 in re-encoded
+copies, or a folder of frames named by the id.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LABELS = ("something-something-v2-labels.json", "labels.json")
 
 
 def ssv2(spec: DatasetSpec, split: str) -> Listing:
-    """The rows of one split. Raises UserError for a list that cannot be read or a template outside the class list."""
+    """The samples of one split. Raises UserError for an invalid list or a template outside the class list."""
     classes = _classes(spec)
     labels = Labels(classes)
     file = spec.annotations[split]
@@ -39,7 +39,8 @@ def _label(labels: Labels, template: Any, where: str) -> int | None:
 
 
 def _bare(template: str) -> str:
-    """
+    """A template without its brackets.
+
     >>> _bare("Pulling [something] from left to right")
     'Pulling something from left to right'
     """
@@ -51,21 +52,21 @@ def _items(file: str) -> list[tuple[str, str, Any]]:
     items = read_json(file)
     if not isinstance(items, list):
         raise UserError(f"{file}: expected a JSON list of objects with an id")
-    results = []
+    parsed = []
     for number, item in enumerate(items, start=1):
         where = f"{file}, item {number}"
         if not isinstance(item, dict) or not isinstance(item.get("id"), str | int):
             raise UserError(f"{where}: expected an object with an id")
-        results.append((where, str(item["id"]), item.get("template")))
-    return results
+        parsed.append((where, str(item["id"]), item.get("template")))
+    return parsed
 
 
 def _classes(spec: DatasetSpec) -> ClassList:
-    """Names in the order of the published label file, or of the file in the catalog's `classes` key."""
+    """The classes of the published label file, or of the file of the catalog's `classes` key."""
     if spec.classes and not spec.classes.endswith(".json"):
-        value = classes_from_catalog(spec)
-        assert value is not None
-        return ClassList.of([_bare(name) for name in value.names], value.source)
+        given = classes_from_catalog(spec)
+        assert given is not None
+        return ClassList.of([_bare(name) for name in given.names], given.source)
     file = spec.classes or _label_file(spec)
     index = read_json(file)
     try:

@@ -1,11 +1,14 @@
-"""UCF101 and HMDB51: a folder per class, and three numbered divisions into train and test.
+"""The format `splits` (UCF101 and HMDB51): one folder per class, and three numbered divisions into train and test.
 
-UCF101: `trainlist01.txt` with lines `Class/video.avi 1`, `testlist01.txt` without the number; `classInd.txt` beside
-them gives the class order as `1 Class`. HMDB51: for each class `<class>_test_split1.txt` with lines `video.avi 1`,
-where 1 is train, 2 test and 0 neither; class order is sorted names. An annotation is the one list of UCF101, or for
-HMDB51 the folder (its first division) or a pattern that chooses another, `splits/*_test_split2.txt`; val, where it is
-annotated rather than test, means the test part. The videos lie in class folders anywhere under the root, under any
-ending. The source is the longer video that clips were cut from, as their names tell it.
+UCF101: `trainlist01.txt` has lines `Class/video.avi 1`, `testlist01.txt` has lines without the number. `classInd.txt`
+beside them has the class order, as lines `1 Class`. An annotation is the path of one list.
+
+HMDB51: each class has a file `<class>_test_split1.txt` with lines `video.avi 1`, where 1 is train, 2 is test and 0 is
+neither. The class order is that of the sorted names. An annotation is the folder of these files (first division) or a
+pattern for another division, such as `splits/*_test_split2.txt`. If `val` is annotated, it is the test part.
+
+The videos may be anywhere under the root, in class folders, with any ending. The source id is the name of the longer
+video that a clip was cut from.
 """
 
 from __future__ import annotations
@@ -35,13 +38,13 @@ _UCF_GROUP = re.compile(r"(v_.+_g\d+)_c\d+")
 
 @dataclass(frozen=True)
 class _ListedVideo:
-    where: str
-    name: str  # of the class
+    where: str  # file and row, for messages
+    name: str  # the class
     file: str
 
 
 def ucf_hmdb(spec: DatasetSpec, split: str) -> Listing:
-    """The rows of one split. Raises UserError for a list that cannot be read or a class outside the class list."""
+    """The samples of one split. Raises UserError for an invalid list or a class outside the class list."""
     classes = classes_from_catalog(spec) or _classes(spec)
     labels = Labels(classes)
     clips = {(os.path.basename(os.path.dirname(path)), Path(path).stem): path for path in walk(spec.root, "video")}
@@ -49,14 +52,14 @@ def ucf_hmdb(spec: DatasetSpec, split: str) -> Listing:
     for item in _items(spec, split):
         stem = Path(item.file).stem
         path = clips.get((item.name, stem)) or os.path.join(spec.root, item.name, item.file)
-        rows.append(
-            ListedSample(f"{item.name}/{stem}", _source(item.name, stem), path, labels.of(item.name, item.where))
-        )
+        label = labels.of(item.name, item.where)
+        rows.append(ListedSample(f"{item.name}/{stem}", _source(item.name, stem), path, label))
     return Listing(classes, rows)
 
 
 def _source(name: str, stem: str) -> str:
-    """
+    """The source id of a clip of class `name`, from its file name without ending.
+
     >>> _source("Archery", "v_Archery_g08_c01"), _source("clap", "#20_Rhythm_clap_u_nm_np1_fr_goo_0")
     ('v_Archery_g08', '#20_Rhythm')
     """
@@ -66,14 +69,13 @@ def _source(name: str, stem: str) -> str:
 
 def _items(spec: DatasetSpec, split: str) -> list[_ListedVideo]:
     place = Path(spec.annotations[split])
-    results = [place] if place.is_file() else _files_of_hmdb(place)
-    if not results:
+    files = [place] if place.is_file() else _files_of_hmdb(place)
+    if not files:
         raise UserError(
             f"{spec.name}: {place} is neither a list nor a folder or pattern of <class>_test_split1.txt files"
         )
-    return [
-        item for file in results for item in (_of_hmdb(file, split) if _OF_HMDB.fullmatch(file.name) else _of_ucf(file))
-    ]
+    read = (_of_hmdb(file, split) if _OF_HMDB.fullmatch(file.name) else _of_ucf(file) for file in files)
+    return [item for items in read for item in items]
 
 
 def _files_of_hmdb(place: Path) -> list[Path]:
