@@ -52,7 +52,7 @@ def falls(predictor: Predictor, file: str, head: str, share: float, rng: np.rand
     places = {method: np.argsort(-one.heat, axis=None)[:count] for method, one in results.items()}
     places |= {"random": rng.permutation(size)[:count], "coldest": np.argsort(each.heat, axis=None)[:count]}
     views = [each.frames, *(covered(each.frames, each.heat, places[order]) for order in ORDERS)]
-    place = each.prediction.classes.index(each.named)
+    place = each.prediction.classes.index(each.class_name)
     before, *after = (float(item.scores[head][place]) for item in predictor.run([view[None] for view in views]))
     return [before - share for share in after]
 

@@ -263,7 +263,7 @@ def test_an_explanation_is_that_of_the_command(
     _, (wanted,) = explanations(predictor, str(folder / name), ExplainOptions((head,)))
     status, result = server.explain((folder / name).read_bytes(), f"?head={head}")
     assert status == 200
-    assert (result["head"], result["name"], result["damage"]) == (head, wanted.named, None)
+    assert (result["head"], result["name"], result["damage"]) == (head, wanted.class_name, None)
     assert result["probability"] == pytest.approx(wanted.probability, abs=1e-6)
     assert [frame["time"] for frame in result["frames"]] == list(wanted.times)
     np.testing.assert_allclose([frame["heat"] for frame in result["frames"]], wanted.heat, atol=2e-6)
