@@ -51,7 +51,7 @@ def falls(predictor: Predictor, file: str, head: str, fraction: float, rng: np.r
     places = {method: np.argsort(-one.heat, axis=None)[:count] for method, one in by_method.items()}
     places |= {"random": rng.permutation(size)[:count], "coldest": np.argsort(gradient.heat, axis=None)[:count]}
     views = [gradient.frames, *(covered(gradient.frames, gradient.heat, places[order]) for order in ORDERS)]
-    index = gradient.prediction.classes.index(gradient.named)
+    index = gradient.prediction.classes.index(gradient.class_name)
     before, *after = (float(item.scores[head][index]) for item in predictor.run([view[None] for view in views]))
     return [before - probability for probability in after]
 

@@ -41,7 +41,9 @@ def table_of_contents(app: Sphinx, page: str, source: list[str]) -> None:
 
 def links_to_studies(app: Sphinx, page: str, source: list[str]) -> None:
     """A kept report is Markdown for readers of the repository and HTML for readers of the site."""
-    source[0] = re.sub(r"\[([^]]+)\]\(\.\./studies/([\w-]+)/report\.md\)", r'<a href="\2/report.html">\1</a>', source[0])
+    source[0] = re.sub(
+        r"\[([^]]+)\]\(\.\./studies/([\w-]+)/report\.md\)", r'<a href="\2/report.html">\1</a>', source[0]
+    )
 
 
 def setup(app: Sphinx) -> None:

@@ -68,9 +68,10 @@ def log_and_double(log: Path, number: int) -> int:
 
 
 def dead(pid: int) -> bool:
-    """Whether a process has ended; one that waits to be collected has."""
+    """Whether a process has ended with all its threads; one that waits to be collected has."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        zombie = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return zombie and len(os.listdir(f"/proc/{pid}/task")) == 1
     except OSError:
         return True
 

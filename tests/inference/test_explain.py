@@ -123,7 +123,7 @@ def test_the_heat_is_the_roll_out_of_the_middle_view(folder: Path, predictor: Pr
     np.testing.assert_allclose(ssv2.heat, predictor.model.heat(pixels, "ssv2", 2).heat, atol=1e-6)
     np.testing.assert_allclose(tags.heat, predictor.model.heat(pixels, "tags", 0).heat, atol=1e-6)
     assert np.abs(ssv2.heat - tags.heat).sum() > 0.01
-    assert (ssv2.named, ssv2.probability) == ("left", pytest.approx(float(ssv2.prediction.scores[2])))
+    assert (ssv2.class_name, ssv2.probability) == ("left", pytest.approx(float(ssv2.prediction.scores[2])))
     rolled = explanations(predictor, str(folder / "clip.mp4"), ExplainOptions(("ssv2", "tags"), method="rollout"))[1]
     np.testing.assert_allclose(rolled[0].heat, predictor.model.heat(pixels).heat, atol=1e-6)
     assert np.array_equal(rolled[0].heat, rolled[1].heat)  # it knows nothing of classifiers
@@ -150,7 +150,7 @@ def test_of_a_video_by_one_frame(folder: Path, tmp_path: Path) -> None:
 
 def test_a_named_class_is_asked_of_the_heads_that_have_it(folder: Path, predictor: Predictor) -> None:
     clip = str(folder / "clip.mp4")
-    assert [each.prediction.head for each in explanations(predictor, clip, ExplainOptions(named="left"))[1]] == [
+    assert [each.prediction.head for each in explanations(predictor, clip, ExplainOptions(class_name="left"))[1]] == [
         "ssv2",
         "tags",
     ]
@@ -278,7 +278,11 @@ def test_bars_are_as_long_as_the_frames_parts() -> None:
 @pytest.mark.parametrize("frames", [1, 2, 3, 16])
 def test_sheets_of_any_number_of_frames_and_any_words(frames: int) -> None:
     long = replace(
-        CAPTION, named="läuft & springt " * 30, file="x" * 300, top=(("läuft & springt " * 30, 1.0),), note="y" * 900
+        CAPTION,
+        class_name="läuft & springt " * 30,
+        file="x" * 300,
+        top=(("läuft & springt " * 30, 1.0),),
+        note="y" * 900,
     )
     for caption in (CAPTION, long):
         for heat in (np.zeros((frames, 4, 4), np.float32), np.full((frames, 4, 4), 1 / (16 * frames), np.float32)):

@@ -114,7 +114,7 @@ def test_a_folder_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest
         return inside(path, *args, **more)
 
     monkeypatch.setattr(Path, "write_text", meanwhile)
-    with pytest.raises(UserError, match="theirs: has come meanwhile, and is left as it is"):
+    with pytest.raises(UserError, match="theirs: has appeared meanwhile and does not change"):
         export_transformers(tmp_path / "ours", "moves", out)
     assert [path.name for path in out.rglob("*")] == ["mine"]
 

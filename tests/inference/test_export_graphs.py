@@ -251,7 +251,7 @@ def test_a_file_that_comes_meanwhile_stays(
 ) -> None:
     if not links:
         monkeypatch.setattr(os, "link", no_links)
-    with pytest.raises(UserError, match=f"{name}: has come meanwhile, and is left as it is"):
+    with pytest.raises(UserError, match=f"{name}: has appeared meanwhile and does not change"):
         write_two(tmp_path / "model.onnx", name)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 

@@ -275,7 +275,7 @@ def test_rows_that_are_there_are_not_made_again(
     monkeypatch.setattr(Predictor, "run", lambda self, clips: (visited.append(len(clips)), run(self, clips))[1])
     code, _, err = typed(files / "a.mp4", files / "e.png", "--out", out)
     assert (code, sum(visited)) == (0, 2)  # two heads that look differently at one image
-    assert "goes on behind 1 rows; 1 of 2 files are left" in err
+    assert "continues after 1 rows; 1 of 2 files are left" in err
     assert out.read_bytes().startswith(before)
 
 
@@ -390,7 +390,7 @@ def limited(limit: str, release: Path, *arguments: object, stdout: str = "/dev/n
 def test_a_full_disk_ends_rows_in_one_line(release: Path, files: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / name
     arguments = (release, files / "a.mp4", files / "c, d.mp4", files / "e.png", "--out", out)
-    record = f"cover predict: --out {out}: cannot be written: File too large; the same command goes on from here\n"
+    record = f"cover predict: --out {out}: cannot be written: File too large; the same command continues from here\n"
     assert limited("ulimit -f 1", *arguments) == (2, record)
     assert out.stat().st_size == 1024
     assert limited("true", *arguments)[0] == 0
@@ -547,7 +547,7 @@ def test_the_list_of_features_replaces_nothing_else(typed: Typed, files: Path, t
         (["--stride", "0"], "--stride: goes with --window"),
         (["--out", "rows.txt"], "name it .jsonl or .csv"),
         (["--embed", "f.pt", "--out", "rows.csv"], "name it .npy or .arrow"),
-        (["--embed", "f.npy", "--engine", "ray"], "--engine pool alone"),
+        (["--embed", "f.npy", "--engine", "ray"], "only --engine pool"),
         (["--embed", "f.npy", "--out", "f.csv"], "f.csv: --out writes it too"),
         (["--embed", "f.npy", "--json", "f.csv"], "f.csv: --json writes it too"),
         (["--embed", "f.npy", "--json", "./f.npy"], "f.npy: --json writes it too"),

@@ -263,7 +263,7 @@ def test_an_explanation_is_that_of_the_command(
     _, (wanted,) = explanations(predictor, str(folder / name), ExplainOptions((head,)))
     status, result = server.explain((folder / name).read_bytes(), f"?head={head}")
     assert status == 200
-    assert (result["head"], result["name"], result["damage"]) == (head, wanted.named, None)
+    assert (result["head"], result["name"], result["damage"]) == (head, wanted.class_name, None)
     assert result["probability"] == pytest.approx(wanted.probability, abs=1e-6)
     assert [frame["time"] for frame in result["frames"]] == list(wanted.times)
     np.testing.assert_allclose([frame["heat"] for frame in result["frames"]], wanted.heat, atol=2e-6)
@@ -406,7 +406,9 @@ def test_of_a_decoded_file_only_the_middle_view_outlasts_its_naming(
     service._decoders = decode  # type: ignore[assignment]
     try:
         with busy(service):
-            requested = service._request_explanation(job, ExplainQuery("kinetics"), time.monotonic() + 20, threading.Event())
+            requested = service._request_explanation(
+                job, ExplainQuery("kinetics"), time.monotonic() + 20, threading.Event()
+            )
             assert visited[0]().shape == (6, 4, 3, 16, 16)
             visited.append(requested.pixels.clips)
         requested.result.result(timeout=10)

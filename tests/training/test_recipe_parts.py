@@ -175,7 +175,10 @@ def test_patterns_and_sets_are_written_as_sections(tmp_path: Path) -> None:
         ({"optimizer": Optimizer(schedule="steps")}, "optimizer.milestones: needed by the schedule steps"),
         ({"optimizer": Optimizer(milestones=[0.5])}, "optimizer.milestones: only for the schedule steps"),
         ({"optimizer": Optimizer(schedule="steps", milestones=[0.9, 0.5])}, "optimizer.milestones: .* ascending"),
-        ({"optimizer": Optimizer(schedule="steps", milestones=[11, 14])}, "optimizer.milestones: .* fractions of the run"),
+        (
+            {"optimizer": Optimizer(schedule="steps", milestones=[11, 14])},
+            "optimizer.milestones: .* fractions of the run",
+        ),
         ({"optimizer": Optimizer(layer_decay=1.5)}, "optimizer.layer_decay: 1.5"),
         ({"optimizer": Optimizer(patterns={"x": Pattern(lr=-1)})}, 'optimizer.patterns: "x": lr: -1 is not 0 or more'),
     ],

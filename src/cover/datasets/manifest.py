@@ -162,8 +162,8 @@ def write_manifest(
     metadata: dict[str, Any] = {"name": name, "split": split, "media": media, "root": root}
     metadata |= {key: value for key, value in (("scope", scope), ("original", original)) if value}
     metadata |= {"class_names": list(classes.names), "class_source": classes.source, "multi_label": classes.many}
-    columns = [pa.field(column, _TYPES[column]) for column in _COLUMNS]
-    schema = pa.schema(columns, metadata={"cover": json.dumps(metadata)})
+    fields = [pa.field(column, _TYPES[column]) for column in _COLUMNS]
+    schema = pa.schema(fields, metadata={"cover": json.dumps(metadata)})
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

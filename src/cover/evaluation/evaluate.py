@@ -415,7 +415,7 @@ def evaluate_release(
         keep = file.keep if scores else None
         for task in tasks:
             by_variant = evaluate(model, task, where, workers, _for_media(variants, task), seed, group, keep)
-            more = {"class_names": list(task.classes), "checkpoint": str(folder)}
+            more: dict[str, Any] = {"class_names": list(task.classes), "checkpoint": str(folder)}
             more |= {"step": model.metadata.get("step"), "seed": seed}
             results += [{**result, **more} for result in by_variant.values()]
     return results

@@ -1,1 +1,1 @@
-"""What a user does with a checkpoint."""
+"""Use of a checkpoint: prediction, features, explanation and export."""

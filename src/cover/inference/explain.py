@@ -1,4 +1,4 @@
-"""`cover explain`: for every head, the places and frames of a file that speak for its class."""
+"""Explanation of predictions, `cover explain`: for every head, the patches and frames that speak for a class."""
 
 from __future__ import annotations
 
@@ -39,26 +39,27 @@ EXPLANATION_FILE = "explanation.json"
 
 @dataclass(frozen=True)
 class ExplainOptions:
-    """Of which heads (None: all), for which class (None: each head's likeliest), and how the heat is made: `gradient`
-    for what speaks for the class, `rollout` for where attention went at all.
+    """The heads (None: all), the class (None: the most likely class of each head) and the method.
+
+    `gradient`: attention weighted by its effect on the class. `rollout`: all attention, whichever the class.
     """
 
     heads: tuple[str, ...] | None = None
-    named: str | None = None
+    class_name: str | None = None
     method: Method = "gradient"
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a head said of a file and what it rests on.
+    """The prediction of a head for a file, and its explanation for the class `class_name`.
 
-    `prediction`: of the head's own views, as `cover predict` has it. `frames`: uint8 `(T, 3, size, size)`, the middle
-    view, whose heat is in `heat`, float32 `(T, h, w)`, 1 in all, for the class `named`, computed by `method`. `times`:
-    of the frames, seconds from the first.
+    `prediction`: that of `cover predict`, over all views of the head.
+    `frames`: uint8 `(T, 3, size, size)`, the middle view. `times`: when they are shown, in seconds.
+    `heat`: of the patches of these frames, float32 `(T, h, w)` with the sum 1, computed by `method`.
     """
 
     prediction: Prediction
-    named: str
+    class_name: str
     frames: np.ndarray
     times: tuple[float, ...]
     heat: np.ndarray
@@ -67,39 +68,40 @@ class Explanation:
 
     @property
     def weights(self) -> list[float]:
-        """Each frame's part of the heat."""
+        """The sum of the heat of each frame."""
         return [float(weight) for weight in self.heat.sum((1, 2))]
 
     @property
     def probability(self) -> float:
-        """Of the class that is explained."""
-        return float(self.prediction.scores[self.prediction.classes.index(self.named)])
+        """The probability of the class that is explained."""
+        return float(self.prediction.scores[self.prediction.classes.index(self.class_name)])
 
 
 def default_folder(file: str) -> Path:
-    """Where the explanation of a file lies unless another place is named: called as the file is, ending included."""
+    """The default folder for the explanation of a file. It has the name of the file, with its ending."""
     return Path("explained") / Path(urlsplit(file).path if is_url(file) else file).name
 
 
-def explain(checkpoint: str, file: str, question: ExplainOptions, out: Path, device: str = "auto") -> list[Path]:
-    """Write for every head a contact sheet `HEAD.png` and, of a video, `HEAD.mp4` into `out`, with `explanation.json`
-    beside them.
+def explain(checkpoint: str, file: str, options: ExplainOptions, out: Path, device: str = "auto") -> list[Path]:
+    """Explain the predictions for a file and write the results into the folder `out`.
 
-    The pictures of an explanation of the same file that lies there go. Returns what was written. Raises `UserError`,
-    also for a file that cannot be read, and where `out` holds the explanation of another.
+    For every head there is a contact sheet `HEAD.png` and, for a video, `HEAD.mp4`. `explanation.json` holds the
+    numbers. An earlier explanation of the same file in `out` is replaced. Returns the paths of the files.
+
+    Raises `UserError`, also if the file cannot be read, and if `out` holds the explanation of another file.
     """
     with _folder(out, file):
-        return _explain(checkpoint, file, question, out, device)
+        return _explain(checkpoint, file, options, out, device)
 
 
-def _explain(checkpoint: str, file: str, question: ExplainOptions, out: Path, device: str) -> list[Path]:
+def _explain(checkpoint: str, file: str, options: ExplainOptions, out: Path, device: str) -> list[Path]:
     predictor = Predictor.load(checkpoint, device)
     if not predictor.model.head_list:
         raise UserError(
-            f"{checkpoint}: has no head, so there is no answer to explain; train one with start.checkpoint={checkpoint}"
+            f"{checkpoint}: has no head, so there is nothing to explain; train one with start.checkpoint={checkpoint}"
         )
     try:
-        part, result = explanations(predictor, file, question)
+        part, results = explanations(predictor, file, options)
     except MediaError as error:
         raise UserError(str(FileProblem(file, "unreadable", str(error)))) from None
     if part.problem:
@@ -110,20 +112,21 @@ def _explain(checkpoint: str, file: str, question: ExplainOptions, out: Path, de
         "checkpoint": checkpoint,
         "step": predictor.metadata.get("step"),
         "partial": part.partial,
-        "method": question.method,
+        "method": options.method,
     }
     try:
         _remove_old(out)
-        return _write(result, facts, out)
+        return _write(results, facts, out)
     except OSError as error:
         raise _unwritable(out, error) from None
 
 
-def explanations(predictor: Predictor, file: str, question: ExplainOptions) -> tuple[FileViews, list[Explanation]]:
-    """What was read of a file, and the explanation of every head asked for, from one decode. Raises `UserError`,
-    `MediaError`.
+def explanations(predictor: Predictor, file: str, options: ExplainOptions) -> tuple[FileViews, list[Explanation]]:
+    """The views of a file, and an explanation for each of its heads. The file is decoded once.
+
+    Raises `UserError` for a wrong head or class, and `MediaError` if the file cannot be read.
     """
-    heads = _heads(predictor, question)
+    heads = _heads(predictor, options)
     plans = predictor.plans([head.name for head in heads])
     single = {name: replace(plan, views=ONE_VIEW) for name, plan in plans.items()}
     request = ViewRequest(tuple(dict.fromkeys([*plans.values(), *single.values()])))
@@ -132,12 +135,13 @@ def explanations(predictor: Predictor, file: str, question: ExplainOptions) -> t
     ((_, seconds),) = part.spans
     results = []
     for head in heads:
-        (visited,) = predictor.run([clips[plans[head.name]]])
-        prediction = Prediction(head.name, head.classes, visited.scores[head.name])
-        named, (frames,) = question.named or prediction.top(1)[0][0], clips[single[head.name]]
-        heat = heat_of(predictor.model, frames, head, named, question.method)
-        times = frame_times(plans[head.name], len(frames), seconds)
-        results.append(Explanation(prediction, named, frames, times, heat.heat.numpy(), heat.method, plans[head.name]))
+        plan, (frames,) = plans[head.name], clips[single[head.name]]
+        (output,) = predictor.run([clips[plan]])
+        prediction = Prediction(head.name, head.classes, output.scores[head.name])
+        class_name = options.class_name or prediction.top(1)[0][0]
+        heat = heat_of(predictor.model, frames, head, class_name, options.method)
+        times = frame_times(plan, len(frames), seconds)
+        results.append(Explanation(prediction, class_name, frames, times, heat.heat.numpy(), heat.method, plan))
     return part, results
 
 
@@ -145,47 +149,48 @@ def heat_of(
     model: CoVeR,
     frames: np.ndarray,
     head: Head,
-    named: str,
+    class_name: str,
     method: Method = "gradient",
     check: Callable[[], None] = lambda: None,
 ) -> Heat:
-    """The heat of one view, uint8 `(T, 3, size, size)`, on the CPU. What `check` raises before a layer ends the work."""
+    """The heat of one view, uint8 `(T, 3, size, size)`, for a class of a head. The result is on the CPU.
+
+    `check` is called before every layer. If it raises, the work ends.
+    """
     pixels = model.normalize(torch.from_numpy(np.ascontiguousarray(frames)).to(model.mean.device))
-    (place,) = head.places([named])
+    (place,) = head.places([class_name])
     result = model.heat(pixels, None if method == "rollout" else head.name, place, check)
     return replace(result, heat=result.heat.cpu())
 
 
 def frame_times(plan: ViewPlan, frames: int, seconds: float) -> tuple[float, ...]:
-    """When the frames of the middle view are shown, in seconds; an image is at 0."""
+    """The times of the frames of the middle view, in seconds. The time of an image is 0."""
     times = view_times(plan.sampling, frames, seconds, 1)[0]
     return tuple(round(float(time), 3) for time in times)
 
 
-def _heads(predictor: Predictor, question: ExplainOptions) -> list[Head]:
-    """Those asked for; where a class is named, those of them that have it."""
+def _heads(predictor: Predictor, options: ExplainOptions) -> list[Head]:
+    """The requested heads. If a class is given, only those heads that have it."""
     known = {head.name: head for head in predictor.model.head_list}
-    names = question.heads or tuple(known)
-    predictor.plans(names)
+    names = options.heads or tuple(known)
+    predictor.plans(names)  # raises for an unknown head
     heads = [known[name] for name in dict.fromkeys(names)]
-    if question.named is None:
+    class_name = options.class_name
+    if class_name is None:
         return heads
-    having = [head for head in heads if question.named in head.classes]
+    having = [head for head in heads if class_name in head.classes]
     if not having:
-        classes = [name for head in heads for name in head.classes]
-        raise UserError(
-            f'--class: {", ".join(head.name for head in heads)} has no class "{question.named}"'
-            f"{nearest(question.named, classes)}"
-        )
+        hint = nearest(class_name, [name for head in heads for name in head.classes])
+        raise UserError(f'--class: {", ".join(head.name for head in heads)} has no class "{class_name}"{hint}')
     return having
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
+# --- output files -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _folder(out: Path, file: str) -> Iterator[None]:
-    """`out` is there, before any work is done for it, and goes again where nothing came of the work."""
+    """Create `out` before the block. If the block fails and the folder is new, remove it again."""
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -199,15 +204,16 @@ def _folder(out: Path, file: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # something lies in it
+        with contextlib.suppress(OSError):  # a folder is not empty
             for folder in new:
                 folder.rmdir()
         raise
 
 
 def _old(out: Path) -> dict[str, Any] | None:
-    """What `explanation.json` in a folder tells, None where there is none. Raises `UserError` where it is not one of
-    ours.
+    """The contents of `explanation.json` in a folder; None if there is no such file.
+
+    Raises `UserError` if `cover explain` did not write the file.
     """
     try:
         record = json.loads((out / EXPLANATION_FILE).read_text(encoding="utf-8"))
@@ -217,25 +223,27 @@ def _old(out: Path) -> dict[str, Any] | None:
         record = None
     if not _is_explanation(record):
         raise UserError(
-            f"--out {out}: {EXPLANATION_FILE} in it was not written by cover explain; name another folder, or remove the file"
+            f"--out {out}: {EXPLANATION_FILE} in it was not written by cover explain;"
+            " name another folder, or remove the file"
         )
     return record
 
 
-def _is_explanation(text: Any) -> bool:
-    heads = text.get("heads") if isinstance(text, dict) and isinstance(text.get("file"), str) else None
+def _is_explanation(record: Any) -> bool:
+    heads = record.get("heads") if isinstance(record, dict) and isinstance(record.get("file"), str) else None
     return isinstance(heads, dict) and all(
         isinstance(head, dict) and isinstance(head.get("sheet"), str) for head in heads.values()
     )
 
 
 def _remove_old(out: Path) -> None:
-    """The pictures that an explanation in `out` lists, and itself: heads that are not asked for now would look as if
-    they belonged.
+    """Remove an earlier explanation in `out` and the pictures that it lists.
+
+    Without this, pictures of heads that are not requested now would stay.
     """
     for item in (_old(out) or {"heads": {}})["heads"].values():
         for name in filter(None, (item["sheet"], item.get("clip"))):
-            (out / Path(name).name).unlink(missing_ok=True)  # below `out`, whatever stands there
+            (out / Path(name).name).unlink(missing_ok=True)  # only the last part of the name, so never outside `out`
     (out / EXPLANATION_FILE).unlink(missing_ok=True)
 
 
@@ -258,30 +266,26 @@ def _write(results: Sequence[Explanation], facts: dict[str, Any], out: Path) -> 
 
 
 def _file_stems(heads: Sequence[str]) -> list[str]:
-    """A file name for each head, all different, also where upper and lower case are one."""
+    """A file name for each head. They differ also on file systems that do not distinguish upper and lower case."""
     stems: list[str] = []
-    chosen: set[str] = set()
+    used: set[str] = set()
     for head in heads:
         plain = re.sub(r"[^\w.-]", "_", head)
         numbered = (f"{plain}-{number}" for number in itertools.count(2))
-        stems.append(next(stem for stem in itertools.chain([plain], numbered) if stem.casefold() not in chosen))
-        chosen.add(stems[-1].casefold())
+        stems.append(next(stem for stem in itertools.chain([plain], numbered) if stem.casefold() not in used))
+        used.add(stems[-1].casefold())
     return stems
 
 
 def _caption(each: Explanation, facts: dict[str, Any]) -> heatmaps.Caption:
-    method = (
-        f"{each.method}: what speaks for the class" if facts["method"] == "gradient" else f"{each.method}, of any class"
-    )
-    views = (
-        f"scores: mean of {each.plan.views} views; heat: the middle one"
-        if str(each.plan.views) != "1x1"
-        else "one view"
-    )
+    method = f"{each.method}, effect on the class" if facts["method"] == "gradient" else f"{each.method}, of any class"
+    views = f"scores: mean of {each.plan.views} views; heat: the middle view"
+    if str(each.plan.views) == "1x1":
+        views = "one view"
     return heatmaps.Caption(
         Path(facts["file"]).name,
         each.prediction.head,
-        each.named,
+        each.class_name,
         each.probability,
         tuple(each.prediction.top(TOP)),
         f"{method}. {views}.",
@@ -289,10 +293,11 @@ def _caption(each: Explanation, facts: dict[str, Any]) -> heatmaps.Caption:
 
 
 def _as_dict(each: Explanation) -> dict[str, Any]:
+    """An explanation in `explanation.json`."""
     return {
-        "class": each.named,
+        "class": each.class_name,
         "probability": round(each.probability, DIGITS),
-        "top": [[name, round(fraction, DIGITS)] for name, fraction in each.prediction.top(TOP)],
+        "top": [[name, round(score, DIGITS)] for name, score in each.prediction.top(TOP)],
         "views": str(each.plan.views),
         "sampling": str(each.plan.sampling),
         "frames": [

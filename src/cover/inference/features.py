@@ -1,4 +1,4 @@
-"""Files of features: an array for NumPy with a list of names beside it, or an Arrow file that holds both."""
+"""Files of features: a NumPy array with a list of file names beside it, or an Arrow file with both."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from cover.inference.records import Answer
 
 FeatureRow = tuple[str, float | None, float | None, np.ndarray | None, str | None]  # file, start, end, features, error
 
-_LIST = ["file", "start", "end", "problem"]  # columns beside an array
+_LIST = ["file", "start", "end", "problem"]  # columns of the list beside an array
 
 
 def list_beside(path: Path) -> Path | None:
-    """Where the names of an array go; None for Arrow, which holds them itself."""
+    """The path of the list beside an array. None for an Arrow file, which contains the names."""
     return path.with_suffix(".csv") if path.suffix == ".npy" else None
 
 
 class FeatureFile:
-    """`features.npy` with `features.csv`, or `features.arrow`: one row per file, or per window, in the order of the
-    input.
+    """A writer of `features.npy` with `features.csv`, or of `features.arrow`.
 
-    A file that could not be read has its row too: NaN in the array, null in Arrow, with the reason. Both are written
-    beside and renamed when they are whole. `width`: D of the features. Raises `UserError` for another ending, where the
-    list would replace a file of another kind, or where they cannot be written.
+    There is one row for each file, or for each window, in the order of the input. A file that could not be read also
+    has a row, with NaN in an array or null in Arrow, and the reason. `width` is D, the length of a feature vector. The
+    files get temporary names and are renamed at the end.
+
+    Raises `UserError` if the ending is not known, if the list would replace a file that is not such a list, or if a
+    file cannot be written.
     """
 
     def __init__(self, path: Path, width: int) -> None:
         self.path, self.width = path, width
-        kinds: dict[str, type[_Npy] | type[_Arrow]] = {".npy": _Npy, ".arrow": _Arrow}
-        if path.suffix not in kinds:
+        writers: dict[str, type[_Npy] | type[_Arrow]] = {".npy": _Npy, ".arrow": _Arrow}
+        if path.suffix not in writers:
             raise UserError(f"--embed {path}: name it .npy or .arrow")
         names = list_beside(path)
         self._paths = [path, names] if names else [path]
@@ -43,7 +45,7 @@ class FeatureFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             if names:
                 _check_list(path, names)
-            self._kind: _FeatureWriter = kinds[path.suffix](path, width)
+            self._writer: _FeatureWriter = writers[path.suffix](path, width)
         except OSError as error:
             self._drop()
             raise self._unwritten(error) from None
@@ -53,10 +55,10 @@ class FeatureFile:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self._kind.close()
+            self._writer.close()
             if kind is None:
                 for path in self._paths:
-                    os.replace(_beside(path), path)
+                    os.replace(_temporary(path), path)
         except OSError as error:
             if kind is None:  # else the first error says more
                 raise self._unwritten(error) from None
@@ -68,9 +70,9 @@ class FeatureFile:
         file, reason = answer.row["file"], answer.problem.reason if answer.problem else None
         try:
             for start, end, vector in answer.features:
-                self._kind.add((file, start, end, vector, reason))
+                self._writer.add((file, start, end, vector, reason))
             if not answer.features:
-                self._kind.add((file, None, None, None, reason))
+                self._writer.add((file, None, None, None, reason))
         except OSError as error:
             raise self._unwritten(error) from None
 
@@ -80,44 +82,47 @@ class FeatureFile:
     def _drop(self) -> None:
         for path in self._paths:
             with suppress(OSError):
-                _beside(path).unlink(missing_ok=True)
+                _temporary(path).unlink(missing_ok=True)
 
 
 def _check_list(path: Path, names: Path) -> None:
+    """Raise `UserError` if `names` exists and is not a list of features."""
     begins = (",".join(_LIST) + "\n").encode()
     if not names.exists():
         return
     with names.open("rb") as file:
         if file.read(len(begins)) != begins:
-            raise UserError(f"--embed {path}: {names} is no list of features and would be replaced; give another name")
+            raise UserError(f"--embed {path}: {names} is no list of features; give another name to keep this file")
 
 
 class _FeatureWriter(Protocol):
+    """The writer of one file format."""
+
     def add(self, part: FeatureRow) -> None: ...
 
     def close(self) -> None: ...
 
 
-def _beside(path: Path) -> Path:
+def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
 class _Npy:
-    """The header leaves room for any number of rows, which is written when it is known."""
+    """The array and its list. The number of rows is written into the array's header at the end."""
 
     def __init__(self, path: Path, width: int) -> None:
         self._width, self._count = width, 0
-        self._array: IO[bytes] = _beside(path).open("wb")
-        self._names: IO[str] = _beside(path.with_suffix(".csv")).open(
-            "w", encoding="utf-8", errors="backslashreplace", newline=""
-        )
+        self._array: IO[bytes] = _temporary(path).open("wb")
+        names = _temporary(path.with_suffix(".csv"))
+        self._names: IO[str] = names.open("w", encoding="utf-8", errors="backslashreplace", newline="")
         self._csv = csv.writer(self._names, lineterminator="\n")
         self._csv.writerow(_LIST)
-        self._head()
+        self._write_header()
 
-    def _head(self) -> None:
-        metadata = {"descr": "<f4", "fortran_order": False, "shape": (self._count, self._width)}
-        np.lib.format.write_array_header_1_0(self._array, metadata)
+    def _write_header(self) -> None:
+        # NumPy pads the header, so its length does not depend on the number of rows.
+        fields = {"descr": "<f4", "fortran_order": False, "shape": (self._count, self._width)}
+        np.lib.format.write_array_header_1_0(self._array, fields)
 
     def add(self, part: FeatureRow) -> None:
         file, start, end, vector, reason = part
@@ -128,10 +133,12 @@ class _Npy:
     def close(self) -> None:
         with self._array, self._names:
             self._array.seek(0)
-            self._head()
+            self._write_header()
 
 
 class _Arrow:
+    """The Arrow file."""
+
     _BATCH = 256  # rows
 
     def __init__(self, path: Path, width: int) -> None:
@@ -145,21 +152,21 @@ class _Arrow:
             ("features", vector),
             ("problem", pa.string()),
         ]
-        self._schema, self._held = pa.schema(columns), list[dict[str, Any]]()
-        self._writer = pa.ipc.new_file(str(_beside(path)), self._schema)
+        self._schema, self._rows = pa.schema(columns), list[dict[str, Any]]()
+        self._writer = pa.ipc.new_file(str(_temporary(path)), self._schema)
 
     def add(self, part: FeatureRow) -> None:
         file, *rest = part
-        named = file.encode("utf-8", "backslashreplace").decode("utf-8")
-        self._held.append(dict(zip(self._schema.names, (named, *rest))))
-        if len(self._held) == self._BATCH:
+        name = file.encode("utf-8", "backslashreplace").decode("utf-8")
+        self._rows.append(dict(zip(self._schema.names, (name, *rest))))
+        if len(self._rows) == self._BATCH:
             self._flush()
 
     def _flush(self) -> None:
         import pyarrow as pa
 
-        self._writer.write_batch(pa.RecordBatch.from_pylist(self._held, self._schema))
-        self._held = []
+        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, self._schema))
+        self._rows = []
 
     def close(self) -> None:
         try:

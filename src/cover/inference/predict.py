@@ -1,4 +1,4 @@
-"""Batch prediction, `cover predict`: every file gets one row, in order, as soon as it is known."""
+"""Batch prediction, `cover predict`: one row for every file, in order, as soon as it is ready."""
 
 from __future__ import annotations
 
@@ -35,16 +35,18 @@ from cover.media.sampling import Views
 from cover.media.source import is_url
 from cover.processes import ProcessPool
 
-FILES_PER_WORKER = 8  # below, a reading process takes longer to start than it saves
-FEW = 20  # files that need no display of progress
-BATCH_FRAMES = {"cpu": 64}  # of one forward pass, about; more does not make a CPU faster
+FILES_PER_WORKER = 8  # with fewer files, the start of a reading process takes longer than it saves
+FEW = 20  # up to this number of files, no progress is shown
+BATCH_FRAMES = {"cpu": 64}  # approximate number of frames in a forward pass; more do not make a CPU faster
 GPU_BATCH_FRAMES = 512
 
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What to predict of every file: the `top` classes of `heads` (None: all), in `views` (None: each head's own), of
-    the whole file or of `windows`. Plain data, which can be sent to other machines.
+    """The prediction that every file gets: the `top` most likely classes of `heads` (None: all heads).
+
+    `views`, as in "1x3": None for the views of each head. `windows`: None for the whole file. All fields are plain
+    data, which can be sent to other machines.
     """
 
     top: int = 5
@@ -56,8 +58,10 @@ class PredictRequest:
 
 @dataclass(frozen=True)
 class PredictOutputs:
-    """Where results go: rows to stdout in a `format`, or to `out`, a file that an interrupted run is taken up from;
-    features to `embed`; and all rows as one JSON list to `json`, `-` for stdout instead of rows.
+    """The outputs of `predict`.
+
+    Rows go to the file `out`, or to stdout, in a `format`. An interrupted run continues with the rows in `out`.
+    Features go to the file `embed`. All rows go as one JSON list to `json`; `-` is stdout, in place of the rows.
     """
 
     format: OutputFormat | None = None
@@ -68,7 +72,7 @@ class PredictOutputs:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What does the work: `workers` reading processes (None: as many as help), on this machine or over a Ray cluster."""
+    """The device, the number of reading processes (None: as many as help), and this machine or a Ray cluster."""
 
     device: str = "auto"
     workers: int | None = None
@@ -78,34 +82,35 @@ class PredictOptions:
 def predict(
     checkpoint: str, files: Sequence[str], request: PredictRequest, outputs: PredictOutputs, options: PredictOptions
 ) -> int:
-    """Predict every file of `files`, each listed once. A file that cannot be read is one line on stderr and a row with
-    its reason.
+    """Predict all `files`, which are listed once each.
 
-    Returns how many could not be read, those of an earlier run included. Raises `UserError`.
+    A file that cannot be read gives a line on stderr and a row with the reason. Returns the number of such files, with
+    those of the earlier run that this one continues. Raises `UserError`.
     """
     _check(outputs, options)
     predictor = Predictor.load(checkpoint, "cpu" if options.engine == "ray" else options.device)
     check_heads(predictor, checkpoint, outputs.embed is not None)
     answerer = Answerer(predictor, request, checkpoint)
     with ExitStack() as stack:
-        outlet = _Outlet(answerer, outputs, stack)
-        wanted = [file for file in files if key_of(file) not in outlet.done]
-        if outlet.done:
-            say(f"{outputs.out}: goes on behind {len(outlet.done)} rows; {len(wanted)} of {len(files)} files are left")
-        meter = stack.enter_context(outlet.meter(len(files), len(files) - len(wanted)))
-        for answer in _answers(answerer, checkpoint, wanted, options):
-            outlet.put(answer)
+        writer = _AnswerWriter(answerer, outputs, stack)
+        remaining = [file for file in files if key_of(file) not in writer.done]
+        if writer.done:
+            left = f"{len(remaining)} of {len(files)} files are left"
+            say(f"{outputs.out}: continues after {len(writer.done)} rows; {left}")
+        meter = stack.enter_context(writer.meter(len(files), len(files) - len(remaining)))
+        for answer in _answers(answerer, checkpoint, remaining, options):
+            writer.write(answer)
             if isinstance(meter, Meter):
                 meter.advance()
-    outlet.finish(files)
-    return outlet.failed
+    writer.finish(files)
+    return writer.failed
 
 
 def _check(outputs: PredictOutputs, options: PredictOptions) -> None:
     if outputs.embed and options.engine == "ray":
-        raise UserError("--embed: features are written by --engine pool alone")
+        raise UserError("--embed: only --engine pool writes features")
     if outputs.embed and outputs.out and outputs.out.exists():
-        raise UserError(f"--embed: cannot go on from the rows of an earlier run; give another --out than {outputs.out}")
+        raise UserError(f"--embed: cannot continue the rows of an earlier run; give another --out than {outputs.out}")
     if outputs.json and outputs.out and outputs.out.exists() and format_of(outputs.out, outputs.format) == "csv":
         raise UserError(
             f"--json: cannot list the rows of an earlier .csv; leave it out, or give another --out than {outputs.out}"
@@ -114,13 +119,13 @@ def _check(outputs: PredictOutputs, options: PredictOptions) -> None:
 
 
 def _check_apart(outputs: PredictOutputs) -> None:
-    """Raises `UserError` where two results go to one file."""
-    named = {"--out": outputs.out, "--json": outputs.json if outputs.json != "-" else None, "--embed": outputs.embed}
-    named["--embed's list of names"] = outputs.embed and list_beside(outputs.embed)
-    chosen: dict[str, str] = {}
-    for option, path in named.items():
+    """Raise `UserError` if two outputs go to the same file."""
+    paths = {"--out": outputs.out, "--json": outputs.json if outputs.json != "-" else None, "--embed": outputs.embed}
+    paths["--embed's list of names"] = outputs.embed and list_beside(outputs.embed)
+    options: dict[str, str] = {}
+    for option, path in paths.items():
         if path:
-            other = chosen.setdefault(os.path.realpath(path), option)
+            other = options.setdefault(os.path.realpath(path), option)
             if other != option:
                 raise UserError(f"{option}, {path}: {other} writes it too; name another file")
 
@@ -131,22 +136,23 @@ def _answers(answerer: Answerer, checkpoint: str, files: Sequence[str], options:
 
         yield from answers_by_ray(checkpoint, answerer.request, files, options.workers, options.device)
         return
-    most = default_workers() if options.workers is None else options.workers
-    useful = (
-        most
-        if answerer.view_request.windows or options.workers is not None
-        else min(most, len(files) // FILES_PER_WORKER)
-    )
-    with reading_pool(useful) as pool:
+    workers = default_workers() if options.workers is None else options.workers
+    if options.workers is None and not answerer.view_request.windows:
+        workers = min(workers, len(files) // FILES_PER_WORKER)
+    with reading_pool(workers) as pool:
         yield from answerer.answers(files, pool)
 
 
-class _Outlet:
-    """Everything that is done with an answer."""
+class _AnswerWriter:
+    """Writes answers to all outputs.
+
+    `done`: the names of the files that have a row from an earlier run. `failed`: the number of files that could not be
+    read, with those of the earlier run.
+    """
 
     def __init__(self, answerer: Answerer, outputs: PredictOutputs, stack: ExitStack) -> None:
         self._outputs, self._rows, self._earlier, self.failed = outputs, list[ResultRow](), dict[str, ResultRow](), 0
-        self._stdout: IO[str] = sys.stdout  # a live display may take its place
+        self._stdout: IO[str] = sys.stdout  # a live display may replace sys.stdout
         csv_rows = CsvRows(list(answerer.plans), answerer.request.top)
         self._print: Write | None = None
         self._out = self._features = None
@@ -166,12 +172,12 @@ class _Outlet:
                 self._stdout.write(csv_rows.head_line() if outputs.format == "csv" else "")
 
     def meter(self, total: int, done: int) -> Meter | ExitStack:
-        """Shown where rows on the terminal are not progress enough."""
-        enough = self._print and (self._stdout.isatty() or total <= FEW)
-        return ExitStack() if enough else Meter("predict", total, done)
+        """A display of progress. There is none (an empty `ExitStack`) if rows on the terminal show the progress."""
+        shown_by_rows = self._print and (self._stdout.isatty() or total <= FEW)
+        return ExitStack() if shown_by_rows else Meter("predict", total, done)
 
-    def put(self, answer: Answer) -> None:
-        """Write an answer everywhere, and say what is wrong with its file."""
+    def write(self, answer: Answer) -> None:
+        """Write an answer to all outputs, and its problem to stderr."""
         row = answer.row
         if answer.problem is not None:
             say(key_of(str(answer.problem)))
@@ -187,11 +193,11 @@ class _Outlet:
             self._rows.append(row)
 
     def finish(self, files: Sequence[str]) -> None:
-        """The list of the rows of all `files`, and the files that were made."""
+        """Write the JSON list of all rows, and print the paths of the outputs."""
         with flushed(self._stdout):
             if self._outputs.json:
-                output = iter(self._rows)  # in the order of those files that had no row yet
-                write_json([self._earlier.get(key_of(file)) or next(output) for file in files], self._outputs.json)
+                new_rows = iter(self._rows)  # in the order of the files without an earlier row
+                write_json([self._earlier.get(key_of(file)) or next(new_rows) for file in files], self._outputs.json)
             for path in (self._outputs.out, self._outputs.embed):
                 if path and self._outputs.json != "-":
                     print(path)
@@ -199,13 +205,14 @@ class _Outlet:
             say(f"{self.failed} of {len(files)} files cannot be used; each has its row with the reason")
 
 
-# --- from views to rows
+# --- from views to rows -----------------------------------------------------------------------------------------------
 
 
 class Answerer:
-    """A predictor with what is asked of it. Raises `UserError` for heads, views or a decoder that are not there.
+    """A predictor and the request that it answers for every file.
 
-    `source`: what the checkpoint was called, for the protocol.
+    `source` is the name of the checkpoint in the protocol. Raises `UserError` if a head, the views or the decoder are
+    not available.
     """
 
     def __init__(self, predictor: Predictor, request: PredictRequest, source: str) -> None:
@@ -227,8 +234,8 @@ class Answerer:
         }
 
     def answers(self, files: Sequence[str], pool: ProcessPool) -> Iterator[Answer]:
-        """One answer per file, in their order, as soon as it is whole."""
-        open_: Answer | None = None
+        """Yield one answer per file, in the order of `files`, as soon as it is complete."""
+        open_: Answer | None = None  # the answer for a file some of whose windows are not read yet
         for batch in self._batches(read_files(files, self.view_request, pool)):
             outputs = iter(self.predictor.run([views for part in batch for clips in part.clips for views in clips]))
             for part in batch:
@@ -241,44 +248,43 @@ class Answerer:
                     open_ = None
 
     def _batches(self, parts: Iterator[FileViews]) -> Iterator[list[FileViews]]:
-        """As many as one forward pass should have; files that could not be read wait with the others, to keep the
-        order.
-        """
-        most = BATCH_FRAMES.get(self.predictor.device.type, GPU_BATCH_FRAMES)
+        """Group files for forward passes. A batch also holds the unreadable files between them, in order."""
+        enough = BATCH_FRAMES.get(self.predictor.device.type, GPU_BATCH_FRAMES)
         batch: list[FileViews] = []
-        present = 0
+        frames = 0
         for part in parts:
             batch.append(part)
-            present += sum(views.shape[0] * views.shape[1] for clips in part.clips for views in clips)
-            if present >= most:
+            frames += sum(views.shape[0] * views.shape[1] for clips in part.clips for views in clips)
+            if frames >= enough:
                 yield batch
-                batch, present = [], 0
+                batch, frames = [], 0
         if batch:
             yield batch
 
     def _begin(self, part: FileViews) -> Answer:
         row: ResultRow = {"file": part.file, "media": part.media}
-        row |= {"timeline": {head: [] for head in self.plans}} if self._timed(part) else {"heads": {}}
+        row |= {"timeline": {head: [] for head in self.plans}} if self._has_timeline(part) else {"heads": {}}
         return Answer(row)
 
-    def _timed(self, part: FileViews) -> bool:
+    def _has_timeline(self, part: FileViews) -> bool:
         return self.view_request.windows is not None and part.media == "video"
 
-    def _add(self, answer: Answer, part: FileViews, span: tuple[float, float], seen: list[ViewOutputs]) -> None:
-        result = self.predictor.named(seen, self.view_request, self.plans, part, span)
+    def _add(self, answer: Answer, part: FileViews, span: tuple[float, float], outputs: list[ViewOutputs]) -> None:
+        """Add the predictions of one span to an answer."""
+        result = self.predictor.by_head(outputs, self.view_request, self.plans, part, span)
         tops = {head: _top(result, head, self.request.top) for head in result}
-        if self._timed(part):
+        if self._has_timeline(part):
+            window = {"start": _seconds(result.start), "end": _seconds(result.end)}
             for head, top in tops.items():
-                answer.row["timeline"][head].append(
-                    {"start": _seconds(result.start), "end": _seconds(result.end), "top": top}
-                )
+                answer.row["timeline"][head].append({**window, "top": top})
         else:
             answer.row["heads"] = tops
-        answer.features.append((result.start, result.end, seen[0].features))
+        answer.features.append((result.start, result.end, outputs[0].features))
 
     def _note(self, answer: Answer, part: FileViews) -> None:
-        """Record what is wrong with the file: without any prediction it is unreadable, with a timeline that ends early
-        it is partial.
+        """Add the problem of a file and the protocol to an answer.
+
+        A file without any prediction is unreadable. A file whose timeline ends early is partial.
         """
         if part.problem is not None:
             answer.problem = replace(part.problem, kind="partial" if answer.features else part.problem.kind)
@@ -290,7 +296,7 @@ class Answerer:
 
 
 def _top(results: Predictions, head: str, k: int) -> list[list[Any]]:
-    return [[name, round(fraction, 6)] for name, fraction in results[head].top(k)]
+    return [[name, round(score, 6)] for name, score in results[head].top(k)]
 
 
 def _seconds(value: float | None) -> float | None:
@@ -298,7 +304,7 @@ def _seconds(value: float | None) -> float | None:
 
 
 def check_heads(predictor: Predictor, source: object, embedding: bool) -> None:
-    """Raises `UserError` where a model without heads is asked for classes."""
+    """Raise `UserError` if the model has no heads and its features are not written either (`embedding`)."""
     if not predictor.model.head_list and not embedding:
         raise UserError(
             f"{source}: has no head, so there is nothing to predict; --embed writes features, or train one with"
@@ -306,17 +312,20 @@ def check_heads(predictor: Predictor, source: object, embedding: bool) -> None:
         )
 
 
-# --- which files are meant
+# --- names of files on the command line -------------------------------------------------------------------------------
 
 
 def find_inputs(names: Iterable[str], listed: BinaryIO) -> list[str]:
-    """Every file that `names` mean, each once, in their order.
+    """The files that `names` stand for, each once, in order.
 
-    A folder means all videos and images below it, in sorted order; a pattern (`*`, `?`, `[...]`, `**`) the files that
-    match, unless a file is called so; `-` the lines of `listed`, read alike. A file that does not exist is kept: it
-    gets its row with the reason, and so does a name with brackets alone that matches nothing, as files are called by
-    what downloads them (`title [id].mp4`). Raises `UserError` for a folder without videos and images, and where nothing
-    is meant at all.
+    A folder stands for all videos and images in it and below it, sorted. A pattern (`*`, `?`, `[...]`, `**`) stands for
+    the files that match, unless a file has this name. `-` stands for the lines of `listed`, which are read like names.
+
+    A file that does not exist stays in the list, and later gets a row with the reason. So does a pattern with brackets
+    only that matches nothing, because downloaded files have such names (`title [id].mp4`).
+
+    Raises `UserError` for a folder without videos and images, for a pattern with `*` or `?` that matches nothing, and
+    if there are no files at all.
     """
     results = list(dict.fromkeys(path for name in _spread(names, listed) for path in _expand(name)))
     if not results:
@@ -339,7 +348,7 @@ def _expand(name: str) -> list[str]:
         inside = list(walk(name, None))
         if not inside:
             raise UserError(
-                f"{name}: there is no video or image in this folder, by their endings; name the files to have them read anyway"
+                f"{name}: there is no video or image in this folder, by their endings; name files to read them anyway"
             )
         return inside
     if glob.has_magic(name):

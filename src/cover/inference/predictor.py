@@ -1,4 +1,4 @@
-"""A checkpoint ready for files: the likeliest classes of every head, and features."""
+"""The predictor: a checkpoint that predicts the classes of files and computes their features."""
 
 from __future__ import annotations
 
@@ -24,23 +24,22 @@ from cover.processes import ProcessPool
 
 @dataclass(frozen=True)
 class Prediction:
-    """Probabilities of one head for one file, likeliest first: of a multi-label head each class has its own, and they
-    add up to any sum.
-    """
+    """The probabilities of one head for one file. Those of a multi-label head need not sum to 1."""
 
     head: str
     classes: tuple[str, ...]
     scores: np.ndarray  # float32 (classes,), in the order of `classes`
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The `k` likeliest classes with their probabilities."""
+        """The `k` most likely classes with their probabilities, the most likely first."""
         order = np.argsort(-self.scores, kind="stable")[:k]
         return [(self.classes[i], float(self.scores[i])) for i in order]
 
 
 class Predictions(dict[str, Prediction]):
-    """Head -> its prediction for one file, or for the window from `start` to `end` seconds. `partial` says what cut the
-    file short.
+    """The predictions of all heads, by name, for one file or for its window from `start` to `end` seconds.
+
+    `partial` says why the file could not be read to its end; None if it could.
     """
 
     partial: str | None = None
@@ -48,9 +47,7 @@ class Predictions(dict[str, Prediction]):
     end: float | None = None
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The `k` likeliest classes of the only head. Raises `UserError` where there are several to choose from, or
-        none.
-        """
+        """The `k` most likely classes of the only head. Raises `UserError` if there are several heads, or none."""
         if len(self) != 1:
             raise UserError(
                 f'{len(self)} heads have predictions: choose one, as in predictions["{next(iter(self), "head")}"].top()'
@@ -67,10 +64,10 @@ class ViewOutputs:
 
 
 class Predictor:
-    """A model ready for files: each head looks at a video as its own data set, or the first of those, is looked at in
-    evaluation.
+    """A model that predicts files.
 
-    Of a model that was not trained here, clips have the frames of its configuration.
+    The views of a head are those of its data set in evaluation. If a head has several data sets, the first counts. A
+    clip has as many frames as in training, or as the model's configuration says.
 
     >>> predictor = Predictor.load("runs/cotrain")
     >>> predictor("clip.mp4")["ssv2"].top(3)
@@ -82,15 +79,17 @@ class Predictor:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Predictor:
-        """From a run, a checkpoint, a release folder or a Hub id (`owner/name`); `device` may be `auto`. Raises
-        `UserError`.
+        """Load the folder of a run, a checkpoint or a release, or a Hub id (`owner/name`). `device` may be `auto`.
+
+        Raises `UserError`.
         """
-        where = pick_device(device) if isinstance(device, str) else device
-        return cls(load_release(release_folder(path)), device=where)
+        torch_device = pick_device(device) if isinstance(device, str) else device
+        return cls(load_release(release_folder(path)), device=torch_device)
 
     def plan(self, head: str, views: Views | None = None) -> ViewPlan:
-        """How `head` looks at a video. Raises `UserError` for a head that the model does not have, or that nothing is
-        known of.
+        """The views of a video for `head`. `views` replaces the number of views of its data set.
+
+        Raises `UserError` if the model does not have the head, or does not hold the sampling and views of its data set.
         """
         sources = {each.name: each.datasets[0] for each in self.model.head_list}
         if head not in sources:
@@ -100,24 +99,24 @@ class Predictor:
             sampling, own = Sampling.parse(record["sampling"]), Views.parse(record["views"])
         except (KeyError, TypeError):
             raise UserError(
-                f'the checkpoint does not say how head "{head}" looks at a video: its config.json needs, under metadata.datasets,'
-                f' "{sources[head]}": {{"sampling": "segments", "views": "1x3"}} or the like'
+                f'the checkpoint does not say which views head "{head}" needs: its config.json needs, under'
+                f' metadata.datasets, an entry such as "{sources[head]}": {{"sampling": "segments", "views": "1x3"}}'
             ) from None
         return ViewPlan(sampling, views or own, self.metadata["frames"], self.model.backbone.pixels.size)
 
     def plans(self, heads: Sequence[str] | None = None, views: Views | None = None) -> dict[str, ViewPlan]:
-        """`plan` of each of `heads`, or of all."""
+        """The `plan` of each of `heads`, by default of all heads."""
         return {head: self.plan(head, views) for head in heads or [head.name for head in self.model.head_list]}
 
     def whole(self, views: Views | None = None) -> ViewPlan:
-        """How a model without heads looks at a video: evenly over all of it."""
-        return ViewPlan(
-            Sampling("whole"), views or Views(1, 1), self.metadata["frames"], self.model.backbone.pixels.size
-        )
+        """The views of a video for a model without heads: frames at equal intervals over the whole video."""
+        size = self.model.backbone.pixels.size
+        return ViewPlan(Sampling("whole"), views or Views(1, 1), self.metadata["frames"], size)
 
     def __call__(self, path: str | Path, heads: list[str] | None = None, views: Views | None = None) -> Predictions:
-        """The predictions of all heads, or of `heads`, for a video or an image. Raises `MediaError` where it cannot be
-        read.
+        """The predictions of `heads` (by default all) for a video or an image.
+
+        Raises `MediaError` if the file cannot be read.
         """
         plans = self.plans(heads, views)
         request = ViewRequest(tuple(dict.fromkeys(plans.values())))
@@ -132,10 +131,10 @@ class Predictor:
         heads: list[str] | None = None,
         views: Views | None = None,
     ) -> list[Predictions]:
-        """The predictions for every stretch of `window` seconds of a video, one each `stride` seconds (default:
-        `window`), in order.
+        """The predictions for windows of `window` seconds of a video, in order.
 
-        Each is looked at as a video of that length. Raises `MediaError` where the file cannot be read.
+        A window starts every `stride` seconds (default: `window`). It is treated as a video of its length. Raises
+        `MediaError` if the file cannot be read.
         """
         plans = self.plans(heads, views)
         request = ViewRequest(tuple(dict.fromkeys(plans.values())), windows=Windows(window, stride or window))
@@ -147,32 +146,33 @@ class Predictor:
         return results
 
     def features(self, path: str | Path, head: str | None = None, views: Views | None = None) -> np.ndarray:
-        """The normalised class token, float32 `(D,)`: the mean over the views of `head` (default: the first). Raises
-        `MediaError`.
+        """The backbone's features of a file, float32 `(D,)`: the mean over the views of `head` (default: the first).
+
+        Raises `MediaError` if the file cannot be read.
         """
-        named = [head] if head else [each.name for each in self.model.head_list[:1]]
-        request = ViewRequest(tuple(self.plans(named, views).values()) if named else (self.whole(views),))
+        heads = [head] if head else [each.name for each in self.model.head_list[:1]]
+        request = ViewRequest(tuple(self.plans(heads, views).values()) if heads else (self.whole(views),))
         ((clips,),) = read_file(str(path), request).clips
         return self.run([clips])[0].features
 
     def predictions(self, part: FileViews, request: ViewRequest, plans: dict[str, ViewPlan]) -> list[Predictions]:
-        """Those for each span of what was read of a file."""
-        visited = iter(self.run([views for clips in part.clips for views in clips]))
-        return [self.named([next(visited) for _ in request.plans], request, plans, part, span) for span in part.spans]
+        """The predictions for each span of the views of a file."""
+        outputs = iter(self.run([views for clips in part.clips for views in clips]))
+        return [self.by_head([next(outputs) for _ in request.plans], request, plans, part, span) for span in part.spans]
 
-    def named(
+    def by_head(
         self,
-        seen: Sequence[ViewOutputs],
+        outputs: Sequence[ViewOutputs],
         request: ViewRequest,
         plans: dict[str, ViewPlan],
         part: FileViews,
         span: TimeSpan,
     ) -> Predictions:
-        """The outputs for each of the request's plans, given to the heads that use it."""
+        """The predictions of each head for one span, from `outputs`, one for each plan of `request`."""
         classes = {head.name: head.classes for head in self.model.head_list}
-        by_plan = dict(zip(request.plans, seen, strict=True))
+        of_plan = dict(zip(request.plans, outputs, strict=True))
         result = Predictions(
-            {head: Prediction(head, classes[head], by_plan[plan].scores[head]) for head, plan in plans.items()}
+            {head: Prediction(head, classes[head], of_plan[plan].scores[head]) for head, plan in plans.items()}
         )
         result.partial = part.partial
         if request.windows and part.media == "video":
@@ -181,8 +181,9 @@ class Predictor:
 
     @torch.inference_mode()
     def run(self, clips: Sequence[np.ndarray]) -> list[ViewOutputs]:
-        """One forward pass over any mix of sets of views, each uint8 `(views, T, 3, size, size)`, images with T = 1.
-        None over none.
+        """One forward pass over sets of views, each uint8 `(views, T, 3, size, size)`, where an image has T = 1.
+
+        Returns the outputs of each set. An empty list gives an empty list, without a forward pass.
         """
         if not clips:  # every file of a batch was unreadable
             return []
@@ -192,15 +193,14 @@ class Predictor:
             for frames, same in groupby(order, key=lambda number: clips[number].shape[1])
         )
         pixels = torch.cat([torch.from_numpy(clips[number]).flatten(0, 1) for number in order]).to(self.device)
-        features = self.model.forward_features(self.model.normalize(pixels), groups)
+        features = self.model.forward_features(self.model.normalize(pixels), groups)  # (sum of views, D)
         logits = self.model.forward_head(features)
-        shares = {head.name: head.probabilities(logits[head.name]).cpu() for head in self.model.head_list}
+        probabilities = {head.name: head.probabilities(logits[head.name]).cpu() for head in self.model.head_list}
         sizes = [len(clips[number]) for number in order]
-        means = {name: [part.mean(0).numpy() for part in fraction.split(sizes)] for name, fraction in shares.items()}
+        # for each head a list over the sets, in `order`: float32 (classes,)
+        means = {name: [part.mean(0).numpy() for part in rows.split(sizes)] for name, rows in probabilities.items()}
         vectors = [part.mean(0).numpy() for part in features.float().cpu().split(sizes)]
-        visited = [
-            ViewOutputs({name: parts[place] for name, parts in means.items()}, vector)
-            for place, vector in enumerate(vectors)
-        ]
-        back = dict(zip(order, visited, strict=True))
-        return [back[number] for number in range(len(clips))]
+        outputs = {}
+        for place, number in enumerate(order):
+            outputs[number] = ViewOutputs({name: parts[place] for name, parts in means.items()}, vectors[place])
+        return [outputs[number] for number in range(len(clips))]

@@ -1,6 +1,4 @@
-"""Batch prediction over a cluster: Ray Data maps the predictor over the list of files; rows come back in the list's
-order.
-"""
+"""Batch prediction on a Ray cluster: Ray Data maps the predictor over the list of files."""
 
 from __future__ import annotations
 
@@ -19,15 +17,18 @@ from cover.inference.records import Answer, problem_in
 from cover.inference.views import reading_pool
 from cover.machine import default_workers
 
-_BLOCK = 64  # files of a task; a killed run loses those under way
+_BLOCK = 64  # files in a task; a run that is killed loses the tasks in progress
 
 
 def answers_by_ray(
     checkpoint: str, request: PredictRequest, files: Sequence[str], workers: int | None, device: str
 ) -> Iterator[Answer]:
-    """One answer per file, without features, in their order. The model is loaded once by every process, on `device`:
-    "auto" is a GPU each where the cluster has any. Raises UserError where Ray is not installed, the cluster fails, or a
-    file's row does not come.
+    """Yield one answer per file, without features, in the order of `files`.
+
+    Every worker process loads the model once, on `device`. "auto" is one GPU per process if the cluster has GPUs, else
+    the CPU.
+
+    Raises `UserError` if Ray is not installed, if the cluster fails, or if the row of a file is missing.
     """
     if not files:
         return
@@ -38,7 +39,8 @@ def answers_by_ray(
             yield from _in_order(_map(cluster, place, checkpoint, request, files, device), files)
         except cluster.ray.exceptions.RayError as error:
             raise UserError(
-                f"ray: {reason_of(error)}; every node needs this package, the checkpoint and the files; with --out the same command goes on"
+                f"ray: {reason_of(error)}; every node needs this package, the checkpoint and the files;"
+                " with --out, the same command continues"
             ) from None
 
 
@@ -48,16 +50,16 @@ def _in_order(data: Any, files: Sequence[str]) -> Iterator[Answer]:
         for text in batch["row"].to_pylist():
             row = json.loads(text)
             if row["file"] != next(expected, None):
-                raise UserError(f"ray: a row of {row['file']} came out of its turn")
+                raise UserError(f"ray: the row of {row['file']} is out of order")
             yield Answer(row, problem_in(row))
     if (left := next(expected, None)) is not None:
-        raise UserError(f"ray: no row of {left} came; with --out the same command goes on from there")
+        raise UserError(f"ray: no row of {left} arrived; with --out, the same command continues from there")
 
 
 def _map(cluster: RayCluster, place: str, name: str, request: PredictRequest, files: Sequence[str], device: str) -> Any:
     data, gpus = cluster.ray.data, 0 if device == "cpu" else cluster.amount("GPU")
     data.DataContext.get_current().execution_options.preserve_order = True
-    # As JSON: names need not be valid text, which Arrow's strings are.
+    # As JSON, because a file name may hold bytes that are not valid text, which Arrow's strings must be.
     blocks = [
         pa.table({"file": pa.array(map(json.dumps, files[first : first + _BLOCK]))})
         for first in range(0, len(files), _BLOCK)
@@ -75,12 +77,12 @@ def _map(cluster: RayCluster, place: str, name: str, request: PredictRequest, fi
 
 
 class _PredictWorker:
-    """One predicting process of the cluster. Files are opened in a process of its own, which a broken one may end."""
+    """A worker process of the cluster. It reads files in another process, because a damaged file may crash it."""
 
     def __init__(self, place: str, name: str, request: PredictRequest, device: str) -> None:
         import torch
 
-        torch.set_num_threads(1)  # Ray gives a core to each
+        torch.set_num_threads(1)  # Ray gives each worker one core
         self._answerer = Answerer(Predictor.load(place, device), request, name)
         self._pool = reading_pool(1)
 

@@ -1,4 +1,4 @@
-"""Rows of predictions, one per file: written as JSON lines, as CSV or for people, and taken up from an earlier run."""
+"""Rows of predictions, one per file, as JSON lines, CSV or text, and the continuation of an earlier run's file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from cover.media.decode import FileProblem
 
 ResultRow = dict[str, Any]
 OutputFormat = Literal["pretty", "jsonl", "csv"]
-Write = Callable[[ResultRow], str]  # a row's text, whole lines
+Write = Callable[[ResultRow], str]  # the text of a row, in whole lines
 _FIXED = ("file", "media", "start", "end", "partial", "error", "protocol")
 
 
 @dataclass
 class Answer:
-    """A file's row, its problem if it has one, and the features of each of its parts: float32 `(D,)` with start and end
-    in seconds, None for the whole.
+    """The row of a file, its problem or None, and its features.
+
+    `features`: for each window start and end in seconds, and float32 `(D,)`. For a whole file, start and end are None.
     """
 
     row: ResultRow
@@ -34,37 +35,34 @@ class Answer:
 
 
 def problem_in(row: ResultRow) -> FileProblem | None:
-    """What a row says of its file."""
+    """The problem that a row contains; None if the file has none."""
     if "error" in row:
         return FileProblem(row["file"], "unreadable", row["error"])
     return FileProblem(row["file"], "partial", row["partial"]) if "partial" in row else None
 
 
 def json_line(row: ResultRow) -> str:
-    """The row as it is, on one line."""
+    """The row as JSON, in one line."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def pretty(row: ResultRow) -> str:
-    """For the eye; nothing for a file that could not be read, of which a line on stderr tells."""
+    """The row as text for a terminal. It is empty for an unreadable file, for which stderr has a line."""
     if "error" in row:
         return ""
     lines = [row["file"]]
     for head, top in row.get("heads", {}).items():
-        lines += [
-            f"  {head if not place else '':<12} {fraction:6.1%}  {name}" for place, (name, fraction) in enumerate(top)
-        ]
-    for head, stretches in row.get("timeline", {}).items():
-        for number, part in enumerate(stretches):
-            record = ", ".join(f"{name} {fraction:.1%}" for name, fraction in part["top"])
-            lines.append(f"  {head if not number else '':<12} {part['start']:8.2f} - {part['end']:8.2f} s  {record}")
+        for rank, (name, score) in enumerate(top):
+            lines.append(f"  {'' if rank else head:<12} {score:6.1%}  {name}")
+    for head, windows in row.get("timeline", {}).items():
+        for number, window in enumerate(windows):
+            classes = ", ".join(f"{name} {score:.1%}" for name, score in window["top"])
+            lines.append(f"  {'' if number else head:<12} {window['start']:8.2f} - {window['end']:8.2f} s  {classes}")
     return "\n".join(lines) + "\n"
 
 
 class CsvRows:
-    """One line per file, or per window: what it is, then for each head its `top` classes, likeliest first, with their
-    probabilities.
-    """
+    """Rows as CSV: one line per file or window, with the `top` classes of each head and their probabilities."""
 
     def __init__(self, heads: Sequence[str], top: int) -> None:
         self.heads, self.top = list(heads), top
@@ -72,15 +70,8 @@ class CsvRows:
     @property
     def header(self) -> list[str]:
         """Names of the columns."""
-        return [
-            *_FIXED,
-            *(
-                f"{head}_{rank}{what}"
-                for head in self.heads
-                for rank in range(1, self.top + 1)
-                for what in ("", "_score")
-            ),
-        ]
+        ranks = [f"{head}_{rank}" for head in self.heads for rank in range(1, self.top + 1)]
+        return [*_FIXED, *(f"{rank}{ending}" for rank in ranks for ending in ("", "_score"))]
 
     def __call__(self, row: ResultRow) -> str:
         out = io.StringIO()
@@ -88,20 +79,20 @@ class CsvRows:
         return out.getvalue()
 
     def head_line(self) -> str:
-        """The first line."""
+        """The line with the names of the columns."""
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerow(self.header)
         return out.getvalue()
 
     def _lines(self, row: ResultRow) -> Iterator[list[object]]:
-        record = json.dumps(row["protocol"], ensure_ascii=False)
-        stretches = list(zip(*row["timeline"].values())) if row.get("timeline") else []
-        parts = [(s[0]["start"], s[0]["end"], [part["top"] for part in s]) for s in stretches] or [
-            (None, None, [row.get("heads", {}).get(head, []) for head in self.heads])
-        ]
-        for start, end, tops in parts:
+        protocol = json.dumps(row["protocol"], ensure_ascii=False)
+        # Each window is a tuple with the window's entry of every head.
+        windows = list(zip(*row["timeline"].values())) if row.get("timeline") else []
+        parts = [(heads[0]["start"], heads[0]["end"], [entry["top"] for entry in heads]) for heads in windows]
+        whole = (None, None, [row.get("heads", {}).get(head, []) for head in self.heads])
+        for start, end, tops in parts or [whole]:
             cells = [cell for top in tops for cell in self._cells(top)]
-            yield [row["file"], row.get("media"), start, end, row.get("partial"), row.get("error"), record, *cells]
+            yield [row["file"], row.get("media"), start, end, row.get("partial"), row.get("error"), protocol, *cells]
 
     def _cells(self, top: Sequence[Sequence[object]]) -> list[object]:
         padded = [*top, *[("", "")] * (self.top - len(top))]
@@ -109,19 +100,20 @@ class CsvRows:
 
 
 def format_of(path: Path, requested: OutputFormat | None) -> OutputFormat:
-    """How a file is written: as wished, else by its ending. Raises `UserError`."""
+    """The format of a file: the requested one, else that of its ending. Raises `UserError` if there is none."""
     endings: dict[str, OutputFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
-    result = requested or endings.get(path.suffix.lower())
-    if result is None or result == "pretty":
+    format_ = requested or endings.get(path.suffix.lower())
+    if format_ is None or format_ == "pretty":
         raise UserError(f"--out {path}: name it .jsonl or .csv, or give --format jsonl or csv")
-    return result
+    return format_
 
 
 class RowFile:
-    """A file of rows that grows; what an earlier run wrote is kept, but for a last row that is not whole.
+    """A file of rows, which continues that of an earlier run. An incomplete last row is removed.
 
-    `done`: the names that have their row already; `failed`: how many of those could not be read. Raises `UserError`
-    where the file was written under another protocol, is of another kind, or cannot be written.
+    `done`: the names of the files that have a row already. `failed`: the number of these that could not be read.
+
+    Raises `UserError` if the file was written with another protocol, is not a file of rows, or cannot be written.
     """
 
     def __init__(self, path: Path, format_: OutputFormat, csv_rows: CsvRows, protocol: ResultRow) -> None:
@@ -131,8 +123,8 @@ class RowFile:
         self.failed = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            retained = self._take_up(path.read_bytes()) if path.exists() else b""
-            # Unbuffered, so that closing does not try again what could not be written.
+            retained = self._read_rows(path.read_bytes()) if path.exists() else b""
+            # Without a buffer, because closing would try to write a failed write again.
             self._file: IO[bytes] = path.open("r+b" if path.exists() else "w+b", buffering=0)
             self._file.truncate(len(retained))
             self._file.seek(len(retained))
@@ -157,11 +149,11 @@ class RowFile:
             return {key_of(row["file"]): row for row in map(json.loads, lines)}
 
     def write(self, row: ResultRow) -> None:
-        """Append a row: in the hands of the system when this returns. Raises `UserError` where it cannot be."""
+        """Append a row, without a buffer. Raises `UserError` if it cannot be written."""
         try:
             self._append(self._write(row))
         except OSError as error:
-            raise self._unwritten(error, "; the same command goes on from here") from None
+            raise self._unwritten(error, "; the same command continues from here") from None
 
     def _append(self, text: str) -> None:
         data = text.encode("utf-8", "backslashreplace")
@@ -174,20 +166,20 @@ class RowFile:
     def _no_row(self, number: int) -> UserError:
         return UserError(f"--out {self.path}: line {number} is no row of cover predict; give another --out")
 
-    def _take_up(self, data: bytes) -> bytes:
-        """The part of an earlier run's file that is whole, its names noted."""
+    def _read_rows(self, data: bytes) -> bytes:
+        """Read the rows of an earlier run. Returns the part of `data` with complete rows."""
         begins = self._csv.head_line().encode("utf-8", "backslashreplace") if self._csv else b'{"file": '
         if data[: len(begins)] != begins[: len(data)]:
             what = "has other columns than this run (heads, --top)" if self._csv else "holds no rows of cover predict"
             raise UserError(f"--out {self.path}: {what}; give another --out")
         lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
-        return self._take_csv(lines) if self._csv else self._take_json(lines)
+        return self._read_csv(lines) if self._csv else self._read_json(lines)
 
-    def _take_json(self, lines: list[bytes]) -> bytes:
+    def _read_json(self, lines: list[bytes]) -> bytes:
         for number, line in enumerate(lines):
             try:
                 row = json.loads(line)
-                record = _told(row["file"], row["protocol"], "error" in row)
+                record = _checked(row["file"], row["protocol"], "error" in row)
             except (ValueError, KeyError, TypeError):
                 if number and number == len(lines) - 1:
                     return b"".join(lines[:number])
@@ -195,24 +187,28 @@ class RowFile:
             self._note(*record)
         return b"".join(lines)
 
-    def _take_csv(self, lines: list[bytes]) -> bytes:
-        """Rows are read line by line as they were written: a cell with a line feed in it joins its lines. Of a file
-        with windows the last may lack some, so it is taken again.
+    def _read_csv(self, lines: list[bytes]) -> bytes:
+        """Read the rows of a CSV file. A cell may contain a line feed, so a row may have several lines.
+
+        If the last file has windows, some of them may be missing. All rows of this file are dropped then, and it is
+        predicted again.
         """
-        whole = self._whole_csv(lines)
-        again = whole[-1][0][0] if whole[1:] and whole[-1][0][2] else None  # a window's start
-        retained = [one for one in whole[1:] if one[0][0] != again]
+        complete = self._complete_csv(lines)
+        last = complete[-1][0] if complete[1:] else None
+        repeated = last[0] if last and last[2] else None  # column 2 is the start of a window
+        retained = [row for row in complete[1:] if row[0][0] != repeated]
         for cells, before, _ in retained:
             try:
-                record = _told(cells[0], json.loads(cells[6]), bool(cells[5]))
+                record = _checked(cells[0], json.loads(cells[6]), bool(cells[5]))
             except (ValueError, TypeError):
                 raise self._no_row(before + 1) from None
             self._note(*record)
         return b"".join(lines[: retained[-1][2] if retained else min(1, len(lines))])
 
-    def _whole_csv(self, lines: list[bytes]) -> list[tuple[list[str], int, int]]:
-        """The cells of each row, the lines before it, and those up to and with it. Only the last may lack cells, and is
-        left out then.
+    def _complete_csv(self, lines: list[bytes]) -> list[tuple[list[str], int, int]]:
+        """For each complete row its cells, the number of lines before it, and the number of lines to its end.
+
+        Only the last row may be incomplete; it is left out.
         """
         assert self._csv
         reader = csv.reader(line.decode("utf-8") for line in lines)
@@ -239,13 +235,13 @@ class RowFile:
         self.done.add(key_of(name))
 
 
-def _told(name: Any, protocol: Any, failed: bool) -> tuple[str, ResultRow, bool]:
-    """What a row says of itself, where it is a row at all: else a TypeError."""
+def _checked(name: Any, protocol: Any, failed: bool) -> tuple[str, ResultRow, bool]:
+    """The three values, if they have the types of a row's values. Raises TypeError if not."""
     if not isinstance(name, str) or not isinstance(protocol, dict):
         raise TypeError
     return name, protocol, failed
 
 
 def key_of(name: str) -> str:
-    """A file's name as it can be told in text, whatever its bytes."""
+    """The name of a file as valid text. Bytes that are not valid UTF-8 become backslash escapes."""
     return os.fspath(name).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""The clips of a file that a model is given: opened, measured, decoded and cropped in reading processes."""
+"""Reading of files for the model: they are opened, measured, decoded and cropped in worker processes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from cover.processes import ProcessPool
 if TYPE_CHECKING:
     from cover.media.source import Media
 
-CHUNK_FRAMES = 256  # decoded at a time, about: of large pictures 300 MB
-SHORTEST = 0.01  # seconds
+CHUNK_FRAMES = 256  # approximate number of frames that are decoded at a time; large pictures take 300 MB
+SHORTEST = 0.01  # seconds; of a window or a stride
 
 TimeSpan = tuple[float, float]  # start and length in seconds
 Clips = list[np.ndarray]  # for each plan uint8 (views, T, 3, size, size)
@@ -30,8 +30,9 @@ Clips = list[np.ndarray]  # for each plan uint8 (views, T, 3, size, size)
 
 @dataclass(frozen=True)
 class Windows:
-    """Stretches of `seconds`, one every `stride` seconds. Raises `UserError` where they are shorter than a hundredth of
-    a second.
+    """Windows of `seconds`, which start every `stride` seconds.
+
+    Raises `UserError` if one of the two is shorter than a hundredth of a second.
     """
 
     seconds: float
@@ -43,8 +44,9 @@ class Windows:
                 raise UserError(f"--{name}: expected seconds, {SHORTEST:g} or more, got {value:g}")
 
     def spans(self, duration: float) -> list[TimeSpan]:
-        """The windows of a video of `duration` seconds. The last ends with the video, moved back where the steps do not
-        fit; a video shorter than one window is one window.
+        """The windows of a video of `duration` seconds.
+
+        The last window ends with the video, so its step may be shorter. A video shorter than a window is one window.
         """
         if duration <= self.seconds:
             return [(0.0, duration)]
@@ -57,7 +59,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class ViewRequest:
-    """How every file is read: one set of views per plan, of the whole file or of its windows."""
+    """The views that are read of every file: one set for each plan, of the whole file or of each of its windows."""
 
     plans: tuple[ViewPlan, ...]
     decoder: Decoder = "pyav"
@@ -65,17 +67,16 @@ class ViewRequest:
 
     @property
     def chunk(self) -> int:
-        """How many windows are decoded at a time."""
+        """The number of windows that are decoded at a time."""
         return max(1, CHUNK_FRAMES // sum(plan.frames * plan.views.temporal for plan in self.plans))
 
 
 @dataclass
 class FileViews:
-    """What was read of a file, or of some more of its windows.
+    """The views of a file, or of some of its windows.
 
-    `spans` and `clips`: one entry for the whole of an image or video, or for each window. `rest`: windows that are
-    still to be read. `problem`: what is wrong with the file, None if nothing is. `media` is None of a file that could
-    not be read.
+    `media`: None if the file could not be read. `spans` and `clips`: one entry for a whole file, or one for each
+    window. `rest`: windows that are not read yet. `problem`: what is wrong with the file; None if nothing is.
     """
 
     file: str
@@ -87,12 +88,12 @@ class FileViews:
 
     @property
     def partial(self) -> str | None:
-        """Why the file could not be read to its end."""
+        """Why the file could not be read to its end; None if it could."""
         return self.problem.reason if self.problem and self.problem.kind == "partial" else None
 
 
 def kind_of(path: str) -> Media:
-    """Whether a file is a video or an image, by its ending; of an unknown ending, by whether it opens as an image."""
+    """Whether a file is a video or an image, by its ending. With an unknown ending, it is an image if it opens as one."""
     media = media_of(path)
     if media is None:
         try:
@@ -109,8 +110,9 @@ def read_file(path: str, request: ViewRequest) -> FileViews:
     if media == "image":
         clips, _ = read_windows(path, media, request.plans, [(0.0, 0.0)])
         return FileViews(path, media, [(0.0, 0.0)], clips, [])
-    result = probe(path, media)
-    seconds = result.frames / result.fps if result.fps else 0.0  # a manifest's own measure, also where the rate changes
+    record = probe(path, media)
+    # The same length as in a manifest, also for a video whose frame rate changes.
+    seconds = record.frames / record.fps if record.fps else 0.0
     spans = request.windows.spans(seconds) if request.windows else [(0.0, seconds)]
     return _read_spans(path, spans, request)
 
@@ -122,7 +124,7 @@ def _read_spans(path: str, spans: list[TimeSpan], request: ViewRequest) -> FileV
 
 
 def reading_pool(workers: int) -> ProcessPool:
-    """Processes for `read_files`."""
+    """A pool of processes for `read_files`."""
     return ProcessPool(workers, _begin_reading)
 
 
@@ -134,13 +136,14 @@ def _begin_reading() -> None:
 
 
 def read_files(files: Iterable[str], request: ViewRequest, pool: ProcessPool) -> Iterator[FileViews]:
-    """The views of all files in their order, one `FileViews` for each chunk of windows. A file that cannot be read, or
-    that ends its process, has one with its problem.
+    """Yield the views of all files in their order, one `FileViews` for each chunk of windows.
+
+    A file that cannot be read, or that crashes its process, has a `FileViews` with its problem.
     """
     for first in pool.map(partial(_try_file, request=request), files, _crashed):
         yield first
         chunks = [(first.file, first.rest[at : at + request.chunk]) for at in range(0, len(first.rest), request.chunk)]
-        left = len(first.rest)
+        left = len(first.rest)  # windows that are not read yet
         for more in pool.map(partial(_try_spans, request=request), chunks, lambda chunk: _crashed(chunk[0])):
             left -= request.chunk
             more.rest = first.rest[len(first.rest) - left :] if left > 0 and more.clips else []

@@ -1,6 +1,4 @@
-"""Export through torch.export: the graph from clips to the probabilities of the chosen heads, its metadata, and .pt2
-files.
-"""
+"""Export through torch.export: the graph from clips to probabilities, its metadata, and .pt2 files."""
 
 from __future__ import annotations
 
@@ -28,10 +26,17 @@ from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.release import WEIGHTS, load_release, release_folder
 
+INPUT = "clips"  # name of the graph's input
+METADATA_KEY = "cover"  # in the metadata of an ONNX model
+METADATA_FILE = "cover.json"  # among the extra files of a .pt2
+
+
+# --- checkpoint and output files --------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """A model in evaluation mode, the folder that it came from, and those of its heads that are wanted."""
+    """A model in evaluation mode, the folder of its checkpoint, and the heads to export."""
 
     folder: Path
     model: CoVeR
@@ -39,12 +44,12 @@ class ExportRequest:
 
 
 def load_heads(checkpoint: str | Path, names: Sequence[str]) -> ExportRequest:
-    """The heads called `names`, or all, of a run, a checkpoint, a release folder or a Hub id. Raises `UserError`."""
+    """Load the heads `names` (empty: all) of a run, a checkpoint, a release folder or a Hub id. Raises `UserError`."""
     folder = release_folder(checkpoint)
     model = load_release(folder)
     known = {each.name: each for each in model.head_list}
     if not known:
-        raise UserError(f"{folder}: has no head, and what is exported is a classifier")
+        raise UserError(f"{folder}: has no head, so there is no classifier to export")
     for name in names:
         if name not in known:
             raise UserError(f'{folder}: has no head "{name}"{nearest(name, known)}')
@@ -52,7 +57,7 @@ def load_heads(checkpoint: str | Path, names: Sequence[str]) -> ExportRequest:
 
 
 def check_file(out: Path, ending: str) -> None:
-    """Raises `UserError` where `out` is there already, or is not named as its format wants."""
+    """Raise `UserError` if `out` exists or does not have the ending of its format."""
     if out.suffix != ending:
         better = out / f"model{ending}" if out.is_dir() else out.with_suffix(ending)
         raise UserError(f"{out}: name it {ending}, as in --out {better}")
@@ -62,23 +67,21 @@ def check_file(out: Path, ending: str) -> None:
 
 
 def data_of(out: Path) -> Path:
-    """Where the weights lie that are too large for their file."""
+    """The file of weights that are too large for `out` itself."""
     return out.with_name(f"{out.name}.data")
 
 
 @contextmanager
 def write_then_rename(out: Path) -> Iterator[Path]:
-    """Yields a path of the same name in a folder of its own; what has been written there is moved into place when it is
-    whole.
+    """Yield a path with the name of `out` in a temporary folder. At the end, move all files beside it to their place.
 
-    What is called as `out` is moved last: who finds it finds all that belongs to it. Raises `UserError` where there is
-    something by now.
+    `out` itself is moved last. So if it exists, all other files exist too. Raises `UserError` if a file exists already.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             yield Path(folder) / out.name
-            outputs = sorted(Path(folder).iterdir(), key=lambda path: path.name == out.name)
+            outputs = sorted(Path(folder).iterdir(), key=lambda path: path.name == out.name)  # `out` is last
             for path in outputs:
                 _check_free(out.parent / path.name)
             for path in outputs:
@@ -89,28 +92,29 @@ def write_then_rename(out: Path) -> Iterator[Path]:
 
 def _check_free(out: Path) -> None:
     if os.path.lexists(out):
-        raise UserError(f"{out}: has come meanwhile, and is left as it is; choose another name with --out")
+        raise UserError(f"{out}: has appeared meanwhile and does not change; choose another name with --out")
 
 
 def _place(output: Path, out: Path) -> None:
     if not output.is_dir():
         try:
-            os.link(output, out)  # unlike a rename, never onto a file
+            os.link(output, out)  # unlike a rename, a link never replaces a file
             return
         except FileExistsError:
             _check_free(out)
-        except OSError:  # of a file system that has no links
+        except OSError:  # the file system has no links
             _check_free(out)
     output.rename(out)
 
 
-INPUT = "clips"
+# --- graph ------------------------------------------------------------------------------------------------------------
 
 
 class Classifier(nn.Module):
-    """`clips` uint8 `(B, frames, 3, size, size)`, RGB, to head name -> its probabilities, float32 `(B, classes)`.
+    """A module whose graph is exported.
 
-    Takes over `model`, whose backbone is simplified for a graph (`Backbone.simplify`); the function stays the same.
+    Input: `clips`, uint8 `(B, frames, 3, size, size)`, RGB. Output: for each head its probabilities, float32
+    `(B, classes)`. It changes `model`: `Backbone.simplify` gives the backbone a simpler graph of the same function.
     """
 
     def __init__(self, model: CoVeR, heads: Sequence[Head], frames: int) -> None:
@@ -125,23 +129,22 @@ class Classifier(nn.Module):
         return {head.name: head.probabilities(self.model.heads[head.name](features)) for head in self.chosen}
 
     def example(self, batch: int) -> Tensor:
-        """Clips of noise, the same ones each time."""
+        """Random clips, the same ones in each call."""
         size = self.model.backbone.pixels.size
         shape = (batch, self.frames, 3, size, size)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def trace(classifier: Classifier) -> ExportedProgram:
-    """Its graph, for any number of clips from 1 on."""
+    """The graph of a classifier, for any number of clips, at least 1."""
+    shapes = {INPUT: {0: Dim("batch", min=1)}}
     with torch.no_grad():
-        return torch.export.export(
-            classifier, (classifier.example(2),), dynamic_shapes={INPUT: {0: Dim("batch", min=1)}}
-        )
+        return torch.export.export(classifier, (classifier.example(2),), dynamic_shapes=shapes)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What exporters narrate of their own workings is not for who exports."""
+    """Turn off logs and warnings, because exporters write many that do not help the user."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -152,19 +155,19 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-METADATA_KEY = "cover"  # of the metadata of an ONNX model
+# --- metadata and .pt2 files ------------------------------------------------------------------------------------------
 
 
-def metadata_of(choice: ExportRequest, frames: int, precision: str) -> dict[str, Any]:
-    """Input, pixels, checkpoint, and for each head its classes, its loss and how it looks at a video. Plain JSON.
+def metadata_of(request: ExportRequest, frames: int, precision: str) -> dict[str, Any]:
+    """The metadata of an export, as JSON values: input, pixels, checkpoint, and the classes and views of each head.
 
-    `precision`: of the weights of the matrix products, `float32` or `int8`.
+    `precision`: of the weights of matrix products, `float32` or `int8`.
     """
-    pixels, predictor = choice.model.backbone.pixels, Predictor(choice.model)
+    pixels, predictor = request.model.backbone.pixels, Predictor(request.model)
     return {
         "cover": __version__,
-        "step": choice.model.metadata.get("step"),
-        "weights_sha256": _digest(choice.folder / WEIGHTS),
+        "step": request.model.metadata.get("step"),
+        "weights_sha256": _digest(request.folder / WEIGHTS),
         "precision": precision,
         "input": INPUT,
         "frames": frames,
@@ -176,12 +179,12 @@ def metadata_of(choice: ExportRequest, frames: int, precision: str) -> dict[str,
             "crop": "squares along the long side, of one the middle",
         },
         "normalisation": {"where": "inside the graph", "mean": list(pixels.mean), "std": list(pixels.std)},
-        "heads": {head.name: _head(head, predictor) for head in choice.heads},
+        "heads": {head.name: _head(head, predictor) for head in request.heads},
     }
 
 
 def text_of(facts: dict[str, Any]) -> str:
-    """As it stands in a file."""
+    """The metadata as JSON text."""
     return json.dumps(facts, ensure_ascii=False)
 
 
@@ -204,20 +207,15 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-METADATA_FILE = "cover.json"  # of the extra files
-
-
 def export_torch(checkpoint: str | Path, heads: Sequence[str], out: Path, frames: int | None = None) -> None:
-    """Write the heads called `heads`, or all, for `torch.export.load`, with what has to be known beside the graph as
-    `cover.json`.
+    """Write `heads` (empty: all) to a .pt2 file for `torch.export.load`. Its extra file `cover.json` is the metadata.
 
-    `frames`: of a clip (default: as trained; 1 for images). Raises `UserError`.
+    `frames`: frames of a clip (default: as in training; 1 for images). Raises `UserError`.
     """
     check_file(out, ".pt2")
-    choice = load_heads(checkpoint, heads)
-    length = frames or choice.model.frames
-    record = text_of(metadata_of(choice, length, "float32"))
+    request = load_heads(checkpoint, heads)
+    length = frames or request.model.frames
+    metadata = text_of(metadata_of(request, length, "float32"))
     with quiet(), write_then_rename(out) as path:
-        torch.export.save(
-            trace(Classifier(choice.model, choice.heads, length)), path, extra_files={METADATA_FILE: record}
-        )
+        program = trace(Classifier(request.model, request.heads, length))
+        torch.export.save(program, path, extra_files={METADATA_FILE: metadata})

@@ -1,4 +1,4 @@
-"""Export of a head as a folder that transformers' `TimesformerForVideoClassification` loads."""
+"""Export of a head as a folder for transformers' `TimesformerForVideoClassification`."""
 
 from __future__ import annotations
 
@@ -17,39 +17,36 @@ from cover.model.starts.to_transformers import (
 
 
 def export_transformers(checkpoint: str | Path, head: str | None, out: Path) -> None:
-    """Write one head as a folder for transformers' `TimesformerForVideoClassification.from_pretrained`, which gives the
-    same logits.
+    """Write a folder for transformers' `TimesformerForVideoClassification.from_pretrained`. The logits are the same.
 
-    `head` may be None where there is one only. Raises `UserError` naming the setting for which transformers has no such
-    function.
+    `head` may be None if the checkpoint has one head only. Raises `UserError`, with the name of the setting, if
+    transformers cannot compute the model.
     """
-    choice = load_heads(checkpoint, [head] if head else [])
-    if len(choice.heads) > 1:
-        raise UserError(f"which head? --head one of {', '.join(each.name for each in choice.heads)}")
+    request = load_heads(checkpoint, [head] if head else [])
+    if len(request.heads) > 1:
+        raise UserError(f"which head? give --head with one of {', '.join(each.name for each in request.heads)}")
     try:
-        check_transformers(choice.model.config)
+        check_transformers(request.model.config)
     except UserError as error:
-        raise UserError(f"{choice.folder}: {error}") from None
+        raise UserError(f"{request.folder}: {error}") from None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; choose a new folder with --out")
-    # A folder that is there may be a mount or where the user stands: it is filled, not replaced, and its configuration
-    # comes last.
-    filled = out.is_dir()
-    with write_then_rename(out / CONFIG if filled else out) as path:
-        _write(choice, path.parent if filled else path)
+    # An existing empty folder may be a mount or the working folder. So files are moved into it, the configuration last.
+    exists = out.is_dir()
+    with write_then_rename(out / CONFIG if exists else out) as path:
+        _write(request, path.parent if exists else path)
 
 
-def _write(choice: ExportRequest, out: Path) -> None:
+def _write(request: ExportRequest, out: Path) -> None:
     from safetensors.torch import save_file
 
-    (head,), config = choice.heads, choice.model.config
+    (head,), config = request.heads, request.model.config
     out.mkdir(exist_ok=True)
-    tensors = to_transformers(choice.model, head.name)
-    save_file(
-        {name: value.contiguous() for name, value in tensors.items()}, str(out / WEIGHTS), metadata={"format": "pt"}
-    )
-    for name, content in (
-        (CONFIG, transformers_config(config, head)),
-        ("preprocessor_config.json", transformers_preprocessor(config)),
-    ):
+    tensors = {name: value.contiguous() for name, value in to_transformers(request.model, head.name).items()}
+    save_file(tensors, str(out / WEIGHTS), metadata={"format": "pt"})
+    contents = {
+        CONFIG: transformers_config(config, head),
+        "preprocessor_config.json": transformers_preprocessor(config),
+    }
+    for name, content in contents.items():
         (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
