@@ -1,4 +1,6 @@
-"""How the pages of this folder become a site: `make docs` writes it into site/. Nothing is fetched while it is built."""
+"""How the pages of this folder become a site: `make docs` writes it into site/. Nothing is fetched
+while it is built.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ html_extra_path = ["../studies"]  # the kept reports, at the root of the site
 
 
 def table_of_contents(app: Sphinx, page: str, source: list[str]) -> None:
-    """The sidebar, from the list of pages that index.md is: so there is one list, and it reads well without Sphinx too."""
+    """The sidebar, from the list of pages that index.md is: so there is one list, and it reads well
+    without Sphinx too.
+    """
     if page == "index":
         for heading, links in re.findall(r"^## (.+)\n((?:.+\n|\n(?!#))*)", source[0], re.MULTILINE):
             pages = "\n".join(re.findall(r"^- \[.+?\]\((\w+)\.\w+\)", links, re.MULTILINE))

@@ -86,7 +86,9 @@ def recipe(tmp_path: Path) -> Any:
 
 
 def complaint(recipe: Any, text: str, *overrides: str) -> str:
-    """The error's message without the folder of the file, having checked that it is one line and starts with the file."""
+    """The error's message without the folder of the file, having checked that it is one line and
+    starts with the file.
+    """
     with pytest.raises(UserError) as caught:
         recipe(text, *overrides)
     message = str(caught.value)
@@ -322,10 +324,12 @@ def test_one_section_of_several_is_chosen_by_its_first_key(
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("pet: {kind: cat}", "pet.kind"), ("pet: {kind: bird, breed: poodle}", "pet.breed"), ("pet: {wings: 3}", "pet.wings"),
+        ("pet: {kind: cat}", "pet.kind"),
+        ("pet: {kind: bird, breed: poodle}", "pet.breed"),
+        ("pet: {wings: 3}", "pet.wings"),
         ("pet: 3", "pet"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_section_of_several_names_its_key(tmp_path: Path, text: str, key: str) -> None:
     (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as error:

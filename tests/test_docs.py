@@ -125,7 +125,8 @@ def test_every_block_is_executed_or_marked() -> None:
         else:
             neither.append(f"{block.place}: {block.kind or 'no word'} behind the fence")
     print(
-        f"\nblocks of the pages: {results['executed']} executed, {results['marked']} marked as needing {', '.join(NEEDS)}"
+        f"\nblocks of the pages: {results['executed']} executed, {results['marked']} "
+        f"marked as needing {', '.join(NEEDS)}"
     )
     assert not neither, "\n".join(neither)
     assert results["executed"] >= 90

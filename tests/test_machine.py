@@ -35,7 +35,10 @@ def test_memory_is_reused_where_the_c_library_can() -> None:
 
 LAUNCHER = """
 import subprocess, sys, time
-rank = "from cover.machine import end_with_launcher; import time; end_with_launcher(); print('up', flush=True); time.sleep(600)"
+rank = (
+    "from cover.machine import end_with_launcher; import time; "
+    "end_with_launcher(); print('up', flush=True); time.sleep(600)"
+)
 subprocess.Popen([sys.executable, "-c", rank])
 time.sleep(600)
 """

@@ -173,7 +173,10 @@ def test_root_that_does_not_exist(bench: Bench, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_root_with_archives_alone(bench: Bench, form: str) -> None:
-    hint = r"not given, and set has none of .*; set holds data\.zip\.part, part_1\.tar\.gz: fetch them whole and unpack them"
+    hint = (
+        r"not given, and set has none of .*; set holds data\.zip\.part, "
+        r"part_1\.tar\.gz: fetch them whole and unpack them"
+    )
     bench.refuses(form, hint, only_archives)
 
 
@@ -274,7 +277,10 @@ def test_folder_whose_name_is_not_utf8(bench: Bench, form: str) -> None:
 
 
 def test_media_of_another_kind(bench: Bench) -> None:
-    message = "set/train lists no sample; left out, for their ending is no image's: 2 files in class folders, the first train/jump/a.mp4"
+    message = (
+        "set/train lists no sample; left out, for their ending is no image's: 2 "
+        "files in class folders, the first train/jump/a.mp4"
+    )
     bench.refuses("folder", message, lambda root, form: None, media="image")
 
 

@@ -39,7 +39,10 @@ def test_defaults_by_format(tmp_path: Path) -> None:
 
 
 def test_everything_given(tmp_path: Path) -> None:
-    text = f"mine: {{{GOOD}, classes: c.txt, flip: swap, sampling: dense@0.25, views: 2x3, crop_scale: [0.4, 1], dev: 0, source: take}}"
+    text = (
+        f"mine: {{{GOOD}, classes: c.txt, flip: swap, sampling: dense@0.25, views: 2x3, "
+        "crop_scale: [0.4, 1], dev: 0, source: take}"
+    )
     spec = load_catalog(write(tmp_path, text)).spec("mine")
     assert (spec.flip, spec.sampling, spec.views) == ("swap", Sampling("dense", 0.25), Views(2, 3))
     assert (spec.crop_scale, spec.dev, spec.source, spec.splits) == ((0.4, 1.0), 0.0, "take", ("train",))

@@ -347,8 +347,8 @@ def test_archives_that_were_not_unpacked_are_named(tmp_path: Path) -> None:
     (tmp_path / "catalog.yaml").write_text("mine: {format: csv, root: ., dev: 0}\n")
     remark = index(tmp_path / "catalog.yaml", 0)[0]["warnings"][-1]
     assert (
-        remark
-        == f"files are missing, and {tmp_path} holds part_1.tar.gz, part_2.tar.gz.part: fetch them whole and unpack them"
+        remark == f"files are missing, and {tmp_path} holds part_1.tar.gz, "
+        f"part_2.tar.gz.part: fetch them whole and unpack them"
     )
 
 

@@ -59,7 +59,8 @@ def test_they_are_indexed_under_their_names(catalog: Path) -> None:
 def test_they_are_mixed_trained_and_evaluated(catalog: Path, heads: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = catalog.parent / "run"
     (catalog.parent / "recipe.yaml").write_text(
-        f"data:\n  sets: [010, 1e3, yes, null]\n  catalog: {catalog}\n  weights: {{010: 1, 1e3: 2e0, yes: 1, null: 1}}\n{heads}"
+        f"data:\n  sets: [010, 1e3, yes, null]\n  catalog: {catalog}\n  weights: "
+        f"{{010: 1, 1e3: 2e0, yes: 1, null: 1}}\n{heads}"
         f"out: {run}\nsteps: 1\nbatch: 8\nworkers: 0\nmodel: {{size: 16}}\n"
     )
     arguments = ["--data.loss_weights", "{yes: 2, null: 5e-1}", "--augment.sets.yes.colour", "1e-1"]

@@ -547,7 +547,10 @@ def test_exclusions_of_a_set_that_was_not_prepared_again(make_set: MakeSet, tmp_
 def test_no_two_runs_in_one_folder(clips: Path, tmp_path: Path) -> None:
     prepare(clips, tmp_path / "fast", 0)
     lock = tmp_path / "fast/prepare.lock"
-    hold = f"import fcntl; file = open({str(lock)!r}, 'r+'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); input()"
+    hold = (
+        f"import fcntl; file = open({str(lock)!r}, 'r+'); fcntl.flock(file, "
+        f"fcntl.LOCK_EX); print('held', flush=True); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
@@ -599,7 +602,10 @@ def test_trouble_is_told_where_it_is(clips: Path, tmp_path: Path) -> None:
 
 def test_file_that_may_not_grow(clips: Path, tmp_path: Path) -> None:
     """A limit of the process stands for a full disk where none can be mounted."""
-    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); from cover.cli import main; sys.exit(main())"
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, "
+        "5000)); from cover.cli import main; sys.exit(main())"
+    )
     typed = ["prepare", str(clips), "--out", str(tmp_path / "fast"), "--workers", "0"]
     ended = subprocess.run([sys.executable, "-c", limited, *typed], capture_output=True, text=True, check=False)
     assert ended.returncode == 2

@@ -59,7 +59,8 @@ def test_what_a_dead_machine_leaves_is_passed_over(tmp_path: Path) -> None:
     write(file, ENTRIES)
     with file.open("ab") as cache:
         cache.write(
-            b'\0\0\0\0\n\xff\xfe\n[2, "video", "/a", 1]\n[1, "video", "/a", 1, 2, ["ok"]]\n17\n[2, "video", "/a", 1, 2, 3]\n'
+            b'\0\0\0\0\n\xff\xfe\n[2, "video", "/a", 1]\n[1, "video", "/a", 1, '
+            b'2, ["ok"]]\n17\n[2, "video", "/a", 1, 2, 3]\n'
         )
     write(file, ENTRIES[:1])
     assert list(read_cache(file, "video")) == [*ENTRIES, ENTRIES[0]]

@@ -84,7 +84,9 @@ def test_there_and_back_every_bit_is_the_same(tmp_path: Path, attention: str) ->
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
 def test_a_folder_that_could_not_be_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
-    """The weights are written, then the disk is full: nothing is left, and the same command works when there is room."""
+    """The weights are written, then the disk is full: nothing is left, and the same command works when
+    there is room.
+    """
     release(tmp_path / "ours", MOVES)
     out = tmp_path / "theirs"
     if there:

@@ -40,7 +40,9 @@ SETS = {
 
 
 def release(path: Path, heads: tuple[Head, ...] = HEADS, **changes: Any) -> CoVeR:
-    """A saved mini, shortened, whose every parameter is random and whose probabilities differ widely from clip to clip."""
+    """A saved mini, shortened, whose every parameter is random and whose probabilities differ widely
+    from clip to clip.
+    """
     model = CoVeR(
         named_config("mini", **{"frames": 4, "depth": 1, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), **changes}),
         heads,
@@ -202,7 +204,9 @@ def test_probabilities_that_are_no_numbers(tmp_path: Path, head: str, int8: bool
 
 
 class Disturbed(torch.nn.Module):
-    """A classifier whose first clip of a batch is named right, and all behind it wrong, by `share` (NaN: not at all)."""
+    """A classifier whose first clip of a batch is named right, and all behind it wrong, by `share`
+    (NaN: not at all).
+    """
 
     def __init__(self, classifier: Any, share: float) -> None:
         super().__init__()

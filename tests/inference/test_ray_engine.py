@@ -1,4 +1,6 @@
-"""A Ray cluster answers what the processes of this machine answer, once for every file, and goes on where it was ended."""
+"""A Ray cluster answers what the processes of this machine answer, once for every file, and goes on
+where it was ended.
+"""
 
 from __future__ import annotations
 

@@ -166,7 +166,9 @@ def grouped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_any_frames_of_any_groups(grouped: Path) -> None:
-    """However the key frames lie and whatever refers to what, the frames are those that a decode of everything gives."""
+    """However the key frames lie and whatever refers to what, the frames are those that a decode of
+    everything gives.
+    """
     rng = np.random.default_rng(0)
     for _ in range(25):
         wanted = rng.choice(100, rng.integers(1, 20), replace=False)
@@ -304,7 +306,9 @@ def test_damage_anywhere_ends_in_frames_or_a_reason(tmp_path: Path, name: str) -
     ],
 )
 def test_zeros_in_the_middle_end_the_frames(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
-    """Containers that find their way again behind the damage too: what follows would refer to pictures that are gone."""
+    """Containers that find their way again behind the damage too: what follows would refer to pictures
+    that are gone.
+    """
     rng = np.random.default_rng(0)
     pictures = [
         np.clip(numbered(n) + rng.integers(-20, 20, (HEIGHT, 80, 3)), 0, 255).astype(np.uint8) for n in range(100)
@@ -415,7 +419,9 @@ def test_files_are_closed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def remote(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A shard with a clip and an image behind a URL, and the clip as a file. fsspec's store in memory stands for any."""
+    """A shard with a clip and an image behind a URL, and the clip as a file. fsspec's store in memory
+    stands for any.
+    """
     import fsspec
 
     clip = write_clip(tmp_path / "clip.mp4", count=60, options=B_FRAMES)

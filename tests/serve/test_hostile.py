@@ -243,7 +243,9 @@ def abandoned(server: Running, rng: random.Random, path: str, body: bytes) -> st
         if rng.random() < 0.3:
             line.sendall(rng.randbytes(200))
             return "rubbish"
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: video/mp4\r\ncontent-length: {len(body) + 5}\r\n\r\n".encode()
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: video/mp4\r\ncontent-length: {len(body) + 5}\r\n\r\n"
+        ).encode()
         line.sendall((head + body)[: rng.randrange(1, len(head) + len(body) + 1)])
         return "left"
 

@@ -189,7 +189,10 @@ def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
 
 
 def form(data: bytes, name: str = "clip.mp4", field: str = "file", times: int = 1) -> tuple[bytes, dict[str, str]]:
-    part = f'--edge\r\ncontent-disposition: form-data; name="{field}"; filename="{name}"\r\ncontent-type: text/html\r\n\r\n'.encode()
+    part = (
+        f'--edge\r\ncontent-disposition: form-data; name="{field}"; '
+        f'filename="{name}"\r\ncontent-type: text/html\r\n\r\n'
+    ).encode()
     return (part + data + b"\r\n") * times + b"--edge--\r\n", {"content-type": "multipart/form-data; boundary=edge"}
 
 
@@ -907,7 +910,10 @@ def test_what_is_too_late_is_not_computed(predictor: Predictor) -> None:
 
 
 def test_uploads_of_a_server_that_was_killed_are_removed_and_no_others(tmp_path: Path) -> None:
-    code = f"import os; from cover.serve.uploads import UploadFolder; folder = UploadFolder({str(tmp_path)!r}); os._exit(1)"
+    code = (
+        f"import os; from cover.serve.uploads import UploadFolder; folder = "
+        f"UploadFolder({str(tmp_path)!r}); os._exit(1)"
+    )
     subprocess.run([sys.executable, "-c", code], check=False)
     (dead,) = tmp_path.iterdir()
     (dead / "upload").write_bytes(b"x")

@@ -35,7 +35,9 @@ class Clips:
     labels: np.ndarray
 
     def pick(self, clips: np.ndarray, share: np.ndarray) -> Tensor:
-        """The frames at `share` `(clips, k)` in [0, 1) of each clip's length, float32 `(clips, k, 3, H, W)` in [-1, 1]."""
+        """The frames at `share` `(clips, k)` in [0, 1) of each clip's length, float32 `(clips, k, 3,
+        H, W)` in [-1, 1].
+        """
         chosen = np.stack(
             [self.frames[clip][(row * len(self.frames[clip])).astype(int)] for clip, row in zip(clips, share)]
         )

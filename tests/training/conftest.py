@@ -28,7 +28,8 @@ class Running:
         while not ready():
             if self.process.poll() is not None:
                 pytest.fail(
-                    f"ended too early with {self.process.returncode}:\n{self.process.stderr.read() if self.process.stderr else ''}"
+                    f"ended too early with "
+                    f"{self.process.returncode}:\n{self.process.stderr.read() if self.process.stderr else ''}"
                 )
             time.sleep(0.005)
 

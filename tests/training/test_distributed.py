@@ -1,4 +1,6 @@
-"""The same recipe in one process and in several: the same losses, under DDP and FSDP2, also across a change of either."""
+"""The same recipe in one process and in several: the same losses, under DDP and FSDP2, also across a
+change of either.
+"""
 
 from __future__ import annotations
 
@@ -272,7 +274,9 @@ calls, normalize = 0, CoVeR.normalize
 
 
 def poisoned(self, frames):
-    """Frames as they come out of augmentation, with one value of the second sample of rank 1 spoiled at the fourth step."""
+    """Frames as they come out of augmentation, with one value of the second sample of rank 1 spoiled at the fourth
+    step.
+    """
     global calls
     calls += 1
     pixels = normalize(self, frames)

@@ -1,4 +1,6 @@
-"""What a run says of itself: the figures of a window, where its time goes, what it shows, and what others keep of it."""
+"""What a run says of itself: the figures of a window, where its time goes, what it shows, and what
+others keep of it.
+"""
 
 from __future__ import annotations
 
@@ -224,7 +226,8 @@ ON_A_TERMINAL = """
 import sys
 from cover.training.progress import ProgressView
 from cover.console import Meter, say
-line = {"step": 1, "loss": {"a [b]": 1.5}, "top1": {"a [b]": 0.25}, "epochs": {"a [b]": 0.5, "c": 0}, "step_loss": 1.5, "grad_norm": 1.0,
+line = {"step": 1, "loss": {"a [b]": 1.5}, "top1": {"a [b]": 0.25}, "epochs": {"a [b]": 0.5, "c": 0},
+        "step_loss": 1.5, "grad_norm": 1.0,
         "lr": 1e-3, "samples_per_s": 12.0, "mfu": 0.5, "memory_bytes": 10**9, "wait_share": 0.005,
         "shares": {"data": 0.005, "compute": 0.795, "checkpoint": 0.2}}
 with ProgressView("train x", 3, 0, ["a [b]", "c"]) as view:

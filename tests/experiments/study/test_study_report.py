@@ -546,7 +546,8 @@ def test_verdicts_and_figures_stand_in_the_table_of_comparisons(summary: dict[st
         "| x (co-trained on videos and images against alone, whole, from scratch) "
         "| +3.2 (+1.1 to +5.3) | 0.004 (uncorrected 0.002) | better |",
         "| x (gain of co-trained on videos and images: tenth against whole, from scratch) | +3.2 (+1.1 to +5.3) |",
-        "| x (both against p, head alone trained) | +3.2 (-1.2 to +5.3) | 0.710 (uncorrected 0.002) | not worse | – | 4.1 |",
+        "| x (both against p, head alone trained) | +3.2 (-1.2 to +5.3) | 0.710 "
+        "(uncorrected 0.002) | not worse | – | 4.1 |",
     ):
         assert line in text
 

@@ -1,4 +1,6 @@
-"""Which clips an arm trains on and is measured on: nothing twice, nothing of one source on both sides, nothing made up."""
+"""Which clips an arm trains on and is measured on: nothing twice, nothing of one source on both sides,
+nothing made up.
+"""
 
 from __future__ import annotations
 

@@ -144,7 +144,8 @@ def test_from_a_recipe_to_an_exported_graph(sandbox: Path, tmp_path: Path, capsy
     onnxruntime = pytest.importorskip("onnxruntime")
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(
-        f"data: {{sets: [ssv2, imagenet], catalog: {sandbox}, frames: 4}}\nmodel: {{backbone: conv3d, channels: [8, 16]}}\n"
+        f"data: {{sets: [ssv2, imagenet], catalog: {sandbox}, frames: 4}}\nmodel: "
+        f"{{backbone: conv3d, channels: [8, 16]}}\n"
         f"out: {run}\nsteps: 3\nbatch: 8\nworkers: 0\nevaluate_every: -1\nema: 0.5\naccumulation: 2\n"
     )
     assert main(["train", str(recipe), "--model.motion", "differences"]) == 0

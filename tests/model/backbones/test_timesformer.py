@@ -34,7 +34,9 @@ MODES = pytest.mark.parametrize(
 
 
 def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Every parameter random and none near zero; the scales of norms around 1, so that attention is far from uniform."""
+    """Every parameter random and none near zero; the scales of norms around 1, so that attention is
+    far from uniform.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

@@ -615,7 +615,8 @@ def test_an_imported_folder_predicts_and_starts_a_run(
         assert sum(share for _, share in item["heads"]["moves"]) == pytest.approx(1, abs=1e-5)
     data = f"data: {{sets: [ssv2, imagenet], catalog: {sandbox}, frames: 2}}\nmodel: {{time: additive}}"
     (tmp_path / "recipe.yaml").write_text(
-        f"{data}\nstart: {{checkpoint: {tmp_path / 'ours'}}}\nout: {tmp_path / 'run'}\nsteps: 1\nbatch: 4\nworkers: 0\nevaluate_every: -1\n"
+        f"{data}\nstart: {{checkpoint: {tmp_path / 'ours'}}}\nout: {tmp_path / 'run'}\nsteps: "
+        f"1\nbatch: 4\nworkers: 0\nevaluate_every: -1\n"
     )
     assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
     config = read_config(tmp_path / "run" / "checkpoints" / "step-0000001").backbone
