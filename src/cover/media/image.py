@@ -1,6 +1,7 @@
 """Image decoding with Pillow, and folders of numbered images as videos.
 
 Images come back upright and in RGB. A folder has 12 frames per second, the rate of Something-Something's frames.
+`cover.mixture.loader.read_pixels` makes an image a clip of one frame.
 """
 
 from __future__ import annotations

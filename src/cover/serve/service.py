@@ -60,7 +60,7 @@ class _PendingPrediction:
 
 
 @dataclass(frozen=True)
-class _Explanation:
+class _ExplainedClass:
     """The prediction of a head and the heat of a class, float32 `(T, h, w)`."""
 
     prediction: Prediction
@@ -77,7 +77,7 @@ class _PendingExplanation:
 
     pixels: DecodedFile
     view: np.ndarray
-    result: Future[_Explanation]
+    result: Future[_ExplainedClass]
 
 
 class Service:
@@ -277,7 +277,7 @@ def _explain(
     clips: list[np.ndarray],
     view: np.ndarray,
     check: Callable[[], None],
-) -> _Explanation:
+) -> _ExplainedClass:
     """Predict with all views of a head, then explain the class `class_name` (None: the most likely one) in one view.
 
     `clips` holds one array with all views. It is removed from the list, so that its memory is free after the
@@ -287,7 +287,7 @@ def _explain(
     prediction = Prediction(head.name, head.classes, output.scores[head.name])
     class_name = class_name or prediction.top(1)[0][0]
     heat = heat_of(predictor.model, view, head, class_name, check=check).heat.numpy()
-    return _Explanation(prediction, class_name, heat)
+    return _ExplainedClass(prediction, class_name, heat)
 
 
 async def _all(futures: Sequence[Future[Scores]]) -> list[Scores]:

@@ -120,34 +120,34 @@ def draw_sample(settings: Settings, dataset: str, split: str, index: int) -> Fra
 # --- scene and movement of each data set ------------------------------------------------------------------------------
 
 # the scene, the object's centres and the camera's shake, both in pixels, float32 (frames, 2)
-Drawing = tuple[Scene, FloatArray, FloatArray]
+SceneDraw = tuple[Scene, FloatArray, FloatArray]
 
 
-def _activity(rng: np.random.Generator, settings: Settings, name: str) -> Drawing:
+def _activity(rng: np.random.Generator, settings: Settings, name: str) -> SceneDraw:
     scene = draw_scene(rng, ACTIVITIES[name], settings)
     frames = int(rng.integers(2 * FPS, 3 * FPS + 1))
     return scene, wander(rng, _size(settings), scene.reach, frames), draw_shake(rng, frames, settings.shake_reach)
 
 
-def _travel(rng: np.random.Generator, settings: Settings, name: str) -> Drawing:
+def _travel(rng: np.random.Generator, settings: Settings, name: str) -> SceneDraw:
     scene = replace(draw_scene(rng, draw_object(rng), settings), endless=True)
     centres = travel(rng, _size(settings), DIRECTIONS[name])
     return scene, centres, draw_shake(rng, len(centres), settings.shake_reach)
 
 
-def _moment(rng: np.random.Generator, settings: Settings, name: str) -> Drawing:
+def _moment(rng: np.random.Generator, settings: Settings, name: str) -> SceneDraw:
     shape, rising = MOMENTS[name]
     scene = draw_scene(rng, shape, settings)
     centres = rise_or_fall(rng, _size(settings), scene.reach, MOMENT_FRAMES, rising)
     return scene, centres, draw_shake(rng, MOMENT_FRAMES, settings.shake_reach)
 
 
-def _image(rng: np.random.Generator, settings: Settings, name: str) -> Drawing:
+def _image(rng: np.random.Generator, settings: Settings, name: str) -> SceneDraw:
     scene = draw_scene(rng, name, settings)
     return scene, wander(rng, _size(settings), scene.reach, 1), draw_shake(rng, 1, settings.shake_reach)
 
 
-def _picture(rng: np.random.Generator, settings: Settings, name: str) -> Drawing:
+def _picture(rng: np.random.Generator, settings: Settings, name: str) -> SceneDraw:
     if settings.relation != "separate":
         return _image(rng, settings, ACTIVITIES[name])
     return draw_sky(rng, SKIES[name], settings), np.zeros((1, 2), np.float32), draw_shake(rng, 1, settings.shake_reach)
@@ -203,7 +203,7 @@ def _within(inside: NDArray[np.float64], size: tuple[int, int], border: FloatArr
     return (border + inside * (np.array(size) - 2 * border)).astype(np.float32)
 
 
-DRAWERS: dict[str, Callable[[np.random.Generator, Settings, str], Drawing]] = {
+DRAWERS: dict[str, Callable[[np.random.Generator, Settings, str], SceneDraw]] = {
     "kinetics": _activity,
     "ssv2": _travel,
     "moments": _moment,
