@@ -175,7 +175,8 @@ def test_replay_goes_over_what_is_here_and_names_what_is_not(
     less = without(sandbox, "imagenet", tmp_path)
     result = add("replay", catalog=less)
     assert (
-        "WITHOUT REPLAY: imagenet: not in less.yaml; its head stays as it is while all below it moves" in result["said"]
+        "WITHOUT REPLAY: imagenet: not in less.yaml; its head "
+        "stays the same, but the backbone changes" in result["said"]
     )
     assert result["not_replayed"] == {"imagenet": "not in less.yaml"}
     assert moved(release, tmp_path / "run") == {"", "kinetics"}

@@ -146,7 +146,7 @@ def test_nulls_and_absent_keys_are_dashes(tmp_path: Path, parse: Any) -> None:
     page = parse(write_demo_report(tmp_path, DemoResults(results)).read_text(encoding="utf-8"))
     assert "–" in page.words
     assert "None" not in page.words
-    for said in ("Not evaluated.", "No training log to draw.", "No predicted clips were kept.", "No stage was timed."):
+    for said in ("Not evaluated.", "There is no training log.", "There are no predicted clips.", "No stage was timed."):
         assert said in page.words
 
 

@@ -170,7 +170,7 @@ def test_what_cannot_be_read_or_written(folder: Path, tmp_path: Path) -> None:
         CoVeR(TimeSformerConfig(width=32, depth=1, attention_heads=2, patch=8, size=32)),
         {"frames": 4},
     )
-    with pytest.raises(UserError, match="headless: has no head, so there is no answer to explain"):
+    with pytest.raises(UserError, match="headless: has no head, so there is nothing to explain"):
         explain(str(tmp_path / "headless"), str(folder / "photo.png"), ExplainOptions(), tmp_path / "out", "cpu")
     with pytest.raises(UserError, match=r"--out .*broken\.mp4: cannot be written"):
         explain(str(folder / "release"), str(folder / "photo.png"), ExplainOptions(), tmp_path / "broken.mp4", "cpu")

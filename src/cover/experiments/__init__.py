@@ -1,1 +1,1 @@
-"""Whole experiments: the demo, a new head, transfers, and studies with their reports."""
+"""Experiments of several runs: the demo, an added head, transfers and studies, with their reports."""

@@ -1,7 +1,7 @@
-"""Charts of the reports: line charts, forest plots and bars, as plain shapes that `templates/charts.html` writes.
+"""Charts of the reports: line charts, forest plots and bars, as shapes for `templates/charts.html`.
 
-Drawings have units of their own, which the page scales to its column: letters of 12 units stay readable on a phone.
-Colours are classes of the style sheet, which has a light and a dark set of them.
+A drawing has its own units, and the page scales it to the width of its column. Letters of 12 units are readable on a
+phone. Colours are classes of the style sheet, which has a light and a dark set.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ Point = tuple[float, float]
 
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 14, 34  # margins of a line chart
-EDGE, FOREST_TOP, ROW, FOREST_BOTTOM = 10, 20, 44, 40  # margins and the height of a row of a forest plot
-LETTER = 6.4  # the mean width of a letter
-MARK = 5.0
+EDGE, FOREST_TOP, ROW, FOREST_BOTTOM = 10, 20, 44, 40  # margins of a forest plot, and the height of a row
+LETTER = 6.4  # mean width of a letter
+MARK = 5.0  # half the width of a mark
 
-# Verdict -> the classes and the outline, around (0, 0), of the mark at the middle of its interval.
+# By verdict: the classes of the mark at the value, and its outline around (0, 0).
 MARKS = {
     "better": ("cotrained solid", f"M{-MARK} {MARK}L0 {-MARK - 1}L{MARK} {MARK}Z"),
     "worse": ("single solid", f"M{-MARK} {-MARK}L0 {MARK + 1}L{MARK} {-MARK}Z"),
@@ -29,7 +29,7 @@ MARKS = {
 
 @dataclass(frozen=True)
 class ChartShape:
-    """An SVG element. `title`: what a pointer over it shows."""
+    """An SVG element. A pointer over it shows `title`."""
 
     tag: str
     attributes: dict[str, str | float]
@@ -39,7 +39,7 @@ class ChartShape:
 
 @dataclass(frozen=True)
 class Drawing:
-    """An SVG drawing of `WIDTH` x `height`. `label` says in words what it shows."""
+    """An SVG drawing of `WIDTH` x `height`. `label` describes it for readers who cannot see it."""
 
     label: str
     height: float
@@ -47,14 +47,13 @@ class Drawing:
 
 
 def _line(style: str, x1: float, x2: float, y1: float, y2: float) -> ChartShape:
-    return ChartShape(
-        "line", {"class": style, "x1": round(x1, 1), "x2": round(x2, 1), "y1": round(y1, 1), "y2": round(y2, 1)}
-    )
+    ends = {"x1": round(x1, 1), "x2": round(x2, 1), "y1": round(y1, 1), "y2": round(y2, 1)}
+    return ChartShape("line", {"class": style, **ends})
 
 
 def _text(text: str, x: float, y: float, anchor: str = "start", style: str = "", title: str = "") -> ChartShape:
-    named: dict[str, str | float] = {"class": style} if style else {}
-    return ChartShape("text", {**named, "x": round(x, 1), "y": round(y, 1), "text-anchor": anchor}, text, title)
+    classes: dict[str, str | float] = {"class": style} if style else {}
+    return ChartShape("text", {**classes, "x": round(x, 1), "y": round(y, 1), "text-anchor": anchor}, text, title)
 
 
 # --- line charts ------------------------------------------------------------------------------------------------------
@@ -62,7 +61,7 @@ def _text(text: str, x: float, y: float, anchor: str = "start", style: str = "",
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `tone`: its colour class; `smooth`: draw the points faintly behind their running mean."""
+    """One curve. `tone`: its colour class. `smooth`: draw its running mean, and the points faintly behind it."""
 
     label: str
     tone: str
@@ -78,11 +77,11 @@ class Axes:
     top: float
 
     def x(self, value: float) -> float:
-        """Horizontal place of a value."""
+        """The x coordinate of a value."""
         return LEFT + (WIDTH - LEFT - RIGHT) * value / self.right
 
     def y(self, value: float) -> float:
-        """Vertical place of a value; above the rectangle, its edge."""
+        """The y coordinate of a value. Values above `top` are at the upper edge."""
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(value, self.top) / self.top
 
 
@@ -94,29 +93,30 @@ def line_chart(
     percent: bool = False,
     most: float = 1.0,
 ) -> Drawing:
-    """Curves over one x axis. `reference`: a level and its label, drawn dashed; `percent`: a y axis from 0 to `most` in
-    per cent.
+    """Curves over a common x axis.
 
-    Lines without points are left out; at least one line must have some.
+    `reference`: a level, drawn as a dashed line, and its label. `percent`: whether the y axis is from 0 to `most` in
+    per cent. Lines without points are left out. At least one line must have points.
     """
-    drawn = [line for line in lines if line.points]
-    assert drawn, "a chart needs a point"
-    axes = _axes(drawn, reference, most if percent else None)
+    lines = [line for line in lines if line.points]
+    assert lines, "a chart needs a point"
+    axes = _axes(lines, reference, most if percent else None)
     shapes = _grid(axes, x_label, percent)
     if reference:
         y = axes.y(reference[0])
         shapes.append(_line("reference", LEFT, WIDTH - RIGHT, y, y))
         shapes.append(_text(reference[1], WIDTH - RIGHT, y - 5, "end", "halo"))
-    for line in drawn:
+    for line in lines:
         shapes += _curve(axes, line)
-    return Drawing(f"{name}: {', '.join(line.label for line in drawn)}", HEIGHT, shapes)
+    return Drawing(f"{name}: {', '.join(line.label for line in lines)}", HEIGHT, shapes)
 
 
 def _axes(lines: Sequence[Line], reference: tuple[float, str] | None, most: float | None) -> Axes:
     right = max(x for line in lines for x, _ in line.points) or 1.0
     if most:
         return Axes(right, most)
-    # The axis ends a little above the running means, so that one outlying step does not flatten the curves.
+    # The axis ends a little above the running means, not above the points, so that one outlier does not flatten the
+    # curves.
     highest = max(y for line in lines for _, y in running_mean(line.points))
     return Axes(right, 1.12 * max(highest, reference[0] if reference else 0.0) or 1.0)
 
@@ -145,13 +145,16 @@ def _path(axes: Axes, points: Sequence[Point]) -> str:
 
 
 def thinned(points: Sequence[Point], most: int = 400) -> Sequence[Point]:
-    """Every n-th point and the last, at most `most`, which is as many as a page can show."""
+    """Every n-th point and the last point, so that there are about `most` at the most."""
     every = math.ceil(len(points) / most)
     return points if every <= 1 else [*points[:-1:every], points[-1]]
 
 
 def running_mean(points: Sequence[Point]) -> list[Point]:
-    """Each y replaced by the mean over a centred window of about a twentieth of the curve, cut off at the ends."""
+    """The points with each y replaced by the mean over a centred window.
+
+    The window is about a twentieth of the curve. It is shorter at the ends.
+    """
     half = len(points) // 40
     sums = [0.0]
     for _, y in points:
@@ -164,7 +167,7 @@ def running_mean(points: Sequence[Point]) -> list[Point]:
 
 
 def ticks(top: float, wanted: int = 4) -> list[float]:
-    """Round values from 0 to `top`, about `wanted` intervals of 1, 2 or 5 times a power of ten.
+    """Round values from 0 to `top` in about `wanted` intervals. An interval is 1, 2 or 5 times a power of ten.
 
     >>> ticks(2.3)
     [0.0, 0.5, 1.0, 1.5, 2.0]
@@ -173,7 +176,7 @@ def ticks(top: float, wanted: int = 4) -> list[float]:
 
 
 def signed_ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round values between `low` and `high` in at most `most` intervals; zero is one of them where it lies between.
+    """Round values between `low` and `high` in at most `most` intervals. Zero is among them if it is in the range.
 
     >>> signed_ticks(-2.5, 7.0)
     [-2.0, 0.0, 2.0, 4.0, 6.0]
@@ -185,7 +188,7 @@ def signed_ticks(low: float, high: float, most: int = 7) -> list[float]:
 
 
 def short_count(value: float) -> str:
-    """A count in few letters.
+    """A count in short form.
 
     >>> short_count(1500), short_count(250), short_count(2e6)
     ('1.5k', '250', '2M')
@@ -201,7 +204,7 @@ def short_count(value: float) -> str:
 
 @dataclass(frozen=True)
 class Interval:
-    """One row of a forest plot: a value with its interval, the same as text, and its verdict (a key of `MARKS`)."""
+    """One row of a forest plot: a value with its interval, both as text, and its verdict (a key of `MARKS`)."""
 
     label: str
     value: float
@@ -213,28 +216,32 @@ class Interval:
 
 @dataclass(frozen=True)
 class AxisRange:
-    """The drawn part of the number line, `low` < `high`."""
+    """The range of an axis, `low` < `high`."""
 
     low: float
     high: float
 
     def x(self, value: float) -> float:
-        """Horizontal place of a value; outside the span, its edge."""
+        """The x coordinate of a value. Values outside the range are at its edge."""
         fraction = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return EDGE + (WIDTH - 2 * EDGE) * fraction
 
 
 def span_of(rows: Iterable[Interval], margin: float) -> AxisRange:
-    """One span for several forest plots, so that they can be compared: all intervals, zero and the margin, with some
-    air.
+    """A common range for several forest plots, so that they can be compared.
+
+    It contains all intervals, zero and the margin, with some space at both ends.
     """
     ends = [0.0, -margin, *(end for each in rows for end in (each.low, each.high, each.value))]
-    air = 0.05 * (max(ends) - min(ends)) or 1.0
-    return AxisRange(min(ends) - air, max(ends) + air)
+    space = 0.05 * (max(ends) - min(ends)) or 1.0
+    return AxisRange(min(ends) - space, max(ends) + space)
 
 
 def forest(name: str, rows: Sequence[Interval], span: AxisRange, margin: float, unit: str) -> Drawing:
-    """Intervals one below the other. The solid line is no difference, the dashed one a loss of `margin` (0: none)."""
+    """Intervals, one below the other. The solid line is at no difference, the dashed one at a loss of `margin`.
+
+    With a margin of 0 there is no dashed line.
+    """
     assert rows, "a forest plot needs a row"
     height = FOREST_TOP + ROW * len(rows) + FOREST_BOTTOM
     shapes = _scale(span, height, margin, unit)
@@ -261,13 +268,13 @@ def _scale(span: AxisRange, height: int, margin: float, unit: str) -> list[Chart
 def _interval(span: AxisRange, each: Interval, top: int) -> list[ChartShape]:
     tone, outline = MARKS[each.verdict]
     y, room = top + 26, WIDTH - 2 * EDGE - LETTER * (len(each.text) + 2)
+    whisker = f"M{span.x(each.low):.1f} {y}H{span.x(each.high):.1f}"
+    place = f"translate({span.x(each.value):.1f} {y})"
     return [
         _text(_fitted(each.label, room), EDGE, top + 15, style="name halo", title=each.label),
         _text(each.text, WIDTH - EDGE, top + 15, "end", "halo"),
-        ChartShape("path", {"class": f"whisker {tone}", "d": f"M{span.x(each.low):.1f} {y}H{span.x(each.high):.1f}"}),
-        ChartShape(
-            "path", {"class": f"mark {tone}", "transform": f"translate({span.x(each.value):.1f} {y})", "d": outline}
-        ),
+        ChartShape("path", {"class": f"whisker {tone}", "d": whisker}),
+        ChartShape("path", {"class": f"mark {tone}", "transform": place, "d": outline}),
     ]
 
 
@@ -281,8 +288,9 @@ def _fitted(label: str, room: float) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """A horizontal bar: label, track and value. `marks`: (classes, CSS) of what lies on the track; `signed`: from its
-    middle.
+    """A horizontal bar: a label, a track and a value.
+
+    `marks`: classes and CSS of each element on the track. `signed`: whether the bar starts in the middle of the track.
     """
 
     label: str
@@ -306,8 +314,9 @@ def bar(
 
 
 def signed_bar(label: str, note: str, gain: float, most: float, value: str) -> Bar:
-    """A bar from the middle of its track, to the right for a gain, to the left for a loss; `most` (above 0) fills one
-    half.
+    """A bar from the middle of its track, to the right for a gain and to the left for a loss.
+
+    A gain of `most` (above 0) fills the half of the track.
     """
     width = 50 * min(abs(gain) / most, 1.0)
     left = 50 - (width if gain < 0 else 0)
@@ -321,10 +330,10 @@ def _percent(fraction: float) -> str:
 
 @dataclass(frozen=True)
 class Panel:
-    """A titled chart of a report: bars or a drawing. `key`: (colour class, label) of its curves; `protocol`: lines
-    below it.
+    """A chart of a report with a title: bars or a drawing.
 
-    `left_out`: a number of bars that are left out in the middle.
+    `key`: colour class and label of each curve. `protocol`: lines of text below the chart. `left_out`: the number of
+    bars that are left out in the middle.
     """
 
     title: str

@@ -1,7 +1,4 @@
-"""`cover demo`: generated data, training, comparison and report in minutes, on a laptop.
-
-cover demo --out demo
-"""
+"""The demo: generates data, trains, compares and writes a report in minutes on a laptop: `cover demo --out demo`."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ from cover.training.recipe import Data, Optimizer, Recipe, Start
 from cover.training.train import train
 
 SETS = ["kinetics", "ssv2", "moments", "imagenet"]
-ALONE = ("ssv2", "kinetics")  # the motion-led and the appearance-led set
+ALONE = ("ssv2", "kinetics")  # trained alone too: movement shows the classes of the first, appearance of the second
 COTRAINING = "co-training on all four"
 PRETRAIN_STEPS, PRETRAIN_BATCH, PRETRAIN_LR = 1200, 64, 1e-3
 COTRAIN_STEPS, COTRAIN_BATCH, COTRAIN_LR = 1000, 40, 1e-3
@@ -47,7 +44,7 @@ REPORTED = ("top5", "mean_class", "n_read", "n_listed", "classes", "views", "spl
 
 @dataclass
 class StageTimer:
-    """The stages of the demo, with their seconds."""
+    """The stages of the demo, and the seconds that each took."""
 
     stages: list[tuple[str, float]] = field(default_factory=list)
 
@@ -61,9 +58,10 @@ class StageTimer:
 
 
 def demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path:
-    """Everything from generated files to `out/report.html` and `out/results.json`; returns the report's path.
+    """Run the demo and write `out/report.html` and `out/results.json`. Returns the path of the report.
 
-    `scale` below 1 shrinks the data sets and the number of steps. Raises `UserError` where `out` has other files in it.
+    `scale` is a factor on the sizes of the data sets and on the numbers of steps. Raises `UserError` if `out` holds
+    other files.
     """
     began, timer = time.perf_counter(), StageTimer()
     with timer.stage("generate four data sets"):
@@ -105,11 +103,10 @@ def demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path:
 
 
 def recipes(out: Path, catalog: Path, scale: float, seed: int, device: str, workers: int) -> dict[str, Recipe]:
-    """The runs of the demo by title, in their order: image pre-training, co-training, and each set of `ALONE` by
-    itself.
+    """The recipes of the demo by title, in order: image pre-training, co-training, and each data set of `ALONE` alone.
 
-    The single-data-set runs start from the same weights, with the same learning rate rule, augmentation and batch of
-    clips, and see as many samples of their set as the co-trained model does.
+    The runs on one data set have the same starting weights, learning rate schedule, augmentation and clips per step as
+    co-training. They draw as many samples of their data set as co-training does.
     """
     base = Recipe(Data(SETS, str(catalog)), "", 1, seed=seed, device=device, workers=workers)
     pretrain = replace(
@@ -141,7 +138,7 @@ def recipes(out: Path, catalog: Path, scale: float, seed: int, device: str, work
 
 
 def cotrain_draws(recipe: Recipe) -> tuple[dict[str, int], int]:
-    """The samples of each data set in a run, and the clips of one of its steps."""
+    """The number of samples of each data set in a run, and the number of clips in a step."""
     steps, schedule = schedule_of(recipe)
     return schedule.drawn(steps), sum(group.samples for group in schedule.groups if group.frames > 1)
 
@@ -155,7 +152,7 @@ def _scaled(steps: int, scale: float) -> int:
 
 
 def run_or_reuse(recipe: Recipe) -> Path:
-    """Train the run of `recipe`, or resume it; a finished one is left as it is. Its recipe is written beside the runs."""
+    """Train the run of `recipe`, or resume it, and write its recipe to a file. A finished run does not change."""
     run = Path(recipe.out)
     written = run.parent.parent / "recipes" / f"{run.name}.yaml"
     written.parent.mkdir(parents=True, exist_ok=True)
@@ -167,8 +164,9 @@ def run_or_reuse(recipe: Recipe) -> Path:
 
 
 def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, workers: int) -> dict[str, dict[str, Any]]:
-    """One row per data set: chance, and top-1 of the model trained on it alone and of the co-trained one, also on
-    shuffled frames.
+    """One row per data set: chance, and the top-1 of the co-trained model and of the model trained on it alone.
+
+    The co-trained model is also measured on shuffled frames and on a single frame.
     """
     cotrained = _top1(runs[COTRAINING], SETS, catalog, device, workers, ("plain", "shuffled", "single"))
     rows: dict[str, dict[str, Any]] = {}
@@ -184,9 +182,8 @@ def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, worke
             **{key: plain[key] for key in REPORTED},
         }
     for name in ALONE:
-        rows[name]["single"] = _top1(runs[_single(name)], [name], catalog, device, workers, ("plain",))[name]["plain"][
-            "top1"
-        ]
+        single = _top1(runs[_single(name)], [name], catalog, device, workers, ("plain",))
+        rows[name]["single"] = single[name]["plain"]["top1"]
     return rows
 
 
@@ -197,8 +194,8 @@ def _top1(
     model.to(device)
     by_dataset = {}
     for task in find_tasks(catalog, model, model.frames, "val", names):
-        wanted = variants if task.manifest.media == "video" else ("plain",)
-        results = evaluate(model, task, device, workers, wanted)
+        own_variants = variants if task.manifest.media == "video" else ("plain",)
+        results = evaluate(model, task, device, workers, own_variants)
         by_dataset[task.spec.name] = {
             variant: {**result, "step": model.metadata["step"]} for variant, result in results.items()
         }
@@ -206,7 +203,7 @@ def _top1(
 
 
 def predicted_clips(run: Path, catalog: Catalog) -> list[PredictedClip]:
-    """Predictions on a few clips of every validation split, evenly spaced over its list."""
+    """Predictions on a few samples of every validation split, at equal distances in its list."""
     predictor = Predictor.load(run)
     clips = []
     for name in SETS:
@@ -222,7 +219,7 @@ def predicted_clips(run: Path, catalog: Catalog) -> list[PredictedClip]:
 
 
 def next_commands(run: Path, catalog: Catalog, clips: list[PredictedClip]) -> list[str]:
-    """Commands to go on with."""
+    """Commands that a user may try next."""
     recipe = run.parent.parent / "recipes" / "cotrain.yaml"
     commands: list[list[Any]] = [
         ["predict", run, clips[0].path],
@@ -233,7 +230,7 @@ def next_commands(run: Path, catalog: Catalog, clips: list[PredictedClip]) -> li
 
 
 def environment(out: Path, scale: float, seed: int) -> dict[str, str]:
-    """The software, machine and command behind the numbers."""
+    """The software, the machine and the command that produced the numbers."""
     return {
         "command": f"cover demo --out {shlex.quote(str(out))} --scale {scale:g} --seed {seed}",
         "seed": str(seed),

@@ -1,7 +1,7 @@
-"""Reports of experiments: pages and Markdown files written from `templates/`, and the report of the demo and its runs.
+"""Reports of experiments: HTML pages and Markdown files from `templates/`, and the report of the demo.
 
-A report is one file that needs nothing else. Its texts and captions are in the templates; this module and
-`study.report` make the tables and charts that they show.
+A report is one file that needs no other file. Its texts and captions are in the templates. This module and
+`study.study_report` compute the tables and charts.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from cover.evaluation.statistics import compare_fractions, wilson
 from cover.experiments.charts import MARKS, Bar, Line, Panel, bar, line_chart
 from cover.experiments.run_files import RunHistory, read_log
 
-FRAMES_SHOWN = 8
-TALLEST_FRAME = 128
+FRAMES_SHOWN = 8  # of a clip
+TALLEST_FRAME = 128  # pixels
 GAP = 3  # pixels between two frames
 MARKDOWN_SIGNS = str.maketrans({**{sign: f"\\{sign}" for sign in "\\|*`["}, "<": "&lt;", "\u00a0": " "})
 
@@ -36,9 +36,10 @@ MARKDOWN_SIGNS = str.maketrans({**{sign: f"\\{sign}" for sign in "\\|*`["}, "<":
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as text, a small note beneath it, and its CSS classes. `text` None: not run, shown as a dash.
+    """A cell of a table: its text, a small note below it, and its CSS classes (`tone`).
 
-    `narrow`: of a row's first cell, what replaces its columns of class `text` on narrow screens.
+    `text` is None if there is no number; the page shows a dash. `narrow`, in the first cell of a row, replaces the
+    columns of class `text` on narrow screens.
     """
 
     text: str | None
@@ -49,9 +50,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with as many cells as there are columns; the first cell of a row is its name. Without columns: a list of
-    facts.
-    """
+    """A table. The first cell of a row is its name. Without `columns`, the rows are a list of facts."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -60,7 +59,7 @@ class Table:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line.
+    """The text on one line, with its special characters escaped for Markdown.
 
     >>> plain("a|b <i>")
     'a\\\\|b &lt;i>'
@@ -85,25 +84,26 @@ def _environment(html: bool) -> jinja2.Environment:
 
 
 def render_page(template: str, **data: Any) -> str:
-    """A template as a whole HTML page; every value is escaped."""
+    """A template as an HTML page. Every value is escaped."""
     return _environment(html=True).get_template(template).render(data)
 
 
 def render_markdown(template: str, **data: Any) -> str:
-    """A template as Markdown, with one empty line between its parts."""
+    """A template as Markdown, with one empty line between its blocks."""
     lines = [line.rstrip() for line in _environment(html=False).get_template(template).render(data).split("\n")]
     spaced = [line for place, line in enumerate(lines) if line or (place and lines[place - 1])]
     return "\n".join(spaced).strip("\n") + "\n"
 
 
 def write_text(text: str, path: Path) -> Path:
-    """Write a file beside its place, then rename it; returns its path. A name that is no valid text does not lose the
-    report.
+    """Write a file and return its path. The file has another name until it is complete.
+
+    Characters that are not valid in UTF-8, as in some file names, become backslash escapes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(beside, path)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(temporary, path)
     return path
 
 
@@ -117,14 +117,14 @@ def percent(fraction: float | None, digits: int = 1) -> str | None:
 
 
 def points(difference: float) -> str:
-    """A difference of fractions in points, always signed, but for zero."""
+    """A difference of fractions in points, with a sign unless it is zero."""
     text = f"{100 * difference:+.1f}"
     return "0.0" if text in ("-0.0", "+0.0") else text
 
 
 # --- the report of the demo and its runs ------------------------------------------------------------------------------
 
-# Key in the results -> column, and colour of its bars.
+# By key in the results: title of the column, and colour class of the bars.
 MEASURED = {
     "chance": ("chance", ""),
     "single": ("trained alone", "single"),
@@ -132,13 +132,15 @@ MEASURED = {
     "cotrained_shuffled": ("… frames shuffled", "shuffled"),
     "cotrained_single_frame": ("… one frame", "oneframe"),
 }
-RUN_TONES = {"co-train": "cotrained", "pre-train": "pretrained", "single": "single"}  # by a word of the run's title
+RUN_TONES = {"co-train": "cotrained", "pre-train": "pretrained", "single": "single"}  # by a word in the run's title
 
 
 @dataclass(frozen=True)
 class PredictedClip:
-    """A clip or image with its prediction: `frames` uint8 `(T, H, W, 3)` as the model saw them; `top`: (class,
-    probability), best first.
+    """A clip or an image with its prediction.
+
+    `frames`: the input of the model, uint8 `(T, H, W, 3)`. `truth`: the class of the label. `top`: the most likely
+    classes with their probabilities, the most likely first.
     """
 
     dataset: str
@@ -150,13 +152,13 @@ class PredictedClip:
 
 @dataclass(frozen=True)
 class DemoResults:
-    """Everything that the report of a demo shows.
+    """The contents of the report of a demo.
 
     `results`: `{wall_seconds, datasets: {name: {chance, single, cotrained, cotrained_shuffled, cotrained_single_frame,
-    top5, mean_class, n_read, n_listed, classes, views, split, step, class_digest, media}}}`, accuracies between 0 and
-    1, null or absent where not run. `stages`: (title, seconds). `runs`: title -> its `log.jsonl`; a title with
-    "co-train", "pre-train" or "single" is drawn in that colour. `generated`: whether the data sets come from the
-    sandbox.
+    top5, mean_class, n_read, n_listed, classes, views, split, step, class_digest, media}}}`. Accuracies are between 0
+    and 1; one that was not measured is null or absent. `stages`: titles and seconds. `runs`: the `log.jsonl` of each
+    run by title; "co-train", "pre-train" or "single" in a title decides its colour. `generated`: whether the data sets
+    are those of the sandbox.
     """
 
     results: dict[str, Any]
@@ -174,9 +176,12 @@ class DemoResults:
 
 
 def write_demo_report(folder: Path, demo: DemoResults) -> Path:
-    """Write `folder/report.html` and return its path. Where something is missing, the page says so in its place."""
+    """Write `folder/report.html` and return its path. The page says what is missing."""
     logs = {title: read_log(path) for title, path in demo.runs.items()}
     read = sorted({row["n_read"] for row in demo.datasets.values() if row.get("n_read")})
+    problems = {title: log.problem or "no train line in its log" for title, log in logs.items()}
+    wall = demo.results.get("wall_seconds")
+    facts = [[Cell(key), Cell(value)] for key, value in demo.environment.items()]
     page = render_page(
         "demo.html",
         title=f"One video model, {len(demo.datasets)} data sets",
@@ -186,46 +191,40 @@ def write_demo_report(folder: Path, demo: DemoResults) -> Path:
         bars=[_accuracy_panel(name, row) for name, row in demo.datasets.items()],
         losses=_loss_panels(demo, logs),
         dev=_dev_panels(demo, logs),
-        problems=[
-            f"{title}: {log.problem or 'no train line in its log'}."
-            for title, log in logs.items()
-            if log.problem or not log.train
-        ],
+        problems=[f"{title}: {problems[title]}." for title, log in logs.items() if log.problem or not log.train],
         mixtures=[_mixture(title, log) for title, log in logs.items() if len(log.sets()) > 1],
         clips=_clips(demo.clips),
-        wall=clock(demo.results["wall_seconds"]) if demo.results.get("wall_seconds") is not None else "",
+        wall="" if wall is None else clock(wall),
         stages=_stage_bars(demo),
         speeds=_speeds(logs),
         protocol=_protocol(demo),
         commands=demo.commands,
-        environment=Table(
-            [], [[Cell(key), Cell(value)] for key, value in demo.environment.items()], kind="small facts"
-        ),
+        environment=Table([], facts, kind="small facts"),
     )
     return write_text(page, folder / "report.html")
 
 
 def numbers_markdown(results: Mapping[str, Any]) -> str:
-    """The main table as Markdown: top-1 in per cent, with class counts and n read of n listed."""
+    """The main table as Markdown: top-1 in per cent, numbers of classes, samples read and samples listed."""
     return render_markdown("table.md", table=numbers_table(results))
 
 
 def numbers_table(results: Mapping[str, Any]) -> Table:
-    """The main table: a row for each data set."""
+    """The main table, with a row for each data set."""
     columns = ["data set", *(title for title, _ in MEASURED.values()), "classes", "read of listed", "views"]
     rows = []
     for name, row in (results.get("datasets") or {}).items():
         notes = {"chance": _chance_note(row), "cotrained": _against(row, "cotrained", "single")}
         notes["cotrained_shuffled"] = _against(row, "cotrained_shuffled", "cotrained")
-        colour_operations = {"cotrained": "lead said", "cotrained_shuffled": "said"}
-        figures = [Cell(percent(row.get(key)), notes.get(key, ""), colour_operations.get(key, "")) for key in MEASURED]
+        tones = {"cotrained": "lead said", "cotrained_shuffled": "said"}
+        figures = [Cell(percent(row.get(key)), notes.get(key, ""), tones.get(key, "")) for key in MEASURED]
         sizes = [_text(row.get("classes")), _read_of_listed(row), _text(row.get("views"))]
         rows.append([Cell(name, _text(row.get("media")) or ""), *figures, *map(Cell, sizes)])
     return Table(columns, rows)
 
 
 def _against(row: Mapping[str, Any], ours: str, theirs: str) -> str:
-    """The difference of two accuracies of one data set and its verdict; empty where one was not measured."""
+    """The difference of two accuracies of a data set and its verdict; empty if one of them was not measured."""
     first, second, samples = row.get(ours), row.get(theirs), row.get("n_read")
     if first is None or second is None or not samples:
         return ""
@@ -254,9 +253,8 @@ def _loss_panels(demo: DemoResults, logs: Mapping[str, RunHistory]) -> list[Pane
     for name in _trained_sets(demo, logs):
         classes = demo.datasets.get(name, {}).get("classes")
         guess = (math.log(classes), "guessing") if classes and classes > 1 else None
-        panels += _curves(
-            name, [Line(title, _tone(title), log.losses(name)) for title, log in logs.items()], guess, percent=False
-        )
+        lines = [Line(title, _tone(title), log.losses(name)) for title, log in logs.items()]
+        panels += _curves(name, lines, guess, percent=False)
     return panels
 
 
@@ -270,12 +268,12 @@ def _dev_panels(demo: DemoResults, logs: Mapping[str, RunHistory]) -> list[Panel
 
 
 def _curves(name: str, lines: Sequence[Line], reference: tuple[float, str] | None, percent: bool) -> list[Panel]:
-    """The panel of a data set's curves, none where no run has points."""
-    drawn = [line for line in lines if line.points]
-    if not drawn:
+    """A list with the panel of a data set's curves; empty if no run has points."""
+    lines = [line for line in lines if line.points]
+    if not lines:
         return []
-    drawing = line_chart(name, drawn, f"samples of {name} seen", reference, percent)
-    return [Panel(name, drawing=drawing, key=[(line.tone, line.label) for line in drawn])]
+    drawing = line_chart(name, lines, f"training samples of {name}", reference, percent)
+    return [Panel(name, drawing=drawing, key=[(line.tone, line.label) for line in lines])]
 
 
 def _trained_sets(demo: DemoResults, logs: Mapping[str, RunHistory]) -> list[str]:
@@ -288,27 +286,22 @@ def _tone(title: str, other: str = "extra") -> str:
 
 
 def _mixture(title: str, log: RunHistory) -> dict[str, Any]:
-    """A run's rates, wanted and realised, after its last logged step."""
+    """The wanted and the realised rates of a run, at its last logged step."""
     last = log.last()
-    wanted, realised, epochs, visited = (
+    wanted, realised, epochs, samples = (
         last.get(key) or {} for key in ("rate_wanted", "rate_realised", "epochs", "seen")
     )
-    rows = [
-        [
-            Cell(name),
-            Cell(percent(wanted.get(name), 2)),
-            Cell(percent(realised.get(name), 2)),
-            Cell(_number(epochs.get(name))),
-            Cell(_text(visited.get(name))),
-        ]
-        for name in log.sets()
-    ]
-    table = Table(["data set", "wanted %", "realised %", "epochs seen", "samples seen"], rows)
+    rows = []
+    for name in log.sets():
+        rates = [percent(wanted.get(name), 2), percent(realised.get(name), 2)]
+        figures = [*rates, _number(epochs.get(name)), _text(samples.get(name))]
+        rows.append([Cell(name), *map(Cell, figures)])
+    table = Table(["data set", "wanted %", "realised %", "epochs", "samples"], rows)
     return {"title": title, "step": last.get("step", "?"), "table": table, "gap": percent(log.largest_rate_gap(), 3)}
 
 
 def _clips(clips: Sequence[PredictedClip]) -> dict[str, list[dict[str, Any]]]:
-    """Data set -> its predicted clips as the template shows them."""
+    """The predicted clips of each data set, in the form that the template needs."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for clip in clips:
         tops = [bar(name, p, f"{100 * p:.0f} %", "truth" if name == clip.truth else "other") for name, p in clip.top]
@@ -327,26 +320,22 @@ def _clips(clips: Sequence[PredictedClip]) -> dict[str, list[dict[str, Any]]]:
 
 
 def film_strip(frames: np.ndarray) -> dict[str, Any]:
-    """Up to eight evenly spaced frames side by side as a PNG in a data URI. `frames`: uint8 `(T, H, W, 3)`, T at least
-    1.
+    """Up to eight frames at equal intervals, side by side, as a PNG in a data URI.
+
+    `frames`: uint8 `(T, H, W, 3)`, T at least 1.
     """
-    picked = frames[np.linspace(0, len(frames) - 1, min(FRAMES_SHOWN, len(frames))).round().astype(int)]
-    small = [_fitted(frame) for frame in picked]
+    chosen = frames[np.linspace(0, len(frames) - 1, min(FRAMES_SHOWN, len(frames))).round().astype(int)]
+    small = [_fitted(frame) for frame in chosen]
     width, height = small[0].size
     sheet = Image.new("RGBA", (len(small) * (width + GAP) - GAP, height))
     for number, frame in enumerate(small):
         sheet.paste(frame, (number * (width + GAP), 0))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
-    # A short clip keeps the frame size of its neighbours; a lone image fills its place.
+    # The frames of a short clip are as large as those of other clips. A single image has the full width.
     fraction = 1.0 if len(small) == 1 else len(small) / FRAMES_SHOWN
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return {
-        "uri": f"data:image/png;base64,{data}",
-        "width": sheet.width,
-        "height": height,
-        "fill": f"{100 * fraction:g}%",
-    }
+    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return {"uri": uri, "width": sheet.width, "height": height, "fill": f"{100 * fraction:g}%"}
 
 
 def _fitted(frame: np.ndarray) -> Image.Image:
@@ -363,16 +352,11 @@ def _stage_bars(demo: DemoResults) -> list[Bar]:
 
 
 def _speeds(logs: Mapping[str, RunHistory]) -> Table:
-    rows = [
-        [
-            Cell(title),
-            Cell(_text(log.last().get("step"))),
-            Cell(_number(log.median("samples_per_s"))),
-            Cell(percent(log.median("wait_share"))),
-        ]
-        for title, log in logs.items()
-        if log.train
-    ]
+    rows = []
+    for title, log in logs.items():
+        if log.train:
+            speed, waiting = _number(log.median("samples_per_s")), percent(log.median("wait_share"))
+            rows.append([Cell(title), Cell(_text(log.last().get("step"))), Cell(speed), Cell(waiting)])
     return Table(["training run", "steps", "samples/s", "waiting for data %"], rows, kind="small")
 
 
@@ -382,17 +366,8 @@ def _protocol(demo: DemoResults) -> Table:
         figures = [percent(row.get(key)) for key in ("cotrained", "top5", "mean_class")]
         texts = [_text(row.get(key)) for key in ("split", "views", "step", "class_digest")]
         rows.append([Cell(name), *map(Cell, [*figures, _read_of_listed(row), *texts])])
-    columns = [
-        "data set",
-        "top-1",
-        "top-5",
-        "mean over classes",
-        "read of listed",
-        "split",
-        "views",
-        "checkpoint step",
-        "class list",
-    ]
+    accuracies = ["top-1", "top-5", "mean over classes"]
+    columns = ["data set", *accuracies, "read of listed", "split", "views", "checkpoint step", "class list"]
     return Table(columns, rows, kind="small")
 
 

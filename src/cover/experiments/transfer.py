@@ -1,7 +1,6 @@
-"""`cover transfer`: several checkpoints, each with a fresh head, trained in the same way on every target.
+"""`cover transfer`: trains several checkpoints, each with a fresh head, in the same way on every target.
 
-cover transfer --source cover=runs/cotrain --source ssv2=runs/single_ssv2 --target mine --catalog catalog.yaml --epochs
-10
+cover transfer --source cover=runs/cotrain --source ssv2=runs/single_ssv2 --target mine --epochs 10
 """
 
 from __future__ import annotations
@@ -31,13 +30,16 @@ def transfer_study(
     margin: float,
     device: str,
 ) -> Study:
-    """A study of transfers from checkpoints alone. Raises `UserError` where the sources are not of one network."""
+    """A study with transfers from checkpoints only.
+
+    Raises `UserError` if the sources differ in their network or in the number of frames.
+    """
     shapes = {name: model_like(path) for name, path in sources.items()}
     (first, (model, frames)), *others = shapes.items()
     for name, shape in others:
         if shape != (model, frames):
             raise UserError(
-                f"sources {first} and {name} are not of the same network and clip length, so that equal training is none"
+                f"sources {first} and {name} are not of the same network and clip length, so they cannot be compared"
             )
     return Study(
         catalog=str(catalog),
@@ -59,7 +61,7 @@ def transfer_study(
 
 
 def rows_of(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of a table: source, how, target, top-1 and its interval in per cent, clips read of those listed."""
+    """Rows of a table: source, method, target, top-1 and its interval in per cent, clips read and clips listed."""
     return [
         [
             *row["arm"].split(":"),

@@ -93,9 +93,7 @@ class FileViews:
 
 
 def kind_of(path: str) -> Media:
-    """Whether a file is a video or an image, by its ending. With an unknown ending, it is an image if
-    it opens as one.
-    """
+    """Whether a file is a video or an image, by its ending. An unknown ending is an image if the file opens as one."""
     media = media_of(path)
     if media is None:
         try:

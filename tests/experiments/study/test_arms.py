@@ -258,7 +258,7 @@ def test_every_learning_rate_is_tried_in_every_arm(make_grid: MakeGrid) -> None:
         ("frames: 1", "frames"),
         ("videos: [kinetics]", "a video set beside each target"),
         ("transfer: {sources: {a: [kinetics]}}", "transfer.targets"),
-        ("arms: [alone, stills]", "stills stand in place of images"),
+        ("arms: [alone, stills]", "stills replace images"),
         ("colour: blue", "colour"),
     ],
 )

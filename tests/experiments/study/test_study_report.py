@@ -325,7 +325,7 @@ def test_every_accuracy_has_its_protocol_in_a_row_of_its_own(summary: dict[str, 
             "split val (398 of 1,400 read)",
             f"{row['classes']} ({row['class_digest']})",
             steps,
-            "13,312 (rate 0.0005, 0.001)",
+            "13,312 (learning rate 0.0005, 0.001)",
             row["decoder"] or "–",
         ]
         assert [words for words in expected if f" {words} " not in line] == []
@@ -353,15 +353,15 @@ def test_every_figure_is_on_the_page(summary: dict[str, Any], tmp_path: Path, pa
         "398 of 1,400 read",
         "pyav 18.1.0",
         "checkpoint at step",
-        "29,990 seen",
-        "28 classes between them",
+        "29,990 samples",
+        "28 classes between these",
     ]
     expected += [
         "cover study 'studies/made up/study.yaml' --dry-run",
         "1.5 hours",
         "1.2.3",
         "5.1",
-        "0.0005, 0.001; dev chooses",
+        "0.0005, 0.001; each run takes the best on dev",
     ]
     assert [words for words in expected if words not in page.words] == []
     families = {row["family"] for row in summary["comparisons"]}
@@ -374,7 +374,7 @@ def test_every_figure_is_on_the_page(summary: dict[str, Any], tmp_path: Path, pa
 def test_every_table_of_numbers_is_followed_by_how_they_were_measured(summary: dict[str, Any]) -> None:
     text = markdown(summary)
     for title, names in (
-        ("The numbers", ["kinetics", "ssv2", "moments"]),
+        ("Accuracies", ["kinetics", "ssv2", "moments"]),
         ("Transfer", ["ssv2"]),
         ("Images", ["imagenet", "places"]),
     ):
@@ -427,10 +427,10 @@ def test_what_a_study_lacks_is_said(small: Study, tmp_path: Path, parse: Any) ->
     summary = summary_of(small)
     page = page_of(summary, tmp_path, parse)
     for said in (
-        "No transfer was asked for",
-        "No image set was probed",
-        "There is one seed: the intervals are over sources alone",
-        "Of one seed the spread between runs is not known",
+        "This study has no transfers",
+        "This study has no probes",
+        "There is one seed: the intervals are over sources only",
+        "With one seed the spread between runs is not known",
         "needs the arms videos and videos_images",
         "needs a transfer with a source of several data sets",
         "needs a second size",
@@ -448,10 +448,10 @@ def test_a_study_of_transfers_alone(tmp_path: Path, parse: Any) -> None:
     for said in (
         "What transfers? 1 data set, 3 seeds",
         "No arms were trained",
-        "No learning curve was kept.",
-        "Every run was of one data set.",
-        "No mixture stands beside",
-        "Nothing was computed before running.",
+        "There are no learning curves.",
+        "Every run had one data set.",
+        "There is no mixture with a model",
+        "No detectable difference was computed.",
         "No run has both",
     ):
         assert said in page.words
@@ -474,7 +474,7 @@ def test_missing_gaps_curves_and_rates_are_dashes(summary: dict[str, Any], tmp_p
         row.update(rates=None)
     page = page_of(bare, tmp_path, parse)
     assert "No run has both accuracy in training and on dev." in page.words
-    assert "No learning curve was kept." in page.words
+    assert "There are no learning curves." in page.words
     assert "None" not in page.words
 
 
@@ -546,8 +546,8 @@ def test_verdicts_and_figures_stand_in_the_table_of_comparisons(summary: dict[st
         "| x (co-trained on videos and images against alone, whole, from scratch) "
         "| +3.2 (+1.1 to +5.3) | 0.004 (uncorrected 0.002) | better |",
         "| x (gain of co-trained on videos and images: tenth against whole, from scratch) | +3.2 (+1.1 to +5.3) |",
-        "| x (both against p, head alone trained) | +3.2 (-1.2 to +5.3) | 0.710 "
-        "(uncorrected 0.002) | not worse | – | 4.1 |",
+        "| x (both against p, only the head trained) | +3.2 (-1.2 to +5.3) | "
+        "0.710 (uncorrected 0.002) | not worse | – | 4.1 |",
     ):
         assert line in text
 
@@ -558,7 +558,7 @@ def test_generated_sets_are_said_to_prove_the_instrument_only(summary: dict[str,
 
 
 def test_a_model_that_serves_all_targets_is_probed_once(summary: dict[str, Any]) -> None:
-    part = markdown(summary).split("## Images, before and after")[1].split("## The mixtures")[0]
+    part = markdown(summary).split("## Images, before and after")[1].split("## Mixtures")[0]
     tables = tables_of(part)
     assert len(tables) == 4
     for lines in tables:

@@ -1,1 +1,1 @@
-"""A new head for a released model: recipe, training and measurement."""
+"""A new head for a released model: recipe, training and evaluation."""

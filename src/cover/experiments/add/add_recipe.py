@@ -1,4 +1,4 @@
-"""Recipes of `cover add`, which train one more head of a released model, with the reasons for their settings."""
+"""Recipes of `cover add`, which train one more head on a released model, with the reasons for their settings."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from cover.training.train import make_schedule, with_steps
 
 AddMethod = Literal["probe", "replay", "alone"]
 
-# A head that begins at zero needs some hundred updates whatever the size of its set, so the goal is a number of
-# updates. At most 50 epochs: beyond that a set of hundreds is learned by heart (HMDB51 and UCF101 are usually
-# fine-tuned for 50 to 100). At least 10: with fewer, the cosine of a large set ends too soon. A probe is a convex
-# problem at a high rate and needs fewer.
+# A head that begins at zero needs some hundreds of updates, whatever the size of its data set. So the epochs follow
+# from a number of updates. With more than 50 epochs, a network memorises a data set of some hundreds of samples (HMDB51
+# and UCF101 usually have 50 to 100 epochs of fine-tuning). With fewer than 10, the cosine schedule of a large data set
+# ends too soon. A probe is a convex problem with a high learning rate and needs fewer.
 UPDATES, LEAST_EPOCHS = 1000, 10
 MOST_EPOCHS: dict[AddMethod, int] = {"probe": 30, "replay": 50, "alone": 50}
-# Samples of the new set in a step. Where a step would be an eighth of the set or more, it holds fewer: for so small a
-# set more updates are worth more than less noise.
+# Samples of the new data set in a step. A small data set has at least 8 steps in an epoch, because more updates help it
+# more than less noise.
 BATCH, LEAST_BATCH, STEPS_IN_AN_EPOCH = 32, 8, 8
-# Old samples for each new one under replay, so a third of a step. Rehearsal needs far less than equal amounts, and
-# every old sample costs as much as a new one. Rates of the old sets follow the square root of their size: small ones
-# count.
+# Old samples for each new sample under replay; this is a third of a step. Rehearsal needs fewer old samples than new
+# ones, and every old sample costs as much as a new one. The rates of the old data sets follow the square root of their
+# sizes, so that small data sets are not neglected.
 REPLAY, REPLAY_ALPHA = 0.5, 0.5
-SAVES = 10  # checkpoints of a run: an interruption costs at most a tenth of it
+SAVES = 10  # checkpoints of a run; an interruption costs at most a tenth of the run
 
-# A probe is a convex problem over fixed features: it allows a high rate, and weight decay only makes it slower.
+# A probe is a convex problem on fixed features. It allows a high learning rate, and weight decay only slows it down.
 PROBE = Optimizer(lr=1e-2, weight_decay=0.0, warmup=0.05)
-# Fine-tuning: pretrained weights move slowly, the lower layers most slowly (layer-wise decay as in BEiT and MAE), and
-# the head, which begins at zero, moves fast. The warm-up is long, since Adam's second moments need some tens of steps.
+# Fine-tuning: pretrained weights have a low rate, the lower layers the lowest (layer-wise decay as in BEiT and MAE).
+# The head begins at zero and has a high rate. The warm-up is long, because Adam's second moments need tens of steps.
 FINE = Optimizer(lr=5e-4, layer_decay=0.75, head_lr=4.0, warmup=0.1)
-SCRATCH = Optimizer(lr=1e-3, warmup=0.1)  # from random weights: every layer at the same rate
-SMOOTHING = 0.1  # the usual value of fine-tuning; a network soon fits some hundred samples with certainty
+SCRATCH = Optimizer(lr=1e-3, warmup=0.1)  # from random weights: all layers have the same rate
+SMOOTHING = 0.1  # the usual value in fine-tuning; without it, a network soon fits some hundreds of samples exactly
 
 
 @dataclass(frozen=True)
 class AddRequest:
-    """The head that `cover add` is to train: for data set `name`, on top of `release`. `epochs` of the new set; None:
-    `epochs_for`.
+    """The request to train a head for the data set `name` on top of `release`.
+
+    `epochs`: epochs of the new data set; None: those of `epochs_for`.
     """
 
     release: Path
@@ -59,12 +60,12 @@ class AddRequest:
 
 
 def batch_for(rows: int) -> int:
-    """Samples of the new set in a step: 32, of a set of less than 256 rows fewer, in powers of two, at least 8."""
+    """Samples of the new data set in a step: 32. With fewer than 256 rows, a smaller power of two, at least 8."""
     return max(LEAST_BATCH, min(BATCH, 2 ** int(math.log2(max(1, rows / STEPS_IN_AN_EPOCH)))))
 
 
 def epochs_for(rows: int, how: AddMethod) -> int:
-    """Epochs of a set of `rows` samples: as many as make `UPDATES` steps, from `LEAST_EPOCHS` to `MOST_EPOCHS`.
+    """Epochs of a data set of `rows` samples that give `UPDATES` steps, between `LEAST_EPOCHS` and `MOST_EPOCHS`.
 
     >>> epochs_for(500, "replay"), epochs_for(1500, "replay"), epochs_for(100_000, "replay")
     (50, 21, 10)
@@ -73,10 +74,10 @@ def epochs_for(rows: int, how: AddMethod) -> int:
 
 
 def add_recipe(request: AddRequest, rows: int, replayed: Mapping[str, int], shared: Mapping[str, list[str]]) -> Recipe:
-    """The recipe that adds a head for `rows` training samples.
+    """The recipe that adds a head for a data set of `rows` training samples.
 
-    `replayed`: old data set -> its number of training samples, for `replay`. `shared`: as `data.heads`, their heads of
-    several sets.
+    `replayed`: for `replay`, the number of training samples of each old data set. `shared`: their heads with several
+    data sets, in the form of `data.heads`.
     """
     batch, epochs = batch_for(rows), request.epochs or epochs_for(rows, request.how)
     model, frames = model_like(request.release)
@@ -108,34 +109,34 @@ def add_recipe(request: AddRequest, rows: int, replayed: Mapping[str, int], shar
         evaluate_every=-1,
         checkpoints=Checkpoints(keep=1),
     )
-    steps = math.ceil(
-        sum(size * epochs for size, epochs in [(rows, epochs), *((replayed[name], old[name]) for name in old)]) / batch
-    )
+    sizes = [(rows, epochs), *((replayed[name], old[name]) for name in old)]
+    steps = math.ceil(sum(size * epochs for size, epochs in sizes) / batch)
     return replace(recipe, save_every=max(20, math.ceil(steps / SAVES)))
 
 
 def replay_epochs(new_samples: float, sizes: Mapping[str, int]) -> dict[str, float]:
-    """Epochs of old data sets of these `sizes` that together make `REPLAY` samples for each new one, at rates of
-    size^`REPLAY_ALPHA`.
+    """The epochs of each old data set under replay, from their `sizes`.
+
+    Together they give `REPLAY` samples for each new sample, at rates proportional to size^`REPLAY_ALPHA`.
     """
     total = sum(size**REPLAY_ALPHA for size in sizes.values())
-    return {
-        name: float(f"{REPLAY * new_samples * size**REPLAY_ALPHA / total / size:.3g}") for name, size in sizes.items()
-    }
+    samples = REPLAY * new_samples
+    return {name: float(f"{samples * size**REPLAY_ALPHA / total / size:.3g}") for name, size in sizes.items()}
 
 
 def start_temporal(release: Path) -> Literal["fresh", "keep"]:
-    """`fresh` for a release trained on images alone, whose temporal branch still has its random weights, else `keep`.
+    """`fresh` for a release that was trained on images only, else `keep`.
 
-    The last matrix of such a branch is zero, so the branch adds nothing to what the network computes, and nothing is
-    lost.
+    The temporal branch of such a release has its initial weights, and its last matrix is zero. So a fresh branch does
+    not change the function of the network.
     """
     return "fresh" if starts_untrained_in_time(release) else "keep"
 
 
 def baseline_recipe(recipe: Recipe, name: str, out: Path, checkpoint: Path | None) -> Recipe:
-    """The same network on the new set alone, from `checkpoint` or from random weights: as many steps with as many of
-    its samples.
+    """The recipe of the same network on the new data set only, from `checkpoint` or from random weights (None).
+
+    It draws as many samples of the new data set as `recipe`, in about as many steps.
     """
     steps, schedule = schedule_of(recipe)
     drawn = schedule.drawn(steps)[name]
@@ -157,12 +158,12 @@ def baseline_recipe(recipe: Recipe, name: str, out: Path, checkpoint: Path | Non
 
 
 def schedule_of(recipe: Recipe) -> tuple[int, Schedule]:
-    """The steps of a run on one process and its schedule. Raises `UserError` where a data set cannot be trained on."""
+    """The number of steps of a run and its schedule. Raises `UserError` if a data set has no training samples."""
     mixture = Mixture.open(recipe.data)
-    whole = with_steps(recipe, mixture)
-    return whole.steps, make_schedule(whole, mixture)
+    complete = with_steps(recipe, mixture)
+    return complete.steps, make_schedule(complete, mixture)
 
 
 def in_short(recipe: Recipe) -> str:
-    """A recipe as YAML, with the fields that differ from their default."""
+    """A recipe as YAML, with only those fields that differ from their defaults."""
     return config.dump(config.changed(recipe))

@@ -1,4 +1,4 @@
-"""Measurements of `cover add`: the old and the new heads before and after training, on the same samples."""
+"""Evaluation of `cover add`: the accuracy of old and new heads before and after training, on the same samples."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from cover.model.heads import Head, head_of
 from cover.model.release import load_release, read_config, read_weights, weights_digest
 from cover.training.recipe import Recipe
 
-SPLITS = ("val", "dev", "test")  # that are measured, in order of preference
-MARGIN = 0.02  # a loss of top-1 below which a head counts as not worse
+SPLITS = ("val", "dev", "test")  # to evaluate on, in order of preference
+MARGIN = 0.02  # a head with a smaller loss of top-1 counts as not worse
 TRAINING_ONLY = ("dropout",)  # settings without effect in evaluation
-BACKBONE = ""  # the name of all of a network but its heads
+BACKBONE = ""  # name of the network without its heads, in `unchanged`
 PROTOCOL = (
     "split",
     "media",
@@ -52,31 +52,34 @@ PROTOCOL = (
 
 @dataclass(frozen=True)
 class OldSets:
-    """The data sets of a release. `heads`: data set -> its head. `absent`: data set -> why it cannot be replayed here."""
+    """The data sets of a release.
+
+    `heads`: the head of each data set. `absent`: for each data set that cannot be replayed on this machine, the reason.
+    """
 
     heads: dict[str, Head]
     absent: dict[str, str]
 
     @property
     def replayable(self) -> list[str]:
-        """The data sets that can be trained further here."""
+        """The data sets whose training samples are on this machine."""
         return [name for name in self.heads if name not in self.absent]
 
     @property
     def shared(self) -> dict[str, list[str]]:
-        """`data.heads` of a recipe for the replayable sets: the heads that do not have the name of their one data set."""
+        """`data.heads` of a recipe for the replayable data sets: all heads without the name of their only data set."""
         heads = (self.heads[name] for name in self.replayable)
         return {head.name: list(head.datasets) for head in heads if head.serves}
 
 
 def old_sets(heads: Sequence[Head], catalog: Catalog) -> OldSets:
-    """The data sets of `heads`, and which of them have their training rows on this machine.
+    """The data sets of `heads`, and the reasons why some of them cannot be replayed on this machine.
 
-    A head of several sets is replayed only with all of them, since its class list is made of theirs.
+    A head with several data sets is replayed only with all of them, because its class list is made from theirs.
     """
     absent: dict[str, str] = {}
     for head in heads:
-        reasons = {name: why for name in head.datasets if (why := why_absent(name, catalog))}
+        reasons = {name: reason for name in head.datasets if (reason := why_absent(name, catalog))}
         if not reasons and not _same_classes(head, catalog):
             reasons = dict.fromkeys(head.datasets, f'its classes are not those of the head "{head.name}"')
         if reasons:
@@ -86,7 +89,7 @@ def old_sets(heads: Sequence[Head], catalog: Catalog) -> OldSets:
 
 
 def why_absent(name: str, catalog: Catalog, split: str = "train") -> str:
-    """Why no row of a split can be read; empty where some can."""
+    """The reason why no row of a split can be read; empty if rows can be read."""
     if name not in catalog.specs:
         return f"not in {catalog.path.name}"
     if split not in catalog.specs[name].splits:
@@ -98,6 +101,7 @@ def why_absent(name: str, catalog: Catalog, split: str = "train") -> str:
 
 
 def _same_classes(head: Head, catalog: Catalog) -> bool:
+    """Whether the class lists of the head's data sets give the class list of the head."""
     classes = {name: open_manifest(catalog.manifest_path(name, "train")).classes for name in head.datasets}
     if len({each.many for each in classes.values()}) > 1:
         return False
@@ -106,26 +110,23 @@ def _same_classes(head: Head, catalog: Catalog) -> bool:
 
 
 def split_of(name: str, catalog: Catalog, preferred: str | None) -> str | None:
-    """The split that a data set is measured on: `preferred` or else the first of `SPLITS` that it has; None without
-    any.
-    """
+    """The split to evaluate a data set on: `preferred`, else the first of `SPLITS` that it has, else None."""
     order = [preferred, *SPLITS] if preferred else SPLITS
     return next((split for split in order if split and not why_absent(name, catalog, split)), None)
 
 
-def split_of_new(name: str, catalog: Catalog, wanted: str | None) -> str:
-    """The split that the new data set is measured on: `wanted`, or the first of `SPLITS` that it has. Raises
-    `UserError`.
+def split_of_new(name: str, catalog: Catalog, requested: str | None) -> str:
+    """The split to evaluate the new data set on: `requested` (the option --split), else the first of `SPLITS`.
+
+    Raises `UserError` if it does not have the split.
     """
-    split = split_of(name, catalog, wanted)
+    split = split_of(name, catalog, requested)
     if split is None:
-        raise UserError(
-            f"{name}: no readable and labelled sample in {', '.join(SPLITS)} to measure it on; does the catalog say dev: 0?"
-        )
-    if wanted and split != wanted:
-        raise UserError(
-            f"--split {wanted}: {name} {why_absent(name, catalog, wanted)}; it could be measured on {split}"
-        )
+        splits = ", ".join(SPLITS)
+        raise UserError(f"{name}: no readable and labelled sample in {splits} to measure; does the catalog say dev: 0?")
+    if requested and split != requested:
+        reason = why_absent(name, catalog, requested)
+        raise UserError(f"--split {requested}: {name} {reason}; it could be measured on {split}")
     return split
 
 
@@ -134,10 +135,11 @@ def split_of_new(name: str, catalog: Catalog, wanted: str | None) -> str:
 
 @dataclass(frozen=True)
 class SampleResults:
-    """Right and wrong answers on a split, with its protocol.
+    """Correct and wrong predictions on a split, with the protocol.
 
-    `rows`: int64 `(N,)`, the manifest rows that were read, ascending. `right`: bool `(N,)`: the best class, alone in
-    first place, is the sample's, or in a multi-label set one of the sample's. `sources`: int64 `(N,)`.
+    `rows`: int64 `(N,)`, the manifest rows that were read, ascending. `right`: bool `(N,)`, whether the class with the
+    highest score is the class of the sample, or one of its classes in a multi-label data set; a tie is wrong.
+    `sources`: int64 `(N,)`, the sources of the samples.
     """
 
     protocol: dict[str, Any]
@@ -152,7 +154,7 @@ class SampleResults:
 
 
 class Evaluator:
-    """Evaluates one checkpoint sample by sample. Results are kept under `folder` and used again. Raises `UserError`."""
+    """Evaluates one checkpoint sample by sample. Results are stored in `folder` and reused. Raises `UserError`."""
 
     def __init__(self, release: Path, catalog: Catalog, folder: Path, device: str, workers: int) -> None:
         self.release, self.catalog, self.folder, self.device, self.workers = release, catalog, folder, device, workers
@@ -161,14 +163,14 @@ class Evaluator:
         """The results on all readable samples of a split."""
         path = self.folder / f"{dataset}-{split}-{self._digest}.json"
         spec, manifest = self.catalog.spec(dataset), open_manifest(self.catalog.manifest_path(dataset, split))
-        frames = read_config(self.release).frames
-        stamp = {
+        stamp: dict[str, Any] = {
             "manifest": manifest.digest(),
             "views": str(spec.views),
             "sampling": str(spec.sampling),
-            "frames": frames,
         }
+        stamp["frames"] = read_config(self.release).frames
         result = read_result(path)
+        # A stored result counts only for the same samples and the same views.
         if result is None or result["stamp"] != stamp:
             result = {"stamp": stamp, **self._evaluate(dataset, split)}
             write_result(result, path)
@@ -201,10 +203,10 @@ class Evaluator:
 
 
 def right_answers(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """bool `(N,)` of probabilities `(N, classes)`: the samples that `metrics.TopK` counts as top-1.
+    """Which samples are predicted correctly, bool `(N,)`, from probabilities `(N, classes)`.
 
-    `labels`: int64 `(N,)`; or of a multi-label set `(N, classes)`, then what `metrics.MeanAveragePrecision` counts as
-    `hit1`.
+    With `labels` int64 `(N,)` this is the top-1 of `metrics.TopK`. With multi-hot labels `(N, classes)` it is the
+    `hit1` of `metrics.MeanAveragePrecision`.
     """
     multi_hot = labels > 0 if labels.ndim == 2 else torch.nn.functional.one_hot(labels, scores.shape[1]) > 0
     own, others = (torch.where(mask, scores, -torch.inf).max(1).values for mask in (multi_hot, ~multi_hot))
@@ -215,7 +217,7 @@ def right_answers(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def measure_old(before: Evaluator, old: OldSets, splits: Mapping[str, str | None]) -> dict[str, SampleResults | str]:
-    """Old data set -> the results of its head on its split, or why there are none."""
+    """For each old data set, the results of its head on its split, or the reason why there are none."""
     results: dict[str, SampleResults | str] = {}
     for name in old.heads:
         split = splits.get(name)
@@ -225,7 +227,7 @@ def measure_old(before: Evaluator, old: OldSets, splits: Mapping[str, str | None
             continue
         try:
             results[name] = before.measure(name, split)
-        except UserError as error:  # another class list than the head's, which is no reason not to train
+        except UserError as error:  # for example another class list; the training can go on without this result
             results[name] = str(error)
     return results
 
@@ -235,33 +237,25 @@ def compare_old(
 ) -> list[dict[str, Any]]:
     """One row for each old data set: its accuracy before and after, and the difference on the same samples.
 
-    A head and backbone with the same bits as before are not measured again.
+    If a head and the backbone did not change at all, the results before are also those after.
     """
     same = unchanged(release, after.release)
     rows: list[dict[str, Any]] = []
     for name, before in results.items():
         head = old.heads[name].name
-        row = {
-            "dataset": name,
-            "head": head,
-            "trained": name in recipe.data.sets,
-            "unchanged": {head, BACKBONE} <= same,
-        }
+        row = {"dataset": name, "head": head, "trained": name in recipe.data.sets}
+        row["unchanged"] = {head, BACKBONE} <= same
         if isinstance(before, str):
             rows.append({**row, "why_not": before})
             continue
         now = before if row["unchanged"] else after.measure(name, before.protocol["split"])
         ours, theirs, sources = _paired(now, before)
-        rows.append(
-            {
-                **row,
-                **now.protocol,
-                "measure": now.measure,
-                "before": asdict(proportion(theirs, sources, recipe.seed)),
-                "after": asdict(proportion(ours, sources, recipe.seed)),
-                "difference": asdict(difference(ours, theirs, sources, recipe.seed)),
-            }
-        )
+        estimates = {
+            "before": asdict(proportion(theirs, sources, recipe.seed)),
+            "after": asdict(proportion(ours, sources, recipe.seed)),
+            "difference": asdict(difference(ours, theirs, sources, recipe.seed)),
+        }
+        rows.append({**row, **now.protocol, "measure": now.measure, **estimates})
     measured = {row["dataset"]: row for row in rows if "difference" in row}
     verdicts = judge({name: Estimate(**row["difference"]) for name, row in measured.items()}, MARGIN)
     for name, (_, word) in verdicts.items():
@@ -272,15 +266,13 @@ def compare_old(
 def _paired(
     ours: SampleResults, theirs: SampleResults
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """The right answers of each on the samples that both have read, and the sources of these."""
+    """The correct predictions of both on the samples that both have read, and the sources of these samples."""
     mine, others = in_common(ours.rows, theirs.rows)
     return ours.right[mine], theirs.right[others], ours.sources[mine]
 
 
 def unchanged(before: Path, after: Path) -> set[str]:
-    """The heads whose tensors have the same bits in both releases, and `BACKBONE` where all other tensors and settings
-    have.
-    """
+    """The heads whose tensors are equal in both releases, and `BACKBONE` if all other tensors and settings are too."""
     theirs, ours = read_weights(before), read_weights(after)
     parts = {BACKBONE: _settings(before) == _settings(after)}
     for name, value in theirs.items():
@@ -290,7 +282,7 @@ def unchanged(before: Path, after: Path) -> set[str]:
 
 
 def _settings(release: Path) -> tuple[dict[str, Any], int]:
-    """The settings, beside the tensors, that decide what a release computes of a clip, and the frames of a clip."""
+    """The settings that, with the tensors, determine the output of a release for a clip, and the frames of a clip."""
     config = read_config(release)
     settings = {"family": config.backbone.family, **asdict(config.backbone)}
     return {name: value for name, value in settings.items() if name not in TRAINING_ONLY}, config.frames
@@ -302,7 +294,7 @@ def accuracy(results: SampleResults, seed: int) -> dict[str, Any]:
 
 
 def gain_over(ours: SampleResults, theirs: SampleResults, seed: int) -> dict[str, Any]:
-    """`alone`: the accuracy of `theirs`; `difference`: ours minus theirs; `verdict`."""
+    """The gain of `ours` over `theirs`: `difference` is ours minus theirs, `alone` the accuracy of theirs."""
     mine, others, sources = _paired(ours, theirs)
     gain = difference(mine, others, sources, seed)
     ((_, word),) = judge({"": gain}, MARGIN).values()

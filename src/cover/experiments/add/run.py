@@ -1,4 +1,4 @@
-"""`cover add`: one more head for a released model, its gain over training alone, and its cost to the old heads.
+"""`cover add`: trains one more head on a released model, and measures its accuracy and that of the old heads.
 
 cover add runs/cotrain --data mine --catalog catalog.yaml --how probe --compare
 """
@@ -39,16 +39,16 @@ from cover.training.recipe import Recipe
 from cover.training.resume import has_started
 from cover.training.train import train
 
-BESIDE = "add"  # the folder, inside the run's own, of everything but the run
+BESIDE = "add"  # folder, in that of the run, for recipes, results and the baseline
 
 
 @dataclass(frozen=True)
 class AddOptions:
-    """Options of `add` beside the request.
+    """Options of `add`.
 
-    `compare`: also train the new set alone, from `baseline` or from random weights. `split`: measured in place of the
-    first of `measure.SPLITS`. `only_recipe`: write the recipe and stop. `overrides`: of the recipe, as of `cover
-    train`.
+    `compare`: also train the new data set alone, from `baseline` or from random weights. `split`: the split to measure
+    on, in place of the first of `measure.SPLITS`. `only_recipe`: write the recipe and stop. `overrides`: fields of the
+    recipe, as for `cover train`.
     """
 
     compare: bool = False
@@ -59,14 +59,14 @@ class AddOptions:
 
 
 def add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
-    """Train the new head, unless that is done, and measure it and the old ones; returns the results, None with
-    `only_recipe`.
+    """Train the new head, if that is not done yet, and measure it and the old heads.
 
-    The results are also written beside the run. Raises `UserError`.
+    Returns the results, which are also written to `results.json`, or None with `only_recipe`. Raises `UserError`.
     """
     if started_by_torchrun():
         raise UserError(
-            "torchrun: write the recipe with cover add --only-recipe, give that to torchrun -m cover train, then run cover add"
+            "torchrun: write the recipe with cover add --only-recipe, run it with torchrun -m cover train,"
+            " then run cover add"
         )
     catalog, workers = load_catalog(request.catalog), default_workers() if request.workers < 0 else request.workers
     request, beside = replace(request, release=find_release(request.release)), request.out / BESIDE
@@ -96,7 +96,7 @@ def add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
         "compare": None,
     }
     if options.compare or baseline:
-        write_json(results, beside / "results.json")  # before the baseline, which takes its time
+        write_json(results, beside / "results.json")  # here too, because the baseline takes long
         results["compare"] = _compare(request, recipe, new, catalog, baseline, workers)
     write_json(results, beside / "results.json")
     return results
@@ -107,19 +107,19 @@ def _evaluator(release: Path, catalog: Catalog, request: AddRequest, workers: in
 
 
 def _epochs(run: Path) -> dict[str, float]:
-    """Epochs of each data set that the run has trained on."""
+    """The epochs of each data set in a run."""
     epochs: dict[str, float] = read_log(run / LOG).last().get("epochs", {})
     return epochs
 
 
 def _new_set(request: AddRequest, catalog: Catalog, workers: int) -> Manifest:
-    """The training rows of the new set, which is indexed where it is not yet. Raises `UserError`."""
+    """The manifest of the new data set's training split. It is made if it does not exist. Raises `UserError`."""
     path = catalog.manifest_path(request.name, "train")
     for head in read_config(request.release).heads:
         if request.name in (head.name, *head.datasets):
             raise UserError(
-                f'{request.release}: its head "{head.name}" is for {request.name} already; train that further with cover train'
-                " (start.checkpoint), or give the new data another name in the catalog"
+                f'{request.release}: its head "{head.name}" is for {request.name} already; train that further with'
+                " cover train (start.checkpoint), or give the new data another name in the catalog"
             )
     if not path.is_file():
         index(request.catalog, workers, [request.name])
@@ -133,20 +133,21 @@ def _new_set(request: AddRequest, catalog: Catalog, workers: int) -> Manifest:
 
 
 def make_recipe(request: AddRequest, rows: int, old: OldSets, catalog: Catalog, overrides: Sequence[str]) -> Recipe:
-    """The recipe for `rows` samples of the new set. Old sets that are not replayed are reported. Raises `UserError`."""
+    """The recipe for `rows` samples of the new data set. Old data sets that are not replayed are reported on stderr.
+
+    Raises `UserError`.
+    """
     replayed: dict[str, int] = {}
+    names = ", ".join(old.heads)
     if request.how == "replay":
         replayed = {name: len(open_manifest(catalog.manifest_path(name, "train")).usable) for name in old.replayable}
-        for name, why in old.absent.items():
-            say(f"WITHOUT REPLAY: {name}: {why}; its head stays as it is while all below it moves: expect it to forget")
+        for name, reason in old.absent.items():
+            change = "its head stays the same, but the backbone changes"
+            say(f"WITHOUT REPLAY: {name}: {reason}; {change}: expect it to forget")
         if not replayed:
-            raise UserError(
-                f"--how replay: none of the release's data sets ({', '.join(old.heads)}) is here; choose probe or alone"
-            )
+            raise UserError(f"--how replay: none of the release's data sets ({names}) is here; choose probe or alone")
     if request.how == "alone" and old.heads:
-        say(
-            f"WITHOUT REPLAY: the heads of {', '.join(old.heads)} stay as they are while all below them moves: expect them to forget"
-        )
+        say(f"WITHOUT REPLAY: the heads of {names} stay the same, but the backbone changes: expect them to forget")
     recipe = add_recipe(request, rows, replayed, old.shared)
     if not overrides:
         return recipe
@@ -155,12 +156,12 @@ def make_recipe(request: AddRequest, rows: int, old: OldSets, catalog: Catalog, 
         path.write_text(config.dump(recipe), encoding="utf-8")
         try:
             return config.load(Recipe, path, overrides)
-        except UserError as error:  # without the name of the temporary file
+        except UserError as error:  # leave out the name of the temporary file
             raise UserError(str(error).removeprefix(f"{path}: ")) from None
 
 
 def _write_recipe(recipe: Recipe, path: Path) -> None:
-    """Show the recipe and write it, ready to be run by hand. The file of a run that was begun is left as it is."""
+    """Print the recipe and write it to a file for `cover train`. The file of a run that has started does not change."""
     text = f"# cover train {path}\n{in_short(recipe)}"
     say(text.rstrip())
     if has_started(Path(recipe.out)):
@@ -173,14 +174,14 @@ def _write_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def train_missing(recipe: Recipe) -> Path:
-    """Train the run of `recipe`, or resume it; a finished one is left as it is."""
+    """Train the run of `recipe`, or resume it. A finished run does not change."""
     return train(recipe, resume=has_started(Path(recipe.out)))
 
 
 def _compare(
     request: AddRequest, recipe: Recipe, ours: SampleResults, catalog: Catalog, checkpoint: Path | None, workers: int
 ) -> dict[str, Any]:
-    """Train the same network on the new set without the release, and compare."""
+    """Train the same network on the new data set without the release, and compare the accuracies."""
     beside = request.out / BESIDE
     baseline = baseline_recipe(recipe, request.name, beside / "baseline", checkpoint)
     _write_recipe(baseline, beside / "baseline.yaml")
@@ -207,7 +208,7 @@ def print_added(results: dict[str, Any]) -> None:
 
 
 def _old_cells(row: dict[str, Any]) -> list[str]:
-    kind = "replayed" if row["trained"] else "kept"
+    kind = "replayed" if row["trained"] else "kept"  # kept: in the checkpoint, but not trained
     if "why_not" in row:
         return [row["dataset"], row["head"], "-", "-", "-", "-", "-", f"{kind}; not measured: {row['why_not']}"]
     outcome = "unchanged, bit for bit" if row["unchanged"] else f"{kind}: {row['verdict']}"

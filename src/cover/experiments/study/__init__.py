@@ -1,1 +1,1 @@
-"""Studies: grids of runs, compared and reported."""
+"""Studies: grids of training runs, their comparison and their report."""

@@ -1,8 +1,8 @@
-"""Runs of a study: from its configuration to recipes, each run once however many comparisons use it.
+"""Runs of a study: the recipes of all arms, transfers and probes. A run that several comparisons use is run once.
 
-All arms of a comparison see the target's clips equally often, in steps with equally many clips, from the same weights,
-under the same learning rates and augmentation, and are measured at the checkpoint that is best on `dev`. Without the
-images, or without the other video sets, the rest of the full mixture stays exactly as it was.
+All arms of a comparison draw the target's clips equally often. Their steps have equally many clips. They have the same
+starting weights, learning rates and augmentation. They are measured at the checkpoint that is best on `dev`. An arm
+without the images, or without the other video sets, differs from the full mixture in nothing else.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from cover.model.profile import forward_cost, on_meta
 from cover.model.release import weights_digest
 from cover.training.recipe import Checkpoints, Data, Pattern, Recipe, Start
 
-HEADS_ONLY = r"^(?!heads\.)"  # every parameter but those of the heads
-WITH_TIME = Origin(temporal="keep")  # of weights whose temporal branch is trained
-FRESH = "_fresh"  # follows a target's name in the name of its new head in a transfer
+HEADS_ONLY = r"^(?!heads\.)"  # pattern of all parameters that are not in a head; a probe freezes them
+WITH_TIME = Origin(temporal="keep")  # starting weights with a trained temporal branch
+FRESH = "_fresh"  # suffix of a target's name, for its new head in a transfer
 
 
 @dataclass
 class Job:
-    """One run. `subsets`: by data-set name; `start`: the job whose weights it starts from; `measured`: the data sets it
-    is measured on.
+    """One run.
 
-    `recipe.out` and the path of the start are filled in by the runner.
+    `subsets`: its data sets by name. `start`: the job whose weights are the starting weights. `measured`: the data sets
+    to evaluate on. The runner fills in `recipe.out` and the path of the starting weights.
     """
 
     name: str
@@ -49,16 +49,15 @@ class Job:
 
     @property
     def depth(self) -> int:
-        """The number of runs that come before it, one after the other."""
+        """The number of runs that must be done before, one after the other."""
         return 0 if self.start is None else 1 + self.start.depth
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number of a study: the model of `job` on `dataset`, as `arm` of `target` (or source of a transfer), in one
-    fold under one seed.
+    """One number of a study: the accuracy of the model of `job` on `dataset`, in one fold with one seed.
 
-    `kind`: arm, transfer, probe or origin. `lr`: the peak learning rate.
+    `kind`: arm, transfer, probe or origin. `arm`: the arm, or the source of a transfer. `lr`: the peak learning rate.
     """
 
     kind: str
@@ -74,7 +73,7 @@ class Measurement:
 
 
 class Grid:
-    """The measurements of a study, and their jobs by name.
+    """All measurements of a study, and their jobs by name.
 
     >>> grid = Grid(study, builder)
     >>> len(grid.measurements), len(grid.jobs)
@@ -85,8 +84,8 @@ class Grid:
         self.jobs: dict[str, Job] = {}
         self.measurements: list[Measurement] = []
         self._by_digest: dict[str, Job] = {}
-        # Where one target has no dev split, all arms of all targets are measured at their last step.
-        self._chosen = all("dev" in builder.entry(subset)["annotations"] for subset in measured_subsets(study))
+        # If one target has no dev split, the models of all targets are measured at their last step.
+        self._have_dev = all("dev" in builder.entry(subset)["annotations"] for subset in measured_subsets(study))
         for seed in study.seeds:
             for origin in study.origins:
                 self._arms(origin, seed)
@@ -115,8 +114,8 @@ class Grid:
         shared = recipes.shared and arm in ("videos", "videos_images")
         words = [arm, *([] if shared else [target]), size, origin]
         words += [f"fold{fold + 1}"] if target in self.study.folds else []
-        # The checkpoint of a model of several targets is chosen on all of them.
-        best = ("mean_rank" if shared else target) if self._chosen else ""
+        # All targets of a model take part in the choice of its checkpoint.
+        best = ("mean_rank" if shared else target) if self._have_dev else ""
         job = self._job(words, recipe, subsets, start, self.study.origins[origin], seed, lr, best)
         job.measured.add(target)
         self.measurements.append(Measurement("arm", arm, target, size, origin, seed, fold, lr, job.name, target))
@@ -124,6 +123,7 @@ class Grid:
             self._probe(arm, target, size, origin, seed, job)
 
     def _origin(self, name: str, seed: int) -> Job | None:
+        """The job of an image pre-training; None if the starting weights need none."""
         origin = self.study.origins[name]
         if not origin.sets:
             return None
@@ -142,84 +142,61 @@ class Grid:
     # --- transfers ----------------------------------------------------------------------------------------------------
 
     def _transfers(self, seed: int) -> None:
-        wanted = self.study.transfer
-        origin = wanted.origin or next(iter(self.study.origins))
-        start = self._origin(origin, seed) if wanted.sources else None
-        for target in wanted.targets:
-            for source, sets in wanted.sources.items():
-                left = [name for name in sets if len(sets) == 1 or name != target]
-                self._to(target, source, self._source(left, origin, seed, start), seed)
-            for source, checkpoint in wanted.checkpoints.items():
-                self._to(target, source, checkpoint, seed)
+        transfer = self.study.transfer
+        origin = transfer.origin or next(iter(self.study.origins))
+        start = self._origin(origin, seed) if transfer.sources else None
+        for target in transfer.targets:
+            for source, sets in transfer.sources.items():
+                others = [name for name in sets if len(sets) == 1 or name != target]
+                self._transfer(target, source, self._source(others, origin, seed, start), seed)
+            for source, checkpoint in transfer.checkpoints.items():
+                self._transfer(target, source, checkpoint, seed)
 
-    def _to(self, target: str, source: str, start: Job | str, seed: int) -> None:
-        """`start`: the job that trains the source, or its checkpoint."""
+    def _transfer(self, target: str, source: str, start: Job | str, seed: int) -> None:
+        """Add the transfers from one source to one target. `start`: the job of the source, or its checkpoint."""
         size = self.study.transfer.size or next(iter(self.study.sizes))
         study = replace(self.study, folds={})
+        recipes = ArmRecipes(study, self.builder, target, study.sizes[size], seed, 0)
+        best = target if self._have_dev else ""
         for how in self.study.transfer.how:
             for lr in self.study.lrs:
-                recipe, subsets = ArmRecipes(study, self.builder, target, study.sizes[size], seed, 0).recipe(
-                    "alone", lr
-                )
-                best = target if self._chosen else ""
-                job = self._job(
-                    [how, source, "to", target],
-                    fresh_head(recipe, target, how),
-                    subsets,
-                    start,
-                    WITH_TIME,
-                    seed,
-                    lr,
-                    best,
-                )
+                recipe, subsets = recipes.recipe("alone", lr)
+                recipe, words = fresh_head(recipe, target, how), [how, source, "to", target]
+                job = self._job(words, recipe, subsets, start, WITH_TIME, seed, lr, best)
                 job.measured.add(target)
                 self.measurements.append(
                     Measurement("transfer", f"{source}:{how}", target, size, "", seed, 0, lr, job.name, target)
                 )
 
     def _source(self, sets: Sequence[str], origin: str, seed: int, start: Job | None) -> Job:
-        """The job of a source: a model of `sets`, trained like the arms, under the first learning rate."""
+        """The job of a source: a model of `sets`, trained like the arms, with the first learning rate."""
         study, lr = self.study, self.study.lrs[0]
         videos = [name for name in sets if self.builder.catalog.spec(name).media == "video"]
         images = [name for name in sets if name not in videos]
         whole = replace(next(iter(study.sizes.values())), part=1.0, rate=0.0, arms=[])
-        if len(sets) == 1:  # with the batch of the arm alone, so that the two are one run
-            narrowed, arm = replace(study, folds={}), "alone"
+        if len(sets) == 1:  # with the batch of the arm `alone`, so that the source and the arm are the same run
+            changes, arm = dict[str, Any](), "alone"
         else:
-            narrowed, arm = (
-                replace(
-                    study,
-                    targets=videos[:1],
-                    videos=videos,
-                    images=images,
-                    folds={},
-                    sizes={"whole": whole},
-                    arms=["alone"],
-                    transfer=Transfer(),
-                ),
-                "videos_images",
-            )
-        recipe, subsets = ArmRecipes(narrowed, self.builder, videos[0], whole, seed, 0).recipe(arm, lr)
-        best = (videos[0] if len(sets) == 1 else "mean_rank") if self._chosen else ""
+            changes = {"targets": videos[:1], "videos": videos, "images": images}
+            changes |= {"sizes": {"whole": whole}, "arms": ["alone"], "transfer": Transfer()}
+            arm = "videos_images"
+        own_study = replace(study, folds={}, **changes)
+        recipe, subsets = ArmRecipes(own_study, self.builder, videos[0], whole, seed, 0).recipe(arm, lr)
+        best = (videos[0] if len(sets) == 1 else "mean_rank") if self._have_dev else ""
         return self._job(["source", *sets, origin], recipe, subsets, start, study.origins[origin], seed, lr, best)
 
     def _probe(self, arm: str, target: str, size: str, origin: str, seed: int, start: Job) -> None:
-        """Train an image classifier on a model's frozen features, the same in every arm."""
-        for name in self.study.probes:
+        """Add the probes of a model: image classifiers on its frozen features, trained equally for every arm."""
+        study, lr = self.study, self.study.lrs[0]
+        for name in study.probes:
             subsets = {name: Subset(name)}
-            steps = max(1, round(self.study.probe_epochs * self.builder.count(subsets[name]) / self.study.batch))
-            recipe = replace(
-                self._base(seed, self.study.lrs[0]), data=Data([name]), steps=steps, batch=self.study.batch
-            )
+            steps = max(1, round(study.probe_epochs * self.builder.count(subsets[name]) / study.batch))
+            recipe = replace(self._base(seed, lr), data=Data([name]), steps=steps, batch=study.batch)
             words = ["probe", name, "of", start.name.rpartition(".s")[0]]
-            job = self._job(
-                words, fresh_head(recipe, name, "probe"), subsets, start, WITH_TIME, seed, self.study.lrs[0]
-            )
+            job = self._job(words, fresh_head(recipe, name, "probe"), subsets, start, WITH_TIME, seed, lr)
             job.measured.add(name)
             kind = "origin" if arm == "origin" else "probe"
-            self.measurements.append(
-                Measurement(kind, arm, target, size, origin, seed, 0, self.study.lrs[0], job.name, name)
-            )
+            self.measurements.append(Measurement(kind, arm, target, size, origin, seed, 0, lr, job.name, name))
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -237,8 +214,9 @@ class Grid:
         lr: float,
         best: str = "mean_rank",
     ) -> Job:
-        """The job of a recipe; an equal one that exists is returned. `origin`: how `start` is used; `best`: as
-        `checkpoints.best`.
+        """The job of a recipe. If an equal job exists, it is returned.
+
+        `words`: parts of its name. `origin` says how the weights of `start` are used. `best`: as `checkpoints.best`.
         """
         checkpoint = start if isinstance(start, str) else origin.checkpoint
         before = start if isinstance(start, Job) else None
@@ -256,14 +234,14 @@ class Grid:
         return known
 
     def waves(self) -> Iterator[list[Job]]:
-        """Lists of jobs: each job comes after the one that it starts from, and the jobs of a list are independent."""
+        """Yield lists of independent jobs. A job comes in a later list than the job of its starting weights."""
         depths = sorted({job.depth for job in self.jobs.values()})
         for depth in depths:
             yield [job for job in self.jobs.values() if job.depth == depth]
 
 
 def measured_subsets(study: Study) -> list[Subset]:
-    """The subsets that targets are measured on: a split, or folds."""
+    """The subsets to measure on: a split or the folds of each target."""
     subsets = [
         Subset(target, folds=study.folds.get(target, 0), fold=fold)
         for target in study.targets
@@ -272,20 +250,19 @@ def measured_subsets(study: Study) -> list[Subset]:
     return subsets + [Subset(target) for target in study.transfer.targets if study.transfer.wanted]
 
 
-def digest_of(recipe: Recipe, rests_on: Iterable[str]) -> str:
-    """12 hex digits over everything that a run's result depends on: its recipe, and digests of its manifests and
-    starting weights.
+def digest_of(recipe: Recipe, input_digests: Iterable[str]) -> str:
+    """12 hex digits of a hash over everything that determines the result of a run.
 
-    Only fields of the recipe that differ from their default count, so that a new field does not change the digest of
-    earlier runs.
+    `input_digests`: the digests of its manifests and of its starting weights. Of the recipe, only fields that differ
+    from their defaults count, so that a new field does not change the digests of earlier runs.
     """
     bare = replace(recipe, out="", device="auto", start=replace(recipe.start, checkpoint=""))
     text = json.dumps(config.changed(bare), sort_keys=True)
-    return hashlib.sha256("\n".join([text, *rests_on]).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join([text, *input_digests]).encode()).hexdigest()[:12]
 
 
 def fresh_head(recipe: Recipe, target: str, how: str) -> Recipe:
-    """The recipe with a head whose name the starting weights do not have; with `probe` nothing else is trained."""
+    """The recipe with a head that the starting weights do not have. With `probe`, only this head is trained."""
     data = replace(recipe.data, heads={f"{target}{FRESH}": [target]})
     if how == "finetune":
         return replace(recipe, data=data)
@@ -294,7 +271,7 @@ def fresh_head(recipe: Recipe, target: str, how: str) -> Recipe:
 
 
 def base_recipe(study: Study, seed: int, lr: float) -> Recipe:
-    """The recipe that all runs of a study under one seed and learning rate have in common."""
+    """The common part of the recipes of a study, for a seed and a learning rate."""
     data = Data(["nothing"], frames=study.frames)
     return Recipe(
         data,
@@ -313,7 +290,11 @@ def base_recipe(study: Study, seed: int, lr: float) -> Recipe:
 
 
 class ArmRecipes:
-    """The recipes of all arms of one target, at one size, in one fold, under one seed."""
+    """The recipes of all arms of one target, at one size, in one fold, with one seed.
+
+    `counts`: training samples of each data set. `full`: the schedule of the full mixture. `clips`: clips in a step.
+    `steps`: steps of a mixture.
+    """
 
     def __init__(self, study: Study, builder: SubsetBuilder, target: str, size: Size, seed: int, fold: int) -> None:
         self.study, self.builder, self.target, self.size, self.seed = study, builder, target, size, seed
@@ -325,24 +306,25 @@ class ArmRecipes:
         self.rates = self._rates()
         self.full = self._schedule(list(self.subsets), study.batch)
         self.clips = next(group.samples for group in self.full.groups if group.frames == study.frames)
-        fraction = next(  # of the clips that is the target's
+        target_fraction = next(  # of the clips
             float(fraction)
             for group in self.full.groups
             for dataset, fraction in zip(group.datasets, group.fractions)
             if dataset.name == target
         )
-        seen = sum(self.counts[name] for name in self.videos) if self.shared else self.counts[target] / fraction
-        self.steps = max(1, round(size.epochs * seen / self.clips))
+        total = sum(self.counts[name] for name in self.videos)
+        epoch = total if self.shared else self.counts[target] / target_fraction  # clips of all videos in an epoch
+        self.steps = max(1, round(size.epochs * epoch / self.clips))
 
     @property
     def shared(self) -> bool:
-        """Whether a mixture is the same for all targets."""
+        """Whether all targets have the same mixture, and therefore one run."""
         in_proportion = not self.size.rate and not self.study.weights and self.study.alpha == 1
         return in_proportion and self.size.part == 1 and not self.study.folds.get(self.target)
 
     def recipe(self, arm: str, lr: float) -> tuple[Recipe, dict[str, Subset]]:
         """The recipe of an arm, and its subsets by data-set name."""
-        names, batch, steps = self._made_of(arm)
+        names, batch, steps = self._contents(arm)
         subsets = {name: self.subsets[name] for name in names}
         if arm == "permuted":
             others = {name: replace(subset, permuted=True, seed=self.seed) for name, subset in subsets.items()}
@@ -353,16 +335,12 @@ class ArmRecipes:
             subsets[still] = replace(self.subsets[self.target], stills=self.study.stills)
             rates[still] = sum(self.rates[name] for name in self.study.images)
         weights = {name: float(rate) for name, rate in rates.items()} if len(subsets) > 1 else {}
-        heads = {head: [name for name in served if name in subsets] for head, served in self.study.heads.items()}
-        data = Data(
-            list(subsets),
-            frames=self.study.frames,
-            weights=weights,
-            heads={head: own for head, own in heads.items() if own},
-        )
+        of_head = {head: [name for name in sets if name in subsets] for head, sets in self.study.heads.items()}
+        heads = {head: sets for head, sets in of_head.items() if sets}
+        data = Data(list(subsets), frames=self.study.frames, weights=weights, heads=heads)
         return replace(base_recipe(self.study, self.seed, lr), data=data, steps=steps, batch=batch), subsets
 
-    def _made_of(self, arm: str) -> tuple[list[str], int, int]:
+    def _contents(self, arm: str) -> tuple[list[str], int, int]:
         """The data sets of an arm, its samples in a step, and its steps."""
         if arm == "alone":
             return [self.target], self.clips, max(1, round(self.full.drawn(self.steps)[self.target] / self.clips))
@@ -374,21 +352,18 @@ class ArmRecipes:
         return (self.videos if arm == "stills" else list(self.subsets)), self.study.batch, self.steps
 
     def _rates(self) -> dict[str, Any]:
-        rates = rates_by(
-            self.counts,
-            self.study.alpha,
-            {name: self.study.weights[name] for name in self.counts} if self.study.weights else None,
-        )
+        """The fraction of each data set in the samples of the full mixture."""
+        weights = {name: self.study.weights[name] for name in self.counts} if self.study.weights else None
+        rates = rates_by(self.counts, self.study.alpha, weights)
         if not self.size.rate:
             return rates
-        # The target gets the wanted fraction of the clips; the images keep their fraction of all samples.
+        # The target gets the fraction `size.rate` of the clips. The rates of the images do not change.
         clips = sum(rates[name] for name in self.videos)
         others = clips - rates[self.target]
         if not others:
             return rates
-        scaled = {
-            name: rates[name] / others * clips * (1 - self.size.rate) for name in self.videos if name != self.target
-        }
+        names = [name for name in self.videos if name != self.target]
+        scaled = {name: rates[name] / others * clips * (1 - self.size.rate) for name in names}
         return {**rates, **scaled, self.target: clips * self.size.rate}
 
     def _schedule(self, names: Sequence[str], batch: int) -> Schedule:
@@ -402,6 +377,6 @@ class ArmRecipes:
 
 
 def step_multiply_adds(model: Options, frames: int, groups: tuple[tuple[int, int], ...]) -> int:
-    """Multiply-adds of a recipe's network in the forward pass of a step. `groups`: (samples, frames of each)."""
+    """Multiply-adds of a network in the forward pass of a step. `groups`: (samples, frames of a sample)."""
     config = backbone_config(model, frames)
     return forward_cost(on_meta(config, {}), groups, config.size).multiply_adds

@@ -1,6 +1,6 @@
-"""Comparisons of a study: paired differences between arms, tested together in families.
+"""Comparisons of a study: paired differences between arms, with tests that are corrected within families.
 
-A pair is of the same clips and the same seed. Intervals are over seeds and sources (`evaluation.statistics`).
+Both of a pair have the same clips and the same seed. Intervals are over seeds and sources (`evaluation.statistics`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ RunResults = Mapping[str, Mapping[str, Any]]  # job -> its result file
 
 @dataclass(frozen=True)
 class ArmResults:
-    """Answers of one arm on one target: `right` bool `(seeds, N)`, ids and sources of the clips `(N,)`, and the jobs
-    behind them.
+    """The results of one arm on one target.
+
+    `right`: bool `(seeds, N)`, whether each prediction is correct. `ids`, `sources`: of the N clips. `jobs`: the runs
+    of these results.
     """
 
     right: np.ndarray
@@ -32,7 +34,7 @@ class ArmResults:
     jobs: list[str]
 
     def estimate(self) -> dict[str, Any]:
-        """The accuracy and its interval, as plain data."""
+        """The accuracy and its interval, as JSON values."""
         accuracy = proportion(self.right, self.sources, 0)
         return {
             "top1": accuracy.value,
@@ -46,7 +48,10 @@ class ArmResults:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`ours` against `theirs`. `family`: those that are tested together; `claim`: of the article, or a control."""
+    """A comparison of the arm `ours` with the arm `theirs`.
+
+    `family`: comparisons of a family are corrected together. `claim`: the claim of the article, or a control.
+    """
 
     family: str
     claim: str
@@ -62,7 +67,7 @@ class Comparison:
         return "|".join([self.target, self.size, self.origin, self.ours, self.theirs])
 
 
-# ours, theirs, the article's claim or what the control is for
+# ours, theirs, and the claim of the article or "control"
 PAIRS = (
     ("videos_images", "alone", "a"),
     ("videos", "alone", "a"),
@@ -73,13 +78,13 @@ PAIRS = (
 )
 
 
-# --- the answers of an arm --------------------------------------------------------------------------------------------
+# --- results of an arm ------------------------------------------------------------------------------------------------
 
 
 def results_by_arm(measurements: Iterable[Measurement], results: RunResults, kind: str) -> dict[Key, ArmResults]:
-    """The answers of every arm (or transfer, or probe) by arm, data set, size and origin.
+    """The results of every arm (or transfer, or probe) by arm, data set, size and origin.
 
-    Of several learning rates those of the best on `dev` are taken, seed by seed and fold by fold.
+    If there are several learning rates, the best on `dev` counts, for each seed and each fold.
     """
     groups: dict[Key, dict[int, dict[int, list[Measurement]]]] = {}
     for each in measurements:
@@ -93,7 +98,7 @@ def results_by_arm(measurements: Iterable[Measurement], results: RunResults, kin
 def _joined(by_seed: Mapping[int, Mapping[int, list[Measurement]]], results: RunResults) -> ArmResults:
     rows, jobs = [], []
     for folds in by_seed.values():
-        best = [max(tried, key=lambda each: _on_dev(each, results)) for tried in folds.values()]
+        best = [max(rates, key=lambda each: _on_dev(each, results)) for rates in folds.values()]
         measured = [results[each.job]["measured"][each.dataset] for each in best]
         right = {
             key: label == guess
@@ -103,25 +108,23 @@ def _joined(by_seed: Mapping[int, Mapping[int, list[Measurement]]], results: Run
         sources = {key: source for part in measured for key, source in zip(part["ids"], part["sources"], strict=True)}
         rows.append((right, sources))
         jobs += [each.job for each in best]
-    # A file may have become unreadable between two runs: only clips that all have read count.
+    # A file may become unreadable between two runs. So only clips that all runs have read count.
     ids = sorted(set.intersection(*(set(right) for right, _ in rows)))
     right_by_seed = np.array([[right[key] for key in ids] for right, _ in rows])
     return ArmResults(right_by_seed, ids, [rows[0][1][key] for key in ids], jobs)
 
 
 def _on_dev(measurement: Measurement, results: RunResults) -> float:
-    """The score that chooses a learning rate: the mean over all targets of the model, so that one rate is chosen for
-    all of them.
-    """
+    """The score for the choice of a learning rate: the mean over all targets of the model, which share one rate."""
     result = results[measurement.job]
     return float(np.mean([result["dev"].get(name, 0.0) for name in result["measured"]]))
 
 
-# --- what is compared -------------------------------------------------------------------------------------------------
+# --- list of comparisons ----------------------------------------------------------------------------------------------
 
 
 def comparisons_of(study: Study) -> list[Comparison]:
-    """All comparisons of a study, known before it is run."""
+    """All comparisons of a study. They do not depend on its results."""
     pairs = [
         Comparison(f"{ours} against {theirs}, {size}, {origin}", claim, target, ours, theirs, size, origin)
         for origin in study.origins
@@ -134,9 +137,9 @@ def comparisons_of(study: Study) -> list[Comparison]:
 
 
 def _between_sources(study: Study) -> list[Comparison]:
-    """Claim (c): each source of several sets against each other source; without one, every pair of sources.
+    """Claim (c): each source with several data sets against each other source. If there is none, all pairs of sources.
 
-    A source that was trained on the target itself is not compared, since it has an advantage over the others.
+    A source that was trained on the target is not compared, because it has an advantage.
     """
     if not study.transfer.wanted:
         return []
@@ -158,39 +161,38 @@ def _between_sources(study: Study) -> list[Comparison]:
 
 
 def sources_of(study: Study) -> dict[str, list[str]]:
-    """The sources of the transfers and the data sets that each is trained on."""
+    """The sources of the transfers, and the training data sets of each."""
     return {**study.transfer.sources, **{name: trained_on(path) for name, path in study.transfer.checkpoints.items()}}
 
 
 def _between_sizes(study: Study) -> list[Comparison]:
-    """Claim (d), the gain at a smaller size minus that at the first: `ours` and `theirs` name sizes, `size` the
-    mixture.
+    """Claim (d): the gain at a smaller size minus the gain at the largest size.
+
+    In these comparisons, `ours` and `theirs` are sizes and `size` is the mixture.
     """
     mixture = "videos_images" if "videos_images" in study.arms else "videos"
-    requested = [size for size in study.sizes if {"alone", mixture} <= set(study.arms_at(size))]
-    requested.sort(key=lambda size: -study.sizes[size].part)
-    if not requested:
+    sizes = [size for size in study.sizes if {"alone", mixture} <= set(study.arms_at(size))]
+    sizes.sort(key=lambda size: -study.sizes[size].part)
+    if not sizes:
         return []
-    first = requested[0]
-    smaller = [size for size in requested if study.sizes[size].part < study.sizes[first].part]
-    return [
-        Comparison(
-            f"gain of {mixture} over alone, {size} against {first}, {origin}", "d", target, size, first, mixture, origin
-        )
-        for origin in study.origins
-        for size in smaller
-        for target in study.targets
-    ]
+    first = sizes[0]
+    smaller = [size for size in sizes if study.sizes[size].part < study.sizes[first].part]
+    comparisons = []
+    for origin in study.origins:
+        for size in smaller:
+            family = f"gain of {mixture} over alone, {size} against {first}, {origin}"
+            comparisons += [Comparison(family, "d", target, size, first, mixture, origin) for target in study.targets]
+    return comparisons
 
 
-# --- what the comparisons show ----------------------------------------------------------------------------------------
+# --- results of the comparisons ---------------------------------------------------------------------------------------
 
 
 def compare(study: Study, arms: Mapping[Key, ArmResults], transfers: Mapping[Key, ArmResults]) -> list[dict[str, Any]]:
-    """One row for each comparison, as plain data.
+    """One row for each comparison, as JSON values.
 
-    A row has the difference of top-1 (0 to 1) with its interval, the p-value and the one corrected by Holm's rule
-    within the family, the verdict, and the difference that could have been found.
+    A row has the difference of top-1 (0 to 1) with its interval, the p-value without and with Holm's correction within
+    the family, the verdict, and the detectable difference.
     """
     comparisons = comparisons_of(study)
     rows = []
@@ -223,7 +225,7 @@ def compare(study: Study, arms: Mapping[Key, ArmResults], transfers: Mapping[Key
 def _gain(
     each: Comparison, arms: Mapping[Key, ArmResults], transfers: Mapping[Key, ArmResults]
 ) -> tuple[np.ndarray, Sequence[str]]:
-    """float `(seeds, N)`: the gain on every clip under every seed, and the clips' sources."""
+    """The gain on every clip with every seed, float `(seeds, N)`, and the sources of the clips."""
     if each.claim == "d":
         mixture, target, origin = each.size, each.target, each.origin
         (ours, sources), (theirs, same) = (
@@ -232,11 +234,12 @@ def _gain(
         )
         assert sources == same, "both sizes are measured on the same clips"
         return ours - theirs, sources
-    where = transfers if each.claim == "c" else arms
-    return _minus(*(where[arm, each.target, each.size, each.origin] for arm in (each.ours, each.theirs)))
+    results = transfers if each.claim == "c" else arms
+    return _minus(*(results[arm, each.target, each.size, each.origin] for arm in (each.ours, each.theirs)))
 
 
 def _minus(ours: ArmResults, theirs: ArmResults) -> tuple[np.ndarray, list[str]]:
+    """The difference on the clips that both have, `(seeds, N)`, and the sources of these clips."""
     mine, others = in_common(ours.ids, theirs.ids)
     sources = [source for source, common in zip(ours.sources, mine, strict=True) if common]
     return ours.right[:, mine].astype(float) - theirs.right[:, others], sources

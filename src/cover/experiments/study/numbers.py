@@ -1,4 +1,4 @@
-"""Names, figures and protocol lines of a study's report."""
+"""Names, number formats, protocol lines and small tables of a study's report."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ ARM_NAMES = {
     "alone_long": "alone, equal compute",
     "videos": "co-trained on videos",
     "videos_images": "co-trained on videos and images",
-    "stills": "co-trained, stills for images",
+    "stills": "co-trained, stills in place of images",
     "permuted": "co-trained, other labels permuted",
     "origin": "before: pre-trained on images",
 }
-HOW_NAMES = {"finetune": "fine-tuned", "probe": "head alone trained"}
-SEEDS_SHOWN = 5
+HOW_NAMES = {"finetune": "fine-tuned", "probe": "only the head trained"}
+SEEDS_SHOWN = 5  # with more seeds, only the range of their accuracies is shown
 
 
-# --- names and figures ------------------------------------------------------------------------------------------------
+# --- names and number formats -----------------------------------------------------------------------------------------
 
 
 def setting(study: StudyRow, size: str, origin: str) -> str:
-    """Size and starting weights, where the study has several of them."""
+    """Size and starting weights, each only if the study has several of them."""
     words = [size] if len(study["sizes"]) > 1 and size else []
     words += [f"from {origin}"] if len(study["origins"]) > 1 and origin else []
     return ", ".join(words)
 
 
 def source_of(arm: str) -> tuple[str, str]:
-    """The source of a transfer, and how it was trained."""
+    """The source of a transfer, and its method (`finetune` or `probe`)."""
     source, _, how = arm.rpartition(":")
     return source, how
 
 
 def few(values: Iterable[Any], most: int = 3) -> str:
-    """The different values; of more than `most` numbers, the smallest to the largest.
+    """The different values. For more than `most` numbers, the smallest and the largest.
 
     >>> few([1, 2, 1]), few(range(9))
     ('1, 2', '0 to 8')
@@ -54,12 +54,12 @@ def few(values: Iterable[Any], most: int = 3) -> str:
 
 
 def unique(values: Iterable[Any]) -> list[Any]:
-    """Each value once, in their order."""
+    """Each value once, in order."""
     return list(dict.fromkeys(values))
 
 
 def by(rows: Iterable[StudyRow], *keys: str) -> dict[tuple[Any, ...], list[StudyRow]]:
-    """Rows grouped by their values of `keys`, in their order."""
+    """Rows grouped by their values of `keys`, in order."""
     groups: dict[tuple[Any, ...], list[StudyRow]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
@@ -67,7 +67,7 @@ def by(rows: Iterable[StudyRow], *keys: str) -> dict[tuple[Any, ...], list[Study
 
 
 def joined(*parts: str) -> str:
-    """Those of `parts` that are not empty, with commas between."""
+    """The texts that are not empty, with commas between them."""
     return ", ".join(filter(None, parts))
 
 
@@ -77,12 +77,12 @@ def plural(count: int, noun: str) -> str:
 
 
 def between(row: StudyRow) -> str:
-    """The interval of an accuracy, in per cent."""
+    """The interval of an accuracy in per cent."""
     return f"{percent(row['low'])} to {percent(row['high'])}"
 
 
 def points_between(row: StudyRow) -> str:
-    """The interval of a difference, in points."""
+    """The interval of a difference in points."""
     return f"{points(row['low'])} to {points(row['high'])}"
 
 
@@ -92,7 +92,7 @@ def p_value(p: float) -> str:
 
 
 def read_of_listed(row: StudyRow) -> str:
-    """Samples read of those listed."""
+    """The number of samples read, and the number listed."""
     return f"{row['n_read']:,} of {row['n_listed']:,}"
 
 
@@ -100,35 +100,31 @@ def read_of_listed(row: StudyRow) -> str:
 
 
 def planned_table(summary: StudyRow) -> Table:
-    """The detectable differences, computed before anything was run."""
-    body = [
-        [
-            Cell(row["target"]),
-            Cell(f"{row['items']:,}"),
-            Cell(f"{row['sources']:,}"),
-            Cell(str(row["seeds"])),
-            Cell(percent(row["detectable"])),
-        ]
-        for row in summary["planned"]
-    ]
+    """The detectable differences, computed before the runs."""
+    body = []
+    for row in summary["planned"]:
+        figures = [f"{row['items']:,}", f"{row['sources']:,}", str(row["seeds"]), percent(row["detectable"])]
+        body.append([Cell(row["target"]), *map(Cell, figures)])
     return Table(["data set", "clips", "sources", "seeds", "detectable, points"], body, kind="small")
 
 
 def protocol_lines(rows: Sequence[StudyRow], study: StudyRow) -> list[str]:
-    """One line for each data set: how its numbers in `rows` were measured. Where they differ, a range is given."""
+    """One line for each data set with the protocol of its numbers in `rows`, with ranges where values differ."""
     lines = []
     for (dataset,), own in by(rows, "dataset").items():
-        views = few(
-            f"{row['views']} views" + (f" of {row['frames']} frames" if row["media"] == "video" else "") for row in own
+        seeds = [len(row["by_seed"]) for row in own]
+        steps, last_steps = (
+            few(step for row in own for step in row["checkpoint_steps"]),
+            few(row["steps"] for row in own),
         )
         facts = [
             _split_name(study, own[0]),
-            views,
+            few(f"{row['views']} views" + f" of {row['frames']} frames" * (row["media"] == "video") for row in own),
             few(f"{read_of_listed(row)} read" for row in own),
             few(f"{row['classes']} classes (list {row['class_digest']})" for row in own),
             f"chance {percent(own[0]['chance'])} %",
-            f"{few(len(row['by_seed']) for row in own)} seed{'s' * (max(len(row['by_seed']) for row in own) > 1)}",
-            f"checkpoint at step {few(step for row in own for step in row['checkpoint_steps'])} of {few(row['steps'] for row in own)}",
+            f"{few(seeds)} seed{'s' * (max(seeds) > 1)}",
+            f"checkpoint at step {steps} of {last_steps}",
             f"learning rate {few(lr for row in own for lr in row['lrs'])}",
             few(row["decoder"] or "" for row in own),
         ]
@@ -137,7 +133,7 @@ def protocol_lines(rows: Sequence[StudyRow], study: StudyRow) -> list[str]:
 
 
 def _split_name(study: StudyRow, row: StudyRow) -> str:
-    """Folds of an arm's data set that has them, else the study's split. The row's own split is an internal name."""
+    """The folds of an arm's data set, or the split of the study. The split in the row is an internal name."""
     folds = study["folds"].get(row["dataset"]) if row["arm"] in study["arms"] else None
     return f"{folds} folds over all clips" if folds else f"split {study['split']}"
 
@@ -145,31 +141,31 @@ def _split_name(study: StudyRow, row: StudyRow) -> str:
 def number_table(summary: StudyRow) -> Table:
     """One row for each accuracy of the study, with its protocol."""
     study = summary["study"]
-    named = [(row, ARM_NAMES[row["arm"]]) for row in summary["arms"]]
+    names = [(row, ARM_NAMES[row["arm"]]) for row in summary["arms"]]
     for row in summary["transfers"]:
         source, how = source_of(row["arm"])
-        named.append((row, f"from {source}, {HOW_NAMES[how]}"))
-    named += [(row, ARM_NAMES[row["arm"]]) for row in summary["origins"]]
+        names.append((row, f"from {source}, {HOW_NAMES[how]}"))
+    names += [(row, ARM_NAMES[row["arm"]]) for row in summary["origins"]]
     for row in summary["probes"]:
         arm, _, target = row["arm"].partition(":")
-        named.append((row, f"probe after {ARM_NAMES[arm]}, for {target}"))
+        names.append((row, f"probe after {ARM_NAMES[arm]}, for {target}"))
     columns = (
         "number",
         "data set",
         "top-1 %",
         "by seed",
-        "reported on",
+        "split",
         "views",
         "classes",
         "checkpoint step",
-        "samples seen",
+        "training samples",
         "decoder",
     )
-    return Table(columns, [_number(row, name, study) for row, name in named], kind="small")
+    return Table(columns, [_number(row, name, study) for row, name in names], kind="small")
 
 
 def _number(row: StudyRow, name: str, study: StudyRow) -> list[Cell]:
-    by_seed, visited = row["by_seed"], row["seen"]
+    by_seed, samples = row["by_seed"], row["seen"]
     ends = {"low": min(by_seed), "high": max(by_seed)}
     views = f"{row['frames']} frames, {row['sampling']}" if row["media"] == "video" else ""
     return [
@@ -181,26 +177,27 @@ def _number(row: StudyRow, name: str, study: StudyRow) -> list[Cell]:
         Cell(row["views"], views),
         Cell(str(row["classes"]), row["class_digest"]),
         Cell(few(row["checkpoint_steps"]), f"of {row['steps']:,}"),
-        Cell(None if visited is None else f"{visited:,}", f"rate {few(row['lrs'])}"),
+        Cell(None if samples is None else f"{samples:,}", f"learning rate {few(row['lrs'])}"),
         Cell(row["decoder"]),
     ]
 
 
 def fact_table(summary: StudyRow) -> Table:
-    """What holds for all numbers of the study."""
+    """The facts that apply to all numbers of the study."""
     study, model, runs = summary["study"], summary["study"]["model"], summary["runs"]
     steps, seconds = (sum(run[key] or 0 for run in runs) for key in ("steps", "seconds"))
-    chosen = "; dev chooses, run by run" if len(study["lrs"]) > 1 else ""
+    choice = "; each run takes the best on dev" if len(study["lrs"]) > 1 else ""
     facts = {
         "seeds": ", ".join(map(str, study["seeds"])),
         "model": f"{model['preset']}, {model['size']} pixels, {study['frames']} frames, {model['attention']} attention",
-        "samples of a step": f"{study['batch']} in the full mixture; the target alone as many clips as that holds of all videos",
-        "learning rates tried": f"{', '.join(f'{lr:g}' for lr in study['lrs'])}{chosen}",
-        "checkpoint": f"best on dev of {study['evaluations']} evenly over a run; by mean rank over its data sets",
-        "margin": f"{percent(study['margin'])} points of top-1, stated before running",
-        "intervals": f"{100 * LEVEL:g} %, percentiles of {RESAMPLES:,} resamples of seeds and sources, the same for both of a pair",
-        "p-values": "two-sided, from the same resamples, corrected by Holm's rule within each family",
-        "runs": f"{len(runs)}, {steps:,} steps, {seconds / 3600:.1f} hours in all",
+        "samples in a step": f"{study['batch']} in the full mixture; as many clips for the target alone as it has clips",
+        "learning rates": f"{', '.join(f'{lr:g}' for lr in study['lrs'])}{choice}",
+        "checkpoint": f"the best on dev of {study['evaluations']} in a run, by mean rank over its data sets",
+        "margin": f"{percent(study['margin'])} points of top-1, fixed before the runs",
+        "intervals": f"{100 * LEVEL:g} %, percentiles of {RESAMPLES:,} resamples of seeds and sources,"
+        " which are the same for both of a pair",
+        "p-values": "two-sided, from the same resamples, with Holm's correction within each family",
+        "runs": f"{len(runs)}, {steps:,} steps, {seconds / 3600:.1f} hours in total",
         "cover": summary["cover"],
     }
     return Table([], [[Cell(key), Cell(value)] for key, value in facts.items()], kind="small facts")

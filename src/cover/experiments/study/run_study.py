@@ -1,4 +1,4 @@
-"""`cover study`: runs the missing part of a grid of runs, compares them, and writes the report.
+"""`cover study`: runs what is missing of a study, compares the runs, and writes the report.
 
 cover study recipes/studies/sandbox.yaml
 """
@@ -28,9 +28,10 @@ RESULTS, REPORT, MARKDOWN = "results.json", "report.html", "report.md"
 
 
 def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] | None:
-    """Run what is missing of a study and write its results and report; returns the results, None with `dry`.
+    """Run what is missing of a study and write its results and its report.
 
-    `workers`: runs side by side. Raises `UserError` before the first run for anything wrong with the study.
+    `workers`: runs at the same time. With `dry`, only check the study and print its plan. Returns the results, or None
+    with `dry`. Raises `UserError`, before the first run, if something is wrong with the study.
     """
     out = Path(study.out)
     catalog = load_catalog(study.catalog)
@@ -54,7 +55,7 @@ def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] |
 
 
 def plan(study: Study, builder: SubsetBuilder) -> list[dict[str, Any]]:
-    """The difference that is detectable on each target, computed from `study.expected`."""
+    """The detectable difference on each target, computed from `study.expected`."""
     rows = []
     for target in dict.fromkeys([*study.targets, *study.transfer.targets]):
         folds = study.folds.get(target, 0)
@@ -75,14 +76,13 @@ def print_plan(planned: Sequence[dict[str, Any]], margin: float) -> None:
         [row["target"], row["items"], row["sources"], row["seeds"], f"{100 * row['detectable']:.1f}"] for row in planned
     ]
     print_table(["target", "clips", "sources", "seeds", "detectable, points"], rows)
-    say(
-        f"not worse: the interval lies above {-100 * margin:.1f} points; a smaller difference than the detectable one often goes unseen"
-    )
+    say(f"not worse: the whole interval is above {-100 * margin:.1f} points")
+    say("a difference that is smaller than the detectable one often stays undetected")
 
 
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
-    """A lock on the folder. Raises `UserError` where another command runs its study."""
+    """Lock the folder during the block. Raises `UserError` if another command runs the study."""
     import fcntl
 
     out.mkdir(parents=True, exist_ok=True)
@@ -92,20 +92,19 @@ def _alone_in(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"out: {out}: another command is running this study") from None
         except OSError:
-            say(f"{out}: this file system has no locks; do not run the study twice at once")
+            say(f"{out}: this file system has no locks; do not run the study twice at the same time")
         yield
 
 
 def _check_counts(study: Study, builder: SubsetBuilder) -> None:
-    """Raise `UserError` where there is nothing to train on or to measure."""
+    """Raise `UserError` if there are no clips for training or for measuring."""
     for subset in measured_subsets(study):
         measured = 0 if builder.lacks(subset) else len(builder.measured(subset).usable)
         counts = {"train": builder.count(subset), study.split: measured}
         for split, count in counts.items():
             if not count:
-                raise UserError(
-                    f"{subset.name}: none of its {split} clips is readable and labelled; `cover index` says why"
-                )
+                text = f"none of its {split} clips is readable and labelled; `cover index` says why"
+                raise UserError(f"{subset.name}: {text}")
     if study.weights:
         sources = [name for sets in study.transfer.sources.values() for name in sets]
         for name in dict.fromkeys([*study.mixture, *study.targets, *study.images, *study.transfer.targets, *sources]):
@@ -114,7 +113,7 @@ def _check_counts(study: Study, builder: SubsetBuilder) -> None:
 
 
 def _check_sets(study: Study, catalog: Catalog) -> None:
-    """Raise `UserError` where a data set has the wrong media or lacks the split."""
+    """Raise `UserError` if a data set has the wrong media or does not have the split."""
     transfer = [name for sets in study.transfer.sources.values() for name in sets]
     origins = [name for origin in study.origins.values() for name in origin.sets]
     for key, names, media in (
@@ -139,7 +138,7 @@ def _check_sets(study: Study, catalog: Catalog) -> None:
 
 
 def _check_origins(study: Study, catalog: Catalog) -> None:
-    """Raise `UserError` where weights were trained on what they are measured on, or a source has no clips."""
+    """Raise `UserError` if starting weights were trained on clips that are measured, or if a source has no clips."""
     for name, origin in study.origins.items():
         known = [target for target in study.folds if origin.checkpoint and target in trained_on(origin.checkpoint)]
         if known:
@@ -153,5 +152,6 @@ def _check_origins(study: Study, catalog: Catalog) -> None:
         known = [target for target in study.transfer.targets if target in trained_on(path)]
         if known and len(trained_on(path)) > 1:
             raise UserError(
-                f"source {name}: {path} was trained on {known[0]} too; the co-trained source of a transfer leaves the target out"
+                f"source {name}: {path} was trained on {known[0]} too;"
+                " the co-trained source of a transfer leaves the target out"
             )

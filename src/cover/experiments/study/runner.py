@@ -1,7 +1,7 @@
-"""Running a study: its missing runs, in processes side by side.
+"""Execution of a study's runs that are not done yet, in parallel processes.
 
-`runs/NAME` is the folder of a run, `results/NAME.json` has what was measured on it. A result counts as done if it is of
-the same recipe, the same manifests and the same starting weights.
+`runs/NAME` is the folder of a run. `results/NAME.json` is its result. A result counts only for the same recipe, the
+same manifests and the same starting weights.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from cover.training.resume import has_started
 from cover.training.retention import best_step, dev_scores
 from cover.training.train import train
 
-CURVE_POINTS = 24
+CURVE_POINTS = 24  # of a learning curve in a result
 
 
 @dataclass(frozen=True)
 class Order:
-    """A job as it is sent to a process, by value.
+    """A job in the form in which it is sent to a process.
 
-    `entries`: the catalog of its data sets. `start`: the folder of the run that it starts from, at the checkpoint best
-    by `start_best`.
+    `entries`: the catalog entries of its data sets. `measured`: the data sets to evaluate on. `start`: the folder of
+    the run with the starting weights; they are those of the checkpoint that is best by `start_best`.
     """
 
     name: str
@@ -57,15 +57,16 @@ class Order:
 
 
 def run_missing(jobs: Sequence[Sequence[Job]], builder: SubsetBuilder, out: Path, workers: int) -> int:
-    """Run those of `jobs` that are not done, list after list, in `workers` processes; returns how many were run.
+    """Run the jobs that are not done, one list after the other, in `workers` processes. Returns their number.
 
-    Raises `UserError` that names the run where one cannot go on.
+    Raises `UserError`, with the name of the run, if a run fails.
     """
     out = out.absolute()
     orders = [[order_of(job, builder, out) for job in wave] for wave in jobs]
     missing = find_missing(orders, out)
     total, count = sum(map(len, orders)), sum(map(len, missing))
-    say(f"study: {total - count} of {total} runs are done" + (f", {count} to go, {workers} at once" if count else ""))
+    left = f", {count} are left, {workers} at a time" if count else ""
+    say(f"study: {total - count} of {total} runs are done{left}")
     if not count:
         return 0
     steps = sum(order.recipe.steps for wave in missing for order in wave)
@@ -76,9 +77,9 @@ def run_missing(jobs: Sequence[Sequence[Job]], builder: SubsetBuilder, out: Path
 
 
 def find_missing(orders: Sequence[Sequence[Order]], out: Path) -> list[list[Order]]:
-    """The runs to be run: those without a result, and those without weights from which one of these starts.
+    """The runs to do: runs without a result, and runs whose weights such a run needs and which are not there.
 
-    The runs of a list start from those of the lists before it.
+    The starting weights of a run come from the lists before its own.
     """
     needed: set[str] = set()
     missing: list[list[Order]] = []
@@ -92,16 +93,15 @@ def find_missing(orders: Sequence[Sequence[Order]], out: Path) -> list[list[Orde
 
 
 def is_trained(order: Order, out: Path) -> bool:
-    """Whether the folder of a run holds this very run, finished."""
+    """Whether the folder of a run holds exactly this run, and it is finished."""
     run = run_of(out, order.name)
     stamp = stamp_of(run)
-    return (
-        stamp.exists() and stamp.read_text() == order.digest and max(steps_saved(run), default=0) >= order.recipe.steps
-    )
+    same = stamp.exists() and stamp.read_text() == order.digest
+    return same and max(steps_saved(run), default=0) >= order.recipe.steps
 
 
 def stamp_of(run: Path) -> Path:
-    """The file with the digest under which a run's folder was begun."""
+    """The file with the digest of the job for which a run's folder was created."""
     return run.parent / f".{run.name}.digest"
 
 
@@ -124,7 +124,7 @@ def result_path(out: Path, name: str) -> Path:
 
 
 def is_done(order: Order, out: Path) -> bool:
-    """Whether there is a result of this very job on all its measured data sets."""
+    """Whether there is a result of exactly this job on all its data sets."""
     result = read_result(result_path(out, order.name))
     return result is not None and result["digest"] == order.digest and set(order.measured) <= set(result["measured"])
 
@@ -135,18 +135,17 @@ def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) ->
             run_order(order, out)
             meter.advance(note=order.name, work=order.recipe.steps)
         return
-    # a wave of fewer runs too: threads that wait for each other are slow beside other work
+    # The number of threads does not grow for a list with fewer runs: too many threads wait for each other.
     threads = max(1, cores() // workers)
     run = partial(run_order, out=out)
     try:
-        # A run under way has checkpoints of its own: nothing is lost where an error ends the pool, and the runs with
-        # it.
+        # An error ends the pool and all runs in it. They continue from their checkpoints in the next call.
         with ProcessPool(workers, partial(_begin_worker, threads), children=True) as pool:
             for ((order, _),) in pool.as_completed(run, orders):
                 meter.advance(note=order.name, work=order.recipe.steps)
     except WorkerLost:
         raise UserError(
-            "a process was killed, for want of memory perhaps; the same command goes on, with fewer --jobs"
+            "a process was killed, perhaps because memory is short; the same command continues, with fewer --jobs"
         ) from None
 
 
@@ -156,7 +155,7 @@ def _begin_worker(threads: int) -> None:
 
 
 def run_order(order: Order, out: Path) -> None:
-    """Train one run or resume it, and write what is measured on it. Raises `UserError` that names the run."""
+    """Train one run or resume it, and write its result. Raises `UserError` with the name of the run."""
     try:
         run = _train(order, out)
         _measure(order, run, out)
@@ -167,9 +166,8 @@ def run_order(order: Order, out: Path) -> None:
 def _train(order: Order, out: Path) -> Path:
     run, catalog = run_of(out, order.name), out / "catalogs" / f"{order.name}.yaml"
     catalog.parent.mkdir(parents=True, exist_ok=True)
-    catalog.write_text(
-        yaml.safe_dump(order.entries, sort_keys=False, default_flow_style=None, width=1000), encoding="utf-8"
-    )
+    text = yaml.safe_dump(order.entries, sort_keys=False, default_flow_style=None, width=1000)
+    catalog.write_text(text, encoding="utf-8")
     recipe = replace(order.recipe, out=str(run), data=replace(order.recipe.data, catalog=str(catalog)))
     if order.start is not None:
         recipe = replace(recipe, start=replace(recipe.start, checkpoint=str(best_of(order.start, order.start_best))))
@@ -178,22 +176,22 @@ def _train(order: Order, out: Path) -> Path:
 
 
 def _drop_another(run: Path, order: Order) -> None:
-    """Put aside a folder that was begun as another run, before the study or its data were changed."""
+    """Rename the folder of another run of the same name, from before a change of the study or of its data."""
     stamp = stamp_of(run)
     if run.exists() and (not stamp.exists() or stamp.read_text() != order.digest):
-        aside = run.with_name(f"{run.name}.old")
+        old = run.with_name(f"{run.name}.old")
         number = 1
-        while aside.exists():
+        while old.exists():
             number += 1
-            aside = run.with_name(f"{run.name}.old{number}")
-        run.rename(aside)
-        say(f"{order.name}: was begun as another run; that one is now {aside}")
+            old = run.with_name(f"{run.name}.old{number}")
+        run.rename(old)
+        say(f"{order.name}: was begun as another run; that one is now {old}")
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(order.digest)
 
 
 def best_of(run: Path, by: str) -> Path:
-    """The checkpoint that is best on `dev` (`by` as `checkpoints.best`); without `dev` the last one."""
+    """The checkpoint that is best on `dev`, or the last one without `dev`. `by`: as `checkpoints.best` of a recipe."""
     step = best_step(dev_scores(run / "log.jsonl"), steps_saved(run), by)
     return find_release(run) if step is None else checkpoint.folder_of(run, step)
 
@@ -210,7 +208,6 @@ def _measure(order: Order, run: Path, out: Path) -> None:
         result = evaluate(model, task, device, 0, keep=predictions.add)["plain"]
         measured[task.spec.name] = {**result, **predictions.items(task)}
     log = read_log(run / "log.jsonl")
-    visited = log.last().get("seen", {})
     result = {
         "name": order.name,
         "digest": order.digest,
@@ -220,7 +217,7 @@ def _measure(order: Order, run: Path, out: Path) -> None:
         "lr": order.recipe.optimizer.lr,
         "sets": order.recipe.data.sets,
         "batch": order.recipe.batch,
-        "seen": visited,
+        "seen": log.last().get("seen", {}),
         "rate_realised": log.last().get("rate_realised"),
         "seconds": log.last().get("seconds"),
         "dev": _dev(run, model.metadata["step"]),
@@ -231,7 +228,7 @@ def _measure(order: Order, run: Path, out: Path) -> None:
 
 
 class _ArmPredictions:
-    """The prediction on every sample of a data set."""
+    """The predictions on all samples of a data set."""
 
     def __init__(self) -> None:
         self._outcomes = Outcomes()
@@ -241,7 +238,7 @@ class _ArmPredictions:
         self._outcomes.update(numbers, scores.mean(1), torch.from_numpy(np.asarray(labels, np.int64)))
 
     def items(self, task: EvaluationTask) -> dict[str, Any]:
-        """Ids, sources, labels and predictions, in the order of the manifest."""
+        """Ids, sources, labels and predictions of the samples, in the order of the manifest."""
         self._outcomes.merge([])
         manifest = open_manifest(task.manifest.path)
         rows = [manifest.row(int(number)) for number in self._outcomes.rows]
@@ -255,7 +252,7 @@ class _ArmPredictions:
 
 
 def _dev(run: Path, step: int) -> dict[str, float]:
-    """Data set -> top-1 on `dev` at the checkpoint that was measured."""
+    """The top-1 of each data set on `dev` at the checkpoint of `step`."""
     for line in read_log(run / "log.jsonl").dev:
         if line.get("step") == step:
             return {name: result["top1"] for name, result in line["datasets"].items() if result.get("top1") is not None}
@@ -263,14 +260,14 @@ def _dev(run: Path, step: int) -> dict[str, float]:
 
 
 def _curve(log: RunHistory, name: str) -> dict[str, list[list[float]]]:
-    """Loss and accuracy in training and accuracy on `dev`, over the samples of the data set seen."""
+    """Loss and accuracy in training, and accuracy on `dev`, over the training samples of the data set so far."""
     train = [(line.get("seen", {}).get(name), line.get("top1", {}).get(name)) for line in log.train]
     known = [(x, y) for x, y in train if x is not None and y is not None]
     return {"loss": _thinned(log.losses(name)), "train": _thinned(known), "dev": _thinned(log.dev_top1(name))}
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[list[float]]:
-    """At most `CURVE_POINTS` means of neighbours."""
+    """At most `CURVE_POINTS` points, each the mean of neighbouring points."""
     if not points:
         return []
     parts = np.array_split(np.asarray(points, np.float64), min(CURVE_POINTS, len(points)))

@@ -1,4 +1,4 @@
-"""Configuration of a study: the typed tree of a STUDY.yaml."""
+"""Configuration of a study: the schema of its YAML file."""
 
 from __future__ import annotations
 
@@ -11,104 +11,102 @@ from cover.errors import UserError, nearest
 from cover.model.backbones import DEFAULT_OPTIONS, Options
 from cover.training.recipe import Augment, Optimizer
 
-# What a target's model is trained on. The last two are controls.
+# The training data of a target's model. The last two arms are controls.
 ARMS = {
-    "alone": "the target alone, as many of its clips as every other arm sees",
-    "alone_long": "the target alone, at the compute of the full mixture",
+    "alone": "the target alone, with as many of its clips as in every other arm",
+    "alone_long": "the target alone, with the compute of the full mixture",
     "videos": "the target and the other video sets",
     "videos_images": "the target, the other video sets and the image sets",
-    "stills": "as videos_images, with stills of the target's own training clips for images",
-    "permuted": "as videos_images, with the labels of all but the target permuted",
+    "stills": "as videos_images, with stills of the target's own training clips in place of the images",
+    "permuted": "as videos_images, with permuted labels in all data sets except the target",
 }
 HOW = ("finetune", "probe")
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of the target is trained on, how often, and at which rate in mixtures."""
+    """The amount of the target's training data, its epochs, and its rate in mixtures."""
 
-    epochs: float = field(metadata={"help": "how often every arm sees the target's training clips"})
-    part: float = option(1.0, "fraction of the target's training clips, drawn anew with each seed")
-    rate: float = option(0.0, "fraction of a mixture's clips that are the target's; 0: in proportion to size")
-    arms: list[str] = option([], "only these of the study's arms; empty for all")
+    epochs: float = field(metadata={"help": "epochs of the target's training clips, in every arm"})
+    part: float = option(1.0, "fraction of the target's training clips; each seed draws its own")
+    rate: float = option(0.0, "fraction of the target's clips among the clips of a mixture; 0: in proportion to size")
+    arms: list[str] = option([], "only these arms; empty for all arms of the study")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Starting weights of every arm: a checkpoint, image pre-training made for each seed, or random weights."""
+    """Starting weights of every arm: a checkpoint, image pre-training for each seed, or random weights."""
 
-    checkpoint: str = option("", "a run, checkpoint or release folder")
-    sets: list[str] = option([], "image sets to pre-train all non-temporal weights on")
-    steps: int = option(0, "of that pre-training")
-    batch: int = option(64, "of that pre-training")
-    lr: float = option(1e-3, "of that pre-training")
+    checkpoint: str = option("", "folder of a run, a checkpoint or a release")
+    sets: list[str] = option([], "image sets for the pre-training of all non-temporal weights")
+    steps: int = option(0, "steps of this pre-training")
+    batch: int = option(64, "images in a step of this pre-training")
+    lr: float = option(1e-3, "learning rate of this pre-training")
     temporal: Literal["fresh", "copied", "keep"] = option("fresh", "as start.temporal of a recipe")
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Transfers: models of the sources, each given a fresh head and trained on every target."""
+    """Transfers: each source model gets a fresh head for every target and is trained on it."""
 
-    sources: dict[str, list[str]] = option({}, "name -> its data sets; a source of several leaves the target out")
-    checkpoints: dict[str, str] = option(
-        {}, "name -> a run, checkpoint or release folder: a source that is there already"
-    )
-    targets: list[str] = option([], "video sets, measured on split also where they have folds")
-    how: list[str] = option(["finetune"], "finetune: all weights; probe: the head alone")
-    size: str = option("", "one of sizes: how much of the target, how often")
-    origin: str = option("", "one of origins, of the sources")
+    sources: dict[str, list[str]] = option({}, "name -> its data sets; if there are several, the target is left out")
+    checkpoints: dict[str, str] = option({}, "name -> folder of a run, a checkpoint or a release that is a source")
+    targets: list[str] = option([], "video sets; measured on split, even if they have folds")
+    how: list[str] = option(["finetune"], "finetune: train all weights; probe: train the head only")
+    size: str = option("", "one of sizes, for the targets (default: the first)")
+    origin: str = option("", "one of origins, for the sources (default: the first)")
 
     @property
     def wanted(self) -> bool:
-        """Whether the study has transfers."""
+        """Whether there are any transfers."""
         return bool(self.sources or self.checkpoints)
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Expected spreads, from which the detectable difference is computed before anything is run."""
+    """Expected spreads. The detectable difference is computed from them before any run."""
 
-    between_runs: float = option(0.03, "standard deviation between seeds of a difference of two arms")
-    between_sources: float = option(0.5, "standard deviation over sources of their mean difference")
+    between_runs: float = option(0.03, "standard deviation of the difference of two arms, between seeds")
+    between_sources: float = option(0.5, "standard deviation of the mean difference of a source, between sources")
 
 
 @dataclass(frozen=True)
 class Study:
     """A study: arms x targets x sizes x origins x seeds."""
 
-    catalog: str = field(metadata={"help": "the catalog file, relative to the current folder; indexed"})
-    out: str = field(metadata={"help": "the study's folder"})
-    targets: list[str] = field(metadata={"help": "video sets that are measured"})
-    sizes: dict[str, Size] = field(metadata={"help": "name -> how much of the target, and how often"})
-    seeds: list[int] = field(metadata={"help": "of runs; the intervals are over them and over sources"})
+    catalog: str = field(metadata={"help": "the catalog file, relative to the current folder; it must be indexed"})
+    out: str = field(metadata={"help": "folder of the study"})
+    targets: list[str] = field(metadata={"help": "video sets whose accuracy is measured"})
+    sizes: dict[str, Size] = field(metadata={"help": "name -> amount of the target's training data and its epochs"})
+    seeds: list[int] = field(metadata={"help": "seeds of runs; the intervals are over seeds and sources"})
     margin: float = field(
-        metadata={"help": "the loss of top-1 (0 to 1) that still counts as not worse, stated before running"}
+        metadata={"help": "the loss of top-1 (0 to 1) that still counts as not worse; fixed before the runs"}
     )
-    videos: list[str] = option([], "video sets that a target is mixed with (itself left out)")
+    videos: list[str] = option([], "video sets to mix with each target (the target itself may be among them)")
     images: list[str] = option([], "image sets of the mixture")
     arms: list[str] = option(["alone", "videos", "videos_images"], ", ".join(ARMS))
-    origins: dict[str, Origin] = option({"scratch": Origin()}, "name -> where the weights come from")
-    folds: dict[str, int] = option({}, "target -> that many folds over all its clips, by source")
-    fold_dev: float = option(0.1, "fraction of a fold's training sources that the checkpoint is chosen on")
-    split: str = option("val", "that is reported where there are no folds")
-    frames: int = option(8, "frames of a clip")
-    batch: int = option(40, "samples of a step of the full mixture")
-    alpha: float = option(1.0, "rates of the mixture in proportion to size^alpha")
-    weights: dict[str, float] = option({}, "rates of the full mixture in place of sizes")
+    origins: dict[str, Origin] = option({"scratch": Origin()}, "name -> starting weights")
+    folds: dict[str, int] = option({}, "target -> number of folds over all its clips, by source")
+    fold_dev: float = option(0.1, "fraction of a fold's training sources for the choice of the checkpoint")
+    split: str = option("val", "split that is reported, for targets without folds")
+    frames: int = option(8, "frames in a clip")
+    batch: int = option(40, "samples in a step of the full mixture")
+    alpha: float = option(1.0, "rates of the mixture are proportional to size^alpha")
+    weights: dict[str, float] = option({}, "rates of the full mixture, in place of the sizes")
     heads: dict[str, list[str]] = option({}, "as data.heads of a recipe")
-    lrs: list[float] = option([1e-3], "peak learning rates tried in every arm; dev chooses")
-    evaluations: int = option(4, "on dev, evenly over a run; the best is the one that is measured")
-    model: Options = option(DEFAULT_OPTIONS, "as of a recipe")
-    optimizer: Optimizer = option(Optimizer(), "as of a recipe; its lr is one of lrs")
-    augment: Augment = option(Augment(), "as of a recipe")
-    label_smoothing: float = option(0.0, "as of a recipe")
-    stills: int = option(4, "images of every training clip of the target, in the arm stills")
-    transfer: Transfer = option(Transfer(), "A to B")
+    lrs: list[float] = option([1e-3], "peak learning rates to try in every arm; the best on dev counts")
+    evaluations: int = option(4, "number of evaluations on dev in a run; the best checkpoint is measured")
+    model: Options = option(DEFAULT_OPTIONS, "as in a recipe")
+    optimizer: Optimizer = option(Optimizer(), "as in a recipe; lrs replaces its lr")
+    augment: Augment = option(Augment(), "as in a recipe")
+    label_smoothing: float = option(0.0, "as in a recipe")
+    stills: int = option(4, "number of images of each training clip of the target, in the arm stills")
+    transfer: Transfer = option(Transfer(), "transfers from other models to targets")
     probes: list[str] = option(
-        [], "image sets on which the features of models are probed, before and after (those of the first of lrs)"
+        [], "image sets for probes of frozen features, before and after training (at the first of lrs)"
     )
-    probe_epochs: float = option(5.0, "of those probes")
-    expected: Expected = option(Expected(), "for the detectable difference")
+    probe_epochs: float = option(5.0, "epochs of these probes")
+    expected: Expected = option(Expected(), "expected spreads, for the detectable difference")
     device: str = option("auto", "auto, cpu, cuda, cuda:1")
 
     def __post_init__(self) -> None:
@@ -140,7 +138,7 @@ class Study:
         if set(self.arms) & {"videos_images", "permuted", "alone_long"} and not (self.images or others):
             raise UserError("arms: a mixture needs videos or images")
         if "stills" in self.arms and not self.images:
-            raise UserError("arms: stills stand in place of images; give images")
+            raise UserError("arms: stills replace images; give images")
 
     def _check_parts(self) -> None:
         for name, size in self.sizes.items():
@@ -152,7 +150,7 @@ class Study:
         for name, origin in self.origins.items():
             if origin.sets and (origin.checkpoint or origin.steps < 1):
                 raise UserError(
-                    f"origins.{name}: sets are pre-trained on for steps (1 or more), or a checkpoint is given, not both"
+                    f"origins.{name}: give sets to pre-train on, with steps (1 or more), or a checkpoint, not both"
                 )
         for name, folds in self.folds.items():
             if folds < 2:
@@ -160,13 +158,13 @@ class Study:
 
     def _check_numbers(self) -> None:
         if self.split not in ("val", "test"):
-            raise UserError(f"split: {self.split} is trained on or chosen on; report val or test")
+            raise UserError(f"split: {self.split} serves training or choices; report val or test")
         if self.frames < 2:
-            raise UserError("frames: a clip has 2 or more; one frame is an image")
+            raise UserError("frames: a clip has 2 frames or more; one frame is an image")
         if not 0 <= self.margin < 1:
             raise UserError(f"margin: {self.margin} is not in [0, 1)")
         if self.evaluations < 1 or self.stills < 1 or min(self.seeds) < 0:
-            raise UserError("evaluations and stills are 1 or more, seeds 0 or more")
+            raise UserError("evaluations and stills must be 1 or more, seeds 0 or more")
 
     def _check_transfer(self) -> None:
         if not self.transfer.wanted:
@@ -183,10 +181,10 @@ class Study:
             raise UserError("transfer.targets: give at least one")
 
     def arms_at(self, size: str) -> list[str]:
-        """The arms of a size."""
+        """The arms at a size."""
         return [arm for arm in self.arms if arm in (self.sizes[size].arms or self.arms)]
 
     @property
     def mixture(self) -> list[str]:
-        """The video sets of a mixture, targets included, in their order."""
+        """The video sets of a mixture, with the targets, in order."""
         return list(dict.fromkeys([*self.videos, *self.targets])) if self.videos else []

@@ -1,4 +1,4 @@
-"""Report of a study: one self-contained page, and the same in Markdown, from the summary that `results.json` holds."""
+"""Report of a study, as one self-contained HTML page and as Markdown, from the summary in `results.json`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cover.experiments.study.numbers import (
     unique,
 )
 
-# A colour each, and a dash for arms of one kind, so that they differ without colour too.
+# Classes of the style sheet. Arms of one kind also differ in their dashes, so that colour is not needed.
 ARM_TONES = {
     "alone": "single",
     "alone_long": "single dashed",
@@ -40,7 +40,7 @@ ARM_TONES = {
     "permuted": "plain dashed",
     "origin": "plain",
 }
-# The article's claims: key -> its text, the verdicts that show it, and what a study that does not ask it lacks.
+# The claims of the article: text, the verdicts that show it, and what a study needs to test it.
 CLAIMS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "a": (
         "One co-trained model is at least as good on each data set as a model of that set alone",
@@ -56,22 +56,22 @@ CLAIMS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "d": ("The gain grows as the target shrinks", ("better",), "needs a second size, the arm alone and a mixture"),
 }
 SHOWN, NOT_SHOWN, OPPOSITE = "shown", "not shown", "the opposite shown"
-AGAINST_ALONE = {"better": (" ▲", "lead"), "worse": (" ▼", "behind")}
-CLASSES_SHOWN = 6
+AGAINST_ALONE = {"better": (" ▲", "lead"), "worse": (" ▼", "behind")}  # sign and class of the style sheet
+CLASSES_SHOWN = 6  # at each end of a list of classes
 
 
 def write_study_report(summary: StudyRow, page: Path, markdown: Path) -> None:
-    """Write the report of a study's `summary` (`summary.summarise`) as an HTML page and as Markdown."""
+    """Write the report as an HTML page and as Markdown. `summary` is that of `summary.summarise`."""
     data = report_data(summary)
     write_text(render_page("study.jinja", **data), page)
     write_text(render_markdown("study.jinja", **data), markdown)
 
 
 def report_data(summary: StudyRow) -> dict[str, Any]:
-    """The tables, panels and figures of a study's report by their names in `templates/study.jinja`."""
+    """The tables, panels and texts of a study's report, by their names in `templates/study.jinja`."""
     study = summary["study"]
-    first, others = _split_curves(summary["curves"], study)
-    shown, folded = _split_classes(summary["per_class"], study)
+    first_curves, other_curves = _split_curves(summary["curves"], study)
+    first_classes, other_classes = _split_classes(summary["per_class"], study)
     return {
         "summary": summary,
         "study": study,
@@ -88,14 +88,14 @@ def report_data(summary: StudyRow) -> dict[str, Any]:
         "transfer_panels": transfer_panels(summary),
         "transfer_protocol": protocol_lines(summary["transfers"], study),
         "curve_key": [(ARM_TONES[arm], ARM_NAMES[arm]) for arm in unique(row["arm"] for row in summary["curves"])],
-        "curves": first,
-        "other_curves": others,
+        "curves": first_curves,
+        "other_curves": other_curves,
         "gaps": gap_table(summary),
         "probes": probe_groups(summary),
         "rates": rate_table(summary),
-        "classes": [class_table(row) for row in shown],
-        "class_panels": [class_panel(row, study) for row in shown],
-        "other_classes": [class_panel(row, study) for row in folded],
+        "classes": [class_table(row) for row in first_classes],
+        "class_panels": [class_panel(row, study) for row in first_classes],
+        "other_classes": [class_panel(row, study) for row in other_classes],
         "planned": planned_table(summary),
         "facts": fact_table(summary),
         "numbers": number_table(summary),
@@ -104,7 +104,7 @@ def report_data(summary: StudyRow) -> dict[str, Any]:
 
 
 def title(summary: StudyRow) -> str:
-    """The question of the study, and its size."""
+    """The question of the study, with its numbers of data sets and seeds."""
     targets = unique(row["dataset"] for row in [*summary["arms"], *summary["transfers"]])
     question = "Does co-training help?" if summary["arms"] else "What transfers?"
     return f"{question} {plural(len(targets), 'data set')}, {plural(len(summary['study']['seeds']), 'seed')}"
@@ -114,23 +114,24 @@ def title(summary: StudyRow) -> str:
 
 
 def claims_table(summary: StudyRow) -> Table:
-    """A row for each claim: its outcome, and that on every target, from the comparisons that were made for it."""
+    """A row for each claim, with its outcome over all comparisons and its outcome on every target."""
     targets = unique(row["target"] for row in summary["comparisons"] if row["claim"] in CLAIMS)
     rows = []
     for key, (text, _, needs) in CLAIMS.items():
-        requested = _question_text(summary, key)
-        outcomes = [_outcome(key, row) for row in requested]
-        by_target = {target: [_outcome(key, row) for row in requested if row["target"] == target] for target in targets}
-        cells = [_target_cell(by_target[target]) for target in targets]
-        rows.append([Cell(f"({key}) {text}"), _outcome_cell(_overall(outcomes), "" if requested else needs), *cells])
+        comparisons = _comparisons_of(summary, key)
+        outcomes = [_outcome(key, row) for row in comparisons]
+        cells = []
+        for target in targets:
+            cells.append(_target_cell([_outcome(key, row) for row in comparisons if row["target"] == target]))
+        rows.append([Cell(f"({key}) {text}"), _outcome_cell(_overall(outcomes), "" if comparisons else needs), *cells])
     return Table(["claim", "outcome", *targets], rows)
 
 
-def _question_text(summary: StudyRow, claim: str) -> list[StudyRow]:
-    """The comparisons that decide a claim: of (a) those of the full mixture, where there is one."""
-    requested = [row for row in summary["comparisons"] if row["claim"] == claim]
-    full = [row for row in requested if row["ours"] == "videos_images"]
-    return full if claim == "a" and full else requested
+def _comparisons_of(summary: StudyRow, claim: str) -> list[StudyRow]:
+    """The comparisons that decide a claim. For (a), only those of the full mixture, if there are any."""
+    comparisons = [row for row in summary["comparisons"] if row["claim"] == claim]
+    full = [row for row in comparisons if row["ours"] == "videos_images"]
+    return full if claim == "a" and full else comparisons
 
 
 def _outcome(claim: str, row: StudyRow) -> str:
@@ -150,7 +151,7 @@ def _outcome_cell(outcome: str, note: str = "") -> Cell:
 
 
 def _target_cell(outcomes: Sequence[str]) -> Cell:
-    """The outcome on one target; where its settings differ, how many have which."""
+    """The outcome on one target. If the outcomes of its settings differ, the number of settings with each outcome."""
     if not outcomes:
         return Cell(None)
     if len(set(outcomes)) == 1:
@@ -161,7 +162,7 @@ def _target_cell(outcomes: Sequence[str]) -> Cell:
 
 
 def comparison_groups(summary: StudyRow) -> list[dict[str, Any]]:
-    """Claim or control -> its forest plots, on one scale, and the same as a table."""
+    """For each claim or control, its forest plots on one scale, and the same numbers as a table."""
     study, margin = summary["study"], 100 * summary["study"]["margin"]
     groups = []
     for (claim,), rows in by(summary["comparisons"], "claim").items():
@@ -177,17 +178,15 @@ def comparison_groups(summary: StudyRow) -> list[dict[str, Any]]:
 
 
 def family_name(row: StudyRow, study: StudyRow) -> str:
-    """The comparison that all of a family make."""
+    """A name for the comparison that all rows of a family share."""
     if row["claim"] == "c":
         source, how = source_of(row["ours"])
         return f"{source} as source, {HOW_NAMES[how]}, against each other source"
     if row["claim"] == "d":
         return f"Gain of {ARM_NAMES[row['size']]} over alone, {_sizes_compared(row, study)}"
-    name, beside = (
-        f"{ARM_NAMES[row['ours']]}, against {ARM_NAMES[row['theirs']]}",
-        setting(study, row["size"], row["origin"]),
-    )
-    return f"{name[0].upper()}{name[1:]}" + (f" ({beside})" if beside else "")
+    name = f"{ARM_NAMES[row['ours']]}, against {ARM_NAMES[row['theirs']]}"
+    note = setting(study, row["size"], row["origin"])
+    return f"{name[0].upper()}{name[1:]}" + (f" ({note})" if note else "")
 
 
 def _sizes_compared(row: StudyRow, study: StudyRow) -> str:
@@ -202,7 +201,7 @@ def _interval(row: StudyRow) -> Interval:
 
 
 def comparison_table(rows: Sequence[StudyRow], summary: StudyRow) -> Table:
-    """Comparisons with interval, p-values, verdict, and the differences that could have been found."""
+    """Comparisons with interval, p-values, verdict and detectable differences."""
     study = summary["study"]
     planned = {row["target"]: row["detectable"] for row in summary["planned"]}
     body = [
@@ -217,15 +216,8 @@ def comparison_table(rows: Sequence[StudyRow], summary: StudyRow) -> Table:
         ]
         for row in rows
     ]
-    columns = [
-        "data set",
-        "points",
-        "p, Holm",
-        "verdict",
-        "could be found: planned",
-        "from the spread seen",
-        "seeds × sources",
-    ]
+    detectable = ["detectable, as planned", "detectable, with the real spread"]
+    columns = ["data set", "points", "p, Holm", "verdict", *detectable, "seeds × sources"]
     return Table(columns, body, kind="small")
 
 
@@ -235,16 +227,15 @@ def _pair(row: StudyRow, study: StudyRow) -> str:
         return f"{source} against {source_of(row['theirs'])[0]}, {HOW_NAMES[how]}"
     if row["claim"] == "d":
         return f"gain of {ARM_NAMES[row['size']]}: {_sizes_compared(row, study)}"
-    return joined(
-        f"{ARM_NAMES[row['ours']]} against {ARM_NAMES[row['theirs']]}", setting(study, row["size"], row["origin"])
-    )
+    names = f"{ARM_NAMES[row['ours']]} against {ARM_NAMES[row['theirs']]}"
+    return joined(names, setting(study, row["size"], row["origin"]))
 
 
 # --- accuracies -------------------------------------------------------------------------------------------------------
 
 
 def accuracy_tables(summary: StudyRow) -> list[Table]:
-    """One table for each size: a row for each arm and starting weights, a column for each target, like the article's."""
+    """One table for each size, in the form of the article: rows are arms and starting weights, columns are targets."""
     study = summary["study"]
     verdicts = {
         (row["ours"], row["target"], row["size"], row["origin"]): row["verdict"]
@@ -265,7 +256,7 @@ def accuracy_tables(summary: StudyRow) -> list[Table]:
 
 
 def _arm_cells(study: StudyRow, arm: str, origin: str, rows: Sequence[StudyRow], targets: int) -> list[Cell]:
-    """An arm's name, starting weights and training sets."""
+    """The name of an arm, its starting weights and its training data sets."""
     sets, remark = _training_sets(study, arm)
     shared = len(rows) > 1 and len({tuple(row["runs"]) for row in rows}) == 1
     model = "one model for all" if shared else "one model for each" if targets > 1 else ""
@@ -277,7 +268,7 @@ def _arm_cells(study: StudyRow, arm: str, origin: str, rows: Sequence[StudyRow],
 
 
 def _training_sets(study: StudyRow, arm: str) -> tuple[str, str]:
-    """The data sets of an arm, and a remark."""
+    """The training data sets of an arm, and a note."""
     videos = unique([*study["videos"], *study["targets"]]) if study["videos"] else ["that set"]
     if arm in ("alone", "alone_long"):
         return "that set alone", "longer" if arm == "alone_long" else ""
@@ -285,7 +276,8 @@ def _training_sets(study: StudyRow, arm: str) -> tuple[str, str]:
         return " + ".join(videos), ""
     if arm == "stills":
         return " + ".join([*videos, "its stills"]), f"{study['stills']} stills of each training clip"
-    return " + ".join([*videos, *study["images"]]), "labels of all but that set permuted" if arm == "permuted" else ""
+    note = "permuted labels in all sets except that set" if arm == "permuted" else ""
+    return " + ".join([*videos, *study["images"]]), note
 
 
 def _origin_name(study: StudyRow, name: str) -> str:
@@ -298,7 +290,7 @@ def _origin_name(study: StudyRow, name: str) -> str:
 def _size_name(study: StudyRow, name: str) -> str:
     size = study["sizes"][name]
     rate = f", {percent(size['rate'])} % of the clips of a mixture" if size["rate"] else ""
-    return f"{name}: {100 * size['part']:g} % of the training clips, {size['epochs']:g} epochs of them{rate}"
+    return f"{name}: {100 * size['part']:g} % of the training clips, {size['epochs']:g} epochs{rate}"
 
 
 def _figure(row: StudyRow | None, verdict: str) -> Cell:
@@ -309,68 +301,59 @@ def _figure(row: StudyRow | None, verdict: str) -> Cell:
 
 
 def transfer_table(summary: StudyRow) -> Table:
-    """Source, target, how, accuracy: the same as the bars."""
+    """The accuracies of the transfers as a table."""
     rows = []
     for row in summary["transfers"]:
         source, how = source_of(row["arm"])
-        rows.append(
-            [
-                Cell(source),
-                Cell(row["dataset"]),
-                Cell(HOW_NAMES[how]),
-                Cell(percent(row["top1"]), between(row)),
-                Cell(read_of_listed(row)),
-            ]
-        )
-    return Table(["model of", "fine-tune", "how", "top-1 %", "read of listed"], rows)
+        accuracy = Cell(percent(row["top1"]), between(row))
+        rows.append([Cell(source), Cell(row["dataset"]), Cell(HOW_NAMES[how]), accuracy, Cell(read_of_listed(row))])
+    return Table(["model of", "fine-tune", "method", "top-1 %", "read of listed"], rows)
 
 
 def transfer_panels(summary: StudyRow) -> list[Panel]:
-    """A panel of bars for every target and way of transfer."""
+    """A panel of bars for every target and method of transfer."""
     study = summary["study"]
     mixed = {source_of(row["ours"])[0] for row in summary["comparisons"] if row["claim"] == "c"}
-    rows = [
-        {**row, "source": source_of(row["arm"])[0], "how": source_of(row["arm"])[1]} for row in summary["transfers"]
-    ]
+    rows = [{**row, **dict(zip(("source", "how"), source_of(row["arm"])))} for row in summary["transfers"]]
     panels = []
     for (target, how), own in by(rows, "dataset", "how").items():
         bars = []
         for row in own:
-            itself = study["transfer"]["sources"].get(row["source"]) == [target]
-            tone = "cotrained" if row["source"] in mixed else "pretrained" if itself else "single"
+            is_target = study["transfer"]["sources"].get(row["source"]) == [target]
+            tone = "cotrained" if row["source"] in mixed else "pretrained" if is_target else "single"
             bars.append(_bar(f"{row['source']} → {target}", row, tone))
         panels.append(Panel(target, HOW_NAMES[how], bars, protocol=protocol_lines(own, study)))
     return panels
 
 
 def _bar(label: str, row: StudyRow, tone: str) -> Bar:
-    return bar(
-        label, row["top1"], f"{percent(row['top1'])} ({between(row)})", tone, row["chance"], (row["low"], row["high"])
-    )
+    value, interval = f"{percent(row['top1'])} ({between(row)})", (row["low"], row["high"])
+    return bar(label, row["top1"], value, tone, row["chance"], interval)
 
 
 def probe_groups(summary: StudyRow) -> list[dict[str, Any]]:
-    """Accuracies of image classifiers on frozen features, before and after, for each starting weights, size and image
-    set.
+    """Accuracies of image classifiers on frozen features, before and after training.
+
+    There is one group for each combination of starting weights, size and image set.
     """
     study, groups = summary["study"], []
     for (origin, size, dataset), rows in by(summary["probes"], "origin", "size", "dataset").items():
         note = setting(study, size, origin)
         before = [row for row in summary["origins"] if (row["origin"], row["dataset"]) == (origin, dataset)]
-        labelled = [(ARM_NAMES["origin"], "origin", row) for row in before] + _probed(rows)
-        bars = [_bar(label, row, ARM_TONES[arm]) for label, arm, row in labelled]
-        lines = protocol_lines([row for *_, row in labelled], study)
+        models = [(ARM_NAMES["origin"], "origin", row) for row in before] + _probe_models(rows)
+        bars = [_bar(label, row, ARM_TONES[arm]) for label, arm, row in models]
+        lines = protocol_lines([row for *_, row in models], study)
         body = []
-        for label, arm, row in labelled:
-            moved = points(row["top1"] - before[0]["top1"]) if before and arm != "origin" else None
-            body.append([Cell(label), Cell(percent(row["top1"]), between(row)), Cell(moved)])
-        table = Table(["model", "top-1 %", "against before, points"], body, joined(dataset, note))
+        for label, arm, row in models:
+            change = points(row["top1"] - before[0]["top1"]) if before and arm != "origin" else None
+            body.append([Cell(label), Cell(percent(row["top1"]), between(row)), Cell(change)])
+        table = Table(["model", "top-1 %", "change, points"], body, joined(dataset, note))
         groups.append({"panel": Panel(dataset, note, bars, protocol=lines), "table": table, "protocol": lines})
     return groups
 
 
-def _probed(rows: Sequence[StudyRow]) -> list[tuple[str, str, StudyRow]]:
-    """Label, arm and row of each probed model. A model that serves several targets was probed once and is listed once."""
+def _probe_models(rows: Sequence[StudyRow]) -> list[tuple[str, str, StudyRow]]:
+    """Label, arm and row of each model with a probe. A model of several targets is listed once."""
     split = [{**row, "of": row["arm"].partition(":")[0], "models": tuple(row["runs"])} for row in rows]
     models = []
     for (arm, _), same in by(split, "of", "models").items():
@@ -379,11 +362,11 @@ def _probed(rows: Sequence[StudyRow]) -> list[tuple[str, str, StudyRow]]:
     return models
 
 
-# --- how the runs went ------------------------------------------------------------------------------------------------
+# --- training runs ----------------------------------------------------------------------------------------------------
 
 
 def _split_curves(rows: Sequence[StudyRow], study: StudyRow) -> tuple[list[Panel], list[Panel]]:
-    """The curves of the first size and starting weights, and those of the others."""
+    """The curves of the first size and starting weights, and all other curves."""
     if not any(row["dev"] or row["loss"] for row in rows):
         return [], []
     place = rows[0]["size"], rows[0]["origin"]
@@ -392,25 +375,26 @@ def _split_curves(rows: Sequence[StudyRow], study: StudyRow) -> tuple[list[Panel
 
 
 def curve_panels(rows: Sequence[StudyRow], study: StudyRow) -> list[Panel]:
-    """For every target and setting: accuracy on dev, and loss in training, over the samples of the target seen."""
+    """For every target and setting, accuracy on dev and loss in training, over the target's samples so far."""
     highest = max((y for row in rows for _, y in row["dev"]), default=1.0)
-    most = max(1, math.ceil(5 * highest - 1e-9)) / 5  # the next fifth, whose quarters are round
+    most = max(1, math.ceil(5 * highest - 1e-9)) / 5  # rounded up to a fifth, so that the labels are round numbers
     panels = []
     for (target, size, origin), own in by(rows, "target", "size", "origin").items():
         for name, kind in (("top-1 on dev", "dev"), ("training loss", "loss")):
             note = joined(name, setting(study, size, origin))
+            rows_with_points = [row for row in own if row[kind]]
             lines = [
-                Line(ARM_NAMES[row["arm"]], ARM_TONES[row["arm"]], row[kind], smooth=False) for row in own if row[kind]
+                Line(ARM_NAMES[row["arm"]], ARM_TONES[row["arm"]], row[kind], smooth=False) for row in rows_with_points
             ]
             if lines:
-                label = f"samples of {target} seen"
+                label = f"training samples of {target}"
                 drawing = line_chart(f"{target}, {note}", lines, label, percent=kind == "dev", most=most)
                 panels.append(Panel(target, note, drawing=drawing))
     return panels
 
 
 def gap_table(summary: StudyRow) -> Table | None:
-    """The accuracy in training minus that on dev; None where no run has both."""
+    """The accuracy in training minus that on dev; None if no run has both."""
     if not any(row["gap"] for row in summary["arms"]):
         return None
     targets = unique(row["dataset"] for row in summary["arms"])
@@ -429,31 +413,27 @@ def _gap(gap: StudyRow | None) -> Cell:
 
 
 def rate_table(summary: StudyRow) -> Table:
-    """What each mixture is made of, in per cent of the samples and in samples. It does not depend on the starting
-    weights.
+    """The fraction of each data set in the samples of each mixture, and the number of samples.
+
+    It does not depend on the starting weights.
     """
     names = unique(name for row in summary["rates"] for name in row["seen"])
     body = []
     for row, *_ in by(summary["rates"], "arm", "target", "size").values():
-        rates = row["rates"] or {}
-        figures = [
-            Cell(percent(rates[name]), f"{row['seen'][name]:,} seen")
-            if name in row["seen"] and name in rates
-            else Cell(None)
-            for name in names
-        ]
-        body.append(
-            [
-                Cell(ARM_NAMES[row["arm"]], row["run"]),
-                Cell(f"{row['steps']:,}", f"of {row['batch']:,} samples"),
-                *figures,
-            ]
-        )
+        head = [Cell(ARM_NAMES[row["arm"]], row["run"]), Cell(f"{row['steps']:,}", f"of {row['batch']:,} samples")]
+        body.append(head + [_rate(row, name) for name in names])
     return Table(["mixture", "steps", *names], body, kind="small")
 
 
+def _rate(row: StudyRow, name: str) -> Cell:
+    rates = row["rates"] or {}
+    if name not in row["seen"] or name not in rates:
+        return Cell(None)
+    return Cell(percent(rates[name]), f"{row['seen'][name]:,} samples")
+
+
 def _split_classes(rows: Sequence[StudyRow], study: StudyRow) -> tuple[list[StudyRow], list[StudyRow]]:
-    """The gains of the last arm at the first size, and the others."""
+    """The rows of the last arm at the first size, and all other rows."""
     if not rows:
         return [], []
     place = rows[-1]["arm"], next(iter(study["sizes"]))
@@ -461,27 +441,26 @@ def _split_classes(rows: Sequence[StudyRow], study: StudyRow) -> tuple[list[Stud
     return first, [row for row in rows if row not in first]
 
 
-def _most_moved(row: StudyRow) -> tuple[list[tuple[str, StudyRow]], int]:
-    """Classes from the largest gain down, without those in the middle where there are many, and the number of these."""
+def _largest_changes(row: StudyRow) -> tuple[list[tuple[str, StudyRow]], int]:
+    """Classes by gain, the largest first, and the number of classes that are left out in the middle of a long list."""
     ordered = sorted(row["classes"].items(), key=lambda item: (-item[1]["gain"], item[0]))
     left = len(ordered) - 2 * CLASSES_SHOWN
     return (ordered, 0) if left <= 0 else ([*ordered[:CLASSES_SHOWN], *ordered[-CLASSES_SHOWN:]], left)
 
 
 def class_table(row: StudyRow) -> Table:
-    """The classes of one mixture that gain and lose most."""
-    shown, left = _most_moved(row)
+    """The classes of one mixture with the largest gains and losses."""
+    shown, left = _largest_changes(row)
     body = [[Cell(name), Cell(points(own["gain"])), Cell(f"{own['items']:,}")] for name, own in shown]
-    more = f", {left} classes between them left out" if left else ""
+    more = f", {left} classes between these left out" if left else ""
     name = f"{ARM_NAMES[row['arm']]} against alone, {row['target']}, {row['size']}, from {row['origin']}{more}"
     return Table(["class", "gain, points", "clips"], body, name)
 
 
 def class_panel(row: StudyRow, study: StudyRow) -> Panel:
-    """The same as bars."""
-    shown, left = _most_moved(row)
+    """The classes of one mixture with the largest gains and losses, as bars."""
+    shown, left = _largest_changes(row)
     most = max(abs(own["gain"]) for _, own in shown) or 1.0
     bars = [signed_bar(name, f"{own['items']} clips", own["gain"], most, points(own["gain"])) for name, own in shown]
-    return Panel(
-        row["target"], joined(ARM_NAMES[row["arm"]], setting(study, row["size"], row["origin"])), bars, left_out=left
-    )
+    note = joined(ARM_NAMES[row["arm"]], setting(study, row["size"], row["origin"]))
+    return Panel(row["target"], note, bars, left_out=left)

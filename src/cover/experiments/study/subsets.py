@@ -1,7 +1,7 @@
-"""Subsets of data sets for the arms of a study, as manifests of their own in the study's folder.
+"""Subsets of data sets for the arms of a study, as manifests in the study's folder.
 
-A part of a training set, a fold over all clips, permuted labels, stills of clips: once it is a manifest, each is a data
-set like any other, so training and evaluation need to know nothing of studies.
+A subset is a part of a training set, a fold over all clips, a set with permuted labels, or stills of clips. As a
+manifest, it is a data set like any other. So training and evaluation need no code for studies.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from cover.errors import UserError
 from cover.media.decode import MediaError, decode_at
 
 TRAINING = ("train", "dev")
+# Fields of a catalog entry, and of a row, that identify a subset in `SubsetBuilder.digest`.
 READ_BY = ("media", "flip", "sampling", "views", "crop_scale")
 KNOWN_BY = ("sample_id", "source_id", "label", "state", "start", "end", "frames", "fps", "width", "height", "codec")
-MEASURED = "val"  # what a derived data set calls the split that is reported
+MEASURED = "val"  # name of the reported split in a subset
 
 
 @dataclass(frozen=True)
 class Subset:
-    """What is taken of a data set.
+    """A subset of a data set.
 
-    `part`: the fraction of its training clips, drawn by `seed`. `folds`, `fold`: train on all clips but those of one
-    fold, and measure on that. `permuted`: the training labels permuted by `seed`. `stills`: that many images in place
-    of every training clip.
+    `part`: the fraction of its training clips; `seed` decides which. `folds`, `fold`: measure on one of the folds and
+    train on the others. `permuted`: whether the training labels are permuted; `seed` decides how. `stills`: the number
+    of images in place of each training clip; 0: the clips themselves.
     """
 
     dataset: str
@@ -51,7 +52,7 @@ class Subset:
 
     @property
     def name(self) -> str:
-        """A file name; it has the seed only where the subset depends on it."""
+        """A name for files. It has the seed only if the subset depends on it."""
         words = [self.dataset]
         words += [f"part{self.part:g}"] if self.part < 1 else []
         words += [f"fold{self.fold + 1}of{self.folds}"] if self.folds else []
@@ -61,10 +62,10 @@ class Subset:
 
 
 class SubsetBuilder:
-    """Makes the subsets of a study from the data sets of `catalog`, once each, into `folder`.
+    """Builds each subset of a study once, from the data sets of `catalog`, in `folder`.
 
-    `split`: the one that is reported. `dev`: the fraction of a fold's training sources that the checkpoint is chosen
-    on.
+    `split`: the split that is reported. `dev`: the fraction of a fold's training sources for the choice of the
+    checkpoint.
 
     >>> SubsetBuilder(catalog, Path("study/data"), "val", 0.1).entry(Subset("kinetics", part=0.1, seed=3))
     """
@@ -72,52 +73,51 @@ class SubsetBuilder:
     def __init__(self, catalog: Catalog, folder: Path, split: str, dev: float) -> None:
         self.catalog, self.folder, self.split, self.dev = catalog, folder, split, dev
         self._excluded: dict[str, Any] = {}
-        self._made: dict[Subset, dict[str, Any]] = {}
+        self._entries: dict[Subset, dict[str, Any]] = {}
 
     def entry(self, subset: Subset) -> dict[str, Any]:
-        """The catalog entry of a subset, whose manifests are written. Raises `UserError` where the catalog lacks the
-        data set.
+        """The catalog entry of a subset. Its manifests are written first if they do not exist.
+
+        Raises `UserError` if the catalog does not have the data set.
         """
-        if subset not in self._made:
-            self._made[subset] = self._make(subset)
-        return self._made[subset]
+        if subset not in self._entries:
+            self._entries[subset] = self._build(subset)
+        return self._entries[subset]
 
     def count(self, subset: Subset) -> int:
-        """The number of clips or images to train on."""
+        """The number of training clips or images."""
         paths = self.entry(subset)["annotations"]
         return len(open_manifest(Path(paths["train"])).usable) if "train" in paths else 0
 
     def lacks(self, subset: Subset) -> bool:
-        """Whether it has no split to be measured on."""
+        """Whether a subset has no split to measure on."""
         return MEASURED not in self.entry(subset)["annotations"]
 
     def digest(self, subset: Subset) -> str:
-        """12 hex digits over how the set is read, and the classes and rows of every split, without the files' places."""
+        """12 hex digits of a hash over sampling and views, and the classes and rows of every split, without paths."""
         entry = self.entry(subset)
         content: list[Any] = [{key: entry[key] for key in READ_BY}]
         for split, path in entry["annotations"].items():
             manifest = open_manifest(Path(path))
-            content += [
-                split,
-                manifest.classes.digest,
-                [[getattr(row, key) for key in KNOWN_BY] for row in manifest.rows()],
-            ]
+            rows = [[getattr(row, key) for key in KNOWN_BY] for row in manifest.rows()]
+            content += [split, manifest.classes.digest, rows]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def measured(self, subset: Subset) -> Manifest:
-        """The manifest that is reported on."""
+        """The manifest of the split to measure on."""
         return open_manifest(Path(self.entry(subset)["annotations"][MEASURED]))
 
-    def _make(self, subset: Subset) -> dict[str, Any]:
+    def _build(self, subset: Subset) -> dict[str, Any]:
         spec, splits = self.catalog.spec(subset.dataset), self._splits(subset)
         paths = {}
         for split, rows in splits.items():
-            beside = self.folder / f".{subset.name}-{split}.{os.getpid()}"
+            temporary = self.folder / f".{subset.name}-{split}.{os.getpid()}"
             classes = self._open(subset.dataset, "train").classes
-            write_manifest(beside, subset.dataset, split, "image" if subset.stills else spec.media, classes, rows)
-            # Named by its content: a call with other settings does not change the files of a running study.
-            path = self.folder / f"{subset.name}-{split}-{open_manifest(beside).digest()}.arrow"
-            beside.replace(path)
+            write_manifest(temporary, subset.dataset, split, "image" if subset.stills else spec.media, classes, rows)
+            # The name contains a hash of the content. So a call with other settings leaves the files of a study that
+            # is running as they are.
+            path = self.folder / f"{subset.name}-{split}-{open_manifest(temporary).digest()}.arrow"
+            temporary.replace(path)
             paths[split] = str(path.absolute())
         entry = prepared_entry(spec, paths)
         return {**entry, "media": "image", "views": "1x1"} if subset.stills else entry
@@ -135,26 +135,26 @@ class SubsetBuilder:
         return {split: rows for split, rows in splits.items() if rows}
 
     def _own(self, spec: DatasetSpec) -> dict[str, list[Row]]:
-        """The data set's own splits; the reported one, where there is one, is called `MEASURED`."""
+        """The data set's own splits. The reported split, if there is one, gets the name `MEASURED`."""
         splits = {split: self._rows(spec.name, split) for split in TRAINING if self._has(spec, split)}
         if self.split in spec.splits:
             splits[MEASURED] = list(self._open(spec.name, self.split).rows())
         return splits
 
     def _all(self, spec: DatasetSpec) -> list[Row]:
-        """Every labelled clip of every split."""
+        """All labelled clips of all splits."""
         rows = [row for split in spec.splits if self._has(spec, split) for row in self._rows(spec.name, split)]
         return [row for row in rows if row.label is not None]
 
     def _has(self, spec: DatasetSpec, split: str) -> bool:
-        """Whether a split is there. Sets of few sources may have no `dev`."""
+        """Whether a data set has a split. With few sources, a data set may have no `dev`."""
         return split in spec.splits and (split != "dev" or self.catalog.manifest_path(spec.name, split).is_file())
 
     def _rows(self, name: str, split: str) -> list[Row]:
         """The rows of a split, without those of `train` that `cover overlap` excludes."""
         rows, manifest = enumerate(self._open(name, split).rows()), self._open(name, split)
         if manifest.classes.many:
-            raise UserError(f"{manifest.path.name}: a study is of sets of one class a sample")
+            raise UserError(f"{manifest.path.name}: a study needs data sets with one class for each sample")
         excluded = set(self._excluded_of(name).tolist()) if split == "train" else set()
         return [row for number, row in rows if number not in excluded]
 
@@ -167,7 +167,7 @@ class SubsetBuilder:
         return open_manifest(self.catalog.manifest_path(name, split))
 
     def _stills(self, rows: Sequence[Row], subset: Subset) -> list[Row]:
-        """JPEG files of evenly spaced moments of every clip, written once."""
+        """Rows of JPEG files, which show each clip at equal intervals. The files are written once."""
         ids = hashlib.sha256("\n".join(row.sample_id for row in rows).encode()).hexdigest()[:12]
         folder = self.folder / f"{subset.name}-images-{ids}"
         done = folder / "done"
@@ -185,11 +185,14 @@ class SubsetBuilder:
 
 
 def part_of(rows: Sequence[Row], part: float, seed: int) -> list[Row]:
-    """Whole sources in random order until every class has `part` of its clips, at least one; in the order of `rows`."""
-    wanted: dict[int | None, float] = {}
+    """Part of the rows: random sources until every class has the fraction `part` of its clips, at least one.
+
+    A source is taken as a whole. The rows are in the order of `rows`.
+    """
+    targets: dict[int | None, float] = {}
     for row in rows:
-        wanted[row.label] = wanted.get(row.label, 0) + part
-    left = {label: max(1, round(count)) for label, count in wanted.items()}
+        targets[row.label] = targets.get(row.label, 0) + part
+    left = {label: max(1, round(count)) for label, count in targets.items()}  # clips that a class still needs
     by_source = _by_source(rows)
     names = sorted(by_source)
     chosen: set[str] = set()
@@ -203,14 +206,14 @@ def part_of(rows: Sequence[Row], part: float, seed: int) -> list[Row]:
 
 
 def folded(rows: Sequence[Row], folds: int, fold: int, dev: float) -> dict[str, list[Row]]:
-    """The splits of a fold: `MEASURED` is the fold itself; `dev` and `train` are of the other sources.
+    """The splits for a fold: `MEASURED` is the fold itself; `dev` and `train` hold the other sources.
 
-    `dev`: as of `SubsetBuilder`. Raises `UserError` where there are fewer sources than folds.
+    `dev` is that of `SubsetBuilder`. Raises `UserError` if there are fewer sources than folds.
     """
     place = deal(rows, folds)
     others = [row for row in rows if place[row.source_id] != fold]
     sources = len({row.source_id for row in others})
-    # Of few sources dev is one source; of one source there is no dev.
+    # With few sources, dev has one source. With one source, there is no dev.
     parts = min(sources, max(2, round(1 / dev))) if dev > 0 else 1
     chosen = deal(others, parts) if parts > 1 else dict.fromkeys((row.source_id for row in others), 1)
     return {
@@ -221,8 +224,10 @@ def folded(rows: Sequence[Row], folds: int, fold: int, dev: float) -> dict[str, 
 
 
 def deal(rows: Sequence[Row], folds: int) -> dict[str, int]:
-    """Source -> its fold: the largest sources first, each to the fold with the fewest clips of its classes. Raises
-    `UserError`.
+    """The fold of each source.
+
+    The largest sources come first. Each goes to the fold with the fewest clips of its classes. Raises `UserError` if
+    there are fewer sources than folds.
     """
     by_source = _by_source(rows)
     if len(by_source) < folds:
@@ -240,14 +245,15 @@ def deal(rows: Sequence[Row], folds: int) -> dict[str, int]:
 
 
 def permuted(rows: Sequence[Row], seed: int) -> list[Row]:
-    """The same rows with permuted labels: every class keeps its number of clips."""
+    """The rows with permuted labels. The number of clips of each class does not change."""
     order = np.random.default_rng([seed, 2]).permutation(len(rows))
     return [replace(row, label=rows[other].label) for row, other in zip(rows, order)]
 
 
 def stills(row: Row, count: int, folder: Path) -> Iterable[Row]:
-    """`count` images of a clip at evenly spaced moments, as rows; none of a clip that cannot be read. Existing files
-    are used.
+    """Rows of `count` images that show a clip at equal intervals. An unreadable clip gives none.
+
+    The images are JPEG files in `folder`. Existing files are reused.
     """
     times = (row.start or 0.0) + (np.arange(count) + 0.5) / count * row.seconds
     stem = row.sample_id.replace("/", "__")

@@ -1,4 +1,4 @@
-"""Summary of a study: one JSON object with every figure and its protocol, from which the report is written."""
+"""Summary of a study: one JSON object with every number and its protocol. The report shows it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ RUN = ("name", "step", "steps", "seed", "lr", "sets", "seconds", "digest")
 
 
 def summarise(study: Study, grid: Grid, out: Path, planned: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All figures of a finished study as plain data.
+    """All numbers of a finished study, as JSON values.
 
-    `generated`: whether the catalog is a sandbox's. `arms`, `transfers`, `probes` and `origins`: one row for each
-    accuracy, with its interval over seeds and sources and its protocol. `comparisons`: as of `comparisons.compare`.
-    `curves`: one seed's learning curves. `per_class`: gains class by class. `planned`: the differences expected to be
-    detectable, computed before anything was run.
+    `generated`: whether the catalog is that of a sandbox. `arms`, `transfers`, `probes` and `origins`: one row for each
+    accuracy, with its interval over seeds and sources and its protocol. `comparisons`: the rows of
+    `comparisons.compare`. `curves`: the learning curves of one seed. `per_class`: the gain of each class. `planned`:
+    the expected detectable differences.
     """
     results = {name: result for name in grid.jobs if (result := read_result(result_path(out, name))) is not None}
-    assert len(results) == len(grid.jobs), "a study is summed up when all of it has been run"
+    assert len(results) == len(grid.jobs), "all runs of the study must be finished"
     measurements = grid.measurements
     by_kind = {kind: results_by_arm(measurements, results, kind) for kind in ("arm", "transfer", "probe", "origin")}
     return {
@@ -55,9 +55,8 @@ def summarise(study: Study, grid: Grid, out: Path, planned: Sequence[Mapping[str
 def _rows(study: Study, arms: Mapping[Key, ArmResults], results: RunResults) -> list[dict[str, Any]]:
     rows = []
     for (arm, dataset, size, origin), value in arms.items():
-        of = [results[job] for job in value.jobs]
-        protocol = of[0]["measured"][dataset]
-        gap = _gap(of, dataset)
+        runs = [results[job] for job in value.jobs]
+        protocol = runs[0]["measured"][dataset]
         rows.append(
             {
                 "arm": arm,
@@ -68,13 +67,13 @@ def _rows(study: Study, arms: Mapping[Key, ArmResults], results: RunResults) -> 
                 "chance": 1 / protocol["classes"],
                 **{key: protocol[key] for key in PROTOCOL},
                 "split": _split(study, dataset, origin),
-                "n_read": _counted(of, dataset, "n_read"),
-                "n_listed": _counted(of, dataset, "n_listed"),
-                "checkpoint_steps": sorted({each["step"] for each in of}),
-                "steps": of[0]["steps"],
-                "seen": of[0]["seen"].get(dataset),
-                "gap": gap,
-                "lrs": sorted({each["lr"] for each in of}),
+                "n_read": _counted(runs, dataset, "n_read"),
+                "n_listed": _counted(runs, dataset, "n_listed"),
+                "checkpoint_steps": sorted({run["step"] for run in runs}),
+                "steps": runs[0]["steps"],
+                "seen": runs[0]["seen"].get(dataset),
+                "gap": _gap(runs, dataset),
+                "lrs": sorted({run["lr"] for run in runs}),
                 "runs": list(value.jobs),
             }
         )
@@ -82,28 +81,28 @@ def _rows(study: Study, arms: Mapping[Key, ArmResults], results: RunResults) -> 
 
 
 def _split(study: Study, dataset: str, origin: str) -> str:
-    """The split that is measured. Transfers have no origin and no folds."""
+    """The split that is measured, or the folds. Transfers have no origin and no folds."""
     return f"{study.folds[dataset]} folds" if dataset in study.folds and origin else study.split
 
 
-def _counted(of: Sequence[Mapping[str, Any]], dataset: str, key: str) -> int:
-    """The sum over the folds of one seed."""
-    seed = of[0]["seed"]
-    return sum(each["measured"][dataset][key] for each in of if each["seed"] == seed)
+def _counted(runs: Sequence[Mapping[str, Any]], dataset: str, key: str) -> int:
+    """The sum over the folds of the first seed."""
+    seed = runs[0]["seed"]
+    return sum(run["measured"][dataset][key] for run in runs if run["seed"] == seed)
 
 
-def _gap(of: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float] | None:
-    """Accuracy in training (augmented clips, last part of the run) and on `dev`, means over runs."""
+def _gap(runs: Sequence[Mapping[str, Any]], dataset: str) -> dict[str, float] | None:
+    """Mean accuracy over runs, in training (augmented clips, at the end of the run) and on `dev`."""
     pairs = [
-        (each["curves"][dataset]["train"][-1][1], each["dev"][dataset])
-        for each in of
-        if each["curves"].get(dataset, {}).get("train") and dataset in each["dev"]
+        (run["curves"][dataset]["train"][-1][1], run["dev"][dataset])
+        for run in runs
+        if run["curves"].get(dataset, {}).get("train") and dataset in run["dev"]
     ]
     return {"train": fmean(train for train, _ in pairs), "dev": fmean(dev for _, dev in pairs)} if pairs else None
 
 
 def _per_class(arms: Mapping[Key, ArmResults], results: RunResults) -> list[dict[str, Any]]:
-    """For every mixture: the gain of each class's accuracy over the target alone, mean over seeds."""
+    """For every mixture, the gain of each class's accuracy over the target alone, as a mean over seeds."""
     rows = []
     for (arm, target, size, origin), ours in arms.items():
         theirs = arms.get(("alone", target, size, origin))
@@ -134,43 +133,31 @@ def _per_class(arms: Mapping[Key, ArmResults], results: RunResults) -> list[dict
 
 def _curves(measurements: Sequence[Measurement], results: RunResults) -> list[dict[str, Any]]:
     """The learning curves of the first seed, fold and learning rate."""
-    first = min(each.seed for each in measurements)
     return [
-        {
-            "arm": each.arm,
-            "target": each.target,
-            "size": each.size,
-            "origin": each.origin,
-            **results[each.job]["curves"][each.dataset],
-        }
-        for each in measurements
-        if each.kind == "arm"
-        and each.seed == first
-        and not each.fold
-        and each.lr == measurements[0].lr
-        and each.dataset in results[each.job]["curves"]
+        {**_place(each), **results[each.job]["curves"][each.dataset]}
+        for each in _examples(measurements)
+        if each.dataset in results[each.job]["curves"]
     ]
 
 
 def _rates(measurements: Sequence[Measurement], results: RunResults) -> list[dict[str, Any]]:
-    """Samples and rates of every mixture of the first seed."""
-    first, listed, rows = min(each.seed for each in measurements), set(), []
-    for each in measurements:
+    """The samples and the rates of every mixture, with the first seed."""
+    rows: dict[str, dict[str, Any]] = {}  # by job, because several targets may share one
+    for each in _examples(measurements):
         result = results[each.job]
-        wanted = each.kind == "arm" and each.seed == first and not each.fold and each.lr == measurements[0].lr
-        if wanted and len(result["sets"]) > 1 and each.job not in listed:
-            listed.add(each.job)
-            rows.append(
-                {
-                    "arm": each.arm,
-                    "target": each.target,
-                    "size": each.size,
-                    "origin": each.origin,
-                    "run": each.job,
-                    "steps": result["steps"],
-                    "batch": result["batch"],
-                    "seen": result["seen"],
-                    "rates": result["rate_realised"],
-                }
-            )
-    return rows
+        if len(result["sets"]) > 1 and each.job not in rows:
+            values = {"steps": result["steps"], "batch": result["batch"], "seen": result["seen"]}
+            rows[each.job] = {**_place(each), "run": each.job, **values, "rates": result["rate_realised"]}
+    return list(rows.values())
+
+
+def _examples(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """One measurement of every arm: with the first seed, fold and learning rate."""
+    first, lr = min(each.seed for each in measurements), measurements[0].lr
+    return [
+        each for each in measurements if each.kind == "arm" and each.seed == first and not each.fold and each.lr == lr
+    ]
+
+
+def _place(each: Measurement) -> dict[str, str]:
+    return {"arm": each.arm, "target": each.target, "size": each.size, "origin": each.origin}

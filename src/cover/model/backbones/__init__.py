@@ -1,7 +1,7 @@
 """The families of networks.
 
-A new family is a file in this folder with the three classes that `cover.model.backbone` describes, an entry in each of the
-two unions here, and a test in tests/model/backbones. Nothing else has to change.
+A new family is a file in this folder with the three classes that `cover.model.backbone` describes, an entry in each of
+the two unions here, and a test in tests/model/backbones. Nothing else has to change.
 """
 
 from __future__ import annotations
