@@ -384,7 +384,7 @@ def test_what_lies_behind_urls_is_compared_by_id(
     results = overlap(tmp_path / "fast/catalog.yaml", 0, frames=True)
     assert matrix(results, "source") == matrix(overlap(related, 0), "source")
     assert not matrix(results, "frames")
-    assert "behind URLs and are compared by source id alone" in capsys.readouterr().err
+    assert "have URLs and are compared by source id alone" in capsys.readouterr().err
 
 
 def test_plain_frames_say_nothing(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_model_that_was_never_trained_says_what_it_lacks(tmp_path: Path) -> No
     CoVeR(named_config("mini", size=16, frames=3), (Head("act", ("a", "b")),)).save_pretrained(tmp_path)
     predictor = Predictor.load(tmp_path)
     assert predictor.metadata["frames"] == 3
-    with pytest.raises(UserError, match=r'metadata\.datasets, "act": \{"sampling"'):
+    with pytest.raises(UserError, match=r'metadata\.datasets, .*"act": \{"sampling"'):
         predictor(tmp_path / "a.mp4")
     with pytest.raises(UserError, match='no head "act2"; did you mean "act"'):
         predictor.plan("act2")

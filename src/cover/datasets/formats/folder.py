@@ -39,8 +39,8 @@ def folder(spec: DatasetSpec, split: str) -> Listing:
 def stray_warnings(media: Media, others: Sequence[str], stray: Sequence[str]) -> Iterator[str]:
     """Warnings about files with another ending in class folders, and about media files outside class folders."""
     if others:
-        count = f"{len(others)} files in class folders"
-        yield f"left out, for their ending is no {media}'s: {count}, the first {few(others[:1])}"
+        reason = f"left out, for their ending is no {media}'s"
+        yield f"{reason}: {len(others)} files in class folders, the first {few(others[:1])}"
     if stray:
         yield f"left out, for they lie in no class folder: {len(stray)} files, the first {few(stray[:1])}"
 

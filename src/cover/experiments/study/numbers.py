@@ -190,7 +190,7 @@ def fact_table(summary: StudyRow) -> Table:
     facts = {
         "seeds": ", ".join(map(str, study["seeds"])),
         "model": f"{model['preset']}, {model['size']} pixels, {study['frames']} frames, {model['attention']} attention",
-        "samples in a step": f"{study['batch']} in the full mixture; as many clips for the target alone as it has clips",
+        "samples in a step": f"{study['batch']} in the full mixture; as many clips for the target alone",
         "learning rates": f"{', '.join(f'{lr:g}' for lr in study['lrs'])}{choice}",
         "checkpoint": f"the best on dev of {study['evaluations']} in a run, by mean rank over its data sets",
         "margin": f"{percent(study['margin'])} points of top-1, fixed before the runs",
