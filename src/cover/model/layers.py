@@ -149,7 +149,8 @@ class Attention(nn.Module):
         q_clips, k_clips = fn.linear(x_FND[:clip_frames], w_q, b_q), fn.linear(x_FND[:clip_frames], w_k, b_k)
         v_clips, v_images = v_FND.split((clip_frames, image_frames))
         # one (S, T, N, D) of each kind, and one rotation, for each group of clips
-        qkv = zip(*(_clips_of(x, groups) for x in (q_clips, k_clips, v_clips)), rotations, strict=True)
+        q_groups, k_groups, v_groups = (_clips_of(x, groups) for x in (q_clips, k_clips, v_clips))
+        qkv = zip(q_groups, k_groups, v_groups, rotations, strict=True)
         mixed = [attend_over_time(q, k, v, self.heads, rotation, self.maps).flatten(0, 1) for q, k, v, rotation in qkv]
         mixed += [v_images] if image_frames else []
         return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
