@@ -97,6 +97,7 @@ def rotation_of(frames: int, channels: int, device: torch.device) -> Rotation:
 
     `channels`: of one head. Returns two float32 tensors `(T, 1, channels / 2)`; the middle axis is for the heads.
     """
+    # float32 also under autocast: a bfloat16 angle of 96 frames would be wrong by up to a quarter of a radian
     rates = ROTARY_BASE ** (-torch.arange(channels // 2, device=device, dtype=torch.float32) / (channels // 2))
     angle = torch.arange(frames, device=device, dtype=torch.float32)[:, None, None] * rates
     return angle.cos(), angle.sin()
@@ -104,7 +105,7 @@ def rotation_of(frames: int, channels: int, device: torch.device) -> Rotation:
 
 def rotate(x_STNHd: Tensor, rotation: Rotation) -> Tensor:
     """Rotate pairs of channels by an angle that grows with the frame index; channel i is paired with i + d / 2."""
-    cos, sin = (part.to(x_STNHd.dtype)[:, None] for part in rotation)
+    cos, sin = (part.to(x_STNHd.dtype)[:, None] for part in rotation)  # (T, 1, 1, d / 2)
     return turn_pairs(x_STNHd, cos, sin)
 
 
@@ -140,15 +141,16 @@ class Attention(nn.Module):
         clip_frames, image_frames = clip_and_image_frames(groups)
         # Autocast would convert the input once for each of the three products.
         x_FND = _in_autocast_type(x_FND)
+        # Three products instead of one: images need only values, and the slices are views of the weight.
         (w_q, w_k, w_v), (b_q, b_k, b_v) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
         v_FND = fn.linear(x_FND, w_v, b_v)
         if not clip_frames:
             return v_FND
         q_clips, k_clips = fn.linear(x_FND[:clip_frames], w_q, b_q), fn.linear(x_FND[:clip_frames], w_k, b_k)
         v_clips, v_images = v_FND.split((clip_frames, image_frames))
-        qkv = zip(
-            _clips_of(q_clips, groups), _clips_of(k_clips, groups), _clips_of(v_clips, groups), rotations, strict=True
-        )
+        # one (S, T, N, D) of each kind, and one rotation, for each group of clips
+        q_groups, k_groups, v_groups = (_clips_of(x, groups) for x in (q_clips, k_clips, v_clips))
+        qkv = zip(q_groups, k_groups, v_groups, rotations, strict=True)
         mixed = [attend_over_time(q, k, v, self.heads, rotation, self.maps).flatten(0, 1) for q, k, v, rotation in qkv]
         mixed += [v_images] if image_frames else []
         return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
@@ -180,7 +182,7 @@ class Attention(nn.Module):
         value_weight = self.qkv.weight[2 * width :].view(self.heads, channels, width)
         output_weight = self.proj.weight.view(width, self.heads, channels)
         self.qkv.weight[: 2 * width] *= DIFFERENCE_CONTENT
-        for pair in range(self.heads // 2):
+        for pair in range(self.heads // 2):  # with an odd number of heads, the last one stays a copy
             ahead, back = 2 * pair, 2 * pair + 1
             turn = DIFFERENCE_OFFSETS[pair % len(DIFFERENCE_OFFSETS)] * rates
             # The key is the query rotated by -turn or +turn, so their product is largest that many frames away.
@@ -189,6 +191,7 @@ class Attention(nn.Module):
             key[back] = torch.cat([turn.cos(), turn.sin()]) * DIFFERENCE_BIAS
             value[back], value_weight[back] = value[ahead], value_weight[ahead]
             output_weight[:, back] = -output_weight[:, ahead]
+        # Identical frames then give an output of zero, up to rounding.
         nn.init.zeros_(self.proj.bias)
 
     def _joint(self, qkv_STN3D: Tensor, rotation: Rotation | None) -> Tensor:
@@ -203,6 +206,7 @@ class Attention(nn.Module):
         qkv_SL3D = torch.cat([qkv_STN3D[:, 0, :1], qkv_STN3D[:, :, 1:].flatten(1, 2)], 1)
         token_S1D, patches_SLD = attend_along(qkv_SL3D, self.heads, self.maps).split([1, frames * (tokens - 1)], 1)
         patches_STPD = patches_SLD.unflatten(1, (frames, -1))
+        # every frame gets a copy of the class token again
         return torch.cat([token_S1D[:, None].expand(-1, frames, -1, -1), patches_STPD], 2).flatten(0, 1)
 
 
@@ -232,7 +236,7 @@ class ConvStem(nn.Sequential):
         steps = patch.bit_length() - 1
         if patch != 2**steps or steps < 1:
             raise ValueError(f"a patch of {patch} px is no power of two, which the convolutional stem needs")
-        channels = [3, *(max(STEM_GROUPS, width >> (steps - 1 - step)) for step in range(steps))]
+        channels = [3, *(max(STEM_GROUPS, width >> (steps - 1 - step)) for step in range(steps))]  # ..., D / 2, D
         layers: dict[str, nn.Module] = {}
         for step, (before, after) in enumerate(pairwise(channels)):
             layers[f"conv{step}"] = nn.Conv2d(before, after, 3, stride=2, padding=1)
@@ -244,13 +248,13 @@ class ConvStem(nn.Sequential):
 
 def _in_autocast_type(x: Tensor) -> Tensor:
     """`x` in the dtype to which autocast converts the input of a linear layer."""
-    kind = x.device.type
+    kind = x.device.type  # torch has no autocast for the meta device
     return x.to(torch.get_autocast_dtype(kind)) if kind != "meta" and torch.is_autocast_enabled(kind) else x
 
 
 def clip_and_image_frames(groups: Groups) -> tuple[int, int]:
     """The number of frames of all clips, and the number of images."""
-    images = groups[-1][0] if groups[-1][1] == 1 else 0
+    images = groups[-1][0] if groups[-1][1] == 1 else 0  # images are the last group
     return sum(s * t for s, t in groups) - images, images
 
 
@@ -280,6 +284,7 @@ def gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor, drop: nn.Dropout) 
 
     The output of GELU is the largest tensor of a block. It is not stored; the backward pass computes it again.
     """
+    # Dropout would need its mask in the backward pass. Without gradients nothing is stored anyway.
     if torch.compiler.is_compiling() or (drop.p and drop.training) or not torch.is_grad_enabled():
         return fn.linear(drop(fn.gelu(hidden)), weight, bias)
     return _GeluLinear.apply(hidden, weight, bias)
@@ -290,7 +295,7 @@ def share_class_token(x_FND: Tensor, groups: Groups) -> Tensor:
 
     `x_FND` is changed in place; the caller must not use it afterwards.
     """
-    if all(frames == 1 for _, frames in groups):
+    if all(frames == 1 for _, frames in groups):  # the mean over one frame changes nothing
         return x_FND
     if not torch.compiler.is_compiling():
         return _ShareClassToken.apply(x_FND, groups)
@@ -331,6 +336,7 @@ class _TurnPairs(torch.autograd.Function):
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     (a, b), (first, second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    # first = a cos - b sin, second = b cos + a sin
     torch.mul(a, cos, out=first).addcmul_(b, sin, value=-1)
     torch.mul(b, cos, out=second).addcmul_(a, sin)
     return out

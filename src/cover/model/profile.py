@@ -122,7 +122,7 @@ def forward_cost(model: CoVeR, groups: Groups, size: int) -> ForwardCost:
     has two gradients of the same cost. The count is for the published function: it ignores that a module may multiply
     two of its matrices first (`merging`).
     """
-    network = _copy_without_numbers(model, "meta").eval()
+    network = _copy_without_numbers(model, "meta").eval()  # a copy, because hooks and `merging` change the module
     for module in network.modules():
         if hasattr(module, "merging"):
             module.merging = False  # type: ignore[assignment]
@@ -193,7 +193,7 @@ def trace_step(
     than half the time.
     """
     count = sum(samples * length for samples, length in groups)
-    with FakeTensorMode():
+    with FakeTensorMode():  # operations compute shapes and allocate nothing
         network = _copy_without_numbers(model, "cpu").train()
         pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)
         with _Tracker(network, byte_masks) as tracker:
@@ -201,6 +201,7 @@ def trace_step(
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 logits = network(frames, groups)
             tracker.end_forward()
+            # Any scalar that depends on every logit has the same backward pass as the loss.
             if backward and any(scores.requires_grad for scores in logits.values()):
                 torch.stack([scores.float().sum() for scores in logits.values()]).sum().backward()
                 tracker.note_moment()
@@ -237,11 +238,11 @@ class _Tracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:  # called many times by every operation; this answer is fast
             return CPU
-        output = func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))  # storages that die during the call are removed by their `_ends`
         before = len(self._bytes)
         for tensor in _tensors(output):
             self._add(tensor)
-        if self.byte_masks and func is torch.ops.aten.bernoulli_.float:
+        if self.byte_masks and func is torch.ops.aten.bernoulli_.float:  # a dropout mask on the CPU
             self._resize(_key(output), output.numel())
         if len(self._bytes) > before:
             self.note_moment()
@@ -254,6 +255,7 @@ class _Tracker(TorchDispatchMode):
     def end_forward(self) -> None:
         """Note the activations that the backward pass needs. Autocast has released its copies of the weights."""
         self.in_backward, self.forward = True, self.activations
+        # The inner activations of a stage that are still alive: checkpointing would compute them again.
         self.recomputed = [0] * self._stage_count
         for key, stage in self._inside.items():
             self.recomputed[stage] += self._bytes[key]
@@ -299,7 +301,7 @@ class _Tracker(TorchDispatchMode):
             self.stage, self._in_stage = number + 1, False
             for tensor in _tensors(output):
                 self._inside.pop(_key(tensor), None)  # checkpointing stores the outputs of a stage
-                if tensor.requires_grad:
+                if tensor.requires_grad:  # its gradient is ready when the backward pass reaches the stage
                     tensor.register_hook(begin_backward)
 
         def begin_backward(_gradient: Tensor) -> None:
@@ -311,7 +313,7 @@ class _Tracker(TorchDispatchMode):
 
 def _copy_without_numbers(model: CoVeR, device: str) -> CoVeR:
     """A copy of the module with empty tensors on `device`. Values of the original are not copied."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {}  # deepcopy takes these objects instead of copies
     for parameter in model.parameters():
         empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
         memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)

@@ -116,7 +116,7 @@ def check_same_rows(run: Path, metadata: dict[str, Any]) -> None:
     for name, now in metadata["datasets"].items():
         if before.get(name, {}).get("draws_digest", now["draws_digest"]) != now["draws_digest"]:
             raise UserError(
-                f"{run} was begun with other rows of {name} (cover index has found others since);"
+                f"{run} was begun with other rows of {name} (its manifest has changed since);"
                 " begin another run with --out"
             )
 

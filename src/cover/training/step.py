@@ -54,6 +54,7 @@ class LossSums:
 
     def add(self, pack: Pack, loss_S: Tensor, hit_S: Tensor) -> None:
         """Add the samples of a Pack. Unreadable samples have weight 0 and do not count."""
+        # float64, because float32 sums of many steps would lose digits
         rows = torch.stack([loss_S.detach() * pack.weight, hit_S * pack.weight, pack.weight]).double()
         self.sums.index_add_(1, pack.dataset, rows)
 
@@ -101,7 +102,7 @@ def sample_losses(
             head_loss_S = fn.cross_entropy(
                 scores_SC.float(), index_S, reduction="none", label_smoothing=label_smoothing
             )
-            head_hit_S = scores_SC.argmax(1) == target_S
+            head_hit_S = scores_SC.argmax(1) == target_S  # argmax needs no conversion to float32
         # `where` instead of a product: 0 x inf would make the loss of every sample NaN if one head is not finite.
         loss_S = loss_S + torch.where(trained_S, head_loss_S, 0)
         hit_S = hit_S * torch.where(trained_S, head_hit_S, True)
@@ -149,7 +150,7 @@ def drop_path_factors(seeds_S: Tensor, shape: tuple[int, int], rate: float) -> T
     x = (x ^ (x >> 27)) * -7723592293110705685
     uniform = ((x ^ (x >> 31)) & 0xFFFFFF).double() / 2**24  # the lowest 24 bits as a number in [0, 1)
     rates = torch.linspace(0, rate, layers, device=seeds_S.device).view(layers, 1, 1)
-    return ((uniform >= rates) / (1 - rates)).float()
+    return ((uniform >= rates) / (1 - rates)).float()  # the mean of a factor is 1
 
 
 # --- the step ---------------------------------------------------------------------------------------------------------
@@ -191,10 +192,11 @@ def forward_backward(
     `tally`: receives the losses and hits of each data set. `engine`: runs the model, on one or several ranks.
     `per_sample`: receives the loss of each sample.
     """
-    frames = pack.pixels(model.normalize)
+    frames = pack.pixels(model.normalize)  # uint8 to normalised float, on the device
     if pack.mix is not None:
         frames, partner_S, lam_S = Mixup.apply(frames, pack.mix, pack.weight, pack.groups)
     drop = drop_path_factors(pack.seed, model.backbone.drop_shape(), settings.drop_path)
+    # The backward pass runs outside autocast, as PyTorch recommends: it uses the dtypes of the forward pass.
     with torch.autocast(pack.frames.device.type, torch.bfloat16, enabled=settings.bf16):
         logits = (engine or model)(frames, pack.groups, drop)
     loss_S, hit_S = sample_losses(logits, pack.targets, settings.label_smoothing, pack.multi_hot, settings.sigmoid)
@@ -231,7 +233,7 @@ def train_step(
     signal to stop; the step shares it with all ranks.
     """
     engine = engine or LocalStep(model)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)  # None instead of zeros: less memory in the forward pass
     per_sample: SampleLosses = []
     losses = []
     for number, pack in enumerate(packs):
@@ -241,6 +243,7 @@ def train_step(
     own = torch.stack([torch.stack(losses).sum(), losses[0].new_full((), float(leaving))])
     loss, ranks_leaving = engine.total(own).unbind()
     norm = clip_gradients(model, settings.max_grad_norm)
+    # Loss and norm are equal on every rank, so all ranks update or none does.
     update_if(torch.isfinite(loss + norm), optimizer)
     return StepResult(torch.stack([loss, norm, ranks_leaving]), per_sample)
 
@@ -251,7 +254,7 @@ def clip_gradients(model: CoVeR, largest: float) -> Tensor:
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if hasattr(norm, "full_tensor"):  # FSDP2: each rank has the norm of its shards
         norm = norm.full_tensor()
-    if largest:
+    if largest:  # the factor stays on the device, without a wait
         torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm
 
@@ -262,6 +265,7 @@ def update_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
     Fused AdamW decides on the device. Other optimizers make the host wait for the value.
     """
     if isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["fused"]:
+        # The fused kernel reads this attribute, as with torch.amp.GradScaler, and skips the update if it is 1.
         optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
         optimizer.step()
     elif finite:

@@ -44,7 +44,7 @@ class Conv3dConfig(BackboneConfig):
         return {"channels": "-".join(map(str, self.channels)), "motion": self.motion}
 
     def difference(self, theirs: Conv3dConfig, temporal: bool) -> str | None:
-        if theirs.motion != self.motion:  # frames and differences have tensors of the same shapes
+        if theirs.motion != self.motion:  # `frames` and `differences` have tensors of the same shapes
             return f"its model.motion is {theirs.motion}, this run's {self.motion}: set model.motion"
         return None
 
@@ -78,7 +78,7 @@ class Layer(nn.Module):
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(before, after, 3, stride=(1, 2, 2), padding=(0, 1, 1))
+        self.conv = nn.Conv3d(before, after, 3, stride=(1, 2, 2), padding=(0, 1, 1))  # `forward` pads in time
         self.norm = nn.GroupNorm(math.gcd(GROUPS, after), after)
 
     def forward(self, x_FChw: Tensor, groups: Groups) -> Tensor:
@@ -86,7 +86,7 @@ class Layer(nn.Module):
         outputs = []
         for clips, group in _each(x_FChw, groups):
             x_SCThw = clips.unflatten(0, group).transpose(1, 2)  # the layout of nn.Conv3d
-            x_SCThw = torch.cat([x_SCThw[:, :, :1], x_SCThw, x_SCThw[:, :, -1:]], dim=2)
+            x_SCThw = torch.cat([x_SCThw[:, :, :1], x_SCThw, x_SCThw[:, :, -1:]], dim=2)  # T + 2 frames
             outputs.append(fn.gelu(self.norm(self.conv(x_SCThw))).transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs)
 
@@ -104,6 +104,7 @@ class Conv3d(Backbone):
     def __init__(self, config: Conv3dConfig) -> None:
         super().__init__()
         self.config, self.width = config, config.channels[-1]
+        # channels that enter each layer
         entering = (6 if config.motion == "both" else 3, *config.channels)
         self.layers = nn.ModuleList(Layer(before, after) for before, after in zip(entering, config.channels))
 
@@ -126,6 +127,7 @@ class Conv3d(Backbone):
         for number, layer in enumerate(self.layers):
             x_FChw = self.run_stage(layer, x_FChw, groups)
             note(intermediates, f"layers.{number}", x_FChw)
+        # First over places, then over the frames of each sample.
         x_FC = x_FChw.mean((2, 3))
         features = torch.cat([part.unflatten(0, group).mean(1) for part, group in _each(x_FC, groups)])
         note(intermediates, "features", features)

@@ -100,6 +100,7 @@ class TimeSformerConfig(BackboneConfig):
         return TimeSformer(self)
 
     def options(self) -> TimeSformerOptions:
+        # Only presets can be written into a recipe, so the sizes must be those of one.
         shape = self.width, self.depth, self.attention_heads
         name = next((name for name, sizes in PRESETS.items() if sizes == shape), None)
         if name is None:
@@ -122,6 +123,8 @@ class TimeSformerConfig(BackboneConfig):
                 f"its network has {theirs.attention_heads} attention heads, this run's has {self.attention_heads}; "
                 "choose another model.preset"
             )
+        # Names and shapes of tensors do not show every difference: with joint attention instead of space attention, the
+        # same tensors would load and compute another function.
         for name in ("patch_embed", *(("attention", "time") if temporal else ())):
             if getattr(theirs, name) != getattr(self, name):
                 advice = f"set model.{name}" + ("" if name == "patch_embed" else ", or start.temporal to fresh")
@@ -153,7 +156,7 @@ class TimeSformerOptions(BackboneOptions):
 
     def config(self, frames: int, inherited: BackboneConfig | None = None) -> TimeSformerConfig:
         changes = inherited.inherited_values() if inherited else {}
-        if self.patch_embed != "auto":
+        if self.patch_embed != "auto":  # `difference` refuses it later if the checkpoint has another one
             changes["patch_embed"] = self.patch_embed
         return timesformer_config(
             self.preset,
@@ -210,6 +213,7 @@ class Block(nn.Module):
         self.kind, self.rotary = config.attention, config.time == "rotary"
         self.skip_images = config.image_temporal == "skip"
         self.merging = True  # see `_project`
+        # The names of the modules are those of the released code, with `temporal_norm` for its `temporal_norm1`.
         if self.kind == "divided":
             self.temporal_norm = nn.LayerNorm(width, eps=config.norm_eps)
             self.temporal_attn = Attention(width, heads, config.dropout)
@@ -236,6 +240,8 @@ class Block(nn.Module):
         `(3, F, 1, 1)` of the three branches; None is the same as all ones. `intermediates` receives the output of each
         branch.
         """
+        # Three residual branches in the order of the paper. Spatial attention and the MLP do not depend on the clip of
+        # a frame, so they run once for clips and images together.
         if self.kind == "divided":
             x_FND = self._add_temporal(x_FND, groups, rotations, drop, intermediates)
         x_FND = x_FND + self._branch("spatial", self._space(self.norm1(x_FND), groups, rotations), drop, intermediates)
@@ -250,6 +256,7 @@ class Block(nn.Module):
         """
         self.temporal_attn.load_state_dict(self.attn.state_dict())
         self.temporal_norm.load_state_dict(self.norm1.state_dict())
+        # Only rotary positions let an attention bias select a frame by its distance in time.
         if differences and self.rotary:
             self.temporal_attn.init_temporal_differences()
         if "temporal_scale" in self._parameters:
@@ -267,7 +274,7 @@ class Block(nn.Module):
 
     def _space(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
         """Spatial or joint attention, `(F, N, D)` to the same shape."""
-        if self.kind == "joint":
+        if self.kind == "joint":  # one sequence of 1 + T P tokens for each clip
             return self.attn.within_clips(x_FND, groups, rotations)
         return self.attn.within_frames(x_FND, groups, shared=self.kind == "divided")
 
@@ -287,12 +294,14 @@ class Block(nn.Module):
             clips, images = x_FND.split((clip_frames, image_frames))
             drop = None if drop is None else drop[:, :clip_frames]
             return torch.cat([self._add_temporal(clips, groups[:-1], rotations, drop, intermediates), images])
+        # The branch is computed for the class token too and then multiplied by zero. This avoids a copy of the patches
+        # out of the tensor and back.
         time_FND = self._project(self.temporal_attn.across_frames(self.temporal_norm(x_FND), groups, rotations))
-        # The class token takes no part in temporal attention (released code). A factor of zero leaves it out without
-        # the copy that slicing and joining would need.
+        # Only patches take part in temporal attention (released code).
         patches_only = torch.ones(x_FND.shape[1], 1, dtype=x_FND.dtype, device=x_FND.device)
         patches_only[0] = 0
         branch = self._branch("temporal", time_FND, drop, intermediates)
+        # Under autocast the branch is bfloat16 and the residual stream float32.
         return torch.addcmul(x_FND, branch.to(x_FND.dtype), patches_only)
 
     def _project(self, mixed_FND: Tensor) -> Tensor:
@@ -305,6 +314,7 @@ class Block(nn.Module):
         dropping = self.training and self.temporal_attn.drop.p > 0
         if dropping or not self.merging or mixed_FND[..., 0].numel() < MERGE_TOKENS * proj.in_features:
             return last(self.temporal_attn.drop(proj(mixed_FND)))
+        # W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2)
         return fn.linear(mixed_FND, last.weight @ proj.weight, fn.linear(proj.bias, last.weight, last.bias))
 
     def _branch(self, name: str, x_FND: Tensor, drop: Tensor | None, intermediates: Intermediates | None) -> Tensor:
@@ -313,7 +323,7 @@ class Block(nn.Module):
         scale = getattr(self, ("temporal_scale", "scale1", "scale2")[number], None)
         if scale is not None:
             x_FND = x_FND * scale
-        note(intermediates, name, x_FND)
+        note(intermediates, name, x_FND)  # before drop-path, which is absent in evaluation
         return x_FND if drop is None else x_FND * drop[number]
 
 
@@ -334,8 +344,9 @@ class TimeSformer(Backbone):
             self.patch_embed: nn.Module = ConvStem(config.width, config.patch)
         else:
             self.patch_embed = nn.Conv2d(3, config.width, config.patch, config.patch)
+        # These three and the blocks have the names and shapes of the released code.
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))  # entry 0 is for the class token
         if self.has_time_embedding:
             self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
         self.drop = nn.Dropout(config.dropout)
@@ -407,9 +418,10 @@ class TimeSformer(Backbone):
     def _embed(self, frames: Tensor, groups: Groups) -> Tensor:
         """Frames `(F, 3, H, W)` to tokens `(F, N, D)`: patches, positions, times and the class token."""
         x_FDhw = self.patch_embed(frames)
+        # The size of the frames may differ from `config.size`, for instance in evaluation.
         position = resized_positions(self.pos_embed, (x_FDhw.shape[2], x_FDhw.shape[3]), self.config.resize)
         x_FPD = x_FDhw.flatten(2).transpose(1, 2) + position[:, 1:]
-        if self.has_time_embedding:
+        if self.has_time_embedding:  # for patches alone: the class token belongs to no frame (released code)
             x_FPD = x_FPD + self._time(groups)[:, None]
         return torch.cat([(self.cls_token + position[:, :1]).expand(x_FPD.shape[0], -1, -1), x_FPD], dim=1)
 
@@ -417,7 +429,7 @@ class TimeSformer(Backbone):
         """The learned time embedding of every frame, `(F, D)`, resized for another clip length."""
         entries = []
         for samples, frames in groups:
-            embed = resized_time(self.time_embed, frames)[0]
+            embed = resized_time(self.time_embed, frames)[0]  # (T, D)
             if frames == 1 and self.config.image_time == "none":
                 embed = torch.zeros_like(embed)
             entries.append(embed.repeat(samples, 1))
@@ -426,14 +438,16 @@ class TimeSformer(Backbone):
     def _rotations(self, groups: Groups, device: torch.device) -> list[Rotation | None]:
         """The rotary angles of every group of clips, computed once for all layers. Images have none."""
         channels = self.config.width // self.config.attention_heads
+        # With `space` attention no token attends to another frame, so there is nothing to rotate.
         rotary = self.config.time == "rotary" and self.config.attention != "space"
         return [rotation_of(frames, channels, device) if rotary else None for _, frames in groups if frames > 1]
 
     def _class_tokens(self, x_FND: Tensor, groups: Groups) -> Tensor:
         """The class token of each sample, `(S, D)`: of its first frame, or with `space` attention the mean of all."""
-        parts = x_FND[:, 0].split([samples * frames for samples, frames in groups])
+        parts = x_FND[:, 0].split([samples * frames for samples, frames in groups])  # (S T, D) of each group
         if self.config.attention == "space":
             return torch.cat([part.unflatten(0, group).mean(1) for part, group in zip(parts, groups, strict=True)])
+        # All frames of a clip have the same class token, so the first frame's is enough.
         return torch.cat([part[::frames] for part, (_, frames) in zip(parts, groups, strict=True)])
 
     # --- parameters ---------------------------------------------------------------------------------------------------
@@ -454,6 +468,7 @@ class TimeSformer(Backbone):
 
     def temporal_is_new(self, weights: dict[str, Tensor]) -> bool:
         """As `Backbone.temporal_is_new`: the last matrix of every temporal branch is still zero."""
+        # The matrices of `temporal_fc`, without its biases, which have one dimension.
         last = [
             weights[name]
             for block in self.stages()
@@ -470,6 +485,7 @@ class TimeSformer(Backbone):
         notes = []
         for name, fit in fitting.items():
             before = weights.get(name)
+            # A tensor of another width is left as it is; the comparison of shapes reports it.
             if before is not None and before.ndim == 3 and before.shape[-1] == self.width:
                 weights[name] = fit(before)
                 if weights[name].shape != before.shape:
@@ -501,7 +517,7 @@ class TimeSformer(Backbone):
             yield recorded
         finally:
             for name, module in modules.items():
-                module.maps = before[name]
+                module.maps = before[name]  # of an outer context, or None
 
     def heat(
         self, frames: Tensor, score: Callable[[Tensor], Tensor] | None, check: Callable[[], None] = no_check
@@ -533,7 +549,7 @@ def resized_positions(pos_embed: Tensor, grid: tuple[int, int], mode: str) -> Te
     side = round((pos_embed.shape[1] - 1) ** 0.5)
     if grid == (side, side):
         return pos_embed
-    patches = pos_embed[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    patches = pos_embed[:, 1:].transpose(1, 2).unflatten(2, (side, side))  # (1, D, h, w), as interpolate needs
     patches = fn.interpolate(patches, size=grid, mode=mode, align_corners=False if mode == "bicubic" else None)
     return torch.cat([pos_embed[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
@@ -563,7 +579,7 @@ class _SplitAttention(nn.Module):
 
     def across_frames(self, x_FND: Tensor, groups: Groups, rotations: list[Rotation | None]) -> Tensor:
         (group,) = groups
-        if group[1] == 1:
+        if group[1] == 1:  # the attention of an image is its value projection
             return self.v(x_FND)
         q, k, v = (project(x_FND).unflatten(0, group) for project in (self.q, self.k, self.v))
         return attend_over_time(q, k, v, self.heads, rotations[0]).flatten(0, 1)
@@ -573,6 +589,7 @@ class _SplitAttention(nn.Module):
 def _merge_temporal_matrices(block: Block) -> None:
     """Replace the temporal output projection and `temporal_fc` by one matrix, computed in float64."""
     proj, last = block.temporal_attn.proj, block.temporal_fc
+    # The product is computed once, so float64 costs nothing and avoids a second rounding.
     weight = last.weight.double() @ proj.weight.double()
     bias = last.weight.double() @ proj.bias.double() + last.bias.double()
     block.add_module("temporal_attn", _SplitAttention(block.temporal_attn, _linear(weight, bias)))
@@ -581,6 +598,6 @@ def _merge_temporal_matrices(block: Block) -> None:
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A float32 linear layer with copies of the given tensors."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")  # no memory: its tensors are replaced
     layer.load_state_dict({"weight": weight.float().contiguous().clone(), "bias": bias.float().clone()}, assign=True)
     return layer

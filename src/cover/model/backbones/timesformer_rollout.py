@@ -55,6 +55,7 @@ def rollout(
     frames = frames.clone() if frames.is_inference() else frames  # autograd refuses inference tensors
     inputs, output = _inputs_of_blocks(network, frames, check)
     gradient = None if score is None else _gradient_of_score(network, output, score)
+    # From the last block to the first, the row is multiplied by the matrix of each block.
     row = _first_row(network, frames)
     for number in reversed(range(len(inputs))):
         check()
@@ -62,7 +63,7 @@ def rollout(
         row = _through_block(row, network, number, maps, attention_gradients)
     sides = (side // network.config.patch for side in frames.shape[2:])
     method = "attention roll-out" if score is None else "attention x gradient"
-    return Heat.of(row.patches.unflatten(1, tuple(sides)), method, float(row.own.sum()))
+    return Heat.of(row.patches.unflatten(1, tuple(sides)), method, float(row.own.sum()))  # (T, h, w)
 
 
 # --- the layers and their attention -----------------------------------------------------------------------------------
@@ -77,6 +78,7 @@ def _inputs_of_blocks(
     def record(block: nn.Module, arguments: tuple[object, ...], output: Tensor) -> None:
         calls.append((arguments, output))
 
+    # `check` runs before every block, so that a caller can interrupt a long pass.
     hooks = [block.register_forward_hook(record) for block in network.blocks]
     hooks += [block.register_forward_pre_hook(lambda block, arguments: check()) for block in network.blocks]
     try:
@@ -111,6 +113,7 @@ def _recompute_block(
         output = block(tokens, *rest)
     if gradient is None:
         return maps, {}, None
+    # The gradient of each attention output comes from the same backward pass as that of the block's input.
     outs = {name: attention[0].out for name, attention in maps.items() if attention}  # one sample, so one group
     gradient, *of_outs = torch.autograd.grad(output, [tokens, *outs.values()], gradient)
     return maps, dict(zip(outs, of_outs, strict=True)), gradient
@@ -157,7 +160,7 @@ def _through_frames(row: _OutputRow, attended: Attended, gradient: Tensor | None
     the backward pass of `share_class_token`.
     """
     shared = not row.own.ndim
-    own = row.own.expand(len(row.patches)) / (len(row.patches) if shared and gradient is None else 1)
+    own = row.own.expand(len(row.patches)) / (len(row.patches) if shared and gradient is None else 1)  # (T,)
     row_TL = torch.cat([own[:, None], row.patches], 1)
     moved_TL = _times_attention(row_TL[:, None], attended, gradient, heads)[:, 0]
     return _OutputRow(moved_TL[:, 0].sum() if shared else moved_TL[:, 0], moved_TL[:, 1:])
@@ -168,6 +171,7 @@ def _through_time(row: _OutputRow, attended: Attended, gradient: Tensor | None, 
 
     The class token takes no part in it. So its row is the identity without gradients, and zero with them.
     """
+    # The network computes temporal attention for the class token too and discards it, so its entries are zero here.
     absent = row.patches.new_zeros(len(row.patches), 1)
     row_NT = torch.cat([absent, row.patches], 1).T
     moved_NT = _times_attention(row_NT[None], attended, gradient, heads)[0]
@@ -189,7 +193,7 @@ def _times_attention(row_BNL: Tensor, attended: Attended, gradient: Tensor | Non
     """
     total = torch.zeros_like(row_BNL)
     for head in range(heads):  # one head at a time, to limit memory
-        q, k, v = (_of_head(part, head, heads) for part in attended[:3])
+        q, k, v = (_of_head(part, head, heads) for part in attended[:3])  # (B, N, L, d)
         weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
         if gradient is not None:
             weights = (weights * (_of_head(gradient, head, heads) @ v.mT)).clamp_min(0)
