@@ -147,7 +147,7 @@ def test_a_probe_leaves_all_that_was_known_as_it_is(add: Add, release: Path, san
 def test_alone_moves_all_but_the_old_heads(add: Add, release: Path, sandbox: Path, tmp_path: Path) -> None:
     result = add("alone", "--optimizer.lr", "3e-3")
     assert moved(release, tmp_path / "run") == {""}
-    assert "WITHOUT REPLAY: the heads of kinetics, imagenet stay as they are" in result["said"]
+    assert "WITHOUT REPLAY: the heads of kinetics, imagenet stay the same" in result["said"]
     before, after = top1(release, sandbox), top1(tmp_path / "run", sandbox)
     for row in result["old"]:
         assert (row["before"]["value"], row["after"]["value"]) == (before[row["dataset"]], after[row["dataset"]])

@@ -167,7 +167,7 @@ def test_what_stands_in_the_way(tmp_path: Path, changes: dict[str, Any], part: s
 def test_which_head(tmp_path: Path) -> None:
     release(tmp_path / "two", MOVES, THINGS)
     for head, part in (
-        (None, "which head\\? --head one of moves, things"),
+        (None, "--head .*moves, things"),
         ("move", 'has no head "move"; did you mean "moves"'),
     ):
         with pytest.raises(UserError, match=part):

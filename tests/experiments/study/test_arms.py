@@ -254,7 +254,7 @@ def test_every_learning_rate_is_tried_in_every_arm(make_grid: MakeGrid) -> None:
         ("sizes: {none: {epochs: 5, part: 0}}", "sizes.none"),
         ("folds: {kinetics: 1}", "folds.kinetics: 1"),
         ("margin: 2", "margin: 2"),
-        ("split: train", "split: train is trained on"),
+        ("split: train", "split: train"),
         ("frames: 1", "frames"),
         ("videos: [kinetics]", "a video set beside each target"),
         ("transfer: {sources: {a: [kinetics]}}", "transfer.targets"),
