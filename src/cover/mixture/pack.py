@@ -24,7 +24,8 @@ class Sample:
     `frames`: uint8 `(T, 3, H, W)`. `dataset`: index of its data set in the mixture. `targets`, `multi_hot`: its rows of
     `Pack.targets` and `Pack.multi_hot`. `weight`: 1, or 0 if the file could not be read. Its frames are black then, and
     it does not count in the loss. `seed`: the seed of its draw. `problem`: the damage of the file, None without any.
-    `drawn`: transform -> the parameters that it drew, in the order of the draws.
+    `drawn`: transform -> the parameters that it drew, in the order of the draws. `class_weight`: the factor of its
+    class on its loss.
     """
 
     frames: Tensor
@@ -35,6 +36,7 @@ class Sample:
     problem: FileProblem | None = None
     multi_hot: Tensor | None = None
     drawn: Mapping[type[Transform], Any] = field(default_factory=dict)
+    class_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Pack:
     `drawn`: transform that is not applied yet -> its parameters for the S samples: a tensor of S rows, or a tuple at
     the stage `uint8`.
     `mix`: how samples are mixed with each other, None without mixup and cutmix.
+    `class_weight`: float32 `(S,)`, the factor of a sample's class on its loss. None for 1.
     """
 
     frames: Tensor
@@ -66,6 +69,7 @@ class Pack:
     multi_hot: Tensor | None = None
     drawn: Mapping[type[Transform], Any] = field(default_factory=dict)
     mix: Mix | None = None
+    class_weight: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Pack:
         """The same Pack with its tensors on `device`."""
@@ -111,6 +115,7 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
         problems=tuple(sample.problem for sample in samples if sample.problem),
         multi_hot=torch.stack(multi_hot) if multi_hot else None,
         drawn={transform: _stacked([sample.drawn[transform] for sample in samples]) for transform in samples[0].drawn},
+        class_weight=torch.tensor([sample.class_weight for sample in samples]),
     )
 
 

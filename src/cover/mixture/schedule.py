@@ -3,7 +3,8 @@
 The draws are the same for any number of ranks. Every step has a constant number of samples of each length; the samples
 of one length are a group. Within a group the quotas are exact: after s steps, data set d has been drawn floor or ceil
 of s * samples * rate_d times. This is the product rate variation problem of just-in-time sequencing. The rule
-"earliest deadline first" solves it for all rates (Steiner and Yeomans 1993).
+"earliest deadline first" solves it for all rates (Steiner and Yeomans 1993). With class balance, the classes of a data
+set have such quotas too: after k draws of the data set, class c has been drawn floor or ceil of k * rate_c times.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ _STRIDE = 1024  # steps between two stored counts of `Quotas`
 class Draw:
     """One sample of one step. All its randomness comes from `seed`, a number of 64 bits.
 
-    `row`: row of the manifest. `epoch`: epoch of the data set, from 0. `clip_seed`: set on every crop of a clip but the
-    first. It is the seed of the first crop, which chooses the times of the frames for all crops.
+    `row`: row of the manifest. `epoch`: epoch of the data set, from 0; with class balance, epoch of the row's class.
+    `clip_seed`: set on every crop of a clip but the first. It is the seed of the first crop, which chooses the times of
+    the frames for all crops.
     """
 
     dataset: str
@@ -120,7 +122,7 @@ class Schedule:
         """`pairing`: how samples are paired for mixup. The two samples of a pair come one after the other."""
         self.seed, self.groups, self.pairing = seed, groups, pairing
         self._quotas = tuple(Quotas(group) for group in groups)
-        self._orders: dict[str, dict[int, np.ndarray]] = {}  # data set -> epoch -> order of the rows
+        self._orders: dict[tuple[str, int], dict[int, np.ndarray]] = {}  # data set and class -> epoch -> order
 
     @property
     def batch(self) -> int:
@@ -193,28 +195,38 @@ class Schedule:
         return self.pairing.order(shuffled) if self.pairing else tuple(draw for clip in shuffled for draw in clip)
 
     def _draw(self, dataset: MixtureDataset, number: int) -> Draw:
-        """Sample `number` (from 0) of a data set's own sequence: one shuffled epoch after another."""
+        """Sample `number` (from 0) of a data set's own sequence: one shuffled epoch after another.
+
+        With class balance, every class has its own shuffled epochs.
+        """
         clip, crop = divmod(number, dataset.crops)
-        epoch, place = divmod(clip, len(dataset.rows))
-        row = int(dataset.rows[self._order(dataset, epoch)[place]])
+        if dataset.balance is None:
+            epoch, place = divmod(clip, len(dataset.rows))
+            index = self._order(dataset.name, -1, epoch, len(dataset.rows))[place]
+        else:
+            class_index, earlier = dataset.balance.draw(clip)
+            rows_of_class = dataset.balance.rows_of[class_index]
+            epoch, place = divmod(earlier, len(rows_of_class))
+            index = rows_of_class[self._order(dataset.name, class_index, epoch, len(rows_of_class))[place]]
+        row = int(dataset.rows[index])
         clip_seed = draw_seed(self.seed, dataset.name, epoch, row)
         if not crop:  # the first crop uses the seed of the clip itself, so `crops` 1 is the same as without crops
             return Draw(dataset.name, row, epoch, clip_seed)
         return Draw(dataset.name, row, epoch, draw_seed(clip_seed, dataset.name, crop, row), clip_seed)
 
-    def _order(self, dataset: MixtureDataset, epoch: int) -> np.ndarray:
-        """int64 `(rows,)`: the shuffled order of a data set's rows in an epoch.
+    def _order(self, dataset: str, class_index: int, epoch: int, rows: int) -> np.ndarray:
+        """int64 `(rows,)`: the shuffled order of the `rows` rows of a class in an epoch; -1 for the whole data set.
 
         Two epochs stay in memory, because a step may go from one epoch into the next. The order of a million rows takes
         8 MB in every process, so older epochs are dropped.
         """
-        orders = self._orders.setdefault(dataset.name, {})
+        orders = self._orders.setdefault((dataset, class_index), {})
         if epoch not in orders:
             while len(orders) > 1:
                 del orders[next(iter(orders))]
-            # No row has the number 2**64 - 1, so this seed is different from the seed of every draw.
-            seed = draw_seed(self.seed, dataset.name, epoch, -1 % 2**64)
-            orders[epoch] = np.random.default_rng(seed).permutation(len(dataset.rows))
+            # No row has such a high number, so this seed is different from the seed of every draw.
+            seed = draw_seed(self.seed, dataset, epoch, 2**64 - 2 - class_index)
+            orders[epoch] = np.random.default_rng(seed).permutation(rows)
         return orders[epoch]
 
 

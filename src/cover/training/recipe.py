@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # Dotted key -> the smallest and the largest allowed value.
 RANGES: dict[str, tuple[float, float]] = {
-    "steps": (0, math.inf),
     "batch": (1, math.inf),
     "accumulation": (1, math.inf),
     "seed": (0, 2**63 - 1),
@@ -208,7 +207,9 @@ class Recipe:
 
     data: Data = field(metadata={"help": "the mixture"})
     out: str = field(metadata={"help": "the run's folder"})
-    steps: int = field(metadata={"help": "optimizer steps; 0: as many as data.epochs needs"})
+    steps: int | Literal["auto"] = field(
+        metadata={"help": "optimizer steps; auto: a number that suits the data; 0: as many as data.epochs needs"}
+    )
     batch: int = option(64, "samples per optimizer step, over all ranks")
     model: Options = option(DEFAULT_OPTIONS, "the network; model.backbone names its family")
     start: Start = option(Start(), "the initial weights")
@@ -242,7 +243,15 @@ class Recipe:
         self.augment.check(self.data.sets)
         self.model.check()
 
+    @property
+    def step_count(self) -> int:
+        """The number of steps, of a recipe in which it is a number (`train.with_steps` replaces `auto` and 0)."""
+        assert self.steps != "auto", "the number of steps is not known yet"
+        return self.steps
+
     def _check_start(self) -> None:
+        if self.steps != "auto":
+            check_range("steps", self.steps, 0, math.inf)
         if not self.steps and not self.data.epochs:
             raise UserError("steps: 0 is as many as data.epochs needs; give that, or a number of steps")
         if self.start.heads == "keep" and not self.start.checkpoint:

@@ -30,13 +30,14 @@ from cover.evaluation.protocol import find_tasks
 from cover.media.decode import check_decoder
 from cover.mixture.dataset import retained_metadata, with_retained
 from cover.mixture.loader import SampleReader, packs
-from cover.mixture.mixture import Mixture
+from cover.mixture.mixture import Mixture, class_line
 from cover.mixture.pack import augment_uint8, split_pack
 from cover.mixture.schedule import Schedule, draw_seed
 from cover.model.backbones import backbone_config
 from cover.model.cover import CoVeR
 from cover.model.release import find_release, read_config, start_from
 from cover.training import checkpoint
+from cover.training.budget import budget_for, explain_steps
 from cover.training.guards import FiniteCheck, ReadingCheck
 from cover.training.logging import RunLog, check_sinks
 from cover.training.optim import (
@@ -49,7 +50,7 @@ from cover.training.optim import (
     set_learning_rate,
 )
 from cover.training.recipe import Recipe
-from cover.training.resume import check_same_rows, count_exclusions, first_step, has_started, prepare_folder
+from cover.training.resume import begun_with, check_same_rows, count_exclusions, first_step, has_started, prepare_folder
 from cover.training.step import StepSettings, train_step
 
 
@@ -78,6 +79,8 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     check_packages(recipe)
     catalog = load_catalog(recipe.data.catalog)
     mixture = Mixture.open(recipe.data, catalog)
+    if recipe.steps == "auto":
+        recipe = choose_steps(recipe, mixture, run if resume else None)
     recipe = with_steps(recipe, mixture)
     schedule = make_schedule(recipe, mixture, group.ranks)
     reader = make_reader(recipe, mixture)
@@ -113,7 +116,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     # --- the log, the guards and the checkpoints ----------------------------------------------------------------------
     log = RunLog(run, recipe, mixture, schedule, model, first, group.total, group.leads)
     log.write(
-        "start", first, **metadata, **make_up(schedule), exclusions=exclusions, ranks=group.ranks, **log.metadata()
+        "start", first, **metadata, **make_up(schedule, mixture), exclusions=exclusions, ranks=group.ranks, **log.metadata()
     )
     finite = FiniteCheck(run, recipe.nonfinite, group, schedule, mixture, facts.get("skipped", 0))
     reading = ReadingCheck(recipe.data.sets, recipe.data.unreadable, group)
@@ -121,9 +124,9 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
 
     # --- the loop -----------------------------------------------------------------------------------------------------
     with log, StopSignal() as stop:
-        batches = packs(schedule, reader, first, recipe.steps, workers, group.rank, group.ranks)
-        for step in range(first, recipe.steps):
-            lr = learning_rate(recipe.optimizer, step, recipe.steps)
+        batches = packs(schedule, reader, first, recipe.step_count, workers, group.rank, group.ranks)
+        for step in range(first, recipe.step_count):
+            lr = learning_rate(recipe.optimizer, step, recipe.step_count)
             set_learning_rate(optimizer, lr)
             with log.spending("data"):
                 pack = next(batches)
@@ -139,7 +142,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
             done = step + 1
             # Several ranks stop at the same step, after the step has shared the signal of one of them.
             leaving = finite.leaving or (group.ranks == 1 and stop.received is not None)
-            last = done == recipe.steps or leaving
+            last = done == recipe.step_count or leaving
             evaluating = due(done, recipe.evaluate_every, last and recipe.evaluate_every >= 0)
             if due(done, recipe.log_every, last or evaluating):
                 finite.settle()  # a line or a checkpoint must not come before the check of its step
@@ -172,8 +175,28 @@ def check_packages(recipe: Recipe) -> None:
 
 
 def with_steps(recipe: Recipe, mixture: Mixture) -> Recipe:
-    """The recipe with its number of steps, which may follow from `data.epochs`."""
+    """The recipe with its number of steps, which may follow from `data.epochs` or, with `auto`, from the sizes."""
+    if recipe.steps == "auto":
+        rows = sum(mixture.sizes.values())
+        return replace(recipe, steps=budget_for(recipe.start.checkpoint).steps(rows, recipe.batch))
     return recipe if recipe.steps else replace(recipe, steps=mixture.steps(recipe.batch))
+
+
+def choose_steps(recipe: Recipe, mixture: Mixture, resumed: Path | None) -> Recipe:
+    """A recipe with `steps: auto` with its number of steps, which is printed.
+
+    `resumed`: the folder of a run that is resumed. It keeps the number of steps that it was begun with.
+    """
+    if resumed and has_started(resumed):
+        return replace(recipe, steps=begun_with(resumed).steps)
+    chosen = with_steps(recipe, mixture)
+    say(explain_auto(chosen, mixture))
+    return chosen
+
+
+def explain_auto(chosen: Recipe, mixture: Mixture) -> str:
+    """Why `steps: auto` is the number of steps of the recipe `chosen`, in one line."""
+    return explain_steps(chosen.start.checkpoint, sum(mixture.sizes.values()), chosen.batch, chosen.step_count)
 
 
 def make_schedule(recipe: Recipe, mixture: Mixture, ranks: int = 1) -> Schedule:
@@ -243,12 +266,15 @@ def describe(recipe: Recipe, mixture: Mixture, model: CoVeR, origin: Path | None
     }
 
 
-def make_up(schedule: Schedule) -> dict[str, Any]:
-    """The groups and rates of a step, for the log. They are printed too."""
+def make_up(schedule: Schedule, mixture: Mixture) -> dict[str, Any]:
+    """The groups and rates of a step, and the rates and weights of classes, for the log. They are printed too."""
     groups = [{"frames": frames, "samples": samples} for samples, frames in schedule.mean_step]
     rates = schedule.rates
     say(f"each step: {schedule.describe()}; rates {', '.join(f'{name} {rate:.1%}' for name, rate in rates.items())}")
-    return {"groups": groups, "rate_wanted": rates}
+    classes = mixture.describe_classes()
+    for name, facts in classes.items():
+        say(class_line(name, facts))
+    return {"groups": groups, "rate_wanted": rates, **({"classes": classes} if classes else {})}
 
 
 # --- inside the loop --------------------------------------------------------------------------------------------------

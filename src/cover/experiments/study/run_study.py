@@ -40,7 +40,7 @@ def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] |
     _check_counts(study, builder)
     grid = Grid(study, builder)
     planned = plan(study, builder)
-    steps = sum(job.recipe.steps for job in grid.jobs.values())
+    steps = sum(job.recipe.step_count for job in grid.jobs.values())
     say(f"{out}: {len(grid.jobs)} runs, {steps:,} steps in all, {len(comparisons_of(study))} comparisons")
     print_plan(planned, study.margin)
     if dry:
