@@ -87,8 +87,9 @@ def test_adding_a_head(
 
 def test_the_settings_are_those_of_the_code() -> None:
     table = ADDING[ADDING.index("## Its settings") :]
-    assert f"{settings.UPDATES:,} steps, from {settings.LEAST_EPOCHS} to {settings.MOST_EPOCHS['alone']}" in table
-    assert f"(`probe`: to {settings.MOST_EPOCHS['probe']})" in table
+    alone, probe = settings.BUDGETS["alone"], settings.BUDGETS["probe"]
+    assert f"{alone.updates:,} steps, from {alone.least_epochs} to {alone.most_epochs}" in table
+    assert f"(`probe`: to {probe.most_epochs})" in table
     assert (settings.BATCH, settings.LEAST_BATCH, settings.BATCH * settings.STEPS_IN_AN_EPOCH) == (32, 8, 256)
     assert (settings.PROBE.lr, settings.PROBE.weight_decay, settings.PROBE.warmup) == (1e-2, 0, 0.05)
     assert (settings.FINE.lr, settings.FINE.layer_decay, settings.FINE.head_lr, settings.FINE.warmup) == (

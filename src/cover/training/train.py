@@ -116,7 +116,13 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     # --- the log, the guards and the checkpoints ----------------------------------------------------------------------
     log = RunLog(run, recipe, mixture, schedule, model, first, group.total, group.leads)
     log.write(
-        "start", first, **metadata, **make_up(schedule, mixture), exclusions=exclusions, ranks=group.ranks, **log.metadata()
+        "start",
+        first,
+        **metadata,
+        **make_up(schedule, mixture),
+        exclusions=exclusions,
+        ranks=group.ranks,
+        **log.metadata(),
     )
     finite = FiniteCheck(run, recipe.nonfinite, group, schedule, mixture, facts.get("skipped", 0))
     reading = ReadingCheck(recipe.data.sets, recipe.data.unreadable, group)
