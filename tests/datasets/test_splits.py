@@ -181,9 +181,8 @@ def test_groups_in_two_given_splits_are_named() -> None:
 def test_folds_never_leak_and_measure_every_row_once(rows: list[ListedSample], count: int, seed: int) -> None:
     try:
         parts = folds(rows, count, seed, NAMES)
-    except UserError as error:
-        assert "\n" not in str(error)
-        return
+    except UserError:
+        return  # the refusals have tests of their own
     assert len(parts) == count
     for train, test in parts:
         assert test
