@@ -31,6 +31,7 @@ from cover.experiments.run_files import read_result, write_result
 from cover.hardware import pick_device
 from cover.media.decode import Decoder
 from cover.media.sampling import Views
+from cover.mixture.rates import Data
 from cover.model.release import find_release, load_release, trained_on, weights_digest
 from cover.training.recipe import Recipe
 from cover.training.resume import RECIPE, has_started
@@ -131,30 +132,30 @@ def _excluded(catalog: Catalog, name: str) -> set[int]:
 
 
 def write_catalog(
-    folder: Path, catalog: Catalog, own: Mapping[str, tuple[DividedSet, Mapping[str, list[Row]]]], exclusions: bool
+    folder: Path, catalog: Catalog, own: Mapping[str, tuple[DividedSet, Mapping[str, list[Row]]]], data: Data
 ) -> Path:
     """Write a catalog with manifests of row subsets into `folder`; returns its path.
 
-    `own`: data set -> its division, and the rows of each split. The other data sets of `catalog` are taken as they are.
-    Files that have the same content already stay as they are. Raises `UserError` if they have another, or if they
-    cannot be written.
+    `own`: data set -> its division, and the rows of each split. The other data sets of `data.sets` are taken from
+    `catalog` as they are. Files that have the same content already stay as they are. Raises `UserError` if they have
+    another, or if they cannot be written.
     """
     try:
-        return _write_catalog(folder, catalog, own, exclusions)
+        return _write_catalog(folder, catalog, own, data)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
 def _write_catalog(
-    folder: Path, catalog: Catalog, own: Mapping[str, tuple[DividedSet, Mapping[str, list[Row]]]], exclusions: bool
+    folder: Path, catalog: Catalog, own: Mapping[str, tuple[DividedSet, Mapping[str, list[Row]]]], data: Data
 ) -> Path:
     entries = {
         name: _write_set(folder / "data", divided.spec, divided.classes, splits)
         for name, (divided, splits) in own.items()
     }
-    for name, spec in catalog.specs.items():
-        if name not in own and (paths := _indexed(catalog, spec)):
-            entries[name] = _other_set(folder / "data", catalog, spec, paths, exclusions)
+    for name in data.sets:
+        if name not in own:
+            entries[name] = _other_set(folder / "data", catalog, catalog.spec(name), data.exclusions == "use")
     path = folder / "catalog.yaml"
     text = yaml.dump(entries, Dumper=Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
@@ -165,17 +166,12 @@ def _write_catalog(
     return path
 
 
-def _indexed(catalog: Catalog, spec: DatasetSpec) -> dict[str, Path]:
-    paths = {split: catalog.manifest_path(spec.name, split) for split in spec.splits}
-    return {split: path for split, path in paths.items() if path.is_file()}
-
-
-def _other_set(
-    folder: Path, catalog: Catalog, spec: DatasetSpec, paths: Mapping[str, Path], exclusions: bool
-) -> dict[str, Any]:
+def _other_set(folder: Path, catalog: Catalog, spec: DatasetSpec, exclusions: bool) -> dict[str, Any]:
     """The entry of a data set that is not divided. It has no rows of `cover overlap` in train, because the list of
     exclusions stays beside the original manifests.
     """
+    paths = {split: catalog.manifest_path(spec.name, split) for split in spec.splits}
+    paths = {split: path for split, path in paths.items() if path.is_file()}
     entry = prepared_entry(spec, {split: str(path.absolute()) for split, path in paths.items()})
     left_out = _excluded(catalog, spec.name) if exclusions and "train" in paths else set()
     if left_out:
@@ -223,14 +219,13 @@ def run_folds(
     The runs are in folders below `out`. Finished folds are not repeated, and an interrupted one is resumed. Returns for
     each data set what `pooled` returns. Raises `UserError`.
     """
-    exclusions = recipe.data.exclusions == "use"
     results = []
     for fold in range(request.count):
         folder = fold_folder(out, request, fold)
         own = {
             each.spec.name: (each, {"train": each.folds[fold][0], MEASURED: each.folds[fold][1]}) for each in divided
         }
-        path = write_catalog(folder, catalog, own, exclusions)
+        path = write_catalog(folder, catalog, own, recipe.data)
         say(f"fold {fold + 1} of {request.count}: {folder}")
         run = folder / "run"
         own_recipe = replace(recipe, out=str(run), data=replace(recipe.data, catalog=str(path)))

@@ -138,7 +138,7 @@ def _add_by_folds(
     rows = divided[0].rows
     recipe = _recipe(request, sum(row.state == "ok" for row in rows), replayed, old, options.overrides)
     check_start(recipe, folds)
-    write_catalog(whole, catalog, {request.name: (divided[0], {"train": rows})}, exclusions)
+    write_catalog(whole, catalog, {request.name: (divided[0], {"train": rows})}, recipe.data)
     _write_recipe(recipe, beside / "recipe.yaml")
     measured = run_folds(recipe, catalog, divided, folds, beside / FOLDS)[request.name]
     splits = {name: split_of(name, catalog, None) for name in old.heads}
