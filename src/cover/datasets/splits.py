@@ -84,7 +84,7 @@ def carve_dev(rows: Sequence[R], fraction: float, classes: Sequence[str]) -> Car
     if len(rows) < _ENOUGH_FOR_DEV and fraction * len(rows) < 1:
         warning = f"no dev split: {fraction:g} of {len(rows)} samples is less than one; raise dev, or use --folds"
         return CarvedDev(list(rows), [], (warning,))
-    table = _GroupTable(rows)
+    table = _GroupTable(rows, len(classes) + 1)
     chosen = _choose(table, fraction)
     names = {table.names[group] for group in chosen}
     dev = [row for row in rows if row.group_id in names]
@@ -112,15 +112,14 @@ class _GroupTable:
     are the samples and the groups of each stratum.
     """
 
-    def __init__(self, rows: Sequence[Grouped]) -> None:
-        names = sorted({row.group_id for row in rows})
+    def __init__(self, rows: Sequence[Grouped], strata: int) -> None:
+        ids = [row.group_id for row in rows]
+        names = sorted(set(ids))
         order = np.argsort(np.fromiter(map(_place, names), np.float64, len(names)), kind="stable").tolist()
         self.names = [names[place] for place in order]
         number = {name: place for place, name in enumerate(self.names)}
-        pairs = ((number[row.group_id], label + 1) for row in rows for label in _strata(row))
-        flat = np.fromiter((value for pair in pairs for value in pair), np.int64).reshape(-1, 2)
-        strata = int(flat[:, 1].max(initial=0)) + 1
-        keys, counts = np.unique(flat[:, 0] * strata + flat[:, 1], return_counts=True)
+        pairs = (number[name] * strata + label + 1 for name, row in zip(ids, rows) for label in _strata(row))
+        keys, counts = np.unique(np.fromiter(pairs, np.int64), return_counts=True)
         group, stratum = np.divmod(keys, strata)
         self.first: list[int] = np.searchsorted(group, np.arange(len(names) + 1)).tolist()
         self.stratum: list[int] = stratum.tolist()
@@ -157,10 +156,16 @@ def _choose(table: _GroupTable, fraction: float) -> list[int]:
     def take(group: int) -> None:
         chosen.append(group)
         for stratum, count in table.entries(group):
+            if need[stratum] > 0.5 >= need[stratum] - count:
+                unfilled.discard(stratum)
             need[stratum] -= count
             left[stratum] -= 1
 
+    # A group has at least one sample of a class, so it is a gain only where more than half a sample is needed.
+    unfilled = {stratum for stratum, count in enumerate(need) if count > 0.5}
     for group in range(len(table.names)):
+        if not unfilled:
+            break
         if gain(group) > 0 and may_leave(group):
             take(group)
     for stratum in np.argsort(table.groups, kind="stable").tolist():
