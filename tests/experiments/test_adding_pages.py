@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cover.cli import main
+from cover.datasets.catalog import load_catalog
 from cover.experiments.add import add_recipe as settings
 from cover.model.release import find_release, read_config
 
@@ -119,7 +120,11 @@ def test_own_data(
     monkeypatch.chdir(tmp_path)
     Path("sandbox").symlink_to(sandbox.parent)
     make_clips(sandbox)
-    assert write_files(OWN[: OWN.index("## The same on real clips")]) == ["catalog.yaml", "scratch.yaml", "start.yaml"]
+    page = OWN[: OWN.index("## The same on real clips")]
+    assert write_files(page) == ["catalog.yaml", "scratch.yaml", "start.yaml", "groups.yaml"]
+    for spec in load_catalog("groups.yaml").specs.values():
+        assert spec.group
+        assert spec.group.of_path("serve/court3_001.mp4", "", spec.name) == "court3"
     commands = commands_of(OWN)
     assert [command[0] for command in commands] == [
         "index",
@@ -134,6 +139,7 @@ def test_own_data(
         "evaluate",
         "predict",
         "predict",
+        "evaluate",
     ]
     printed = []
     for command in commands:
@@ -141,6 +147,7 @@ def test_own_data(
         printed.append(run([*command, *less], capsys))
     assert "mine" in printed[0]
     assert "listed" in printed[0]
+    assert "by fold" in printed[-1]
     with Path("predictions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(list(Path("clips").rglob("*.mp4")))

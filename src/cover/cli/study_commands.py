@@ -49,6 +49,13 @@ _JOBS = argument(
         "--split", choices=["val", "dev", "test"], help="split to evaluate on (default: val, else dev, else test)"
     ),
     argument(
+        "--folds",
+        type=whole(2),
+        metavar="K",
+        help="measure by K folds: join all splits, train K more heads, each without one fold of whole groups; the final"
+        " head is trained on all samples",
+    ),
+    argument(
         "--out",
         type=Path,
         help="folder of the run (default: runs/NAME_HOW); fields of its recipe can be set, as in --optimizer.lr 1e-3",
@@ -78,7 +85,8 @@ def add(args: Namespace) -> int:
     request = AddRequest(
         args.checkpoint, args.data, args.catalog, args.how, out, args.epochs, args.seed, args.device, args.workers
     )
-    results = add(request, AddOptions(args.compare, args.baseline, args.split, args.only_recipe, args.overrides))
+    options = AddOptions(args.compare, args.baseline, args.split, args.only_recipe, args.overrides, args.folds)
+    results = add(request, options)
     if results is None:  # --only-recipe
         print(out / BESIDE / "recipe.yaml")
         say_next("train", out / BESIDE / "recipe.yaml")

@@ -38,8 +38,13 @@ from cover.errors import UserError
     argument("names", metavar="NAME", nargs="*", help="only these data sets (default: all that have a head)"),
     checkpoint("--also", action="append", default=[], help="another checkpoint to evaluate (may be repeated)"),
     CATALOG,
+    argument("--split", choices=["train", "dev", "val", "test"], help="split to evaluate on (default: val)"),
     argument(
-        "--split", default="val", choices=["train", "dev", "val", "test"], help="split to evaluate on (default: val)"
+        "--folds",
+        type=whole(2),
+        metavar="K",
+        help="join all splits of the named data sets, train the recipe of the run K more times, each time without one"
+        " fold of whole groups, and measure the folds; CHECKPOINT is the folder of a run",
     ),
     argument("--views", help="views of a sample, TEMPORALxSPATIAL, as in 1x3 (default: as each data set says)"),
     argument(
@@ -58,7 +63,7 @@ from cover.errors import UserError
         "--seed",
         type=whole(0),
         default=0,
-        help="seed of random frame orders and of the resamples behind intervals (default: 0)",
+        help="seed of random frame orders, of folds and of the resamples behind intervals (default: 0)",
     ),
     DECODER,
     argument(
@@ -82,6 +87,8 @@ def evaluate(args: Namespace) -> int:
     variants: list[Any] = ["plain", *others]
     if args.scores and args.also:
         raise UserError("--scores: the file holds the scores of one checkpoint; leave --also out")
+    if args.folds:
+        return _evaluate_folds(args)
     heads = read_pairs("--by-names", args.by_names, "DATASET=HEAD")
     with process_group(Distributed().timeout, args.device) as group:
         results = [
@@ -90,7 +97,7 @@ def evaluate(args: Namespace) -> int:
             for result in evaluate_release(
                 release,
                 args.catalog,
-                args.split,
+                args.split or "val",
                 args.names,
                 args.views,
                 variants,
@@ -111,6 +118,21 @@ def evaluate(args: Namespace) -> int:
 
     if group.rank == 0:
         give(results, args.json, show)
+    return 1 if any(row["n_read"] < row["n_listed"] for row in results) else 0
+
+
+def _evaluate_folds(args: Namespace) -> int:
+    from cover.experiments.folds import FoldRequest, folds_of_run, print_folds
+
+    options = ("also", "split", "by_names", "shuffle_frames", "reverse", "single_frame", "per_class", "scores")
+    for name in options:
+        if getattr(args, name):
+            raise UserError(f"--folds: cannot go with --{name.replace('_', '-')}")
+    request = FoldRequest(
+        tuple(args.names), args.folds, args.seed, args.views, args.decoder, args.device, count_workers(args)
+    )
+    results = folds_of_run(args.checkpoint, args.catalog, request)
+    give(results, args.json, lambda: print_folds(results))
     return 1 if any(row["n_read"] < row["n_listed"] for row in results) else 0
 
 

@@ -6,7 +6,7 @@ cover add runs/cotrain --data mine --catalog catalog.yaml --how probe --compare
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from cover.experiments.add.measure import (
     split_of,
     split_of_new,
 )
+from cover.experiments.folds import FoldRequest, check_start, divide, run_folds, write_catalog
 from cover.experiments.run_files import read_log
 from cover.machine import default_workers
 from cover.model.release import find_release, read_config
@@ -39,7 +40,8 @@ from cover.training.recipe import Recipe
 from cover.training.resume import has_started
 from cover.training.train import train
 
-BESIDE = "add"  # folder, in that of the run, for recipes, results and the baseline
+BESIDE = "add"  # folder, in that of the run, for recipes, results, the baseline and the folds
+FOLDS = "folds"  # folder, in `BESIDE`, for the runs of the folds
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class AddOptions:
 
     `compare`: also train the new data set alone, from `baseline` or from random weights. `split`: the split to measure
     on, in place of the first of `measure.SPLITS`. `only_recipe`: write the recipe and stop. `overrides`: fields of the
-    recipe, as for `cover train`.
+    recipe, as for `cover train`. `folds`: measure by this many folds over all labelled samples, and train the final
+    head on all of them.
     """
 
     compare: bool = False
@@ -56,6 +59,14 @@ class AddOptions:
     split: str | None = None
     only_recipe: bool = False
     overrides: Sequence[str] = ()
+    folds: int | None = None
+
+    def check(self) -> None:
+        """Raises `UserError` for options that exclude each other."""
+        others = {"--compare": self.compare or self.baseline, "--split": self.split, "--only-recipe": self.only_recipe}
+        for name, given in others.items():
+            if self.folds and given:
+                raise UserError(f"--folds: cannot go with {name}")
 
 
 def add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
@@ -68,10 +79,13 @@ def add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
             "torchrun: write the recipe with cover add --only-recipe, run it with torchrun -m cover train,"
             " then run cover add"
         )
+    options.check()
     catalog, workers = load_catalog(request.catalog), default_workers() if request.workers < 0 else request.workers
     request, beside = replace(request, release=find_release(request.release)), request.out / BESIDE
     rows = len(_new_set(request, catalog, workers).usable)
     old = old_sets(read_config(request.release).heads, catalog)
+    if options.folds:
+        return _add_by_folds(request, options, old, catalog, workers)
     recipe = make_recipe(request, rows, old, catalog, options.overrides)
     _write_recipe(recipe, beside / "recipe.yaml")
     if options.only_recipe:
@@ -83,21 +97,57 @@ def add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
     run = train_missing(recipe)
     after = _evaluator(find_release(run), catalog, request, workers)
     new = after.measure(request.name, split)
-    results = {
+    results = _results(request, recipe, old, compare_old(before, request.release, after, old, recipe))
+    results["new"] = {"dataset": request.name, **accuracy(new, recipe.seed)}
+    if options.compare or baseline:
+        write_json(results, beside / "results.json")  # here too, because the baseline takes long
+        results["compare"] = _compare(request, recipe, new, catalog, baseline, workers)
+    write_json(results, beside / "results.json")
+    return results
+
+
+def _results(request: AddRequest, recipe: Recipe, old: OldSets, compared: list[dict[str, Any]]) -> dict[str, Any]:
+    """The results without those of the new head."""
+    run = Path(recipe.out)
+    return {
         "checkpoint": str(request.release),
         "how": request.how,
         "seed": recipe.seed,
         "run": str(run),
-        "recipe": str(beside / "recipe.yaml"),
+        "recipe": str(request.out / BESIDE / "recipe.yaml"),
         "epochs": _epochs(run),
         "not_replayed": old.absent if request.how == "replay" else {},
-        "old": compare_old(before, request.release, after, old, recipe),
-        "new": {"dataset": request.name, **accuracy(new, recipe.seed)},
+        "old": compared,
+        "new": None,
         "compare": None,
     }
-    if options.compare or baseline:
-        write_json(results, beside / "results.json")  # here too, because the baseline takes long
-        results["compare"] = _compare(request, recipe, new, catalog, baseline, workers)
+
+
+def _add_by_folds(
+    request: AddRequest, options: AddOptions, old: OldSets, catalog: Catalog, workers: int
+) -> dict[str, Any]:
+    """The results of `add` with folds. The final head is trained on all samples, by the recipe of the folds."""
+    assert options.folds
+    beside = request.out / BESIDE
+    whole = beside / FOLDS / "all"
+    folds = FoldRequest((request.name,), options.folds, request.seed, device=request.device, workers=workers)
+    request = replace(request, catalog=whole / "catalog.yaml")
+    replayed = replayed_rows(request, old, catalog)
+    exclusions = _recipe(request, 1, replayed, old, options.overrides).data.exclusions == "use"
+    divided = divide(catalog, folds, exclusions)
+    rows = divided[0].rows
+    recipe = _recipe(request, sum(row.state == "ok" for row in rows), replayed, old, options.overrides)
+    check_start(recipe, folds)
+    write_catalog(whole, catalog, {request.name: (divided[0], {"train": rows})}, recipe.data)
+    _write_recipe(recipe, beside / "recipe.yaml")
+    measured = run_folds(recipe, catalog, divided, folds, beside / FOLDS)[request.name]
+    splits = {name: split_of(name, catalog, None) for name in old.heads}
+    before = measure_old(_evaluator(request.release, catalog, request, workers), old, splits)
+    say(f"all {len(rows)} samples: {recipe.out}")
+    after = _evaluator(find_release(train_missing(recipe)), catalog, request, workers)
+    results = _results(request, recipe, old, compare_old(before, request.release, after, old, recipe))
+    estimate = {"value": measured["top1"], **measured["top1_interval"]}
+    results["new"] = {"measure": "top1", "split": f"{options.folds} folds", **estimate, **measured}
     write_json(results, beside / "results.json")
     return results
 
@@ -137,6 +187,14 @@ def make_recipe(request: AddRequest, rows: int, old: OldSets, catalog: Catalog, 
 
     Raises `UserError`.
     """
+    return _recipe(request, rows, replayed_rows(request, old, catalog), old, overrides)
+
+
+def replayed_rows(request: AddRequest, old: OldSets, catalog: Catalog) -> dict[str, int]:
+    """The old data sets that are replayed, with their training samples. Those that are not are reported on stderr.
+
+    Raises `UserError`.
+    """
     replayed: dict[str, int] = {}
     names = ", ".join(old.heads)
     if request.how == "replay":
@@ -148,6 +206,12 @@ def make_recipe(request: AddRequest, rows: int, old: OldSets, catalog: Catalog, 
             raise UserError(f"--how replay: none of the release's data sets ({names}) is here; choose probe or alone")
     if request.how == "alone" and old.heads:
         say(f"WITHOUT REPLAY: the heads of {names} stay the same, but the backbone changes: expect them to forget")
+    return replayed
+
+
+def _recipe(
+    request: AddRequest, rows: int, replayed: Mapping[str, int], old: OldSets, overrides: Sequence[str]
+) -> Recipe:
     recipe = add_recipe(request, rows, replayed, old.shared)
     if not overrides:
         return recipe

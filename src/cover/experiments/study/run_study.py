@@ -61,7 +61,7 @@ def plan(study: Study, builder: SubsetBuilder) -> list[dict[str, Any]]:
         folds = study.folds.get(target, 0)
         manifests = [builder.measured(Subset(target, folds=folds, fold=fold)) for fold in range(max(1, folds))]
         items = sum(len(manifest.usable) for manifest in manifests)
-        sources = len({manifest.row(int(number)).source_id for manifest in manifests for number in manifest.usable})
+        sources = len({manifest.row(int(number)).group_id for manifest in manifests for number in manifest.usable})
         spread = study.expected
         smallest = detectable(spread.between_runs, spread.between_sources, len(study.seeds), sources)
         rows.append(

@@ -244,7 +244,7 @@ class _ArmPredictions:
         rows = [manifest.row(int(number)) for number in self._outcomes.rows]
         return {
             "ids": [row.sample_id for row in rows],
-            "sources": [row.source_id for row in rows],
+            "sources": [row.group_id for row in rows],
             "labels": self._outcomes.labels.tolist(),
             "predicted": self._outcomes.predicted.tolist(),
             "class_names": list(task.classes),
