@@ -241,6 +241,19 @@ class Backbone(nn.Module, ABC):
         first = min((names.index(name) for name in layers), default=0)
         return layers.get(parameter, 0 if names.index(parameter) < first else len(self.stages()) + 1)
 
+    def prefix_state(self, stages: int) -> dict[str, Tensor]:
+        """The parameters and saved buffers that the output of the first `stages` stages depends on, by name."""
+        layers = {name: self.layer_of(name) for name, _ in self.named_parameters()}
+        # A buffer belongs to the layer of the parameters of its module; without any, to the stage that it is in.
+        modules = {name.rpartition(".")[0]: layer for name, layer in layers.items()}
+        later = {id(buffer) for stage in self.stages()[stages:] for buffer in stage.buffers()}
+        state = self.state_dict(keep_vars=True)
+        return {
+            name: value.detach()
+            for name, value in state.items()
+            if layers.get(name, modules.get(name.rpartition(".")[0], 0)) <= stages and id(value) not in later
+        }
+
     def temporal_parameters(self) -> frozenset[str]:
         """The names of the parameters that an image model does not have."""
         return frozenset()
