@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cover.distributed import ProcessGroup
 from cover.evaluation.protocol import EvaluationTask, ViewPlan
 from cover.evaluation.view_reader import batch_size, read_batches, targets_of
 from cover.media.decode import FileProblem
@@ -16,6 +18,15 @@ from cover.mixture.loader import labels_of
 from cover.mixture.prefix_cache import Computed, PrefixCache
 from cover.mixture.prefix_files import PrefixFiles
 from cover.model.cover import CoVeR
+
+
+def trained_cache(model: CoVeR, group: ProcessGroup | None = None, folder: str | Path = "") -> PrefixCache | None:
+    """The cache with the stages and the dtype that a released model was trained with; None if it had no cache.
+
+    `group`, `folder`: as in `PrefixCache`.
+    """
+    settings = model.metadata.get("cache")
+    return PrefixCache(model, settings["stages"], group, settings["dtype"], folder) if settings else None
 
 
 def cache_views(cache: PrefixCache, model: CoVeR, task: EvaluationTask, workers: int) -> PrefixFiles:

@@ -6,7 +6,7 @@ Every readable sample is evaluated once. No sample is dropped, padded or replace
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from cover.console import Meter, print_table, say
 from cover.datasets.catalog import load_catalog
+from cover.distributed import ProcessGroup
 from cover.errors import UserError
-from cover.evaluation.cached_views import cache_views, cached_batches
+from cover.evaluation.cached_views import cache_views, cached_batches, trained_cache
 from cover.evaluation.metrics import MeanAveragePrecision, Outcomes, TopK
 from cover.evaluation.protocol import EvaluationTask, find_tasks
 from cover.evaluation.view_reader import batches
@@ -343,11 +344,14 @@ def evaluate_release(
     other_heads: Mapping[str, str] | None = None,
     scores: Path | None = None,
     group: Ranks = ONE_RANK,
+    cache: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """The results of a checkpoint on a split, one dict per data set and variant.
 
     `names`, `other_heads`: see `find_tasks`. `views`: `TxS` in place of the catalog's views. `scores`: path of the
-    `ScoreFile`, None for none. The other arguments are those of `evaluate`. Raises `UserError`.
+    `ScoreFile`, None for none. `cache`: the folder of cached outputs of the stages that were frozen in training, empty
+    for the usual one, None to compute all (docs/caching.md). The other arguments are those of `evaluate`. Raises
+    `UserError`.
     """
     check_decoder(decoder)
     folder = find_release(checkpoint)
@@ -356,11 +360,15 @@ def evaluate_release(
     tasks = find_tasks(load_catalog(catalog), model, model.frames, split, names, chosen_views, decoder, other_heads)
     where = pick_device(device)
     model.to(where)
+    processes = replace(group, device=where) if isinstance(group, ProcessGroup) else ProcessGroup(where)
+    prefix = None if cache is None else trained_cache(model, processes, cache)
+    if cache is not None and prefix is None:
+        raise UserError(f"--cache: {folder}: was trained without a cache (cache.stages of its recipe); leave it out")
     results = []
     with ScoreFile(scores, group.rank, group.ranks) as file:
         keep = file.keep if scores else None
         for task in tasks:
-            by_variant = evaluate(model, task, where, workers, _for_media(variants, task), seed, group, keep)
+            by_variant = evaluate(model, task, where, workers, _for_media(variants, task), seed, group, keep, prefix)
             more: dict[str, Any] = {"class_names": list(task.classes), "checkpoint": str(folder)}
             more |= {"step": model.metadata.get("step"), "seed": seed}
             results += [{**result, **more} for result in by_variant.values()]
