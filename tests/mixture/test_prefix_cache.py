@@ -190,7 +190,7 @@ def test_what_changes_a_value_changes_the_folder(
         with torch.no_grad():
             other.model.backbone.get_parameter("blocks.1.norm1.bias")[0] += 1e-3
     elif change == "stages":
-        stages = 1
+        stages, named = 1, "weights, stages"
     elif change == "transforms":
         other.reader = other.mixture.reader(SIZE, TRANSFORMS[:1])
     elif change == "seed":
@@ -318,26 +318,21 @@ def test_room_is_checked_before_anything_is_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+# One clip at a time, so that there are many moments to be killed at.
 FILL = """
-import sys, torch
-from tests_of_this_file import Run, PrefixCache
-run = Run(sys.argv[1])
-run.cached(PrefixCache(run.model, 2), steps=40)
+import sys
+sys.path.insert(0, sys.argv[2])
+import cover.mixture.prefix_cache as module
+from test_prefix_cache import Run
+module.BATCH_FRAMES = 3
+Run(sys.argv[1], sets=["moves"]).cached(steps=40)
 """
 
 
-def test_a_run_that_is_killed_while_it_fills_is_continued(make_set: MakeSet, tmp_path: Path) -> None:
-    catalog = make_set({f"{number}.mp4": "xy"[number % 2] for number in range(40)}, name="moves")
-    script = tmp_path / "fill.py"
-    source = Path(__file__).read_text(encoding="utf-8").split("\n# --- files")[0]
-    (tmp_path / "tests_of_this_file.py").write_text(source, encoding="utf-8")
-    # one clip at a time, so that there are many moments to be killed at
-    script.write_text(
-        FILL.replace("run = Run(sys.argv[1])", "run = Run(sys.argv[1], sets=['moves'])").replace(
-            "run.cached", "import cover.mixture.prefix_cache as module; module.BATCH_FRAMES = 3\nrun.cached"
-        )
-    )
-    process = subprocess.Popen([sys.executable, str(script), str(catalog)], stderr=subprocess.DEVNULL)
+def test_a_run_that_is_killed_while_it_fills_is_continued(make_set: MakeSet) -> None:
+    catalog = make_set({f"{number}.mp4": "xy"[number % 2] for number in range(20)}, name="moves")
+    command = [sys.executable, "-c", FILL, str(catalog), str(Path(__file__).parent)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     began = time.monotonic()
     states: list[int] = []
     while sum(states) < 5:
@@ -351,7 +346,7 @@ def test_a_run_that_is_killed_while_it_fills_is_continued(make_set: MakeSet, tmp
     cache = PrefixCache(run.model, 2)
     reader = run.cached(cache, steps=40)
     (report,) = cache.reports
-    assert 0 < report.computed < report.entries == 80
+    assert 0 < report.computed < report.entries == 40
     assert_same_packs(run, reader, steps=40)
 
 

@@ -356,14 +356,14 @@ def evaluate_release(
     check_decoder(decoder)
     folder = find_release(checkpoint)
     model = load_release(folder)
-    chosen_views = Views.parse(views) if views else None
-    tasks = find_tasks(load_catalog(catalog), model, model.frames, split, names, chosen_views, decoder, other_heads)
     where = pick_device(device)
-    model.to(where)
     processes = replace(group, device=where) if isinstance(group, ProcessGroup) else ProcessGroup(where)
     prefix = None if cache is None else trained_cache(model, processes, cache)
     if cache is not None and prefix is None:
         raise UserError(f"--cache: {folder}: was trained without a cache (cache.stages of its recipe); leave it out")
+    chosen_views = Views.parse(views) if views else None
+    tasks = find_tasks(load_catalog(catalog), model, model.frames, split, names, chosen_views, decoder, other_heads)
+    model.to(where)
     results = []
     with ScoreFile(scores, group.rank, group.ranks) as file:
         keep = file.keep if scores else None

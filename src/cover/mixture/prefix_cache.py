@@ -155,7 +155,8 @@ class PrefixCache:
         seconds = time.monotonic() - began
         names = (manifest.name, manifest.split, self.stages)
         report = CacheReport(*names, len(entries), len(missing) - left, files.bytes_each, seconds, str(files.folder))
-        say(str(report))
+        if report.computed or report.folder not in {each.folder for each in self.reports}:
+            say(str(report))  # not at every evaluation
         self.reports.append(report)
 
     def _begin(

@@ -93,14 +93,20 @@ class PrefixFiles:
 
     def missing(self, entries: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The entries (row, view) of `entries`, int64 `(n, 2)`, that have no values. Unreadable ones are among them."""
-        try:
-            states = np.fromfile(self.folder / STATES, np.uint8)
-        except FileNotFoundError:
+        if not self._complete():
             return entries
-        if len(states) != self.rows * self.views:
-            return entries
+        states = np.fromfile(self.folder / STATES, np.uint8)
         found = states.reshape(self.rows, self.views)[entries[:, 0], entries[:, 1]]
         return entries[(found & (DONE | UNREADABLE)) != DONE]
+
+    def _complete(self) -> bool:
+        """Whether both arrays exist in their full size."""
+        paths = {name: self.folder / name for name in self._sizes}
+        return all(path.is_file() and path.stat().st_size == self._sizes[name] for name, path in paths.items())
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {STATES: self.rows * self.views, VALUES: self.rows * self.views * self.bytes_each}
 
     @cached_property
     def _values(self) -> npt.NDArray[Any]:
@@ -156,13 +162,11 @@ class PrefixFiles:
             facts = {**ingredients, "shape": list(self.shape), "bytes_each": self.bytes_each}
             beside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             beside.replace(self.folder / INGREDIENTS)
-            sizes = {VALUES: self.rows * self.views * self.bytes_each, STATES: self.rows * self.views}
-            paths = {name: self.folder / name for name in sizes}
-            if any(not path.is_file() or path.stat().st_size != sizes[name] for name, path in paths.items()):
-                paths[STATES].unlink(missing_ok=True)  # first, so that no state is left without its values
-                for name, path in paths.items():
-                    with path.open("wb") as file:
-                        file.truncate(sizes[name])
+            if not self._complete():
+                # No state may be left without its values, so the states become empty first.
+                for name, size in self._sizes.items():
+                    with (self.folder / name).open("wb") as file:
+                        file.truncate(size)
 
     def check_space(self, entries: int, what: str) -> None:
         """Raises `UserError` if the disk has no room for so many more entries. `what`: data set and split."""

@@ -121,7 +121,8 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
         check_same_rows(run, metadata)
 
     # --- the log, the guards and the checkpoints ----------------------------------------------------------------------
-    log = RunLog(run, recipe, mixture, schedule, model, first, group.total, group.leads)
+    stages = cache.stages if cache else 0
+    log = RunLog(run, recipe, mixture, schedule, model, first, group.total, group.leads, stages)
     log.write(
         "start",
         first,
