@@ -73,6 +73,12 @@ from cover.errors import UserError
         help="also print the N classes with the lowest accuracy and the N most frequent confusions",
     ),
     argument("--scores", metavar="FILE", type=Path, help="write the scores of every sample and view to an Arrow file"),
+    argument(
+        "--cache",
+        action="store_true",
+        help="keep the outputs of the stages that the run kept in its cache, and reuse them (cache of its recipe)",
+    ),
+    argument("--cache-folder", metavar="FOLDER", help="where they are kept (default: beside the manifests)"),
     json_option("write the results as JSON"),
     WORKERS,
     DEVICE,
@@ -108,6 +114,7 @@ def evaluate(args: Namespace) -> int:
                 heads,
                 args.scores,
                 group,
+                args.cache_folder or ("" if args.cache else None),
             )
         ]
 

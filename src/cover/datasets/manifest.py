@@ -323,6 +323,25 @@ class Manifest:
         ids = pa.compute.coalesce(own["group"], own["source_id"]).to_pylist()
         return np.unique(np.asarray(ids, dtype=object), return_inverse=True)[1]
 
+    def changed_files(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """The local files of `rows` (int64) that have another size or time of change than when they were indexed.
+
+        Files that do not exist, and rows without a recorded size, are not among them.
+        """
+        columns = self._table.select(["path", "size", "mtime_ns"]).take(pa.array(rows)).to_pydict()
+        base = "" if self._root is None else f"{self._root.rstrip('/')}/"
+        stamps = {path: (size, time) for path, size, time in zip(*columns.values()) if size is not None}
+        changed = []
+        for path, stamp in stamps.items():
+            full = path if os.path.isabs(path) or is_url(path) else f"{base}{path}"
+            try:
+                now = None if is_url(full) else os.stat(full)
+            except OSError:
+                continue  # reading it says what is wrong
+            if now is not None and (now.st_size, now.st_mtime_ns) != stamp:
+                changed.append(full)
+        return changed
+
     def counts(self) -> dict[str, int]:
         """State -> number of rows, for all states."""
         results = {item["values"]: item["counts"] for item in self._table["state"].value_counts().to_pylist()}

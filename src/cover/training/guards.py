@@ -108,7 +108,7 @@ class FiniteCheck:
         """The draws of a step with their losses; NaN for an unknown loss."""
         for group in self.schedule.step(step):
             for draw in group:
-                yield draw, loss_of.get(draw.seed & LOW_63, math.nan)
+                yield draw, loss_of.get(draw.step_seed & LOW_63, math.nan)
 
     def _named(self, draw: Draw) -> dict[str, Any]:
         """The sample of a draw as plain JSON."""

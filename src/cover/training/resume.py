@@ -80,7 +80,11 @@ def prepare_folder(run: Path, recipe: Recipe, first: int, resume: bool) -> None:
 def differences(before: Recipe, after: Recipe) -> Iterator[tuple[str, Any, Any]]:
     """The dotted keys in which two recipes would compute different results, with both values."""
     free = {name: getattr(before, name) for name in CHANGEABLE}
-    return _differences(before, replace(after, **free, data=replace(after.data, unreadable=before.data.unreadable)), "")
+    free |= {
+        "data": replace(after.data, unreadable=before.data.unreadable),
+        "cache": replace(after.cache, folder=before.cache.folder),
+    }
+    return _differences(before, replace(after, **free), "")
 
 
 def _differences(before: Any, after: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

@@ -15,9 +15,10 @@ import torch
 from cover.datasets.catalog import Catalog
 from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
-from cover.evaluation.evaluate import evaluate, targets_of
+from cover.evaluation.evaluate import evaluate
 from cover.evaluation.protocol import EvaluationTask, find_tasks
 from cover.evaluation.statistics import Estimate, difference, in_common, judge, proportion
+from cover.evaluation.view_reader import targets_of
 from cover.experiments.run_files import read_result, write_result
 from cover.hardware import pick_device
 from cover.mixture.dataset import make_heads

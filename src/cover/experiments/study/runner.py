@@ -19,7 +19,9 @@ import yaml
 from cover.console import Meter, be_silent, say
 from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import open_manifest
+from cover.distributed import ProcessGroup
 from cover.errors import UserError
+from cover.evaluation.cached_views import trained_cache
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.metrics import Outcomes
 from cover.evaluation.protocol import EvaluationTask, find_tasks
@@ -202,10 +204,11 @@ def _measure(order: Order, run: Path, out: Path) -> None:
     device = pick_device(order.recipe.device)
     model.to(device)
     catalog = load_catalog(out / "catalogs" / f"{order.name}.yaml")
+    prefix = trained_cache(model, ProcessGroup(device), order.recipe.cache.folder)
     measured = {}
     for task in find_tasks(catalog, model, model.frames, MEASURED, list(order.measured)):
         predictions = _ArmPredictions()
-        result = evaluate(model, task, device, 0, keep=predictions.add)["plain"]
+        result = evaluate(model, task, device, 0, keep=predictions.add, prefix=prefix)["plain"]
         measured[task.spec.name] = {**result, **predictions.items(task)}
     log = read_log(run / "log.jsonl")
     result = {
