@@ -249,6 +249,21 @@ class Backbone(nn.Module, ABC):
         """
         return False
 
+    def added_parameters(self, theirs: BackboneConfig) -> frozenset[str]:
+        """The names of the parameters that a network of the configuration `theirs` lacks.
+
+        A start from `theirs` keeps their initial values, with which they do not change the output. `difference` has
+        allowed this start.
+        """
+        return frozenset()
+
+    def fitted_head(self, weight: Tensor, theirs: BackboneConfig) -> Tensor:
+        """The weight of a classifier for the features of a network of `theirs`, changed for those of this network.
+
+        Both `(classes, D)`. The logits stay the same. Raises `UserError` if no weight does this.
+        """
+        return weight
+
     def fit_embeddings(self, weights: dict[str, Tensor]) -> list[str]:
         """Resize tensors of another image size or clip length to this network, in place; returns a note for each."""
         return []
