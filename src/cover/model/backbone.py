@@ -93,6 +93,10 @@ class BackboneConfig(ABC):
     def options(self) -> BackboneOptions:
         """The recipe options that produce this network. Raises `UserError` if no options produce it."""
 
+    def start_options(self) -> BackboneOptions:
+        """The options of a run that starts from this network and names no others. Raises `UserError` as `options`."""
+        return self.options()
+
     @abstractmethod
     def summary(self) -> dict[str, str]:
         """The settings that distinguish networks of the family: name -> value as text."""

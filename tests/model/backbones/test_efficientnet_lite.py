@@ -185,7 +185,9 @@ def test_a_new_network_is_the_image_network(pool: str) -> None:
     assert model.load_state_dict(shared, strict=False).unexpected_keys == []
     frames = pixels(6)
     wanted = image_model.forward_features(frames, ((6, 1),))
-    torch.testing.assert_close(model.forward_features(frames, ((1, 5), (1, 1))), torch.stack([wanted[:5].mean(0), wanted[5]]))
+    torch.testing.assert_close(
+        model.forward_features(frames, ((1, 5), (1, 1))), torch.stack([wanted[:5].mean(0), wanted[5]])
+    )
     assert wanted.std() > 0.01
     assert model.temporal_parameters()
     assert model.backbone.temporal_is_new(model.backbone.state_dict())
@@ -227,9 +229,8 @@ def test_intermediates_are_the_outputs_of_the_stages() -> None:
     for number, value in enumerate(list(found.values())[:-1], 1):
         torch.testing.assert_close(value, backbone.forward_prefix(frames, MIXED, number))
     assert torch.equal(found["features"], features)
-    assert [found[name].shape[1:] for name in ("stem", "layers.6", "blocks.1")] == [(32, 16, 16), (320, 1, 1)] + [
-        (320, 1, 1)
-    ]
+    shapes = [found[name].shape[1:] for name in ("stem", "layers.6", "blocks.1")]
+    assert shapes == [(32, 16, 16), (320, 1, 1), (320, 1, 1)]
 
 
 def test_drop_path_of_one_sample_leaves_the_others() -> None:

@@ -16,7 +16,9 @@ from cover.model.backbones.efficientnet_lite import FACTORS, EfficientNetLiteCon
 from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions, timesformer_config
 
 Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig  # `backbone` in the config.json of a release
-Options = TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions  # `model` in a recipe; its field `backbone` selects one
+Options = (
+    TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions
+)  # `model` in a recipe; its field `backbone` selects one
 
 DEFAULT_OPTIONS = TimeSformerOptions()
 
