@@ -58,6 +58,7 @@ ELSEWHERE = {
     "predicting": ("tests/inference/test_predicting_page.py", "sh python"),
     "preparing": ("tests/datasets/test_prepare.py", "sh"),
     "serving": ("tests/serve/test_serving_page.py", "sh python"),
+    "starts": ("tests/model/starts/test_starts_page.py", "sh yaml python"),
     "studies": ("tests/experiments/study/test_studies_page.py", "sh yaml python"),
 }
 NAME = "cover-video"

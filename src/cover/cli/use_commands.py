@@ -17,7 +17,6 @@ from cover.cli.command import (
     WORKERS,
     argument,
     checkpoint,
-    checkpoint_or_hub,
     command,
     count_workers,
     give,
@@ -147,7 +146,7 @@ def _evaluate_folds(args: Namespace) -> int:
     "predict",
     "predict the classes of videos and images",
     "cover predict runs/cotrain clip.mp4 photos/ --top 3",
-    checkpoint_or_hub(),
+    checkpoint("checkpoint"),
     argument(
         "names",
         metavar="FILE",
@@ -206,14 +205,14 @@ def predict(args: Namespace) -> int:
     request = PredictRequest(args.top, tuple(args.head) if args.head else None, args.views, windows, args.decoder)
     outputs = PredictOutputs(args.format, args.out, args.embed, args.json)
     options = PredictOptions(args.device, None if args.workers < 0 else args.workers, args.engine)
-    return 1 if predict(args.checkpoint, files, request, outputs, options) else 0
+    return 1 if predict(str(args.checkpoint), files, request, outputs, options) else 0
 
 
 @command(
     "explain",
     "show which parts of a video or image a prediction depends on",
     "cover explain runs/cotrain clip.mp4 --head ssv2",
-    checkpoint_or_hub(),
+    checkpoint("checkpoint"),
     argument("file", metavar="FILE", help="a video, an image or a URL"),
     ONE_HEAD,
     argument(
@@ -242,7 +241,7 @@ def explain(args: Namespace) -> int:
     from cover.inference.explain import ExplainOptions, default_folder, explain
 
     options = ExplainOptions(tuple(args.head) if args.head else None, args.class_name, args.method)
-    for path in explain(args.checkpoint, args.file, options, args.out or default_folder(args.file), args.device):
+    for path in explain(str(args.checkpoint), args.file, options, args.out or default_folder(args.file), args.device):
         print(path)
     say_next("serve", args.checkpoint, "--page")
     return 0

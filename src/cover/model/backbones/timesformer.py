@@ -114,6 +114,10 @@ class TimeSformerConfig(BackboneConfig):
             layer_scale=self.layer_scale,
         )
 
+    def start_options(self) -> TimeSformerOptions:
+        # A run on images alone skips the temporal branch; the run that starts from it usually has clips.
+        return replace(self.options(), image_temporal="attend")
+
     def summary(self) -> dict[str, str]:
         return {"attention": self.attention, "time": self.time, "image_temporal": self.image_temporal}
 
