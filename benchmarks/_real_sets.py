@@ -1,8 +1,8 @@
 """The small real data sets of the measurements of learning: catalogs, small copies, and folds of whole groups.
 
 The folder of the data has one folder for each set. cifar10 has class folders (train/CLASS/FILE, test/CLASS/FILE); the
-others have an `index.csv` with the columns path, class, split and the group of each sample. Copies with a short side of
-72 px are read several times faster than the originals.
+others have an `index.csv` with the columns path, class, split and the group of each sample. Copies of the videos with a
+short side of 72 px are read several times faster than the originals.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ FOLDS = {"utinteraction6": 10, "tennis7": 3, "yoga6": 5}
 
 
 def real_catalogs(data: Path, out: Path, workers: int) -> dict[str, Path]:
-    """Set -> its catalog, after indexing the sets in `data` and copying them at a small size into `out`.
+    """Set -> its catalog, after indexing the sets in `data` and copying the videos at a small size into `out`.
 
-    What an earlier call has finished is not repeated. cifar10 is small already and is not copied.
+    What an earlier call has finished is not repeated.
     """
     originals = out / "catalog.yaml"
     names = [name for name in SETS if (data / name).is_dir()]
@@ -48,8 +48,9 @@ def real_catalogs(data: Path, out: Path, workers: int) -> dict[str, Path]:
         out.mkdir(parents=True, exist_ok=True)
         originals.write_text(text, encoding="utf-8")
         index(originals, workers)
-        prepare(originals, out / "small", workers, [name for name in entries if "cifar10" not in name], ENCODING)
-    return {name: originals if "cifar10" in name else out / "small" / "catalog.yaml" for name in entries}
+    videos = [name for name in names if name not in IMAGES]
+    prepare(originals, out / "small", workers, videos, ENCODING)
+    return {name: out / "small" / "catalog.yaml" if name in videos else originals for name in entries}
 
 
 def _entry(name: str, data: Path) -> dict[str, Any]:

@@ -165,10 +165,11 @@ def run(job: Job, catalog: Path, folder: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     (result,) = evaluate_release(trained, own_catalog, split, [job.dataset], None, ["plain"], "cpu", 0, 0)
     measured = {key: result[key] for key in ("split", "views", "frames", "top1", "n_read", "n_listed", "classes")}
-    last = json.loads((trained / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    log = [json.loads(line) for line in (trained / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    loss = next((line["loss"] for line in reversed(log) if "loss" in line), None)
     shutil.rmtree(folder)
     machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
-    return {**asdict(job), **measured, "loss": last.get("loss"), "seconds": round(seconds, 1), **machine}
+    return {**asdict(job), **measured, "loss": loss, "seconds": round(seconds, 1), **machine}
 
 
 def finished(file: Path) -> list[dict[str, Any]]:

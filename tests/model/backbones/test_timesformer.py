@@ -29,7 +29,8 @@ MODES = pytest.mark.parametrize(
     [{"time": t, "image_temporal": i} for t in ("rotary", "additive") for i in ("attend", "skip")]
     + [{"attention": a, "time": t} for a in ("joint", "space") for t in ("rotary", "additive")]
     + [{"time": "additive", "image_time": "first", "layer_scale": 0.5}]
-    + [{"patch_embed": embed, "motion": motion} for embed in ("linear", "conv") for motion in ("differences", "both")],
+    # not `conv` with `differences`: a GroupNorm of zeros makes gradients of its bias, which are 0, out of rounding
+    + [{"motion": "differences"}, {"motion": "both"}, {"patch_embed": "conv", "motion": "both"}],
     ids=lambda mode: "-".join(map(str, mode.values())),
 )
 
