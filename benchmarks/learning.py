@@ -29,7 +29,7 @@ from unittest.mock import patch
 import torch
 import yaml
 from _measure import show
-from _real_sets import FOLDS, entry_of, real_catalogs
+from _real_sets import FOLDS, IMAGES, entry_of, real_catalogs
 from torch import nn
 
 import cover.model.cover as network
@@ -51,7 +51,7 @@ FACTOR_RUNS: dict[str, dict[str, Any]] = {
     "cifar10-dev": {"steps": 300, "batch": 64, "crop_scale": [0.6, 1.0]},
     "utinteraction6": {"steps": 200, "batch": 16, "crop_scale": [0.6, 1.0]},
 }
-# Factor -> what it changes of the recipe. `initial` says what is put back to the values of earlier versions.
+# Factor -> what it changes of the recipe; `steps` and `batch` are factors on those of the base. `initial` says what is put back to the values of earlier versions.
 FACTORS: dict[str, dict[str, Any]] = {
     "base": {},
     "initial scale 0.02": {"initial": "scale"},
@@ -60,10 +60,15 @@ FACTORS: dict[str, dict[str, Any]] = {
     "crops 0.3 to 1": {"crop_scale": [0.3, 1.0]},
     "motion differences": {"model.motion": "differences"},
     "motion both": {"model.motion": "both"},
+    "both, 48 px": {"model.motion": "both", "model.size": 48},
+    "both, 16 frames": {"model.motion": "both", "data.frames": 16},
+    "both, twice the steps": {"model.motion": "both", "steps": 2.0},
     "lr 3e-4": {"optimizer.lr": 3e-4},
     "lr 2e-3": {"optimizer.lr": 2e-3},
     "half the steps": {"steps": 0.5},
     "twice the steps": {"steps": 2.0},
+    "half the batch, twice the steps": {"batch": 0.5, "steps": 2.0},
+    "layer_scale 0.1": {"model.layer_scale": 0.1},
     "48 px": {"model.size": 48},
     "patch 4": {"model.preset": "mini/4"},
     "16 frames": {"data.frames": 16},
@@ -74,9 +79,22 @@ FACTORS: dict[str, dict[str, Any]] = {
     "conv3d": {"model": {"backbone": "conv3d"}},
 }
 
-# Set -> setting -> the recipe of its runs, in part.
+# Set -> setting -> the recipe of its runs, in part. Both networks have the same steps, samples and pixels.
+_CLIPS = {"batch": 16, "crop_scale": [0.6, 1.0]}
+_IMAGES = {"batch": 64, "crop_scale": [0.6, 1.0]}
 TARGET_RUNS: dict[str, dict[str, dict[str, Any]]] = {
-    "utinteraction6": {"mini": {"steps": 240, "batch": 16, "model.size": 48, "crop_scale": [0.6, 1.0]}},
+    dataset: {
+        "mini": shared | ({"model.motion": "both"} if dataset not in IMAGES else {}),
+        "conv3d": shared | {"model": {"backbone": "conv3d"}},
+    }
+    for dataset, shared in {
+        "utinteraction6": {"steps": 300, **_CLIPS},
+        "tennis7": {"steps": 400, **_CLIPS},
+        "yoga6": {"steps": 240, **_CLIPS},
+        "cifar10": {"steps": 3000, **_IMAGES},
+        "sports22": {"steps": 800, **_IMAGES},
+        "caltech100": {"steps": 800, **_IMAGES},
+    }.items()
 }
 
 
@@ -102,8 +120,7 @@ def factor_jobs(sets: list[str], factors: list[str], seeds: list[int]) -> Iterat
     """The runs of the plan `factors`: for each set, all factors of the first seed, then of the next."""
     for seed, dataset, factor in itertools.product(seeds, sets, factors):
         base, change = FACTOR_RUNS[dataset], dict(FACTORS[factor])
-        if "steps" in change:
-            change["steps"] = round(base["steps"] * change["steps"])
+        change |= {key: round(base[key] * change[key]) for key in ("steps", "batch") if key in change}
         yield Job("factors", dataset, factor, seed, base | change)
 
 
