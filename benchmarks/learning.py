@@ -51,7 +51,8 @@ FACTOR_RUNS: dict[str, dict[str, Any]] = {
     "cifar10-dev": {"steps": 300, "batch": 64, "crop_scale": [0.6, 1.0]},
     "utinteraction6": {"steps": 200, "batch": 16, "crop_scale": [0.6, 1.0]},
 }
-# Factor -> what it changes of the recipe; `steps` and `batch` are factors on those of the base. `initial` says what is put back to the values of earlier versions.
+# Factor -> what it changes of the recipe; `steps` and `batch` are factors on those of the base. `initial` says which
+# initial values of earlier versions are put back.
 FACTORS: dict[str, dict[str, Any]] = {
     "base": {},
     "initial scale 0.02": {"initial": "scale"},
