@@ -5,8 +5,9 @@ the annotation lists, the kind of media, clip sampling, evaluation views and fli
 
 Sampling and views are those of the papers. TimeSformer samples Kinetics densely and Something-Something by segments,
 with one clip and three crops. A Moments clip lasts 3 s and is sampled as a whole. The formats `folder`, `csv` and
-`list` use segments, which work for clips of any length. Something-Something is not flipped unless the catalog says
-`swap`, because its labels name left and right.
+`list` use segments, which work for clips of any length. Their crops are larger than those of the published sets
+(`USER_CROPS`), because a user's set is mostly small and trained for fewer steps. Something-Something is not flipped
+unless the catalog says `swap`, because its labels name left and right.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from cover.errors import UserError, nearest
 from cover.media.sampling import Sampling, Views
 from cover.media.source import Media
 from cover.yaml_files import is_null, read_yaml, resolve, show
+
+USER_CROPS = (0.6, 1.0)  # area of random crops; docs/learning.md has a comparison with (0.3, 1.0)
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,12 @@ CONVENTIONS: dict[str, Convention] = {
     "imagenet": Convention(
         {"train": ("train", "ILSVRC/Data/CLS-LOC/train"), "val": ("val", "ILSVRC/Data/CLS-LOC/val")}, "image"
     ),
-    "folder": Convention(_FOLDERS, None, stratified=True),
-    "csv": Convention({split: (f"{split}.csv",) for split in _FOLDERS}, None, stratified=True),
+    "folder": Convention(_FOLDERS, None, crop_scale=USER_CROPS, stratified=True),
+    "csv": Convention({split: (f"{split}.csv",) for split in _FOLDERS}, None, crop_scale=USER_CROPS, stratified=True),
     "list": Convention(
         {split: (f"{split}.txt", f"annotations/{split}.txt", f"{split}.csv") for split in _FOLDERS},
         None,
+        crop_scale=USER_CROPS,
         stratified=True,
     ),
     "splits": Convention(
