@@ -68,6 +68,11 @@ from cover.errors import UserError
         help="also print the N classes with the lowest accuracy and the N most frequent confusions",
     ),
     argument("--scores", metavar="FILE", type=Path, help="write the scores of every sample and view to an Arrow file"),
+    argument(
+        "--no-baselines",
+        action="store_true",
+        help="leave out what trivial methods reach on the same samples (docs/baselines.md)",
+    ),
     json_option("write the results as JSON"),
     WORKERS,
     DEVICE,
@@ -101,6 +106,7 @@ def evaluate(args: Namespace) -> int:
                 heads,
                 args.scores,
                 group,
+                not args.no_baselines,
             )
         ]
 
