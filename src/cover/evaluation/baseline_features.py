@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -121,12 +122,12 @@ def _read(
     """Decode the files of `rows` in up to `workers` processes, 0 for this process."""
     read: dict[int, Features] = {}
     unreadable: list[int] = []
-    items = [(int(number), manifest.row(int(number))) for number in rows]
+    items = [manifest.row(int(number)) for number in rows]
     processes = 0 if len(rows) < FILES_OF_A_WORKER else min(workers, len(rows) // FILES_OF_A_WORKER)
     label = f"small pictures of {manifest.name} {manifest.split}"
     with Meter(label, len(rows)) as meter, ProcessPool(processes) as pool:
         work = partial(_extract, extractors=extractors, media=manifest.media)
-        for (number, row), features in zip(items, pool.map(work, [row for _, row in items], _lost), strict=True):
+        for number, features in zip(rows.tolist(), pool.map(work, items, _lost), strict=True):
             if isinstance(features, FileProblem):
                 unreadable.append(number)
             else:
@@ -178,7 +179,7 @@ def _load(manifest: Manifest, key: str) -> SampleFeatures:
 def _save(manifest: Manifest, features: SampleFeatures, key: str) -> None:
     path = cache_file(manifest)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    values = {f"feature.{name}": column for name, column in features.values.items()}
+    values: dict[str, Any] = {f"feature.{name}": column for name, column in features.values.items()}
     try:
         with temporary.open("wb") as file:
             np.savez(file, key=np.array(key), rows=features.rows, unreadable=features.unreadable, **values)

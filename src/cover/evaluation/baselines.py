@@ -51,9 +51,7 @@ def sample_rows(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]
     return np.sort(np.random.default_rng(SAMPLE_SEED).choice(rows, most, replace=False))
 
 
-def sample_by_class(
-    rows: npt.NDArray[np.int64], labels: Labels, most: int
-) -> tuple[npt.NDArray[np.int64], int | None]:
+def sample_by_class(rows: npt.NDArray[np.int64], labels: Labels, most: int) -> tuple[npt.NDArray[np.int64], int | None]:
     """At most `most` of `rows`, with at most K rows of a class, and K; all rows and None if there are not more.
 
     `labels`: int64 `(len(rows),)`. K is the largest number that keeps the sample within `most`, and at least 1.

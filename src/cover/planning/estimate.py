@@ -24,6 +24,7 @@ from cover.model.profile import FLOAT32, ForwardCost, count_parameters, forward_
 from cover.model.release import find_release, read_config
 from cover.planning.memory import StepMemory, StepOptions, step_memory
 from cover.planning.reading import ReadingCost
+from cover.training.guards import step_warnings
 from cover.training.optim import matches
 from cover.training.recipe import Recipe
 from cover.training.train import make_schedule, with_steps
@@ -86,7 +87,7 @@ def plan(recipe: Recipe, cluster: Cluster, mixture: Mixture, costs: Mapping[str,
     facts |= {**times, "steps": steps, "hours": steps * times["time"]["step"] / 3600}
     facts["device_hours"] = facts["hours"] * cluster.devices
     facts["bottleneck"], facts["verdict"] = verdict(step, facts)
-    facts["remarks"] = remarks(facts)
+    facts["remarks"] = remarks(facts) + step_warnings(with_steps(recipe, mixture), mixture, schedule)
     return facts
 
 

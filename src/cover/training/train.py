@@ -37,7 +37,7 @@ from cover.model.backbones import backbone_config
 from cover.model.cover import CoVeR
 from cover.model.release import find_release, read_config, start_from
 from cover.training import checkpoint
-from cover.training.guards import FiniteCheck, ReadingCheck
+from cover.training.guards import FiniteCheck, ReadingCheck, step_warnings
 from cover.training.logging import RunLog, check_sinks
 from cover.training.optim import (
     Ema,
@@ -89,6 +89,8 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     origin = find_release(begin) if begin else None
     model = build_model(recipe, mixture, origin)
     group.once(lambda: prepare_folder(run, recipe, first, resume))
+    for line in step_warnings(recipe, mixture, schedule) if not first else ():
+        say(f"warning: {line}")
     exclusions = count_exclusions(run, first, mixture)
     metadata = describe(recipe, mixture, model, origin)
     if origin and not first:
