@@ -83,7 +83,7 @@ def test_few_epochs_of_a_small_set() -> None:
     (line,) = warnings_of(enough - 1, 8, mine=size)
     assert "1,000 samples of mine" in line
     assert f"--steps {enough} " in line
-    assert warnings_of(enough // FEW_EPOCHS, 8, mine=SMALL_SET) == []  # a large set needs no such number of epochs
+    assert warnings_of(FEW_UPDATES, 8, mine=SMALL_SET) == []  # a large set needs no such number of epochs
 
 
 def test_training_warns_before_its_first_step(sandbox: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
