@@ -163,7 +163,7 @@ class ReadingCheck:
 
 
 def step_warnings(recipe: Recipe, mixture: Mixture, schedule: Schedule) -> list[str]:
-    """One line for each reason why a run from random weights will probably learn little; no line for a run with a start.
+    """One line for each reason why a run from random weights will probably learn little; none for a run with a start.
 
     `recipe`: with its number of steps. The reasons are fewer than `FEW_UPDATES` updates, and fewer than `FEW_EPOCHS`
     epochs of a data set with fewer than `SMALL_SET` samples. Each line names the key to change.
@@ -173,8 +173,8 @@ def step_warnings(recipe: Recipe, mixture: Mixture, schedule: Schedule) -> list[
     way = "or start from trained weights (start.checkpoint, or cover add START)"
     if recipe.steps < FEW_UPDATES:
         return [
-            f"steps: {recipe.steps} updates from random weights; below about {FEW_UPDATES} it has learned little;"
-            f" set steps (--steps {FEW_UPDATES} or more), {way}"
+            f"steps: {recipe.steps} updates from random weights: a network learns little in fewer than about"
+            f" {FEW_UPDATES}; set steps (--steps {FEW_UPDATES} or more), {way}"
         ]
     drawn, lines = schedule.expected(recipe.steps), []
     for name, size in mixture.sizes.items():
@@ -182,7 +182,7 @@ def step_warnings(recipe: Recipe, mixture: Mixture, schedule: Schedule) -> list[
         if size < SMALL_SET and epochs < FEW_EPOCHS:
             steps = math.ceil(recipe.steps * FEW_EPOCHS / epochs)
             lines.append(
-                f"steps: {epochs:.1f} epochs of the {size:,} samples of {name} from random weights; below about"
-                f" {FEW_EPOCHS} of a small set it has learned little; set steps (--steps {steps} or more), {way}"
+                f"steps: {epochs:.1f} epochs of the {size:,} samples of {name} from random weights: a network"
+                f" learns little in fewer than about {FEW_EPOCHS} of a small set; set steps (--steps {steps} or more), {way}"
             )
     return lines
