@@ -170,19 +170,17 @@ def step_warnings(recipe: Recipe, mixture: Mixture, schedule: Schedule) -> list[
     """
     if recipe.start.checkpoint:
         return []
-    way = "or start from trained weights (start.checkpoint, or cover add START)"
+    key = "data.epochs or steps" if recipe.data.epochs else "steps"
+    way = ", or start from trained weights (start.checkpoint, or cover add START)"
     if recipe.steps < FEW_UPDATES:
-        return [
-            f"steps: {recipe.steps} updates from random weights: a network learns little in fewer than about"
-            f" {FEW_UPDATES}; set steps (--steps {FEW_UPDATES} or more), {way}"
-        ]
+        text = f"steps: {recipe.steps} updates from random weights: a network learns little in fewer than about"
+        return [f"{text} {FEW_UPDATES}; raise {key} (--steps {FEW_UPDATES} or more){way}"]
     drawn, lines = schedule.expected(recipe.steps), []
     for name, size in mixture.sizes.items():
         epochs = drawn[name] / size
         if size < SMALL_SET and epochs < FEW_EPOCHS:
+            text = f"steps: {epochs:.1f} epochs of the {size:,} samples of {name} from random weights: a network learns"
             steps = math.ceil(recipe.steps * FEW_EPOCHS / epochs)
-            lines.append(
-                f"steps: {epochs:.1f} epochs of the {size:,} samples of {name} from random weights: a network"
-                f" learns little in fewer than about {FEW_EPOCHS} of a small set; set steps (--steps {steps} or more), {way}"
-            )
+            few = f"little in fewer than about {FEW_EPOCHS} of a small set"
+            lines.append(f"{text} {few}; raise {key} (--steps {steps} or more){way}")
     return lines
