@@ -33,6 +33,7 @@ PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs"
 # Executed by the tests below.
 HERE = (
     "README",
+    "baselines",
     "cotraining",
     "importing",
     "own_loop",
@@ -256,6 +257,7 @@ def bring_clip(sandbox: Path, trained: Path) -> None:
 
 BRING: dict[str, Callable[[Path, Path], None]] = {
     "README": bring_own_sets,
+    "baselines": bring_run,
     "cotraining": bring_clips,
     "protocols": bring_run,
     "quick_start": bring_recipes,

@@ -78,6 +78,11 @@ from cover.errors import UserError
         help="keep the outputs of the stages that the run kept in its cache, and reuse them (cache of its recipe)",
     ),
     argument("--cache-folder", metavar="FOLDER", help="where they are kept (default: beside the manifests)"),
+    argument(
+        "--no-baselines",
+        action="store_true",
+        help="leave out what trivial methods reach on the same samples (docs/baselines.md)",
+    ),
     json_option("write the results as JSON"),
     WORKERS,
     DEVICE,
@@ -114,6 +119,7 @@ def evaluate(args: Namespace) -> int:
                 args.scores,
                 group,
                 args.cache_folder or ("" if args.cache else None),
+                not args.no_baselines,
             )
         ]
 

@@ -24,6 +24,7 @@ from cover.model.profile import FLOAT32, ForwardCost, count_parameters, forward_
 from cover.model.release import find_release, read_config
 from cover.planning.memory import StepMemory, StepOptions, step_memory
 from cover.planning.reading import ReadingCost
+from cover.training.guards import step_warnings
 from cover.training.optim import matches
 from cover.training.recipe import Recipe
 from cover.training.train import explain_auto, make_schedule, with_steps
@@ -89,7 +90,7 @@ def plan(recipe: Recipe, cluster: Cluster, mixture: Mixture, costs: Mapping[str,
     facts["bottleneck"], facts["verdict"] = verdict(step, facts)
     facts["classes"] = mixture.describe_classes()
     auto = [explain_auto(chosen, mixture)] if recipe.steps == "auto" else []
-    facts["remarks"] = [*auto, *remarks(facts)]
+    facts["remarks"] = [*auto, *remarks(facts), *step_warnings(chosen, mixture, schedule)]
     return facts
 
 

@@ -41,7 +41,7 @@ from cover.model.release import find_release, load_release, read_config, start_f
 from cover.training import checkpoint
 from cover.training.budget import budget_for, explain_steps
 from cover.training.caching import open_cache
-from cover.training.guards import FiniteCheck, ReadingCheck
+from cover.training.guards import FiniteCheck, ReadingCheck, step_warnings
 from cover.training.logging import RunLog, check_sinks
 from cover.training.optim import (
     Ema,
@@ -82,9 +82,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     check_packages(recipe)
     catalog = load_catalog(recipe.data.catalog)
     mixture = Mixture.open(recipe.data, catalog)
-    if recipe.steps == "auto":
-        recipe = choose_steps(recipe, mixture, run if resume else None)
-    recipe = with_steps(recipe, mixture)
+    recipe = choose_steps(recipe, mixture, run if resume else None)
     schedule = make_schedule(recipe, mixture, group.ranks)
     reader = make_reader(recipe, mixture)
 
@@ -95,6 +93,8 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     origin = find_release(begin) if begin else None
     model = build_model(recipe, mixture, origin)
     group.once(lambda: prepare_folder(run, recipe, first, resume))
+    for line in step_warnings(recipe, mixture, schedule) if not first else ():
+        say(f"warning: {line}")
     exclusions = count_exclusions(run, first, mixture)
     metadata = describe(recipe, mixture, model, origin)
     if origin and not first:
@@ -202,10 +202,12 @@ def with_steps(recipe: Recipe, mixture: Mixture) -> Recipe:
 
 
 def choose_steps(recipe: Recipe, mixture: Mixture, resumed: Path | None) -> Recipe:
-    """A recipe with `steps: auto` with its number of steps, which is printed.
+    """The recipe with its number of steps. What `steps: auto` chooses is printed.
 
     `resumed`: the folder of a run that is resumed. It keeps the number of steps that it was begun with.
     """
+    if recipe.steps != "auto":
+        return with_steps(recipe, mixture)
     if resumed and has_started(resumed):
         return replace(recipe, steps=begun_with(resumed).steps)
     chosen = with_steps(recipe, mixture)

@@ -18,6 +18,7 @@ from cover.datasets.index import index
 from cover.datasets.manifest import Manifest, open_manifest
 from cover.distributed import started_by_torchrun
 from cover.errors import UserError
+from cover.evaluation.baselines import TITLES, baselines, figures, shortfalls, sizes, standing
 from cover.experiments.add.add_recipe import AddRequest, add_recipe, baseline_recipe, in_short
 from cover.experiments.add.measure import (
     Evaluator,
@@ -99,6 +100,7 @@ def add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
     new = after.measure(request.name, split)
     results = _results(request, recipe, old, compare_old(before, request.release, after, old, recipe))
     results["new"] = {"dataset": request.name, **accuracy(new, recipe.seed)}
+    results["baselines"] = _baselines(request, recipe, new, catalog, workers)
     if options.compare or baseline:
         write_json(results, beside / "results.json")  # here too, because the baseline takes long
         results["compare"] = _compare(request, recipe, new, catalog, baseline, workers)
@@ -119,6 +121,7 @@ def _results(request: AddRequest, recipe: Recipe, old: OldSets, compared: list[d
         "not_replayed": old.absent if request.how == "replay" else {},
         "old": compared,
         "new": None,
+        "baselines": None,
         "compare": None,
     }
 
@@ -242,6 +245,17 @@ def train_missing(recipe: Recipe) -> Path:
     return train(recipe, resume=has_started(Path(recipe.out)))
 
 
+def _baselines(
+    request: AddRequest, recipe: Recipe, new: SampleResults, catalog: Catalog, workers: int
+) -> dict[str, Any]:
+    """The baselines of the new data set on the samples of `new`, and in `behind` those that the model is not above."""
+    found = baselines(catalog, request.name, new.protocol["split"], workers, recipe.seed, new.rows)
+    if new.measure != "top1" or not len(new.rows):
+        return {**found, "behind": []}
+    ours = accuracy(new, recipe.seed)
+    return {**found, "behind": shortfalls(found, ours["value"], ours["low"])}
+
+
 def _compare(
     request: AddRequest, recipe: Recipe, ours: SampleResults, catalog: Catalog, checkpoint: Path | None, workers: int
 ) -> dict[str, Any]:
@@ -262,13 +276,28 @@ def print_added(results: dict[str, Any]) -> None:
     """Print the results as a table, and the comparison with training alone below it."""
     columns = ["data set", "head", "split", "read", "before", "after", "difference", ""]
     print_table(columns, [*(_old_cells(row) for row in results["old"]), _new_cells(results["new"])])
-    compared, new = results["compare"], results["new"]
+    compared, new, found = results["compare"], results["new"], results["baselines"]
+    if found:  # not with folds
+        beside = ", ".join(f"{title} {text}" for title, text in zip(TITLES.values(), figures(found)) if text != "-")
+        notes = "; ".join(filter(None, [sizes(found), standing(found["behind"])]))
+        print(f"{new['dataset']}, trivial methods: {', '.join(filter(None, [beside, notes]))}")
+        if found["behind"]:
+            say(_advice(results))
     if compared:
         start = f"from {compared['start']}" if compared["start"] else "from random weights"
         gain = f"{_points(compared['difference'])}: {compared['verdict']} (one seed)"
         print(
             f"{new['dataset']} alone, {start}, as many epochs: {_percent(compared['alone'])}; with the release {gain}"
         )
+
+
+def _advice(results: dict[str, Any]) -> str:
+    """One line about a new head that is not above the baselines: the likely causes, and what to try."""
+    name, epochs = results["new"]["dataset"], results["epochs"].get(results["new"]["dataset"])
+    few = "too few epochs" + (f" ({epochs:.3g}; --epochs)" if epochs else " (--epochs)")
+    start = f"a start that knows little of such data ({results['checkpoint']}; try cover add OTHER_START --data {name})"
+    probe = ", or a fixed backbone (--how replay or alone)" if results["how"] == "probe" else ""
+    return f"{name}: {standing(results['baselines']['behind'])}; likely causes: {few}, {start}{probe}"
 
 
 def _old_cells(row: dict[str, Any]) -> list[str]:

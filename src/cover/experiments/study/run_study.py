@@ -22,6 +22,7 @@ from cover.experiments.study.study_file import Study
 from cover.experiments.study.study_report import write_study_report
 from cover.experiments.study.subsets import Subset, SubsetBuilder
 from cover.experiments.study.summary import summarise
+from cover.experiments.study.trivial import trivial_methods
 from cover.model.release import trained_on
 
 RESULTS, REPORT, MARKDOWN = "results.json", "report.html", "report.md"
@@ -47,7 +48,7 @@ def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] |
         return None
     with _alone_in(out):
         run_missing(list(grid.waves()), builder, out, workers)
-    summary = summarise(study, grid, out, planned)
+    summary = summarise(study, grid, out, planned, trivial_methods(study, builder, workers))
     write_json(summary, out / RESULTS)
     (out / "study.yaml").write_text(config.dump(study), encoding="utf-8")
     write_study_report(summary, out / REPORT, out / MARKDOWN)
