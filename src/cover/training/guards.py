@@ -180,7 +180,7 @@ def step_warnings(recipe: Recipe, mixture: Mixture, schedule: Schedule) -> list[
         epochs = drawn[name] / size
         if size < SMALL_SET and epochs < FEW_EPOCHS:
             text = f"steps: {epochs:.1f} epochs of the {size:,} samples of {name} from random weights: a network learns"
-            steps = math.ceil(recipe.steps * FEW_EPOCHS / epochs)
+            steps = math.ceil(recipe.step_count * FEW_EPOCHS / epochs)
             few = f"little in fewer than about {FEW_EPOCHS} of a small set"
             lines.append(f"{text} {few}; raise {key} (--steps {steps} or more){way}")
     return lines

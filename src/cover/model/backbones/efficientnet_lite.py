@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as fn
@@ -311,14 +311,19 @@ class EfficientNetLite(Backbone):
         for module in (self.stem, *self.layers.modules(), self.last):
             if isinstance(module, SameConv2d):
                 nn.init.kaiming_normal_(module.weight)
-        for block in self.blocks:
+        for block in self._space_time_blocks():
             block.initialise()
         self.pool.initialise()
+
+    def _space_time_blocks(self) -> Sequence[SpaceTimeBlock]:
+        return cast(Sequence[SpaceTimeBlock], self.blocks)
 
     # --- parameters ---------------------------------------------------------------------------------------------------
 
     def temporal_parameters(self) -> frozenset[str]:
-        return self.names_of(*(part for block in self.blocks for part in (block.temporal_norm, block.temporal_attn)))
+        return self.names_of(
+            *(part for block in self._space_time_blocks() for part in (block.temporal_norm, block.temporal_attn))
+        )
 
     def reset_temporal(self, how: Literal["fresh", "copied"]) -> None:
         """Copy the spatial attention into the temporal one, with a last matrix of zero.
@@ -328,11 +333,11 @@ class EfficientNetLite(Backbone):
         """
         if not self.config.depth:
             raise UserError(f"start.temporal: {how}: no temporal branch without space-time blocks; set model.depth")
-        for block in self.blocks:
+        for block in self._space_time_blocks():
             block.reset_temporal(differences=how == "fresh")
 
     def temporal_is_new(self, weights: dict[str, Tensor]) -> bool:
-        last = self.names_of(*(block.temporal_attn.proj for block in self.blocks))
+        last = self.names_of(*(block.temporal_attn.proj for block in self._space_time_blocks()))
         return bool(last) and not any(bool(weights[name].any()) for name in last)
 
     def added_parameters(self, theirs: BackboneConfig) -> frozenset[str]:
@@ -388,7 +393,7 @@ class EfficientNetLite(Backbone):
         intermediates: Intermediates | None = None,
     ) -> Tensor:
         """The output of the stages `numbers`, one after the other."""
-        if x.ndim == 4:  # on a CPU, convolutions of this layout take about half the time
+        if x.ndim == 4:  # on a CPU, convolutions of this layout take about 0.6 of the time
             x = x.contiguous(memory_format=torch.channels_last)
         stages, image_stages = self.stages(), 1 + len(self.layers)
         names = ["stem", *(f"layers.{number}" for number in range(len(self.layers)))]
