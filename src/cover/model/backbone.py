@@ -145,6 +145,18 @@ class BackboneOptions(ABC):
         """The options for a stage that trains on images alone."""
         return self
 
+    def pooled_by(self, pool: Literal["mean", "quarters", "attentive"]) -> Self | None:
+        """The options with another pooling over frames; None if the family has no choice."""
+        return None
+
+    def with_late_block(self) -> tuple[Self, str] | None:
+        """The options of a network whose last layers can be trained on fixed outputs of the others.
+
+        With a regular expression of the names of the parameters to train, as `optimizer.patterns` reads it. None if the
+        family has none.
+        """
+        return None
+
     def check(self) -> None:
         """Raises `UserError` if a number is out of range."""
         if self.size < 1:

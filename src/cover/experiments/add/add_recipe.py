@@ -16,9 +16,10 @@ from cover.training.budget import FROM_START, HEAD_ONLY, Budget
 from cover.training.recipe import Checkpoints, Data, Optimizer, Pattern, Recipe, Start
 from cover.training.train import make_schedule, with_steps
 
-AddMethod = Literal["probe", "replay", "alone"]
+AddMethod = Literal["best", "probe", "replay", "alone"]
+BESIDE = "add"  # folder, in that of the run, for recipes, results, the baseline and the folds
 
-BUDGETS: dict[AddMethod, Budget] = {"probe": HEAD_ONLY, "replay": FROM_START, "alone": FROM_START}
+BUDGETS: dict[AddMethod, Budget] = {"best": HEAD_ONLY, "probe": HEAD_ONLY, "replay": FROM_START, "alone": FROM_START}
 # Samples of the new data set in a step. A small data set has at least 8 steps in an epoch, because more updates help it
 # more than less noise.
 BATCH, LEAST_BATCH, STEPS_IN_AN_EPOCH = 32, 8, 8

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,14 @@ from cover.datasets.manifest import Manifest, open_manifest
 from cover.distributed import started_by_torchrun
 from cover.errors import UserError
 from cover.evaluation.baselines import TITLES, baselines, figures, shortfalls, sizes, standing
-from cover.experiments.add.add_recipe import AddRequest, add_recipe, baseline_recipe, in_short
+from cover.experiments.add.add_recipe import BESIDE, AddMethod, AddRequest, add_recipe, baseline_recipe, in_short
+from cover.experiments.add.best_head import (
+    HEAD_KINDS,
+    HeadKind,
+    best_head,
+    best_head_by_folds,
+    print_candidates,
+)
 from cover.experiments.add.measure import (
     Evaluator,
     OldSets,
@@ -41,7 +48,6 @@ from cover.training.recipe import Recipe
 from cover.training.resume import has_started
 from cover.training.train import train
 
-BESIDE = "add"  # folder, in that of the run, for recipes, results, the baseline and the folds
 FOLDS = "folds"  # folder, in `BESIDE`, for the runs of the folds
 
 
@@ -52,7 +58,7 @@ class AddOptions:
     `compare`: also train the new data set alone, from `baseline` or from random weights. `split`: the split to measure
     on, in place of the first of `measure.SPLITS`. `only_recipe`: write the recipe and stop. `overrides`: fields of the
     recipe, as for `cover train`. `folds`: measure by this many folds over all labelled samples, and train the final
-    head on all of them.
+    head on all of them. `kinds`: the heads that `--how best` tries; all that make sense for the data if empty.
     """
 
     compare: bool = False
@@ -61,6 +67,7 @@ class AddOptions:
     only_recipe: bool = False
     overrides: Sequence[str] = ()
     folds: int | None = None
+    kinds: tuple[HeadKind, ...] = ()
 
     def check(self) -> None:
         """Raises `UserError` for options that exclude each other."""
@@ -68,6 +75,16 @@ class AddOptions:
         for name, given in others.items():
             if self.folds and given:
                 raise UserError(f"--folds: cannot go with {name}")
+
+
+def default_method(checkpoint: Path) -> AddMethod:
+    """`best` for a network that can pool quarters of a clip, else `probe`. Raises `UserError` without a checkpoint."""
+    folder = find_release(checkpoint)
+    try:
+        options = read_config(folder).backbone.options()
+    except UserError:  # the method itself reports it
+        return "probe"
+    return "best" if options.pooled_by("quarters") else "probe"
 
 
 def add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
@@ -85,6 +102,8 @@ def add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
     request, beside = replace(request, release=find_release(request.release)), request.out / BESIDE
     rows = len(_new_set(request, catalog, workers).usable)
     old = old_sets(read_config(request.release).heads, catalog)
+    if request.how == "best":
+        return _add_best(request, options, old, catalog, workers)
     if options.folds:
         return _add_by_folds(request, options, old, catalog, workers)
     recipe = make_recipe(request, rows, old, catalog, options.overrides)
@@ -126,6 +145,41 @@ def _results(request: AddRequest, recipe: Recipe, old: OldSets, compared: list[d
     }
 
 
+def _add_best(request: AddRequest, options: AddOptions, old: OldSets, catalog: Catalog, workers: int) -> dict[str, Any]:
+    """The results of `add` with `--how best`."""
+    if options.only_recipe or options.overrides:
+        name = "--only-recipe" if options.only_recipe else next(iter(options.overrides))
+        raise UserError(f"{name}: --how best tries several heads and has no recipe before that; use --how probe")
+    video = catalog.spec(request.name).media == "video"
+    kinds = options.kinds or (HEAD_KINDS if video else ("linear", "late_block"))
+    baseline = find_release(options.baseline) if options.baseline else None
+    split = None if options.folds else split_of_new(request.name, catalog, options.split)
+    splits = {name: split_of(name, catalog, options.split) for name in old.heads}
+    before = measure_old(_evaluator(request.release, catalog, request, workers), old, splits)
+    if options.folds:
+        folds = FoldRequest((request.name,), options.folds, request.seed, device=request.device, workers=workers)
+        recipe, candidates, measured = best_head_by_folds(request, catalog, folds, kinds, workers)
+    else:
+        assert split
+        recipe, candidates = best_head(request, catalog, split, kinds, workers)
+    _write_recipe(recipe, request.out / BESIDE / "recipe.yaml", quiet=True)
+    after = _evaluator(request.out, catalog, request, workers)
+    results = _results(request, recipe, old, compare_old(before, request.release, after, old, recipe))
+    results["candidates"] = [asdict(each) for each in candidates]
+    if options.folds:
+        estimate = {"value": measured["top1"], **measured["top1_interval"]}
+        results["new"] = {"measure": "top1", "split": f"{options.folds} folds", **estimate, **measured}
+    else:
+        assert split
+        new = after.measure(request.name, split)
+        results["new"] = {"dataset": request.name, **accuracy(new, recipe.seed)}
+        results["baselines"] = _baselines(request, recipe, new, catalog, workers)
+        if options.compare or baseline:
+            results["compare"] = _compare(request, recipe, new, catalog, baseline, workers)
+    write_json(results, request.out / BESIDE / "results.json")
+    return results
+
+
 def _add_by_folds(
     request: AddRequest, options: AddOptions, old: OldSets, catalog: Catalog, workers: int
 ) -> dict[str, Any]:
@@ -161,6 +215,8 @@ def _evaluator(release: Path, catalog: Catalog, request: AddRequest, workers: in
 
 def _epochs(run: Path) -> dict[str, float]:
     """The epochs of each data set in a run."""
+    if not (run / LOG).is_file():  # a fitted head
+        return {}
     epochs: dict[str, float] = read_log(run / LOG).last().get("epochs", {})
     return epochs
 
@@ -227,10 +283,11 @@ def _recipe(
             raise UserError(str(error).removeprefix(f"{path}: ")) from None
 
 
-def _write_recipe(recipe: Recipe, path: Path) -> None:
+def _write_recipe(recipe: Recipe, path: Path, quiet: bool = False) -> None:
     """Print the recipe and write it to a file for `cover train`. The file of a run that has started does not change."""
     text = f"# cover train {path}\n{in_short(recipe)}"
-    say(text.rstrip())
+    if not quiet:
+        say(text.rstrip())
     if has_started(Path(recipe.out)):
         return
     try:
@@ -274,6 +331,8 @@ def _compare(
 
 def print_added(results: dict[str, Any]) -> None:
     """Print the results as a table, and the comparison with training alone below it."""
+    if results.get("candidates"):
+        print_candidates(results["candidates"])
     columns = ["data set", "head", "split", "read", "before", "after", "difference", ""]
     print_table(columns, [*(_old_cells(row) for row in results["old"]), _new_cells(results["new"])])
     compared, new, found = results["compare"], results["new"], results["baselines"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -77,6 +77,7 @@ class EfficientNetLiteConfig(BackboneConfig):
     family: ClassVar[str] = "efficientnet_lite"
 
     size: int = 160
+    frames: int = 16
     mean: Rgb = MEAN
     std: Rgb = STD
     variant: Variant = "lite0"
@@ -122,6 +123,12 @@ class EfficientNetLiteOptions(BackboneOptions):
         return EfficientNetLiteConfig(
             size=self.size, frames=frames, variant=self.variant, depth=self.depth, pool=self.pool, **colours
         )
+
+    def pooled_by(self, pool: Pool) -> EfficientNetLiteOptions:
+        return replace(self, pool=pool)
+
+    def with_late_block(self) -> tuple[EfficientNetLiteOptions, str]:
+        return replace(self, depth=self.depth + 1, pool="quarters"), rf"^backbone\.(blocks\.{self.depth}|pool)\."
 
     def check(self) -> None:
         super().check()
