@@ -22,6 +22,7 @@ WORDS = (
     "add",
     "plan",
     "describe",
+    "starts",
     "evaluate",
     "transfer",
     "study",

@@ -71,12 +71,14 @@ _JOBS = argument(
 def add(args: Namespace) -> int:
     from cover.experiments.add.add_recipe import AddRequest
     from cover.experiments.add.run import BESIDE, AddOptions, add, print_added
+    from cover.model.release import find_release
 
     if args.epochs is not None and not 0 < args.epochs < 10**6:
         raise UserError(f"--epochs: {args.epochs:g} is no number of epochs; give one above 0, as in 30")
     out = args.out or Path("runs") / f"{args.data}_{args.how}"
+    release = find_release(args.checkpoint)
     request = AddRequest(
-        args.checkpoint, args.data, args.catalog, args.how, out, args.epochs, args.seed, args.device, args.workers
+        release, args.data, args.catalog, args.how, out, args.epochs, args.seed, args.device, args.workers
     )
     results = add(request, AddOptions(args.compare, args.baseline, args.split, args.only_recipe, args.overrides))
     if results is None:  # --only-recipe

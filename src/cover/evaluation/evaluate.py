@@ -384,7 +384,7 @@ def _scores(model: CoVeR, clips: np.ndarray, task: EvaluationTask, device: torch
 
 
 def evaluate_release(
-    checkpoint: Path,
+    checkpoint: str | Path,
     catalog: Path,
     split: str,
     names: Sequence[str],

@@ -388,7 +388,7 @@ class EfficientNetLite(Backbone):
         intermediates: Intermediates | None = None,
     ) -> Tensor:
         """The output of the stages `numbers`, one after the other."""
-        if x.ndim == 4:  # on a CPU, convolutions of this layout take about half the time
+        if x.ndim == 4:  # on a CPU, convolutions of this layout take about 0.6 of the time
             x = x.contiguous(memory_format=torch.channels_last)
         stages, image_stages = self.stages(), 1 + len(self.layers)
         names = ["stem", *(f"layers.{number}" for number in range(len(self.layers)))]
