@@ -67,6 +67,7 @@ def test_an_unknown_argument(refused: Callable[..., str], command: str, tmp_path
         "predict": ["a", "b"],
         "explain": ["a", "b"],
         "doctor": [],
+        "starts": [],
         "demo": [],
         "import-weights": ["a", "--out", "b"],
         "prepare": ["a", "--out", "b"],
