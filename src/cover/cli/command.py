@@ -93,7 +93,7 @@ DECODER = argument(
 def checkpoint(*names: str, **settings: Any) -> Argument:
     """An argument that takes a checkpoint, as in `cover.model.release.find_release`."""
     help = settings.pop("help", "folder of a run, a checkpoint or a release, a known start or a Hub id (owner/name)")
-    return argument(*names, metavar="CHECKPOINT", type=Path, help=help, **settings)
+    return argument(*names, metavar="CHECKPOINT", help=help, **settings)
 
 
 def count_workers(args: Namespace) -> int:

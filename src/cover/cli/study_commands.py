@@ -98,17 +98,19 @@ def add(args: Namespace) -> int:
     from cover.experiments.add.add_recipe import AddRequest
     from cover.experiments.add.own_data import own_files, write_own_catalog
     from cover.experiments.add.run import BESIDE, AddOptions, add, default_method, print_added
+    from cover.model.release import find_release
 
     if args.epochs is not None and not 0 < args.epochs < 10**6:
         raise UserError(f"--epochs: {args.epochs:g} is no number of epochs; give one above 0, as in 30")
-    how, place = args.how or default_method(args.checkpoint), own_files(args.data, args.catalog)
+    release, place = find_release(args.checkpoint), own_files(args.data, args.catalog)
+    how = args.how or default_method(release)
     if args.heads and how != "best":
         raise UserError(f"--heads: for --how best, and this is --how {how}")
     if args.group and place is None:
         raise UserError(f"--group: for a folder or a list; write it into the entry of {args.data} in {args.catalog}")
     out = args.out or Path("runs") / f"{place.resolve().stem if place else args.data}_{how}"
     catalog, name = write_own_catalog(place, out, args.group) if place else (args.catalog, args.data)
-    request = AddRequest(args.checkpoint, name, catalog, how, out, args.epochs, args.seed, args.device, args.workers)
+    request = AddRequest(release, name, catalog, how, out, args.epochs, args.seed, args.device, args.workers)
     kinds = tuple(args.heads or ())
     options = AddOptions(args.compare, args.baseline, args.split, args.only_recipe, args.overrides, args.folds, kinds)
     results = add(request, options)

@@ -213,7 +213,7 @@ def describe(args: Namespace) -> int:
 @command(
     "starts",
     "list published weights that a run can start from",
-    "cover starts",
+    "cover starts --json starts.json",
     json_option("write the list as JSON"),
 )
 def starts(args: Namespace) -> int:

@@ -211,7 +211,7 @@ def predict(args: Namespace) -> int:
     request = PredictRequest(args.top, tuple(args.head) if args.head else None, args.views, windows, args.decoder)
     outputs = PredictOutputs(args.format, args.out, args.embed, args.json)
     options = PredictOptions(args.device, None if args.workers < 0 else args.workers, args.engine)
-    return 1 if predict(str(args.checkpoint), files, request, outputs, options) else 0
+    return 1 if predict(args.checkpoint, files, request, outputs, options) else 0
 
 
 @command(
@@ -247,7 +247,7 @@ def explain(args: Namespace) -> int:
     from cover.inference.explain import ExplainOptions, default_folder, explain
 
     options = ExplainOptions(tuple(args.head) if args.head else None, args.class_name, args.method)
-    for path in explain(str(args.checkpoint), args.file, options, args.out or default_folder(args.file), args.device):
+    for path in explain(args.checkpoint, args.file, options, args.out or default_folder(args.file), args.device):
         print(path)
     say_next("serve", args.checkpoint, "--page")
     return 0

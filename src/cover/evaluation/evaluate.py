@@ -333,7 +333,7 @@ def _scores(
 
 
 def evaluate_release(
-    checkpoint: Path,
+    checkpoint: str | Path,
     catalog: Path,
     split: str,
     names: Sequence[str],

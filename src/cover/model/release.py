@@ -164,7 +164,7 @@ def find_release(path: str | Path, revision: str | None = None) -> Path:
     order. A known start is converted once, a release on the Hub is downloaded. `revision`: a branch, tag or commit on
     the Hub. Raises `UserError` if there is no release.
     """
-    path = Path(path)
+    name, path = str(path), Path(path)  # `./a/b` is a path, and not the Hub id `a/b`
     if (path / CONFIG).is_file():
         return path
     saved = steps_saved(path)
@@ -172,11 +172,11 @@ def find_release(path: str | Path, revision: str | None = None) -> Path:
         return path / CHECKPOINTS / f"step-{saved[-1]:07d}"
     if path.exists():
         raise UserError(f"{path}: has no checkpoint in it; give a run folder, a checkpoint or a release")
-    if start := known_start(str(path)):
+    if start := known_start(name):
         return cached_release(start)
-    if is_on_hub(str(path)):
-        return _from_hub(str(path), revision)
-    hint = nearest_start(str(path)) or "; give a run folder, a checkpoint or a release"
+    if is_on_hub(name):
+        return _from_hub(name, revision)
+    hint = nearest_start(name) or "; give a run folder, a checkpoint or a release"
     raise UserError(f"{path}: does not exist{hint}")
 
 

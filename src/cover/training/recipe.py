@@ -9,7 +9,8 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cover.config import check_range, load, option, plain
+from cover import config
+from cover.config import check_range, option
 from cover.errors import UserError, install, nearest
 from cover.mixture.rates import Data
 from cover.model.backbones import DEFAULT_OPTIONS, Options
@@ -321,7 +322,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), needs_start: bool = T
     raise `UserError` if the start is not there; else only a start that is on this machine counts. Raises `UserError` as
     `cover.config.load`, and if `model.backbone` is another family than the start's.
     """
-    return load(Recipe, path, overrides, partial(_with_network_of_start, path, needs_start))
+    return config.load(Recipe, path, overrides, partial(_with_network_of_start, path, needs_start))
 
 
 def _with_network_of_start(path: Path, needs_start: bool, tree: dict[str, Any]) -> dict[str, Any]:
@@ -343,7 +344,7 @@ def _with_network_of_start(path: Path, needs_start: bool, tree: dict[str, Any]) 
             f"{path}: start.checkpoint: {checkpoint}: its network is a {options.backbone}, and model.backbone is "
             f"{wanted}; leave model.backbone out, or choose another start"
         )
-    return {**tree, "model": {**plain(options), **given}}
+    return {**tree, "model": {**config.plain(options), **given}}
 
 
 def _options_of(checkpoint: str, needs_start: bool) -> Options | None:

@@ -62,7 +62,7 @@ class AddOptions:
     """
 
     compare: bool = False
-    baseline: Path | None = None
+    baseline: str | Path | None = None
     split: str | None = None
     only_recipe: bool = False
     overrides: Sequence[str] = ()
