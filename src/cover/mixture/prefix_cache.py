@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -208,7 +208,7 @@ class PrefixCache:
         if not torch.isfinite(stored[readable]).all():
             how = "; float16 holds numbers up to 65504: set cache.dtype to float32" if self.dtype == "float16" else ""
             raise UserError(f"cache: {what}: the output of {self.stages} stages is not finite{how}")
-        return cast(npt.NDArray[Any], stored.numpy())
+        return stored.numpy()
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -266,7 +266,7 @@ def prefix_digest(model: CoVeR, stages: int) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.backbone.prefix_state(stages).items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
 
 
