@@ -256,6 +256,7 @@ def bring_clip(sandbox: Path, trained: Path) -> None:
 
 BRING: dict[str, Callable[[Path, Path], None]] = {
     "README": bring_own_sets,
+    "caching": bring_recipes,
     "cotraining": bring_clips,
     "protocols": bring_run,
     "quick_start": bring_recipes,

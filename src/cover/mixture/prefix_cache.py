@@ -33,7 +33,7 @@ from cover.media.decode import FileProblem
 from cover.mixture.dataset import MixtureDataset
 from cover.mixture.loader import START_METHOD, SampleReader, labels_of, one_thread
 from cover.mixture.pack import Pack, Sample, augment_uint8, collate
-from cover.mixture.prefix_files import FORMAT, PrefixFiles, folder_of, gigabytes, other_caches
+from cover.mixture.prefix_files import FORMAT, PrefixFiles, check_space, folder_of, gigabytes, other_caches
 from cover.mixture.schedule import Draw, Schedule
 from cover.model.cover import CoVeR
 
@@ -177,7 +177,7 @@ class PrefixCache:
         missing = files.missing(entries)
         if not len(missing):
             return missing
-        files.check_space(len(missing), f"{manifest.name} {manifest.split}")
+        check_space(files.folder, len(missing) * files.bytes_each, f"{manifest.name} {manifest.split}")
         if not files.folder.exists():
             for line in other_caches(files.folder, ingredients):
                 say(f"cache: {line}")
@@ -228,6 +228,9 @@ class PrefixCache:
             settings = {**reader.settings_of(place), **views}
             count = schedule.views * dataset.crops
             opened.append(self.files(model, dataset.manifest, dataset.frames, count, settings))
+        self.group.once(
+            lambda: self._check_total([files for files, _ in opened], [drawn[each.name] for each in reader.datasets])
+        )
         for dataset, (files, ingredients) in zip(reader.datasets, opened, strict=True):
             source = _ViewSource(schedule, reader, dataset)
 
@@ -236,6 +239,11 @@ class PrefixCache:
 
             self.fill(files, ingredients, dataset.manifest, drawn[dataset.name], compute)
         return CachedReader(reader, [files for files, _ in opened], self.stages)
+
+    def _check_total(self, opened: Sequence[PrefixFiles], drawn: Sequence[npt.NDArray[np.int64]]) -> None:
+        """Raises `UserError` if the disk has no room for all data sets together, before any is computed."""
+        needed = sum(len(each.missing(own)) * each.bytes_each for each, own in zip(opened, drawn, strict=True))
+        check_space(opened[0].folder, needed, f"the outputs of {self.stages} stages")
 
     def _training_outputs(
         self, model: CoVeR, source: _ViewSource, entries: npt.NDArray[np.int64], workers: int, bf16: bool
