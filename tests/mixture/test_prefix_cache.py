@@ -263,6 +263,7 @@ def test_an_unreadable_file_counts_as_without_a_cache(catalog: Path) -> None:
         str(catalog.parent / "things" / "q.png"),
     }
     assert numbers(cache) == [("moves", 10, 8), ("things", 6, 4)]
+    assert [report.unreadable for report in cache.reports] == [2, 2]
     # a later run tries them again
     clip.write_bytes(whole)
     os.utime(clip, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))

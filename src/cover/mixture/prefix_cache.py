@@ -49,7 +49,8 @@ Computed = tuple[npt.NDArray[np.int64], Tensor, Sequence[bool], Sequence[FilePro
 class CacheReport:
     """What a cache holds for one split.
 
-    `entries`: outputs that are needed. `computed`: those that were computed now. `seconds`: how long that took.
+    `entries`: outputs that are needed. `computed`: those that were computed now. `unreadable`: those of files that could
+    not be read. `seconds`: how long it took.
     """
 
     dataset: str
@@ -57,6 +58,7 @@ class CacheReport:
     stages: int
     entries: int
     computed: int
+    unreadable: int
     bytes_each: int
     seconds: float
     folder: str
@@ -65,7 +67,8 @@ class CacheReport:
         count = f"{self.entries} outputs of {self.stages} stage{'s' if self.stages > 1 else ''}"
         done = f"{self.computed} computed in {clock(self.seconds)}" if self.computed else "hit"
         size = f"{self.bytes_each / 1e3:.1f} kB each, {gigabytes(self.bytes_each * self.entries)}"
-        return f"cache: {self.dataset} {self.split}: {done}: {count}, {size}, in {self.folder}"
+        lost = f", {self.unreadable} of unreadable files" if self.unreadable else ""
+        return f"cache: {self.dataset} {self.split}: {done}: {count}{lost}, {size}, in {self.folder}"
 
 
 class PrefixCache:
@@ -154,7 +157,8 @@ class PrefixCache:
         left = len(files.missing(missing))  # files that could not be read; the next run tries them again
         seconds = time.monotonic() - began
         names = (manifest.name, manifest.split, self.stages)
-        report = CacheReport(*names, len(entries), len(missing) - left, files.bytes_each, seconds, str(files.folder))
+        counts = (len(entries), len(missing) - left, left)
+        report = CacheReport(*names, *counts, files.bytes_each, seconds, str(files.folder))
         if report.computed or report.folder not in {each.folder for each in self.reports}:
             say(str(report))  # not at every evaluation
         self.reports.append(report)
