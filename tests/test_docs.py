@@ -34,6 +34,7 @@ PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs"
 HERE = (
     "README",
     "baselines",
+    "caching",
     "cotraining",
     "importing",
     "own_loop",
@@ -258,6 +259,7 @@ def bring_clip(sandbox: Path, trained: Path) -> None:
 BRING: dict[str, Callable[[Path, Path], None]] = {
     "README": bring_own_sets,
     "baselines": bring_run,
+    "caching": bring_recipes,
     "cotraining": bring_clips,
     "protocols": bring_run,
     "quick_start": bring_recipes,

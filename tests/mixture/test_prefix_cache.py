@@ -25,7 +25,7 @@ from cover.mixture.loader import SampleReader, packs
 from cover.mixture.mixture import Mixture
 from cover.mixture.pack import Pack
 from cover.mixture.prefix_cache import CachedReader, PrefixCache
-from cover.mixture.prefix_files import PrefixFiles
+from cover.mixture.prefix_files import PrefixFiles, check_space
 from cover.mixture.rates import Data
 from cover.mixture.schedule import Schedule
 from cover.model.backbone import BackboneConfig
@@ -263,6 +263,7 @@ def test_an_unreadable_file_counts_as_without_a_cache(catalog: Path) -> None:
         str(catalog.parent / "things" / "q.png"),
     }
     assert numbers(cache) == [("moves", 10, 8), ("things", 6, 4)]
+    assert [report.unreadable for report in cache.reports] == [2, 2]
     # a later run tries them again
     clip.write_bytes(whole)
     os.utime(clip, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
@@ -313,8 +314,9 @@ def test_a_full_disk(catalog: Path) -> None:
 
 def test_room_is_checked_before_anything_is_written(tmp_path: Path) -> None:
     files = PrefixFiles(tmp_path / "not yet" / "there", 10**6, 10, (8, 197, 768), "float32")
+    check_space(files.folder, files.bytes_each, "one clip")
     with pytest.raises(UserError, match=r"cache\.folder: mine train needs 48\d\d\d\.\d\d GB, .* free; .*float16"):
-        files.check_space(10**7, "mine train")
+        check_space(files.folder, 10**7 * files.bytes_each, "mine train")
     assert not list(tmp_path.iterdir())
 
 

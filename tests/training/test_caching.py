@@ -18,7 +18,7 @@ from cover.model.backbone import BackboneOptions
 from cover.model.backbones.conv3d import Conv3dOptions
 from cover.model.backbones.timesformer import TimeSformerOptions
 from cover.model.release import find_release, read_config
-from cover.training.recipe import Augment, Cache, Data, Optimizer, Pattern, Recipe
+from cover.training.recipe import Augment, Cache, Data, Distributed, Optimizer, Pattern, Recipe
 from cover.training.train import train
 
 MakeSet = Callable[..., Path]
@@ -130,6 +130,18 @@ def test_the_command_evaluates_from_a_cache(
     capsys.readouterr()
     assert main(["evaluate", str(trained), "--catalog", str(catalog), "--cache"]) == 2
     assert "--cache: " in capsys.readouterr().err
+
+
+def test_two_ranks_fill_a_cache_and_train_from_it(catalog: Path, tmp_path: Path, launch: Callable[..., Any]) -> None:
+    even = Data(["moves", "things"], str(catalog), frames=3, weights={"moves": 1, "things": 1})
+    alone = recipe_of(catalog, tmp_path / "alone", Cache(views=2), data=even, batch=8, steps=4)
+    shared = replace(alone, out=str(tmp_path / "ranks"), cache=Cache(-1, views=2), distributed=Distributed("fsdp"))
+    (tmp_path / "shared.yaml").write_text(config.dump(shared), encoding="utf-8")
+    code, said = launch("train", tmp_path / "shared.yaml", ranks=2).ended()
+    assert code == 0, said
+    assert losses(tmp_path / "ranks") == pytest.approx(losses(train(alone)), abs=1e-5)
+    (start,) = lines(tmp_path / "ranks", "start")
+    assert all(each["computed"] == each["entries"] > 0 for each in start["caches"])
 
 
 # --- what does not go together ----------------------------------------------------------------------------------------

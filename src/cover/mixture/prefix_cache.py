@@ -33,7 +33,7 @@ from cover.media.decode import FileProblem
 from cover.mixture.dataset import MixtureDataset
 from cover.mixture.loader import START_METHOD, SampleReader, labels_of, one_thread
 from cover.mixture.pack import Pack, Sample, augment_uint8, collate
-from cover.mixture.prefix_files import FORMAT, PrefixFiles, folder_of, gigabytes, other_caches
+from cover.mixture.prefix_files import FORMAT, PrefixFiles, check_space, folder_of, gigabytes, other_caches
 from cover.mixture.schedule import Draw, Schedule
 from cover.model.cover import CoVeR
 
@@ -49,7 +49,8 @@ Computed = tuple[npt.NDArray[np.int64], Tensor, Sequence[bool], Sequence[FilePro
 class CacheReport:
     """What a cache holds for one split.
 
-    `entries`: outputs that are needed. `computed`: those that were computed now. `seconds`: how long that took.
+    `entries`: outputs that are needed. `computed`: those that were computed now. `unreadable`: those of files that could
+    not be read. `seconds`: how long it took.
     """
 
     dataset: str
@@ -57,6 +58,7 @@ class CacheReport:
     stages: int
     entries: int
     computed: int
+    unreadable: int
     bytes_each: int
     seconds: float
     folder: str
@@ -65,7 +67,8 @@ class CacheReport:
         count = f"{self.entries} outputs of {self.stages} stage{'s' if self.stages > 1 else ''}"
         done = f"{self.computed} computed in {clock(self.seconds)}" if self.computed else "hit"
         size = f"{self.bytes_each / 1e3:.1f} kB each, {gigabytes(self.bytes_each * self.entries)}"
-        return f"cache: {self.dataset} {self.split}: {done}: {count}, {size}, in {self.folder}"
+        lost = f", {self.unreadable} of unreadable files" if self.unreadable else ""
+        return f"cache: {self.dataset} {self.split}: {done}: {count}{lost}, {size}, in {self.folder}"
 
 
 class PrefixCache:
@@ -154,7 +157,8 @@ class PrefixCache:
         left = len(files.missing(missing))  # files that could not be read; the next run tries them again
         seconds = time.monotonic() - began
         names = (manifest.name, manifest.split, self.stages)
-        report = CacheReport(*names, len(entries), len(missing) - left, files.bytes_each, seconds, str(files.folder))
+        counts = (len(entries), len(missing) - left, left)
+        report = CacheReport(*names, *counts, files.bytes_each, seconds, str(files.folder))
         if report.computed or report.folder not in {each.folder for each in self.reports}:
             say(str(report))  # not at every evaluation
         self.reports.append(report)
@@ -177,7 +181,7 @@ class PrefixCache:
         missing = files.missing(entries)
         if not len(missing):
             return missing
-        files.check_space(len(missing), f"{manifest.name} {manifest.split}")
+        check_space(files.folder, len(missing) * files.bytes_each, f"{manifest.name} {manifest.split}")
         if not files.folder.exists():
             for line in other_caches(files.folder, ingredients):
                 say(f"cache: {line}")
@@ -228,6 +232,9 @@ class PrefixCache:
             settings = {**reader.settings_of(place), **views}
             count = schedule.views * dataset.crops
             opened.append(self.files(model, dataset.manifest, dataset.frames, count, settings))
+        self.group.once(
+            lambda: self._check_total([files for files, _ in opened], [drawn[each.name] for each in reader.datasets])
+        )
         for dataset, (files, ingredients) in zip(reader.datasets, opened, strict=True):
             source = _ViewSource(schedule, reader, dataset)
 
@@ -236,6 +243,11 @@ class PrefixCache:
 
             self.fill(files, ingredients, dataset.manifest, drawn[dataset.name], compute)
         return CachedReader(reader, [files for files, _ in opened], self.stages)
+
+    def _check_total(self, opened: Sequence[PrefixFiles], drawn: Sequence[npt.NDArray[np.int64]]) -> None:
+        """Raises `UserError` if the disk has no room for all data sets together, before any is computed."""
+        needed = sum(len(each.missing(own)) * each.bytes_each for each, own in zip(opened, drawn, strict=True))
+        check_space(opened[0].folder, needed, f"the outputs of {self.stages} stages")
 
     def _training_outputs(
         self, model: CoVeR, source: _ViewSource, entries: npt.NDArray[np.int64], workers: int, bf16: bool

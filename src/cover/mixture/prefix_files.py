@@ -168,15 +168,6 @@ class PrefixFiles:
                     with (self.folder / name).open("wb") as file:
                         file.truncate(size)
 
-    def check_space(self, entries: int, what: str) -> None:
-        """Raises `UserError` if the disk has no room for so many more entries. `what`: data set and split."""
-        needed, free = entries * self.bytes_each, shutil.disk_usage(_existing(self.folder)).free
-        if needed > free:
-            raise UserError(
-                f"cache.folder: {what} needs {gigabytes(needed)}, and {_existing(self.folder)} has {gigabytes(free)}"
-                " free; choose another folder, fewer cache.views, or cache.dtype float16"
-            )
-
     def write(
         self,
         entries: npt.NDArray[np.int64],
@@ -240,6 +231,16 @@ def other_caches(folder: Path, ingredients: Mapping[str, Any]) -> list[str]:
         differing = ", ".join(key for key, value in ingredients.items() if theirs.get(key) != value)
         lines.append(f"{path.parent} is not used: it was made with other {differing}; it takes {gigabytes(size)}")
     return lines
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Raises `UserError` if the disk of `folder` has no room for `needed` more bytes. `what`: what needs them."""
+    free = shutil.disk_usage(_existing(folder)).free
+    if needed > free:
+        raise UserError(
+            f"cache.folder: {what} needs {gigabytes(needed)}, and {_existing(folder)} has {gigabytes(free)} free;"
+            " choose another folder, fewer cache.views, or cache.dtype float16"
+        )
 
 
 def gigabytes(size: float) -> str:

@@ -108,6 +108,7 @@ def _setting(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
         "checkpointing": recipe.model.checkpointing,
         "accumulation": recipe.accumulation,
         "compile": recipe.compile,
+        "cached": recipe.cache.stages != 0,
     }
 
 
@@ -447,6 +448,8 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
         notes.append(f"no manifest of {published}: sizes as published; --sizes NAME=SAMPLES, or cover index")
     if assumed:
         notes.append(f"reading times of {assumed} are assumed, for 16 frames; set --decode-ms and --image-ms")
+    if facts["cached"]:
+        notes.append("cache.stages: times and memory are those of a run without its cache (docs/caching.md)")
     if facts["compile"]:
         notes.append("memory is that of plain blocks; compiled blocks store up to a quarter more activations")
     return notes
