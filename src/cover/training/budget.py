@@ -35,12 +35,9 @@ class Budget:
 
     def reason(self, rows: int, batch: int) -> str:
         """The rule that gives the number of steps, as text."""
-        epochs = self.updates * batch / rows
-        if epochs > self.most_epochs:
-            return f"{self.most_epochs:g} epochs, the most"
-        if epochs < self.least_epochs:
-            return f"{self.least_epochs:g} epochs, the least"
-        return f"{epochs:.3g} epochs"
+        epochs, wanted = self.epochs(rows, batch), self.updates * batch / rows
+        limit = ", the most" if wanted > epochs else ", the least" if wanted < epochs else ""
+        return f"{epochs:.3g} epochs of {rows:,} samples{limit}"
 
 
 # From pretrained weights. Only the heads begin at zero, and they need some hundreds of updates. The limits are those of
@@ -62,4 +59,4 @@ def budget_for(start: str) -> Budget:
 def explain_steps(start: str, rows: int, batch: int, steps: int) -> str:
     """What `steps: auto` has chosen, and why, in one line. `rows`: training samples of all data sets together."""
     weights = "the starting checkpoint" if start else "random weights"
-    return f"steps: auto is {steps:,} from {weights}: {budget_for(start).reason(rows, batch)} of {rows:,} samples"
+    return f"steps: auto is {steps:,} from {weights}: {budget_for(start).reason(rows, batch)}"

@@ -139,8 +139,9 @@ def baseline_recipe(recipe: Recipe, name: str, out: Path, checkpoint: Path | Non
     batch = max(1, round(drawn / steps))
     start = Start(str(checkpoint), start_temporal(checkpoint), "drop") if checkpoint else Start()
     optimizer = FINE if checkpoint else SCRATCH
+    balance, class_weights = _of_one(recipe.data.balance, name), _of_one(recipe.data.class_weights, name)
     data = replace(recipe.data, sets=[name], epochs={}, heads={}, loss_weights={})
-    data = replace(data, **{key: _of_one(getattr(data, key), name) for key in ("balance", "class_weights")})
+    data = replace(data, balance=balance, class_weights=class_weights)
     augment = replace(recipe.augment, sets={})
     return replace(
         recipe,
