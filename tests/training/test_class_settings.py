@@ -140,7 +140,7 @@ def test_a_run_that_goes_on_draws_and_weighs_the_same(
     weights = [1 / count / sum(rate / size for rate, size in zip(rates, (9, 2, 1))) for count in (9, 2, 1)]
     assert start["classes"]["mine"]["rates"] == pytest.approx([rates[2], rates[0]], rel=0.01)
     assert start["classes"]["mine"]["weights"] == pytest.approx([weights[0], weights[2]], rel=0.01)
-    assert "mine: 3 classes with 18.5% to 55.4% of its draws" in capsys.readouterr().err
+    assert "mine: 3 classes, each 18.5% to 55.4% of its draws" in capsys.readouterr().err
     assert log_of(run)[-2]["epochs"]["mine"] == 3  # 36 draws of 12 rows
     shutil.rmtree(run / "checkpoints" / "step-0000006")
     assert losses_of(train(recipe, resume=True)) == whole
@@ -174,7 +174,7 @@ def test_auto_is_chosen_once_and_kept_by_a_resumed_run(
     recipe = make_recipe(catalog, tmp_path / "run", data=plain, steps="auto", batch=100, save_every=0)
     run = train(recipe)
     # 200 epochs of 2 samples in steps of 100
-    assert "steps: auto is 4 from random weights: 200 epochs, the most of 2 samples" in capsys.readouterr().err
+    assert "steps: auto is 4 from random weights: 200 epochs of 2 samples, the most" in capsys.readouterr().err
     assert (config.load(Recipe, run / "recipe.yaml").steps, log_of(run)[0]["steps"], len(losses_of(run))) == (4, 4, 4)
     (run / "recipe.yaml").write_text(config.dump(replace(recipe, steps=3)), encoding="utf-8")
     shutil.rmtree(run / "checkpoints" / "step-0000004")

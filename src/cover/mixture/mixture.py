@@ -150,10 +150,10 @@ class Mixture:
 
 def class_line(name: str, facts: Mapping[str, Any]) -> str:
     """The class balance and class weights of a data set in words, from its `describe_classes`."""
-    (rate, top_rate), (least, most), (weight, top_weight) = (facts[key] for key in ("rates", "row_epochs", "weights"))
+    rates, row_epochs = _range_text(facts["rates"], ".1%"), _range_text(facts["row_epochs"], ".3g")
     return (
-        f"{name}: {facts['classes']} classes with {rate:.1%} to {top_rate:.1%} of its draws"
-        f" (their rows {least:.3g} to {most:.3g} times in an epoch), weights {weight:.3g} to {top_weight:.3g}"
+        f"{name}: {facts['classes']} classes, each {rates} of its draws (a row {row_epochs} times in an epoch),"
+        f" class weights {_range_text(facts['weights'], '.3g')}"
     )
 
 
@@ -207,6 +207,11 @@ def _describe_classes(dataset: MixtureDataset) -> dict[str, Any]:
         "row_epochs": _range_of(row_epochs),
         "weights": _range_of(weights[present]),
     }
+
+
+def _range_text(limits: Sequence[float], spec: str) -> str:
+    smallest, largest = (format(limit, spec) for limit in limits)
+    return smallest if smallest == largest else f"{smallest} to {largest}"
 
 
 def _range_of(values: npt.NDArray[np.floating]) -> list[float]:
