@@ -89,7 +89,7 @@ TARGET_RUNS: dict[str, dict[str, dict[str, Any]]] = {
         "conv3d": shared | {"model": {"backbone": "conv3d"}},
     }
     for dataset, shared in {
-        "utinteraction6": {"steps": 300, **_CLIPS},
+        "utinteraction6": {"steps": 240, **_CLIPS},
         "tennis7": {"steps": 400, **_CLIPS},
         "yoga6": {"steps": 240, **_CLIPS},
         "cifar10": {"steps": 3000, **_IMAGES},
@@ -196,6 +196,7 @@ def finished(file: Path) -> list[dict[str, Any]]:
 
 
 def key_of(line: Mapping[str, Any]) -> str:
+    """The identity of the run of a line."""
     return Job(**{name: line[name] for name in Job.__dataclass_fields__}).key
 
 
