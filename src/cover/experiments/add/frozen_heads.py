@@ -30,7 +30,7 @@ from cover.model.release import read_config, start_from
 
 Kind = Literal["linear", "quarters"]
 
-INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0)  # scikit-learn's C; features of the known starts are between 0 and 6
+INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # scikit-learn's C; features of the known starts are between 0 and 6
 INNER_FOLDS = 5  # of the cross-validation that chooses the penalty
 ONE_FOLD_FROM = 1500  # samples from which on one of the folds decides, because a fit takes long
 ITERATIONS = 300  # of L-BFGS; more change no prediction on small sets
@@ -162,13 +162,25 @@ def fit(features: FrozenFeatures, classes: int, kind: Kind, c: float) -> Logisti
     views = inputs.shape[1]
     # The penalty is on the sum over samples, so more views of the same samples would weaken it.
     model = LogisticRegression(C=c / views, max_iter=ITERATIONS)
-    model.fit(inputs.reshape(-1, inputs.shape[-1]), np.repeat(features.labels, views))
-    weight, bias = model.coef_, model.intercept_
+    x, basis = _rotated(inputs.reshape(-1, inputs.shape[-1]))
+    model.fit(x, np.repeat(features.labels, views))
+    weight, bias = model.coef_ if basis is None else model.coef_ @ basis, model.intercept_
     if len(model.classes_) == 2:  # one row for both classes
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     all_weights, all_biases = np.zeros((classes, weight.shape[1])), np.full(classes, bias.min() - ABSENT)
     all_weights[model.classes_], all_biases[model.classes_] = weight, bias
     return LogisticHead(kind, torch.tensor(all_weights, dtype=torch.float32), torch.tensor(all_biases).float())
+
+
+def _rotated(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """Inputs `(n, D)` in the basis of their own span `(n, D)`, if n < D, so that a fit has n columns, not D.
+
+    The best weights of a problem with an L2 penalty lie in the span of its inputs, and a rotation changes no penalty.
+    """
+    if x.shape[0] >= x.shape[1]:
+        return x, None
+    u, sizes, basis = np.linalg.svd(x, full_matrices=False)
+    return u * sizes, basis
 
 
 def choose(features: FrozenFeatures, classes: int, seed: int) -> list[Choice]:

@@ -38,6 +38,7 @@ from cover.experiments.add.measure import (
     old_sets,
     split_of,
     split_of_new,
+    why_absent,
 )
 from cover.experiments.folds import FoldRequest, check_start, divide, run_folds, write_catalog
 from cover.experiments.run_files import read_log
@@ -153,7 +154,13 @@ def _add_best(request: AddRequest, options: AddOptions, old: OldSets, catalog: C
     video = catalog.spec(request.name).media == "video"
     kinds = options.kinds or (HEAD_KINDS if video else ("linear", "late_block"))
     baseline = find_release(options.baseline) if options.baseline else None
-    split = None if options.folds else split_of_new(request.name, catalog, options.split)
+    # The heads are compared on dev, so dev is reported only if there is no other split.
+    reported = (
+        [options.split]
+        if options.split
+        else [each for each in ("val", "test") if not why_absent(request.name, catalog, each)]
+    )
+    split = None if options.folds else split_of_new(request.name, catalog, next(iter(reported), None))
     splits = {name: split_of(name, catalog, options.split) for name in old.heads}
     before = measure_old(_evaluator(request.release, catalog, request, workers), old, splits)
     if options.folds:
