@@ -303,6 +303,9 @@ class EfficientNetLite(Backbone):
         """The stem, the seven stages of the image network, the space-time blocks, the last convolution."""
         return (self.stem, *self.layers, *self.blocks, self.last)
 
+    def _space_time(self) -> list[SpaceTimeBlock]:
+        return [block for block in self.blocks if isinstance(block, SpaceTimeBlock)]
+
     def drop_shape(self) -> tuple[int, int]:
         return (self.config.depth, 3) if self.config.depth else (0, 0)
 
@@ -311,7 +314,7 @@ class EfficientNetLite(Backbone):
         for module in (self.stem, *self.layers.modules(), self.last):
             if isinstance(module, SameConv2d):
                 nn.init.kaiming_normal_(module.weight)
-        for block in self.blocks:
+        for block in self._space_time():
             block.initialise()
         self.pool.initialise()
 
@@ -328,7 +331,9 @@ class EfficientNetLite(Backbone):
     # --- parameters ---------------------------------------------------------------------------------------------------
 
     def temporal_parameters(self) -> frozenset[str]:
-        return self.names_of(*(part for block in self.blocks for part in (block.temporal_norm, block.temporal_attn)))
+        return self.names_of(
+            *(part for block in self._space_time() for part in (block.temporal_norm, block.temporal_attn))
+        )
 
     def reset_temporal(self, how: Literal["fresh", "copied"]) -> None:
         """Copy the spatial attention into the temporal one, with a last matrix of zero.
@@ -338,11 +343,11 @@ class EfficientNetLite(Backbone):
         """
         if not self.config.depth:
             raise UserError(f"start.temporal: {how}: no temporal branch without space-time blocks; set model.depth")
-        for block in self.blocks:
+        for block in self._space_time():
             block.reset_temporal(differences=how == "fresh")
 
     def temporal_is_new(self, weights: dict[str, Tensor]) -> bool:
-        last = self.names_of(*(block.temporal_attn.proj for block in self.blocks))
+        last = self.names_of(*(block.temporal_attn.proj for block in self._space_time()))
         return bool(last) and not any(bool(weights[name].any()) for name in last)
 
     def added_parameters(self, theirs: BackboneConfig) -> frozenset[str]:
