@@ -33,6 +33,8 @@ PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs"
 # Executed by the tests below.
 HERE = (
     "README",
+    "baselines",
+    "caching",
     "cotraining",
     "importing",
     "own_loop",
@@ -256,6 +258,8 @@ def bring_clip(sandbox: Path, trained: Path) -> None:
 
 BRING: dict[str, Callable[[Path, Path], None]] = {
     "README": bring_own_sets,
+    "baselines": bring_run,
+    "caching": bring_recipes,
     "cotraining": bring_clips,
     "protocols": bring_run,
     "quick_start": bring_recipes,

@@ -3,8 +3,9 @@
     recipe = load(Recipe, Path("recipes/mine.yaml"), ["--optimizer.lr", "3e-4", "--rates={ssv2: 2}"])
 
 A schema is a dataclass. A field holds a plain value, a list or a tuple of plain values, another dataclass (a
-"section"), or a dictionary from a name to any of these. A field may also be a union of dataclasses. The first field of
-each of them then has the same name, and its type is a Literal with one value. This value chooses the dataclass.
+"section"), or a dictionary from a name to any of these. A plain value may have one of several types, as in
+`int | Literal["auto"]`; the first type that fits is used. A field may also be a union of dataclasses. The first field
+of each of them then has the same name, and its type is a Literal with one value. This value chooses the dataclass.
 
 This module does not use jsonargparse, which also has dataclass trees and dotted overrides, for four reasons.
 jsonargparse reads `lr: null` as "not given". It opens a text in the place of a section as a file. It gives words such
@@ -256,9 +257,11 @@ def _leaf(node: _SchemaNode, value: Any) -> Any:
 def _read(kind: Any, values: Any) -> Any:
     """Convert a text, a `Plain` word or a list to the type `kind`.
 
-    `kind` is a text, a number, a truth value, a Literal of texts, a list or a tuple. Raises ValueError if the value
-    does not have this type.
+    `kind` is a text, a number, a truth value, a Literal of texts, a list, a tuple or a union of these. Raises
+    ValueError if the value does not have this type.
     """
+    if len(_members(kind)) > 1:
+        return _read_union(_members(kind), values)
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (list, tuple) and isinstance(values, list):
         any_length = origin is list or inside[-1] is Ellipsis  # tuple[int, ...]
@@ -272,6 +275,16 @@ def _read(kind: Any, values: Any) -> Any:
     if type(value) is not kind:
         raise ValueError
     return value
+
+
+def _read_union(kinds: Sequence[Any], value: Any) -> Any:
+    """Convert a value to the first of several types that it has. Raises ValueError if it has none of them."""
+    for kind in kinds:
+        try:
+            return _read(kind, value)
+        except ValueError:
+            continue
+    raise ValueError
 
 
 def _mapping(value: Any, node: _SchemaNode) -> dict[str, Any]:

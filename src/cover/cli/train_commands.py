@@ -44,11 +44,16 @@ def train(args: Namespace) -> int:
         raise UserError("which recipe? for example: cover train recipes/sandbox/cotrain.yaml (--keys lists the fields)")
     # before the slow imports below, so that a mistake in the recipe is reported at once
     recipe = read_recipe(args.recipe, args.overrides, needs_start=not (args.resume or args.requeue))
+    from cover.console import say
+    from cover.machine import default_workers
+    from cover.training.dev_report import dev_report
     from cover.training.resume import has_started
     from cover.training.train import train
 
     run = train(recipe, args.resume or (args.requeue and has_started(Path(recipe.out))))
     if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes; one of them prints
+        for line in dev_report(run, recipe, default_workers() if recipe.workers < 0 else recipe.workers):
+            say(line)
         print(run)
         say_next("evaluate", run, "--catalog", recipe.data.catalog)
     return 0

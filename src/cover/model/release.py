@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -323,7 +323,7 @@ def start_options(checkpoint: str | Path) -> BackboneOptions | None:
     """
     backbone = read_config(find_release(checkpoint)).backbone
     try:
-        return backbone.start_options()
+        return cast(Options, backbone.start_options())
     except UserError:
         return None
 

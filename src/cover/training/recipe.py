@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 # Dotted key -> the smallest and the largest allowed value.
 RANGES: dict[str, tuple[float, float]] = {
-    "steps": (0, math.inf),
     "batch": (1, math.inf),
     "accumulation": (1, math.inf),
     "seed": (0, 2**63 - 1),
@@ -39,6 +38,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimizer.momentum": (0, 1),
     "optimizer.warmup": (0, 1),
     "optimizer.max_grad_norm": (0, math.inf),
+    "cache.stages": (-1, math.inf),
+    "cache.views": (0, math.inf),
     "checkpoints.keep": (1, math.inf),
     "distributed.timeout": (0.1, 10**6),
     "nonfinite.budget": (0, math.inf),
@@ -170,6 +171,25 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """Outputs of frozen first stages, computed once for each sample and view and kept on the disk (docs/caching.md)."""
+
+    stages: int = option(
+        0, "number of first stages whose outputs are kept; -1: as many as are frozen; 0: none, all of the network runs"
+    )
+    views: int = option(
+        0, "augmented views of a sample, drawn in turn from epoch to epoch; 0: one with a cache, else one per epoch"
+    )
+    dtype: Literal["float32", "float16"] = option("float32", "numbers on the disk; float16 halves their size")
+    folder: str = option("", "where the files are; empty: the folder cache beside the manifests of the catalog")
+
+    @property
+    def view_count(self) -> int:
+        """The number of views of a sample, 0 for one per epoch."""
+        return self.views or int(self.stages != 0)
+
+
+@dataclass(frozen=True)
 class Log:
     """Other loggers beside log.jsonl. They do not change results, so they may change on a resume."""
 
@@ -216,7 +236,9 @@ class Recipe:
 
     data: Data = field(metadata={"help": "the mixture"})
     out: str = field(metadata={"help": "the run's folder"})
-    steps: int = field(metadata={"help": "optimizer steps; 0: as many as data.epochs needs"})
+    steps: int | Literal["auto"] = field(
+        metadata={"help": "optimizer steps; auto: a number that suits the data; 0: as many as data.epochs needs"}
+    )
     batch: int = option(64, "samples per optimizer step, over all ranks")
     model: Options = option(DEFAULT_OPTIONS, "the network; model.backbone names its family")
     start: Start = option(Start(), "the initial weights")
@@ -231,6 +253,7 @@ class Recipe:
     device: str = option("auto", "auto, cpu, cuda, cuda:1")
     workers: int = option(-1, "reading processes; -1 for one per core, 0 for none")
     log_every: int = option(20, "steps per line of log.jsonl")
+    cache: Cache = option(Cache(), "outputs of frozen first stages, kept on the disk")
     log: Log = option(Log(), "other loggers beside log.jsonl")
     evaluate_every: int = option(0, "steps between evaluations on dev; 0 for the end only, -1 for never")
     save_every: int = option(0, "steps between checkpoints; 0 for the end only")
@@ -249,14 +272,31 @@ class Recipe:
         self._check_optimizer()
         self.augment.check(self.data.sets)
         self.model.check()
+        self._check_cache()
+
+    @property
+    def step_count(self) -> int:
+        """The number of steps, of a recipe in which it is a number (`train.with_steps` replaces `auto` and 0)."""
+        assert self.steps != "auto", "the number of steps is not known yet"
+        return self.steps
 
     def _check_start(self) -> None:
+        if self.steps != "auto":
+            check_range("steps", self.steps, 0, math.inf)
         if not self.steps and not self.data.epochs:
             raise UserError("steps: 0 is as many as data.epochs needs; give that, or a number of steps")
         if self.start.heads == "keep" and not self.start.checkpoint:
             raise UserError("start.heads: keep needs a start.checkpoint with heads")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema: {self.ema} is not in [0, 1)")
+
+    def _check_cache(self) -> None:
+        for key in ("mixup", "cutmix") if self.cache.stages else ():
+            if getattr(self.augment, key):
+                raise UserError(
+                    f"augment.{key}: mixes the pixels of two samples, and cache.stages keeps outputs of each alone;"
+                    " set one of them to 0"
+                )
 
     def _check_optimizer(self) -> None:
         if not all(0 <= beta < 1 for beta in self.optimizer.betas):

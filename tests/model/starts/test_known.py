@@ -332,7 +332,7 @@ def test_a_run_on_images_alone_gives_its_network_with_a_temporal_branch(tmp_path
     config = TimeSformerConfig(width=128, depth=4, attention_heads=4, patch=8, size=48, image_temporal="skip")
     CoVeR(config).save_pretrained(tmp_path / "pretrain")
     model = read_recipe(write_recipe(tmp_path, start=f"{{checkpoint: {tmp_path / 'pretrain'}}}")).model
-    assert model == TimeSformerOptions(preset="mini/8", size=48)
+    assert model == TimeSformerOptions(preset="mini/8", size=48, patch_embed="linear", motion="frames")
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as fn
@@ -77,6 +77,7 @@ class EfficientNetLiteConfig(BackboneConfig):
     family: ClassVar[str] = "efficientnet_lite"
 
     size: int = 160
+    frames: int = 16
     mean: Rgb = MEAN
     std: Rgb = STD
     variant: Variant = "lite0"
@@ -122,6 +123,12 @@ class EfficientNetLiteOptions(BackboneOptions):
         return EfficientNetLiteConfig(
             size=self.size, frames=frames, variant=self.variant, depth=self.depth, pool=self.pool, **colours
         )
+
+    def pooled_by(self, pool: Pool) -> EfficientNetLiteOptions:
+        return replace(self, pool=pool)
+
+    def with_late_block(self) -> tuple[EfficientNetLiteOptions, str]:
+        return replace(self, depth=self.depth + 1, pool="quarters"), rf"^backbone\.(blocks\.{self.depth}|pool)\."
 
     def check(self) -> None:
         super().check()
@@ -303,9 +310,6 @@ class EfficientNetLite(Backbone):
         """The stem, the seven stages of the image network, the space-time blocks, the last convolution."""
         return (self.stem, *self.layers, *self.blocks, self.last)
 
-    def _space_time(self) -> list[SpaceTimeBlock]:
-        return [block for block in self.blocks if isinstance(block, SpaceTimeBlock)]
-
     def drop_shape(self) -> tuple[int, int]:
         return (self.config.depth, 3) if self.config.depth else (0, 0)
 
@@ -314,9 +318,12 @@ class EfficientNetLite(Backbone):
         for module in (self.stem, *self.layers.modules(), self.last):
             if isinstance(module, SameConv2d):
                 nn.init.kaiming_normal_(module.weight)
-        for block in self._space_time():
+        for block in self._space_time_blocks():
             block.initialise()
         self.pool.initialise()
+
+    def _space_time_blocks(self) -> Sequence[SpaceTimeBlock]:
+        return cast(Sequence[SpaceTimeBlock], self.blocks)
 
     def compile_stages(self, **options: object) -> None:
         """As `Backbone.compile_stages`."""
@@ -332,7 +339,7 @@ class EfficientNetLite(Backbone):
 
     def temporal_parameters(self) -> frozenset[str]:
         return self.names_of(
-            *(part for block in self._space_time() for part in (block.temporal_norm, block.temporal_attn))
+            *(part for block in self._space_time_blocks() for part in (block.temporal_norm, block.temporal_attn))
         )
 
     def reset_temporal(self, how: Literal["fresh", "copied"]) -> None:
@@ -343,11 +350,11 @@ class EfficientNetLite(Backbone):
         """
         if not self.config.depth:
             raise UserError(f"start.temporal: {how}: no temporal branch without space-time blocks; set model.depth")
-        for block in self._space_time():
+        for block in self._space_time_blocks():
             block.reset_temporal(differences=how == "fresh")
 
     def temporal_is_new(self, weights: dict[str, Tensor]) -> bool:
-        last = self.names_of(*(block.temporal_attn.proj for block in self._space_time()))
+        last = self.names_of(*(block.temporal_attn.proj for block in self._space_time_blocks()))
         return bool(last) and not any(bool(weights[name].any()) for name in last)
 
     def added_parameters(self, theirs: BackboneConfig) -> frozenset[str]:
