@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cover.errors import UserError
+from cover.model.backbone import BackboneOptions
 from cover.model.backbones import Config, Options, config_from
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head, head_of
@@ -315,7 +316,7 @@ def model_like(checkpoint: str | Path) -> tuple[Options, int]:
         raise UserError(f"{folder}: {error}") from None
 
 
-def start_options(checkpoint: str | Path) -> Options | None:
+def start_options(checkpoint: str | Path) -> BackboneOptions | None:
     """The model options of a run that starts from a checkpoint and names no others.
 
     None if no options produce its network. Raises `UserError` if there is no checkpoint.

@@ -13,6 +13,7 @@ from cover import config
 from cover.config import check_range, option
 from cover.errors import UserError, install, nearest
 from cover.mixture.rates import Data
+from cover.model.backbone import BackboneOptions
 from cover.model.backbones import DEFAULT_OPTIONS, Options
 from cover.yaml_files import is_null
 
@@ -347,7 +348,7 @@ def _with_network_of_start(path: Path, needs_start: bool, tree: dict[str, Any]) 
     return {**tree, "model": {**config.plain(options), **given}}
 
 
-def _options_of(checkpoint: str, needs_start: bool) -> Options | None:
+def _options_of(checkpoint: str, needs_start: bool) -> BackboneOptions | None:
     """The options of a start's network; None if no options produce it, or if it is not needed and not here."""
     from cover.model.release import start_options
     from cover.model.starts.known import known_start

@@ -254,6 +254,27 @@ def test_checkpointing_changes_no_gradient() -> None:
     assert all(torch.equal(result[1][name], gradient) for name, gradient in result[0].items())
 
 
+@pytest.mark.full
+@torch.no_grad()
+def test_every_stage_is_compiled() -> None:
+    model, frames = build(), pixels(15)
+    wanted = model.forward_features(frames, MIXED)
+    graphs: list[object] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model.compile_stages(backend=count)
+    torch.testing.assert_close(model.forward_features(frames, MIXED), wanted)
+    # The two blocks share a graph, and every other stage has its own.
+    assert len(graphs) >= len(model.backbone.stages()) - 1
+    made = len(graphs)
+    model.forward_features(frames, MIXED)
+    assert len(graphs) == made
+
+
 # --- parameters and configuration -------------------------------------------------------------------------------------
 
 
