@@ -49,8 +49,8 @@ Computed = tuple[npt.NDArray[np.int64], Tensor, Sequence[bool], Sequence[FilePro
 class CacheReport:
     """What a cache holds for one split.
 
-    `entries`: outputs that are needed. `computed`: those that were computed now. `unreadable`: those of files that could
-    not be read. `seconds`: how long it took.
+    `entries`: outputs that are needed. `computed`: those that were computed now. `unreadable`: those of files that
+    could not be read. `seconds`: how long it took.
     """
 
     dataset: str
