@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from cover.console import Meter, print_table, say
-from cover.datasets.catalog import load_catalog
+from cover.datasets.catalog import Catalog, load_catalog
 from cover.distributed import ProcessGroup
 from cover.errors import UserError
+from cover.evaluation.baselines import baselines, print_baselines, shortfalls
 from cover.evaluation.cached_views import cache_views, cached_batches, trained_cache
 from cover.evaluation.metrics import MeanAveragePrecision, Outcomes, TopK
 from cover.evaluation.protocol import EvaluationTask, find_tasks
@@ -134,6 +135,7 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
     protocol = ["read", "listed", "views", "split", "step", "classes"]
     titles = [*["checkpoint"] * several, "data set", "frames", *shown.values(), *protocol]
     print_table(titles, [[*[row["checkpoint"]] * several, *_cells(row, list(shown))] for row in results])
+    print_baselines(results)
     for row in results:
         if row["n_notes"] and row["variant"] == "plain":
             say(f"{row['dataset']}: {row['n_notes']} files damaged or unreadable, the first: {row['notes'][0]}")
@@ -332,7 +334,7 @@ def _scores(
 
 
 def evaluate_release(
-    checkpoint: Path,
+    checkpoint: str | Path,
     catalog: Path,
     split: str,
     names: Sequence[str],
@@ -346,12 +348,15 @@ def evaluate_release(
     scores: Path | None = None,
     group: Ranks = ONE_RANK,
     cache: str | Path | None = None,
+    with_baselines: bool = False,
 ) -> list[dict[str, Any]]:
     """The results of a checkpoint on a split, one dict per data set and variant.
 
     `names`, `other_heads`: see `find_tasks`. `views`: `TxS` in place of the catalog's views. `scores`: path of the
     `ScoreFile`, None for none. `cache`: the folder of cached outputs of the stages that were frozen in training, empty
-    for the usual one, None to compute all (docs/caching.md). The other arguments are those of `evaluate`. Raises
+    for the usual one, None to compute all (docs/caching.md). `with_baselines`: the `plain` result of a data set also
+    has `baselines`, those of `baselines.baselines` on the samples that were read, with `behind`, those that the model
+    is not above; only on the first of several processes. The other arguments are those of `evaluate`. Raises
     `UserError`.
     """
     check_decoder(decoder)
@@ -363,17 +368,44 @@ def evaluate_release(
     if cache is not None and prefix is None:
         raise UserError(f"--cache: {folder}: was trained without a cache (cache.stages of its recipe); leave it out")
     chosen_views = Views.parse(views) if views else None
-    tasks = find_tasks(load_catalog(catalog), model, model.frames, split, names, chosen_views, decoder, other_heads)
+    opened = load_catalog(catalog)
+    tasks = find_tasks(opened, model, model.frames, split, names, chosen_views, decoder, other_heads)
     model.to(where)
     results = []
     with ScoreFile(scores, group.rank, group.ranks) as file:
-        keep = file.keep if scores else None
         for task in tasks:
-            by_variant = evaluate(model, task, where, workers, _for_media(variants, task), seed, group, keep, prefix)
+            read, wanted = _RowsRead(file.keep if scores else None), _for_media(variants, task)
+            by_variant = evaluate(model, task, where, workers, wanted, seed, group, read.keep, prefix)
             more: dict[str, Any] = {"class_names": list(task.classes), "checkpoint": str(folder)}
-            more |= {"step": model.metadata.get("step"), "seed": seed}
+            more |= {"step": model.metadata.get("step"), "seed": seed, "catalog": str(catalog)}
+            rows = np.array([row for part in group.gather(read.rows) for row in part], np.int64)
+            if with_baselines and group.rank == 0 and "plain" in by_variant:
+                by_variant["plain"]["baselines"] = _compared(opened, task, by_variant["plain"], rows, workers, seed)
             results += [{**result, **more} for result in by_variant.values()]
     return results
+
+
+class _RowsRead:
+    """Collects the manifest rows of the samples that were read, and calls another callback."""
+
+    def __init__(self, then: ScoreCallback | None) -> None:
+        self.rows: list[int] = []
+        self._then = then
+
+    def keep(self, task: EvaluationTask, variant: Variant, numbers: list[int], scores: Tensor) -> None:
+        if variant == "plain":
+            self.rows += numbers
+        if self._then is not None:
+            self._then(task, variant, numbers, scores)
+
+
+def _compared(
+    catalog: Catalog, task: EvaluationTask, result: dict[str, Any], rows: np.ndarray, workers: int, seed: int
+) -> dict[str, Any]:
+    """The baselines on the manifest rows `rows`, and in `behind` those that the model is not above."""
+    found = baselines(catalog, task.spec.name, task.manifest.split, workers, seed, rows, task.relabel)
+    interval = result.get("top1_interval")
+    return {**found, "behind": shortfalls(found, result["top1"], interval["low"]) if interval else []}
 
 
 def _for_media(variants: Sequence[Variant], task: EvaluationTask) -> list[Variant]:

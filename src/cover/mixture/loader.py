@@ -123,6 +123,7 @@ class SampleReader:
         allowed = self.flip and dataset.spec.flip != "never"
         flip, labels = draw_flip(rng, labels_of(clip.row), allowed, self._labels[place].mirror)
         targets, multi_hot = self.targets_of(place, labels)
+        weights = dataset.class_weights
         return Sample(
             frames=torch.from_numpy(apply_flip(frames) if flip else frames),
             dataset=place,
@@ -132,6 +133,8 @@ class SampleReader:
             seed=draw.step_seed,
             problem=clip.problem,
             drawn={type(transform): transform.draw(rng, size) for transform in self._transforms[draw.dataset]},
+            # The weights follow from the labels in the manifest, so the class before the flip counts.
+            class_weight=1.0 if weights is None else float(weights[labels_of(clip.row)[0]]),
             flipped=flip,
         )
 

@@ -24,8 +24,8 @@ class Sample:
     `frames`: uint8 `(T, 3, H, W)`. `dataset`: index of its data set in the mixture. `targets`, `multi_hot`: its rows of
     `Pack.targets` and `Pack.multi_hot`. `weight`: 1, or 0 if the file could not be read. Its frames are black then, and
     it does not count in the loss. `seed`: the seed of its draw (`Draw.step_seed`). `problem`: the damage of the file,
-    None without any. `drawn`: transform -> the parameters that it drew, in the order of the draws. `flipped`: whether
-    it was flipped.
+    None without any. `drawn`: transform -> the parameters that it drew, in the order of the draws. `class_weight`: the
+    factor of its class on its loss. `flipped`: whether it was flipped.
 
     The frames of a `CachedReader` are outputs of the first stages of a network, float `(T, ...)`.
     """
@@ -38,6 +38,7 @@ class Sample:
     problem: FileProblem | None = None
     multi_hot: Tensor | None = None
     drawn: Mapping[type[Transform], Any] = field(default_factory=dict)
+    class_weight: float = 1.0
     flipped: bool = False
 
 
@@ -58,6 +59,7 @@ class Pack:
     `drawn`: transform that is not applied yet -> its parameters for the S samples: a tensor of S rows, or a tuple at
     the stage `uint8`.
     `mix`: how samples are mixed with each other, None without mixup and cutmix.
+    `class_weight`: float32 `(S,)`, the factor of a sample's class on its loss. None for 1.
     `stages`: above 0, `frames` is the output of this many stages of the network (`Backbone.forward_prefix`).
     """
 
@@ -71,6 +73,7 @@ class Pack:
     multi_hot: Tensor | None = None
     drawn: Mapping[type[Transform], Any] = field(default_factory=dict)
     mix: Mix | None = None
+    class_weight: Tensor | None = None
     stages: int = 0
 
     def to(self, device: torch.device | str) -> Pack:
@@ -120,6 +123,7 @@ def collate(groups: Sequence[Sequence[Sample]], stages: int = 0) -> Pack:
         problems=tuple(sample.problem for sample in samples if sample.problem),
         multi_hot=torch.stack(multi_hot) if multi_hot else None,
         drawn={transform: _stacked([sample.drawn[transform] for sample in samples]) for transform in samples[0].drawn},
+        class_weight=torch.tensor([sample.class_weight for sample in samples]),
         stages=stages,
     )
 

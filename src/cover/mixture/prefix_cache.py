@@ -352,6 +352,9 @@ class CachedReader:
         labels: Sequence[int] = (
             labels_of(manifest.row(draw.row)) if manifest.classes.many else [int(manifest.labels[draw.row])]
         )
+        weights = dataset.class_weights
+        # As in `SampleReader`, the class before the flip counts.
+        class_weight = 1.0 if weights is None else float(weights[labels[0]])
         if cached.flipped:
             labels = self._reader.mirrored(place, labels)
         targets, multi_hot = self._reader.targets_of(place, labels)
@@ -363,5 +366,6 @@ class CachedReader:
             seed=draw.step_seed,
             problem=cached.problem,
             multi_hot=multi_hot,
+            class_weight=class_weight,
             flipped=cached.flipped,
         )

@@ -94,6 +94,10 @@ class BackboneConfig(ABC):
     def options(self) -> BackboneOptions:
         """The recipe options that produce this network. Raises `UserError` if no options produce it."""
 
+    def start_options(self) -> BackboneOptions:
+        """The options of a run that starts from this network and names no others. Raises `UserError` as `options`."""
+        return self.options()
+
     @abstractmethod
     def summary(self) -> dict[str, str]:
         """The settings that distinguish networks of the family: name -> value as text."""
@@ -140,6 +144,18 @@ class BackboneOptions(ABC):
     def for_images(self) -> Self:
         """The options for a stage that trains on images alone."""
         return self
+
+    def pooled_by(self, pool: Literal["mean", "quarters", "attentive"]) -> Self | None:
+        """The options with another pooling over frames; None if the family has no choice."""
+        return None
+
+    def with_late_block(self) -> tuple[Self, str] | None:
+        """The options of a network whose last layers can be trained on fixed outputs of the others.
+
+        With a regular expression of the names of the parameters to train, as `optimizer.patterns` reads it. None if the
+        family has none.
+        """
+        return None
 
     def check(self) -> None:
         """Raises `UserError` if a number is out of range."""
@@ -288,6 +304,21 @@ class Backbone(nn.Module, ABC):
         `weights`: the state of a network of the same configuration.
         """
         return False
+
+    def added_parameters(self, theirs: BackboneConfig) -> frozenset[str]:
+        """The names of the parameters that a network of the configuration `theirs` lacks.
+
+        A start from `theirs` keeps their initial values, with which they do not change the output. `difference` has
+        allowed this start.
+        """
+        return frozenset()
+
+    def fitted_head(self, weight: Tensor, theirs: BackboneConfig) -> Tensor:
+        """The weight of a classifier for the features of a network of `theirs`, changed for those of this network.
+
+        Both `(classes, D)`. The logits stay the same. Raises `UserError` if no weight does this.
+        """
+        return weight
 
     def fit_embeddings(self, weights: dict[str, Tensor]) -> list[str]:
         """Resize tensors of another image size or clip length to this network, in place; returns a note for each."""

@@ -186,9 +186,9 @@ class CoVeR(nn.Module):
         file is unpickled. Raises `UserError` if there is no release, or if the Hub cannot be reached and the release is
         not in the cache.
         """
-        from cover.model.release import load_release, release_folder
+        from cover.model.release import find_release, load_release
 
-        return load_release(release_folder(source, revision))
+        return load_release(find_release(source, revision))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a release: weights, configuration and a model card. An existing card is not replaced."""

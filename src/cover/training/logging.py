@@ -193,7 +193,7 @@ class RunLog:
         self.tally = LossSums(len(mixture.datasets), self.device)
         self._sizes, self._wanted = mixture.sizes, schedule.rates
         self._sinks: list[Sink] = open_sinks(recipe.log, run, first, asdict(recipe)) if writes else []
-        self._view = ProgressView(f"train {run.name}", recipe.steps, first, self.many)
+        self._view = ProgressView(f"train {run.name}", recipe.step_count, first, self.many)
         self._begun = self._logged = self._done = first
         self._problems: list[FileProblem] = []
         self._damaged = 0  # draws with damaged files since this start

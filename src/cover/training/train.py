@@ -31,7 +31,7 @@ from cover.evaluation.protocol import EvaluationTask, find_tasks
 from cover.media.decode import check_decoder
 from cover.mixture.dataset import retained_metadata, with_retained
 from cover.mixture.loader import SampleReader, packs
-from cover.mixture.mixture import Mixture
+from cover.mixture.mixture import Mixture, class_line
 from cover.mixture.pack import augment_uint8, split_pack
 from cover.mixture.prefix_cache import CachedReader, PrefixCache
 from cover.mixture.schedule import Schedule, draw_seed
@@ -39,8 +39,9 @@ from cover.model.backbones import backbone_config
 from cover.model.cover import CoVeR
 from cover.model.release import find_release, load_release, read_config, start_from
 from cover.training import checkpoint
+from cover.training.budget import budget_for, explain_steps
 from cover.training.caching import open_cache
-from cover.training.guards import FiniteCheck, ReadingCheck
+from cover.training.guards import FiniteCheck, ReadingCheck, step_warnings
 from cover.training.logging import RunLog, check_sinks
 from cover.training.optim import (
     Ema,
@@ -52,7 +53,7 @@ from cover.training.optim import (
     set_learning_rate,
 )
 from cover.training.recipe import Recipe
-from cover.training.resume import check_same_rows, count_exclusions, first_step, has_started, prepare_folder
+from cover.training.resume import begun_with, check_same_rows, count_exclusions, first_step, has_started, prepare_folder
 from cover.training.step import StepSettings, train_step
 
 
@@ -81,7 +82,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     check_packages(recipe)
     catalog = load_catalog(recipe.data.catalog)
     mixture = Mixture.open(recipe.data, catalog)
-    recipe = with_steps(recipe, mixture)
+    recipe = choose_steps(recipe, mixture, run if resume else None)
     schedule = make_schedule(recipe, mixture, group.ranks)
     reader = make_reader(recipe, mixture)
 
@@ -92,6 +93,8 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     origin = find_release(begin) if begin else None
     model = build_model(recipe, mixture, origin)
     group.once(lambda: prepare_folder(run, recipe, first, resume))
+    for line in step_warnings(recipe, mixture, schedule) if not first else ():
+        say(f"warning: {line}")
     exclusions = count_exclusions(run, first, mixture)
     metadata = describe(recipe, mixture, model, origin)
     if origin and not first:
@@ -127,7 +130,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
         "start",
         first,
         **metadata,
-        **make_up(schedule),
+        **make_up(schedule, mixture),
         exclusions=exclusions,
         ranks=group.ranks,
         **({"caches": [asdict(report) for report in cache.reports]} if cache else {}),
@@ -139,9 +142,9 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
 
     # --- the loop -----------------------------------------------------------------------------------------------------
     with log, StopSignal() as stop:
-        batches = packs(schedule, cached or reader, first, recipe.steps, workers, group.rank, group.ranks)
-        for step in range(first, recipe.steps):
-            lr = learning_rate(recipe.optimizer, step, recipe.steps)
+        batches = packs(schedule, cached or reader, first, recipe.step_count, workers, group.rank, group.ranks)
+        for step in range(first, recipe.step_count):
+            lr = learning_rate(recipe.optimizer, step, recipe.step_count)
             set_learning_rate(optimizer, lr)
             with log.spending("data"):
                 pack = next(batches)
@@ -157,7 +160,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
             done = step + 1
             # Several ranks stop at the same step, after the step has shared the signal of one of them.
             leaving = finite.leaving or (group.ranks == 1 and stop.received is not None)
-            last = done == recipe.steps or leaving
+            last = done == recipe.step_count or leaving
             evaluating = due(done, recipe.evaluate_every, last and recipe.evaluate_every >= 0)
             if due(done, recipe.log_every, last or evaluating):
                 finite.settle()  # a line or a checkpoint must not come before the check of its step
@@ -191,8 +194,30 @@ def check_packages(recipe: Recipe) -> None:
 
 
 def with_steps(recipe: Recipe, mixture: Mixture) -> Recipe:
-    """The recipe with its number of steps, which may follow from `data.epochs`."""
+    """The recipe with its number of steps, which may follow from `data.epochs` or, with `auto`, from the sizes."""
+    if recipe.steps == "auto":
+        rows = sum(mixture.sizes.values())
+        return replace(recipe, steps=budget_for(recipe.start.checkpoint).steps(rows, recipe.batch))
     return recipe if recipe.steps else replace(recipe, steps=mixture.steps(recipe.batch))
+
+
+def choose_steps(recipe: Recipe, mixture: Mixture, resumed: Path | None) -> Recipe:
+    """The recipe with its number of steps. What `steps: auto` chooses is printed.
+
+    `resumed`: the folder of a run that is resumed. It keeps the number of steps that it was begun with.
+    """
+    if recipe.steps != "auto":
+        return with_steps(recipe, mixture)
+    if resumed and has_started(resumed):
+        return replace(recipe, steps=begun_with(resumed).steps)
+    chosen = with_steps(recipe, mixture)
+    say(explain_auto(chosen, mixture))
+    return chosen
+
+
+def explain_auto(chosen: Recipe, mixture: Mixture) -> str:
+    """Why `steps: auto` is the number of steps of the recipe `chosen`, in one line."""
+    return explain_steps(chosen.start.checkpoint, sum(mixture.sizes.values()), chosen.batch, chosen.step_count)
 
 
 def make_schedule(recipe: Recipe, mixture: Mixture, ranks: int = 1) -> Schedule:
@@ -229,7 +254,7 @@ def fill_cache(
 
     `frozen`: a network with the weights of the frozen stages.
     """
-    cached = cache.training_reader(frozen, schedule, reader, recipe.steps, workers, recipe.precision == "bf16")
+    cached = cache.training_reader(frozen, schedule, reader, recipe.step_count, workers, recipe.precision == "bf16")
     for task in dev_tasks(frozen, catalog, recipe) if recipe.evaluate_every >= 0 else ():
         cache_views(cache, frozen, task, workers)
     return cached
@@ -288,12 +313,15 @@ def describe(recipe: Recipe, mixture: Mixture, model: CoVeR, origin: Path | None
     }
 
 
-def make_up(schedule: Schedule) -> dict[str, Any]:
-    """The groups and rates of a step, for the log. They are printed too."""
+def make_up(schedule: Schedule, mixture: Mixture) -> dict[str, Any]:
+    """The groups and rates of a step, and the rates and weights of classes, for the log. They are printed too."""
     groups = [{"frames": frames, "samples": samples} for samples, frames in schedule.mean_step]
     rates = schedule.rates
     say(f"each step: {schedule.describe()}; rates {', '.join(f'{name} {rate:.1%}' for name, rate in rates.items())}")
-    return {"groups": groups, "rate_wanted": rates}
+    classes = mixture.describe_classes()
+    for name, facts in classes.items():
+        say(class_line(name, facts))
+    return {"groups": groups, "rate_wanted": rates, **({"classes": classes} if classes else {})}
 
 
 # --- inside the loop --------------------------------------------------------------------------------------------------

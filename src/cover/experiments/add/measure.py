@@ -124,7 +124,9 @@ def split_of_new(name: str, catalog: Catalog, requested: str | None) -> str:
     split = split_of(name, catalog, requested)
     if split is None:
         splits = ", ".join(SPLITS)
-        raise UserError(f"{name}: no readable and labelled sample in {splits} to measure; does the catalog say dev: 0?")
+        raise UserError(
+            f"{name}: no readable and labelled sample in {splits} to measure; give dev a fraction, or use --folds"
+        )
     if requested and split != requested:
         reason = why_absent(name, catalog, requested)
         raise UserError(f"--split {requested}: {name} {reason}; it could be measured on {split}")

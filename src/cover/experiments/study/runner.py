@@ -71,7 +71,7 @@ def run_missing(jobs: Sequence[Sequence[Job]], builder: SubsetBuilder, out: Path
     say(f"study: {total - count} of {total} runs are done{left}")
     if not count:
         return 0
-    steps = sum(order.recipe.steps for wave in missing for order in wave)
+    steps = sum(order.recipe.step_count for wave in missing for order in wave)
     with Meter("study", total=total, done=total - count, work=steps) as meter:
         for wave in missing:
             _run_wave(wave, out, workers, meter)
@@ -99,7 +99,7 @@ def is_trained(order: Order, out: Path) -> bool:
     run = run_of(out, order.name)
     stamp = stamp_of(run)
     same = stamp.exists() and stamp.read_text() == order.digest
-    return same and max(steps_saved(run), default=0) >= order.recipe.steps
+    return same and max(steps_saved(run), default=0) >= order.recipe.step_count
 
 
 def stamp_of(run: Path) -> Path:
@@ -135,7 +135,7 @@ def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) ->
     if workers == 1:
         for order in orders:
             run_order(order, out)
-            meter.advance(note=order.name, work=order.recipe.steps)
+            meter.advance(note=order.name, work=order.recipe.step_count)
         return
     # The number of threads does not grow for a list with fewer runs: too many threads wait for each other.
     threads = max(1, cores() // workers)
@@ -144,7 +144,7 @@ def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) ->
         # An error ends the pool and all runs in it. They continue from their checkpoints in the next call.
         with ProcessPool(workers, partial(_begin_worker, threads), children=True) as pool:
             for ((order, _),) in pool.as_completed(run, orders):
-                meter.advance(note=order.name, work=order.recipe.steps)
+                meter.advance(note=order.name, work=order.recipe.step_count)
     except WorkerLost:
         raise UserError(
             "a process was killed, perhaps because memory is short; the same command continues, with fewer --jobs"
@@ -215,7 +215,7 @@ def _measure(order: Order, run: Path, out: Path) -> None:
         "name": order.name,
         "digest": order.digest,
         "step": model.metadata["step"],
-        "steps": order.recipe.steps,
+        "steps": order.recipe.step_count,
         "seed": order.recipe.seed,
         "lr": order.recipe.optimizer.lr,
         "sets": order.recipe.data.sets,
@@ -247,7 +247,7 @@ class _ArmPredictions:
         rows = [manifest.row(int(number)) for number in self._outcomes.rows]
         return {
             "ids": [row.sample_id for row in rows],
-            "sources": [row.source_id for row in rows],
+            "sources": [row.group_id for row in rows],
             "labels": self._outcomes.labels.tolist(),
             "predicted": self._outcomes.predicted.tolist(),
             "class_names": list(task.classes),
