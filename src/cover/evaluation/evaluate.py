@@ -327,8 +327,9 @@ def _scores(
     """
     samples, views, frames = clips.shape[:3]
     x = torch.from_numpy(clips).to(device).flatten(0, 2)
-    x = x.float() if stages else model.normalize(x)
-    logits = model(x, ((samples * views, frames),), stages=stages)[task.head.name]
+    groups = ((samples * views, frames),)
+    scores = model(x.float(), groups, stages=stages) if stages else model(model.normalize(x), groups)
+    logits = scores[task.head.name]
     return task.head.probabilities(logits[:, task.columns.to(device)]).view(samples, views, -1).cpu()
 
 
