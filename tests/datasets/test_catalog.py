@@ -38,6 +38,16 @@ def test_defaults_by_format(tmp_path: Path) -> None:
     assert catalog.manifest_path("ssv2", "dev") == tmp_path / "manifests/ssv2-dev.arrow"
 
 
+def test_crops_of_a_users_own_set_are_larger_than_those_of_the_large_published_sets(tmp_path: Path) -> None:
+    own = ("folder, media: video", "csv, media: video", "list, media: image")
+    entries = (
+        f"set{number}: {{format: {form}, root: data, annotations: {{train: a}}}}"
+        for number, form in enumerate((*own, "kinetics", "imagenet"))
+    )
+    specs = load_catalog(write(tmp_path, "\n".join(entries))).specs.values()
+    assert [spec.crop_scale[0] for spec in specs] == [0.6, 0.6, 0.6, 0.3, 0.3]
+
+
 def test_everything_given(tmp_path: Path) -> None:
     text = (
         f"mine: {{{GOOD}, classes: c.txt, flip: swap, sampling: dense@0.25, views: 2x3, "

@@ -329,7 +329,14 @@ def test_the_network_is_the_release_s(sandbox: Path, tmp_path: Path) -> None:
     )
     recipe = add_recipe(AddRequest(tmp_path / "release", "ssv2", sandbox, "probe", tmp_path / "run", 2.5), 100, {}, {})
     assert (recipe.model, recipe.data.frames) == (
-        TimeSformerOptions(preset="Ti/16", size=64, time="additive", image_temporal="skip"),
+        TimeSformerOptions(
+            preset="Ti/16",
+            size=64,
+            time="additive",
+            image_temporal="skip",
+            patch_embed="linear",
+            motion="frames",
+        ),
         2,
     )
     assert recipe.data.epochs == {"ssv2": 2.5}

@@ -149,6 +149,7 @@ def test_the_pixels_go_along(tmp_path: Path) -> None:
         ({"time": "rotary"}, "time rotary"),
         ({"attention": "space"}, "attention space"),
         ({"layer_scale": 0.1}, "layer_scale 0.1"),
+        ({"motion": "both"}, "motion both"),
         ({"image_temporal": "skip"}, "image_temporal skip"),
         ({"image_time": "none", "frames": 1}, "image_time none"),
         ({"image_time": "none", "attention": "joint"}, "image_time none"),

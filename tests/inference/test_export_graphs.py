@@ -103,6 +103,7 @@ def facts_of(path: Path) -> dict[str, Any]:
         ({"time": "additive", "image_temporal": "skip", "layer_scale": 0.5}, 1),
         pytest.param({"attention": "joint"}, 4, marks=pytest.mark.full),
         ({"attention": "space"}, 3),
+        ({"patch_embed": "conv", "motion": "both"}, 4),
     ],
     ids=str,
 )

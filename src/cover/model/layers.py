@@ -1,4 +1,4 @@
-"""Layers of the networks: attention along tokens and over time, the MLP, a convolutional stem.
+"""Layers of the networks: motion input, attention along tokens and over time, the MLP, a convolutional stem.
 
 The attention kernels read queries, keys and values in the layout of the tokens and return the output in the same
 layout, without a copy. PyTorch's fused kernel accepts any strides in four dimensions, so it reads the output of the
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as fn
@@ -35,7 +35,39 @@ DIFFERENCE_OFFSETS = (1, 2, 4)
 DIFFERENCE_CONTENT = 0.1
 DIFFERENCE_BIAS = 4.0  # about nine tenths of the attention of such a head then go to one frame
 
+Motion = Literal["frames", "differences", "both"]  # the input of a network's first layer: see `motion_input`
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, float32 (T, 1, d / 2)
+
+
+# --- motion input -----------------------------------------------------------------------------------------------------
+
+
+def motion_channels(motion: Motion) -> int:
+    """The number of channels of `motion_input`."""
+    return 6 if motion == "both" else 3
+
+
+def motion_input(frames: Tensor, groups: Groups, motion: Motion) -> Tensor:
+    """The input of the first layer, `(F, 3 or 6, H, W)`, from frames `(F, 3, H, W)`.
+
+    `frames`: the frames themselves. `differences`: each frame minus the frame before it; zero for the first frame of a
+    clip and for an image. `both`: the two stacked along the channels, frames first.
+    """
+    if motion == "frames":
+        return frames
+    differences = torch.cat([_differences(part, group) for part, group in each_group(frames, groups)])
+    return differences if motion == "differences" else torch.cat([frames, differences], dim=1)
+
+
+def each_group(x_FC: Tensor, groups: Groups) -> list[tuple[Tensor, tuple[int, int]]]:
+    """The slice of `x_FC` of each group, with the group."""
+    return list(zip(x_FC.split([samples * length for samples, length in groups]), groups, strict=True))
+
+
+def _differences(frames: Tensor, group: tuple[int, int]) -> Tensor:
+    clips = frames.unflatten(0, group)
+    before = torch.cat([clips[:, :1], clips[:, :-1]], dim=1)
+    return (clips - before).flatten(0, 1)
 
 
 # --- attention kernels ------------------------------------------------------------------------------------------------
@@ -226,23 +258,23 @@ class Mlp(nn.Module):
 class ConvStem(nn.Sequential):
     """A patch embedding from 3x3 convolutions with stride 2 and a final 1x1 convolution (Xiao et al., 2021, section 4).
 
-    Frames `(F, 3, H, W)` to `(F, D, H / patch, W / patch)`. Each convolution halves the sides, so log2(patch) of them
-    give one place for each patch. Channels double from one to the next, up to D. GroupNorm replaces the BatchNorm of
-    the paper, so that the output of a sample does not depend on the rest of the Pack. Raises ValueError if the patch is
-    not a power of two.
+    Input `(F, C, H, W)` with C = `channels` to `(F, D, H / patch, W / patch)`. Each convolution halves the sides, so
+    log2(patch) of them give one place for each patch. Their widths double from one to the next, up to D. GroupNorm
+    replaces the BatchNorm of the paper, so that the output of a sample does not depend on the rest of the Pack. Raises
+    ValueError if the patch is not a power of two.
     """
 
-    def __init__(self, width: int, patch: int) -> None:
+    def __init__(self, width: int, patch: int, channels: int = 3) -> None:
         steps = patch.bit_length() - 1
         if patch != 2**steps or steps < 1:
             raise ValueError(f"a patch of {patch} px is no power of two, which the convolutional stem needs")
-        channels = [3, *(max(STEM_GROUPS, width >> (steps - 1 - step)) for step in range(steps))]  # ..., D / 2, D
+        widths = [channels, *(max(STEM_GROUPS, width >> (steps - 1 - step)) for step in range(steps))]  # ..., D / 2, D
         layers: dict[str, nn.Module] = {}
-        for step, (before, after) in enumerate(pairwise(channels)):
+        for step, (before, after) in enumerate(pairwise(widths)):
             layers[f"conv{step}"] = nn.Conv2d(before, after, 3, stride=2, padding=1)
             layers[f"norm{step}"] = nn.GroupNorm(math.gcd(STEM_GROUPS, after), after)
             layers[f"gelu{step}"] = nn.GELU()
-        layers["proj"] = nn.Conv2d(channels[-1], width, 1)
+        layers["proj"] = nn.Conv2d(widths[-1], width, 1)
         super().__init__(OrderedDict(layers))
 
 

@@ -112,7 +112,7 @@ class FiniteCheck:
         """The draws of a step with their losses; NaN for an unknown loss."""
         for group in self.schedule.step(step):
             for draw in group:
-                yield draw, loss_of.get(draw.seed & LOW_63, math.nan)
+                yield draw, loss_of.get(draw.step_seed & LOW_63, math.nan)
 
     def _named(self, draw: Draw) -> dict[str, Any]:
         """The sample of a draw as plain JSON."""
@@ -172,15 +172,15 @@ def step_warnings(recipe: Recipe, mixture: Mixture, schedule: Schedule) -> list[
         return []
     key = "data.epochs or steps" if recipe.data.epochs else "steps"
     way = ", or start from trained weights (start.checkpoint, or cover add START)"
-    if recipe.steps < FEW_UPDATES:
-        text = f"steps: {recipe.steps} updates from random weights: a network learns little in fewer than about"
+    if recipe.step_count < FEW_UPDATES:
+        text = f"steps: {recipe.step_count} updates from random weights: a network learns little in fewer than about"
         return [f"{text} {FEW_UPDATES}; raise {key} (--steps {FEW_UPDATES} or more){way}"]
-    drawn, lines = schedule.expected(recipe.steps), []
+    drawn, lines = schedule.expected(recipe.step_count), []
     for name, size in mixture.sizes.items():
         epochs = drawn[name] / size
         if size < SMALL_SET and epochs < FEW_EPOCHS:
             text = f"steps: {epochs:.1f} epochs of the {size:,} samples of {name} from random weights: a network learns"
-            steps = math.ceil(recipe.steps * FEW_EPOCHS / epochs)
+            steps = math.ceil(recipe.step_count * FEW_EPOCHS / epochs)
             few = f"little in fewer than about {FEW_EPOCHS} of a small set"
             lines.append(f"{text} {few}; raise {key} (--steps {steps} or more){way}")
     return lines

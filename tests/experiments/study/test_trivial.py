@@ -36,7 +36,9 @@ def test_the_whole_train_split(sandbox: Path, tmp_path: Path) -> None:
 def test_with_folds_every_clip_is_measured_once(sandbox: Path, tmp_path: Path) -> None:
     (row,) = rows_of(sandbox, tmp_path, ["kinetics"], folds={"kinetics": 3})
     catalog = load_catalog(sandbox)
-    manifests = [open_manifest(catalog.manifest_path("kinetics", split)) for split in ("train", "val")]  # too few for dev
+    manifests = [
+        open_manifest(catalog.manifest_path("kinetics", split)) for split in ("train", "val")
+    ]  # too few for dev
     assert row["n"] == sum(len(manifest.usable) for manifest in manifests)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cover.errors import UserError
 from cover.model.backbone import Groups, per_frame
 from cover.model.backbones import named_config
-from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.layers import ConvStem, attend_along, attend_over_time, rotate, rotation_of
@@ -28,7 +28,9 @@ MODES = pytest.mark.parametrize(
     "mode",
     [{"time": t, "image_temporal": i} for t in ("rotary", "additive") for i in ("attend", "skip")]
     + [{"attention": a, "time": t} for a in ("joint", "space") for t in ("rotary", "additive")]
-    + [{"time": "additive", "image_time": "first", "layer_scale": 0.5}],
+    + [{"time": "additive", "image_time": "first", "layer_scale": 0.5}]
+    # not `conv` with `differences`: a GroupNorm of zeros makes gradients of its bias, which are 0, out of rounding
+    + [{"motion": "differences"}, {"motion": "both"}, {"patch_embed": "conv", "motion": "both"}],
     ids=lambda mode: "-".join(map(str, mode.values())),
 )
 
@@ -420,6 +422,43 @@ def test_a_convolutional_stem_is_its_convolutions_one_after_another() -> None:
     torch.testing.assert_close(stem(x[1:2]), wanted[1:2])  # one sample's output does not hang on the others
     with pytest.raises(ValueError, match="14"):
         ConvStem(64, 14)
+
+
+@pytest.mark.parametrize("patch_embed", ["linear", "conv"])
+def test_both_is_the_sum_of_an_embedding_of_frames_and_one_of_differences(patch_embed: str) -> None:
+    """Of the first convolution, which is linear in its input."""
+    model, clips = build(patch_embed=patch_embed, motion="both"), pixels(9)
+    embed = model.backbone.patch_embed
+    first = embed.conv0 if patch_embed == "conv" else embed
+    outputs: list[Tensor] = []
+    first.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model(clips, ((2, 4), (1, 1)))
+    moved = clips.clone()
+    for number in range(9):
+        moved[number] -= clips[number - 1] if number % 4 else clips[number]  # frame 8 is the image
+    options = {"stride": first.stride, "padding": first.padding}
+    wanted = fn.conv2d(clips, first.weight[:, :3], first.bias, **options)
+    close(outputs[0], wanted + fn.conv2d(moved, first.weight[:, 3:], **options))
+
+
+def test_differences_ignore_what_does_not_change() -> None:
+    """A still clip, whatever it shows, has the feature of every image; a constant added to all frames changes none."""
+    model, clip, image = build(motion="differences", patch_embed="conv"), pixels(4), pixels(1, seed=5)
+    features = model.forward_features(
+        torch.cat([clip, clip + 1, image.expand(4, -1, -1, -1), clip[:1]]), ((3, 4), (1, 1))
+    )
+    close(features[0], features[1])
+    close(features[2], features[3])
+    assert (features[0] - features[2]).abs().max() > 1e-2
+
+
+def test_motion_follows_the_starting_checkpoint_unless_the_recipe_says_otherwise() -> None:
+    theirs = TimeSformerOptions(motion="both").config(4)
+    assert TimeSformerOptions().config(4).motion == "frames"
+    assert TimeSformerOptions().config(4, theirs).motion == "both"
+    other = TimeSformerOptions(motion="differences").config(4, theirs)
+    assert "model.motion" in (other.difference(theirs, temporal=False) or "")
+    assert theirs.options().config(4) == theirs
 
 
 def test_a_temporal_difference_branch_computes_what_changes_between_frames() -> None:

@@ -41,7 +41,7 @@ def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] |
     _check_counts(study, builder)
     grid = Grid(study, builder)
     planned = plan(study, builder)
-    steps = sum(job.recipe.steps for job in grid.jobs.values())
+    steps = sum(job.recipe.step_count for job in grid.jobs.values())
     say(f"{out}: {len(grid.jobs)} runs, {steps:,} steps in all, {len(comparisons_of(study))} comparisons")
     print_plan(planned, study.margin)
     if dry:
@@ -62,7 +62,7 @@ def plan(study: Study, builder: SubsetBuilder) -> list[dict[str, Any]]:
         folds = study.folds.get(target, 0)
         manifests = [builder.measured(Subset(target, folds=folds, fold=fold)) for fold in range(max(1, folds))]
         items = sum(len(manifest.usable) for manifest in manifests)
-        sources = len({manifest.row(int(number)).source_id for manifest in manifests for number in manifest.usable})
+        sources = len({manifest.row(int(number)).group_id for manifest in manifests for number in manifest.usable})
         spread = study.expected
         smallest = detectable(spread.between_runs, spread.between_sources, len(study.seeds), sources)
         rows.append(

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from cover.errors import UserError
 from cover.model.backbone import Backbone, BackboneConfig, BackboneOptions, Groups, Intermediates, Pixels, note, option
+from cover.model.layers import Motion, each_group, motion_channels, motion_input
 
 GROUPS = 8  # of a GroupNorm
-Motion = Literal["frames", "differences", "both"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Conv3dConfig(BackboneConfig):
     """The configuration of a 3-D convolutional network.
 
     `channels`: number of output channels of each layer; the last is the width D. `motion`: the input of the first
-    layer: the frames, the differences between neighbouring frames, or both stacked along the channels.
+    layer: the frames, the differences between neighbouring frames, or both (`motion_input`).
     """
 
     family: ClassVar[str] = "conv3d"
@@ -84,7 +84,7 @@ class Layer(nn.Module):
     def forward(self, x_FChw: Tensor, groups: Groups) -> Tensor:
         """`(F, C, h, w)` to `(F, C', h / 2, w / 2)`, rounded up."""
         outputs = []
-        for clips, group in _each(x_FChw, groups):
+        for clips, group in each_group(x_FChw, groups):
             x_SCThw = clips.unflatten(0, group).transpose(1, 2)  # the layout of nn.Conv3d
             x_SCThw = torch.cat([x_SCThw[:, :, :1], x_SCThw, x_SCThw[:, :, -1:]], dim=2)  # T + 2 frames
             outputs.append(fn.gelu(self.norm(self.conv(x_SCThw))).transpose(1, 2).flatten(0, 1))
@@ -105,7 +105,7 @@ class Conv3d(Backbone):
         super().__init__()
         self.config, self.width = config, config.channels[-1]
         # channels that enter each layer
-        entering = (6 if config.motion == "both" else 3, *config.channels)
+        entering = (motion_channels(config.motion), *config.channels)
         self.layers = nn.ModuleList(Layer(before, after) for before, after in zip(entering, config.channels))
 
     @property
@@ -122,32 +122,36 @@ class Conv3d(Backbone):
 
         `intermediates` receives `layers.0`, `layers.1`, ..., each `(F, C, h, w)`, and `features`, `(S, D)`.
         """
+        return self.forward_suffix(frames, groups, 0, drop, intermediates)
+
+    def forward_prefix(self, frames: Tensor, groups: Groups, stages: int) -> Tensor:
+        """As `Backbone.forward_prefix`, `(F, C, h, w)` after `stages` layers."""
+        if not stages:
+            return frames
         self.check_pack(frames, groups)
-        x_FChw = self._input(frames, groups)
-        for number, layer in enumerate(self.layers):
+        x_FChw = motion_input(frames, groups, self.config.motion)
+        for layer in self.stages()[:stages]:
+            x_FChw = layer(x_FChw, groups)
+        return x_FChw
+
+    def forward_suffix(
+        self,
+        x: Tensor,
+        groups: Groups,
+        stages: int,
+        drop: Tensor | None = None,
+        intermediates: Intermediates | None = None,
+    ) -> Tensor:
+        """As `Backbone.forward_suffix`. `intermediates` receives the entries of the layers that run."""
+        if not stages:
+            self.check_pack(x, groups)
+            x = motion_input(x, groups, self.config.motion)
+        x_FChw = x
+        for number, layer in enumerate(self.stages()[stages:], stages):
             x_FChw = self.run_stage(layer, x_FChw, groups)
             note(intermediates, f"layers.{number}", x_FChw)
         # First over places, then over the frames of each sample.
         x_FC = x_FChw.mean((2, 3))
-        features = torch.cat([part.unflatten(0, group).mean(1) for part, group in _each(x_FC, groups)])
+        features = torch.cat([part.unflatten(0, group).mean(1) for part, group in each_group(x_FC, groups)])
         note(intermediates, "features", features)
         return features
-
-    def _input(self, frames: Tensor, groups: Groups) -> Tensor:
-        """The input of the first layer, `(F, 3 or 6, H, W)`."""
-        if self.config.motion == "frames":
-            return frames
-        differences = torch.cat([_differences(part, group) for part, group in _each(frames, groups)])
-        return differences if self.config.motion == "differences" else torch.cat([frames, differences], dim=1)
-
-
-def _each(frames: Tensor, groups: Groups) -> list[tuple[Tensor, tuple[int, int]]]:
-    """The slice of `frames` of each group, with the group."""
-    return list(zip(frames.split([samples * length for samples, length in groups]), groups, strict=True))
-
-
-def _differences(frames: Tensor, group: tuple[int, int]) -> Tensor:
-    """Each frame of clips `(S T, 3, H, W)` minus the frame before it; zero for the first frame of a clip."""
-    clips = frames.unflatten(0, group)
-    before = torch.cat([clips[:, :1], clips[:, :-1]], dim=1)
-    return (clips - before).flatten(0, 1)

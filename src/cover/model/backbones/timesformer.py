@@ -40,9 +40,12 @@ from cover.model.layers import (
     AttentionMaps,
     ConvStem,
     Mlp,
+    Motion,
     Rotation,
     attend_over_time,
     clip_and_image_frames,
+    motion_channels,
+    motion_input,
     rotation_of,
 )
 
@@ -71,10 +74,18 @@ class TimeSformerConfig(BackboneConfig):
     embeddings for another size than `size`; the released code uses `nearest`. `layer_scale`: the initial value of a
     factor per channel on every branch (CaiT), 0 for no factor. `patch_embed`: one linear map of each patch, as in
     published checkpoints, or a stem of stride-2 convolutions (`ConvStem`), which learns more from few samples.
+    `motion`: what the patch embedding receives: the frames, as in published checkpoints, the differences between
+    neighbouring frames, or both (`motion_input`). An image has no differences: they are zero.
     """
 
     family: ClassVar[str] = "timesformer"
-    inherited: ClassVar[frozenset[str]] = BackboneConfig.inherited | {"norm_eps", "resize", "image_time", "patch_embed"}
+    inherited: ClassVar[frozenset[str]] = BackboneConfig.inherited | {
+        "norm_eps",
+        "resize",
+        "image_time",
+        "patch_embed",
+        "motion",
+    }
 
     width: int = 768
     depth: int = 12
@@ -89,6 +100,7 @@ class TimeSformerConfig(BackboneConfig):
     dropout: float = 0.0
     layer_scale: float = 0.0
     patch_embed: Literal["linear", "conv"] = "linear"
+    motion: Motion = "frames"
     norm_eps: float = 1e-6
 
     @property
@@ -112,10 +124,17 @@ class TimeSformerConfig(BackboneConfig):
             time=self.time,
             image_temporal=self.image_temporal,
             layer_scale=self.layer_scale,
+            patch_embed=self.patch_embed,
+            motion=self.motion,
         )
 
+    def start_options(self) -> TimeSformerOptions:
+        # A run on images alone skips the temporal branch; the run that starts from it usually has clips.
+        return replace(self.options(), image_temporal="attend")
+
     def summary(self) -> dict[str, str]:
-        return {"attention": self.attention, "time": self.time, "image_temporal": self.image_temporal}
+        motion = {} if self.motion == "frames" else {"motion": self.motion}
+        return {"attention": self.attention, "time": self.time, "image_temporal": self.image_temporal, **motion}
 
     def difference(self, theirs: TimeSformerConfig, temporal: bool) -> str | None:
         if theirs.attention_heads != self.attention_heads:
@@ -125,9 +144,10 @@ class TimeSformerConfig(BackboneConfig):
             )
         # Names and shapes of tensors do not show every difference: with joint attention instead of space attention, the
         # same tensors would load and compute another function.
-        for name in ("patch_embed", *(("attention", "time") if temporal else ())):
+        embedding = ("patch_embed", "motion")
+        for name in (*embedding, *(("attention", "time") if temporal else ())):
             if getattr(theirs, name) != getattr(self, name):
-                advice = f"set model.{name}" + ("" if name == "patch_embed" else ", or start.temporal to fresh")
+                advice = f"set model.{name}" + ("" if name in embedding else ", or start.temporal to fresh")
                 return f"its model.{name} is {getattr(theirs, name)}, this run's {getattr(self, name)}: {advice}"
         return None
 
@@ -153,11 +173,17 @@ class TimeSformerOptions(BackboneOptions):
         "learns more from few samples; auto: as in the starting checkpoint, else conv for mini and linear for the "
         "ViT sizes",
     )
+    motion: Literal["auto", "frames", "differences", "both"] = option(
+        "auto",
+        "what is embedded: frames, differences between neighbouring frames, or both; auto: as in the starting "
+        "checkpoint, else frames",
+    )
 
     def config(self, frames: int, inherited: BackboneConfig | None = None) -> TimeSformerConfig:
         changes = inherited.inherited_values() if inherited else {}
-        if self.patch_embed != "auto":  # `difference` refuses it later if the checkpoint has another one
-            changes["patch_embed"] = self.patch_embed
+        for name in ("patch_embed", "motion"):
+            if getattr(self, name) != "auto":  # `difference` refuses it later if the checkpoint has another one
+                changes[name] = getattr(self, name)
         return timesformer_config(
             self.preset,
             size=self.size,
@@ -340,10 +366,11 @@ class TimeSformer(Backbone):
     def __init__(self, config: TimeSformerConfig) -> None:
         super().__init__()
         self.config, self.width = config, config.width
+        channels = motion_channels(config.motion)
         if config.patch_embed == "conv":
-            self.patch_embed: nn.Module = ConvStem(config.width, config.patch)
+            self.patch_embed: nn.Module = ConvStem(config.width, config.patch, channels)
         else:
-            self.patch_embed = nn.Conv2d(3, config.width, config.patch, config.patch)
+            self.patch_embed = nn.Conv2d(channels, config.width, config.patch, config.patch)
         # These three and the blocks have the names and shapes of the released code.
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))  # entry 0 is for the class token
@@ -395,12 +422,37 @@ class TimeSformer(Backbone):
         `blocks.3.spatial` and `blocks.3.mlp` as they are added and the output `blocks.3`, all `(F, N, D)`, and at the
         end `features`, `(S, D)`.
         """
+        return self.forward_suffix(frames, groups, 0, drop, intermediates)
+
+    def forward_prefix(self, frames: Tensor, groups: Groups, stages: int) -> Tensor:
+        """As `Backbone.forward_prefix`, the tokens `(F, N, D)` after `stages` blocks."""
+        if not stages:
+            return frames
         self.check_pack(frames, groups)
-        x_FND = self.drop(self._embed(frames, groups))
-        note(intermediates, "embedded", x_FND)
+        with self.as_in_evaluation():
+            x_FND = self._embed(frames, groups)
+            rotations = self._rotations(groups, x_FND.device)
+            for block in self.stages()[:stages]:
+                x_FND = block(x_FND, groups, rotations)
+        return x_FND
+
+    def forward_suffix(
+        self,
+        x: Tensor,
+        groups: Groups,
+        stages: int,
+        drop: Tensor | None = None,
+        intermediates: Intermediates | None = None,
+    ) -> Tensor:
+        """As `Backbone.forward_suffix`. `intermediates` receives the entries of the blocks that run."""
+        if not stages:
+            self.check_pack(x, groups)
+            x = self.drop(self._embed(x, groups))
+            note(intermediates, "embedded", x)
+        x_FND = x
         rotations = self._rotations(groups, x_FND.device)
         drop_F = None if drop is None else per_frame(drop, groups)[..., None, None]  # (depth, 3, F, 1, 1)
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self.stages()[stages:], stages):
             branches: Intermediates | None = None if intermediates is None else {}
             block_drop = None if drop_F is None else drop_F[number]
             x_FND = self.run_stage(block, x_FND, groups, rotations, block_drop, branches)
@@ -417,7 +469,7 @@ class TimeSformer(Backbone):
 
     def _embed(self, frames: Tensor, groups: Groups) -> Tensor:
         """Frames `(F, 3, H, W)` to tokens `(F, N, D)`: patches, positions, times and the class token."""
-        x_FDhw = self.patch_embed(frames)
+        x_FDhw = self.patch_embed(motion_input(frames, groups, self.config.motion))
         # The size of the frames may differ from `config.size`, for instance in evaluation.
         position = resized_positions(self.pos_embed, (x_FDhw.shape[2], x_FDhw.shape[3]), self.config.resize)
         x_FPD = x_FDhw.flatten(2).transpose(1, 2) + position[:, 1:]

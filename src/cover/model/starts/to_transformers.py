@@ -38,6 +38,8 @@ def check_transformers(config: BackboneConfig) -> None:
         raise UserError(f"time {config.time}: transformers has only the learned time embedding (additive)")
     if config.patch_embed != "linear":
         raise UserError(f"patch_embed {config.patch_embed}: transformers' TimeSformer embeds patches by one linear map")
+    if config.motion != "frames":
+        raise UserError(f"motion {config.motion}: transformers' TimeSformer embeds frames, not their differences")
     if config.layer_scale:
         raise UserError(f"layer_scale {config.layer_scale}: transformers' TimeSformer has no LayerScale")
     if config.image_temporal != "attend":
