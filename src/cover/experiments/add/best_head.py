@@ -28,6 +28,7 @@ from cover.experiments.add.frozen_heads import (
     choose,
     fit,
     frozen_features,
+    frozen_options,
     joined,
 )
 from cover.experiments.add.measure import Evaluator
@@ -230,7 +231,8 @@ def _protocol(features: FrozenFeatures, divided: DividedSet, request: AddRequest
 
 def _options(request: AddRequest, kind: HeadKind) -> tuple[BackboneOptions, str] | None:
     """The network of a head, and which parameters of its backbone are trained; None if the family has no such head."""
-    options = read_config(request.release).backbone.options()
+    media = load_catalog(request.catalog).spec(request.name).media
+    options = frozen_options(read_config(request.release), media)
     if kind == "linear":
         return options, ""
     if kind == "late_block":

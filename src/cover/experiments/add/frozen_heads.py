@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,11 +22,13 @@ from cover.evaluation.cached_views import cache_views, cached_batches
 from cover.evaluation.protocol import find_tasks
 from cover.hardware import pick_device
 from cover.media.decode import FileProblem
+from cover.media.source import Media
 from cover.mixture.prefix_cache import PrefixCache
+from cover.model.backbone import BackboneOptions
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.pooling import PARTS
-from cover.model.release import read_config, start_from
+from cover.model.release import ReleaseConfig, read_config, start_from
 
 Kind = Literal["linear", "quarters"]
 
@@ -81,6 +83,17 @@ def joined(parts: Sequence[FrozenFeatures]) -> FrozenFeatures:
     )
 
 
+def frozen_options(start: ReleaseConfig, media: Media) -> BackboneOptions:
+    """The options of the frozen network for samples of a medium.
+
+    Photographs have the size that the network was trained with. Frames of videos have at most the usual size of its
+    family, because there are many of them.
+    """
+    options = start.backbone.options()
+    usual = type(options)().size
+    return replace(options, size=min(options.size, usual)) if media == "video" else options
+
+
 def frozen_features(
     release: Path, catalog: Catalog, name: str, split: str, device: str = "auto", workers: int = 0
 ) -> FrozenFeatures:
@@ -89,7 +102,7 @@ def frozen_features(
     Raises `UserError` as `find_tasks` and `PrefixCache.fill`.
     """
     start, manifest = read_config(release), open_manifest(catalog.manifest_path(name, split))
-    options = start.backbone.options()
+    options = frozen_options(start, manifest.media)
     quartered = options.pooled_by("quarters") if manifest.media == "video" else None
     config = (quartered or options).config(start.frames, start.backbone)
     model = CoVeR(config, (Head(name, manifest.classes.names),))
