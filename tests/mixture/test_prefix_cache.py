@@ -30,6 +30,7 @@ from cover.mixture.rates import Data
 from cover.mixture.schedule import Schedule
 from cover.model.backbone import BackboneConfig
 from cover.model.backbones.conv3d import Conv3dConfig
+from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
 from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.transforms.colour import ColourJitter
@@ -105,8 +106,9 @@ def numbers(cache: PrefixCache) -> list[tuple[str, int, int]]:
         (MINI, {"crops": 2}),
         (MINI, {"batches": "alternating", "weights": {"moves": 1, "things": 1}}),
         (Conv3dConfig(size=SIZE, channels=(8, 16, 16)), {}),
+        (EfficientNetLiteConfig(size=SIZE, depth=1), {}),
     ],
-    ids=["mixed", "crops", "alternating", "conv3d"],
+    ids=["mixed", "crops", "alternating", "conv3d", "efficientnet_lite"],
 )
 def test_cached_packs_are_those_of_the_pixels(catalog: Path, config: BackboneConfig, data: dict[str, Any]) -> None:
     run = Run(catalog, config, **data)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cover.errors import UserError
 from cover.model.backbone import Backbone, BackboneConfig, Groups, Intermediates, Pixels
 from cover.model.backbones.conv3d import Conv3dConfig
+from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
 from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
@@ -21,6 +22,7 @@ CONFIGS: dict[str, BackboneConfig] = {
     "joint": TimeSformerConfig(**{**vars(SMALL), "attention": "joint"}),
     "space": TimeSformerConfig(**{**vars(SMALL), "attention": "space", "dropout": 0.5}),
     "conv3d": Conv3dConfig(size=16, channels=(8, 16)),
+    "efficientnet_lite": EfficientNetLiteConfig(size=16, depth=2),
 }
 EACH = pytest.mark.parametrize("name", CONFIGS)
 MIXED: Groups = ((2, 4), (1, 3), (2, 1))
@@ -111,3 +113,9 @@ def test_a_family_without_separate_stages_is_named() -> None:
 
     with pytest.raises(UserError, match=r"cache\.stages.*conv3d"):
         Whole().forward_prefix(pixels(), MIXED, 1)
+
+
+def test_layers_of_drop_path_in_a_prefix() -> None:
+    divided, lite = build("divided").backbone, build("efficientnet_lite").backbone
+    assert [divided.drop_layers_within(stages) for stages in range(4)] == [0, 1, 2, 3]
+    assert [lite.drop_layers_within(stages) for stages in (0, 1, 8, 9, 10, 11)] == [0, 0, 0, 1, 2, 2]

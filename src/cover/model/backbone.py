@@ -241,6 +241,10 @@ class Backbone(nn.Module, ABC):
         """(layers, branches of a layer) of the drop-path factors; (0, 0) for a network without drop-path."""
         return (0, 0)
 
+    def drop_layers_within(self, stages: int) -> int:
+        """The number of layers of `drop_shape` that are in the first `stages` stages; by default a stage is a layer."""
+        return min(stages, self.drop_shape()[0])
+
     def initialise(self) -> None:
         """Set the initial values that the general rule of `CoVeR` does not cover: embeddings, zeros and copies.
 

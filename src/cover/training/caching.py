@@ -28,10 +28,11 @@ def open_cache(recipe: Recipe, model: CoVeR, frozen: CoVeR, group: ProcessGroup)
     cache = PrefixCache(frozen, stages, group, recipe.cache.dtype, recipe.cache.folder)
     if stages > most:
         raise UserError(f"cache.stages: {stages}, but {_first_trained(model, stages)}; {_ADVICE}")
-    if recipe.model.drop_path and stages > 1:
+    # The rate of the first layer is 0, so drop-path begins with the second.
+    if recipe.model.drop_path and model.backbone.drop_layers_within(stages) > 1:
         raise UserError(
             f"model.drop_path: {recipe.model.drop_path:g} drops branches in the {stages} stages of cache.stages;"
-            " set it to 0, or cache.stages to 0 or 1"
+            " set it to 0, or cache.stages to a smaller number"
         )
     if _drops_out(model, stages):
         raise UserError(

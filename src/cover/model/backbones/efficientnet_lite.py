@@ -313,6 +313,9 @@ class EfficientNetLite(Backbone):
     def drop_shape(self) -> tuple[int, int]:
         return (self.config.depth, 3) if self.config.depth else (0, 0)
 
+    def drop_layers_within(self, stages: int) -> int:
+        return min(self.config.depth, max(0, stages - 1 - len(self.layers)))
+
     def initialise(self) -> None:
         """As `Backbone.initialise`. ReLU6 halves the scale of a random network, so its kernels are drawn for that."""
         for module in (self.stem, *self.layers.modules(), self.last):
