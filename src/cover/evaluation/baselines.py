@@ -30,8 +30,8 @@ from cover.model.starts.known import KNOWN
 
 RUNGS = ("prior", "thumbnail", "motion")  # from the simplest on
 TITLES = {"chance": "chance", "prior": "most frequent class", "thumbnail": "thumbnail", "motion": "motion"}
-# Inverse strength of the L2 penalty on standardised features. It is one value for all data sets, so nothing is chosen on
-# the data that are evaluated. docs/baselines.md says how it was chosen.
+# Inverse strength of the L2 penalty on standardised features. It is one value for all data sets, so nothing is chosen
+# on the data that are evaluated. docs/baselines.md says how it was chosen.
 C = 0.01
 MOST_ITERATIONS = 2000  # of L-BFGS; a fit on some thousands of samples needs 20 to 300
 MOST_TRAIN, MOST_EVALUATED = 5000, 5000  # rows that are read at most
