@@ -46,7 +46,7 @@ def test_a_model_at_chance_is_named(sandbox: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_log(run, 0.05)
     _, advice = dev_report(run, recipe_of(sandbox, run), 0)
-    for part in ("ssv2: not above chance", "cover add START --data ssv2", str(sandbox), "--steps"):
+    for part in ("ssv2: not above chance", "--data ssv2", str(sandbox), "--steps"):
         assert part in advice
 
 

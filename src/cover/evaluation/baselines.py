@@ -26,11 +26,12 @@ from cover.datasets.manifest import Manifest, open_manifest
 from cover.errors import UserError
 from cover.evaluation.baseline_features import SampleFeatures, features_of
 from cover.evaluation.statistics import proportion
+from cover.model.starts.known import KNOWN
 
 RUNGS = ("prior", "thumbnail", "motion")  # from the simplest on
 TITLES = {"chance": "chance", "prior": "most frequent class", "thumbnail": "thumbnail", "motion": "motion"}
-# Inverse strength of the L2 penalty on standardised features. One value for all data sets, chosen on the folds of
-# UT-Interaction (docs/baselines.md), so nothing is chosen on the data that are evaluated.
+# Inverse strength of the L2 penalty on standardised features. It is one value for all data sets, so nothing is chosen
+# on the data that are evaluated. docs/baselines.md says how it was chosen.
 C = 0.01
 MOST_ITERATIONS = 2000  # of L-BFGS; a fit on some thousands of samples needs 20 to 300
 MOST_TRAIN, MOST_EVALUATED = 5000, 5000  # rows that are read at most
@@ -240,7 +241,9 @@ def advice(name: str, names: Sequence[str], catalog: Path, step: int | None) -> 
     """One line about a model that is not above the baselines `names`: the likely causes, and commands to try."""
     few = "too few steps" + (f" (it has {step:,})" if step else "")
     more = ["cover", "train", "RECIPE", "--steps", str(max(LEAST_SUGGESTED, SUGGESTED * (step or 0)))]
-    add = ["cover", "add", "START", "--data", name, "--catalog", str(catalog)]
+    # A start that is installed can be typed as it is.
+    start = next((each.name for each in KNOWN if each.weights() is not None), "START")
+    add = ["cover", "add", start, "--data", name, "--catalog", str(catalog)]
     causes = f"likely causes: {few}, or no start from trained weights"
     return f"{name}: {standing(names)}; {causes}; try {shlex.join(add)}, or {shlex.join(more)}"
 
