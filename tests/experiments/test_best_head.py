@@ -216,6 +216,18 @@ def test_a_catalog_for_lists(tmp_path: Path, pictures: Path) -> None:
     assert spec.classes == str(pictures / "classes.txt")
 
 
+def test_a_catalog_for_a_table_with_splits(tmp_path: Path, pictures: Path) -> None:
+    files = sorted(path.relative_to(pictures) for path in pictures.rglob("*.png"))
+    lines = [
+        f"{file},{number % 3},{('test', 'train')[number % 2]},take{number // 6}\n" for number, file in enumerate(files)
+    ]
+    (pictures / "index.csv").write_text("path,class,split,take\n" + "".join(lines), encoding="utf-8")
+    path, name = write_own_catalog(pictures / "index.csv", tmp_path / "out", group="take")
+    spec = load_catalog(path).spec(name)
+    assert (name, spec.format, spec.splits) == ("pictures", "csv", ("train", "dev", "test"))
+    assert spec.group
+
+
 def test_no_data_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty.*train\.txt"):

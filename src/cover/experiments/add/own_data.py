@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,12 @@ def own_files(data: str, catalog: Path) -> Path | None:
 def write_own_catalog(place: Path, out: Path, group: str | None = None) -> tuple[Path, str]:
     """Write `out/catalog.yaml` with one data set for `place`; returns its path and the name of the data set.
 
-    `place`: a folder with one subfolder for each class, or with a list (`train.txt`, `train.csv`), or such a list.
+    The data set has the name of the folder. `place`: a folder with one subfolder for each class, or with a list (`train.txt`, `train.csv`), or such a list.
     `group`: as the key `group` of a catalog; a text with a parenthesis is a pattern on the path. An existing catalog
     with other content is not replaced. Raises `UserError`.
     """
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", (place.stem if place.is_file() else place.resolve().name)).strip("_-")
+    folder = place.resolve().parent if place.is_file() else place.resolve()
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", folder.name).strip("_-")
     entry = _entry(place)
     if group is not None:
         entry["group"] = {"path": group} if "(" in group else group
@@ -65,7 +67,9 @@ def _entry(place: Path) -> dict[str, Any]:
         form = {".csv": "csv", ".txt": "list"}.get(place.suffix.lower())
         if form is None:
             raise UserError(f"--data: {place}: is no folder, no .csv and no .txt list")
-        entry: dict[str, Any] = {"format": form, "root": str(root), "annotations": {"train": place.name}}
+        splits = _splits_in(place) if form == "csv" else ["train"]
+        entry: dict[str, Any] = {"format": form, "root": str(root)}
+        entry["annotations"] = dict.fromkeys(splits, place.name)
     else:
         form = next((form for form in ("list", "csv", "folder") if _fits(form, root)), None)
         if form is None:
@@ -82,6 +86,16 @@ def _entry(place: Path) -> dict[str, Any]:
     if "dev" not in entry.get("annotations", find_annotations(form, root)):
         entry["dev"] = HELD_OUT
     return entry
+
+
+def _splits_in(table: Path) -> list[str]:
+    """The splits that the column `split` of a table names, in the order of `SPLITS`; train if it has no such column."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            found = {(row.get("split") or "").strip() for row in csv.DictReader(file)}
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"--data: {table}: cannot be read: {error}") from None
+    return [split for split in SPLITS if split in found] or ["train"]
 
 
 def _fits(form: str, root: Path) -> bool:
