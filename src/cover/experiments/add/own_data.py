@@ -37,9 +37,9 @@ def own_files(data: str, catalog: Path) -> Path | None:
 def write_own_catalog(place: Path, out: Path, group: str | None = None) -> tuple[Path, str]:
     """Write `out/catalog.yaml` with one data set for `place`; returns its path and the name of the data set.
 
-    The data set has the name of the folder. `place`: a folder with one subfolder for each class, or with a list (`train.txt`, `train.csv`), or such a list.
-    `group`: as the key `group` of a catalog; a text with a parenthesis is a pattern on the path. An existing catalog
-    with other content is not replaced. Raises `UserError`.
+    The data set has the name of the folder. `place`: a folder with one subfolder for each class, or with a list
+    (`train.txt`, `train.csv`), or such a list. `group`: as the key `group` of a catalog; a text with a parenthesis is a
+    pattern on the path. An existing catalog with other content is not replaced. Raises `UserError`.
     """
     folder = place.resolve().parent if place.is_file() else place.resolve()
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", folder.name).strip("_-")
