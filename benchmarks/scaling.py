@@ -89,8 +89,8 @@ class Silent(LocalStep):
         super().__init__(engine.model)
         self.engine = engine
 
-    def __call__(self, frames: Any, groups: Any, drop: Any) -> Any:
-        return self.engine(frames, groups, drop)
+    def __call__(self, frames: Any, groups: Any, drop: Any, stages: int = 0) -> Any:
+        return self.engine(frames, groups, drop, stages)
 
     def part(self, last: bool) -> Any:
         return self.engine.part(last=False)

@@ -30,6 +30,15 @@ def test_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden(test_data: Path) -> Path:
+    """The folder of published networks' outputs, beside the real data."""
+    folder = test_data.parent / "golden"
+    if not folder.is_dir():
+        pytest.skip("outputs of published networks not given: a folder golden beside COVER_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The catalog of the smallest sandbox, indexed: kinetics, ssv2, moments, imagenet. Shared by all tests, never
     changed.

@@ -33,6 +33,8 @@ PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs"
 # Executed by the tests below.
 HERE = (
     "README",
+    "baselines",
+    "caching",
     "cotraining",
     "importing",
     "own_loop",
@@ -58,6 +60,7 @@ ELSEWHERE = {
     "predicting": ("tests/inference/test_predicting_page.py", "sh python"),
     "preparing": ("tests/datasets/test_prepare.py", "sh"),
     "serving": ("tests/serve/test_serving_page.py", "sh python"),
+    "starts": ("tests/model/starts/test_starts_page.py", "sh yaml python"),
     "studies": ("tests/experiments/study/test_studies_page.py", "sh yaml python"),
 }
 NAME = "cover-video"
@@ -255,6 +258,8 @@ def bring_clip(sandbox: Path, trained: Path) -> None:
 
 BRING: dict[str, Callable[[Path, Path], None]] = {
     "README": bring_own_sets,
+    "baselines": bring_run,
+    "caching": bring_recipes,
     "cotraining": bring_clips,
     "protocols": bring_run,
     "quick_start": bring_recipes,

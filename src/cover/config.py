@@ -3,8 +3,9 @@
     recipe = load(Recipe, Path("recipes/mine.yaml"), ["--optimizer.lr", "3e-4", "--rates={ssv2: 2}"])
 
 A schema is a dataclass. A field holds a plain value, a list or a tuple of plain values, another dataclass (a
-"section"), or a dictionary from a name to any of these. A field may also be a union of dataclasses. The first field of
-each of them then has the same name, and its type is a Literal with one value. This value chooses the dataclass.
+"section"), or a dictionary from a name to any of these. A plain value may have one of several types, as in
+`int | Literal["auto"]`; the first type that fits is used. A field may also be a union of dataclasses. The first field
+of each of them then has the same name, and its type is a Literal with one value. This value chooses the dataclass.
 
 This module does not use jsonargparse, which also has dataclass trees and dotted overrides, for four reasons.
 jsonargparse reads `lr: null` as "not given". It opens a text in the place of a section as a file. It gives words such
@@ -19,7 +20,7 @@ import difflib
 import functools
 import math
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -32,7 +33,12 @@ from cover.yaml_files import Dumper, is_null, parse_yaml, read_yaml, resolve, sh
 T = TypeVar("T")
 
 
-def load(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+def load(
+    schema: type[T],
+    path: Path,
+    overrides: Sequence[str] = (),
+    complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> T:
     """Read a tree of type `schema` from a YAML file and from overrides.
 
     A value in the file replaces the default of the schema. An override, `--a.b value` or `--a.b=value`, replaces the
@@ -49,14 +55,14 @@ def load(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     try:
         for key, text in _pairs(overrides):
             _override(root, tree, key, text)
-        return cast(T, _build(root, tree))
+        return cast(T, _build(root, complete(tree) if complete else tree))
     except _Mistake as mistake:
         raise UserError(f"{path}: {mistake}") from None
 
 
 def dump(value: Any) -> str:
     """The tree as YAML. `load` reads an equal tree from it."""
-    return yaml.dump(_plain(value), Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(plain(value), Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def changed(value: Any) -> Any:
@@ -67,14 +73,14 @@ def changed(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: changed(item) for name, item in value.items()}
     if not is_dataclass(value) or isinstance(value, type):
-        return _plain(value)
+        return plain(value)
     result: dict[str, Any] = {}
     for name, (field, _) in _fields(type(value)).items():
         item, default = getattr(value, name), _default(field)
         if item != default:
             # A section of another type than the default is given in full: only its own fields say which type it is.
             another = default is not MISSING and type(item) is not type(default)
-            result[name] = _plain(item) if another else changed(item)
+            result[name] = plain(item) if another else changed(item)
     return result
 
 
@@ -181,7 +187,7 @@ def _name(kind: Any) -> str:
 
 
 def _default_text(leaf: _SchemaNode) -> str:
-    return " (required)" if leaf.default is MISSING else f" = {show(_plain(leaf.default))}"
+    return " (required)" if leaf.default is MISSING else f" = {show(plain(leaf.default))}"
 
 
 # --- a plain tree into a typed one ------------------------------------------------------------------------------------
@@ -251,9 +257,11 @@ def _leaf(node: _SchemaNode, value: Any) -> Any:
 def _read(kind: Any, values: Any) -> Any:
     """Convert a text, a `Plain` word or a list to the type `kind`.
 
-    `kind` is a text, a number, a truth value, a Literal of texts, a list or a tuple. Raises ValueError if the value
-    does not have this type.
+    `kind` is a text, a number, a truth value, a Literal of texts, a list, a tuple or a union of these. Raises
+    ValueError if the value does not have this type.
     """
+    if len(_members(kind)) > 1:
+        return _read_union(_members(kind), values)
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (list, tuple) and isinstance(values, list):
         any_length = origin is list or inside[-1] is Ellipsis  # tuple[int, ...]
@@ -267,6 +275,16 @@ def _read(kind: Any, values: Any) -> Any:
     if type(value) is not kind:
         raise ValueError
     return value
+
+
+def _read_union(kinds: Sequence[Any], value: Any) -> Any:
+    """Convert a value to the first of several types that it has. Raises ValueError if it has none of them."""
+    for kind in kinds:
+        try:
+            return _read(kind, value)
+        except ValueError:
+            continue
+    raise ValueError
 
 
 def _mapping(value: Any, node: _SchemaNode) -> dict[str, Any]:
@@ -324,7 +342,7 @@ def _override(node: _SchemaNode, tree: dict[str, Any], key: str, text: str) -> N
     for name in parents:
         node = _known_child(node, name)
         # If the file does not set a dictionary, an override adds an entry to the default entries.
-        default = _plain(node.default) if isinstance(node.default, dict) else None
+        default = plain(node.default) if isinstance(node.default, dict) else None
         # A copy, because a YAML alias may place one section at two keys.
         tree[name] = dict(_mapping(tree.get(name, default), node))
         tree = tree[name]
@@ -356,15 +374,15 @@ class _RecipeDumper(Dumper):
 _RecipeDumper.add_representer(list, _RecipeDumper.represent_row)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A tree of plain values: dataclasses become dictionaries, tuples become lists, paths become texts."""
     kind: type = type(value)
     if _is_section(kind):
-        return {name: _plain(getattr(value, name)) for name in _fields(kind)}
+        return {name: plain(getattr(value, name)) for name in _fields(kind)}
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -37,9 +37,9 @@ class LocalStep:
     def __init__(self, model: CoVeR) -> None:
         self.model = model
 
-    def __call__(self, frames: Tensor, groups: Any, drop: Tensor | None) -> dict[str, Tensor]:
+    def __call__(self, frames: Tensor, groups: Any, drop: Tensor | None, stages: int = 0) -> dict[str, Tensor]:
         """The logits of every head, as in `CoVeR.forward`."""
-        logits: dict[str, Tensor] = self.model(frames, groups, drop)
+        logits: dict[str, Tensor] = self.model(frames, groups, drop, stages=stages)
         return logits
 
     def part(self, last: bool) -> AbstractContextManager[None]:
@@ -205,10 +205,12 @@ class _Replica(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, frames: Tensor | None = None, groups: Any = (), drop: Tensor | None = None) -> Any:
+    def forward(
+        self, frames: Tensor | None = None, groups: Any = (), drop: Tensor | None = None, stages: int = 0
+    ) -> Any:
         if frames is None:
             return torch.stack([p.flatten()[0] * 0 for p in self.network.parameters() if p.requires_grad]).sum()
-        return self.network(frames, groups, drop)
+        return self.network(frames, groups, drop, stages=stages)
 
 
 class DistributedStep(LocalStep):
@@ -228,8 +230,8 @@ class DistributedStep(LocalStep):
         elif group.ranks > 1:
             self.ddp = replicate(model)
 
-    def __call__(self, frames: Tensor, groups: Any, drop: Tensor | None) -> dict[str, Tensor]:
-        logits: dict[str, Tensor] = (self.ddp or self.model)(frames, groups, drop)
+    def __call__(self, frames: Tensor, groups: Any, drop: Tensor | None, stages: int = 0) -> dict[str, Tensor]:
+        logits: dict[str, Tensor] = (self.ddp or self.model)(frames, groups, drop, stages=stages)
         return logits
 
     def total(self, value: Tensor) -> Tensor:

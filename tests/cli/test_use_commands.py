@@ -148,7 +148,18 @@ def test_tables_on_stdout_and_json_in_a_file(cover: Cover, trained: Path, sandbo
         ("ssv2", "plain"),
         ("ssv2", "shuffled"),
     ]
-    assert [line.split()[0] for line in out.splitlines()] == ["data", "imagenet", "ssv2", "ssv2"]
+    first, second = out.split("\n\n")
+    assert [line.split()[0] for line in first.splitlines()] == ["data", "imagenet", "ssv2", "ssv2"]
+    assert [line.split()[0] for line in second.splitlines()] == ["trivial", "imagenet", "ssv2"]
+    assert ["baselines" in row for row in rows] == [True, True, False]
+
+
+def test_trivial_methods_may_be_left_out(cover: Cover, trained: Path, sandbox: Path) -> None:
+    arguments = ("imagenet", "--catalog", sandbox, "--workers", 0, "--no-baselines")
+    code, out, _ = cover("evaluate", trained, *arguments)
+    assert (code, [line.split()[0] for line in out.splitlines()]) == (0, ["data", "imagenet"])
+    _, out, _ = cover("evaluate", trained, *arguments, "--json", "-")
+    assert all("baselines" not in row for row in json.loads(out))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from cover.datasets import probe
-from cover.datasets.annotations import ListedSample
-from cover.datasets.index import carve_dev, index, print_index
+from cover.datasets.index import index, print_index
 from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
 
@@ -125,27 +124,6 @@ def test_bad_list_ends_before_any_file_is_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "manifests").exists()
     with pytest.raises(UserError, match='no data set "yours"'):
         index(catalog, 0, names=["yours"])
-
-
-def rows_of(sources: list[str]) -> list[ListedSample]:
-    return [ListedSample(f"{source}-{n}", source, "/x", 0) for source in sources for n in range(3)]
-
-
-def test_dev_shares_no_source_with_train() -> None:
-    rows = rows_of([f"video {n}" for n in range(1000)])
-    train, dev = carve_dev(rows, 0.05)
-    assert not {row.source_id for row in train} & {row.source_id for row in dev}
-    assert len(train) + len(dev) == len(rows)
-    assert 0.03 < len(dev) / len(rows) < 0.07
-    fewer = carve_dev(rows[:1500], 0.05)[1]
-    assert fewer == [row for row in dev if row in rows[:1500]]  # rows added later moved none
-
-
-@pytest.mark.parametrize(("sources", "some"), [(1, False), (3, False), (7, True), (8, True)])
-def test_dev_of_small_sets(sources: int, some: bool) -> None:
-    train, dev = carve_dev(rows_of([f"s{n}" for n in range(sources)]), 1e-9)
-    assert bool(dev) == some
-    assert train
 
 
 def test_dev_is_a_manifest_of_its_own(tmp_path: Path) -> None:

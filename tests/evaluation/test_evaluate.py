@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
-from cover.evaluation import evaluate as evaluate_module
+from cover.evaluation import view_reader
 from cover.evaluation.evaluate import Variant, evaluate, evaluate_release
 from cover.evaluation.protocol import EvaluationTask, ViewPlan, find_tasks, read_views
 from cover.media.sampling import Views
@@ -46,10 +46,12 @@ class Watched(CoVeR):
         self.groups: list[Groups] = []
         self.eval()
 
-    def forward(self, frames: Tensor, groups: Groups, drop: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, frames: Tensor, groups: Groups, drop: Tensor | None = None, *, stages: int = 0
+    ) -> dict[str, Tensor]:
         self.groups.append(groups)
         self.shown.append(frames.unflatten(0, groups[0]).clone())
-        return super().forward(frames, groups, drop)
+        return super().forward(frames, groups, drop, stages=stages)
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ def test_batches_and_workers_change_nothing(
     variants: tuple[Variant, ...] = ("plain", "shuffled", "single")
     model, usual = Watched(("x", "y", "z")), Watched(("x", "y", "z"))
     wanted = results_of(broken_set, usual, *variants)
-    monkeypatch.setattr(evaluate_module, "BATCH_FRAMES", most_frames)
+    monkeypatch.setattr(view_reader, "BATCH_FRAMES", most_frames)
     assert results_of(broken_set, model, *variants) == wanted
     assert sum(groups[0][0] for groups in model.groups) == sum(groups[0][0] for groups in usual.groups) == 3 * 4 * 3
     for place in range(3):

@@ -18,6 +18,7 @@ from cover import config
 from cover.cli import main
 from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import open_manifest
+from cover.evaluation.baselines import shortfalls
 from cover.evaluation.evaluate import evaluate_release
 from cover.evaluation.metrics import MeanAveragePrecision, TopK
 from cover.evaluation.statistics import difference
@@ -135,6 +136,11 @@ def test_a_probe_leaves_all_that_was_known_as_it_is(add: Add, release: Path, san
     assert result["new"]["value"] == after["ssv2"]
     assert result["new"]["low"] <= after["ssv2"] <= result["new"]["high"]
     assert result["shown"].count("unchanged, bit for bit") == 2
+    found = result["baselines"]
+    assert found["n"] == result["new"]["n_read"]
+    assert found["behind"] == shortfalls(found, result["new"]["value"], result["new"]["low"])
+    assert f"motion {found['motion']['top1']:.1%}" in result["shown"]
+    assert ("ssv2: " in result["said"]) == bool(found["behind"])
 
     alone = result["compare"]
     assert alone["start"] is None
@@ -323,7 +329,14 @@ def test_the_network_is_the_release_s(sandbox: Path, tmp_path: Path) -> None:
     )
     recipe = add_recipe(AddRequest(tmp_path / "release", "ssv2", sandbox, "probe", tmp_path / "run", 2.5), 100, {}, {})
     assert (recipe.model, recipe.data.frames) == (
-        TimeSformerOptions(preset="Ti/16", size=64, time="additive", image_temporal="skip"),
+        TimeSformerOptions(
+            preset="Ti/16",
+            size=64,
+            time="additive",
+            image_temporal="skip",
+            patch_embed="linear",
+            motion="frames",
+        ),
         2,
     )
     assert recipe.data.epochs == {"ssv2": 2.5}

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cover.cli import main
+from cover.datasets.catalog import load_catalog
 from cover.experiments.add import add_recipe as settings
 from cover.model.release import find_release, read_config
 
@@ -87,8 +88,9 @@ def test_adding_a_head(
 
 def test_the_settings_are_those_of_the_code() -> None:
     table = ADDING[ADDING.index("## Its settings") :]
-    assert f"{settings.UPDATES:,} steps, from {settings.LEAST_EPOCHS} to {settings.MOST_EPOCHS['alone']}" in table
-    assert f"(`probe`: to {settings.MOST_EPOCHS['probe']})" in table
+    alone, probe = settings.BUDGETS["alone"], settings.BUDGETS["probe"]
+    assert f"{alone.updates:,} steps, from {alone.least_epochs} to {alone.most_epochs}" in table
+    assert f"(`probe`: to {probe.most_epochs})" in table
     assert (settings.BATCH, settings.LEAST_BATCH, settings.BATCH * settings.STEPS_IN_AN_EPOCH) == (32, 8, 256)
     assert (settings.PROBE.lr, settings.PROBE.weight_decay, settings.PROBE.warmup) == (1e-2, 0, 0.05)
     assert (settings.FINE.lr, settings.FINE.layer_decay, settings.FINE.head_lr, settings.FINE.warmup) == (
@@ -118,10 +120,15 @@ def test_own_data(
     monkeypatch.chdir(tmp_path)
     Path("sandbox").symlink_to(sandbox.parent)
     make_clips(sandbox)
-    assert write_files(OWN[: OWN.index("## The same on real clips")]) == ["catalog.yaml", "scratch.yaml", "start.yaml"]
+    page = OWN[: OWN.index("## The same on real clips")]
+    assert write_files(page) == ["catalog.yaml", "scratch.yaml", "start.yaml", "groups.yaml"]
+    for spec in load_catalog("groups.yaml").specs.values():
+        assert spec.group
+        assert spec.group.of_path("serve/court3_001.mp4", "", spec.name) == "court3"
     commands = commands_of(OWN)
     assert [command[0] for command in commands] == [
         "index",
+        "add",
         "plan",
         "train",
         "evaluate",
@@ -133,13 +140,17 @@ def test_own_data(
         "evaluate",
         "predict",
         "predict",
+        "evaluate",
     ]
     printed = []
     for command in commands:
         less = {"add": ["--epochs", "1"], "train": ["--steps", "2", "--batch", "8"]}.get(command[0], [])
+        if "efficientnet_lite0" in command:
+            less = ["--heads", "linear"]
         printed.append(run([*command, *less], capsys))
     assert "mine" in printed[0]
     assert "listed" in printed[0]
+    assert "by fold" in printed[-1]
     with Path("predictions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(list(Path("clips").rglob("*.mp4")))

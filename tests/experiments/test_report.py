@@ -110,6 +110,18 @@ def test_every_number_is_on_the_page(tmp_path: Path, parse: Any) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_trivial_methods_are_columns_where_they_were_measured() -> None:
+    plainly = numbers_markdown({"datasets": {"a": row()}})
+    assert "thumbnail" not in plainly
+    assert "motion" not in plainly
+    results = {"datasets": {"a": row(thumbnail=0.644, motion=0.251), "b": row(thumbnail=0.333, motion=None)}}
+    header, _, first, second = [line for line in numbers_markdown(results).splitlines() if line.startswith("|")]
+    assert header.index("chance") < header.index("thumbnail") < header.index("motion") < header.index("trained alone")
+    assert "64.4" in first
+    assert "above the model" in first
+    assert "above the model" not in second
+
+
 def test_nothing_is_fetched_from_outside(tmp_path: Path, parse: Any) -> None:
     text = write_demo_report(tmp_path, whole_demo(tmp_path)).read_text(encoding="utf-8")
     page = parse(text)

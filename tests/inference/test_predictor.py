@@ -16,7 +16,7 @@ from cover.datasets.catalog import load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
-from cover.evaluation import evaluate as evaluate_module
+from cover.evaluation import view_reader
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.metrics import TopK
 from cover.evaluation.protocol import find_tasks
@@ -40,7 +40,7 @@ def evaluated_scores(
 ) -> np.ndarray:
     """What evaluation counts, sample by sample."""
     visited: list[torch.Tensor] = []
-    monkeypatch.setattr(evaluate_module, "BATCH_FRAMES", 1)
+    monkeypatch.setattr(view_reader, "BATCH_FRAMES", 1)
     with monkeypatch.context() as patch:
         patch.setattr(TopK, "update", lambda self, scores, labels: visited.append(scores))
         (task,) = find_tasks(load_catalog(catalog), model, frames, "val", [name])

@@ -6,6 +6,7 @@ after a forward pass in training, parameters left out.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -317,3 +318,14 @@ def test_a_convolutional_network_has_a_profile() -> None:
     trace = trace_step(model, groups, 8)
     assert trace.moments[-1].gradients == 4 * count_parameters(model).total
     assert trace.forward > 4 * 8 * (3 * 64 + 8 * 16 + 16 * 4)  # the frames and the output of each convolution
+
+
+def test_stages_that_do_not_run_cost_nothing() -> None:
+    """Blocks are alike, so each that is left out saves the same; what is before them goes with the first."""
+    model, groups = on_meta(named_config("mini", frames=4), {"a": 3}), ((2, 4), (3, 1))
+    whole, *rest = (forward_cost(model, groups, 32, stages).multiply_adds for stages in range(5))
+    saved = [before - after for before, after in pairwise(rest)]
+    assert len(set(saved)) == 1
+    assert whole - rest[0] > saved[0] > 0
+    assert rest[-1] == (2 + 3) * 128 * 3, "of all stages only the classifier is left"
+    assert {forward_cost(model, groups, 32, stages).tokens for stages in range(5)} == {11 * 17}

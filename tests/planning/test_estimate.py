@@ -75,6 +75,12 @@ def test_draws_are_those_of_the_schedule(recipe: Recipe, changes: dict[str, Any]
     assert all(abs(expected[name] - drawn[name]) < 1 for name in drawn)
 
 
+def test_a_plan_warns_of_too_few_steps(recipe: Recipe) -> None:
+    (warning,) = [remark for remark in planned(recipe, "cpu", 1)["remarks"] if remark.startswith("steps: ")]
+    assert "37 updates from random weights" in warning
+    assert not [remark for remark in planned(full())["remarks"] if remark.startswith("steps: ")]
+
+
 def test_parameters_and_heads_are_those_of_the_model(recipe: Recipe) -> None:
     recipe = replace(recipe, data=replace(recipe.data, heads={"both": ["kinetics", "ssv2"]}))
     model = build_model(recipe, Mixture.open(recipe.data), None)

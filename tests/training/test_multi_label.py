@@ -18,8 +18,7 @@ from cover import CoVeR
 from cover.cli import main
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
-from cover.evaluation import evaluate as evaluate_module
-from cover.evaluation import metrics
+from cover.evaluation import metrics, view_reader
 from cover.evaluation.evaluate import evaluate, evaluate_release, print_results
 from cover.evaluation.metrics import MeanAveragePrecision
 from cover.evaluation.protocol import find_tasks
@@ -140,7 +139,7 @@ def test_the_release_says_what_a_head_is(catalog: Path, tmp_path: Path) -> None:
 def test_a_prediction_is_what_evaluation_counts(catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor.load(train(make_recipe(catalog, tmp_path / "run", ["mine", "homes"])))
     visited: list[tuple[torch.Tensor, torch.Tensor]] = []
-    monkeypatch.setattr(evaluate_module, "BATCH_FRAMES", 1)
+    monkeypatch.setattr(view_reader, "BATCH_FRAMES", 1)
     monkeypatch.setattr(
         MeanAveragePrecision, "update", lambda self, scores, multi_hot: visited.append((scores, multi_hot))
     )

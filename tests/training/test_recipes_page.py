@@ -13,6 +13,7 @@ import pytest
 from cover import config
 from cover.model.backbones import named_config
 from cover.model.cover import CoVeR
+from cover.training.budget import FROM_RANDOM, FROM_START
 from cover.training.optim import describe_patterns
 from cover.training.recipe import Recipe
 from cover.training.train import train
@@ -50,7 +51,7 @@ def test_the_commands_run(command: list[str], sandbox: Path, tmp_path: Path) -> 
 
 
 def test_there_are_as_many_commands_as_were_meant() -> None:
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
 
 
 @pytest.mark.parametrize("first", ["optimizer:", "augment:"])
@@ -100,3 +101,9 @@ def test_the_table_names_the_recipes_of_the_folder() -> None:
     table = PAGE[PAGE.index("## The recipes in `recipes/full`") :]
     named = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
     assert named == {path.stem for path in (ROOT / "recipes" / "full").glob("*.yaml")} - {"catalog"}
+
+
+def test_the_table_of_auto_is_that_of_the_code() -> None:
+    for start, budget in (("`start.checkpoint`", FROM_START), ("random weights", FROM_RANDOM)):
+        row = f"| {start} | {budget.updates:,} | {budget.least_epochs} epochs of N | {budget.most_epochs} epochs of N |"
+        assert row in PAGE

@@ -25,6 +25,7 @@ COMMANDS = (
     study_commands.add,
     train_commands.plan,
     train_commands.describe,
+    train_commands.starts,
     use_commands.evaluate,
     study_commands.transfer,
     study_commands.study,

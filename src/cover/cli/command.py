@@ -91,18 +91,9 @@ DECODER = argument(
 
 
 def checkpoint(*names: str, **settings: Any) -> Argument:
-    """An argument that takes a checkpoint on this machine."""
-    help = settings.pop("help", "folder of a run, a checkpoint or a release")
-    return argument(*names, metavar="CHECKPOINT", type=Path, help=help, **settings)
-
-
-def checkpoint_or_hub() -> Argument:
-    """An argument that takes a checkpoint on this machine or on the Hub."""
-    return argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="folder of a run, a checkpoint or a release, or a Hub id (owner/name)",
-    )
+    """An argument that takes a checkpoint, as in `cover.model.release.find_release`."""
+    help = settings.pop("help", "folder of a run, a checkpoint or a release, a known start or a Hub id (owner/name)")
+    return argument(*names, metavar="CHECKPOINT", help=help, **settings)
 
 
 def count_workers(args: Namespace) -> int:

@@ -29,16 +29,35 @@ _JOBS = argument(
 @command(
     "add",
     "train a head for one more data set, and evaluate it and the old heads",
-    "cover add runs/cotrain --data mine --catalog catalog.yaml --how probe --compare",
+    "cover add efficientnet_lite0 --data clips/ --out runs/mine",
     checkpoint("checkpoint"),
-    argument("--data", required=True, metavar="NAME", help="name of the new data set in the catalog"),
+    argument(
+        "--data",
+        required=True,
+        metavar="NAME",
+        help="name of the new data set in the catalog; or a folder with a subfolder for each class, or a list of files"
+        " (train.txt, train.csv), for which a catalog is written",
+    ),
+    argument(
+        "--group",
+        metavar="COLUMN_OR_PATTERN",
+        help="for a folder or a list: what stays on one side of a split, such as a scene or a person: a column of the"
+        r" list, or a pattern on the path, as in '(scene\d+)'",
+    ),
     CATALOG,
     argument(
         "--how",
-        choices=["probe", "replay", "alone"],
-        default="probe",
-        help="probe: train the new head only; replay: train all weights on the old and the new data sets;"
-        " alone: train all weights on the new data set (default: probe)",
+        choices=["best", "probe", "replay", "alone"],
+        help="best: try several heads on the fixed network and keep the best; probe: train one head step by step;"
+        " replay: train all weights on the old and the new data sets; alone: train all weights on the new data set"
+        " (default: best for a network that pools frames, as the known starts do, else probe)",
+    ),
+    argument(
+        "--heads",
+        metavar="KIND",
+        nargs="+",
+        choices=["linear", "quarters", "attentive", "late_block"],
+        help="for --how best: which heads to try: linear, quarters, attentive, late_block (default: all for videos)",
     ),
     argument("--epochs", type=float, metavar="N", help="epochs of the new data set (default: by its size, 10 to 50)"),
     argument(
@@ -47,6 +66,13 @@ _JOBS = argument(
     checkpoint("--baseline", help="the weights that --compare starts from (default: random weights)"),
     argument(
         "--split", choices=["val", "dev", "test"], help="split to evaluate on (default: val, else dev, else test)"
+    ),
+    argument(
+        "--folds",
+        type=whole(2),
+        metavar="K",
+        help="measure by K folds: join all splits, train K more heads, each without one fold of whole groups; the final"
+        " head is trained on all samples",
     ),
     argument(
         "--out",
@@ -70,15 +96,24 @@ _JOBS = argument(
 )
 def add(args: Namespace) -> int:
     from cover.experiments.add.add_recipe import AddRequest
-    from cover.experiments.add.run import BESIDE, AddOptions, add, print_added
+    from cover.experiments.add.own_data import own_files, write_own_catalog
+    from cover.experiments.add.run import BESIDE, AddOptions, add, default_method, print_added
+    from cover.model.release import find_release
 
     if args.epochs is not None and not 0 < args.epochs < 10**6:
         raise UserError(f"--epochs: {args.epochs:g} is no number of epochs; give one above 0, as in 30")
-    out = args.out or Path("runs") / f"{args.data}_{args.how}"
-    request = AddRequest(
-        args.checkpoint, args.data, args.catalog, args.how, out, args.epochs, args.seed, args.device, args.workers
-    )
-    results = add(request, AddOptions(args.compare, args.baseline, args.split, args.only_recipe, args.overrides))
+    release, place = find_release(args.checkpoint), own_files(args.data, args.catalog)
+    how = args.how or default_method(release)
+    if args.heads and how != "best":
+        raise UserError(f"--heads: for --how best, and this is --how {how}")
+    if args.group and place is None:
+        raise UserError(f"--group: for a folder or a list; write it into the entry of {args.data} in {args.catalog}")
+    out = args.out or Path("runs") / f"{place.resolve().stem if place else args.data}_{how}"
+    catalog, name = write_own_catalog(place, out, args.group) if place else (args.catalog, args.data)
+    request = AddRequest(release, name, catalog, how, out, args.epochs, args.seed, args.device, args.workers)
+    kinds = tuple(args.heads or ())
+    options = AddOptions(args.compare, args.baseline, args.split, args.only_recipe, args.overrides, args.folds, kinds)
+    results = add(request, options)
     if results is None:  # --only-recipe
         print(out / BESIDE / "recipe.yaml")
         say_next("train", out / BESIDE / "recipe.yaml")

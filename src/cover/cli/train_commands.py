@@ -35,7 +35,7 @@ from cover.errors import UserError
 )
 def train(args: Namespace) -> int:
     from cover import config
-    from cover.training.recipe import Recipe
+    from cover.training.recipe import Recipe, read_recipe
 
     if args.keys:
         print("\n".join(config.keys(Recipe)))
@@ -43,12 +43,17 @@ def train(args: Namespace) -> int:
     if args.recipe is None:
         raise UserError("which recipe? for example: cover train recipes/sandbox/cotrain.yaml (--keys lists the fields)")
     # before the slow imports below, so that a mistake in the recipe is reported at once
-    recipe = config.load(Recipe, args.recipe, args.overrides)
+    recipe = read_recipe(args.recipe, args.overrides, needs_start=not (args.resume or args.requeue))
+    from cover.console import say
+    from cover.machine import default_workers
+    from cover.training.dev_report import dev_report
     from cover.training.resume import has_started
     from cover.training.train import train
 
     run = train(recipe, args.resume or (args.requeue and has_started(Path(recipe.out))))
     if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes; one of them prints
+        for line in dev_report(run, recipe, default_workers() if recipe.workers < 0 else recipe.workers):
+            say(line)
         print(run)
         say_next("evaluate", run, "--catalog", recipe.data.catalog)
     return 0
@@ -125,15 +130,14 @@ def _milliseconds(text: str) -> float:
     overrides=True,
 )
 def plan(args: Namespace) -> int:
-    from cover import config
     from cover.hardware import find_device, make_cluster
     from cover.mixture.published import planned_mixture, read_numbers
     from cover.planning.estimate import plan
     from cover.planning.reading import read_ms, reading_costs
     from cover.planning.table import print_plan
-    from cover.training.recipe import Recipe
+    from cover.training.recipe import read_recipe
 
-    recipe = config.load(Recipe, args.recipe, args.overrides)
+    recipe = read_recipe(args.recipe, args.overrides, needs_start=False)
     cluster = make_cluster(find_device(args.device), args.gpus, args.cores, args.mfu, args.network, args.per_machine)
     values = {"--sizes": args.sizes, "--classes": args.classes, "--file-kb": args.file_kb}
     mixture = planned_mixture(recipe.data, *(read_numbers(option, text) for option, text in values.items()))
@@ -161,7 +165,11 @@ def _say_how_to_start(args: Namespace) -> None:
     "describe",
     "print the sizes and costs of a network",
     "cover describe L/16 --frames 16 --size 448 --heads k400=400,ssv2=174,mit=339,imagenet=1000",
-    argument("preset", metavar="PRESET", help="mini, or a ViT size with its patch size, as in B/16"),
+    argument(
+        "preset",
+        metavar="PRESET",
+        help="mini, a ViT size with its patch size, as in B/16, a family of networks, or a known start",
+    ),
     argument("--frames", type=whole(1, 4096), default=8, metavar="T", help="frames in a clip (default: 8)"),
     argument("--size", type=whole(1, 16384), metavar="S", help="image side in pixels (default: 224; mini: 32)"),
     argument(
@@ -188,10 +196,29 @@ def describe(args: Namespace) -> int:
     from cover.media.sampling import Views
     from cover.model.backbones import named_config
     from cover.model.describe import describe, print_description, read_heads
+    from cover.model.starts.known import known_start
 
     views, heads = Views.parse(args.views), read_heads(args.heads)
-    changes = {name: getattr(args, name) for name in ("frames", "size", "attention", "time", "image_temporal")}
-    config = named_config(args.preset, **{name: value for name, value in changes.items() if value is not None})
+    given = {name: getattr(args, name) for name in ("frames", "size", "attention", "time", "image_temporal")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if start := known_start(args.preset):
+        config = named_config(str(start.variant), **{"size": start.pixels, **changes})
+    else:
+        config = named_config(args.preset, **changes)
     facts = describe(config, heads, (views.temporal, views.spatial), args.batch, args.images)
     give({"preset": args.preset, **facts}, args.json, lambda: print_description(args.preset, facts))
+    return 0
+
+
+@command(
+    "starts",
+    "list published weights that a run can start from",
+    "cover starts --json starts.json",
+    json_option("write the list as JSON"),
+)
+def starts(args: Namespace) -> int:
+    from cover.model.starts.known import describe_starts, print_starts
+
+    rows = describe_starts()
+    give(rows, args.json, lambda: print_starts(rows))
     return 0

@@ -17,7 +17,6 @@ from cover.cli.command import (
     WORKERS,
     argument,
     checkpoint,
-    checkpoint_or_hub,
     command,
     count_workers,
     give,
@@ -38,8 +37,13 @@ from cover.errors import UserError
     argument("names", metavar="NAME", nargs="*", help="only these data sets (default: all that have a head)"),
     checkpoint("--also", action="append", default=[], help="another checkpoint to evaluate (may be repeated)"),
     CATALOG,
+    argument("--split", choices=["train", "dev", "val", "test"], help="split to evaluate on (default: val)"),
     argument(
-        "--split", default="val", choices=["train", "dev", "val", "test"], help="split to evaluate on (default: val)"
+        "--folds",
+        type=whole(2),
+        metavar="K",
+        help="join all splits of the named data sets, train the recipe of the run K more times, each time without one"
+        " fold of whole groups, and measure the folds; CHECKPOINT is the folder of a run",
     ),
     argument("--views", help="views of a sample, TEMPORALxSPATIAL, as in 1x3 (default: as each data set says)"),
     argument(
@@ -58,7 +62,7 @@ from cover.errors import UserError
         "--seed",
         type=whole(0),
         default=0,
-        help="seed of random frame orders and of the resamples behind intervals (default: 0)",
+        help="seed of random frame orders, of folds and of the resamples behind intervals (default: 0)",
     ),
     DECODER,
     argument(
@@ -68,6 +72,17 @@ from cover.errors import UserError
         help="also print the N classes with the lowest accuracy and the N most frequent confusions",
     ),
     argument("--scores", metavar="FILE", type=Path, help="write the scores of every sample and view to an Arrow file"),
+    argument(
+        "--cache",
+        action="store_true",
+        help="keep the outputs of the stages that the run kept in its cache, and reuse them (cache of its recipe)",
+    ),
+    argument("--cache-folder", metavar="FOLDER", help="where they are kept (default: beside the manifests)"),
+    argument(
+        "--no-baselines",
+        action="store_true",
+        help="leave out what trivial methods reach on the same samples (docs/baselines.md)",
+    ),
     json_option("write the results as JSON"),
     WORKERS,
     DEVICE,
@@ -82,6 +97,8 @@ def evaluate(args: Namespace) -> int:
     variants: list[Any] = ["plain", *others]
     if args.scores and args.also:
         raise UserError("--scores: the file holds the scores of one checkpoint; leave --also out")
+    if args.folds:
+        return _evaluate_folds(args)
     heads = read_pairs("--by-names", args.by_names, "DATASET=HEAD")
     with process_group(Distributed().timeout, args.device) as group:
         results = [
@@ -90,7 +107,7 @@ def evaluate(args: Namespace) -> int:
             for result in evaluate_release(
                 release,
                 args.catalog,
-                args.split,
+                args.split or "val",
                 args.names,
                 args.views,
                 variants,
@@ -101,6 +118,8 @@ def evaluate(args: Namespace) -> int:
                 heads,
                 args.scores,
                 group,
+                args.cache_folder or ("" if args.cache else None),
+                not args.no_baselines,
             )
         ]
 
@@ -114,11 +133,26 @@ def evaluate(args: Namespace) -> int:
     return 1 if any(row["n_read"] < row["n_listed"] for row in results) else 0
 
 
+def _evaluate_folds(args: Namespace) -> int:
+    from cover.experiments.folds import FoldRequest, folds_of_run, print_folds
+
+    options = ("also", "split", "by_names", "shuffle_frames", "reverse", "single_frame", "per_class", "scores")
+    for name in options:
+        if getattr(args, name):
+            raise UserError(f"--folds: cannot go with --{name.replace('_', '-')}")
+    request = FoldRequest(
+        tuple(args.names), args.folds, args.seed, args.views, args.decoder, args.device, count_workers(args)
+    )
+    results = folds_of_run(args.checkpoint, args.catalog, request)
+    give(results, args.json, lambda: print_folds(results))
+    return 1 if any(row["n_read"] < row["n_listed"] for row in results) else 0
+
+
 @command(
     "predict",
     "predict the classes of videos and images",
     "cover predict runs/cotrain clip.mp4 photos/ --top 3",
-    checkpoint_or_hub(),
+    checkpoint("checkpoint"),
     argument(
         "names",
         metavar="FILE",
@@ -184,7 +218,7 @@ def predict(args: Namespace) -> int:
     "explain",
     "show which parts of a video or image a prediction depends on",
     "cover explain runs/cotrain clip.mp4 --head ssv2",
-    checkpoint_or_hub(),
+    checkpoint("checkpoint"),
     argument("file", metavar="FILE", help="a video, an image or a URL"),
     ONE_HEAD,
     argument(

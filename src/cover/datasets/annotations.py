@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ class ListedSample:
     """One sample of an annotation list. Its file may not exist.
 
     The fields are those of `manifest.Row`. Times are in seconds. `label` is None if a sample is not labelled. A
-    multi-label sample has `labels` instead: ascending, empty for no class, None if not labelled.
+    multi-label sample has `labels` instead: ascending, empty for no class, None if not labelled. `group` is None if the
+    source is the group.
     """
 
     sample_id: str
@@ -35,6 +36,12 @@ class ListedSample:
     start: float | None = None
     end: float | None = None
     labels: list[int] | None = None
+    group: str | None = None
+
+    @property
+    def group_id(self) -> str:
+        """As `manifest.Row.group_id`."""
+        return self.source_id if self.group is None else self.group
 
 
 @dataclass(frozen=True)
@@ -94,11 +101,11 @@ class CsvTable:
     rows: Iterator[tuple[int, list[str]]]
 
 
-def read_table(file: str, needed: Iterable[str]) -> CsvTable:
+def read_table(file: str, needed: Iterable[str], keys: Mapping[str, str] | None = None) -> CsvTable:
     """Open a csv file with a header.
 
-    Raises UserError if the file cannot be read or lacks a column in `needed`. Iterating over its rows raises UserError
-    for a row with too few or too many cells.
+    `keys`: column -> the catalog's key that names it, for messages. Raises UserError if the file cannot be read or
+    lacks a column in `needed`. Iterating over its rows raises UserError for a row with too few or too many cells.
     """
     rows = _numbered_rows(file)
     number, header = next(rows, (1, []))
@@ -109,7 +116,8 @@ def read_table(file: str, needed: Iterable[str]) -> CsvTable:
         if column not in header:
             other_separator = len(header) == 1 and re.search("[;\t|]", header[0])
             hint = "; part the cells by commas" if other_separator else nearest(column, header)
-            raise UserError(f'{place_of(file, number)}: no column "{column}" in the header{hint}')
+            by = f", which {keys[column]} names" if keys and column in keys else ""
+            raise UserError(f'{place_of(file, number)}: no column "{column}" in the header{by}{hint}')
     repeated = next((column for place, column in enumerate(header) if column and column in header[:place]), None)
     if repeated:
         raise UserError(f'{place_of(file, number)}: two columns "{repeated}"; keep one of them')

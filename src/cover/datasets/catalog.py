@@ -37,7 +37,8 @@ class Convention:
     """The defaults of a format.
 
     `lists`: split -> paths below the root. The first path that exists is used. `media`: None if a data set of the
-    format may have videos or images. The other fields are those of `DatasetSpec`.
+    format may have videos or images. `stratified`: whether a carved dev split has its fraction of every class; if not,
+    a hash of the source id alone decides. The other fields are those of `DatasetSpec`.
     """
 
     lists: dict[str, tuple[str, ...]]
@@ -46,6 +47,7 @@ class Convention:
     views: str = "1x3"
     flip: Literal["allow", "never", "swap"] = "allow"
     crop_scale: tuple[float, float] = (0.3, 1.0)
+    stratified: bool = False
 
     @property
     def places(self) -> list[str]:
@@ -80,12 +82,13 @@ CONVENTIONS: dict[str, Convention] = {
     "imagenet": Convention(
         {"train": ("train", "ILSVRC/Data/CLS-LOC/train"), "val": ("val", "ILSVRC/Data/CLS-LOC/val")}, "image"
     ),
-    "folder": Convention(_FOLDERS, None, crop_scale=USER_CROPS),
-    "csv": Convention({split: (f"{split}.csv",) for split in _FOLDERS}, None, crop_scale=USER_CROPS),
+    "folder": Convention(_FOLDERS, None, crop_scale=USER_CROPS, stratified=True),
+    "csv": Convention({split: (f"{split}.csv",) for split in _FOLDERS}, None, crop_scale=USER_CROPS, stratified=True),
     "list": Convention(
         {split: (f"{split}.txt", f"annotations/{split}.txt", f"{split}.csv") for split in _FOLDERS},
         None,
         crop_scale=USER_CROPS,
+        stratified=True,
     ),
     "splits": Convention(
         {
@@ -100,7 +103,7 @@ CONVENTIONS: dict[str, Convention] = {
 
 def convention_of(form: str) -> Convention:
     """The defaults of a format. A user's own format (`FILE.py:FUNCTION`) has the general defaults."""
-    return CONVENTIONS.get(form, Convention({}, None))
+    return CONVENTIONS.get(form, Convention({}, None, stratified=True))
 
 
 def find_annotations(form: str, root: Path) -> dict[str, str]:
@@ -148,8 +151,35 @@ _PUBLISHED = (
     "moments",
     "imagenet",
 )  # formats whose source ids are the same in every copy
+_GROUPED = ("csv", "folder", "list")  # formats with the key `group`; a user's own format may have it too
 PREPARED = "prepared"  # the format that `cover prepare` writes; its annotation lists are manifests
 _REQUIRED: Any = object()
+
+
+@dataclass(frozen=True)
+class GroupRule:
+    """Where the group of a sample comes from. One of the two fields is set.
+
+    `column`: a column of the csv file. An empty cell means that the source is the group. `path`: a regular expression
+    that is searched in the path of a sample, as it is listed. Its first capturing group is the group, or the whole
+    match without one.
+    """
+
+    column: str | None = None
+    path: str | None = None
+
+    def of_path(self, path: str, where: str, name: str) -> str | None:
+        """The group of a path, None for a column. `where`: the row, for messages. `name`: the data set.
+
+        Raises UserError if the pattern does not match the path.
+        """
+        if self.path is None:
+            return None
+        match = re.search(self.path, path)
+        group = match and match[1 if match.re.groups else 0]
+        if not group:
+            raise UserError(f"{where}: {name}.group.path: the pattern {self.path} finds no group in {path}")
+        return group
 
 
 @dataclass(frozen=True)
@@ -164,6 +194,7 @@ class DatasetSpec:
     `crop_scale`: lowest and highest area of a random-resized crop, as fractions of the frame.
     `dev`: fraction of the train split that becomes the dev split.
     `source`: name of the csv column with the source id, or None.
+    `group`: the rule for the groups, which stay on one side of a split. None if the source of a sample is its group.
     `separator`: text between the classes in one cell of a multi-label csv file.
     """
 
@@ -180,6 +211,7 @@ class DatasetSpec:
     dev: float
     source: str | None = None
     separator: str = "|"
+    group: GroupRule | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -296,6 +328,7 @@ def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec:
         dev=keys.take("dev", _fraction, 0.0 if "dev" in annotations or form == PREPARED else 0.05),
         source=keys.take("source", _text, None),
         separator=keys.take("separator", _text, "|"),
+        group=keys.take("group", _group_in(form), None),
     )
 
 
@@ -362,6 +395,30 @@ def _format_in(folder: Path) -> Callable[[Any], str]:
         return f"{folder / file}:{function}"
 
     return read
+
+
+def _group_in(form: str) -> Callable[[Any], GroupRule]:
+    """A reader of the key `group` in an entry of the format `form`."""
+
+    def read(value: Any) -> GroupRule:
+        if form in CONVENTIONS and form not in _GROUPED:
+            raise UserError(f"goes with {', '.join(_GROUPED)}; the groups of {form} are its source ids")
+        if isinstance(value, dict) and set(value) == {"path"}:
+            return GroupRule(path=_pattern(value["path"]))
+        if isinstance(value, dict) or form != "csv":
+            raise UserError(f"expected {{path: PATTERN}}, got {show(value)}")
+        return GroupRule(column=_text(value))
+
+    return read
+
+
+def _pattern(value: Any) -> str:
+    text = _text(value)
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise UserError(f"path: {text} is no regular expression: {error}") from None
+    return text
 
 
 def _paths(value: Any) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import time
@@ -18,12 +17,13 @@ from typing import Any, Literal
 
 from cover.console import Meter, print_table, say
 from cover.datasets.annotations import ListedSample
-from cover.datasets.catalog import Catalog, DatasetSpec, load_catalog
+from cover.datasets.catalog import Catalog, DatasetSpec, convention_of, load_catalog
 from cover.datasets.files import few, is_text, unpack_hint
 from cover.datasets.formats import list_splits
 from cover.datasets.manifest import SPLITS, STATES, ClassList, Row, write_manifest
 from cover.datasets.probe import Facts, Prober
 from cover.datasets.probe_cache import FileTable, Lookup, ProbeEngine, cache_path, look_up, manifests, remove_unused
+from cover.datasets.splits import CarvedDev, carve_by_hash, carve_dev, group_warnings
 from cover.errors import UserError
 
 
@@ -91,8 +91,6 @@ class IndexShard:
         return [path for path in paths if zlib.crc32(path.encode()) % self.count == self.number - 1]
 
 
-_DEV_SALT = "cover dev split"  # a change would move rows between train and dev
-_ENOUGH_FOR_DEV = 20  # rows from which on there is always a dev split
 _NAMED = 20  # unusable files in a result; the manifest has all of them
 _COUNTED = 4096  # rows between two updates of the progress bar
 _ABANDONED_AFTER = 3600.0  # seconds; an older temporary file of a manifest is left from a killed run
@@ -106,7 +104,7 @@ class _Plan:
     spec: DatasetSpec
     classes: ClassList
     rows: dict[str, list[ListedSample]]
-    left_out: dict[str, tuple[str, ...]]  # split -> warnings of the format
+    left_out: dict[str, tuple[str, ...]]  # split -> warnings of the format and of the splits
 
     def all_rows(self) -> Iterator[ListedSample]:
         return chain.from_iterable(self.rows.values())
@@ -255,31 +253,21 @@ def _plan(spec: DatasetSpec) -> _Plan:
     for row in chain.from_iterable(rows.values()):
         if not is_text(row.path):
             raise UserError(f"{spec.name}: {row.path!a}: the file's name is not valid UTF-8; rename the file")
-    if "dev" in spec.splits and "dev" not in rows:
-        rows["train"], dev = carve_dev(rows["train"], spec.dev)
-        rows |= {"dev": dev} if dev else {}
     left_out = {split: listing.warnings for split, listing in listings.items()}
+    left_out[next(iter(rows))] += tuple(group_warnings(rows))
+    if "dev" in spec.splits and "dev" not in rows:
+        carved = _carve(spec, classes, rows["train"])
+        rows |= {"train": carved.train} | ({"dev": carved.dev} if carved.dev else {})
+        shown = "dev" if carved.dev else "train"
+        left_out[shown] = (*left_out.get(shown, ()), *carved.warnings)
     return _Plan(spec, classes, {split: rows[split] for split in SPLITS if split in rows}, left_out)
 
 
-def carve_dev(rows: Sequence[ListedSample], fraction: float) -> tuple[list[ListedSample], list[ListedSample]]:
-    """Divide rows into train and dev by source id, so that no source is in both.
-
-    The hash of a source id decides, so new rows do not move other rows. With 20 rows or more, dev has at least one
-    source. Train always has at least one.
-    """
-    place = {source: _place(source) for source in {row.source_id for row in rows}}
-    chosen = {source for source in place if place[source] < fraction}
-    if not chosen and len(place) > 1 and len(rows) >= _ENOUGH_FOR_DEV:
-        chosen = {min(place, key=lambda source: place[source])}
-    if len(chosen) == len(place):
-        chosen.discard(max(place, key=lambda source: place[source]))
-    return [row for row in rows if row.source_id not in chosen], [row for row in rows if row.source_id in chosen]
-
-
-def _place(source: str) -> float:
-    """A pseudo-random number in [0, 1) from the source id alone."""
-    return int.from_bytes(hashlib.sha256(f"{_DEV_SALT}\n{source}".encode()).digest()[:6]) / 2**48
+def _carve(spec: DatasetSpec, classes: ClassList, rows: Sequence[ListedSample]) -> CarvedDev[ListedSample]:
+    """Train and dev. In published sets a hash decides, so that dev has the same samples in every copy of the set."""
+    if convention_of(spec.format).stratified:
+        return carve_dev(rows, spec.dev, classes.names)
+    return carve_by_hash(rows, spec.dev)
 
 
 # --- probing and writing ---

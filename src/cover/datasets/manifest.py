@@ -74,6 +74,7 @@ class Row:
     `damage`: the damage of a file that can be used up to this point. Empty if no damage is known.
     `deep`: whether the file was decoded to its last frame.
     `size` (bytes), `mtime_ns`: of the file when it was probed.
+    `group`: the person, scene or session of the sample, by the catalog's key `group`. None if the source is the group.
     """
 
     sample_id: str
@@ -98,6 +99,12 @@ class Row:
     labels: list[int] | None = None
     deep: bool = False
     damage: str = ""
+    group: str | None = None
+
+    @property
+    def group_id(self) -> str:
+        """What stays on one side of a split together with this sample: its group, by default its source."""
+        return self.source_id if self.group is None else self.group
 
     @property
     def source(self) -> str | ByteRange:
@@ -137,6 +144,7 @@ _TYPES: dict[str, Any] = {
     "labels": pa.list_(pa.int32()),
     "deep": pa.bool_(),
     "damage": pa.string(),
+    "group": pa.string(),
 }
 _COLUMNS = [field.name for field in fields(Row)]
 
@@ -204,6 +212,8 @@ def open_manifest(path: Path, without: npt.NDArray[np.int64] | None = None) -> M
         metadata = json.loads(table.schema.metadata[b"cover"])
     except (pa.ArrowInvalid, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a manifest ({error}); run `cover index --force` on the catalog") from None
+    if table.schema.names == _COLUMNS[:-1]:  # written before there were groups
+        table = table.append_column("group", pa.nulls(len(table), pa.string()))
     if table.schema.names != _COLUMNS:
         raise UserError(f"{path}: a manifest of another version; run `cover index --force` on the catalog")
     return Manifest(path, table, metadata, without)
@@ -308,9 +318,29 @@ class Manifest:
         return np.flatnonzero(ok & self.labelled).astype(np.int64)
 
     def sources(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """int64 `(len(rows),)`: a number for the source of each row. Rows of one source id have the same number."""
-        ids = self._table["source_id"].take(pa.array(rows)).to_pylist()
+        """int64 `(len(rows),)`: a number for the group of each row. Rows of one `Row.group_id` have the same number."""
+        own = self._table.select(["group", "source_id"]).take(pa.array(rows))
+        ids = pa.compute.coalesce(own["group"], own["source_id"]).to_pylist()
         return np.unique(np.asarray(ids, dtype=object), return_inverse=True)[1]
+
+    def changed_files(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """The local files of `rows` (int64) that have another size or time of change than when they were indexed.
+
+        Files that do not exist, and rows without a recorded size, are not among them.
+        """
+        columns = self._table.select(["path", "size", "mtime_ns"]).take(pa.array(rows)).to_pydict()
+        base = "" if self._root is None else f"{self._root.rstrip('/')}/"
+        stamps = {path: (size, time) for path, size, time in zip(*columns.values()) if size is not None}
+        changed = []
+        for path, stamp in stamps.items():
+            full = path if os.path.isabs(path) or is_url(path) else f"{base}{path}"
+            try:
+                now = None if is_url(full) else os.stat(full)
+            except OSError:
+                continue  # reading it says what is wrong
+            if now is not None and (now.st_size, now.st_mtime_ns) != stamp:
+                changed.append(full)
+        return changed
 
     def counts(self) -> dict[str, int]:
         """State -> number of rows, for all states."""

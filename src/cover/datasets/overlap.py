@@ -387,7 +387,7 @@ def _exclusions(sides: Sequence[Side], kinds: dict[str, MatchKind]) -> Iterator[
     """Train rows that match an evaluated row, once per split and kind.
 
     Evaluated rows are the val and test rows of all data sets and the dev rows of other data sets. A data set's own dev
-    rows have other source ids than its train rows, because indexing divides them by source id.
+    rows have other groups than its train rows, and by default other source ids, because indexing divides them so.
     """
     for left, train in enumerate(sides):
         for right, other in enumerate(sides):

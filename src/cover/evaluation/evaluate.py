@@ -5,8 +5,8 @@ Every readable sample is evaluated once. No sample is dropped, padded or replace
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -14,91 +14,24 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from cover.console import Meter, print_table, say
-from cover.datasets.catalog import load_catalog
-from cover.datasets.manifest import Row
+from cover.datasets.catalog import Catalog, load_catalog
+from cover.distributed import ProcessGroup
 from cover.errors import UserError
+from cover.evaluation.baselines import baselines, print_baselines, shortfalls
+from cover.evaluation.cached_views import cache_views, cached_batches, trained_cache
 from cover.evaluation.metrics import MeanAveragePrecision, Outcomes, TopK
-from cover.evaluation.protocol import EvaluationTask, ViewPlan, find_tasks, read_views
+from cover.evaluation.protocol import EvaluationTask, find_tasks
+from cover.evaluation.view_reader import batches
 from cover.hardware import pick_device
-from cover.media.decode import Decoder, FileProblem, MediaError, check_decoder
+from cover.media.decode import Decoder, FileProblem, check_decoder
 from cover.media.sampling import Views
-from cover.mixture.loader import START_METHOD, labels_of, one_thread
+from cover.mixture.prefix_cache import PrefixCache
 from cover.model.cover import CoVeR
 from cover.model.release import find_release, load_release
 
 Variant = Literal["plain", "shuffled", "reversed", "single"]
-BATCH_FRAMES = 512  # approximate frames of one forward pass
-
-_ReadSample = tuple[int, list[int], np.ndarray | None, FileProblem | None]
-
-
-class _EvaluationRows(Dataset[_ReadSample]):
-    """A map-style data set for the DataLoader. An item is (row number, labels, views or None, problem or None)."""
-
-    def __init__(self, task: EvaluationTask, plan: ViewPlan, rows: np.ndarray) -> None:
-        self.task, self.plan, self.rows = task, plan, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: int) -> _ReadSample:
-        number = int(self.rows[place])
-        row = self.task.manifest.row(number)
-        labels = [int(self.task.relabel[label]) for label in labels_of(row)]
-        try:
-            clips, partial = self._views(row)
-        except MediaError as error:
-            return number, labels, None, FileProblem(row.path, "unreadable", str(error))
-        return number, labels, clips[0], FileProblem(row.path, "partial", partial) if partial else None
-
-    def _views(self, row: Row) -> tuple[list[np.ndarray], str | None]:
-        media, decoder = self.task.manifest.media, self.task.decoder
-        return read_views(row.source, media, [self.plan], row.seconds, row.start or 0.0, decoder)
-
-
-def batches(
-    task: EvaluationTask,
-    plan: ViewPlan,
-    rows: np.ndarray,
-    workers: int,
-    problems: list[FileProblem],
-    count: Callable[[int], None],
-) -> Iterator[tuple[list[int], Tensor, np.ndarray]]:
-    """`(row numbers, targets, clips)` of the readable rows among `rows` (int64), in batches of B samples.
-
-    `targets`: see `targets_of`. `clips`: uint8 `(B, V, T, 3, H, W)`, V views. Records of damaged and unreadable files
-    are added to `problems`. `count` is called with the number of rows of each batch, readable or not.
-    """
-    task.manifest.check_unchanged()
-    frames_each = plan.views.temporal * plan.views.spatial * (plan.frames if task.manifest.media == "video" else 1)
-    loader = DataLoader(
-        _EvaluationRows(task, plan, rows),
-        batch_size=max(1, BATCH_FRAMES // frames_each),
-        num_workers=min(workers, len(rows)),
-        collate_fn=list,
-        multiprocessing_context=START_METHOD if workers and len(rows) else None,
-        worker_init_fn=one_thread,
-    )
-    for batch in loader:
-        problems += [problem for *_, problem in batch if problem]
-        read = [(number, labels, clips) for number, labels, clips, _ in batch if clips is not None]
-        count(len(batch))
-        if read:
-            numbers, labels, clips = zip(*read)
-            yield list(numbers), targets_of(labels, task), np.stack(clips)
-
-
-def targets_of(labels: Sequence[list[int]], task: EvaluationTask) -> Tensor:
-    """The labels of B samples: int64 `(B,)`. For a multi-label data set uint8 `(B, classes)`, 1 for each class."""
-    if not task.manifest.classes.many:
-        return torch.tensor([label for (label,) in labels])
-    multi_hot = torch.zeros(len(labels), len(task.classes), dtype=torch.uint8)
-    for row, own in zip(multi_hot, labels, strict=True):
-        row[own] = 1
-    return multi_hot
 
 
 def apply_variant(clips: np.ndarray, variant: Variant, numbers: list[int], seed: int) -> np.ndarray:
@@ -202,6 +135,7 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
     protocol = ["read", "listed", "views", "split", "step", "classes"]
     titles = [*["checkpoint"] * several, "data set", "frames", *shown.values(), *protocol]
     print_table(titles, [[*[row["checkpoint"]] * several, *_cells(row, list(shown))] for row in results])
+    print_baselines(results)
     for row in results:
         if row["n_notes"] and row["variant"] == "plain":
             say(f"{row['dataset']}: {row['n_notes']} files damaged or unreadable, the first: {row['notes'][0]}")
@@ -289,6 +223,7 @@ def evaluate(
     seed: int = 0,
     group: Ranks = ONE_RANK,
     keep: ScoreCallback | None = None,
+    prefix: PrefixCache | None = None,
 ) -> dict[Variant, dict[str, Any]]:
     """Evaluate all labelled samples of a split. Each file is decoded once for all views and variants.
 
@@ -296,18 +231,26 @@ def evaluate(
     frames backwards; `single`, the middle frame alone, as an image. View scores are averaged after the softmax.
 
     `seed`: of the shuffled orders and of the bootstrap. `group`: with R processes each takes every R-th row, and all
-    return the result of the whole split. `keep`: called with the scores of every view. Returns for each variant the
-    metrics (`TopK` and `Outcomes`, or `MeanAveragePrecision` of a multi-label set) and the protocol.
+    return the result of the whole split. `keep`: called with the scores of every view. `prefix`: the cache of the first
+    stages of `model`, which is filled where it lacks a view; variants other than `plain` change pixels and do not use
+    it. Returns for each variant the metrics (`TopK` and `Outcomes`, or `MeanAveragePrecision` of a multi-label set) and
+    the protocol.
     """
     listed = int(task.evaluated(np.flatnonzero(task.manifest.labelled)).size)
     rows = task.evaluated(task.manifest.usable)[group.rank :: group.ranks]
-    plan = ViewPlan(task.spec.sampling, task.views, task.frames, model.backbone.pixels.size)
+    plan = task.plan(model.backbone.pixels.size)
+    cached = cache_views(prefix, model, task, workers) if prefix and tuple(variants) == ("plain",) else None
+    stages = prefix.stages if prefix and cached else 0
     metrics = {variant: _SplitMetrics.of(task, listed) for variant in variants}
     problems: list[FileProblem] = []
     with Meter(f"evaluate {task.spec.name} {task.manifest.split}", len(rows)) as meter:
-        for numbers, labels, clips in batches(task, plan, rows, workers, problems, meter.advance):
+        if cached:
+            read = cached_batches(task, rows, cached, problems, meter.advance)
+        else:
+            read = batches(task, plan, rows, workers, problems, meter.advance)
+        for numbers, labels, clips in read:
             for variant in variants:
-                scores = _scores(model, apply_variant(clips, variant, numbers, seed), task, device)
+                scores = _scores(model, apply_variant(clips, variant, numbers, seed), task, device, stages)
                 metrics[variant].update(numbers, scores.mean(1), labels)
                 if keep is not None:
                     keep(task, variant, numbers, scores)
@@ -375,16 +318,23 @@ def _protocol(task: EvaluationTask, variant: Variant, problems: Sequence[FilePro
 
 
 @torch.inference_mode()
-def _scores(model: CoVeR, clips: np.ndarray, task: EvaluationTask, device: torch.device | str) -> Tensor:
-    """The softmax or sigmoid over the task's classes for every view, float32 `(B, V, classes)`, on the CPU."""
+def _scores(
+    model: CoVeR, clips: np.ndarray, task: EvaluationTask, device: torch.device | str, stages: int = 0
+) -> Tensor:
+    """The softmax or sigmoid over the task's classes for every view, float32 `(B, V, classes)`, on the CPU.
+
+    `clips`: uint8 pixels, or with `stages` the output of so many stages.
+    """
     samples, views, frames = clips.shape[:3]
-    pixels = torch.from_numpy(clips).to(device).flatten(0, 2)
-    logits = model(model.normalize(pixels), ((samples * views, frames),))[task.head.name]
+    x = torch.from_numpy(clips).to(device).flatten(0, 2)
+    groups = ((samples * views, frames),)
+    scores = model(x.float(), groups, stages=stages) if stages else model(model.normalize(x), groups)
+    logits = scores[task.head.name]
     return task.head.probabilities(logits[:, task.columns.to(device)]).view(samples, views, -1).cpu()
 
 
 def evaluate_release(
-    checkpoint: Path,
+    checkpoint: str | Path,
     catalog: Path,
     split: str,
     names: Sequence[str],
@@ -397,28 +347,65 @@ def evaluate_release(
     other_heads: Mapping[str, str] | None = None,
     scores: Path | None = None,
     group: Ranks = ONE_RANK,
+    cache: str | Path | None = None,
+    with_baselines: bool = False,
 ) -> list[dict[str, Any]]:
     """The results of a checkpoint on a split, one dict per data set and variant.
 
     `names`, `other_heads`: see `find_tasks`. `views`: `TxS` in place of the catalog's views. `scores`: path of the
-    `ScoreFile`, None for none. The other arguments are those of `evaluate`. Raises `UserError`.
+    `ScoreFile`, None for none. `cache`: the folder of cached outputs of the stages that were frozen in training, empty
+    for the usual one, None to compute all (docs/caching.md). `with_baselines`: the `plain` result of a data set also
+    has `baselines`, those of `baselines.baselines` on the samples that were read, with `behind`, those that the model
+    is not above; only on the first of several processes. The other arguments are those of `evaluate`. Raises
+    `UserError`.
     """
     check_decoder(decoder)
     folder = find_release(checkpoint)
     model = load_release(folder)
-    chosen_views = Views.parse(views) if views else None
-    tasks = find_tasks(load_catalog(catalog), model, model.frames, split, names, chosen_views, decoder, other_heads)
     where = pick_device(device)
+    processes = replace(group, device=where) if isinstance(group, ProcessGroup) else ProcessGroup(where)
+    prefix = None if cache is None else trained_cache(model, processes, cache)
+    if cache is not None and prefix is None:
+        raise UserError(f"--cache: {folder}: was trained without a cache (cache.stages of its recipe); leave it out")
+    chosen_views = Views.parse(views) if views else None
+    opened = load_catalog(catalog)
+    tasks = find_tasks(opened, model, model.frames, split, names, chosen_views, decoder, other_heads)
     model.to(where)
     results = []
     with ScoreFile(scores, group.rank, group.ranks) as file:
-        keep = file.keep if scores else None
         for task in tasks:
-            by_variant = evaluate(model, task, where, workers, _for_media(variants, task), seed, group, keep)
+            read, wanted = _RowsRead(file.keep if scores else None), _for_media(variants, task)
+            by_variant = evaluate(model, task, where, workers, wanted, seed, group, read.keep, prefix)
             more: dict[str, Any] = {"class_names": list(task.classes), "checkpoint": str(folder)}
-            more |= {"step": model.metadata.get("step"), "seed": seed}
+            more |= {"step": model.metadata.get("step"), "seed": seed, "catalog": str(catalog)}
+            rows = np.array([row for part in group.gather(read.rows) for row in part], np.int64)
+            if with_baselines and group.rank == 0 and "plain" in by_variant:
+                by_variant["plain"]["baselines"] = _compared(opened, task, by_variant["plain"], rows, workers, seed)
             results += [{**result, **more} for result in by_variant.values()]
     return results
+
+
+class _RowsRead:
+    """Collects the manifest rows of the samples that were read, and calls another callback."""
+
+    def __init__(self, then: ScoreCallback | None) -> None:
+        self.rows: list[int] = []
+        self._then = then
+
+    def keep(self, task: EvaluationTask, variant: Variant, numbers: list[int], scores: Tensor) -> None:
+        if variant == "plain":
+            self.rows += numbers
+        if self._then is not None:
+            self._then(task, variant, numbers, scores)
+
+
+def _compared(
+    catalog: Catalog, task: EvaluationTask, result: dict[str, Any], rows: np.ndarray, workers: int, seed: int
+) -> dict[str, Any]:
+    """The baselines on the manifest rows `rows`, and in `behind` those that the model is not above."""
+    found = baselines(catalog, task.spec.name, task.manifest.split, workers, seed, rows, task.relabel)
+    interval = result.get("top1_interval")
+    return {**found, "behind": shortfalls(found, result["top1"], interval["low"]) if interval else []}
 
 
 def _for_media(variants: Sequence[Variant], task: EvaluationTask) -> list[Variant]:

@@ -135,6 +135,20 @@ class EvaluationTask:
         """Whether the head is that of another data set, used for the class names that both have."""
         return len(self.classes) < len(self.manifest.classes.names) or self.spec.name not in self.head.datasets
 
+    @property
+    def clip_frames(self) -> int:
+        """Frames of one view; 1 for images."""
+        return self.frames if self.manifest.media == "video" else 1
+
+    @property
+    def view_count(self) -> int:
+        """Views of one sample. Images have spatial views only."""
+        return (self.views.temporal if self.manifest.media == "video" else 1) * self.views.spatial
+
+    def plan(self, size: int) -> ViewPlan:
+        """The views of the files, with frames of `size` pixels."""
+        return ViewPlan(self.spec.sampling, self.views, self.frames, size)
+
     def evaluated(self, rows: np.ndarray) -> np.ndarray:
         """The rows, of the manifest rows `rows`, whose class is evaluated."""
         return rows if self.manifest.classes.many else rows[self.relabel[self.manifest.labels[rows]] >= 0]

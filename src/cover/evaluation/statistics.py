@@ -1,8 +1,9 @@
 """Statistics of accuracies: intervals, paired differences, corrected tests and detectable differences.
 
-Clips of one source (a film, a person, a long video) are similar, so the bootstrap resamples sources and not clips. The
-results of several seeds differ too, so it also resamples seeds, with the same draw for both arms of a pair. Intervals
-are percentile intervals (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13).
+Clips of one source (a film, a person, a long video) are similar, so the bootstrap resamples sources and not clips. A
+source here is `manifest.Row.group_id`, which is the catalog's group if there is one. The results of several seeds
+differ too, so the bootstrap also resamples seeds, with the same draw for both arms of a pair. Intervals are percentile
+intervals (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13).
 """
 
 from __future__ import annotations

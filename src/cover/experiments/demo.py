@@ -19,6 +19,7 @@ from cover.console import clock, say, write_json
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import open_manifest
+from cover.evaluation.baselines import RUNGS, baselines
 from cover.evaluation.evaluate import Variant, evaluate
 from cover.evaluation.protocol import find_tasks, read_views
 from cover.experiments.add.add_recipe import schedule_of
@@ -164,7 +165,7 @@ def run_or_reuse(recipe: Recipe) -> Path:
 
 
 def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, workers: int) -> dict[str, dict[str, Any]]:
-    """One row per data set: chance, and the top-1 of the co-trained model and of the model trained on it alone.
+    """One row per data set: chance, the top-1 of trivial methods, of the co-trained model and of that trained alone.
 
     The co-trained model is also measured on shuffled frames and on a single frame.
     """
@@ -175,6 +176,7 @@ def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, worke
         plain = variants["plain"]
         rows[name] = {
             "chance": 1 / plain["classes"],
+            **_trivial(catalog, name, workers),
             "single": None,
             "cotrained": plain["top1"],
             "cotrained_shuffled": variants.get("shuffled", {}).get("top1"),
@@ -185,6 +187,12 @@ def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, worke
         single = _top1(runs[_single(name)], [name], catalog, device, workers, ("plain",))
         rows[name]["single"] = single[name]["plain"]["top1"]
     return rows
+
+
+def _trivial(catalog: Catalog, name: str, workers: int) -> dict[str, float | None]:
+    """The top-1 of each trivial method on `val`; None for one that does not apply."""
+    found = baselines(catalog, name, "val", workers)
+    return {rung: found[rung]["top1"] if rung in found else None for rung in RUNGS}
 
 
 def _top1(

@@ -132,6 +132,7 @@ MEASURED = {
     "cotrained_shuffled": ("… frames shuffled", "shuffled"),
     "cotrained_single_frame": ("… one frame", "oneframe"),
 }
+TRIVIAL = {"thumbnail": "thumbnail", "motion": "motion"}  # by key in the results: title of the column
 RUN_TONES = {"co-train": "cotrained", "pre-train": "pretrained", "single": "single"}  # by a word in the run's title
 
 
@@ -155,10 +156,10 @@ class DemoResults:
     """The contents of the report of a demo.
 
     `results`: `{wall_seconds, datasets: {name: {chance, single, cotrained, cotrained_shuffled, cotrained_single_frame,
-    top5, mean_class, n_read, n_listed, classes, views, split, step, class_digest, media}}}`. Accuracies are between 0
-    and 1; one that was not measured is null or absent. `stages`: titles and seconds. `runs`: the `log.jsonl` of each
-    run by title; "co-train", "pre-train" or "single" in a title decides its colour. `generated`: whether the data sets
-    are those of the sandbox.
+    prior, thumbnail, motion, top5, mean_class, n_read, n_listed, classes, views, split, step, class_digest, media}}}`.
+    Accuracies are between 0 and 1; one that was not measured is null or absent. `stages`: titles and seconds. `runs`:
+    the `log.jsonl` of each run by title; "co-train", "pre-train" or "single" in a title decides its colour.
+    `generated`: whether the data sets are those of the sandbox.
     """
 
     results: dict[str, Any]
@@ -211,13 +212,22 @@ def numbers_markdown(results: Mapping[str, Any]) -> str:
 
 def numbers_table(results: Mapping[str, Any]) -> Table:
     """The main table, with a row for each data set."""
-    columns = ["data set", *(title for title, _ in MEASURED.values()), "classes", "read of listed", "views"]
+    datasets = results.get("datasets") or {}
+    # Results of earlier versions have no trivial methods.
+    trivial = {
+        key: title for key, title in TRIVIAL.items() if any(row.get(key) is not None for row in datasets.values())
+    }
+    chance, *models = MEASURED
+    keys = [chance, *trivial, *models]
+    titles = {**trivial, **{key: title for key, (title, _) in MEASURED.items()}}
+    columns = ["data set", *(titles[key] for key in keys), "classes", "read of listed", "views"]
     rows = []
-    for name, row in (results.get("datasets") or {}).items():
+    for name, row in datasets.items():
         notes = {"chance": _chance_note(row), "cotrained": _against(row, "cotrained", "single")}
+        notes |= {key: _trivial_note(row, key) for key in trivial}
         notes["cotrained_shuffled"] = _against(row, "cotrained_shuffled", "cotrained")
         tones = {"cotrained": "lead said", "cotrained_shuffled": "said"}
-        figures = [Cell(percent(row.get(key)), notes.get(key, ""), tones.get(key, "")) for key in MEASURED]
+        figures = [Cell(percent(row.get(key)), notes.get(key, ""), tones.get(key, "")) for key in keys]
         sizes = [_text(row.get("classes")), _read_of_listed(row), _text(row.get("views"))]
         rows.append([Cell(name, _text(row.get("media")) or ""), *figures, *map(Cell, sizes)])
     return Table(columns, rows)
@@ -236,6 +246,11 @@ def _chance_note(row: Mapping[str, Any]) -> str:
     if accuracy is None or chance is None or not samples:
         return ""
     return "" if wilson(accuracy, samples)[0] > chance else "not exceeded"
+
+
+def _trivial_note(row: Mapping[str, Any], key: str) -> str:
+    trivial, accuracy = row.get(key), row.get("cotrained")
+    return "above the model" if trivial is not None and accuracy is not None and trivial > accuracy else ""
 
 
 def _accuracy_panel(name: str, row: Mapping[str, Any]) -> Panel:

@@ -18,7 +18,7 @@ from cover.inference.views import FileViews, TimeSpan, ViewRequest, Windows, rea
 from cover.media.decode import MediaError
 from cover.media.sampling import Sampling, Views
 from cover.model.cover import CoVeR
-from cover.model.release import load_release, release_folder
+from cover.model.release import find_release, load_release
 from cover.processes import ProcessPool
 
 
@@ -84,7 +84,7 @@ class Predictor:
         Raises `UserError`.
         """
         torch_device = pick_device(device) if isinstance(device, str) else device
-        return cls(load_release(release_folder(path)), device=torch_device)
+        return cls(load_release(find_release(path)), device=torch_device)
 
     def plan(self, head: str, views: Views | None = None) -> ViewPlan:
         """The views of a video for `head`. `views` replaces the number of views of its data set.

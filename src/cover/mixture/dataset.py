@@ -16,6 +16,7 @@ from cover.datasets.catalog import DatasetSpec
 from cover.datasets.manifest import ClassList, Manifest
 from cover.errors import UserError
 from cover.media.source import Media
+from cover.mixture.balance import ClassBalance
 from cover.model.heads import Head
 from cover.transforms.crop import mirror_pairs
 
@@ -31,12 +32,14 @@ class MixtureDataset:
     `rate`: sampling rate. Only the ratio to the rates of the other data sets counts.
     `crops`: random crops of every decoded clip. They are drawn one right after the other.
     `loss_weight`: factor on the loss of its samples.
+    `balance`: the order in which its classes are drawn. None: each epoch is a random order of all rows.
+    `class_weights`: float32 `(classes,)`, the factor of each class on the loss of its samples. None for 1.
     `source`: its catalog entry and its training manifest. None if only the size of the data set is known.
     `format`: the format in the catalog.
     `origin`: where `rows` and `classes` come from.
     `file_bytes`: mean size of a file in bytes. Only a plan sets it.
 
-    `Mixture` sets `frames`, `rate`, `crops` and `loss_weight` from its settings.
+    `Mixture` sets `frames`, `rate`, `crops`, `loss_weight`, `balance` and `class_weights` from its settings.
     """
 
     name: str
@@ -45,6 +48,8 @@ class MixtureDataset:
     rate: Fraction = Fraction(1)
     crops: int = 1
     loss_weight: float = 1.0
+    balance: ClassBalance | None = None
+    class_weights: npt.NDArray[np.float32] | None = None
     media: Media = "video"
     classes: ClassList = NO_CLASSES
     source: tuple[DatasetSpec, Manifest] | None = None
@@ -74,6 +79,16 @@ class MixtureDataset:
         """The manifest of the training split."""
         assert self.source, f"{self.name} is not on this machine"
         return self.source[1]
+
+    @property
+    def labels(self) -> npt.NDArray[np.int32] | None:
+        """int32 `(N,)`, the class of each row. None if only the size of the data set is known, or if it is multi-label.
+
+        A horizontal flip that exchanges left and right (`flip: swap`) is not considered.
+        """
+        if self.source is None or self.origin != "manifest" or self.classes.many:
+            return None
+        return self.manifest.labels[self.rows]
 
 
 def rows_of_size(count: float) -> npt.NDArray[np.int64]:

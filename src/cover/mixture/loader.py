@@ -7,8 +7,11 @@ the steps.
 from __future__ import annotations
 
 import signal
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +29,7 @@ from cover.transforms.base import Transform
 from cover.transforms.crop import apply_flip, crop_resize, draw_flip, random_box
 
 START_METHOD = "forkserver"  # a forked child of a process with torch threads can hang
+CACHED_AHEAD = 3  # Packs of cached outputs that are read in advance
 HINT_SLACK = 2  # frames are decoded at up to this many times the size that the smallest crop needs
 
 
@@ -54,6 +58,8 @@ class SampleReader:
 
     Raises ValueError if the transforms in `own` have other types, or another order, than `transforms`.
     """
+
+    stages = 0  # its samples are pixels
 
     def __init__(
         self,
@@ -116,17 +122,58 @@ class SampleReader:
             frames = crop_resize(clip.pixels, random_box(rng, width, height, dataset.spec.crop_scale), size)
         allowed = self.flip and dataset.spec.flip != "never"
         flip, labels = draw_flip(rng, labels_of(clip.row), allowed, self._labels[place].mirror)
-        targets, multi_hot = self._labels[place].rows_of(labels)
+        targets, multi_hot = self.targets_of(place, labels)
+        weights = dataset.class_weights
         return Sample(
             frames=torch.from_numpy(apply_flip(frames) if flip else frames),
             dataset=place,
             targets=targets,
             multi_hot=multi_hot,
             weight=0.0 if clip.pixels is None else 1.0,
-            seed=draw.seed,
+            seed=draw.step_seed,
             problem=clip.problem,
             drawn={type(transform): transform.draw(rng, size) for transform in self._transforms[draw.dataset]},
+            # The weights follow from the labels in the manifest, so the class before the flip counts.
+            class_weight=1.0 if weights is None else float(weights[labels_of(clip.row)[0]]),
+            flipped=flip,
         )
+
+    def targets_of(self, place: int, labels: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The rows of `Pack.targets` and `Pack.multi_hot` for the `labels` of a sample of data set number `place`."""
+        return self._labels[place].rows_of(labels)
+
+    def mirrored(self, place: int, labels: Sequence[int]) -> Sequence[int]:
+        """The labels of a sample of data set number `place` after a flip that was allowed."""
+        mirror = self._labels[place].mirror
+        return labels if mirror is None else [int(mirror[label]) for label in labels]
+
+    def settings_of(self, place: int) -> dict[str, Any]:
+        """All settings that determine the pixels of data set number `place`, as plain JSON values."""
+        dataset = self.datasets[place]
+        return {
+            "size": self.size,
+            "frames": dataset.frames,
+            "sampling": str(dataset.spec.sampling) if dataset.media == "video" else None,
+            "crop_scale": list(dataset.spec.crop_scale),
+            "flip": dataset.spec.flip if self.flip else "never",
+            "transforms": [repr(transform) for transform in self._transforms[dataset.name]],
+            "decoder": self.decoder if dataset.media == "video" else None,
+        }
+
+
+class Reader(Protocol):
+    """What makes samples of draws: `SampleReader`, or `CachedReader` for outputs of the first stages of a network.
+
+    `size`: side of a frame in pixels. `stages`: 0 if the samples are pixels, else the number of stages.
+    """
+
+    @property
+    def datasets(self) -> list[MixtureDataset]: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def stages(self) -> int: ...
+    def read_all(self, draws: Sequence[Draw]) -> list[Sample]: ...
 
 
 def labels_of(row: Row) -> Sequence[int]:
@@ -156,30 +203,33 @@ def read_pixels(
 class _Steps(Dataset[Pack]):
     """A map-style data set for the DataLoader: the item at index `step` is the Pack of that step."""
 
-    def __init__(self, schedule: Schedule, reader: SampleReader, rank: int, ranks: int) -> None:
+    def __init__(self, schedule: Schedule, reader: Reader, rank: int, ranks: int) -> None:
         self.schedule, self.reader, self.rank, self.ranks = schedule, reader, rank, ranks
 
     def __getitem__(self, step: int) -> Pack:
         draws = self.schedule.rank_step(step, self.rank, self.ranks)
-        pack = collate([self.reader.read_all(group) for group in draws])
+        pack = collate([self.reader.read_all(group) for group in draws], self.reader.stages)
         pairing = self.schedule.pairing
         return replace(pack, mix=pairing.mix(draws, self.reader.size)) if pairing else pack
 
 
 def packs(
-    schedule: Schedule, reader: SampleReader, first: int, last: int, workers: int, rank: int = 0, ranks: int = 1
+    schedule: Schedule, reader: Reader, first: int, last: int, workers: int, rank: int = 0, ranks: int = 1
 ) -> Iterator[Pack]:
     """The Packs of steps `first` to `last` - 1, in order.
 
-    `workers`: processes that read ahead, 0 to read in this process. Raises UserError if a manifest was rewritten after
-    it was opened.
+    `workers`: processes that read ahead, 0 to read in this process. Cached outputs are always read ahead by a thread.
+    Raises UserError if a manifest was rewritten after it was opened.
     """
     for dataset in reader.datasets:
         dataset.manifest.check_unchanged()
+    steps = _Steps(schedule, reader, rank, ranks)
+    if reader.stages:
+        return _read_ahead(steps, first, last)
     # This is not a ProcessPool of cover.processes: a DataLoader passes tensors through shared memory. A pipe would
     # copy every frame twice.
     loader = DataLoader(
-        _Steps(schedule, reader, rank, ranks),
+        steps,
         sampler=range(first, last),
         batch_size=None,
         num_workers=workers,
@@ -189,6 +239,26 @@ def packs(
         worker_init_fn=one_thread,
     )
     return iter(loader)
+
+
+def _read_ahead(steps: _Steps, first: int, last: int) -> Iterator[Pack]:
+    """The Packs of cached outputs, read by a thread.
+
+    Processes would not be faster: there is nothing to decode, and a thread passes a Pack on without a copy.
+    """
+
+    def read(step: int) -> Pack:
+        pack = steps[step]
+        return pack.pin_memory() if torch.cuda.is_available() else pack
+
+    with ThreadPoolExecutor(1, "cache") as thread:
+        waiting: deque[Future[Pack]] = deque()
+        for step in range(first, last):
+            waiting.append(thread.submit(read, step))
+            if len(waiting) > CACHED_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def one_thread(worker: int) -> None:

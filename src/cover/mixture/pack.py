@@ -23,8 +23,11 @@ class Sample:
 
     `frames`: uint8 `(T, 3, H, W)`. `dataset`: index of its data set in the mixture. `targets`, `multi_hot`: its rows of
     `Pack.targets` and `Pack.multi_hot`. `weight`: 1, or 0 if the file could not be read. Its frames are black then, and
-    it does not count in the loss. `seed`: the seed of its draw. `problem`: the damage of the file, None without any.
-    `drawn`: transform -> the parameters that it drew, in the order of the draws.
+    it does not count in the loss. `seed`: the seed of its draw (`Draw.step_seed`). `problem`: the damage of the file,
+    None without any. `drawn`: transform -> the parameters that it drew, in the order of the draws. `class_weight`: the
+    factor of its class on its loss. `flipped`: whether it was flipped.
+
+    The frames of a `CachedReader` are outputs of the first stages of a network, float `(T, ...)`.
     """
 
     frames: Tensor
@@ -35,13 +38,15 @@ class Sample:
     problem: FileProblem | None = None
     multi_hot: Tensor | None = None
     drawn: Mapping[type[Transform], Any] = field(default_factory=dict)
+    class_weight: float = 1.0
+    flipped: bool = False
 
 
 @dataclass(frozen=True)
 class Pack:
     """S samples with F frames in total. Clips come first, images last.
 
-    `frames`: uint8 `(F, 3, H, W)`.
+    `frames`: uint8 `(F, 3, H, W)`; with `stages`, float `(F, ...)`.
     `groups`: `(samples, frames of each sample)` of every group, in the order of the frames.
     `dataset`: int64 `(S,)`, index into the mixture's list of data sets.
     `targets`: int64 `(S, heads)`, the class in a softmax head, 0 in a sigmoid head, -1 if a sample does not train the
@@ -54,6 +59,8 @@ class Pack:
     `drawn`: transform that is not applied yet -> its parameters for the S samples: a tensor of S rows, or a tuple at
     the stage `uint8`.
     `mix`: how samples are mixed with each other, None without mixup and cutmix.
+    `class_weight`: float32 `(S,)`, the factor of a sample's class on its loss. None for 1.
+    `stages`: above 0, `frames` is the output of this many stages of the network (`Backbone.forward_prefix`).
     """
 
     frames: Tensor
@@ -66,6 +73,8 @@ class Pack:
     multi_hot: Tensor | None = None
     drawn: Mapping[type[Transform], Any] = field(default_factory=dict)
     mix: Mix | None = None
+    class_weight: Tensor | None = None
+    stages: int = 0
 
     def to(self, device: torch.device | str) -> Pack:
         """The same Pack with its tensors on `device`."""
@@ -78,8 +87,11 @@ class Pack:
     def pixels(self, normalize: Callable[[Tensor], Tensor]) -> Tensor:
         """The frames after all transforms and normalisation, float32 `(F, 3, H, W)`. They are not mixed yet.
 
-        `normalize`: the model's normalisation of frames in 0 to 1.
+        `normalize`: the model's normalisation of frames in 0 to 1. With `stages` the frames are no pixels any more, and
+        only become float32.
         """
+        if self.stages:
+            return self.frames.float()
         frames = apply_stage("uint8", self.frames, self.drawn, self.groups)
         frames = normalize(apply_stage("float", frames.float() / 255, self.drawn, self.groups))
         return apply_stage("normalized", frames, self.drawn, self.groups)
@@ -93,10 +105,10 @@ class Pack:
         return replace(self, drawn=drawn, mix=self.mix and Mix(*map(function, self.mix)), **fields)
 
 
-def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
+def collate(groups: Sequence[Sequence[Sample]], stages: int = 0) -> Pack:
     """The Pack of samples that are given group by group.
 
-    All samples of a group have the same number of frames. A group may be empty.
+    All samples of a group have the same number of frames. A group may be empty. `stages`: as in a Pack.
     """
     groups = [group for group in groups if group]
     samples = [sample for group in groups for sample in group]
@@ -111,6 +123,8 @@ def collate(groups: Sequence[Sequence[Sample]]) -> Pack:
         problems=tuple(sample.problem for sample in samples if sample.problem),
         multi_hot=torch.stack(multi_hot) if multi_hot else None,
         drawn={transform: _stacked([sample.drawn[transform] for sample in samples]) for transform in samples[0].drawn},
+        class_weight=torch.tensor([sample.class_weight for sample in samples]),
+        stages=stages,
     )
 
 

@@ -29,6 +29,12 @@ class Data:
         {}, "rates from the epochs wanted of each data set; with steps: 0 the run ends after these epochs"
     )
     loss_weights: dict[str, float] = option({}, "factor on a data set's loss, 1 where not given")
+    balance: dict[str, float] = option(
+        {}, "class balance of a data set's draws, 0 to 1: 1 draws its classes equally often, 0 by their sizes"
+    )
+    class_weights: dict[str, float | Literal["balanced"]] = option(
+        {}, "factor on the loss by class: (1 / size of the class)^number, with a mean of 1; balanced is 1"
+    )
     batches: Literal["mixed", "alternating"] = option(
         "mixed", "mixed: clips and images in every step; alternating: whole steps of one length in turn"
     )
@@ -54,17 +60,26 @@ class Data:
         check_range("data.crops", self.crops, 1, math.inf)
         check_range("data.alpha", self.alpha, 0, 4)
         check_range("data.unreadable", self.unreadable, 0, 1)
-        for key in ("weights", "loss_weights", "epochs"):
+        for key in ("weights", "loss_weights", "epochs", "balance", "class_weights"):
             for name in getattr(self, key):
                 if name not in self.sets:
-                    raise UserError(f'data.{key}: "{name}" is not one of data.sets')
+                    raise UserError(f'data.{key}: "{name}" is not one of data.sets{nearest(name, self.sets)}')
         for name, factor in self.loss_weights.items():
             if not 0 <= factor < math.inf:
                 raise UserError(f"data.loss_weights.{name}: {factor} is not 0 or more")
+        for name, balance in self.balance.items():
+            check_range(f"data.balance.{name}", balance, 0, 1)
+        for name in self.class_weights:
+            check_range(f"data.class_weights.{name}", self.class_exponent(name), 0, 1)
         if self.epochs and self.weights:
             raise UserError("data.epochs: rates come from data.weights or from data.epochs; leave one of them out")
         for head, names in self.heads.items():
             self._check_head(head, names)
+
+    def class_exponent(self, name: str) -> float:
+        """The exponent of the class weights of a data set, 0 for none."""
+        exponent = self.class_weights.get(name, 0.0)
+        return 1.0 if exponent == "balanced" else exponent
 
     def _check_head(self, head: str, names: list[str]) -> None:
         shared = [name for each in self.heads.values() for name in each]

@@ -3,7 +3,8 @@
 The draws are the same for any number of ranks. Every step has a constant number of samples of each length; the samples
 of one length are a group. Within a group the quotas are exact: after s steps, data set d has been drawn floor or ceil
 of s * samples * rate_d times. This is the product rate variation problem of just-in-time sequencing. The rule
-"earliest deadline first" solves it for all rates (Steiner and Yeomans 1993).
+"earliest deadline first" solves it for all rates (Steiner and Yeomans 1993). With class balance, the classes of a data
+set have such quotas too: after k draws of the data set, class c has been drawn floor or ceil of k * rate_c times.
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ _STRIDE = 1024  # steps between two stored counts of `Quotas`
 class Draw:
     """One sample of one step. All its randomness comes from `seed`, a number of 64 bits.
 
-    `row`: row of the manifest. `epoch`: epoch of the data set, from 0. `clip_seed`: set on every crop of a clip but the
-    first. It is the seed of the first crop, which chooses the times of the frames for all crops.
+    `row`: row of the manifest. `epoch`: epoch of the data set, from 0; with class balance, epoch of the row's class.
+    `clip_seed`: set on every crop of a clip but the first. It is the seed of the first crop, which chooses the times of
+    the frames for all crops.
+
+    If a row has a limited number of views (`Schedule`), `view` is the number of this one, and `repeat` counts how often
+    it was drawn before. Equal views have equal seeds, so equal pixels.
     """
 
     dataset: str
@@ -42,6 +47,13 @@ class Draw:
     epoch: int
     seed: int
     clip_seed: int | None = None
+    view: int = 0
+    repeat: int = 0
+
+    @property
+    def step_seed(self) -> int:
+        """The seed of randomness behind the pixels, which is drop-path. It differs also where a view is repeated."""
+        return draw_seed(self.seed, self.dataset, self.repeat, self.row) if self.repeat else self.seed
 
     @property
     def clip(self) -> tuple[str, int, int]:
@@ -116,11 +128,15 @@ class Schedule:
     >>> schedule.step(1000)  # one tuple of draws per group; steps may be computed in any order
     """
 
-    def __init__(self, seed: int, groups: tuple[Group, ...], pairing: Pairing | None = None) -> None:
-        """`pairing`: how samples are paired for mixup. The two samples of a pair come one after the other."""
-        self.seed, self.groups, self.pairing = seed, groups, pairing
+    def __init__(self, seed: int, groups: tuple[Group, ...], pairing: Pairing | None = None, views: int = 0) -> None:
+        """`pairing`: how samples are paired for mixup. The two samples of a pair come one after the other.
+
+        `views`: how many augmented views a row has. Epoch e draws view e modulo `views`, with the same pixels each
+        time. 0: every epoch has its own.
+        """
+        self.seed, self.groups, self.pairing, self.views = seed, groups, pairing, views
         self._quotas = tuple(Quotas(group) for group in groups)
-        self._orders: dict[str, dict[int, np.ndarray]] = {}  # data set -> epoch -> order of the rows
+        self._orders: dict[tuple[str, int], dict[int, np.ndarray]] = {}  # data set and class -> epoch -> order
 
     @property
     def batch(self) -> int:
@@ -176,6 +192,45 @@ class Schedule:
             for dataset, fraction in zip(group.datasets, group.fractions, strict=True)
         }
 
+    def views_drawn(self, steps: int) -> dict[str, np.ndarray]:
+        """Data set -> the views that the first `steps` steps draw, int64 `(n, 2)`: row and view, each once, in order.
+
+        If a step draws some crops of a clip, all its crops are listed.
+        """
+        drawn = self.drawn(steps)
+        datasets = [dataset for group in self.groups for dataset in group.datasets]
+        return {dataset.name: self._views_of(dataset, drawn[dataset.name]) for dataset in datasets}
+
+    def _views_of(self, dataset: MixtureDataset, samples: int) -> np.ndarray:
+        assert self.views, "the views of a row are not limited"
+        clips, balance = -(-samples // dataset.crops), dataset.balance
+        # Each class, or the whole data set, has its own sequence of epochs.
+        sequences = [(-1, np.arange(len(dataset.rows)), clips)]
+        if balance is not None:
+            sequences = [
+                (number, rows, int(count))
+                for number, (rows, count) in enumerate(zip(balance.rows_of, balance.drawn(clips), strict=True))
+            ]
+        parts = [part for sequence in sequences for part in self._epochs_of(dataset, *sequence)]
+        views = [
+            np.stack([rows, np.full_like(rows, epoch * dataset.crops + crop)], axis=1)
+            for epoch, rows in parts
+            for crop in range(dataset.crops)
+        ]
+        drawn = np.concatenate(views)
+        return drawn[np.lexsort((drawn[:, 1], drawn[:, 0]))]
+
+    def _epochs_of(
+        self, dataset: MixtureDataset, class_index: int, places: np.ndarray, clips: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The first epochs of a sequence, up to `views`, with the rows that the first `clips` draws of it take."""
+        epochs, rest = divmod(clips, len(places))
+        for epoch in range(min(epochs, self.views)):
+            yield epoch, dataset.rows[places]
+        if epochs < self.views:
+            order = self._order(dataset.name, class_index, epochs, len(places))
+            yield epochs, dataset.rows[places[order[:rest]]]
+
     def _group_draws(self, group: Group, quotas: Quotas, step: int) -> tuple[Draw, ...]:
         """The draws of one group, shuffled by clip.
 
@@ -193,28 +248,44 @@ class Schedule:
         return self.pairing.order(shuffled) if self.pairing else tuple(draw for clip in shuffled for draw in clip)
 
     def _draw(self, dataset: MixtureDataset, number: int) -> Draw:
-        """Sample `number` (from 0) of a data set's own sequence: one shuffled epoch after another."""
-        clip, crop = divmod(number, dataset.crops)
-        epoch, place = divmod(clip, len(dataset.rows))
-        row = int(dataset.rows[self._order(dataset, epoch)[place]])
-        clip_seed = draw_seed(self.seed, dataset.name, epoch, row)
-        if not crop:  # the first crop uses the seed of the clip itself, so `crops` 1 is the same as without crops
-            return Draw(dataset.name, row, epoch, clip_seed)
-        return Draw(dataset.name, row, epoch, draw_seed(clip_seed, dataset.name, crop, row), clip_seed)
+        """Sample `number` (from 0) of a data set's own sequence: one shuffled epoch after another.
 
-    def _order(self, dataset: MixtureDataset, epoch: int) -> np.ndarray:
-        """int64 `(rows,)`: the shuffled order of a data set's rows in an epoch.
+        With class balance, every class has its own shuffled epochs.
+        """
+        clip, crop = divmod(number, dataset.crops)
+        if dataset.balance is None:
+            epoch, place = divmod(clip, len(dataset.rows))
+            index = self._order(dataset.name, -1, epoch, len(dataset.rows))[place]
+        else:
+            class_index, earlier = dataset.balance.draw(clip)
+            rows_of_class = dataset.balance.rows_of[class_index]
+            epoch, place = divmod(earlier, len(rows_of_class))
+            index = rows_of_class[self._order(dataset.name, class_index, epoch, len(rows_of_class))[place]]
+        return self.draw(dataset, int(dataset.rows[index]), epoch, crop)
+
+    def draw(self, dataset: MixtureDataset, row: int, epoch: int, crop: int = 0) -> Draw:
+        """The draw of one crop of a manifest row in an epoch of its data set, or of its class."""
+        repeat, turn = divmod(epoch, self.views) if self.views else (0, epoch)
+        view = turn * dataset.crops + crop if self.views else 0
+        clip_seed = draw_seed(self.seed, dataset.name, turn, row)
+        if not crop:  # the first crop uses the seed of the clip itself, so `crops` 1 is the same as without crops
+            return Draw(dataset.name, row, epoch, clip_seed, None, view, repeat)
+        seed = draw_seed(clip_seed, dataset.name, crop, row)
+        return Draw(dataset.name, row, epoch, seed, clip_seed, view, repeat)
+
+    def _order(self, dataset: str, class_index: int, epoch: int, rows: int) -> np.ndarray:
+        """int64 `(rows,)`: the shuffled order of the `rows` rows of a class in an epoch; -1 for the whole data set.
 
         Two epochs stay in memory, because a step may go from one epoch into the next. The order of a million rows takes
         8 MB in every process, so older epochs are dropped.
         """
-        orders = self._orders.setdefault(dataset.name, {})
+        orders = self._orders.setdefault((dataset, class_index), {})
         if epoch not in orders:
             while len(orders) > 1:
                 del orders[next(iter(orders))]
-            # No row has the number 2**64 - 1, so this seed is different from the seed of every draw.
-            seed = draw_seed(self.seed, dataset.name, epoch, -1 % 2**64)
-            orders[epoch] = np.random.default_rng(seed).permutation(len(dataset.rows))
+            # No row has such a high number, so this seed is different from the seed of every draw.
+            seed = draw_seed(self.seed, dataset, epoch, 2**64 - 2 - class_index)
+            orders[epoch] = np.random.default_rng(seed).permutation(rows)
         return orders[epoch]
 
 
@@ -228,8 +299,8 @@ class Alternating(Schedule):
     [40, 0]
     """
 
-    def __init__(self, seed: int, groups: tuple[Group, ...], pairing: Pairing | None = None) -> None:
-        super().__init__(seed, groups, pairing)
+    def __init__(self, seed: int, groups: tuple[Group, ...], pairing: Pairing | None = None, views: int = 0) -> None:
+        super().__init__(seed, groups, pairing, views)
         self._whole = tuple(Group(group.frames, self.batch, group.datasets) for group in groups)
         self._quotas = tuple(Quotas(group) for group in self._whole)
         # A second set of quotas decides which length each step has: one "data set" per length, one "sample" per step.

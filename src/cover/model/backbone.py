@@ -10,7 +10,8 @@ Letters in shapes: S samples, F frames of all samples together (clips first), T 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -93,6 +94,10 @@ class BackboneConfig(ABC):
     def options(self) -> BackboneOptions:
         """The recipe options that produce this network. Raises `UserError` if no options produce it."""
 
+    def start_options(self) -> BackboneOptions:
+        """The options of a run that starts from this network and names no others. Raises `UserError` as `options`."""
+        return self.options()
+
     @abstractmethod
     def summary(self) -> dict[str, str]:
         """The settings that distinguish networks of the family: name -> value as text."""
@@ -139,6 +144,18 @@ class BackboneOptions(ABC):
     def for_images(self) -> Self:
         """The options for a stage that trains on images alone."""
         return self
+
+    def pooled_by(self, pool: Literal["mean", "quarters", "attentive"]) -> Self | None:
+        """The options with another pooling over frames; None if the family has no choice."""
+        return None
+
+    def with_late_block(self) -> tuple[Self, str] | None:
+        """The options of a network whose last layers can be trained on fixed outputs of the others.
+
+        With a regular expression of the names of the parameters to train, as `optimizer.patterns` reads it. None if the
+        family has none.
+        """
+        return None
 
     def check(self) -> None:
         """Raises `UserError` if a number is out of range."""
@@ -191,12 +208,42 @@ class Backbone(nn.Module, ABC):
     def stages(self) -> Sequence[nn.Module]:
         """The parts that run one after the other.
 
-        They are the units of activation checkpointing, torch.compile, FSDP2 and layer-wise learning rates.
+        They are the units of activation checkpointing, torch.compile, FSDP2, layer-wise learning rates and of caching a
+        frozen prefix.
         """
+
+    def forward_prefix(self, frames: Tensor, groups: Groups, stages: int) -> Tensor:
+        """The output of the first `stages` stages, float `(F, ...)`: one entry per frame, which `forward_suffix` takes.
+
+        It is computed as in evaluation, without dropout and drop-path, also while the network trains. With `stages` 0
+        it is `frames`. The gradient is that of the caller's context; a frozen prefix is computed under `torch.no_grad`.
+        Raises `UserError` if the family does not separate its stages, ValueError if shapes do not fit.
+        """
+        raise UserError(f"cache.stages: a {self.config.family} backbone does not separate its stages; set it to 0")
+
+    def forward_suffix(
+        self,
+        x: Tensor,
+        groups: Groups,
+        stages: int,
+        drop: Tensor | None = None,
+        intermediates: Intermediates | None = None,
+    ) -> Tensor:
+        """The features `(S, D)` from `x`, the output of `forward_prefix` with the same `stages`.
+
+        `drop` has the factors of all layers, as in `forward`; those of the first `stages` stages have no effect. For
+        every number of stages, `forward_suffix(forward_prefix(frames, groups, n), groups, n)` equals `forward` in
+        evaluation. Raises as `forward_prefix`.
+        """
+        raise UserError(f"cache.stages: a {self.config.family} backbone does not separate its stages; set it to 0")
 
     def drop_shape(self) -> tuple[int, int]:
         """(layers, branches of a layer) of the drop-path factors; (0, 0) for a network without drop-path."""
         return (0, 0)
+
+    def drop_layers_within(self, stages: int) -> int:
+        """The number of layers of `drop_shape` that are in the first `stages` stages; by default a stage is a layer."""
+        return min(stages, self.drop_shape()[0])
 
     def initialise(self) -> None:
         """Set the initial values that the general rule of `CoVeR` does not cover: embeddings, zeros and copies.
@@ -213,6 +260,19 @@ class Backbone(nn.Module, ABC):
         # Parameters are listed in the order of the computation: all before the first stage's are embeddings.
         first = min((names.index(name) for name in layers), default=0)
         return layers.get(parameter, 0 if names.index(parameter) < first else len(self.stages()) + 1)
+
+    def prefix_state(self, stages: int) -> dict[str, Tensor]:
+        """The parameters and saved buffers that the output of the first `stages` stages depends on, by name."""
+        layers = {name: self.layer_of(name) for name, _ in self.named_parameters()}
+        # A buffer belongs to the layer of the parameters of its module; without any, to the stage that it is in.
+        modules = {name.rpartition(".")[0]: layer for name, layer in layers.items()}
+        later = {id(buffer) for stage in self.stages()[stages:] for buffer in stage.buffers()}
+        state = self.state_dict(keep_vars=True)
+        return {
+            name: value.detach()
+            for name, value in state.items()
+            if layers.get(name, modules.get(name.rpartition(".")[0], 0)) <= stages and id(value) not in later
+        }
 
     def temporal_parameters(self) -> frozenset[str]:
         """The names of the parameters that an image model does not have."""
@@ -248,6 +308,21 @@ class Backbone(nn.Module, ABC):
         `weights`: the state of a network of the same configuration.
         """
         return False
+
+    def added_parameters(self, theirs: BackboneConfig) -> frozenset[str]:
+        """The names of the parameters that a network of the configuration `theirs` lacks.
+
+        A start from `theirs` keeps their initial values, with which they do not change the output. `difference` has
+        allowed this start.
+        """
+        return frozenset()
+
+    def fitted_head(self, weight: Tensor, theirs: BackboneConfig) -> Tensor:
+        """The weight of a classifier for the features of a network of `theirs`, changed for those of this network.
+
+        Both `(classes, D)`. The logits stay the same. Raises `UserError` if no weight does this.
+        """
+        return weight
 
     def fit_embeddings(self, weights: dict[str, Tensor]) -> list[str]:
         """Resize tensors of another image size or clip length to this network, in place; returns a note for each."""
@@ -308,6 +383,18 @@ class Backbone(nn.Module, ABC):
             output = stage(*arguments)
         assert isinstance(output, Tensor)
         return output
+
+    @contextmanager
+    def as_in_evaluation(self) -> Iterator[None]:
+        """A context without dropout, for `forward_prefix`. Afterwards every module has its mode again."""
+        training = [module for module in self.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def check_pack(self, frames: Tensor, groups: Groups) -> None:
         """Raises ValueError if the frames do not fit the groups or `pixels`."""

@@ -91,22 +91,38 @@ class CoVeR(nn.Module):
         x = frames.to(self.mean.dtype)
         return ((x if frames.is_floating_point() else x / 255) - self.mean) / self.std
 
-    def forward(self, frames: Tensor, groups: Groups, drop: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, frames: Tensor, groups: Groups, drop: Tensor | None = None, *, stages: int = 0
+    ) -> dict[str, Tensor]:
         """Logits of every head for every sample of a Pack.
 
         `frames`: float `(F, 3, H, W)` from `normalize`, clips first. `groups`: `(samples, frames of each sample)`; the
         images (one-frame samples) are one group at the end. `drop`: drop-path factors `(layers, branches, S)`
-        (`Backbone.drop_shape`), None in evaluation. Returns head name -> float `(S, classes)`. Raises ValueError if
-        shapes do not fit.
+        (`Backbone.drop_shape`), None in evaluation. `stages`: above 0, `frames` is the output of this many stages
+        (`forward_prefix`) and only the rest of the network runs. Returns head name -> float `(S, classes)`. Raises
+        ValueError if shapes do not fit.
         """
-        return self.forward_head(self.forward_features(frames, groups, drop))
+        return self.forward_head(self.forward_features(frames, groups, drop, stages=stages))
 
     def forward_features(
-        self, frames: Tensor, groups: Groups, drop: Tensor | None = None, intermediates: Intermediates | None = None
+        self,
+        frames: Tensor,
+        groups: Groups,
+        drop: Tensor | None = None,
+        intermediates: Intermediates | None = None,
+        *,
+        stages: int = 0,
     ) -> Tensor:
-        """The feature of every sample, float `(S, D)`. Arguments are those of `Backbone.forward`."""
+        """The feature of every sample, float `(S, D)`. Arguments are those of `Backbone.forward` and of `forward`."""
+        if stages:
+            return self.backbone.forward_suffix(frames, groups, stages, drop, intermediates)
         features: Tensor = self.backbone(frames, groups, drop, intermediates)
         return features
+
+    @torch.no_grad()
+    def forward_prefix(self, frames: Tensor, groups: Groups, stages: int) -> Tensor:
+        """The output of the first `stages` stages, without a gradient (`Backbone.forward_prefix`)."""
+        return self.backbone.forward_prefix(frames, groups, stages)
 
     def forward_head(self, features: Tensor) -> dict[str, Tensor]:
         """Logits of every head, head name -> float `(S, classes)`, from features `(S, D)`."""
@@ -170,9 +186,9 @@ class CoVeR(nn.Module):
         file is unpickled. Raises `UserError` if there is no release, or if the Hub cannot be reached and the release is
         not in the cache.
         """
-        from cover.model.release import load_release, release_folder
+        from cover.model.release import find_release, load_release
 
-        return load_release(release_folder(source, revision))
+        return load_release(find_release(source, revision))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a release: weights, configuration and a model card. An existing card is not replaced."""

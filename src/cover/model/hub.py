@@ -119,7 +119,8 @@ def _network(model: CoVeR, frames: int) -> str:
 
 def _origin(metadata: Mapping[str, Any]) -> str:
     if imported := metadata.get("imported"):
-        return f"Imported from `{imported['weights']}` ({imported['format']}).\n"
+        licence = f" Licence of the weights: {imported['licence']}." if "licence" in imported else ""
+        return f"Imported from `{imported['weights']}` ({imported['format']}).{licence}\n"
     if not metadata.get("step"):
         return ""
     return f"Trained for {metadata['step']} steps with cover {metadata.get('cover', '')}.\n"

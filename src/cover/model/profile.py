@@ -114,8 +114,10 @@ class ForwardCost(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def forward_cost(model: CoVeR, groups: Groups, size: int) -> ForwardCost:
+def forward_cost(model: CoVeR, groups: Groups, size: int, stages: int = 0) -> ForwardCost:
     """The cost of a forward pass of a network on the meta device (`on_meta`), with frames of `size` pixels.
+
+    `stages`: the number of first stages that do not run, because their output is cached.
 
     It counts the multiply-adds of matrix products and convolutions, including the two products of attention. Papers
     print this number as FLOPs. A forward and a backward pass together cost three times as much, because each product
@@ -131,8 +133,9 @@ def forward_cost(model: CoVeR, groups: Groups, size: int) -> ForwardCost:
         stage.register_forward_hook(lambda _module, _arguments, output: outputs.extend(_tensors(output)))
     frames = torch.empty(sum(samples * length for samples, length in groups), 3, size, size, device="meta")
     # On the meta device, scaled_dot_product_attention becomes two plain products, which the counter can count.
+    x = network.forward_prefix(frames, groups, stages) if stages else frames
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(frames, groups)
+        network(x, groups, stages=stages)
     # (F, N, D) of a transformer or (F, C, h, w) of a convolutional stage
     tokens = sum(output.numel() // output.shape[1 if output.ndim == 4 else -1] for output in outputs)
     return ForwardCost(counter.get_total_flops() // FLOP_PER_MULTIPLY_ADD, tokens)

@@ -13,16 +13,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from cover.errors import UserError
+from cover.model.backbone import BackboneOptions
 from cover.model.backbones import Config, Options, config_from
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head, head_of
 from cover.model.hub import CARD, card, fetch, is_hub_id
+from cover.model.starts.known import KNOWN, cached_release, known_start, nearest_start
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CHECKPOINTS = "checkpoints"  # the subfolder of a run folder
@@ -156,25 +158,47 @@ def steps_saved(run: Path) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
-def find_release(path: str | Path) -> Path:
-    """The folder of a release, of a checkpoint, or of the last checkpoint of a run. Raises `UserError` if absent."""
-    path = Path(path)
+def find_release(path: str | Path, revision: str | None = None) -> Path:
+    """The folder of a release, of a checkpoint, or of the last checkpoint of a run.
+
+    `path`: a folder on this machine, or the name of a known start (`cover.model.starts.known`), or a Hub id, in this
+    order. A known start is converted once, a release on the Hub is downloaded. `revision`: a branch, tag or commit on
+    the Hub. Raises `UserError` if there is no release.
+    """
+    name, path = str(path), Path(path)  # `./a/b` is a path, and not the Hub id `a/b`
     if (path / CONFIG).is_file():
         return path
     saved = steps_saved(path)
-    if not saved:
-        reason = "has no checkpoint in it" if path.is_dir() else "does not exist"
-        raise UserError(f"{path}: {reason}; give a run folder, a checkpoint or a release")
-    return path / CHECKPOINTS / f"step-{saved[-1]:07d}"
+    if saved:
+        return path / CHECKPOINTS / f"step-{saved[-1]:07d}"
+    if path.exists():
+        raise UserError(f"{path}: has no checkpoint in it; give a run folder, a checkpoint or a release")
+    if start := known_start(name):
+        return cached_release(start)
+    if is_on_hub(name):
+        return _from_hub(name, revision)
+    hint = nearest_start(name) or "; give a run folder, a checkpoint or a release"
+    raise UserError(f"{path}: does not exist{hint}")
 
 
-def release_folder(source: str | Path, revision: str | None = None) -> Path:
-    """The release folder of a local path as in `find_release`, or of a Hub id, which is downloaded.
+def is_on_hub(name: str) -> bool:
+    """Whether a name that is no path on this machine can be a Hub id. `runs/typo` cannot, if there is a folder runs."""
+    return is_hub_id(name) and not Path(name).parent.exists()
 
-    Raises `UserError` if there is none, or if the download fails.
-    """
-    local = Path(source).exists() or not is_hub_id(str(source))
-    return find_release(source) if local else fetch(str(source), [WEIGHTS, CONFIG, CARD], revision)
+
+def _from_hub(repo: str, revision: str | None) -> Path:
+    """Download a release. Raises `UserError` if the repository has none."""
+    advice = f"{repo}: is no cover release; import it: cover import-weights {repo} --out FOLDER"
+    if any(start.name == repo for start in KNOWN):
+        raise UserError(advice)
+    folder = fetch(repo, [WEIGHTS, CONFIG, CARD], revision)
+    try:
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(advice) from None
+    if not isinstance(values, dict) or not {"heads", "metadata"} <= values.keys():
+        raise UserError(advice)
+    return folder
 
 
 # --- starting from a release ------------------------------------------------------------------------------------------
@@ -196,11 +220,14 @@ def start_from(model: CoVeR, folder: Path, temporal: Temporal) -> list[str]:
     resized = _fit_embeddings(weights, model)
     # Temporal parameters that are reset may have other names or shapes in the release, or be absent. None are loaded.
     our_reset = model.temporal_parameters() if reset else frozenset()
+    added = frozenset(f"{BACKBONE}{name}" for name in model.backbone.added_parameters(release.backbone))
     their_reset = _temporal_names(release) if reset else frozenset()
-    wanted = {name: value for name, value in state.items() if name not in our_reset and head_of(name) not in new}
+    not_loaded = our_reset | added
+    wanted = {name: value for name, value in state.items() if name not in not_loaded and head_of(name) not in new}
     usable = {
         name: value for name, value in weights.items() if name not in their_reset and head_of(name) not in left_out
     }
+    _fit_heads(usable, model, release, folder)
     _check_same(usable, wanted, folder)
     model.load_state_dict({**state, **usable})
     for name in new:
@@ -209,7 +236,8 @@ def start_from(model: CoVeR, folder: Path, temporal: Temporal) -> list[str]:
         model.backbone.reset_temporal(temporal)
     notes = [f"{len(usable)} tensors loaded from {folder}"]
     notes += [f"resized: {', '.join(resized)}"] if resized else []
-    notes += [f"temporal branch {temporal}: made from the spatial attention, temporal_fc zero"] if reset else []
+    notes += [f"temporal branch {temporal}: made from the spatial attention, its last matrix zero"] if reset else []
+    notes += [f"added parameters, which change nothing at first: {len(added)}"] if added else []
     notes += [f"new heads, starting at zero: {', '.join(new)}"] if new else []
     return notes + ([f"heads left out: {', '.join(left_out)}"] if left_out else [])
 
@@ -238,6 +266,17 @@ def _fit_embeddings(weights: dict[str, Tensor], model: CoVeR) -> list[str]:
     notes = model.backbone.fit_embeddings(backbone)
     weights |= {f"{BACKBONE}{name}": value for name, value in backbone.items()}
     return notes
+
+
+def _fit_heads(weights: dict[str, Tensor], model: CoVeR, release: ReleaseConfig, folder: Path) -> None:
+    """Change the classifiers among `weights` for the features of `model`, in place. Raises `UserError`."""
+    for head in model.head_list:
+        name = f"heads.{head.name}.weight"
+        if name in weights:
+            try:
+                weights[name] = model.backbone.fitted_head(weights[name], release.backbone)
+            except UserError as error:
+                raise UserError(f"{folder}: {error}") from None
 
 
 def _check_networks(model: CoVeR, release: ReleaseConfig, folder: Path, temporal: Temporal) -> None:
@@ -275,6 +314,18 @@ def model_like(checkpoint: str | Path) -> tuple[Options, int]:
         return release.backbone.options(), release.frames
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
+
+
+def start_options(checkpoint: str | Path) -> BackboneOptions | None:
+    """The model options of a run that starts from a checkpoint and names no others.
+
+    None if no options produce its network. Raises `UserError` if there is no checkpoint.
+    """
+    backbone = read_config(find_release(checkpoint)).backbone
+    try:
+        return cast(Options, backbone.start_options())
+    except UserError:
+        return None
 
 
 def weights_digest(checkpoint: str | Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from cover.errors import UserError
 from cover.hardware import Cluster
 from cover.machine import default_workers
-from cover.mixture.mixture import Mixture
+from cover.mixture.mixture import Mixture, class_line
 from cover.mixture.schedule import Schedule
 from cover.model.backbone import Groups
 from cover.model.backbones import backbone_config
@@ -24,9 +24,10 @@ from cover.model.profile import FLOAT32, ForwardCost, count_parameters, forward_
 from cover.model.release import find_release, read_config
 from cover.planning.memory import StepMemory, StepOptions, step_memory
 from cover.planning.reading import ReadingCost
+from cover.training.guards import step_warnings
 from cover.training.optim import matches
 from cover.training.recipe import Recipe
-from cover.training.train import make_schedule, with_steps
+from cover.training.train import explain_auto, make_schedule, with_steps
 
 LINK_FRACTION = 0.7  # fraction of a link's speed that a ring of devices reaches (assumed)
 MOST_WORKERS = 16  # workers of one device if a recipe has no number (cover.machine.default_workers)
@@ -73,7 +74,8 @@ def plan(recipe: Recipe, cluster: Cluster, mixture: Mixture, costs: Mapping[str,
     `costs`: data set -> time to read a sample. Raises `UserError` if the run could not start, or if its batch cannot be
     divided among the devices.
     """
-    schedule, steps = make_schedule(recipe, mixture, cluster.devices), with_steps(recipe, mixture).steps
+    schedule, chosen = make_schedule(recipe, mixture, cluster.devices), with_steps(recipe, mixture)
+    steps = chosen.step_count
     step = make_step(recipe, cluster, mixture, schedule)
     sets = _sets(schedule, mixture, costs, steps)
     facts: dict[str, Any] = {
@@ -86,7 +88,9 @@ def plan(recipe: Recipe, cluster: Cluster, mixture: Mixture, costs: Mapping[str,
     facts |= {**times, "steps": steps, "hours": steps * times["time"]["step"] / 3600}
     facts["device_hours"] = facts["hours"] * cluster.devices
     facts["bottleneck"], facts["verdict"] = verdict(step, facts)
-    facts["remarks"] = remarks(facts)
+    facts["classes"] = mixture.describe_classes()
+    auto = [explain_auto(chosen, mixture)] if recipe.steps == "auto" else []
+    facts["remarks"] = [*auto, *remarks(facts), *step_warnings(chosen, mixture, schedule)]
     return facts
 
 
@@ -104,6 +108,7 @@ def _setting(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
         "checkpointing": recipe.model.checkpointing,
         "accumulation": recipe.accumulation,
         "compile": recipe.compile,
+        "cached": recipe.cache.stages != 0,
     }
 
 
@@ -438,11 +443,13 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
     """Notes on the figures of a plan that are assumed or come from publications."""
     published = ", ".join(each["name"] for each in facts["datasets"] if each["origin"] == "published")
     assumed = ", ".join(each["name"] for each in facts["datasets"] if each["ms_origin"] == "assumed")
-    notes = []
+    notes = [class_line(name, classes) for name, classes in facts["classes"].items()]
     if published:
         notes.append(f"no manifest of {published}: sizes as published; --sizes NAME=SAMPLES, or cover index")
     if assumed:
         notes.append(f"reading times of {assumed} are assumed, for 16 frames; set --decode-ms and --image-ms")
+    if facts["cached"]:
+        notes.append("cache.stages: times and memory are those of a run without its cache (docs/caching.md)")
     if facts["compile"]:
         notes.append("memory is that of plain blocks; compiled blocks store up to a quarter more activations")
     return notes

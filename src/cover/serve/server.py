@@ -41,7 +41,7 @@ class ServerOptions:
 
 
 def serve(
-    checkpoint: Path, options: ServerOptions, limits: Limits, batching: Batching, workers: int, device: str
+    checkpoint: str | Path, options: ServerOptions, limits: Limits, batching: Batching, workers: int, device: str
 ) -> None:
     """Serve until SIGTERM or SIGINT. Prints the address when the server is ready.
 

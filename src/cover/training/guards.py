@@ -1,4 +1,4 @@
-"""The guards of a run: against losses and gradients that are not finite, and against unreadable files.
+"""The guards of a run: against losses and gradients that are not finite, unreadable files, and too few steps.
 
 `step.train_step` skips the update if the loss or the gradient norm of the whole step is not finite. The device decides
 this, with the same numbers on every rank. `FiniteCheck` reads the decision on the host: at once on a CPU, one step
@@ -23,11 +23,15 @@ from cover.media.decode import FileProblem
 from cover.mixture.mixture import Mixture
 from cover.mixture.pack import Pack
 from cover.mixture.schedule import Draw, Schedule
-from cover.training.recipe import NonFinite
+from cover.training.recipe import NonFinite, Recipe
 from cover.training.step import StepResult
 
 NONFINITE_FILE = "nonfinite.jsonl"
 LOW_63 = 2**63 - 1  # a Pack stores the lowest 63 bits of a draw's seed
+# From random weights, a network has hardly learned after so few updates, because the learning rate is low in the first
+# and the last of them. A small data set also needs so many epochs, because an epoch of it is few updates. Figures:
+# docs/baselines.md.
+FEW_UPDATES, FEW_EPOCHS, SMALL_SET = 200, 20, 5000  # updates; epochs, and samples of a small data set
 MIN_DRAWS = 16  # smallest number of draws of a data set that are judged together
 
 
@@ -108,7 +112,7 @@ class FiniteCheck:
         """The draws of a step with their losses; NaN for an unknown loss."""
         for group in self.schedule.step(step):
             for draw in group:
-                yield draw, loss_of.get(draw.seed & LOW_63, math.nan)
+                yield draw, loss_of.get(draw.step_seed & LOW_63, math.nan)
 
     def _named(self, draw: Draw) -> dict[str, Any]:
         """The sample of a draw as plain JSON."""
@@ -153,3 +157,30 @@ class ReadingCheck:
                 )
             if drawn >= MIN_DRAWS:
                 self._all[:, column] = 0
+
+
+# --- too few steps ----------------------------------------------------------------------------------------------------
+
+
+def step_warnings(recipe: Recipe, mixture: Mixture, schedule: Schedule) -> list[str]:
+    """One line for each reason why a run from random weights will probably learn little; none for a run with a start.
+
+    `recipe`: with its number of steps. The reasons are fewer than `FEW_UPDATES` updates, and fewer than `FEW_EPOCHS`
+    epochs of a data set with fewer than `SMALL_SET` samples. Each line names the key to change.
+    """
+    if recipe.start.checkpoint:
+        return []
+    key = "data.epochs or steps" if recipe.data.epochs else "steps"
+    way = ", or start from trained weights (start.checkpoint, or cover add START)"
+    if recipe.step_count < FEW_UPDATES:
+        text = f"steps: {recipe.step_count} updates from random weights: a network learns little in fewer than about"
+        return [f"{text} {FEW_UPDATES}; raise {key} (--steps {FEW_UPDATES} or more){way}"]
+    drawn, lines = schedule.expected(recipe.step_count), []
+    for name, size in mixture.sizes.items():
+        epochs = drawn[name] / size
+        if size < SMALL_SET and epochs < FEW_EPOCHS:
+            text = f"steps: {epochs:.1f} epochs of the {size:,} samples of {name} from random weights: a network learns"
+            steps = math.ceil(recipe.step_count * FEW_EPOCHS / epochs)
+            few = f"little in fewer than about {FEW_EPOCHS} of a small set"
+            lines.append(f"{text} {few}; raise {key} (--steps {steps} or more){way}")
+    return lines

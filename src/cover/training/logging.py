@@ -169,8 +169,8 @@ class RunLog:
     """The log of a run: a line of log.jsonl for each window of steps, also shown on the terminal and in other loggers.
 
     `first`: the steps done before. `reduce`: sums a tensor over all ranks, as an all-reduce; every rank calls it twice
-    in every window. `writes`: whether this rank writes and shows the log; one rank does. Raises `UserError` if a
-    package that the recipe needs is missing.
+    in every window. `writes`: whether this rank writes and shows the log; one rank does. `cached_stages`: stages that
+    do not run, because their output is cached. Raises `UserError` if a package that the recipe needs is missing.
     """
 
     def __init__(
@@ -183,16 +183,17 @@ class RunLog:
         first: int,
         reduce: Sum = lambda tensor: tensor,
         writes: bool = True,
+        cached_stages: int = 0,
     ) -> None:
         self.path, self.schedule, self.reduce, self.writes = run / checkpoint.LOG, schedule, reduce, writes
         self.device = next(model.parameters()).device
-        self.work = work_of(model, schedule, recipe.model.size)
+        self.work = work_of(model, schedule, recipe.model.size, cached_stages)
         self.peak, self.peak_from = peak_flops(self.device, recipe.precision == "bf16")
         self.many = {each.name: each.classes.many for each in mixture.datasets}
         self.tally = LossSums(len(mixture.datasets), self.device)
         self._sizes, self._wanted = mixture.sizes, schedule.rates
         self._sinks: list[Sink] = open_sinks(recipe.log, run, first, asdict(recipe)) if writes else []
-        self._view = ProgressView(f"train {run.name}", recipe.steps, first, self.many)
+        self._view = ProgressView(f"train {run.name}", recipe.step_count, first, self.many)
         self._begun = self._logged = self._done = first
         self._problems: list[FileProblem] = []
         self._damaged = 0  # draws with damaged files since this start

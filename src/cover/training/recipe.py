@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cover import config
 from cover.config import check_range, option
 from cover.errors import UserError, install, nearest
 from cover.mixture.rates import Data
+from cover.model.backbone import BackboneOptions
 from cover.model.backbones import DEFAULT_OPTIONS, Options
+from cover.yaml_files import is_null
 
 if TYPE_CHECKING:
     from cover.transforms.base import Transform
 
 # Dotted key -> the smallest and the largest allowed value.
 RANGES: dict[str, tuple[float, float]] = {
-    "steps": (0, math.inf),
     "batch": (1, math.inf),
     "accumulation": (1, math.inf),
     "seed": (0, 2**63 - 1),
@@ -35,6 +38,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimizer.momentum": (0, 1),
     "optimizer.warmup": (0, 1),
     "optimizer.max_grad_norm": (0, math.inf),
+    "cache.stages": (-1, math.inf),
+    "cache.views": (0, math.inf),
     "checkpoints.keep": (1, math.inf),
     "distributed.timeout": (0.1, 10**6),
     "nonfinite.budget": (0, math.inf),
@@ -45,7 +50,11 @@ RANGES: dict[str, tuple[float, float]] = {
 class Start:
     """The initial weights."""
 
-    checkpoint: str = option("", "a run, checkpoint or release folder to start from; empty for random weights")
+    checkpoint: str = option(
+        "",
+        "a run, checkpoint or release folder, a known start (cover starts) or a Hub id; empty for random weights. Its "
+        "network is that of the run where model does not say otherwise",
+    )
     temporal: Literal["fresh", "copied", "keep"] = option(
         "keep",
         "the temporal branch. keep: from the checkpoint; copied: a copy of the spatial branch with temporal_fc zero, "
@@ -162,6 +171,25 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """Outputs of frozen first stages, computed once for each sample and view and kept on the disk (docs/caching.md)."""
+
+    stages: int = option(
+        0, "number of first stages whose outputs are kept; -1: as many as are frozen; 0: none, all of the network runs"
+    )
+    views: int = option(
+        0, "augmented views of a sample, drawn in turn from epoch to epoch; 0: one with a cache, else one per epoch"
+    )
+    dtype: Literal["float32", "float16"] = option("float32", "numbers on the disk; float16 halves their size")
+    folder: str = option("", "where the files are; empty: the folder cache beside the manifests of the catalog")
+
+    @property
+    def view_count(self) -> int:
+        """The number of views of a sample, 0 for one per epoch."""
+        return self.views or int(self.stages != 0)
+
+
+@dataclass(frozen=True)
 class Log:
     """Other loggers beside log.jsonl. They do not change results, so they may change on a resume."""
 
@@ -208,7 +236,9 @@ class Recipe:
 
     data: Data = field(metadata={"help": "the mixture"})
     out: str = field(metadata={"help": "the run's folder"})
-    steps: int = field(metadata={"help": "optimizer steps; 0: as many as data.epochs needs"})
+    steps: int | Literal["auto"] = field(
+        metadata={"help": "optimizer steps; auto: a number that suits the data; 0: as many as data.epochs needs"}
+    )
     batch: int = option(64, "samples per optimizer step, over all ranks")
     model: Options = option(DEFAULT_OPTIONS, "the network; model.backbone names its family")
     start: Start = option(Start(), "the initial weights")
@@ -223,6 +253,7 @@ class Recipe:
     device: str = option("auto", "auto, cpu, cuda, cuda:1")
     workers: int = option(-1, "reading processes; -1 for one per core, 0 for none")
     log_every: int = option(20, "steps per line of log.jsonl")
+    cache: Cache = option(Cache(), "outputs of frozen first stages, kept on the disk")
     log: Log = option(Log(), "other loggers beside log.jsonl")
     evaluate_every: int = option(0, "steps between evaluations on dev; 0 for the end only, -1 for never")
     save_every: int = option(0, "steps between checkpoints; 0 for the end only")
@@ -241,14 +272,31 @@ class Recipe:
         self._check_optimizer()
         self.augment.check(self.data.sets)
         self.model.check()
+        self._check_cache()
+
+    @property
+    def step_count(self) -> int:
+        """The number of steps, of a recipe in which it is a number (`train.with_steps` replaces `auto` and 0)."""
+        assert self.steps != "auto", "the number of steps is not known yet"
+        return self.steps
 
     def _check_start(self) -> None:
+        if self.steps != "auto":
+            check_range("steps", self.steps, 0, math.inf)
         if not self.steps and not self.data.epochs:
             raise UserError("steps: 0 is as many as data.epochs needs; give that, or a number of steps")
         if self.start.heads == "keep" and not self.start.checkpoint:
             raise UserError("start.heads: keep needs a start.checkpoint with heads")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema: {self.ema} is not in [0, 1)")
+
+    def _check_cache(self) -> None:
+        for key in ("mixup", "cutmix") if self.cache.stages else ():
+            if getattr(self.augment, key):
+                raise UserError(
+                    f"augment.{key}: mixes the pixels of two samples, and cache.stages keeps outputs of each alone;"
+                    " set one of them to 0"
+                )
 
     def _check_optimizer(self) -> None:
         if not all(0 <= beta < 1 for beta in self.optimizer.betas):
@@ -263,3 +311,47 @@ class Recipe:
             for key, value in (("lr", treatment.lr), ("decay", treatment.decay or 0)):
                 if not 0 <= value < math.inf:
                     raise UserError(f'optimizer.patterns: "{pattern}": {key}: {value} is not 0 or more')
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = (), needs_start: bool = True) -> Recipe:
+    """The recipe in a YAML file with overrides.
+
+    Where it has a start, options of `model` that it does not give are those of the start's network. `needs_start`:
+    raise `UserError` if the start is not there; else only a start that is on this machine counts. Raises `UserError` as
+    `cover.config.load`, and if `model.backbone` is another family than the start's.
+    """
+    return config.load(Recipe, path, overrides, partial(_with_network_of_start, path, needs_start))
+
+
+def _with_network_of_start(path: Path, needs_start: bool, tree: dict[str, Any]) -> dict[str, Any]:
+    """The plain tree of a recipe with the options of the start's network under `model`."""
+    start, model = tree.get("start"), tree.get("model")
+    checkpoint = str(start.get("checkpoint") or "") if isinstance(start, dict) else ""
+    if not checkpoint or not (is_null(model) or isinstance(model, dict)):
+        return tree  # of a wrong type, which `load` reports
+    try:
+        options = _options_of(checkpoint, needs_start)
+    except UserError as error:
+        raise UserError(f"{path}: start.checkpoint: {error}") from None
+    if options is None:
+        return tree
+    given = model if isinstance(model, dict) else {}
+    wanted = str(given.get("backbone", options.backbone))
+    if wanted != options.backbone:
+        raise UserError(
+            f"{path}: start.checkpoint: {checkpoint}: its network is a {options.backbone}, and model.backbone is "
+            f"{wanted}; leave model.backbone out, or choose another start"
+        )
+    return {**tree, "model": {**config.plain(options), **given}}
+
+
+def _options_of(checkpoint: str, needs_start: bool) -> BackboneOptions | None:
+    """The options of a start's network; None if no options produce it, or if it is not needed and not here."""
+    from cover.model.release import start_options
+    from cover.model.starts.known import known_start
+
+    here = Path(checkpoint).exists() or known_start(checkpoint) is not None
+    return start_options(checkpoint) if needs_start or here else None

@@ -35,6 +35,11 @@ def has_started(run: Path) -> bool:
     return (run / RECIPE).is_file()
 
 
+def begun_with(run: Path) -> Recipe:
+    """The recipe of a run that has started, with its number of steps."""
+    return config.load(Recipe, run / RECIPE)
+
+
 def first_step(run: Path, recipe: Recipe, resume: bool) -> int:
     """The number of steps done: 0, or with `resume` the step of the last complete checkpoint.
 
@@ -47,7 +52,7 @@ def first_step(run: Path, recipe: Recipe, resume: bool) -> int:
         return 0
     if not has_started(run):
         raise UserError(f"{run}: no run to resume; leave --resume out to begin one")
-    for key, was, now in differences(config.load(Recipe, run / RECIPE), recipe):
+    for key, was, now in differences(begun_with(run), recipe):
         raise UserError(
             f"{run} was begun with {key} {was}, not {now}; a run is resumed with the recipe it was begun with"
         )
@@ -75,7 +80,11 @@ def prepare_folder(run: Path, recipe: Recipe, first: int, resume: bool) -> None:
 def differences(before: Recipe, after: Recipe) -> Iterator[tuple[str, Any, Any]]:
     """The dotted keys in which two recipes would compute different results, with both values."""
     free = {name: getattr(before, name) for name in CHANGEABLE}
-    return _differences(before, replace(after, **free, data=replace(after.data, unreadable=before.data.unreadable)), "")
+    free |= {
+        "data": replace(after.data, unreadable=before.data.unreadable),
+        "cache": replace(after.cache, folder=before.cache.folder),
+    }
+    return _differences(before, replace(after, **free), "")
 
 
 def _differences(before: Any, after: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

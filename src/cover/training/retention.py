@@ -20,7 +20,7 @@ def dev_scores(log: Path) -> dict[int, dict[str, float]]:
     """Step -> the score of every data set on `dev`, from the log of a run."""
     by_step: dict[int, dict[str, float]] = {}
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
-        entry = _parsed(line)
+        entry = parse_line(line)
         if entry.get("event") == "dev":
             scores = {name: score_of(result) for name, result in entry["datasets"].items()}
             by_step[int(entry["step"])] = {name: score for name, score in scores.items() if score is not None}
@@ -75,7 +75,7 @@ def mark_best(run: Path, step: int | None) -> None:
         beside.replace(link)  # atomic, so the link exists at every moment
 
 
-def _parsed(line: str) -> dict[str, Any]:
+def parse_line(line: str) -> dict[str, Any]:
     """The object on a line of the log; empty for a truncated line."""
     try:
         entry = json.loads(line)

@@ -190,26 +190,30 @@ def forward_backward(
     """Add the gradients of one Pack to the model; returns its part of the step's loss, a scalar on the device.
 
     `tally`: receives the losses and hits of each data set. `engine`: runs the model, on one or several ranks.
-    `per_sample`: receives the loss of each sample.
+    `per_sample`: receives the loss of each sample. Neither of these losses is weighted.
     """
-    frames = pack.pixels(model.normalize)  # uint8 to normalised float, on the device
+    frames = pack.pixels(model.normalize)  # normalised float, on the device
     if pack.mix is not None:
         frames, partner_S, lam_S = Mixup.apply(frames, pack.mix, pack.weight, pack.groups)
     drop = drop_path_factors(pack.seed, model.backbone.drop_shape(), settings.drop_path)
     # The backward pass runs outside autocast, as PyTorch recommends: it uses the dtypes of the forward pass.
     with torch.autocast(pack.frames.device.type, torch.bfloat16, enabled=settings.bf16):
-        logits = (engine or model)(frames, pack.groups, drop)
+        # Networks that benchmarks compare with take frames alone.
+        logits = (engine or model)(frames, pack.groups, drop, **({"stages": pack.stages} if pack.stages else {}))
     loss_S, hit_S = sample_losses(logits, pack.targets, settings.label_smoothing, pack.multi_hot, settings.sigmoid)
     # Every loss is linear in its targets, so the loss of mixed targets is the mixture of the two losses.
+    weighted_S = loss_S if pack.class_weight is None else loss_S * pack.class_weight
     if pack.mix is not None:
         multi_hot = None if pack.multi_hot is None else pack.multi_hot[partner_S]
         other_S, _ = sample_losses(
             logits, pack.targets[partner_S], settings.label_smoothing, multi_hot, settings.sigmoid
         )
-        loss_S = torch.lerp(loss_S, other_S, lam_S)
+        # The weight of a class belongs to its target.
+        other_weighted_S = other_S if pack.class_weight is None else other_S * pack.class_weight[partner_S]
+        loss_S, weighted_S = torch.lerp(loss_S, other_S, lam_S), torch.lerp(weighted_S, other_weighted_S, lam_S)
     # The divisor is a constant, not the number of readable samples: so a data set counts by its rate and weight alone,
     # and gradients of micro-batches and ranks can simply be added.
-    loss = (loss_S * pack.weight * settings.loss_weights[pack.dataset]).sum() / settings.batch
+    loss = (weighted_S * pack.weight * settings.loss_weights[pack.dataset]).sum() / settings.batch
     loss.backward()
     if tally is not None:
         tally.add(pack, loss_S, hit_S)

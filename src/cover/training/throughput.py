@@ -24,7 +24,8 @@ class StepWork:
 
     `samples`: number of samples. `tokens`: number of tokens in one layer. `flops`: floating-point operations of the
     forward and backward pass, two for each multiply-add of the published function (`model.profile`). As usual for an
-    MFU, they include neither what checkpointing computes again nor what frozen layers save.
+    MFU, they include neither what checkpointing computes again nor what frozen layers save. Cached stages do not run,
+    so they are not included.
     """
 
     samples: int
@@ -32,11 +33,14 @@ class StepWork:
     flops: int
 
 
-def work_of(model: CoVeR, schedule: Schedule, size: int) -> StepWork:
-    """The mean work of a step of `schedule` with frames of `size` pixels."""
+def work_of(model: CoVeR, schedule: Schedule, size: int, stages: int = 0) -> StepWork:
+    """The mean work of a step of `schedule` with frames of `size` pixels.
+
+    `stages`: the number of first stages that do not run, because their output is cached.
+    """
     groups = schedule.mean_step
     on_meta_device = on_meta(model.config, {head.name: len(head.classes) for head in model.head_list})
-    cost = forward_cost(on_meta_device, groups, size)
+    cost = forward_cost(on_meta_device, groups, size, stages)
     return StepWork(sum(samples for samples, _ in groups), cost.tokens, 2 * PASSES * cost.multiply_adds)
 
 

@@ -6,7 +6,7 @@ cover train recipes/sandbox/cotrain.yaml --optimizer.lr 3e-4
 from __future__ import annotations
 
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,19 +25,23 @@ from cover.distributed import (
     workers_of_a_rank,
 )
 from cover.errors import UserError
+from cover.evaluation.cached_views import cache_views
 from cover.evaluation.evaluate import evaluate
-from cover.evaluation.protocol import find_tasks
+from cover.evaluation.protocol import EvaluationTask, find_tasks
 from cover.media.decode import check_decoder
 from cover.mixture.dataset import retained_metadata, with_retained
 from cover.mixture.loader import SampleReader, packs
-from cover.mixture.mixture import Mixture
+from cover.mixture.mixture import Mixture, class_line
 from cover.mixture.pack import augment_uint8, split_pack
+from cover.mixture.prefix_cache import CachedReader, PrefixCache
 from cover.mixture.schedule import Schedule, draw_seed
 from cover.model.backbones import backbone_config
 from cover.model.cover import CoVeR
-from cover.model.release import find_release, read_config, start_from
+from cover.model.release import find_release, load_release, read_config, start_from
 from cover.training import checkpoint
-from cover.training.guards import FiniteCheck, ReadingCheck
+from cover.training.budget import budget_for, explain_steps
+from cover.training.caching import open_cache
+from cover.training.guards import FiniteCheck, ReadingCheck, step_warnings
 from cover.training.logging import RunLog, check_sinks
 from cover.training.optim import (
     Ema,
@@ -49,7 +53,7 @@ from cover.training.optim import (
     set_learning_rate,
 )
 from cover.training.recipe import Recipe
-from cover.training.resume import check_same_rows, count_exclusions, first_step, has_started, prepare_folder
+from cover.training.resume import begun_with, check_same_rows, count_exclusions, first_step, has_started, prepare_folder
 from cover.training.step import StepSettings, train_step
 
 
@@ -78,7 +82,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     check_packages(recipe)
     catalog = load_catalog(recipe.data.catalog)
     mixture = Mixture.open(recipe.data, catalog)
-    recipe = with_steps(recipe, mixture)
+    recipe = choose_steps(recipe, mixture, run if resume else None)
     schedule = make_schedule(recipe, mixture, group.ranks)
     reader = make_reader(recipe, mixture)
 
@@ -89,6 +93,8 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     origin = find_release(begin) if begin else None
     model = build_model(recipe, mixture, origin)
     group.once(lambda: prepare_folder(run, recipe, first, resume))
+    for line in step_warnings(recipe, mixture, schedule) if not first else ():
+        say(f"warning: {line}")
     exclusions = count_exclusions(run, first, mixture)
     metadata = describe(recipe, mixture, model, origin)
     if origin and not first:
@@ -98,6 +104,13 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     freeze_retained(model, recipe.data.sets)
     freeze_matched(model, recipe.optimizer.patterns)
     model.to(group.device)
+
+    # --- the outputs of frozen stages ---------------------------------------------------------------------------------
+    # The weights of a resumed run are not loaded yet, but those of its frozen stages are in its checkpoint.
+    frozen = load_release(origin).to(group.device) if recipe.cache.stages and origin and first else model
+    cache = open_cache(recipe, model, frozen, group)
+    cached = fill_cache(cache, frozen, recipe, schedule, reader, catalog, workers) if cache else None
+    metadata |= {"cache": {"stages": cache.stages, "dtype": cache.dtype}} if cache else {}
     engine = DistributedStep(model, group, recipe.distributed.strategy)
     optimizer = build_optimizer(model, recipe.optimizer)
     ema = Ema(model, recipe.ema) if recipe.ema else None
@@ -111,9 +124,17 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
         check_same_rows(run, metadata)
 
     # --- the log, the guards and the checkpoints ----------------------------------------------------------------------
-    log = RunLog(run, recipe, mixture, schedule, model, first, group.total, group.leads)
+    stages = cache.stages if cache else 0
+    log = RunLog(run, recipe, mixture, schedule, model, first, group.total, group.leads, stages)
     log.write(
-        "start", first, **metadata, **make_up(schedule), exclusions=exclusions, ranks=group.ranks, **log.metadata()
+        "start",
+        first,
+        **metadata,
+        **make_up(schedule, mixture),
+        exclusions=exclusions,
+        ranks=group.ranks,
+        **({"caches": [asdict(report) for report in cache.reports]} if cache else {}),
+        **log.metadata(),
     )
     finite = FiniteCheck(run, recipe.nonfinite, group, schedule, mixture, facts.get("skipped", 0))
     reading = ReadingCheck(recipe.data.sets, recipe.data.unreadable, group)
@@ -121,9 +142,9 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
 
     # --- the loop -----------------------------------------------------------------------------------------------------
     with log, StopSignal() as stop:
-        batches = packs(schedule, reader, first, recipe.steps, workers, group.rank, group.ranks)
-        for step in range(first, recipe.steps):
-            lr = learning_rate(recipe.optimizer, step, recipe.steps)
+        batches = packs(schedule, cached or reader, first, recipe.step_count, workers, group.rank, group.ranks)
+        for step in range(first, recipe.step_count):
+            lr = learning_rate(recipe.optimizer, step, recipe.step_count)
             set_learning_rate(optimizer, lr)
             with log.spending("data"):
                 pack = next(batches)
@@ -139,7 +160,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
             done = step + 1
             # Several ranks stop at the same step, after the step has shared the signal of one of them.
             leaving = finite.leaving or (group.ranks == 1 and stop.received is not None)
-            last = done == recipe.steps or leaving
+            last = done == recipe.step_count or leaving
             evaluating = due(done, recipe.evaluate_every, last and recipe.evaluate_every >= 0)
             if due(done, recipe.log_every, last or evaluating):
                 finite.settle()  # a line or a checkpoint must not come before the check of its step
@@ -148,7 +169,8 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
             log.advance()
             if evaluating and not leaving:
                 with log.spending("evaluation"), averaged(ema):
-                    log.write("dev", done, datasets=evaluate_dev(engine.whole(), catalog, recipe, group, workers))
+                    results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache)
+                    log.write("dev", done, datasets=results)
             if due(done, recipe.save_every, last):
                 finite.settle()
                 with log.spending("checkpoint"):
@@ -172,15 +194,44 @@ def check_packages(recipe: Recipe) -> None:
 
 
 def with_steps(recipe: Recipe, mixture: Mixture) -> Recipe:
-    """The recipe with its number of steps, which may follow from `data.epochs`."""
+    """The recipe with its number of steps, which may follow from `data.epochs` or, with `auto`, from the sizes."""
+    if recipe.steps == "auto":
+        rows = sum(mixture.sizes.values())
+        return replace(recipe, steps=budget_for(recipe.start.checkpoint).steps(rows, recipe.batch))
     return recipe if recipe.steps else replace(recipe, steps=mixture.steps(recipe.batch))
+
+
+def choose_steps(recipe: Recipe, mixture: Mixture, resumed: Path | None) -> Recipe:
+    """The recipe with its number of steps. What `steps: auto` chooses is printed.
+
+    `resumed`: the folder of a run that is resumed. It keeps the number of steps that it was begun with.
+    """
+    if recipe.steps != "auto":
+        return with_steps(recipe, mixture)
+    if resumed and has_started(resumed):
+        return replace(recipe, steps=begun_with(resumed).steps)
+    chosen = with_steps(recipe, mixture)
+    say(explain_auto(chosen, mixture))
+    return chosen
+
+
+def explain_auto(chosen: Recipe, mixture: Mixture) -> str:
+    """Why `steps: auto` is the number of steps of the recipe `chosen`, in one line."""
+    return explain_steps(chosen.start.checkpoint, sum(mixture.sizes.values()), chosen.batch, chosen.step_count)
 
 
 def make_schedule(recipe: Recipe, mixture: Mixture, ranks: int = 1) -> Schedule:
     """The draws of a run. Raises `UserError` if a step cannot be divided equally among the ranks."""
     augment, chance = recipe.augment, {name: recipe.augment.of(name).mix for name in recipe.data.sets}
     return mixture.schedule(
-        recipe.batch, recipe.seed, ranks, recipe.accumulation, augment.mixup, augment.cutmix, chance
+        recipe.batch,
+        recipe.seed,
+        ranks,
+        recipe.accumulation,
+        augment.mixup,
+        augment.cutmix,
+        chance,
+        recipe.cache.view_count,
     )
 
 
@@ -188,6 +239,25 @@ def make_reader(recipe: Recipe, mixture: Mixture) -> SampleReader:
     """The reader of the samples of a run, with the augmentation of each data set."""
     own = recipe.augment.transforms(recipe.data.sets)
     return mixture.reader(recipe.model.size, own=own, flip=recipe.augment.flip)
+
+
+def fill_cache(
+    cache: PrefixCache,
+    frozen: CoVeR,
+    recipe: Recipe,
+    schedule: Schedule,
+    reader: SampleReader,
+    catalog: Catalog,
+    workers: int,
+) -> CachedReader:
+    """Compute what the run needs of its cache, also for its evaluations; returns the reader of its samples.
+
+    `frozen`: a network with the weights of the frozen stages.
+    """
+    cached = cache.training_reader(frozen, schedule, reader, recipe.step_count, workers, recipe.precision == "bf16")
+    for task in dev_tasks(frozen, catalog, recipe) if recipe.evaluate_every >= 0 else ():
+        cache_views(cache, frozen, task, workers)
+    return cached
 
 
 def build_model(recipe: Recipe, mixture: Mixture, origin: Path | None) -> CoVeR:
@@ -243,12 +313,15 @@ def describe(recipe: Recipe, mixture: Mixture, model: CoVeR, origin: Path | None
     }
 
 
-def make_up(schedule: Schedule) -> dict[str, Any]:
-    """The groups and rates of a step, for the log. They are printed too."""
+def make_up(schedule: Schedule, mixture: Mixture) -> dict[str, Any]:
+    """The groups and rates of a step, and the rates and weights of classes, for the log. They are printed too."""
     groups = [{"frames": frames, "samples": samples} for samples, frames in schedule.mean_step]
     rates = schedule.rates
     say(f"each step: {schedule.describe()}; rates {', '.join(f'{name} {rate:.1%}' for name, rate in rates.items())}")
-    return {"groups": groups, "rate_wanted": rates}
+    classes = mixture.describe_classes()
+    for name, facts in classes.items():
+        say(class_line(name, facts))
+    return {"groups": groups, "rate_wanted": rates, **({"classes": classes} if classes else {})}
 
 
 # --- inside the loop --------------------------------------------------------------------------------------------------
@@ -264,20 +337,32 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(draw_seed(seed, "dropout", step, rank) >> 1)
 
 
-def evaluate_dev(
-    model: CoVeR, catalog: Catalog, recipe: Recipe, group: ProcessGroup, workers: int
-) -> dict[str, dict[str, Any]]:
-    """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows."""
+def dev_tasks(model: CoVeR, catalog: Catalog, recipe: Recipe) -> list[EvaluationTask]:
+    """The evaluations on `dev`: one for every data set that has this split."""
     with_dev = [
         name
         for name in recipe.data.sets
         if "dev" in catalog.spec(name).splits and catalog.manifest_path(name, "dev").is_file()
     ]
+    if not with_dev:
+        return []
+    return find_tasks(catalog, model, recipe.data.frames, "dev", with_dev, decoder=recipe.data.decoder)
+
+
+def evaluate_dev(
+    model: CoVeR,
+    catalog: Catalog,
+    recipe: Recipe,
+    group: ProcessGroup,
+    workers: int,
+    cache: PrefixCache | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows."""
     model.eval()
-    tasks = []
-    if with_dev:
-        tasks = find_tasks(catalog, model, recipe.data.frames, "dev", with_dev, decoder=recipe.data.decoder)
-    results = {task.spec.name: evaluate(model, task, group.device, workers, group=group)["plain"] for task in tasks}
+    results = {
+        task.spec.name: evaluate(model, task, group.device, workers, group=group, prefix=cache)["plain"]
+        for task in dev_tasks(model, catalog, recipe)
+    }
     model.train()
     return results
 

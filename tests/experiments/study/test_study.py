@@ -78,6 +78,7 @@ def test_every_figure_has_its_protocol(summary: dict[str, Any]) -> None:
     assert comparison["difference"] == pytest.approx(ours - theirs)
     assert comparison["verdict"] in ("better", "worse", "not worse", "no difference shown")
     assert summary["generated"] is True
+    assert [(row["dataset"], row["size"]) for row in summary["trivial"]] == [("kinetics", "whole")]
 
 
 def test_a_figure_is_what_evaluate_says_of_the_same_checkpoint(
@@ -112,6 +113,7 @@ def test_the_report_and_its_words_are_written(done: Path, capfd: pytest.CaptureF
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
     assert "kinetics" in page
     assert "kinetics" in words
+    assert "the best on each set" in words
 
 
 def test_a_dry_run_says_what_could_be_found_and_runs_nothing(

@@ -441,6 +441,19 @@ def test_what_a_study_lacks_is_said(small: Study, tmp_path: Path, parse: Any) ->
     assert "None" not in markdown(summary)
 
 
+def test_the_best_trivial_method_stands_below_the_arms(tmp_path: Path, parse: Any) -> None:
+    rung = {"low": 0.301, "high": 0.402}
+    row = {"dataset": "kinetics", "size": "whole", "n": 40, "best": "motion"}
+    row |= {"prior": {"top1": 0.131, **rung}, "thumbnail": {"top1": 0.222, **rung}, "motion": {"top1": 0.347, **rung}}
+    assert "trivial" not in markdown(summary_of()).lower()
+    text = markdown({**summary_of(), "trivial": [row]})
+    (line,) = [line for line in text.splitlines() if line.startswith("| trivial")]
+    for part in ("34.7", "motion", "30.1 to 40.2"):
+        assert part in line
+    assert "22.2" not in line
+    assert "34.7" in page_of({**summary_of(), "trivial": [row]}, tmp_path, parse).words
+
+
 def test_a_study_of_transfers_alone(tmp_path: Path, parse: Any) -> None:
     study = study_of(arms=[], targets=["ssv2"], videos=[], images=[], probes=[])
     summary = {**summary_of(study), "arms": [], "curves": [], "rates": [], "per_class": [], "planned": []}

@@ -17,8 +17,9 @@ from PIL import Image
 from cover.datasets.catalog import load_catalog
 from cover.datasets.exclusions import Exclusion, exclusions_path, write_exclusions
 from cover.datasets.manifest import Row, open_manifest
+from cover.datasets.splits import deal
 from cover.errors import UserError
-from cover.experiments.study.subsets import MEASURED, Subset, SubsetBuilder, deal, folded, part_of, permuted
+from cover.experiments.study.subsets import MEASURED, Subset, SubsetBuilder, folded, part_of, permuted
 from cover.media.decode import decode_at
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def list_split(spec: DatasetSpec, split: str) -> Listing:
 
 def _listing(spec: DatasetSpec, split: str) -> Listing:
     if spec.format not in ADAPTERS:
-        return _from_file(spec)(spec, split)
+        return _grouped(spec, split, _from_file(spec)(spec, split))
     try:
         return ADAPTERS[spec.format](spec, split)
     except PermissionError as error:
@@ -73,6 +74,21 @@ def _not_empty(spec: DatasetSpec, split: str, listing: Listing) -> Listing:
             f"{spec.name}: the split {split} is empty: {'; '.join(filter(None, [why, *listing.warnings, hint]))}"
         )
     return listing
+
+
+def _grouped(spec: DatasetSpec, split: str, listing: Listing) -> Listing:
+    """The listing of a user's format, with groups by the catalog's pattern where the format gave none."""
+    rule = spec.group
+    if rule is None:
+        return listing
+    root, where = f"{spec.root}{os.sep}", spec.annotations[split]
+    rows = [
+        row
+        if row.group is not None
+        else replace(row, group=rule.of_path(row.path.removeprefix(root), f"{where}, {row.sample_id}", spec.name))
+        for row in listing.rows
+    ]
+    return replace(listing, rows=rows)
 
 
 def _from_file(spec: DatasetSpec) -> Adapter:

@@ -1,6 +1,7 @@
 """The format `folder`: one folder per class, `<root>/<split>/<class>/...`, or `<root>/<class>/...` for train alone.
 
-The class order is that of the sorted folder names. A class folder may have subfolders. Files with an ending of
+The class order is that of the sorted folder names. A class folder may have subfolders. The catalog's `group` is a
+pattern that is searched in the path below the root. Files with an ending of
 another kind are left out, and a warning gives their number.
 """
 
@@ -29,7 +30,8 @@ def folder(spec: DatasetSpec, split: str) -> Listing:
         for path in walk_all(os.path.join(top, name)):
             sample = os.path.relpath(path, spec.root)
             if os.path.splitext(path)[1].lower() in ENDINGS[spec.media]:
-                rows.append(ListedSample(sample, sample, path, label))
+                group = spec.group.of_path(sample, str(spec.root), spec.name) if spec.group else None
+                rows.append(ListedSample(sample, sample, path, label, group=group))
             else:
                 left_out.append(sample)
     stray = [os.path.relpath(path, spec.root) for path in media_files(top, spec.media)]

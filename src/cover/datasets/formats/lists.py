@@ -9,6 +9,8 @@ source id.
 
 `csv`: files with a header (docs/csv.md). The column `path` is required. `label` and `class` hold the one class of a
 sample, `labels` or `classes` hold any number of classes. `split`, `start` and `end` are optional.
+
+In both, the catalog's `group` may be a pattern that is searched in the listed path; in csv it may be a column too.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ def path_list(spec: DatasetSpec, split: str) -> Listing:
         if media_of(label):
             raise UserError(f"{where}: no label behind the path; a line is `path label`")
         number = labels.at(int(label), where) if numbered else labels.of(label, where)
-        rows.append(ListedSample(path, _source(path), os.path.normpath(spec.root / path), number))
+        group = spec.group.of_path(path, where, spec.name) if spec.group else None
+        rows.append(ListedSample(path, _source(path), os.path.normpath(spec.root / path), number, group=group))
     return Listing(classes, rows)
 
 
@@ -146,13 +149,15 @@ class _ListedRows:
     file: str
     paths: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    groups: list[str | None] = field(default_factory=list)
     segments: list[_Segment] = field(default_factory=list)
     cells: array[int] = field(default_factory=lambda: array("l"))
     first: dict[int, int] = field(default_factory=dict)
 
-    def add(self, number: int, path: str, source: str, segment: _Segment, cells: int) -> None:
+    def add(self, number: int, path: str, source: str, group: str | None, segment: _Segment, cells: int) -> None:
         self.paths.append(path)
         self.sources.append(source)
+        self.groups.append(group)
         self.segments.append(segment)
         self.cells.append(cells)
         self.first.setdefault(cells, number)
@@ -172,14 +177,16 @@ class _Lists:
 
     @classmethod
     def read(cls, spec: DatasetSpec) -> _Lists:
-        needed = ("path", spec.source) if spec.source else ("path",)
-        tables = {file: read_table(file, needed) for file in dict.fromkeys(spec.annotations.values())}
+        named = {spec.source: "source", spec.group.column if spec.group else None: "group"}
+        keys = {column: f"{spec.name}.{key}" for column, key in named.items() if column}
+        files = dict.fromkeys(spec.annotations.values())
+        tables = {file: read_table(file, ("path", *keys), keys) for file in files}
         many = _many(spec, tables.values())
         splits = {split: _ListedRows(file) for split, file in spec.annotations.items()}
         known: dict[_Cells, int] = {}
         for file, table in tables.items():
             of_file = {split: rows for split, rows in splits.items() if rows.file == file}
-            _read(_Columns.of(spec, table, many), table, of_file, known)
+            _read(spec, _Columns.of(spec, table, many), table, of_file, known)
         return cls(spec, many, splits, list(known))
 
     def named(self, cells: int) -> list[tuple[str, str]]:
@@ -221,6 +228,7 @@ class _Columns:
     file: str
     path: int
     source: int
+    group: int | None
     split: int | None
     start: int | None
     end: int | None
@@ -235,6 +243,7 @@ class _Columns:
             table.file,
             place["path"],
             place[spec.source or "path"],
+            place[spec.group.column] if spec.group and spec.group.column else None,
             place.get("split"),
             place.get("start"),
             place.get("end"),
@@ -246,6 +255,12 @@ class _Columns:
         label, name = self.classes
         return self.absent if label is None else row[label], "" if name is None else row[name]
 
+    def group_of(self, spec: DatasetSpec, number: int, row: list[str]) -> str | None:
+        """The group of a row, None for its source."""
+        if self.group is not None:
+            return row[self.group] or None
+        return spec.group.of_path(row[self.path], place_of(self.file, number), spec.name) if spec.group else None
+
     def segment(self, number: int, row: list[str]) -> _Segment:
         where = place_of(self.file, number)
         start = None if self.start is None else seconds(row[self.start], "start", where)
@@ -255,7 +270,13 @@ class _Columns:
         return start, end
 
 
-def _read(columns: _Columns, table: CsvTable, splits: Mapping[str, _ListedRows], known: dict[_Cells, int]) -> None:
+def _read(
+    spec: DatasetSpec,
+    columns: _Columns,
+    table: CsvTable,
+    splits: Mapping[str, _ListedRows],
+    known: dict[_Cells, int],
+) -> None:
     """Add the rows of a file to its splits. The column `split`, if there is one, chooses the split of each row."""
     all_splits, whole = list(splits.values()), columns.start is None and columns.end is None
     by_word: dict[str, list[_ListedRows]] = {}  # word in the column `split` -> the splits that it names
@@ -273,8 +294,9 @@ def _read(columns: _Columns, table: CsvTable, splits: Mapping[str, _ListedRows],
             raise UserError(f"{place_of(columns.file, number)}: no path")
         segment = _WHOLE if whole else columns.segment(number, row)
         cells = known.setdefault(columns.cells(row), len(known))
+        group = columns.group_of(spec, number, row) if spec.group else None
         for rows in targets:
-            rows.add(number, path, row[columns.source] or path, segment, cells)
+            rows.add(number, path, row[columns.source] or path, group, segment, cells)
     empty = next((split for split, rows in splits.items() if by_word and not rows.paths), None)
     if empty:
         raise UserError(f'{columns.file}: no row of the split "{empty}" in its column split{nearest(empty, by_word)}')
@@ -287,17 +309,21 @@ def _listing(lists: _Lists, rows: _ListedRows, labels: Labels, classes: ClassLis
     places = {cells: place_of(rows.file, number) for cells, number in rows.first.items()}
     class_of = {cells: _class(lists, cells, labels, indexed, where) for cells, where in places.items()}
     root = str(lists.spec.root)
-    columns = zip(rows.paths, rows.sources, rows.segments, rows.cells)
-    listed = [_listed(root, path, source, segment, class_of[cells]) for path, source, segment, cells in columns]
+    columns = zip(rows.paths, rows.sources, rows.groups, rows.segments, rows.cells)
+    listed = [
+        _listed(root, path, source, group, segment, class_of[cells]) for path, source, group, segment, cells in columns
+    ]
     return Listing(classes, listed, tuple(_of_no_class(listed)))
 
 
-def _listed(root: str, path: str, source: str, segment: _Segment, classes: int | list[int] | None) -> ListedSample:
+def _listed(
+    root: str, path: str, source: str, group: str | None, segment: _Segment, classes: int | list[int] | None
+) -> ListedSample:
     start, end = segment
     sample = path if segment == _WHOLE else f"{path}#{start or 0:g}-{'' if end is None else f'{end:g}'}"
     label, labels = (None, classes) if isinstance(classes, list) else (classes, None)
     file = os.path.normpath(os.path.join(root, path))
-    return ListedSample(sample, source, file, label, start=start, end=end, labels=labels)
+    return ListedSample(sample, source, file, label, start=start, end=end, labels=labels, group=group)
 
 
 def _class(lists: _Lists, cells: int, labels: Labels, indexed: bool, where: str) -> int | list[int] | None:

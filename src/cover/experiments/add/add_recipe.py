@@ -6,23 +6,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cover import config
 from cover.mixture.mixture import Mixture
 from cover.mixture.schedule import Schedule
 from cover.model.release import model_like, starts_untrained_in_time
+from cover.training.budget import FROM_START, HEAD_ONLY, Budget
 from cover.training.recipe import Checkpoints, Data, Optimizer, Pattern, Recipe, Start
 from cover.training.train import make_schedule, with_steps
 
-AddMethod = Literal["probe", "replay", "alone"]
+AddMethod = Literal["best", "probe", "replay", "alone"]
+BESIDE = "add"  # folder, in that of the run, for recipes, results, the baseline and the folds
 
-# A head that begins at zero needs some hundreds of updates, whatever the size of its data set. So the epochs follow
-# from a number of updates. With more than 50 epochs, a network memorises a data set of some hundreds of samples (HMDB51
-# and UCF101 usually have 50 to 100 epochs of fine-tuning). With fewer than 10, the cosine schedule of a large data set
-# ends too soon. A probe is a convex problem with a high learning rate and needs fewer.
-UPDATES, LEAST_EPOCHS = 1000, 10
-MOST_EPOCHS: dict[AddMethod, int] = {"probe": 30, "replay": 50, "alone": 50}
+BUDGETS: dict[AddMethod, Budget] = {"best": HEAD_ONLY, "probe": HEAD_ONLY, "replay": FROM_START, "alone": FROM_START}
 # Samples of the new data set in a step. A small data set has at least 8 steps in an epoch, because more updates help it
 # more than less noise.
 BATCH, LEAST_BATCH, STEPS_IN_AN_EPOCH = 32, 8, 8
@@ -65,12 +62,12 @@ def batch_for(rows: int) -> int:
 
 
 def epochs_for(rows: int, how: AddMethod) -> int:
-    """Epochs of a data set of `rows` samples that give `UPDATES` steps, between `LEAST_EPOCHS` and `MOST_EPOCHS`.
+    """Whole epochs of a data set of `rows` samples in steps of `batch_for(rows)`, by the budget of the method.
 
     >>> epochs_for(500, "replay"), epochs_for(1500, "replay"), epochs_for(100_000, "replay")
     (50, 21, 10)
     """
-    return max(LEAST_EPOCHS, min(MOST_EPOCHS[how], round(UPDATES * batch_for(rows) / rows)))
+    return round(BUDGETS[how].epochs(rows, batch_for(rows)))
 
 
 def add_recipe(request: AddRequest, rows: int, replayed: Mapping[str, int], shared: Mapping[str, list[str]]) -> Recipe:
@@ -143,7 +140,10 @@ def baseline_recipe(recipe: Recipe, name: str, out: Path, checkpoint: Path | Non
     batch = max(1, round(drawn / steps))
     start = Start(str(checkpoint), start_temporal(checkpoint), "drop") if checkpoint else Start()
     optimizer = FINE if checkpoint else SCRATCH
-    data = replace(recipe.data, sets=[name], epochs={}, heads={}, loss_weights={})
+    balance, weights = _of_one(recipe.data.balance, name), _of_one(recipe.data.class_weights, name)
+    data = replace(
+        recipe.data, sets=[name], epochs={}, heads={}, loss_weights={}, balance=balance, class_weights=weights
+    )
     augment = replace(recipe.augment, sets={})
     return replace(
         recipe,
@@ -157,11 +157,15 @@ def baseline_recipe(recipe: Recipe, name: str, out: Path, checkpoint: Path | Non
     )
 
 
+def _of_one(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key == name}
+
+
 def schedule_of(recipe: Recipe) -> tuple[int, Schedule]:
     """The number of steps of a run and its schedule. Raises `UserError` if a data set has no training samples."""
     mixture = Mixture.open(recipe.data)
     complete = with_steps(recipe, mixture)
-    return complete.steps, make_schedule(complete, mixture)
+    return complete.step_count, make_schedule(complete, mixture)
 
 
 def in_short(recipe: Recipe) -> str:

@@ -15,9 +15,10 @@ import torch
 from cover.datasets.catalog import Catalog
 from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
-from cover.evaluation.evaluate import evaluate, targets_of
+from cover.evaluation.evaluate import evaluate
 from cover.evaluation.protocol import EvaluationTask, find_tasks
 from cover.evaluation.statistics import Estimate, difference, in_common, judge, proportion
+from cover.evaluation.view_reader import targets_of
 from cover.experiments.run_files import read_result, write_result
 from cover.hardware import pick_device
 from cover.mixture.dataset import make_heads
@@ -123,7 +124,9 @@ def split_of_new(name: str, catalog: Catalog, requested: str | None) -> str:
     split = split_of(name, catalog, requested)
     if split is None:
         splits = ", ".join(SPLITS)
-        raise UserError(f"{name}: no readable and labelled sample in {splits} to measure; does the catalog say dev: 0?")
+        raise UserError(
+            f"{name}: no readable and labelled sample in {splits} to measure; give dev a fraction, or use --folds"
+        )
     if requested and split != requested:
         reason = why_absent(name, catalog, requested)
         raise UserError(f"--split {requested}: {name} {reason}; it could be measured on {split}")

@@ -222,7 +222,7 @@ class Grid:
         before = start if isinstance(start, Job) else None
         if before or checkpoint:
             recipe = replace(recipe, start=Start("" if before else checkpoint, origin.temporal))
-        every = math.ceil(recipe.steps / self.study.evaluations)
+        every = math.ceil(recipe.step_count / self.study.evaluations)
         recipe = replace(recipe, evaluate_every=every, save_every=every, checkpoints=Checkpoints(keep=1, best=best))
         name = ".".join([*words, f"lr{lr:g}", f"s{seed}"])
         began = before.digest if before else weights_digest(checkpoint) if checkpoint else ""

@@ -22,6 +22,7 @@ from cover.experiments.study.study_file import Study
 from cover.experiments.study.study_report import write_study_report
 from cover.experiments.study.subsets import Subset, SubsetBuilder
 from cover.experiments.study.summary import summarise
+from cover.experiments.study.trivial import trivial_methods
 from cover.model.release import trained_on
 
 RESULTS, REPORT, MARKDOWN = "results.json", "report.html", "report.md"
@@ -40,14 +41,14 @@ def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] |
     _check_counts(study, builder)
     grid = Grid(study, builder)
     planned = plan(study, builder)
-    steps = sum(job.recipe.steps for job in grid.jobs.values())
+    steps = sum(job.recipe.step_count for job in grid.jobs.values())
     say(f"{out}: {len(grid.jobs)} runs, {steps:,} steps in all, {len(comparisons_of(study))} comparisons")
     print_plan(planned, study.margin)
     if dry:
         return None
     with _alone_in(out):
         run_missing(list(grid.waves()), builder, out, workers)
-    summary = summarise(study, grid, out, planned)
+    summary = summarise(study, grid, out, planned, trivial_methods(study, builder, workers))
     write_json(summary, out / RESULTS)
     (out / "study.yaml").write_text(config.dump(study), encoding="utf-8")
     write_study_report(summary, out / REPORT, out / MARKDOWN)
@@ -61,7 +62,7 @@ def plan(study: Study, builder: SubsetBuilder) -> list[dict[str, Any]]:
         folds = study.folds.get(target, 0)
         manifests = [builder.measured(Subset(target, folds=folds, fold=fold)) for fold in range(max(1, folds))]
         items = sum(len(manifest.usable) for manifest in manifests)
-        sources = len({manifest.row(int(number)).source_id for manifest in manifests for number in manifest.usable})
+        sources = len({manifest.row(int(number)).group_id for manifest in manifests for number in manifest.usable})
         spread = study.expected
         smallest = detectable(spread.between_runs, spread.between_sources, len(study.seeds), sources)
         rows.append(

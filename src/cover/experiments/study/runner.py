@@ -19,7 +19,9 @@ import yaml
 from cover.console import Meter, be_silent, say
 from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import open_manifest
+from cover.distributed import ProcessGroup
 from cover.errors import UserError
+from cover.evaluation.cached_views import trained_cache
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.metrics import Outcomes
 from cover.evaluation.protocol import EvaluationTask, find_tasks
@@ -69,7 +71,7 @@ def run_missing(jobs: Sequence[Sequence[Job]], builder: SubsetBuilder, out: Path
     say(f"study: {total - count} of {total} runs are done{left}")
     if not count:
         return 0
-    steps = sum(order.recipe.steps for wave in missing for order in wave)
+    steps = sum(order.recipe.step_count for wave in missing for order in wave)
     with Meter("study", total=total, done=total - count, work=steps) as meter:
         for wave in missing:
             _run_wave(wave, out, workers, meter)
@@ -97,7 +99,7 @@ def is_trained(order: Order, out: Path) -> bool:
     run = run_of(out, order.name)
     stamp = stamp_of(run)
     same = stamp.exists() and stamp.read_text() == order.digest
-    return same and max(steps_saved(run), default=0) >= order.recipe.steps
+    return same and max(steps_saved(run), default=0) >= order.recipe.step_count
 
 
 def stamp_of(run: Path) -> Path:
@@ -133,7 +135,7 @@ def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) ->
     if workers == 1:
         for order in orders:
             run_order(order, out)
-            meter.advance(note=order.name, work=order.recipe.steps)
+            meter.advance(note=order.name, work=order.recipe.step_count)
         return
     # The number of threads does not grow for a list with fewer runs: too many threads wait for each other.
     threads = max(1, cores() // workers)
@@ -142,7 +144,7 @@ def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) ->
         # An error ends the pool and all runs in it. They continue from their checkpoints in the next call.
         with ProcessPool(workers, partial(_begin_worker, threads), children=True) as pool:
             for ((order, _),) in pool.as_completed(run, orders):
-                meter.advance(note=order.name, work=order.recipe.steps)
+                meter.advance(note=order.name, work=order.recipe.step_count)
     except WorkerLost:
         raise UserError(
             "a process was killed, perhaps because memory is short; the same command continues, with fewer --jobs"
@@ -202,17 +204,18 @@ def _measure(order: Order, run: Path, out: Path) -> None:
     device = pick_device(order.recipe.device)
     model.to(device)
     catalog = load_catalog(out / "catalogs" / f"{order.name}.yaml")
+    prefix = trained_cache(model, ProcessGroup(device), order.recipe.cache.folder)
     measured = {}
     for task in find_tasks(catalog, model, model.frames, MEASURED, list(order.measured)):
         predictions = _ArmPredictions()
-        result = evaluate(model, task, device, 0, keep=predictions.add)["plain"]
+        result = evaluate(model, task, device, 0, keep=predictions.add, prefix=prefix)["plain"]
         measured[task.spec.name] = {**result, **predictions.items(task)}
     log = read_log(run / "log.jsonl")
     result = {
         "name": order.name,
         "digest": order.digest,
         "step": model.metadata["step"],
-        "steps": order.recipe.steps,
+        "steps": order.recipe.step_count,
         "seed": order.recipe.seed,
         "lr": order.recipe.optimizer.lr,
         "sets": order.recipe.data.sets,
@@ -244,7 +247,7 @@ class _ArmPredictions:
         rows = [manifest.row(int(number)) for number in self._outcomes.rows]
         return {
             "ids": [row.sample_id for row in rows],
-            "sources": [row.source_id for row in rows],
+            "sources": [row.group_id for row in rows],
             "labels": self._outcomes.labels.tolist(),
             "predicted": self._outcomes.predicted.tolist(),
             "class_names": list(task.classes),

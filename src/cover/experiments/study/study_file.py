@@ -87,7 +87,7 @@ class Study:
     arms: list[str] = option(["alone", "videos", "videos_images"], ", ".join(ARMS))
     origins: dict[str, Origin] = option({"scratch": Origin()}, "name -> starting weights")
     folds: dict[str, int] = option({}, "target -> number of folds over all its clips, by source")
-    fold_dev: float = option(0.1, "fraction of a fold's training sources for the choice of the checkpoint")
+    fold_dev: float = option(0.1, "fraction of a fold's training groups for the choice of the checkpoint")
     split: str = option("val", "split that is reported, for targets without folds")
     frames: int = option(8, "frames in a clip")
     batch: int = option(40, "samples in a step of the full mixture")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cover.evaluation.baselines import TITLES
 from cover.experiments.charts import Bar, Interval, Line, Panel, bar, forest, line_chart, signed_bar, span_of
 from cover.experiments.report import Cell, Table, percent, points, render_markdown, render_page, write_text
 from cover.experiments.study.numbers import (
@@ -250,9 +251,26 @@ def accuracy_tables(summary: StudyRow) -> list[Table]:
             of = {row["dataset"]: row for row in own}
             figures = [_figure(of.get(name), verdicts.get((arm, name, size, origin), "")) for name in targets]
             body.append([*_arm_cells(study, arm, origin, own, len(targets)), *figures])
+        body += _trivial_row(summary, size, targets)
         columns = ["model", "pre-train", "fine-tune", *targets]
         tables.append(Table(columns, body, _size_name(study, size), "article"))
     return tables
+
+
+def _trivial_row(summary: StudyRow, size: str, targets: Sequence[str]) -> list[list[Cell]]:
+    """The best trivial method on each target. Summaries of earlier versions have none."""
+    of = {row["dataset"]: row for row in summary.get("trivial", ()) if row["size"] == size}
+    if not of:
+        return []
+    head = [Cell("trivial", "the best on each set", narrow="the same clips"), Cell(None, "", "text")]
+    return [[*head, Cell("that set alone", "", "text"), *(_trivial_cell(of.get(name)) for name in targets)]]
+
+
+def _trivial_cell(row: StudyRow | None) -> Cell:
+    if row is None:
+        return Cell(None)
+    best = row[row["best"]]
+    return Cell(percent(best["top1"]), f"{TITLES[row['best']]}; {between(best)}")
 
 
 def _arm_cells(study: StudyRow, arm: str, origin: str, rows: Sequence[StudyRow], targets: int) -> list[Cell]:

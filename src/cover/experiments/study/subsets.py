@@ -23,6 +23,7 @@ from cover.datasets.catalog import Catalog, DatasetSpec
 from cover.datasets.exclusions import excluded_rows
 from cover.datasets.manifest import Manifest, Row, open_manifest, write_manifest
 from cover.datasets.prepare import prepared_entry
+from cover.datasets.splits import deal
 from cover.errors import UserError
 from cover.media.decode import MediaError, decode_at
 
@@ -64,7 +65,7 @@ class Subset:
 class SubsetBuilder:
     """Builds each subset of a study once, from the data sets of `catalog`, in `folder`.
 
-    `split`: the split that is reported. `dev`: the fraction of a fold's training sources for the choice of the
+    `split`: the split that is reported. `dev`: the fraction of a fold's training groups for the choice of the
     checkpoint.
 
     >>> SubsetBuilder(catalog, Path("study/data"), "val", 0.1).entry(Subset("kinetics", part=0.1, seed=3))
@@ -99,7 +100,7 @@ class SubsetBuilder:
         content: list[Any] = [{key: entry[key] for key in READ_BY}]
         for split, path in entry["annotations"].items():
             manifest = open_manifest(Path(path))
-            rows = [[getattr(row, key) for key in KNOWN_BY] for row in manifest.rows()]
+            rows = [[*(getattr(row, key) for key in KNOWN_BY), *_own_group(row)] for row in manifest.rows()]
             content += [split, manifest.classes.digest, rows]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -185,63 +186,44 @@ class SubsetBuilder:
 
 
 def part_of(rows: Sequence[Row], part: float, seed: int) -> list[Row]:
-    """Part of the rows: random sources until every class has the fraction `part` of its clips, at least one.
+    """Part of the rows: random groups until every class has the fraction `part` of its clips, at least one.
 
-    A source is taken as a whole. The rows are in the order of `rows`.
+    A group is taken as a whole. The rows are in the order of `rows`.
     """
     targets: dict[int | None, float] = {}
     for row in rows:
         targets[row.label] = targets.get(row.label, 0) + part
     left = {label: max(1, round(count)) for label, count in targets.items()}  # clips that a class still needs
-    by_source = _by_source(rows)
-    names = sorted(by_source)
+    by_group: dict[str, list[Row]] = {}
+    for row in rows:
+        by_group.setdefault(row.group_id, []).append(row)
+    names = sorted(by_group)
     chosen: set[str] = set()
     for place in np.random.default_rng([seed, 1]).permutation(len(names)):
-        own = by_source[names[place]]
+        own = by_group[names[place]]
         if any(left[row.label] > 0 for row in own):
             chosen.add(names[place])
             for row in own:
                 left[row.label] -= 1
-    return [row for row in rows if row.source_id in chosen]
+    return [row for row in rows if row.group_id in chosen]
 
 
 def folded(rows: Sequence[Row], folds: int, fold: int, dev: float) -> dict[str, list[Row]]:
-    """The splits for a fold: `MEASURED` is the fold itself; `dev` and `train` hold the other sources.
+    """The splits for a fold: `MEASURED` is the fold itself; `dev` and `train` hold the other groups.
 
-    `dev` is that of `SubsetBuilder`. Raises `UserError` if there are fewer sources than folds.
+    `dev` is that of `SubsetBuilder`. Raises `UserError` if there are fewer groups than folds.
     """
     place = deal(rows, folds)
-    others = [row for row in rows if place[row.source_id] != fold]
-    sources = len({row.source_id for row in others})
-    # With few sources, dev has one source. With one source, there is no dev.
-    parts = min(sources, max(2, round(1 / dev))) if dev > 0 else 1
-    chosen = deal(others, parts) if parts > 1 else dict.fromkeys((row.source_id for row in others), 1)
+    others = [row for row in rows if place[row.group_id] != fold]
+    groups = len({row.group_id for row in others})
+    # With few groups, dev has one group. With one group, there is no dev.
+    parts = min(groups, max(2, round(1 / dev))) if dev > 0 else 1
+    chosen = deal(others, parts) if parts > 1 else dict.fromkeys((row.group_id for row in others), 1)
     return {
-        "train": [row for row in others if chosen[row.source_id] != 0],
-        "dev": [row for row in others if chosen[row.source_id] == 0],
-        MEASURED: [row for row in rows if place[row.source_id] == fold],
+        "train": [row for row in others if chosen[row.group_id] != 0],
+        "dev": [row for row in others if chosen[row.group_id] == 0],
+        MEASURED: [row for row in rows if place[row.group_id] == fold],
     }
-
-
-def deal(rows: Sequence[Row], folds: int) -> dict[str, int]:
-    """The fold of each source.
-
-    The largest sources come first. Each goes to the fold with the fewest clips of its classes. Raises `UserError` if
-    there are fewer sources than folds.
-    """
-    by_source = _by_source(rows)
-    if len(by_source) < folds:
-        raise UserError(f"{len(by_source)} sources cannot make {folds} folds")
-    names = sorted(by_source)
-    order = np.random.default_rng(0).permutation(len(names))
-    counts = np.zeros((folds, 1 + max(row.label or 0 for row in rows)))
-    place = {}
-    for number in sorted(order, key=lambda number: -len(by_source[names[number]])):
-        labels = np.array([row.label or 0 for row in by_source[names[number]]])
-        fold = min(range(folds), key=lambda fold: (counts[fold, labels].sum(), counts[fold].sum(), fold))
-        np.add.at(counts[fold], labels, 1)
-        place[names[number]] = fold
-    return place
 
 
 def permuted(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -282,8 +264,6 @@ def stills(row: Row, count: int, folder: Path) -> Iterable[Row]:
         )
 
 
-def _by_source(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    by_source: dict[str, list[Row]] = {}
-    for row in rows:
-        by_source.setdefault(row.source_id, []).append(row)
-    return by_source
+def _own_group(row: Row) -> list[str]:
+    """The group of a row, if it is not its source; so the digests of data sets without groups stay as they are."""
+    return [] if row.group is None else [row.group]

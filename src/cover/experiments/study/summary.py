@@ -22,13 +22,19 @@ PROTOCOL = ("split", "views", "frames", "sampling", "classes", "class_digest", "
 RUN = ("name", "step", "steps", "seed", "lr", "sets", "seconds", "digest")
 
 
-def summarise(study: Study, grid: Grid, out: Path, planned: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(
+    study: Study,
+    grid: Grid,
+    out: Path,
+    planned: Sequence[Mapping[str, Any]],
+    trivial: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """All numbers of a finished study, as JSON values.
 
     `generated`: whether the catalog is that of a sandbox. `arms`, `transfers`, `probes` and `origins`: one row for each
     accuracy, with its interval over seeds and sources and its protocol. `comparisons`: the rows of
     `comparisons.compare`. `curves`: the learning curves of one seed. `per_class`: the gain of each class. `planned`:
-    the expected detectable differences.
+    the expected detectable differences. `trivial`: the rows of `trivial.trivial_methods`.
     """
     results = {name: result for name in grid.jobs if (result := read_result(result_path(out, name))) is not None}
     assert len(results) == len(grid.jobs), "all runs of the study must be finished"
@@ -45,6 +51,7 @@ def summarise(study: Study, grid: Grid, out: Path, planned: Sequence[Mapping[str
         "origins": _rows(study, by_kind["origin"], results),
         "comparisons": compare(study, by_kind["arm"], by_kind["transfer"]),
         "planned": list(planned),
+        "trivial": list(trivial),
         "per_class": _per_class(by_kind["arm"], results),
         "curves": _curves(measurements, results),
         "rates": _rates(measurements, results),

@@ -24,7 +24,7 @@ from cover.errors import UserError, nearest
 from cover.inference.predictor import Predictor
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
-from cover.model.release import WEIGHTS, load_release, release_folder
+from cover.model.release import WEIGHTS, find_release, load_release
 
 INPUT = "clips"  # name of the graph's input
 METADATA_KEY = "cover"  # in the metadata of an ONNX model
@@ -45,7 +45,7 @@ class ExportRequest:
 
 def load_heads(checkpoint: str | Path, names: Sequence[str]) -> ExportRequest:
     """Load the heads `names` (empty: all) of a run, a checkpoint, a release folder or a Hub id. Raises `UserError`."""
-    folder = release_folder(checkpoint)
+    folder = find_release(checkpoint)
     model = load_release(folder)
     known = {each.name: each for each in model.head_list}
     if not known:

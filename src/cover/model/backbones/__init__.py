@@ -12,10 +12,13 @@ from typing import Any, get_args
 from cover.errors import UserError
 from cover.model.backbone import BackboneConfig, BackboneOptions
 from cover.model.backbones.conv3d import Conv3dConfig, Conv3dOptions
+from cover.model.backbones.efficientnet_lite import FACTORS, EfficientNetLiteConfig, EfficientNetLiteOptions
 from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions, timesformer_config
 
-Config = TimeSformerConfig | Conv3dConfig  # `backbone` in the config.json of a release
-Options = TimeSformerOptions | Conv3dOptions  # `model` in a recipe; its field `backbone` selects one
+Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig  # `backbone` in the config.json of a release
+Options = (
+    TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions
+)  # `model` in a recipe; its field `backbone` selects one
 
 DEFAULT_OPTIONS = TimeSformerOptions()
 
@@ -48,10 +51,13 @@ def config_from(values: dict[str, Any]) -> Config:
 
 
 def named_config(name: str, **changes: Any) -> BackboneConfig:
-    """The configuration of a family or of a preset of TimeSformer such as B/16, with some fields replaced.
+    """The configuration of a family, of a preset of TimeSformer such as B/16 or of a variant of EfficientNet-Lite such
+    as lite0, with some fields replaced.
 
     Raises `UserError` for an unknown name or field.
     """
+    if name in FACTORS:
+        return named_config(EfficientNetLiteConfig.family, **{"variant": name, **changes})
     kind = next((kind for kind in get_args(Config) if kind.family == name), TimeSformerConfig)
     known = [field.name for field in fields(kind)]
     for key in changes:

@@ -122,9 +122,32 @@ class Conv3d(Backbone):
 
         `intermediates` receives `layers.0`, `layers.1`, ..., each `(F, C, h, w)`, and `features`, `(S, D)`.
         """
+        return self.forward_suffix(frames, groups, 0, drop, intermediates)
+
+    def forward_prefix(self, frames: Tensor, groups: Groups, stages: int) -> Tensor:
+        """As `Backbone.forward_prefix`, `(F, C, h, w)` after `stages` layers."""
+        if not stages:
+            return frames
         self.check_pack(frames, groups)
         x_FChw = motion_input(frames, groups, self.config.motion)
-        for number, layer in enumerate(self.layers):
+        for layer in self.stages()[:stages]:
+            x_FChw = layer(x_FChw, groups)
+        return x_FChw
+
+    def forward_suffix(
+        self,
+        x: Tensor,
+        groups: Groups,
+        stages: int,
+        drop: Tensor | None = None,
+        intermediates: Intermediates | None = None,
+    ) -> Tensor:
+        """As `Backbone.forward_suffix`. `intermediates` receives the entries of the layers that run."""
+        if not stages:
+            self.check_pack(x, groups)
+            x = motion_input(x, groups, self.config.motion)
+        x_FChw = x
+        for number, layer in enumerate(self.stages()[stages:], stages):
             x_FChw = self.run_stage(layer, x_FChw, groups)
             note(intermediates, f"layers.{number}", x_FChw)
         # First over places, then over the frames of each sample.

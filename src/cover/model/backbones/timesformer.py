@@ -128,6 +128,10 @@ class TimeSformerConfig(BackboneConfig):
             motion=self.motion,
         )
 
+    def start_options(self) -> TimeSformerOptions:
+        # A run on images alone skips the temporal branch; the run that starts from it usually has clips.
+        return replace(self.options(), image_temporal="attend")
+
     def summary(self) -> dict[str, str]:
         motion = {} if self.motion == "frames" else {"motion": self.motion}
         return {"attention": self.attention, "time": self.time, "image_temporal": self.image_temporal, **motion}
@@ -418,12 +422,37 @@ class TimeSformer(Backbone):
         `blocks.3.spatial` and `blocks.3.mlp` as they are added and the output `blocks.3`, all `(F, N, D)`, and at the
         end `features`, `(S, D)`.
         """
+        return self.forward_suffix(frames, groups, 0, drop, intermediates)
+
+    def forward_prefix(self, frames: Tensor, groups: Groups, stages: int) -> Tensor:
+        """As `Backbone.forward_prefix`, the tokens `(F, N, D)` after `stages` blocks."""
+        if not stages:
+            return frames
         self.check_pack(frames, groups)
-        x_FND = self.drop(self._embed(frames, groups))
-        note(intermediates, "embedded", x_FND)
+        with self.as_in_evaluation():
+            x_FND = self._embed(frames, groups)
+            rotations = self._rotations(groups, x_FND.device)
+            for block in self.stages()[:stages]:
+                x_FND = block(x_FND, groups, rotations)
+        return x_FND
+
+    def forward_suffix(
+        self,
+        x: Tensor,
+        groups: Groups,
+        stages: int,
+        drop: Tensor | None = None,
+        intermediates: Intermediates | None = None,
+    ) -> Tensor:
+        """As `Backbone.forward_suffix`. `intermediates` receives the entries of the blocks that run."""
+        if not stages:
+            self.check_pack(x, groups)
+            x = self.drop(self._embed(x, groups))
+            note(intermediates, "embedded", x)
+        x_FND = x
         rotations = self._rotations(groups, x_FND.device)
         drop_F = None if drop is None else per_frame(drop, groups)[..., None, None]  # (depth, 3, F, 1, 1)
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self.stages()[stages:], stages):
             branches: Intermediates | None = None if intermediates is None else {}
             block_drop = None if drop_F is None else drop_F[number]
             x_FND = self.run_stage(block, x_FND, groups, rotations, block_drop, branches)

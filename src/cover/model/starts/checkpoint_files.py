@@ -66,6 +66,11 @@ def read_source(name: str) -> ForeignCheckpoint:
     return ForeignCheckpoint(folder, short, tensors, wrapping, recipe, _read_json(folder / "config.json"), pixels)
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file of weights. Raises `UserError` as `read_source`."""
+    return _read_weights(path)[0]
+
+
 def _from_hub(name: str) -> Path:
     if not is_hub_id(name) or name.endswith(ENDINGS):
         raise UserError(f"{name}: does not exist; give a file, a folder or a Hub id such as owner/name")

@@ -1,0 +1,100 @@
+"""The readable samples of an evaluation: their views and targets, read by worker processes in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cover.datasets.manifest import Row
+from cover.evaluation.protocol import EvaluationTask, ViewPlan, read_views
+from cover.media.decode import FileProblem, MediaError
+from cover.mixture.loader import START_METHOD, labels_of, one_thread
+
+BATCH_FRAMES = 512  # approximate frames of one forward pass
+
+# Row number, labels, views or None, problem or None.
+ReadSample = tuple[int, list[int], np.ndarray | None, FileProblem | None]
+
+
+class _EvaluationRows(Dataset[ReadSample]):
+    """A map-style data set for the DataLoader. An item is (row number, labels, views or None, problem or None)."""
+
+    def __init__(self, task: EvaluationTask, plan: ViewPlan, rows: np.ndarray) -> None:
+        self.task, self.plan, self.rows = task, plan, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> ReadSample:
+        number = int(self.rows[place])
+        row = self.task.manifest.row(number)
+        labels = [int(self.task.relabel[label]) for label in labels_of(row)]
+        try:
+            clips, partial = self._views(row)
+        except MediaError as error:
+            return number, labels, None, FileProblem(row.path, "unreadable", str(error))
+        return number, labels, clips[0], FileProblem(row.path, "partial", partial) if partial else None
+
+    def _views(self, row: Row) -> tuple[list[np.ndarray], str | None]:
+        media, decoder = self.task.manifest.media, self.task.decoder
+        return read_views(row.source, media, [self.plan], row.seconds, row.start or 0.0, decoder)
+
+
+def batch_size(task: EvaluationTask) -> int:
+    """Samples of one forward pass, with all their views."""
+    return max(1, BATCH_FRAMES // (task.view_count * task.clip_frames))
+
+
+def read_batches(task: EvaluationTask, plan: ViewPlan, rows: np.ndarray, workers: int) -> Iterator[list[ReadSample]]:
+    """The samples of `rows` (int64) in their order, in batches: row number, labels, views and problem of each.
+
+    The views are uint8 `(V, T, 3, H, W)`, None if the file could not be read.
+    """
+    task.manifest.check_unchanged()
+    loader: Iterator[list[ReadSample]] = iter(
+        DataLoader(
+            _EvaluationRows(task, plan, rows),
+            batch_size=batch_size(task),
+            num_workers=min(workers, len(rows)),
+            collate_fn=list,
+            multiprocessing_context=START_METHOD if workers and len(rows) else None,
+            worker_init_fn=one_thread,
+        )
+    )
+    return loader
+
+
+def batches(
+    task: EvaluationTask,
+    plan: ViewPlan,
+    rows: np.ndarray,
+    workers: int,
+    problems: list[FileProblem],
+    count: Callable[[int], None],
+) -> Iterator[tuple[list[int], Tensor, np.ndarray]]:
+    """`(row numbers, targets, clips)` of the readable rows among `rows` (int64), in batches of B samples.
+
+    `targets`: see `targets_of`. `clips`: uint8 `(B, V, T, 3, H, W)`, V views. Records of damaged and unreadable files
+    are added to `problems`. `count` is called with the number of rows of each batch, readable or not.
+    """
+    for batch in read_batches(task, plan, rows, workers):
+        problems += [problem for *_, problem in batch if problem]
+        read = [(number, labels, clips) for number, labels, clips, _ in batch if clips is not None]
+        count(len(batch))
+        if read:
+            numbers, labels, clips = zip(*read)
+            yield list(numbers), targets_of(labels, task), np.stack(clips)
+
+
+def targets_of(labels: Sequence[list[int]], task: EvaluationTask) -> Tensor:
+    """The labels of B samples: int64 `(B,)`. For a multi-label data set uint8 `(B, classes)`, 1 for each class."""
+    if not task.manifest.classes.many:
+        return torch.tensor([label for (label,) in labels])
+    multi_hot = torch.zeros(len(labels), len(task.classes), dtype=torch.uint8)
+    for row, own in zip(multi_hot, labels, strict=True):
+        row[own] = 1
+    return multi_hot

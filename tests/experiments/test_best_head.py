@@ -1,0 +1,230 @@
+"""Heads on a frozen network: fits equal scikit-learn's, nothing that is reported was used, and the best one is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cover.cli import main
+from cover.datasets.catalog import load_catalog
+from cover.datasets.manifest import Row
+from cover.errors import UserError
+from cover.evaluation.evaluate import evaluate_release
+from cover.experiments.add.frozen_heads import FrozenFeatures, choose, fit, frozen_features
+from cover.experiments.add.own_data import write_own_catalog
+from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
+from cover.model.cover import CoVeR
+from cover.model.heads import Head
+from cover.model.release import read_config
+
+COLOURS = {"green": (40, 200, 60), "red": (210, 40, 50), "white": (230, 230, 230)}
+
+
+def row(number: int, group: str, label: int) -> Row:
+    values: dict[str, Any] = dict.fromkeys(field.name for field in fields(Row))
+    return Row(**{**values, "sample_id": str(number), "source_id": group, "group": group, "label": label})
+
+
+def features(count: int, views: int, parts: int, width: int, classes: int, seed: int = 0) -> FrozenFeatures:
+    """Random features with a weak signal of the class; two samples of every group."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    values = rng.normal(size=(count, views, parts, width)).astype(np.float32)
+    values[..., :classes] += 0.7 * np.eye(classes, dtype=np.float32)[labels][:, None, None]
+    rows = tuple(row(number, f"group {number // 2}", int(label)) for number, label in enumerate(labels))
+    return FrozenFeatures(rows, labels, values, (), count)
+
+
+@pytest.mark.parametrize(("count", "width"), [(40, 9), (40, 300)])  # more samples than columns, and fewer
+def test_a_fit_is_that_of_scikit_learn(count: int, width: int) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    own = features(count, 2, 1, width, 3)
+    head = fit(own, 3, "linear", 1.0)
+    theirs = linear_model.LogisticRegression(C=0.5, max_iter=5000, tol=1e-8)
+    theirs.fit(own.values.reshape(-1, width), np.repeat(own.labels, 2))
+    logits = torch.from_numpy(own.values[:, 0, 0]) @ head.weight.T + head.bias
+    wanted = torch.from_numpy(theirs.predict_proba(own.values[:, 0, 0])).float()
+    torch.testing.assert_close(logits.softmax(-1), wanted, atol=5e-3, rtol=0)
+
+
+def test_probabilities_are_the_mean_over_views() -> None:
+    own = features(30, 3, 4, 5, 2)
+    head = fit(own, 2, "quarters", 0.1)
+    each = [
+        (torch.from_numpy(own.values[:, view].reshape(30, -1)) @ head.weight.T + head.bias).softmax(-1)
+        for view in range(3)
+    ]
+    torch.testing.assert_close(head.probabilities(own), torch.stack(each).mean(0))
+
+
+def test_a_class_without_samples_is_never_predicted() -> None:
+    own = features(30, 1, 1, 6, 2)
+    assert fit(own, 4, "linear", 1.0).probabilities(own)[:, 2:].max() < 1e-3
+
+
+def test_the_choice_is_made_over_whole_groups() -> None:
+    # A column that names the group and says nothing about the class elsewhere: samples of one group in both parts of a
+    # division would make it look useful.
+    own = features(60, 1, 1, 4, 2)
+    values = np.random.default_rng(1).normal(size=(60, 1, 1, 30)).astype(np.float32)
+    labels = np.random.default_rng(2).integers(0, 2, 30).repeat(2)
+    values[..., :30] = 20 * np.eye(30, dtype=np.float32)[np.arange(60) // 2][:, None, None]
+    rows = tuple(row(number, f"group {number // 2}", int(label)) for number, label in enumerate(labels))
+    (best,) = choose(FrozenFeatures(rows, labels, values, own.problems, 60), 2, seed=0)
+    assert best.accuracy < 0.7
+
+
+def test_quarters_win_where_the_order_tells() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 2
+    values = rng.normal(size=(80, 1, 4, 8)).astype(np.float32)
+    values[:, 0, 0, 0] += np.where(labels, 3, -3)
+    values[:, 0, 3, 0] -= np.where(labels, 3, -3)  # the mean over the clip says nothing
+    rows = tuple(row(number, str(number), int(label)) for number, label in enumerate(labels))
+    best, other = choose(FrozenFeatures(rows, labels, values, (), 80), 2, seed=0)
+    assert (best.kind, other.kind) == ("quarters", "linear")
+    assert best.accuracy > 0.9
+    assert other.accuracy < 0.75
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small image network that pools frames, with a head of its own."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("start")
+    config = EfficientNetLiteConfig(size=32, frames=4)
+    CoVeR(config, (Head("known", ("a", "b")),), metadata={"frames": 4, "datasets": {}}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """48 pictures in a folder for each of 3 classes, of which the colour tells."""
+    rng = np.random.default_rng(0)
+    for place, (name, colour) in enumerate(COLOURS.items()):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(16):
+            noise = rng.integers(-30, 30, (40, 40, 3))
+            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"shot{number // 2}_{place}{number}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def add(start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    def typed(data: Path, *more: object) -> tuple[int, str]:
+        words = ["add", start, "--data", data, "--out", tmp_path / "run", "--workers", 0, *more]
+        code = main([str(word) for word in words])
+        return code, capsys.readouterr().err
+
+    return typed
+
+
+def test_from_a_folder_to_a_release(
+    add: Callable[..., tuple[int, str]], pictures: Path, start: Path, tmp_path: Path
+) -> None:
+    assert add(pictures, "--heads", "linear", "--json", tmp_path / "results.json")[0] == 0
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [each["kind"] for each in results["candidates"]] == ["linear"]
+    assert results["new"]["value"] > 0.9
+    assert results["baselines"]["chance"] == pytest.approx(1 / 3)
+    catalog = tmp_path / "run" / "catalog.yaml"
+    (again,) = evaluate_release(tmp_path / "run", catalog, "dev", ["pictures"], None, ["plain"], "cpu", 0, 0)
+    assert again["top1"] == pytest.approx(results["new"]["value"])
+    release, old = CoVeR.from_pretrained(tmp_path / "run"), CoVeR.from_pretrained(start)
+    assert [head.name for head in read_config(tmp_path / "run").heads] == ["pictures", "known"]
+    frames = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(release(frames, ((2, 1),))["known"], old(frames, ((2, 1),))["known"])
+
+
+def test_what_is_reported_was_not_used(
+    add: Callable[..., tuple[int, str]], pictures: Path, start: Path, tmp_path: Path
+) -> None:
+    """Other labels of the reported samples change nothing of the release."""
+    assert add(pictures, "--heads", "linear")[0] == 0
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    catalog = load_catalog(tmp_path / "run" / "catalog.yaml")
+    dev = frozen_features(start, catalog, "pictures", "dev")
+    for sample in dev.rows:  # another picture under the same name
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(pictures / sample.sample_id)
+    assert add(pictures, "--heads", "linear", "--out", tmp_path / "again")[0] == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == before
+
+
+def test_folds_measure_every_sample_once(add: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path) -> None:
+    assert add(pictures, "--folds", 4, "--group", r"(shot\d)", "--json", tmp_path / "results.json")[0] == 0
+    new = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["new"]
+    assert len({answer["sample_id"] for answer in new["answers"]}) == new["n_read"] == 48
+    folds_of: dict[str, set[int]] = {}
+    for answer in new["answers"]:
+        folds_of.setdefault(answer["group"], set()).add(answer["fold"])
+    assert len(folds_of) == 8
+    assert all(len(folds) == 1 for folds in folds_of.values())
+    assert new["top1"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--only-recipe"], "--only-recipe"),
+        (["--optimizer.lr", "1e-3"], "--optimizer.lr"),
+        (["--how", "probe", "--heads", "linear"], "--heads"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    add: Callable[..., tuple[int, str]], pictures: Path, more: list[str], named: str
+) -> None:
+    code, said = add(pictures, *more)
+    assert code == 2
+    assert named in said.splitlines()[-1]
+
+
+def test_one_class(add: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path) -> None:
+    for name in ("red", "white"):
+        (pictures / name).rename(tmp_path / name)
+    code, said = add(pictures, "--heads", "linear")
+    assert code == 2
+    assert '"green"' in said.splitlines()[-1]
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+# --- a catalog for one's own files ------------------------------------------------------------------------------------
+
+
+def test_a_catalog_for_lists(tmp_path: Path, pictures: Path) -> None:
+    files = sorted(path.relative_to(pictures) for path in pictures.rglob("*.png"))
+    lines = [f"{file} {number % 3}\n" for number, file in enumerate(files)]
+    (pictures / "train.txt").write_text("".join(lines[::2]), encoding="utf-8")
+    (pictures / "test.txt").write_text("".join(lines[1::2]), encoding="utf-8")
+    (pictures / "val.csv").write_text("path,label\n", encoding="utf-8")  # of another format: not mixed in
+    (pictures / "classes.txt").write_text("x\ny\nz\n", encoding="utf-8")
+    path, name = write_own_catalog(pictures, tmp_path / "out")
+    spec = load_catalog(path).spec(name)
+    assert (spec.format, spec.splits, spec.dev) == ("list", ("train", "dev", "test"), 0.2)
+    assert spec.classes == str(pictures / "classes.txt")
+
+
+def test_no_data_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty.*train\.txt"):
+        write_own_catalog(tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_catalog_for_other_data_is_not_replaced(tmp_path: Path, pictures: Path) -> None:
+    write_own_catalog(pictures, tmp_path / "out")
+    write_own_catalog(pictures, tmp_path / "out")
+    with pytest.raises(UserError, match="--out"):
+        write_own_catalog(pictures, tmp_path / "out", group="(shot)")
