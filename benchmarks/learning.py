@@ -1,6 +1,6 @@
 """How well networks learn from random weights: top-1 of short runs that differ in one setting each.
 
-    python benchmarks/learning.py                                    # generated motions, some minutes
+    python benchmarks/learning.py                                    # motion input on generated motions
     python benchmarks/learning.py --data DIR --plan factors          # real sets in DIR (_real_sets.py), hours
     python benchmarks/learning.py --data DIR --plan targets --seeds 0
     python benchmarks/learning.py --table                            # print the table of what has been measured
@@ -245,7 +245,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the real sets (default: generated motions alone)")
     parser.add_argument("--plan", choices=("factors", "targets"), default="factors")
     parser.add_argument("--only", nargs="*", default=[], metavar="SET", help="sets (default: all of the plan)")
-    parser.add_argument("--factors", nargs="*", default=[], metavar="FACTOR", help="settings (default: all)")
+    parser.add_argument(
+        "--factors", nargs="*", default=[], metavar="FACTOR", help="settings (default: all with --data)"
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0], metavar="SEED")
     parser.add_argument("--folds", nargs="*", type=int, default=[], metavar="FOLD", help="folds (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
@@ -269,7 +271,9 @@ def jobs_of(args: argparse.Namespace, available: list[str]) -> list[Job]:
     if args.plan == "targets":
         jobs = list(target_jobs(sets, args.factors, args.seeds))
         return [job for job in jobs if not args.folds or job.fold in args.folds]
-    return list(factor_jobs(sets, args.factors or list(FACTORS), args.seeds))
+    # `make bench` has no real sets, and not the hours that all settings take.
+    usual = list(FACTORS) if args.data else ["base", "motion both"]
+    return list(factor_jobs(sets, args.factors or usual, args.seeds))
 
 
 def measure(jobs: list[Job], catalogs: Mapping[str, Path], out: Path, log: Path) -> None:

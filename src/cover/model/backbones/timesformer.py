@@ -358,7 +358,7 @@ class TimeSformer(Backbone):
 
     Spatial attention and the MLP run once over all frames of the Pack. Temporal attention runs group by group. An image
     is a clip of one frame. `temporal_fc` and the additive time embedding start at zero, so a new network computes the
-    same as an image ViT.
+    same as an image ViT, unless its input has differences between frames.
     """
 
     config: TimeSformerConfig
