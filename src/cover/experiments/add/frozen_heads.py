@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,10 +33,10 @@ from cover.model.release import ReleaseConfig, read_config, start_from
 
 Kind = Literal["linear", "quarters"]
 
-INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # scikit-learn's C; features of the known starts are between 0 and 6
+INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0)  # scikit-learn's C; features of the known starts are between 0 and 6
 INNER_FOLDS = 5  # of the cross-validation that chooses the penalty
 ONE_FOLD_FROM = 1500  # samples from which on one of the folds decides, because a fit takes long
-ITERATIONS = 300  # of L-BFGS; more change no prediction on small sets
+ITERATIONS = 1000  # of L-BFGS; fits of some hundred samples end after tens
 ABSENT = 10.0  # how far below all others the logit of a class without training samples is
 
 
@@ -151,11 +152,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class LogisticHead:
-    """A fitted classifier: `weight` float32 `(classes, D)` and `bias` float32 `(classes,)`, for inputs of `kind`."""
+    """A fitted classifier: `weight` float32 `(classes, D)` and `bias` float32 `(classes,)`, for inputs of `kind`.
+
+    `converged`: whether the fit ended before its limit of iterations.
+    """
 
     kind: Kind
     weight: Tensor
     bias: Tensor
+    converged: bool = True
 
     def probabilities(self, features: FrozenFeatures) -> Tensor:
         """The class probabilities of every sample, averaged over its views, float32 `(N, classes)`."""
@@ -169,20 +174,29 @@ def fit(features: FrozenFeatures, classes: int, kind: Kind, c: float) -> Logisti
     `c`: inverse strength of the penalty. A class without samples never wins. Raises ValueError if all samples have one
     class.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     inputs = features.inputs(kind)
     views = inputs.shape[1]
     # The penalty is on the sum over samples, so more views of the same samples would weaken it.
     model = LogisticRegression(C=c / views, max_iter=ITERATIONS)
-    x, basis = _rotated(inputs.reshape(-1, inputs.shape[-1]))
-    model.fit(x, np.repeat(features.labels, views))
-    weight, bias = model.coef_ if basis is None else model.coef_ @ basis, model.intercept_
+    x = inputs.reshape(-1, inputs.shape[-1])
+    centre = x.mean(0)  # the bias has no penalty, so centred inputs have the same solution, and it is found sooner
+    x, basis = _rotated(x - centre)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says it
+        model.fit(x, np.repeat(features.labels, views))
+    weight = model.coef_ if basis is None else model.coef_ @ basis
+    bias = model.intercept_ - weight @ centre
     if len(model.classes_) == 2:  # one row for both classes
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     all_weights, all_biases = np.zeros((classes, weight.shape[1])), np.full(classes, bias.min() - ABSENT)
     all_weights[model.classes_], all_biases[model.classes_] = weight, bias
-    return LogisticHead(kind, torch.tensor(all_weights, dtype=torch.float32), torch.tensor(all_biases).float())
+    converged = int(model.n_iter_.max()) < ITERATIONS
+    return LogisticHead(
+        kind, torch.tensor(all_weights, dtype=torch.float32), torch.tensor(all_biases).float(), converged
+    )
 
 
 def _rotated(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
