@@ -38,8 +38,10 @@ class LocalStep:
         self.model = model
 
     def __call__(self, frames: Tensor, groups: Any, drop: Tensor | None, stages: int = 0) -> dict[str, Tensor]:
-        """The logits of every head, as in `CoVeR.forward`."""
-        logits: dict[str, Tensor] = self.model(frames, groups, drop, stages=stages)
+        """The logits of every head, as in `CoVeR.forward`. `stages` is passed on only if it is not 0, so that the
+        network may be one without it.
+        """
+        logits: dict[str, Tensor] = self.model(frames, groups, drop, **({"stages": stages} if stages else {}))
         return logits
 
     def part(self, last: bool) -> AbstractContextManager[None]:
@@ -210,7 +212,7 @@ class _Replica(nn.Module):
     ) -> Any:
         if frames is None:
             return torch.stack([p.flatten()[0] * 0 for p in self.network.parameters() if p.requires_grad]).sum()
-        return self.network(frames, groups, drop, stages=stages)
+        return self.network(frames, groups, drop, **({"stages": stages} if stages else {}))
 
 
 class DistributedStep(LocalStep):
@@ -231,7 +233,9 @@ class DistributedStep(LocalStep):
             self.ddp = replicate(model)
 
     def __call__(self, frames: Tensor, groups: Any, drop: Tensor | None, stages: int = 0) -> dict[str, Tensor]:
-        logits: dict[str, Tensor] = (self.ddp or self.model)(frames, groups, drop, stages=stages)
+        logits: dict[str, Tensor] = (self.ddp or self.model)(
+            frames, groups, drop, **({"stages": stages} if stages else {})
+        )
         return logits
 
     def total(self, value: Tensor) -> Tensor:

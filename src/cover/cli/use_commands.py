@@ -143,7 +143,7 @@ def _evaluate_folds(args: Namespace) -> int:
     request = FoldRequest(
         tuple(args.names), args.folds, args.seed, args.views, args.decoder, args.device, count_workers(args)
     )
-    results = folds_of_run(args.checkpoint, args.catalog, request)
+    results = folds_of_run(Path(args.checkpoint), args.catalog, request)
     give(results, args.json, lambda: print_folds(results))
     return 1 if any(row["n_read"] < row["n_listed"] for row in results) else 0
 
