@@ -191,6 +191,19 @@ def test_options_that_do_not_go_together(
     assert named in said.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [(["--heads", "quarters"], "quarters"), (["--heads", "late_block", "--folds", "2"], "--folds")],
+)
+def test_heads_that_cannot_be_tried(
+    add: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path, more: list[str], named: str
+) -> None:
+    code, said = add(pictures, *more)
+    assert code == 2
+    assert named in said.splitlines()[-1]
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_one_class(add: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path) -> None:
     for name in ("red", "white"):
         (pictures / name).rename(tmp_path / name)

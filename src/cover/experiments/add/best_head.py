@@ -83,6 +83,7 @@ def best_head(
     it is used. Returns the recipe of the release and the candidates, the best first. Raises `UserError`.
     """
     name, classes = request.name, open_manifest(catalog.manifest_path(request.name, "train")).classes
+    _check_kinds(request, kinds)
     splits = ["train", *(["dev"] if split != "dev" and "dev" in catalog.spec(name).splits else [])]
     _check_size(catalog, name, splits)
     parts = [frozen_features(request.release, catalog, name, each, request.device, workers) for each in splits]
@@ -96,12 +97,13 @@ def best_head(
     train, dev = features.taken(np.flatnonzero(~in_dev)), features.taken(np.flatnonzero(in_dev))
     fitted, choices = _fitted(train, dev, len(classes.names), kinds, request.seed)
     trained, runs = list[Candidate](), dict[HeadKind, Path]()
-    for kind in kinds:
-        if options := _trained_options(request, kind):
+    stepwise = {kind: options for kind in kinds if (options := _trained_options(request, kind))}
+    if stepwise:
+        own = DividedSet(catalog.spec(name), classes, [*train_rows, *held_out], [])
+        divided = {name: (own, {"train": list(train_rows), "dev": list(held_out)})}
+        path = write_catalog(request.out / BESIDE / "rows", catalog, divided, Data([name], str(catalog.path)))
+        for kind, options in stepwise.items():
             began = time.monotonic()
-            own = DividedSet(catalog.spec(name), classes, [*train_rows, *held_out], [])
-            divided = {name: (own, {"train": list(train_rows), "dev": list(held_out)})}
-            path = write_catalog(request.out / BESIDE / "rows", catalog, divided, Data([name], str(catalog.path)))
             runs[kind] = _train(request, path, kind, *options)
             measured = Evaluator(
                 find_release(runs[kind]), load_catalog(path), request.out / BESIDE / "measured", request.device, workers
@@ -128,10 +130,11 @@ def _fitted(
     began = time.monotonic()
     chosen = [choice for choice in choose(train, classes, seed) if choice.kind in kinds]
     seconds = (time.monotonic() - began) / max(1, len(chosen))
-    candidates = [
-        Candidate(choice.kind, f"C {choice.c:g}", accuracy_of(fit(train, classes, choice.kind, choice.c), dev), seconds)
-        for choice in chosen
-    ]
+    candidates = []
+    for choice in chosen:
+        head = fit(train, classes, choice.kind, choice.c)
+        setting = f"C {choice.c:g}" + ("" if head.converged else ", not converged")
+        candidates.append(Candidate(choice.kind, setting, accuracy_of(head, dev), seconds))
     return candidates, {choice.kind: choice for choice in chosen}
 
 
@@ -148,6 +151,18 @@ def _carved(rows: Sequence[Row], name: str, classes: Sequence[str]) -> tuple[lis
             "samples, or use --how probe"
         )
     return carved.train, carved.dev
+
+
+def _check_kinds(request: AddRequest, kinds: Sequence[HeadKind], fitted_only: bool = False) -> None:
+    """Raises `UserError` for a head that this network, these samples or folds do not have."""
+    video = load_catalog(request.catalog).spec(request.name).media == "video"
+    for kind in kinds:
+        if kind in ("quarters", "attentive") and not video:
+            raise UserError(f"--heads: {kind}: a photograph has one frame; use linear or late_block")
+    if fitted_only and not FITTED.intersection(kinds):
+        raise UserError(f"--heads: with --folds only {' and '.join(sorted(FITTED))} are tried; add one of them")
+    if not any(_options(request, kind) for kind in kinds):
+        raise UserError(f"--heads: this network has none of {', '.join(kinds)}; use linear")
 
 
 def _check_size(catalog: Catalog, name: str, splits: Sequence[str]) -> None:
@@ -177,6 +192,7 @@ def best_head_by_folds(
     tried. Returns also what `folds.pooled` returns. Raises `UserError`.
     """
     name = request.name
+    _check_kinds(request, kinds, fitted_only=True)
     (divided,) = divide(catalog, folds, exclusions=True)
     names, path = divided.classes.names, request.out / BESIDE / "all"
     write_catalog(path, catalog, {name: (divided, {"train": divided.rows})}, Data([name], str(catalog.path)))
