@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from cover.machine import default_workers
 
 
@@ -51,3 +53,21 @@ def test_a_rank_ends_with_its_launcher() -> None:
     process.kill()
     process.communicate(timeout=60)  # ends only when the rank does not hold the pipe
     assert process.returncode < 0
+
+
+@pytest.mark.parametrize(
+    ("given", "first", "wanted"),
+    [
+        ({}, "", "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "", "7"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "", None),
+        ({}, "torch", None),
+    ],
+    ids=["default", "chosen", "other variable", "torch first"],
+)
+def test_threads_wait_briefly_unless_the_user_chose(given: dict[str, str], first: str, wanted: str | None) -> None:
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    code = f"import os{', ' + first if first else ''}; import cover; print(os.environ.get('GOMP_SPINCOUNT'))"
+    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == str(wanted)

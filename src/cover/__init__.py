@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+# The threads of an operation spin while they wait for each other. Beside other work on the machine, that takes the core
+# from the thread that they wait for, so they spin for microseconds only (docs/performance.md). The library reads this
+# when torch is imported.
+if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 if TYPE_CHECKING:
     from cover.inference.predictor import Predictor

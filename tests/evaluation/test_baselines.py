@@ -13,14 +13,26 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import scipy.optimize
+import torch
 from PIL import Image
 
 from cover.datasets.catalog import load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import open_manifest
 from cover.evaluation.baseline_features import cache_file, features_of, pixel_features
-from cover.evaluation.baselines import C, advice, baselines, fit_and_predict, sample_by_class, shortfalls
+from cover.evaluation.baselines import (
+    C,
+    advice,
+    baselines,
+    fit_and_predict,
+    fold_baselines,
+    sample_by_class,
+    shortfalls,
+    sizes,
+)
 from cover.evaluation.evaluate import evaluate_release, print_results
+from cover.evaluation.start_features import start_features
+from cover.model.release import find_release, load_release
 from cover.model.starts.known import known_start
 
 MakeSet = Callable[..., Path]
@@ -174,6 +186,71 @@ def test_a_train_split_of_one_class() -> None:
         np.ones((3, 2), np.float32), np.array([1, 1, 1]), np.zeros((2, 2), np.float32)
     )
     assert (predicted.tolist(), converged) == ([1, 1], True)
+
+
+def test_more_numbers_than_samples_against_the_same_fit_in_all_numbers() -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 20)
+    train = (rng.normal(size=(20, 80)) + labels[:, None] * (np.arange(80) < 5)).astype(np.float32)
+    other = rng.normal(size=(300, 80)).astype(np.float32) * 2
+    scaler = StandardScaler().fit(train)
+    model = LogisticRegression(C=C, tol=1e-8, max_iter=2000).fit(scaler.transform(train), labels)
+    predicted, converged = fit_and_predict(train, labels, other)
+    assert converged
+    assert (predicted != model.predict(scaler.transform(other))).sum() <= 2  # samples on a border
+
+
+def test_frozen_features_are_those_of_the_start(tmp_path: Path) -> None:
+    """The frames of a clip one by one through the released network, resized by another library."""
+    catalog = write_set(tmp_path, {"train": samples_of(bright, 2, 2, 0)})
+    row = open_manifest(load_catalog(catalog).manifest_path("mine", "train")).row(0)
+    model = load_release(find_release("efficientnet_lite0")).eval()
+    with av.open(str(tmp_path / "train0.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with torch.inference_mode():
+        wanted = []
+        for picture in frames:
+            small = Image.fromarray(picture).resize((128, 128), Image.Resampling.BILINEAR)
+            pixels = torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)[None]
+            wanted.append(model.forward_features(model.normalize(pixels), ((1, 1),))[0].numpy())
+    features = start_features(row, "video")["frozen"].reshape(4, 1280)
+    similar = np.corrcoef(features, wanted)[:4, 4:]
+    assert similar.argmax(1).tolist() == [2, 6, 10, 14]  # the middles of four quarters of 16 frames
+    assert similar.max(1).min() > 0.95  # the filters of torch and Pillow round otherwise
+
+
+# --- over folds -------------------------------------------------------------------------------------------------------
+
+
+def test_every_fold_is_predicted_by_a_fit_to_the_others(tmp_path: Path) -> None:
+    catalog = write_set(tmp_path, {"train": samples_of(bright, 30, 3, 0)})
+    manifest = open_manifest(load_catalog(catalog).manifest_path("mine", "train"))
+    folds = [np.arange(first, 30, 4) for first in range(4)]
+    found = fold_baselines(manifest, folds, 0)
+    features = features_of(manifest, manifest.usable, 0)
+    for name in ("thumbnail", "motion"):
+        right = []
+        for fold in folds:
+            others = np.setdiff1d(np.arange(30), fold)
+            predicted, _ = fit_and_predict(
+                features.values[name][others], manifest.labels[others], features.values[name][fold]
+            )
+            right += (predicted == manifest.labels[fold]).tolist()
+        assert found[name]["top1"] == pytest.approx(np.mean(right))
+    assert (found["folds"], found["n"], found["chance"]) == (4, 30, pytest.approx(1 / 3))
+    assert found["thumbnail"]["top1"] == 1
+    assert sizes(found) == "30 in 4 folds"
+
+
+def test_files_of_folds_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    catalog = write_set(tmp_path, {"train": samples_of(bright, 12, 3, 0)})
+    (tmp_path / "train4.mp4").write_bytes(b"lost")
+    manifest = open_manifest(load_catalog(catalog).manifest_path("mine", "train"))
+    found = fold_baselines(manifest, [np.arange(6), np.arange(6, 12)], 0)
+    assert (found["n"], found["n_evaluated"], found["unreadable"]) == (11, 12, {"all": 1})
 
 
 # --- what may be used -------------------------------------------------------------------------------------------------

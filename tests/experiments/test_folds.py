@@ -84,6 +84,7 @@ def test_every_sample_is_measured_once_by_a_run_without_its_group(
     interval = proportion(right, [answer["group"] for answer in answers], 0)
     assert result["top1_interval"] == {"low": interval.low, "high": interval.high, "groups": 6}
     assert (result["n_read"], result["n_listed"], result["folds"]) == (24, 24, 2)
+    assert (result["baselines"]["folds"], result["baselines"]["n"], result["baselines"]["chance"]) == (2, 24, 0.5)
 
     for fold, own in enumerate(result["by_fold"], start=1):
         folder = run / f"folds/fold{fold}of2"
@@ -139,6 +140,7 @@ def test_adding_a_head_by_folds(tmp_path: Path, run_cover: Callable[..., tuple[i
     new = results["new"]
     assert (new["dataset"], new["split"], new["n_read"], len(new["answers"])) == ("mine", "3 folds", 24, 24)
     assert new["low"] <= new["value"] == new["top1"] <= new["high"]
+    assert (results["baselines"]["folds"], results["baselines"]["n"]) == (3, 24)
     assert results["old"][0]["dataset"] == "old"
     assert json.loads((out / "add/results.json").read_text(encoding="utf-8")) == results
     config = read_config(find_release(out))

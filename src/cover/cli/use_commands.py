@@ -141,7 +141,14 @@ def _evaluate_folds(args: Namespace) -> int:
         if getattr(args, name):
             raise UserError(f"--folds: cannot go with --{name.replace('_', '-')}")
     request = FoldRequest(
-        tuple(args.names), args.folds, args.seed, args.views, args.decoder, args.device, count_workers(args)
+        tuple(args.names),
+        args.folds,
+        args.seed,
+        args.views,
+        args.decoder,
+        args.device,
+        count_workers(args),
+        not args.no_baselines,
     )
     results = folds_of_run(Path(args.checkpoint), args.catalog, request)
     give(results, args.json, lambda: print_folds(results))

@@ -89,14 +89,15 @@ class SampleFeatures:
         return SampleFeatures(self.rows[chosen], values, np.intersect1d(self.unreadable, rows))
 
 
-# What is read of every sample. A network with frozen weights is another extractor `(row, media) -> {name: (D,)}`.
+# What is read of every sample, in one file for all of them. `start_features` is another extractor, with its own file.
 EXTRACTORS: tuple[Extractor, ...] = (pixel_features,)
 NO_FEATURES = SampleFeatures(np.zeros(0, np.int64), {}, np.zeros(0, np.int64))
 
 
-def cache_file(manifest: Manifest) -> Path:
+def cache_file(manifest: Manifest, extractors: Sequence[Extractor] = EXTRACTORS) -> Path:
     """The file with the features of a manifest's rows, beside the manifest."""
-    return manifest.path.with_suffix(".baselines.npz")
+    kind = "baselines" if extractors is EXTRACTORS else "-".join(extractor.__name__ for extractor in extractors)
+    return manifest.path.with_suffix(f".{kind}.npz")
 
 
 def features_of(
@@ -108,11 +109,11 @@ def features_of(
     cannot be read is listed and not replaced. If the file cannot be written, that is said and nothing else happens.
     """
     key = _key(manifest, extractors)
-    known = _load(manifest, key)
+    known = _load(cache_file(manifest, extractors), key)
     missing = np.setdiff1d(rows, np.union1d(known.rows, known.unreadable))
     if len(missing):
         known = _joined(known, _read(manifest, missing, workers, extractors))
-        _save(manifest, known, key)
+        _save(cache_file(manifest, extractors), known, key)
     return known.of(rows)
 
 
@@ -124,7 +125,8 @@ def _read(
     unreadable: list[int] = []
     items = [manifest.row(int(number)) for number in rows]
     processes = 0 if len(rows) < FILES_OF_A_WORKER else min(workers, len(rows) // FILES_OF_A_WORKER)
-    label = f"small pictures of {manifest.name} {manifest.split}"
+    what = "small pictures" if extractors is EXTRACTORS else "frozen features"
+    label = f"{what} of {manifest.name} {manifest.split}"
     with Meter(label, len(rows)) as meter, ProcessPool(processes) as pool:
         work = partial(_extract, extractors=extractors, media=manifest.media)
         for number, features in zip(rows.tolist(), pool.map(work, items, _lost), strict=True):
@@ -160,9 +162,8 @@ def _joined(first: SampleFeatures, second: SampleFeatures) -> SampleFeatures:
 # --- the cache file ---------------------------------------------------------------------------------------------------
 
 
-def _load(manifest: Manifest, key: str) -> SampleFeatures:
+def _load(path: Path, key: str) -> SampleFeatures:
     """The features in the cache file; none if there is no file, or if it is of another manifest or definition."""
-    path = cache_file(manifest)
     if not path.exists():
         return NO_FEATURES
     try:
@@ -176,8 +177,7 @@ def _load(manifest: Manifest, key: str) -> SampleFeatures:
         return NO_FEATURES
 
 
-def _save(manifest: Manifest, features: SampleFeatures, key: str) -> None:
-    path = cache_file(manifest)
+def _save(path: Path, features: SampleFeatures, key: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     values: dict[str, Any] = {f"feature.{name}": column for name, column in features.values.items()}
     try:

@@ -3,18 +3,20 @@
 They are fitted to the train split only. A trained model that is not above them has not learned what its network is for.
 
 `chance`: 1 / classes. `prior`: the most frequent class of the train split. `thumbnail`: a linear classifier of the
-middle frame at 12 x 16 pixels. `motion` (videos only): a linear classifier of the differences of 16 frames.
-`baseline_features` defines both features.
+middle frame at 12 x 16 pixels. `motion` (videos only): a linear classifier of the differences of 16 frames. `frozen`
+(where its package is installed): a linear classifier of what an ImageNet network with frozen weights makes of 4 frames
+of a video, or of an image. `baseline_features` and `start_features` define the features.
 """
 
 from __future__ import annotations
 
 import shlex
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,22 +26,32 @@ from cover.datasets.catalog import Catalog
 from cover.datasets.exclusions import excluded_rows
 from cover.datasets.manifest import Manifest, open_manifest
 from cover.errors import UserError
-from cover.evaluation.baseline_features import SampleFeatures, features_of
+from cover.evaluation.baseline_features import EXTRACTORS, Extractor, features_of
+from cover.evaluation.start_features import START, start_features, start_is_installed
 from cover.evaluation.statistics import proportion
 from cover.model.starts.known import KNOWN
 
-RUNGS = ("prior", "thumbnail", "motion")  # from the simplest on
-TITLES = {"chance": "chance", "prior": "most frequent class", "thumbnail": "thumbnail", "motion": "motion"}
+RUNGS = ("prior", "thumbnail", "motion", "frozen")  # from the simplest on
+TITLES = {
+    "chance": "chance",
+    "prior": "most frequent class",
+    "thumbnail": "thumbnail",
+    "motion": "motion",
+    "frozen": f"frozen {START}",
+}
 # Inverse strength of the L2 penalty on standardised features. It is one value for all data sets, so nothing is chosen
 # on the data that are evaluated. docs/baselines.md says how it was chosen.
 C = 0.01
 MOST_ITERATIONS = 2000  # of L-BFGS; a fit on some thousands of samples needs 20 to 300
 MOST_TRAIN, MOST_EVALUATED = 5000, 5000  # rows that are read at most
+MOST_FROZEN = 2000  # rows of each split from which a network computes features, which takes longer
+START_FEATURES: tuple[Extractor, ...] = (start_features,)
 SAMPLE_SEED = 0  # of the sample of a larger split, whatever the seed of the evaluation
 
 SUGGESTED, LEAST_SUGGESTED = 4, 1000  # times as many steps as a model has, and at least so many, are suggested
 
 Labels = npt.NDArray[np.int64]
+Float = TypeVar("Float", np.float32, np.float64)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -92,24 +104,49 @@ def fit_and_predict(
     if len(np.unique(labels)) < 2:
         return np.full(len(evaluated), labels[0]), True
     scaler = StandardScaler().fit(train.astype(np.float64))
+    x, basis = in_own_span(scaler.transform(train.astype(np.float64)))
     model = LogisticRegression(C=C, max_iter=MOST_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the result says it
-        model.fit(scaler.transform(train.astype(np.float64)), labels)
-    predicted: Labels = model.predict(scaler.transform(evaluated.astype(np.float64)))
+        model.fit(x, labels)
+    y = scaler.transform(evaluated.astype(np.float64))
+    predicted: Labels = model.predict(y if basis is None else y @ basis.T)
     return predicted, bool(model.n_iter_.max() < MOST_ITERATIONS)
+
+
+def in_own_span(x: npt.NDArray[Float]) -> tuple[npt.NDArray[Float], npt.NDArray[Float] | None]:
+    """Inputs `(n, D)` in a basis `(n, D)` of their own span, if n < D, so that a fit has n columns and not D.
+
+    The best weights of a problem with an L2 penalty lie in the span of its inputs, and a rotation changes no penalty.
+    """
+    if x.shape[0] >= x.shape[1]:
+        return x, None
+    u, sizes, basis = np.linalg.svd(x, full_matrices=False)
+    return u * sizes, basis
 
 
 # --- the baselines of one split ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Split:
-    """The samples of a split that are used, with labels int64 `(N,)`, and their features."""
+class Samples:
+    """The readable samples that a baseline is fitted to or measured on.
 
-    manifest: Manifest
-    features: SampleFeatures
+    `rows`: int64 `(N,)`, their rows in the manifest. `values`: name of a feature -> float32 `(N, D)`. `labels`: int64
+    `(N,)`. `sources`: int64 `(N,)`, equal for samples of one source. `unreadable`: the number of samples that could not
+    be read.
+    """
+
+    rows: npt.NDArray[np.int64]
+    values: Mapping[str, npt.NDArray[np.float32]]
     labels: Labels
+    sources: npt.NDArray[np.int64]
+    unreadable: int = 0
+
+    def of(self, chosen: npt.NDArray[np.bool_]) -> Samples:
+        """The samples where `chosen` `(N,)` is true. Unreadable ones are not counted."""
+        values = {name: column[chosen] for name, column in self.values.items()}
+        return Samples(self.rows[chosen], values, self.labels[chosen], self.sources[chosen])
 
 
 def baselines(
@@ -120,17 +157,19 @@ def baselines(
     seed: int = 0,
     rows: npt.NDArray[np.int64] | None = None,
     relabel: npt.NDArray[np.int64] | None = None,
+    frozen: bool = True,
 ) -> dict[str, Any]:
     """The baselines of a split of a data set, as plain data.
 
     `rows`: int64, the manifest rows that the model was evaluated on (default: all usable ones). `relabel`: int64
     `(classes,)`, the index of each class among the evaluated ones, -1 for a class that is not evaluated. `seed`: of the
-    bootstrap. `workers`: processes that read files, 0 for none.
+    bootstrap. `workers`: processes that read files, 0 for none. `frozen`: whether the baseline of this name, which
+    takes longest, is among them if its package is installed.
 
     Returns `chance`; for each of `RUNGS` that applies `{top1, low, high, converged}` with its interval over sources;
     `train_rows`, `train_rows_per_class` (the limit of a class in a sample of a large split, else null), `n` of
-    `n_evaluated` rows, and `unreadable`, the numbers of rows that could not be read. If only chance is known, `why_not`
-    has the reason.
+    `n_evaluated` rows, and `unreadable`, the numbers of rows that could not be read. `frozen` has its own `train_rows`
+    and `n`. If only chance is known, `why_not` has the reason.
     """
     manifest = open_manifest(catalog.manifest_path(name, split))
     relabel = np.arange(len(manifest.classes.names)) if relabel is None else np.asarray(relabel, np.int64)
@@ -142,22 +181,55 @@ def baselines(
     except UserError as error:
         return {**result, "why_not": str(error)}
     evaluated = evaluated[relabel[manifest.labels[evaluated]] >= 0]
-    fitted = train.usable[relabel[train.labels[train.usable]] >= 0]
-    if not len(evaluated) or not len(fitted):
+    usable = train.usable[relabel[train.labels[train.usable]] >= 0]
+    if not len(evaluated) or not len(usable):
         return {**result, "why_not": "no readable sample to fit or to evaluate"}
-    fitted, limit = sample_by_class(fitted, relabel[train.labels[fitted]], MOST_TRAIN)
-    ours = _open_split(train, fitted, relabel, workers)
-    theirs = _open_split(manifest, sample_rows(evaluated, MOST_EVALUATED), relabel, workers)
+    fitted, limit = sample_by_class(usable, relabel[train.labels[usable]], MOST_TRAIN)
+    ours = _read(train, fitted, relabel, workers)
+    theirs = _read(manifest, sample_rows(evaluated, MOST_EVALUATED), relabel, workers)
     facts = {
         "train_rows": len(ours.labels),
         "train_rows_per_class": limit,
         "n": len(theirs.labels),
         "n_evaluated": len(evaluated),
-        "unreadable": {"train": len(ours.features.unreadable), split: len(theirs.features.unreadable)},
+        "unreadable": {"train": ours.unreadable, split: theirs.unreadable},
     }
     if not len(ours.labels) or not len(theirs.labels):
         return {**result, **facts, "why_not": "no readable sample to fit or to evaluate"}
-    return {**result, **_rungs(ours, theirs, seed), **facts}
+    rungs = _rungs([(ours, theirs)], seed)
+    if frozen and start_is_installed():
+        fitted, _ = sample_by_class(usable, relabel[train.labels[usable]], MOST_FROZEN)
+        ours = _read(train, fitted, relabel, workers, START_FEATURES)
+        theirs = _read(manifest, sample_rows(evaluated, MOST_FROZEN), relabel, workers, START_FEATURES)
+        if len(ours.labels) and len(theirs.labels):
+            sizes_of = {"train_rows": len(ours.labels), "n": len(theirs.labels)}
+            rungs["frozen"] = {**_rungs([(ours, theirs)], seed)["frozen"], **sizes_of}
+    return {**result, **rungs, **facts}
+
+
+def fold_baselines(
+    manifest: Manifest, folds: Sequence[npt.NDArray[np.int64]], workers: int, seed: int = 0, frozen: bool = True
+) -> dict[str, Any]:
+    """The baselines over folds: each fold is predicted by classifiers that are fitted to all the others.
+
+    `manifest`: of all samples, with one class each. `folds`: int64, the rows of each fold. Returns the same as
+    `baselines`, with `folds`, their number. Of a set with more than 5,000 samples only chance is known.
+    """
+    count = len(manifest.classes.names)
+    result: dict[str, Any] = {"chance": 1 / count, "why_not": "", "folds": len(folds)}
+    rows = np.intersect1d(manifest.usable, np.concatenate(folds))
+    if len(rows) > MOST_TRAIN:
+        return {**result, "why_not": f"more than {MOST_TRAIN:,} samples in folds"}
+    relabel = np.arange(count)
+    samples = _read(manifest, rows, relabel, workers)
+    if not len(samples.labels):
+        return {**result, "why_not": "no readable sample to fit or to evaluate"}
+    rungs = _rungs(_by_fold(samples, folds), seed)
+    if frozen and start_is_installed() and len(rows) <= MOST_FROZEN:
+        features = _read(manifest, rows, relabel, workers, START_FEATURES)
+        rungs["frozen"] = _rungs(_by_fold(features, folds), seed)["frozen"]
+    facts = {"n": len(samples.labels), "n_evaluated": len(rows), "unreadable": {"all": samples.unreadable}}
+    return {**result, **rungs, **facts}
 
 
 def _train_manifest(catalog: Catalog, name: str, split: str, manifest: Manifest) -> Manifest:
@@ -176,21 +248,42 @@ def _train_manifest(catalog: Catalog, name: str, split: str, manifest: Manifest)
     return train
 
 
-def _open_split(manifest: Manifest, rows: npt.NDArray[np.int64], relabel: Labels, workers: int) -> _Split:
-    features = features_of(manifest, rows, workers)
-    return _Split(manifest, features, relabel[manifest.labels[features.rows]])
+def _by_fold(samples: Samples, folds: Sequence[npt.NDArray[np.int64]]) -> list[tuple[Samples, Samples]]:
+    """For each fold the samples of all others, and its own. Folds without readable samples are left out."""
+    inside = [np.isin(samples.rows, fold) for fold in folds]
+    return [(samples.of(~own), samples.of(own)) for own in inside if own.any() and not own.all()]
 
 
-def _rungs(train: _Split, evaluated: _Split, seed: int) -> dict[str, Any]:
-    predictions = {"prior": (np.full(len(evaluated.labels), most_frequent(train.labels)), True)}
-    for name, column in train.features.values.items():
-        predictions[name] = fit_and_predict(column, train.labels, evaluated.features.values[name])
-    sources = evaluated.manifest.sources(evaluated.features.rows)
+def _read(
+    manifest: Manifest,
+    rows: npt.NDArray[np.int64],
+    relabel: Labels,
+    workers: int,
+    extractors: Sequence[Extractor] = EXTRACTORS,
+) -> Samples:
+    """The features of `rows` (int64, ascending), and their labels after `relabel`."""
+    features = features_of(manifest, rows, workers, extractors)
+    labels = relabel[manifest.labels[features.rows]]
+    sources = manifest.sources(features.rows)
+    return Samples(features.rows, features.values, labels, sources, len(features.unreadable))
+
+
+def _rungs(parts: Sequence[tuple[Samples, Samples]], seed: int) -> dict[str, Any]:
+    """The accuracies over all `parts`, each of samples to fit a classifier to and of samples to measure it on."""
+    right: dict[str, list[npt.NDArray[np.bool_]]] = defaultdict(list)
+    stopped: set[str] = set()
+    for train, evaluated in parts:
+        right["prior"].append(evaluated.labels == most_frequent(train.labels))
+        for name, column in train.values.items():
+            predicted, converged = fit_and_predict(column, train.labels, evaluated.values[name])
+            right[name].append(predicted == evaluated.labels)
+            stopped |= set() if converged else {name}
+    sources = np.concatenate([evaluated.sources for _, evaluated in parts])
     rungs = {}
-    for name, (predicted, converged) in predictions.items():
-        accuracy = proportion(predicted == evaluated.labels, sources, seed)
+    for name, own in right.items():
+        accuracy = proportion(np.concatenate(own), sources, seed)
         values = {"top1": accuracy.value, "low": accuracy.low, "high": accuracy.high}
-        rungs[name] = {**values, "converged": converged}
+        rungs[name] = {**values, "converged": name not in stopped}
     return rungs
 
 
@@ -222,6 +315,9 @@ def sizes(found: Mapping[str, Any]) -> str:
     """The numbers of samples behind the baselines, or the reason why there are none."""
     if found["why_not"]:
         return str(found["why_not"])
+    if "folds" in found:
+        lost = found["unreadable"]["all"]
+        return f"{found['n']:,} in {found['folds']} folds" + (f"; {lost} unreadable" if lost else "")
     limit = found["train_rows_per_class"]
     train = f"{found['train_rows']:,}" + ("" if limit is None else f", at most {limit} of a class")
     some = found["n"] < found["n_evaluated"]

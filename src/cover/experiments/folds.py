@@ -23,6 +23,7 @@ from cover.datasets.prepare import prepared_entry
 from cover.datasets.splits import folds
 from cover.distributed import started_by_torchrun
 from cover.errors import UserError
+from cover.evaluation.baselines import fold_baselines, print_baselines, shortfalls
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.metrics import Outcomes
 from cover.evaluation.protocol import EvaluationTask, find_tasks
@@ -47,6 +48,7 @@ class FoldRequest:
     """Into how many folds the data sets `names` are divided.
 
     `seed`: of the division and of the resamples behind intervals. `views`, `decoder`: as for `cover evaluate`.
+    `baselines`: whether trivial methods are measured on the same folds.
     """
 
     names: tuple[str, ...]
@@ -56,6 +58,7 @@ class FoldRequest:
     decoder: Decoder = "pyav"
     device: str = "auto"
     workers: int = 0
+    baselines: bool = True
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,28 @@ def _other_rows(folder: Path) -> UserError:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
+def all_rows(folder: Path, catalog: Catalog, divided: DividedSet) -> Catalog:
+    """A catalog in `folder` whose `train` split has all rows of a divided data set. Raises `UserError`."""
+    name = divided.spec.name
+    own = {name: (divided, {"train": divided.rows})}
+    return load_catalog(write_catalog(folder, catalog, own, Data([name], str(catalog.path))))
+
+
+def with_baselines(result: dict[str, Any], whole: Catalog, divided: DividedSet, request: FoldRequest) -> dict[str, Any]:
+    """The result of `pooled` with `baselines`, what trivial methods reach over the same folds, if they are requested.
+
+    `whole`: as `all_rows` returns. `baselines` has also `behind`, those that the model is not above.
+    """
+    if not request.baselines:
+        return result
+    manifest = open_manifest(whole.manifest_path(divided.spec.name, "train"))
+    numbers = {row.sample_id: number for number, row in enumerate(manifest.rows())}
+    folds = [np.array([numbers[row.sample_id] for row in test], np.int64) for _, test in divided.folds]
+    found = fold_baselines(manifest, folds, request.workers, request.seed)
+    behind = shortfalls(found, result["top1"], result["top1_interval"]["low"])
+    return {**result, "baselines": {**found, "behind": behind}}
+
+
 def fold_folder(out: Path, request: FoldRequest, fold: int) -> Path:
     """The folder of a fold below `out`. `fold`: 0 to `count` - 1."""
     seed = f"-s{request.seed}" if request.seed else ""
@@ -217,7 +242,7 @@ def run_folds(
     """Train `recipe` once for each fold without its test rows, and measure the test rows.
 
     The runs are in folders below `out`. Finished folds are not repeated, and an interrupted one is resumed. Returns for
-    each data set what `pooled` returns. Raises `UserError`.
+    each data set what `with_baselines` returns. Raises `UserError`.
     """
     results = []
     for fold in range(request.count):
@@ -231,7 +256,15 @@ def run_folds(
         own_recipe = replace(recipe, out=str(run), data=replace(recipe.data, catalog=str(path)))
         train(own_recipe, resume=has_started(run))
         results.append(_measure(load_catalog(path), run, request, folder / "results.json"))
-    return {each.spec.name: pooled([own[each.spec.name] for own in results], request) for each in divided}
+    return {
+        each.spec.name: with_baselines(
+            pooled([own[each.spec.name] for own in results], request),
+            all_rows(out / "all" / each.spec.name, catalog, each),
+            each,
+            request,
+        )
+        for each in divided
+    }
 
 
 def _measure(catalog: Catalog, run: Path, request: FoldRequest, path: Path) -> dict[str, dict[str, Any]]:
@@ -305,6 +338,7 @@ def pooled(results: Sequence[Mapping[str, Any]], request: FoldRequest) -> dict[s
         "dataset": results[0]["dataset"],
         "folds": request.count,
         "seed": request.seed,
+        "step": results[0].get("step"),
         "top1": sum(right) / len(right),
         "top1_interval": {"low": interval["low"], "high": interval["high"], "groups": len(set(groups))},
         "top1_listed": sum(right) / listed,
@@ -316,10 +350,11 @@ def pooled(results: Sequence[Mapping[str, Any]], request: FoldRequest) -> dict[s
     }
 
 
-def print_folds(results: Sequence[Mapping[str, Any]]) -> None:
-    """Print one table row for each data set on stdout."""
+def print_folds(results: Sequence[dict[str, Any]]) -> None:
+    """Print one table row for each data set on stdout, and the baselines below."""
     columns = ["data set", "folds", "top-1", "by fold", "read", "listed", "groups", "views", "classes"]
     print_table(columns, [_cells(row) for row in results])
+    print_baselines(results)
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -365,7 +400,8 @@ def folds_of_run(run: Path, catalog_path: Path, request: FoldRequest) -> list[di
     divided = divide(catalog, request, recipe.data.exclusions == "use")
     recipe = replace(recipe, device=request.device, workers=request.workers)
     results = run_folds(recipe, catalog, divided, request, run / "folds")
-    return list(results.values())
+    origin = {"checkpoint": str(run), "catalog": str(catalog_path), "split": f"{request.count} folds"}
+    return [{**origin, **result} for result in results.values()]
 
 
 def check_start(recipe: Recipe, request: FoldRequest) -> None:

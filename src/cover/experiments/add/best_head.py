@@ -32,7 +32,15 @@ from cover.experiments.add.frozen_heads import (
     joined,
 )
 from cover.experiments.add.measure import Evaluator
-from cover.experiments.folds import DividedSet, FoldRequest, divide, pooled, write_catalog
+from cover.experiments.folds import (
+    DividedSet,
+    FoldRequest,
+    all_rows,
+    divide,
+    pooled,
+    with_baselines,
+    write_catalog,
+)
 from cover.mixture.mixture import Mixture
 from cover.mixture.rates import Data
 from cover.model.backbone import BackboneOptions
@@ -189,17 +197,15 @@ def best_head_by_folds(
     """As `best_head`, with the accuracy over folds of all labelled samples. The release has seen all of them.
 
     In each fold, kind and penalty are chosen by cross-validation among its training samples. Only fitted heads are
-    tried. Returns also what `folds.pooled` returns. Raises `UserError`.
+    tried. Returns also what `folds.with_baselines` returns. Raises `UserError`.
     """
     name = request.name
     _check_kinds(request, kinds, fitted_only=True)
     (divided,) = divide(catalog, folds, exclusions=True)
     names, path = divided.classes.names, request.out / BESIDE / "all"
-    write_catalog(path, catalog, {name: (divided, {"train": divided.rows})}, Data([name], str(catalog.path)))
-    _check_size(load_catalog(path / "catalog.yaml"), name, ["train"])
-    features = frozen_features(
-        request.release, load_catalog(path / "catalog.yaml"), name, "train", request.device, workers
-    )
+    whole = all_rows(path, catalog, divided)
+    _check_size(whole, name, ["train"])
+    features = frozen_features(request.release, whole, name, "train", request.device, workers)
     place = {row.sample_id: number for number, row in enumerate(features.rows)}
     results = []
     for number, (train_rows, test_rows) in enumerate(divided.folds, start=1):
@@ -223,7 +229,7 @@ def best_head_by_folds(
     recipe = frozen_recipe(replace(request, catalog=path / "catalog.yaml"), chosen[0].kind)
     save_head(recipe, fit(features, len(names), chosen[0].kind, chosen[0].c), request, chosen[0].kind)
     candidates = [Candidate(each.kind, f"C {each.c:g}", each.accuracy, 0.0) for each in chosen]
-    return recipe, candidates, pooled(results, folds)
+    return recipe, candidates, with_baselines(pooled(results, folds), whole, divided, folds)
 
 
 def _protocol(features: FrozenFeatures, divided: DividedSet, request: AddRequest) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from cover.datasets.manifest import Row, open_manifest
 from cover.datasets.splits import deal
 from cover.distributed import ProcessGroup
 from cover.errors import UserError
+from cover.evaluation.baselines import in_own_span
 from cover.evaluation.cached_views import cache_views, cached_batches
 from cover.evaluation.protocol import find_tasks
 from cover.hardware import pick_device
@@ -183,7 +184,7 @@ def fit(features: FrozenFeatures, classes: int, kind: Kind, c: float) -> Logisti
     model = LogisticRegression(C=c / views, max_iter=ITERATIONS)
     x = inputs.reshape(-1, inputs.shape[-1])
     centre = x.mean(0)  # the bias has no penalty, so centred inputs have the same solution, and it is found sooner
-    x, basis = _rotated(x - centre)
+    x, basis = in_own_span(x - centre)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says it
         model.fit(x, np.repeat(features.labels, views))
@@ -197,17 +198,6 @@ def fit(features: FrozenFeatures, classes: int, kind: Kind, c: float) -> Logisti
     return LogisticHead(
         kind, torch.tensor(all_weights, dtype=torch.float32), torch.tensor(all_biases).float(), converged
     )
-
-
-def _rotated(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-    """Inputs `(n, D)` in the basis of their own span `(n, D)`, if n < D, so that a fit has n columns, not D.
-
-    The best weights of a problem with an L2 penalty lie in the span of its inputs, and a rotation changes no penalty.
-    """
-    if x.shape[0] >= x.shape[1]:
-        return x, None
-    u, sizes, basis = np.linalg.svd(x, full_matrices=False)
-    return u * sizes, basis
 
 
 def choose(features: FrozenFeatures, classes: int, seed: int) -> list[Choice]:

@@ -174,8 +174,7 @@ def _add_best(request: AddRequest, options: AddOptions, old: OldSets, catalog: C
     results = _results(request, recipe, old, compare_old(before, request.release, after, old, recipe))
     results["candidates"] = [asdict(each) for each in candidates]
     if options.folds:
-        estimate = {"value": measured["top1"], **measured["top1_interval"]}
-        results["new"] = {"measure": "top1", "split": f"{options.folds} folds", **estimate, **measured}
+        _put_folds(results, measured)
     else:
         assert split
         new = after.measure(request.name, split)
@@ -210,10 +209,16 @@ def _add_by_folds(
     say(f"all {len(rows)} samples: {recipe.out}")
     after = _evaluator(find_release(train_missing(recipe)), catalog, request, workers)
     results = _results(request, recipe, old, compare_old(before, request.release, after, old, recipe))
-    estimate = {"value": measured["top1"], **measured["top1_interval"]}
-    results["new"] = {"measure": "top1", "split": f"{options.folds} folds", **estimate, **measured}
+    _put_folds(results, measured)
     write_json(results, beside / "results.json")
     return results
+
+
+def _put_folds(results: dict[str, Any], measured: dict[str, Any]) -> None:
+    """Put the accuracy over folds of the new data set into `results`, and the baselines on the same folds."""
+    results["baselines"] = measured.pop("baselines")
+    estimate = {"value": measured["top1"], **measured["top1_interval"]}
+    results["new"] = {"measure": "top1", "split": f"{measured['folds']} folds", **estimate, **measured}
 
 
 def _evaluator(release: Path, catalog: Catalog, request: AddRequest, workers: int) -> Evaluator:
@@ -343,7 +348,7 @@ def print_added(results: dict[str, Any]) -> None:
     columns = ["data set", "head", "split", "read", "before", "after", "difference", ""]
     print_table(columns, [*(_old_cells(row) for row in results["old"]), _new_cells(results["new"])])
     compared, new, found = results["compare"], results["new"], results["baselines"]
-    if found:  # not with folds
+    if found:
         beside = ", ".join(f"{title} {text}" for title, text in zip(TITLES.values(), figures(found)) if text != "-")
         notes = "; ".join(filter(None, [sizes(found), standing(found["behind"])]))
         print(f"{new['dataset']}, trivial methods: {', '.join(filter(None, [beside, notes]))}")

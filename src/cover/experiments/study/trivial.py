@@ -10,15 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from cover.datasets.manifest import Manifest, open_manifest
-from cover.evaluation.baseline_features import features_of
+from cover.evaluation.baseline_features import EXTRACTORS, Extractor, features_of
 from cover.evaluation.baselines import (
     MOST_EVALUATED,
+    MOST_FROZEN,
     MOST_TRAIN,
+    START_FEATURES,
     fit_and_predict,
     most_frequent,
     sample_by_class,
     sample_rows,
 )
+from cover.evaluation.start_features import start_is_installed
 from cover.evaluation.statistics import proportion
 from cover.experiments.study.study_file import Study
 from cover.experiments.study.subsets import MEASURED, TRAINING, Subset, SubsetBuilder
@@ -83,6 +86,7 @@ class _ClipReader:
     name: str
     workers: int
     _splits: list[tuple[Manifest, dict[str, int]]] = field(init=False)  # with sample id -> usable row
+    _extractors: list[tuple[Extractor, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
         catalog, study = self.builder.catalog, self.study
@@ -91,6 +95,8 @@ class _ClipReader:
         paths = [catalog.manifest_path(self.name, split) for split in wanted if split in own]
         manifests = [open_manifest(path) for path in paths if path.is_file()]
         self._splits = [(manifest, _numbers(manifest)) for manifest in manifests]
+        few = sum(len(numbers) for _, numbers in self._splits) <= MOST_FROZEN
+        self._extractors = [EXTRACTORS, *([START_FEATURES] if few and start_is_installed() else [])]
 
     def read(self, subset: Manifest, rows: npt.NDArray[np.int64]) -> _Clips:
         """The rows (int64) of a subset with their features, without those that cannot be read."""
@@ -98,9 +104,12 @@ class _ClipReader:
         found: dict[str, dict[str, npt.NDArray[np.float32]]] = {}
         for manifest, numbers in self._splits:
             id_of = {numbers[key]: key for key in clips if key in numbers}
-            features = features_of(manifest, np.array(sorted(id_of), np.int64), self.workers)
-            for place, number in enumerate(features.rows.tolist()):
-                found[id_of[number]] = {name: column[place] for name, column in features.values.items()}
+            wanted = np.array(sorted(id_of), np.int64)
+            for extractors in self._extractors:
+                features = features_of(manifest, wanted, self.workers, extractors)
+                for place, number in enumerate(features.rows.tolist()):
+                    own = {name: column[place] for name, column in features.values.items()}
+                    found.setdefault(id_of[number], {}).update(own)
         read = [key for key, row in clips.items() if key in found and row.label is not None]
         names = found[read[0]] if read else ()
         values = {name: np.stack([found[key][name] for key in read]) for name in names}
