@@ -23,7 +23,7 @@ from cover.console import say
 from cover.evaluation.baselines import figures
 from cover.evaluation.evaluate import evaluate_release
 from cover.mixture.mixture import Mixture
-from cover.training.recipe import Recipe
+from cover.training.recipe import Recipe, read_recipe
 from cover.training.resume import has_started
 from cover.training.train import train
 
@@ -97,9 +97,8 @@ def main() -> None:
     args = parser.parse_args()
     if not Path(args.catalog).is_file():
         return say(f"{args.catalog}: is not there; {RECIPE} describes it")
-    base = config.load(
-        Recipe, args.recipe, ["--data.catalog", args.catalog, "--workers", "0", "--evaluate_every", "-1"]
-    )
+    fixed = ["--data.catalog", args.catalog, "--workers", "0", "--evaluate_every", "-1"]
+    base = read_recipe(args.recipe, fixed)
     by_seed = {seed: measure(replace(base, seed=seed), args.out / f"seed{seed}", args.split) for seed in args.seeds}
     ladder = ["chance", "most frequent", "thumbnail", "motion", "frozen"]
     columns = ["data set", "samples", "co-trained", "alone", "gain, points", *ladder, "not above"]
