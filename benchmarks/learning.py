@@ -49,6 +49,7 @@ GENERATED = "ssv2"  # the generated set whose classes are motions
 FACTOR_RUNS: dict[str, dict[str, Any]] = {
     GENERATED: {"steps": 300, "batch": 16},
     "cifar10-dev": {"steps": 300, "batch": 64, "crop_scale": [0.6, 1.0]},
+    "sports22-dev": {"steps": 300, "batch": 64, "crop_scale": [0.6, 1.0]},
     "utinteraction6": {"steps": 200, "batch": 16, "crop_scale": [0.6, 1.0]},
 }
 # Factor -> what it changes of the recipe; `steps` and `batch` are factors on those of the base. `initial` says which
@@ -58,6 +59,7 @@ FACTORS: dict[str, dict[str, Any]] = {
     "initial scale 0.02": {"initial": "scale"},
     "classifiers zero": {"initial": "heads"},
     "patch_embed linear": {"model.patch_embed": "linear"},
+    "all three": {"initial": "scale and heads", "model.patch_embed": "linear"},
     "crops 0.3 to 1": {"crop_scale": [0.3, 1.0]},
     "motion differences": {"model.motion": "differences"},
     "motion both": {"model.motion": "both"},
@@ -137,9 +139,9 @@ def target_jobs(sets: list[str], factors: list[str], seeds: list[int]) -> Iterat
 def initial_values(which: str | None) -> ExitStack:
     """A context in which a network gets one of the initial values of earlier versions."""
     stack = ExitStack()
-    if which == "scale":
+    if which and "scale" in which:
         stack.enter_context(patch.object(network, "initialise_by_width", _one_scale))
-    elif which == "heads":
+    if which and "heads" in which:
         stack.enter_context(patch.object(network, "HEAD_STD", 0.0))
     return stack
 
