@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,10 @@ import numpy as np
 import pytest
 import torch
 
+from cover.datasets.catalog import load_catalog
+from cover.datasets.index import index
 from cover.errors import UserError
+from cover.experiments.folds import DividedSet, write_catalog
 from cover.mixture.loader import SampleReader, packs
 from cover.mixture.mixture import Mixture
 from cover.mixture.pack import Pack
@@ -180,7 +184,7 @@ def test_numbers_too_large_for_float16_are_refused(catalog: Path) -> None:
     run.cached()
 
 
-@pytest.mark.parametrize("change", ["weights", "stages", "transforms", "seed", "size of crops", "no flips"])
+@pytest.mark.parametrize("change", ["weights", "stages", "transforms", "seed of views", "size of crops", "no flips"])
 def test_what_changes_a_value_changes_the_folder(
     catalog: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,8 +199,8 @@ def test_what_changes_a_value_changes_the_folder(
         stages, named = 1, "weights, stages"
     elif change == "transforms":
         other.reader = other.mixture.reader(SIZE, TRANSFORMS[:1])
-    elif change == "seed":
-        other.schedule = other.mixture.schedule(BATCH, seed=1, views=2)
+    elif change == "seed of views":
+        other.schedule, named = other.mixture.schedule(BATCH, views=2, views_seed=1), "seed"
     elif change == "size of crops":
         named = "crop_scale"
         other.mixture.datasets = [
@@ -215,6 +219,65 @@ def test_what_changes_a_value_changes_the_folder(
     assert f"{before.reports[0].folder} is not used: it was made with other {named}; it takes" in said
     assert all(report.computed == report.entries for report in after.reports)
     assert_same_packs(other, reader, stages)
+
+
+def test_another_seed_of_the_run_has_the_same_views_in_another_order(catalog: Path) -> None:
+    run, other = Run(catalog), Run(catalog)
+    other.schedule = other.mixture.schedule(BATCH, seed=1, views=2)
+    run.cached(steps=40)
+    cache = PrefixCache(other.model, 2)
+    assert_same_packs(other, other.cached(cache, steps=40))
+    assert [report.computed for report in cache.reports] == [0, 0]
+    first, second = ([draw.row for group in each.schedule.step(0) for draw in group] for each in (run, other))
+    assert first != second
+    drops = [[draw.step_seed for group in each.schedule.step(0) for draw in group] for each in (run, other)]
+    assert not set(drops[0]) & set(drops[1]), "what is random behind the pixels follows the seed of the run"
+
+
+def test_subsets_of_a_data_set_share_its_cache(catalog: Path, tmp_path: Path) -> None:
+    """The rows of a fold, in another order and with other numbers, are found where the whole set has put them."""
+    whole = Run(catalog, sets=["moves"])
+    folder = tmp_path / "shared"
+    whole.cached(PrefixCache(whole.model, 2, folder=folder), steps=40)
+    manifest = whole.mixture.datasets[0].manifest
+    rows = [manifest.row(number) for number in (4, 1, 2)]
+    divided = DividedSet(load_catalog(catalog).spec("moves"), manifest.classes, rows, [])
+    part = write_catalog(
+        tmp_path / "part", load_catalog(catalog), {"moves": (divided, {"train": rows})}, Data(["moves"], str(catalog))
+    )
+    run = Run(part, sets=["moves"])
+    cache = PrefixCache(run.model, 2, folder=folder)
+    assert_same_packs(run, run.cached(cache, steps=40))
+    assert numbers(cache) == [("moves", 6, 0)]
+
+
+def test_a_set_that_grows_computes_what_is_new(make_set: MakeSet) -> None:
+    """Values of a smaller set stay where they are."""
+    catalog = make_set({"a.mp4": "x", "c.mp4": "y"}, name="moves")
+    before = Run(catalog, sets=["moves"])
+    before.cached(steps=40)
+    folder = catalog.parent / "moves"
+    shutil.copy(folder / "a.mp4", folder / "b.mp4")
+    lists = next(folder.glob("*.csv"))
+    lists.write_text(lists.read_text(encoding="utf-8").rstrip() + "\nb.mp4,x\n", encoding="utf-8")
+    index(catalog, 0)
+    run = Run(catalog, sets=["moves"])
+    cache = PrefixCache(run.model, 2)
+    assert_same_packs(run, run.cached(cache, steps=40), steps=8)
+    assert numbers(cache) == [("moves", 6, 2)]
+
+
+def test_an_interrupted_growth_is_mended(catalog: Path) -> None:
+    """Arrays that are longer than the keys, as a process leaves them that is killed while it adds slots."""
+    run = Run(catalog, sets=["moves"])
+    cache = PrefixCache(run.model, 2)
+    run.cached(cache, steps=40)
+    folder = Path(cache.reports[0].folder)
+    os.truncate(folder / "keys.bin", 8 * 3 + 5)
+    again = PrefixCache(run.model, 2)
+    assert_same_packs(run, run.cached(again, steps=40), steps=8)
+    assert again.reports[0].computed == 2 * (len(CLIPS) - 3)
+    assert (folder / "keys.bin").stat().st_size == 8 * len(CLIPS)
 
 
 def test_weights_behind_the_stages_do_not_count(catalog: Path) -> None:
@@ -236,7 +299,7 @@ def test_a_folder_of_ones_own_says_what_its_values_come_from(catalog: Path, tmp_
     folder = Path(cache.reports[0].folder)
     assert folder.parent == tmp_path / "elsewhere"
     facts = json.loads((folder / "cache.json").read_text())
-    assert (facts["dataset"], facts["split"], facts["stages"], facts["size"]) == ("moves", "train", 2, SIZE)
+    assert (facts["dataset"], facts["purpose"], facts["stages"], facts["size"]) == ("moves", "training", 2, SIZE)
     assert facts["network"]["family"] == "timesformer"
     assert not (catalog.parent / "manifests" / "cache").exists()
 
@@ -286,7 +349,7 @@ def test_a_changed_file_is_refused(catalog: Path, when: str) -> None:
         run.cached()
 
 
-@pytest.mark.parametrize("lost", ["values.bin", "states.bin", "cut short"])
+@pytest.mark.parametrize("lost", ["values.bin", "states.bin", "keys.bin", "cut short"])
 def test_lost_files_of_a_cache_are_made_again(catalog: Path, lost: str) -> None:
     run = Run(catalog)
     before = PrefixCache(run.model, 2)
@@ -315,7 +378,7 @@ def test_a_full_disk(catalog: Path) -> None:
 
 
 def test_room_is_checked_before_anything_is_written(tmp_path: Path) -> None:
-    files = PrefixFiles(tmp_path / "not yet" / "there", 10**6, 10, (8, 197, 768), "float32")
+    files = PrefixFiles(tmp_path / "not yet" / "there", np.arange(1, dtype=np.uint64), 10, (8, 197, 768), "float32")
     check_space(files.folder, files.bytes_each, "one clip")
     with pytest.raises(UserError, match=r"cache\.folder: mine train needs 48\d\d\d\.\d\d GB, .* free; .*float16"):
         check_space(files.folder, 10**7 * files.bytes_each, "mine train")
@@ -342,7 +405,7 @@ def test_a_run_that_is_killed_while_it_fills_is_continued(make_set: MakeSet) -> 
     while sum(states) < 5:
         assert process.poll() is None
         assert time.monotonic() - began < 60
-        found = list((catalog.parent / "manifests" / "cache").glob("moves-train-*/states.bin"))
+        found = list((catalog.parent / "manifests" / "cache").glob("moves-training-*/states.bin"))
         states = [state & 1 for path in found for state in path.read_bytes()]
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -54,6 +54,14 @@ class ClassList:
         return cls(tuple(names), source, class_digest(names), many)
 
 
+_CONTENT = ("path", "offset", "length", "start", "end", "size", "mtime_ns")  # columns that say what a row is read from
+
+
+def hash64(text: str) -> int:
+    """64 bits of a hash of a text, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+
+
 def class_digest(names: Sequence[str]) -> str:
     """The digest of a `ClassList` with these names."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
@@ -270,9 +278,13 @@ class Manifest:
             yield from (self._with_full_path(Row(*values)) for values in zip(*columns))
 
     def _with_full_path(self, row: Row) -> Row:
-        if self._root is None or os.path.isabs(row.path) or is_url(row.path):
-            return row
-        return replace(row, path=f"{self._root.rstrip('/')}/{row.path}")
+        path = self._full_path(row.path)
+        return row if path == row.path else replace(row, path=path)
+
+    def _full_path(self, path: str) -> str:
+        if self._root is None or os.path.isabs(path) or is_url(path):
+            return path
+        return f"{self._root.rstrip('/')}/{path}"
 
     def digest(self) -> str:
         """16 hex digits of a hash of the file's bytes."""
@@ -323,17 +335,39 @@ class Manifest:
         ids = pa.compute.coalesce(own["group"], own["source_id"]).to_pylist()
         return np.unique(np.asarray(ids, dtype=object), return_inverse=True)[1]
 
+    @cached_property
+    def content_keys(self) -> npt.NDArray[np.uint64]:
+        """uint64 `(rows,)`: a hash of what each row is read from, the same in every manifest with that row.
+
+        It is of the full path, the byte range, the segment, and the size and time of change of the file.
+        """
+        columns = self._table.select(list(_CONTENT)).to_pydict()
+        columns["path"] = [self._full_path(path) for path in columns["path"]]
+        return np.array([hash64(repr(values)) for values in zip(*columns.values())], np.uint64)
+
+    @cached_property
+    def label_keys(self) -> npt.NDArray[np.uint64]:
+        """uint64 `(rows,)`: a hash of the names of the classes of each row."""
+        name = "labels" if self.classes.many else "label"
+        listed = [None if value is None else np.atleast_1d(value) for value in self._table[name].to_pylist()]
+        names = [None if own is None else [self.classes.names[label] for label in own] for own in listed]
+        return np.array([hash64(repr(own)) for own in names], np.uint64)
+
+    @cached_property
+    def sample_keys(self) -> npt.NDArray[np.uint64]:
+        """uint64 `(rows,)`: a hash of each sample id, the same in every manifest and on every machine."""
+        return np.array([hash64(sample_id) for sample_id in self._table["sample_id"].to_pylist()], np.uint64)
+
     def changed_files(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """The local files of `rows` (int64) that have another size or time of change than when they were indexed.
 
         Files that do not exist, and rows without a recorded size, are not among them.
         """
         columns = self._table.select(["path", "size", "mtime_ns"]).take(pa.array(rows)).to_pydict()
-        base = "" if self._root is None else f"{self._root.rstrip('/')}/"
         stamps = {path: (size, time) for path, size, time in zip(*columns.values()) if size is not None}
         changed = []
         for path, stamp in stamps.items():
-            full = path if os.path.isabs(path) or is_url(path) else f"{base}{path}"
+            full = self._full_path(path)
             try:
                 now = None if is_url(full) else os.stat(full)
             except OSError:

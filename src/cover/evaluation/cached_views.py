@@ -50,6 +50,7 @@ def cache_views(cache: PrefixCache, model: CoVeR, task: EvaluationTask, workers:
 def _settings(task: EvaluationTask, plan: ViewPlan) -> dict[str, object]:
     video = task.manifest.media == "video"
     return {
+        "purpose": "evaluation",
         "size": plan.size,
         "frames": task.clip_frames,
         "precision": "fp32",

@@ -87,23 +87,24 @@ class Mixture:
         cutmix: float = 0.0,
         mix: Mapping[str, float] | None = None,
         views: int = 0,
+        views_seed: int = 0,
     ) -> Schedule:
         """The schedule of a run. A step has `batch` samples over all ranks.
 
         `mixup`, `cutmix`: the parameters of their Beta distributions, 0 for none. `mix`: data set -> probability that a
-        pair of its samples is mixed, 1 if not given. `views`: augmented views of a row, 0 for a new one in every epoch
-        (`Schedule`). Raises `UserError` if a step cannot be divided into equal parts
-        for all ranks and micro-batches.
+        pair of its samples is mixed, 1 if not given. `views`, `views_seed`: augmented views of a row, 0 for a new one
+        in every epoch, and the seed of their pixels (`Schedule`). Raises `UserError` if a step cannot be divided into
+        equal parts for all ranks and micro-batches.
         """
         head_of = {name: head.name for head in self.heads for name in head.datasets}
         pairing = Pairing(head_of, Mixup(mixup, cutmix), mix or {}) if mixup or cutmix else None
         groups = split_batch(self.datasets, batch, ranks * accumulation, pairing is not None)
         if self.data.batches == "mixed":
-            return Schedule(seed, groups, pairing, views)
+            return Schedule(seed, groups, pairing, views, views_seed)
         if ranks * accumulation > 1:
             # After a step of images some temporal weights have no gradient. Other ranks would wait for it forever.
             raise UserError("data.batches: alternating steps are for one process and accumulation 1; use mixed")
-        return Alternating(seed, groups, pairing, views)
+        return Alternating(seed, groups, pairing, views, views_seed)
 
     def reader(
         self,

@@ -4,8 +4,8 @@
     reader = cache.training_reader(model, schedule, mixture.reader(size=32), steps=1000, workers=2)
     for pack in packs(schedule, reader, first=0, last=1000, workers=0): ...
 
-A cache has a folder of its own for each data set and split (`prefix_files`). With other weights or other settings it is
-another folder, so a cache is never out of date.
+A cache has a folder of its own for each data set (`prefix_files`), which all its splits and subsets share. With other
+weights or other settings it is another folder, so a cache is never out of date.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,20 +104,25 @@ class PrefixCache:
             raise UserError("cache: the first stages of this network have other weights than those of the cache")
 
     def files(
-        self, model: CoVeR, manifest: Manifest, frames: int, views: int, settings: Mapping[str, Any]
+        self,
+        model: CoVeR,
+        manifest: Manifest,
+        frames: int,
+        views: int,
+        settings: Mapping[str, Any],
+        keys: npt.NDArray[np.uint64] | None = None,
     ) -> tuple[PrefixFiles, dict[str, Any]]:
-        """The files for a split and the ingredients of their digest.
+        """The files for the rows of a manifest and the ingredients of their digest.
 
-        `frames`: of a sample. `settings`: plain JSON values of everything that determines the pixels of a view.
+        `frames`: of a sample. `settings`: plain JSON values of everything that determines the pixels of a view, and the
+        `purpose` of the views, a word for the name of the folder. `keys`: of the rows, `Manifest.content_keys` if None.
         """
         ingredients = {
             "format": FORMAT,
             "cover": __version__,
             "dataset": manifest.name,
-            "split": manifest.split,
-            "manifest": manifest.digest(),
             "weights": self._weights,
-            "network": {"family": model.config.family, **_plain(asdict(model.config))},
+            "network": _plain(model.config.prefix_values()),
             "stages": self.stages,
             "dtype": self.dtype,
             "views": views,
@@ -127,7 +132,8 @@ class PrefixCache:
         blank = torch.zeros(frames, 3, settings["size"], settings["size"], device=model.mean.device)
         shape = tuple(model.forward_prefix(blank, ((1, frames),), self.stages).shape)
         folder = folder_of(parent, ingredients)
-        return PrefixFiles(folder, len(manifest), views, shape, self.dtype), ingredients
+        keys = manifest.content_keys if keys is None else keys
+        return PrefixFiles(folder, keys, views, shape, self.dtype), ingredients
 
     def fill(
         self,
@@ -154,6 +160,7 @@ class PrefixCache:
             problems = [each for each in self.group.gather(problem) if each]
         if problems:
             raise UserError(problems[0])
+        files.forget()
         left = len(files.missing(missing))  # files that could not be read; the next run tries them again
         seconds = time.monotonic() - began
         names = (manifest.name, manifest.split, self.stages)
@@ -186,7 +193,7 @@ class PrefixCache:
             for line in other_caches(files.folder, ingredients):
                 say(f"cache: {line}")
         stack.enter_context(files.locked())
-        files.prepare(ingredients)
+        files.prepare(ingredients, np.unique(entries[:, 0]))
         return files.missing(entries)  # another process may have filled it while this one waited
 
     def _compute(
@@ -228,10 +235,11 @@ class PrefixCache:
         precision = "bf16" if bf16 else "fp32"
         opened: list[tuple[PrefixFiles, dict[str, Any]]] = []
         for place, dataset in enumerate(reader.datasets):
-            views = {"precision": precision, "crops": dataset.crops, "seed": schedule.seed}
-            settings = {**reader.settings_of(place), **views}
+            views = {"precision": precision, "crops": dataset.crops, "seed": schedule.views_seed}
+            settings = {"purpose": "training", **reader.settings_of(place), **views}
             count = schedule.views * dataset.crops
-            opened.append(self.files(model, dataset.manifest, dataset.frames, count, settings))
+            keys = _training_keys(dataset)
+            opened.append(self.files(model, dataset.manifest, dataset.frames, count, settings, keys))
         self.group.once(
             lambda: self._check_total([files for files, _ in opened], [drawn[each.name] for each in reader.datasets])
         )
@@ -287,6 +295,13 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # --- reading the views of a run ---------------------------------------------------------------------------------------
+
+
+def _training_keys(dataset: MixtureDataset) -> npt.NDArray[np.uint64]:
+    """The keys of the rows of a data set for its training views."""
+    # The pixels of a view follow from the sample id, and with flips that exchange classes also from the class.
+    keys = dataset.manifest.content_keys ^ dataset.manifest.sample_keys
+    return keys ^ dataset.manifest.label_keys if dataset.spec.flip == "swap" else keys
 
 
 @dataclass(frozen=True)

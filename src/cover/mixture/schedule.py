@@ -38,8 +38,8 @@ class Draw:
     `clip_seed`: set on every crop of a clip but the first. It is the seed of the first crop, which chooses the times of
     the frames for all crops.
 
-    If a row has a limited number of views (`Schedule`), `view` is the number of this one, and `repeat` counts how often
-    it was drawn before. Equal views have equal seeds, so equal pixels.
+    If a row has a limited number of views (`Schedule`), `view` is the number of this one. Equal views have equal seeds,
+    so equal pixels; `own_seed` is then another one in every epoch.
     """
 
     dataset: str
@@ -48,12 +48,12 @@ class Draw:
     seed: int
     clip_seed: int | None = None
     view: int = 0
-    repeat: int = 0
+    own_seed: int | None = None
 
     @property
     def step_seed(self) -> int:
         """The seed of randomness behind the pixels, which is drop-path. It differs also where a view is repeated."""
-        return draw_seed(self.seed, self.dataset, self.repeat, self.row) if self.repeat else self.seed
+        return self.seed if self.own_seed is None else self.own_seed
 
     @property
     def clip(self) -> tuple[str, int, int]:
@@ -128,13 +128,22 @@ class Schedule:
     >>> schedule.step(1000)  # one tuple of draws per group; steps may be computed in any order
     """
 
-    def __init__(self, seed: int, groups: tuple[Group, ...], pairing: Pairing | None = None, views: int = 0) -> None:
+    def __init__(
+        self,
+        seed: int,
+        groups: tuple[Group, ...],
+        pairing: Pairing | None = None,
+        views: int = 0,
+        views_seed: int = 0,
+    ) -> None:
         """`pairing`: how samples are paired for mixup. The two samples of a pair come one after the other.
 
         `views`: how many augmented views a row has. Epoch e draws view e modulo `views`, with the same pixels each
-        time. 0: every epoch has its own.
+        time. 0: every epoch has its own. The pixels of a view depend on `views_seed` and the sample id, not on `seed`
+        and the place in the manifest, so that runs with other seeds and other rows have the same views.
         """
-        self.seed, self.groups, self.pairing, self.views = seed, groups, pairing, views
+        self.seed, self.groups, self.pairing = seed, groups, pairing
+        self.views, self.views_seed = views, views_seed
         self._quotas = tuple(Quotas(group) for group in groups)
         self._orders: dict[tuple[str, int], dict[int, np.ndarray]] = {}  # data set and class -> epoch -> order
 
@@ -265,13 +274,20 @@ class Schedule:
 
     def draw(self, dataset: MixtureDataset, row: int, epoch: int, crop: int = 0) -> Draw:
         """The draw of one crop of a manifest row in an epoch of its data set, or of its class."""
-        repeat, turn = divmod(epoch, self.views) if self.views else (0, epoch)
-        view = turn * dataset.crops + crop if self.views else 0
-        clip_seed = draw_seed(self.seed, dataset.name, turn, row)
+        own = self._crop_seeds(self.seed, dataset.name, epoch, row, crop)
+        if not self.views:
+            return Draw(dataset.name, row, epoch, *own)
+        turn, sample = epoch % self.views, row if dataset.source is None else int(dataset.manifest.sample_keys[row])
+        shared = self._crop_seeds(self.views_seed, dataset.name, turn, sample, crop)
+        return Draw(dataset.name, row, epoch, *shared, turn * dataset.crops + crop, own[0])
+
+    @staticmethod
+    def _crop_seeds(seed: int, dataset: str, epoch: int, row: int, crop: int) -> tuple[int, int | None]:
+        """`Draw.seed` and `Draw.clip_seed`."""
+        clip_seed = draw_seed(seed, dataset, epoch, row)
         if not crop:  # the first crop uses the seed of the clip itself, so `crops` 1 is the same as without crops
-            return Draw(dataset.name, row, epoch, clip_seed, None, view, repeat)
-        seed = draw_seed(clip_seed, dataset.name, crop, row)
-        return Draw(dataset.name, row, epoch, seed, clip_seed, view, repeat)
+            return clip_seed, None
+        return draw_seed(clip_seed, dataset, crop, row), clip_seed
 
     def _order(self, dataset: str, class_index: int, epoch: int, rows: int) -> np.ndarray:
         """int64 `(rows,)`: the shuffled order of the `rows` rows of a class in an epoch; -1 for the whole data set.
@@ -299,8 +315,15 @@ class Alternating(Schedule):
     [40, 0]
     """
 
-    def __init__(self, seed: int, groups: tuple[Group, ...], pairing: Pairing | None = None, views: int = 0) -> None:
-        super().__init__(seed, groups, pairing, views)
+    def __init__(
+        self,
+        seed: int,
+        groups: tuple[Group, ...],
+        pairing: Pairing | None = None,
+        views: int = 0,
+        views_seed: int = 0,
+    ) -> None:
+        super().__init__(seed, groups, pairing, views, views_seed)
         self._whole = tuple(Group(group.frames, self.batch, group.datasets) for group in groups)
         self._quotas = tuple(Quotas(group) for group in self._whole)
         # A second set of quotas decides which length each step has: one "data set" per length, one "sample" per step.

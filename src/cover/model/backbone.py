@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -108,6 +108,10 @@ class BackboneConfig(ABC):
         `temporal`: whether the temporal parameters are loaded too. The caller compares the shapes of tensors.
         """
         return None
+
+    def prefix_values(self) -> dict[str, Any]:
+        """The fields that the outputs of the first stages depend on, besides the weights of these stages."""
+        return {"family": self.family, **asdict(self)}
 
     def inherited_values(self) -> dict[str, Any]:
         """The fields that `inherited` names, with their values."""

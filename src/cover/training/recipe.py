@@ -180,6 +180,7 @@ class Cache:
     views: int = option(
         0, "augmented views of a sample, drawn in turn from epoch to epoch; 0: one with a cache, else one per epoch"
     )
+    seed: int = option(0, "seed of the pixels of these views; runs with other seeds share them")
     dtype: Literal["float32", "float16"] = option("float32", "numbers on the disk; float16 halves their size")
     folder: str = option("", "where the files are; empty: the folder cache beside the manifests of the catalog")
 

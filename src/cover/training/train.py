@@ -232,6 +232,7 @@ def make_schedule(recipe: Recipe, mixture: Mixture, ranks: int = 1) -> Schedule:
         augment.cutmix,
         chance,
         recipe.cache.view_count,
+        recipe.cache.seed,
     )
 
 

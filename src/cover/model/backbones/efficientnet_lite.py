@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as fn
@@ -83,6 +83,10 @@ class EfficientNetLiteConfig(BackboneConfig):
     variant: Variant = "lite0"
     depth: int = 0
     pool: Pool = "mean"
+
+    def prefix_values(self) -> dict[str, Any]:
+        # The number of blocks shows in the weights of the stages, and frames are pooled behind them.
+        return {name: value for name, value in super().prefix_values().items() if name not in ("depth", "pool")}
 
     def build(self) -> EfficientNetLite:
         return EfficientNetLite(self)
