@@ -15,9 +15,10 @@ from PIL import Image
 
 from cover.cli import main
 from cover.datasets.catalog import load_catalog
-from cover.datasets.manifest import Row
+from cover.datasets.manifest import Row, open_manifest
 from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate_release
+from cover.experiments.add import best_head
 from cover.experiments.add.frozen_heads import FrozenFeatures, choose, fit, frozen_features
 from cover.experiments.add.own_data import write_own_catalog
 from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
@@ -175,6 +176,32 @@ def test_folds_measure_every_sample_once(add: Callable[..., tuple[int, str]], pi
     assert new["top1"] > 0.9
 
 
+def test_folds_of_a_trained_head(
+    add: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each fold trains on samples of the other groups only, all from one cache, and so does the final head on all."""
+    monkeypatch.setattr(best_head, "STEPS", 20)
+    more = ("--folds", 2, "--group", r"(shot\d)", "--heads", "late_block", "--json", tmp_path / "results.json")
+    assert add(pictures, *more)[0] == 0
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    new = results["new"]
+    assert len({answer["sample_id"] for answer in new["answers"]}) == new["n_read"] == 48
+    assert results["baselines"]["folds"] == 2
+    for fold in (1, 2):
+        folder = tmp_path / "run" / f"add/fold{fold}of2"
+        tested = {answer["group"] for answer in new["answers"] if answer["fold"] == fold}
+        for part in ("trial", "final"):
+            manifest = open_manifest(folder / part / "rows/data/pictures-train.arrow")
+            assert not tested & {row.group for row in manifest.rows()}, part
+        held_out = open_manifest(folder / "trial/rows/data/pictures-dev.arrow")
+        assert not tested & {row.group for row in held_out.rows()}
+        log = [json.loads(line) for line in (folder / "final/late_block/log.jsonl").read_text().splitlines()]
+        (start,) = (line for line in log if line["event"] == "start")
+        assert [each["split"] for each in start["caches"]] == ["train"]
+    assert len(list((tmp_path / "run").rglob("*-training-*/values.bin"))) == 1, "one cache for all folds"
+    assert read_config(tmp_path / "run").datasets["pictures"]["train_samples"] == 48
+
+
 @pytest.mark.parametrize(
     ("more", "named"),
     [
@@ -193,7 +220,7 @@ def test_options_that_do_not_go_together(
 
 @pytest.mark.parametrize(
     ("more", "named"),
-    [(["--heads", "quarters"], "quarters"), (["--heads", "late_block", "--folds", "2"], "--folds")],
+    [(["--heads", "quarters"], "quarters"), (["--heads", "attentive", "--folds", "2"], "attentive")],
 )
 def test_heads_that_cannot_be_tried(
     add: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path, more: list[str], named: str

@@ -80,7 +80,6 @@ def test_a_cached_run_has_the_losses_and_results_of_one_without(catalog: Path, t
 def test_views_without_a_limit_are_others(catalog: Path, tmp_path: Path) -> None:
     unlimited = train(recipe_of(catalog, tmp_path / "a", Cache(), evaluate_every=-1))
     one = train(recipe_of(catalog, tmp_path / "b", Cache(-1), evaluate_every=-1))
-    assert losses(one)[0] == pytest.approx(losses(unlimited)[0], abs=1e-6), "the first epoch is the same"
     assert losses(one)[-1] != pytest.approx(losses(unlimited)[-1], abs=1e-4)
 
 
@@ -126,7 +125,7 @@ def test_the_command_evaluates_from_a_cache(
     folder = tmp_path / "elsewhere"
     command = ["evaluate", str(run), "--catalog", str(catalog), "--workers", "0", "--cache-folder", str(folder)]
     assert main(command) == 0
-    assert len(list(folder.glob("*-val-*/cache.json"))) == 2
+    assert len(list(folder.glob("*-evaluation-*/cache.json"))) == 2
     capsys.readouterr()
     assert main(["evaluate", str(trained), "--catalog", str(catalog), "--cache"]) == 2
     assert "--cache: " in capsys.readouterr().err

@@ -21,9 +21,10 @@ from cover.datasets.exclusions import excluded_rows
 from cover.datasets.manifest import ClassList, Row, open_manifest, write_manifest
 from cover.datasets.prepare import prepared_entry
 from cover.datasets.splits import folds
-from cover.distributed import started_by_torchrun
+from cover.distributed import ProcessGroup, started_by_torchrun
 from cover.errors import UserError
 from cover.evaluation.baselines import fold_baselines, print_baselines, shortfalls
+from cover.evaluation.cached_views import trained_cache
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.metrics import Outcomes
 from cover.evaluation.protocol import EvaluationTask, find_tasks
@@ -255,7 +256,7 @@ def run_folds(
         run = folder / "run"
         own_recipe = replace(recipe, out=str(run), data=replace(recipe.data, catalog=str(path)))
         train(own_recipe, resume=has_started(run))
-        results.append(_measure(load_catalog(path), run, request, folder / "results.json"))
+        results.append(measure_fold(load_catalog(path), run, request, folder / "results.json"))
     return {
         each.spec.name: with_baselines(
             pooled([own[each.spec.name] for own in results], request),
@@ -267,11 +268,14 @@ def run_folds(
     }
 
 
-def _measure(catalog: Catalog, run: Path, request: FoldRequest, path: Path) -> dict[str, dict[str, Any]]:
+def measure_fold(
+    catalog: Catalog, run: Path, request: FoldRequest, path: Path, cache: Path | None = None
+) -> dict[str, dict[str, Any]]:
     """The results of a fold, data set -> result. They are stored in `path` and reused for the same weights and views.
 
     Each has the protocol and `answers`: the test samples with their group, their class and the predicted class. The
-    predicted class is None if two classes share the highest score.
+    predicted class is None if two classes share the highest score. `cache`: the folder of the cached outputs that the
+    run was trained from, None to compute all outputs.
     """
     stamp = {"weights": weights_digest(run), "views": request.views, "decoder": request.decoder}
     stored = read_result(path)
@@ -283,7 +287,8 @@ def _measure(catalog: Catalog, run: Path, request: FoldRequest, path: Path) -> d
         stored = {"stamp": stamp, "sets": {}}
         for task in tasks:
             predictions = _Predictions()
-            result = evaluate(model, task, device, request.workers, keep=predictions.add)["plain"]
+            prefix = None if cache is None else trained_cache(model, ProcessGroup(device), cache)
+            result = evaluate(model, task, device, request.workers, keep=predictions.add, prefix=prefix)["plain"]
             stored["sets"][task.spec.name] = {**result, "answers": predictions.answers(task)}
         write_result(stored, path)
     sets: dict[str, dict[str, Any]] = stored["sets"]
@@ -322,7 +327,7 @@ def pooled(results: Sequence[Mapping[str, Any]], request: FoldRequest) -> dict[s
 
     `top1` is the fraction of right answers over the test samples of all folds, with `top1_interval`, resampled over
     groups. `top1_listed` counts samples that were not read as wrong. `by_fold`: the figures of each fold. `answers`:
-    every sample with its fold, as in `_measure`.
+    every sample with its fold, as in `measure_fold`.
     """
     answers = [{"fold": fold, **answer} for fold, own in enumerate(results, start=1) for answer in own["answers"]]
     right = [answer["predicted"] == answer["class"] for answer in answers]

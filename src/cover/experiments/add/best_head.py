@@ -33,15 +33,20 @@ from cover.experiments.add.frozen_heads import (
 )
 from cover.experiments.add.measure import Evaluator
 from cover.experiments.folds import (
+    MEASURED,
     DividedSet,
     FoldRequest,
     all_rows,
     divide,
+    fold_folder,
+    measure_fold,
     pooled,
     with_baselines,
     write_catalog,
 )
 from cover.mixture.mixture import Mixture
+from cover.mixture.prefix_cache import FOLDER as CACHE_FOLDER
+from cover.mixture.prefix_cache import Dtype
 from cover.mixture.rates import Data
 from cover.model.backbone import BackboneOptions
 from cover.model.release import find_release, load_release, read_config, save_release, start_from
@@ -62,6 +67,14 @@ HELD_OUT = 0.2  # fraction of the training samples on which heads are compared, 
 STEPS, BATCH, VIEWS = 300, 32, 2  # of the heads that are trained step by step; augmented views of each sample
 TRAINED = Optimizer(lr=1e-3, weight_decay=0.05, warmup=0.1)
 FITTED: frozenset[HeadKind] = frozenset(["linear", "quarters"])  # the kinds that are fitted, not trained
+# Numbers on the disk. Features are few numbers, and fitted heads use them too; maps of a late stage are many.
+DTYPES: dict[HeadKind, Dtype] = {"attentive": "float32", "late_block": "float16"}
+
+
+def usual_kinds(video: bool, folds: bool) -> tuple[HeadKind, ...]:
+    """The heads that are tried where none are named: all that make sense, over folds without the slow late block."""
+    kinds = HEAD_KINDS if video else ("linear", "late_block")
+    return tuple(kind for kind in kinds if not (folds and kind == "late_block"))
 
 
 @dataclass(frozen=True)
@@ -94,41 +107,92 @@ def best_head(
     _check_kinds(request, kinds)
     splits = ["train", *(["dev"] if split != "dev" and "dev" in catalog.spec(name).splits else [])]
     _check_size(catalog, name, splits)
-    parts = [frozen_features(request.release, catalog, name, each, request.device, workers) for each in splits]
+    parts = [_features(request, catalog, each, workers) for each in splits]
     features = joined(parts)
     check_classes(features, name, classes.names)
     train_rows, held_out = (
         (parts[0].rows, parts[1].rows) if len(parts) == 2 else _carved(features.rows, name, classes.names)
     )
-    ids = {row.sample_id for row in held_out}
-    in_dev = np.array([row.sample_id in ids for row in features.rows])
-    train, dev = features.taken(np.flatnonzero(~in_dev)), features.taken(np.flatnonzero(in_dev))
-    fitted, choices = _fitted(train, dev, len(classes.names), kinds, request.seed)
-    trained, runs = list[Candidate](), dict[HeadKind, Path]()
-    stepwise = {kind: options for kind in kinds if (options := _trained_options(request, kind))}
-    if stepwise:
-        own = DividedSet(catalog.spec(name), classes, [*train_rows, *held_out], [])
-        divided = {name: (own, {"train": list(train_rows), "dev": list(held_out)})}
-        path = write_catalog(request.out / BESIDE / "rows", catalog, divided, Data([name], str(catalog.path)))
-        for kind, options in stepwise.items():
-            began = time.monotonic()
-            runs[kind] = _train(request, path, kind, *options)
-            measured = Evaluator(
-                find_release(runs[kind]), load_catalog(path), request.out / BESIDE / "measured", request.device, workers
-            ).measure(name, "dev")
-            seconds = time.monotonic() - began
-            trained.append(Candidate(kind, f"{STEPS} steps", float(measured.right.mean()), seconds))
-    # Between fitted heads the cross-validation decides, because it has more samples than the held-out part. Of equal
-    # heads the first one is kept, which is the simplest.
-    best = max([*fitted[:1], *trained], key=lambda each: each.held_out)
+    own = DividedSet(catalog.spec(name), classes, [*train_rows, *held_out], [])
+    rows = {"train": list(train_rows), "dev": list(held_out)}
+    trial = _Trial(request, catalog, own, rows, request.out / BESIDE, workers)
+    candidates, choices = trial.compare(features, kinds)
+    best = candidates[0]
     recipe = frozen_recipe(request, best.kind)
-    if best.kind in runs:
-        model = load_release(find_release(runs[best.kind]))
-        save_release(request.out, model, {**model.metadata, "head_kind": best.kind})
-    else:
+    if best.kind in FITTED:
         choice = choices[best.kind]
         save_head(recipe, fit(features, len(classes.names), choice.kind, choice.c), request, best.kind)
-    return recipe, [best, *(each for each in [*fitted, *trained] if each is not best)]
+    else:
+        _keep_run(trial.run(best.kind), request, best.kind)
+    return recipe, candidates
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The comparison of heads on held-out samples.
+
+    `rows`: the rows of `train`, to which heads are fitted, and of `dev`, on which they are compared. `folder`: where
+    the runs of trained heads are.
+    """
+
+    request: AddRequest
+    catalog: Catalog
+    own: DividedSet
+    rows: Mapping[str, list[Row]]
+    folder: Path
+    workers: int
+
+    def compare(
+        self, features: FrozenFeatures, kinds: Sequence[HeadKind]
+    ) -> tuple[list[Candidate], dict[HeadKind, Choice]]:
+        """All heads, the best first, and the penalties of the fitted ones. `features`: of all rows."""
+        train, dev = (rows_of(features, self.rows[split]) for split in ("train", "dev"))
+        fitted, choices = _fitted(train, dev, len(self.own.classes.names), kinds, self.request.seed)
+        trained = [self._trained(kind) for kind in kinds if _trained_options(self.request, kind)]
+        # Between fitted heads the cross-validation decides, because it has more samples than the held-out part. Of
+        # equal heads the first one is kept, which is the simplest.
+        best = max([*fitted[:1], *trained], key=lambda each: each.held_out)
+        return [best, *(each for each in [*fitted, *trained] if each is not best)], choices
+
+    def _trained(self, kind: HeadKind) -> Candidate:
+        began = time.monotonic()
+        run, name = self.run(kind), self.request.name
+        measured = Evaluator(
+            find_release(run),
+            load_catalog(self._rows()),
+            self.folder / "measured",
+            self.request.device,
+            self.workers,
+            _cache(self.catalog, name),
+        ).measure(name, "dev")
+        return Candidate(kind, f"{STEPS} steps", float(measured.right.mean()), time.monotonic() - began)
+
+    def run(self, kind: HeadKind) -> Path:
+        """Train a head that is trained step by step, or resume it; returns its run folder."""
+        return _train(self.request, self.catalog, self._rows(), self.folder / kind, kind)
+
+    def _rows(self) -> Path:
+        """A catalog with the rows."""
+        name = self.request.name
+        return write_catalog(
+            self.folder / "rows", self.catalog, {name: (self.own, self.rows)}, Data([name], str(self.catalog.path))
+        )
+
+
+def _features(request: AddRequest, catalog: Catalog, split: str, workers: int) -> FrozenFeatures:
+    cache = _cache(catalog, request.name)
+    return frozen_features(request.release, catalog, request.name, split, request.device, workers, cache)
+
+
+def _cache(catalog: Catalog, name: str) -> Path:
+    """The folder of cached outputs: beside the manifests of the catalog, where all subsets of the rows share it."""
+    return catalog.manifest_path(name, "train").parent / CACHE_FOLDER
+
+
+def _keep_run(run: Path, request: AddRequest, kind: HeadKind) -> None:
+    """Write the release of a run into `request.out`."""
+    model = load_release(find_release(run))
+    save_release(request.out, model, {**model.metadata, "head_kind": kind})
 
 
 def _fitted(
@@ -146,6 +210,12 @@ def _fitted(
     return candidates, {choice.kind: choice for choice in chosen}
 
 
+def rows_of(features: FrozenFeatures, rows: Sequence[Row]) -> FrozenFeatures:
+    """The features of those of `rows` that could be read, in their order."""
+    places = {row.sample_id: place for place, row in enumerate(features.rows)}
+    return features.taken(np.array([places[row.sample_id] for row in rows if row.sample_id in places], np.int64))
+
+
 def accuracy_of(head: LogisticHead, features: FrozenFeatures) -> float:
     """The fraction of samples whose most probable class is the right one."""
     return float((head.probabilities(features).argmax(1).numpy() == features.labels).mean())
@@ -161,14 +231,12 @@ def _carved(rows: Sequence[Row], name: str, classes: Sequence[str]) -> tuple[lis
     return carved.train, carved.dev
 
 
-def _check_kinds(request: AddRequest, kinds: Sequence[HeadKind], fitted_only: bool = False) -> None:
-    """Raises `UserError` for a head that this network, these samples or folds do not have."""
+def _check_kinds(request: AddRequest, kinds: Sequence[HeadKind]) -> None:
+    """Raises `UserError` for a head that this network or these samples do not have."""
     video = load_catalog(request.catalog).spec(request.name).media == "video"
     for kind in kinds:
         if kind in ("quarters", "attentive") and not video:
             raise UserError(f"--heads: {kind}: a photograph has one frame; use linear or late_block")
-    if fitted_only and not FITTED.intersection(kinds):
-        raise UserError(f"--heads: with --folds only {' and '.join(sorted(FITTED))} are tried; add one of them")
     if not any(_options(request, kind) for kind in kinds):
         raise UserError(f"--heads: this network has none of {', '.join(kinds)}; use linear")
 
@@ -196,40 +264,100 @@ def best_head_by_folds(
 ) -> tuple[Recipe, list[Candidate], dict[str, Any]]:
     """As `best_head`, with the accuracy over folds of all labelled samples. The release has seen all of them.
 
-    In each fold, kind and penalty are chosen by cross-validation among its training samples. Only fitted heads are
-    tried. Returns also what `folds.with_baselines` returns. Raises `UserError`.
+    In each fold, the head is chosen among its training samples alone: between fitted heads by cross-validation, and
+    between them and trained heads on a fifth of these samples, in whole groups. The chosen head is then fitted, or
+    trained, on all of them. Returns also what `folds.with_baselines` returns. Raises `UserError`.
     """
-    name = request.name
-    _check_kinds(request, kinds, fitted_only=True)
+    name, beside = request.name, request.out / BESIDE
+    _check_kinds(request, kinds)
     (divided,) = divide(catalog, folds, exclusions=True)
-    names, path = divided.classes.names, request.out / BESIDE / "all"
-    whole = all_rows(path, catalog, divided)
+    whole = all_rows(beside / "all", catalog, divided)
     _check_size(whole, name, ["train"])
-    features = frozen_features(request.release, whole, name, "train", request.device, workers)
-    place = {row.sample_id: number for number, row in enumerate(features.rows)}
+    features = _features(request, whole, "train", workers)
+    chooser = _FoldHeads(request, whole, divided, kinds, features, folds, workers)
     results = []
     for number, (train_rows, test_rows) in enumerate(divided.folds, start=1):
-        train, test = (
-            features.taken(np.array([place[row.sample_id] for row in rows if row.sample_id in place], np.int64))
-            for rows in (train_rows, test_rows)
-        )
-        best = next(choice for choice in choose(train, len(names), request.seed) if choice.kind in kinds)
-        predicted = fit(train, len(names), best.kind, best.c).probabilities(test).argmax(1).tolist()
-        answers = [
-            {"sample_id": row.sample_id, "group": row.group_id, "class": names[label], "predicted": names[answer]}
-            for row, label, answer in zip(test.rows, test.labels.tolist(), predicted, strict=True)
-        ]
+        best, answers = chooser.predict(train_rows, test_rows, fold_folder(beside, folds, number - 1))
         top1 = float(np.mean([each["class"] == each["predicted"] for each in answers]))
-        say(f"fold {number} of {folds.count}: {best.kind}, C {best.c:g}: {top1:.1%} of {len(answers)}")
+        say(f"fold {number} of {folds.count}: {TITLES[best.kind]}, {best.setting}: {top1:.1%} of {len(answers)}")
         results.append(
             {**_protocol(features, divided, request), "top1": top1, "answers": answers}
             | {"n_read": len(answers), "n_listed": len(test_rows)}
         )
-    chosen = [choice for choice in choose(features, len(names), request.seed) if choice.kind in kinds]
-    recipe = frozen_recipe(replace(request, catalog=path / "catalog.yaml"), chosen[0].kind)
-    save_head(recipe, fit(features, len(names), chosen[0].kind, chosen[0].c), request, chosen[0].kind)
-    candidates = [Candidate(each.kind, f"C {each.c:g}", each.accuracy, 0.0) for each in chosen]
+    candidates = chooser.release(beside)
+    recipe = frozen_recipe(replace(request, catalog=whole.path), candidates[0].kind)
     return recipe, candidates, with_baselines(pooled(results, folds), whole, divided, folds)
+
+
+@dataclass(frozen=True)
+class _FoldHeads:
+    """Chooses a head on some rows of a data set, and fits or trains it on all of them.
+
+    `whole`: a catalog whose `train` split has all rows. `features`: of all rows.
+    """
+
+    request: AddRequest
+    whole: Catalog
+    divided: DividedSet
+    kinds: Sequence[HeadKind]
+    features: FrozenFeatures
+    folds: FoldRequest
+    workers: int
+
+    def predict(
+        self, train_rows: list[Row], test_rows: list[Row], folder: Path
+    ) -> tuple[Candidate, list[dict[str, Any]]]:
+        """The head that is chosen on `train_rows`, and its answers on those of `test_rows` that can be read."""
+        candidates, choices = self._choose(train_rows, folder)
+        best, names = candidates[0], self.divided.classes.names
+        if best.kind not in FITTED:
+            rows = {"train": train_rows, MEASURED: test_rows}
+            catalog = self._rows(folder / "final", rows)
+            run = _train(self.request, self.whole, catalog, folder / "final" / best.kind, best.kind)
+            cache = _cache(self.whole, self.request.name)
+            measured = measure_fold(load_catalog(catalog), run, self.folds, folder / "results.json", cache)
+            answers: list[dict[str, Any]] = measured[self.request.name]["answers"]
+            return best, answers
+        train, test = (rows_of(self.features, rows) for rows in (train_rows, test_rows))
+        head = fit(train, len(names), choices[best.kind].kind, choices[best.kind].c)
+        predicted = head.probabilities(test).argmax(1).tolist()
+        return best, [
+            {"sample_id": row.sample_id, "group": row.group_id, "class": names[label], "predicted": names[answer]}
+            for row, label, answer in zip(test.rows, test.labels.tolist(), predicted, strict=True)
+        ]
+
+    def release(self, beside: Path) -> list[Candidate]:
+        """Write the release with a head for all rows; returns the candidates of its choice, the best first."""
+        rows = self.divided.rows
+        candidates, choices = self._choose(rows, beside)
+        best, request = candidates[0], replace(self.request, catalog=self.whole.path)
+        if best.kind in FITTED:
+            head = fit(self.features, len(self.divided.classes.names), choices[best.kind].kind, choices[best.kind].c)
+            save_head(frozen_recipe(request, best.kind), head, request, best.kind)
+        else:
+            catalog = self._rows(beside / "final", {"train": rows})
+            run = _train(self.request, self.whole, catalog, beside / "final" / best.kind, best.kind)
+            _keep_run(run, request, best.kind)
+        return candidates
+
+    def _choose(self, rows: list[Row], folder: Path) -> tuple[list[Candidate], dict[HeadKind, Choice]]:
+        """The heads that were tried on some rows, the best first, and the penalties of the fitted ones."""
+        features, names = rows_of(self.features, rows), self.divided.classes.names
+        if FITTED.issuperset(self.kinds):
+            chosen = [each for each in choose(features, len(names), self.request.seed) if each.kind in self.kinds]
+            candidates = [Candidate(each.kind, f"C {each.c:g}", each.accuracy, 0.0) for each in chosen]
+            return candidates, {each.kind: each for each in chosen}
+        train, dev = _carved(features.rows, self.request.name, names)
+        trial = _Trial(
+            self.request, self.whole, self.divided, {"train": train, "dev": dev}, folder / "trial", self.workers
+        )
+        return trial.compare(features, self.kinds)
+
+    def _rows(self, folder: Path, rows: Mapping[str, list[Row]]) -> Path:
+        name = self.request.name
+        return write_catalog(
+            folder / "rows", self.whole, {name: (self.divided, rows)}, Data([name], str(self.whole.path))
+        )
 
 
 def _protocol(features: FrozenFeatures, divided: DividedSet, request: AddRequest) -> dict[str, Any]:
@@ -292,11 +420,14 @@ def frozen_recipe(request: AddRequest, kind: HeadKind) -> Recipe:
     )
 
 
-def _train(request: AddRequest, catalog: Path, kind: HeadKind, options: BackboneOptions, trained: str) -> Path:
-    """Train a head, or resume it, on cached outputs of the frozen stages; returns its run folder."""
-    own = replace(request, catalog=catalog, out=request.out / BESIDE / kind)
-    recipe = replace(frozen_recipe(own, kind), cache=Cache(stages=-1, views=VIEWS, dtype="float16"))
-    return train(recipe, resume=has_started(own.out))
+def _train(request: AddRequest, origin: Catalog, catalog: Path, out: Path, kind: HeadKind) -> Path:
+    """Train a head on the rows of `catalog`, or resume it, on cached outputs; returns its run folder.
+
+    `origin`: the catalog that these rows come from. `out`: the run folder.
+    """
+    own = replace(request, catalog=catalog, out=out)
+    cache = Cache(stages=-1, views=VIEWS, dtype=DTYPES[kind], folder=str(_cache(origin, request.name)))
+    return train(replace(frozen_recipe(own, kind), cache=cache), resume=has_started(own.out))
 
 
 def save_head(recipe: Recipe, head: LogisticHead, request: AddRequest, kind: HeadKind) -> None:

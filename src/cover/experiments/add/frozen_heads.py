@@ -97,11 +97,17 @@ def frozen_options(start: ReleaseConfig, media: Media) -> BackboneOptions:
 
 
 def frozen_features(
-    release: Path, catalog: Catalog, name: str, split: str, device: str = "auto", workers: int = 0
+    release: Path,
+    catalog: Catalog,
+    name: str,
+    split: str,
+    device: str = "auto",
+    workers: int = 0,
+    cache: str | Path = "",
 ) -> FrozenFeatures:
-    """The features of a split by the network of `release`. Its outputs are cached beside the manifest.
+    """The features of a split by the network of `release`. Its outputs are cached in the folder `cache`.
 
-    Raises `UserError` as `find_tasks` and `PrefixCache.fill`.
+    By default that is a folder beside the manifest. Raises `UserError` as `find_tasks` and `PrefixCache.fill`.
     """
     start, manifest = read_config(release), open_manifest(catalog.manifest_path(name, split))
     options = frozen_options(start, manifest.media)
@@ -113,7 +119,7 @@ def frozen_features(
     model.to(where).eval()
     (task,) = find_tasks(catalog, model, start.frames, split, [name])
     stages, parts = len(model.backbone.stages()), PARTS if quartered else 1
-    files = cache_views(PrefixCache(model, stages, ProcessGroup(where)), model, task, workers)
+    files = cache_views(PrefixCache(model, stages, ProcessGroup(where), folder=cache), model, task, workers)
     rows, problems = task.evaluated(task.manifest.usable), list[FileProblem]()
     numbers, labels, values = list[int](), [np.zeros(0, np.int64)], list[npt.NDArray[np.float32]]()
     with Meter(f"features of {name} {split}", len(rows)) as meter, torch.inference_mode():

@@ -14,7 +14,9 @@ import torch
 
 from cover.datasets.catalog import Catalog
 from cover.datasets.manifest import open_manifest
+from cover.distributed import ProcessGroup
 from cover.errors import UserError
+from cover.evaluation.cached_views import trained_cache
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.protocol import EvaluationTask, find_tasks
 from cover.evaluation.statistics import Estimate, difference, in_common, judge, proportion
@@ -157,10 +159,16 @@ class SampleResults:
 
 
 class Evaluator:
-    """Evaluates one checkpoint sample by sample. Results are stored in `folder` and reused. Raises `UserError`."""
+    """Evaluates one checkpoint sample by sample. Results are stored in `folder` and reused. Raises `UserError`.
 
-    def __init__(self, release: Path, catalog: Catalog, folder: Path, device: str, workers: int) -> None:
+    `cache`: the folder of the cached outputs that the checkpoint was trained from, None to compute all outputs.
+    """
+
+    def __init__(
+        self, release: Path, catalog: Catalog, folder: Path, device: str, workers: int, cache: Path | None = None
+    ) -> None:
         self.release, self.catalog, self.folder, self.device, self.workers = release, catalog, folder, device, workers
+        self.cache = cache
 
     def measure(self, dataset: str, split: str) -> SampleResults:
         """The results on all readable samples of a split."""
@@ -199,7 +207,9 @@ class Evaluator:
             ]
             right.update(zip(numbers, right_answers(scores.mean(1), targets_of(labels, task)).tolist(), strict=True))
 
-        result = evaluate(model, task, pick_device(self.device), self.workers, keep=keep)["plain"]
+        device = pick_device(self.device)
+        prefix = None if self.cache is None else trained_cache(model, ProcessGroup(device), self.cache)
+        result = evaluate(model, task, device, self.workers, keep=keep, prefix=prefix)["plain"]
         rows = sorted(right)
         protocol = {key: result[key] for key in PROTOCOL if key in result}
         return {"protocol": protocol, "rows": rows, "right": [int(right[row]) for row in rows]}

@@ -21,11 +21,11 @@ from cover.errors import UserError
 from cover.evaluation.baselines import TITLES, baselines, figures, shortfalls, sizes, standing
 from cover.experiments.add.add_recipe import BESIDE, AddMethod, AddRequest, add_recipe, baseline_recipe, in_short
 from cover.experiments.add.best_head import (
-    HEAD_KINDS,
     HeadKind,
     best_head,
     best_head_by_folds,
     print_candidates,
+    usual_kinds,
 )
 from cover.experiments.add.measure import (
     Evaluator,
@@ -152,7 +152,7 @@ def _add_best(request: AddRequest, options: AddOptions, old: OldSets, catalog: C
         name = "--only-recipe" if options.only_recipe else next(iter(options.overrides))
         raise UserError(f"{name}: --how best tries several heads and has no recipe before that; use --how probe")
     video = catalog.spec(request.name).media == "video"
-    kinds = options.kinds or (HEAD_KINDS if video else ("linear", "late_block"))
+    kinds = options.kinds or usual_kinds(video, options.folds is not None)
     baseline = find_release(options.baseline) if options.baseline else None
     # The heads are compared on dev, so dev is reported only if there is no other split.
     reported = (
