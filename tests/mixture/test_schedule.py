@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cover.errors import UserError
 from cover.mixture.dataset import MixtureDataset
 from cover.mixture.rates import rates_by, steps_for
-from cover.mixture.schedule import Group, Schedule, draw_seed, split_batch
+from cover.mixture.schedule import Group, Quotas, Schedule, draw_seed, split_batch
 
 STEPS = 24
 
@@ -236,3 +236,39 @@ def test_steps_far_ahead_and_back() -> None:
     wanted = {step: played.step(step) for step in range(5000)}
     for step in (4999, 0, 2048, 1024, 1023, 4100, 3, 2049):
         assert jumping.step(step) == wanted[step]
+
+
+def counted(group: Group, last: int) -> list[tuple[int, ...]]:
+    """The counts after each of the first `last` steps, one step after the other, by the rule as it is published."""
+    rates = [group.samples * fraction for fraction in group.fractions]
+    counts, result = [0] * len(rates), []
+    for step in range(1, last + 1):
+        for _ in range(group.samples):
+            # one more must not exceed the ceiling; the earliest deadline first, then the first data set
+            open_ = [i for i, rate in enumerate(rates) if counts[i] < step * rate]
+            counts[min(open_, key=lambda i: (math.ceil((counts[i] + 1) / rates[i]), i))] += 1
+        result.append(tuple(counts))
+    return result
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=8), st.integers(1, 40), st.integers(0, 10**6))
+def test_a_step_far_ahead_is_the_one_that_counting_finds(sizes: list[int], samples: int, seed: int) -> None:
+    group = Group(
+        8, samples, tuple(MixtureDataset(str(size), np.zeros(0, np.int64), rate=Fraction(size)) for size in sizes)
+    )
+    wanted = counted(group, 700)
+    for step in np.random.default_rng(seed).integers(40, 700, 3).tolist():
+        assert Quotas(group).after(step) == wanted[step - 1]
+
+
+def test_the_millionth_step_needs_no_million_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [240_436, 168_913, 791_297, 383_393]
+    group = Group(8, 48, tuple(MixtureDataset(str(size), np.zeros(0, np.int64), rate=Fraction(size)) for size in sizes))
+    steps: list[int] = []
+    real = Quotas._next
+    monkeypatch.setattr(Quotas, "_next", lambda self, drawn, step: steps.append(step) or real(self, drawn, step))
+    counts = Quotas(group).after(10**6)
+    assert sum(counts) == 48 * 10**6
+    assert all(abs(count - 48 * 10**6 * size / sum(sizes)) < 1 for count, size in zip(counts, sizes, strict=True))
+    assert len(steps) < 1000

@@ -10,11 +10,12 @@ set have such quotas too: after k draws of the data set, class c has been drawn 
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import chain, zip_longest
+from itertools import chain, combinations, zip_longest
 from typing import TypeVar
 
 import numpy as np
@@ -27,7 +28,8 @@ from cover.transforms.crop import Box
 from cover.transforms.mixup import NO_BOX, Mix, Mixup
 
 T = TypeVar("T")
-_STRIDE = 1024  # steps between two stored counts of `Quotas`
+_NEAR = 32  # steps over which `Quotas` counts step by step before it looks for a shorter way
+_MOST_POSSIBLE = 1000  # counts of a step that `Quotas` follows at once
 
 
 @dataclass(frozen=True)
@@ -425,41 +427,80 @@ def _two_by_two(items: Sequence[T]) -> list[Sequence[T]]:
 class Quotas:
     """The number of samples drawn from each data set of a group after s steps.
 
-    The counts of a step follow from those of the step before. They are stored for every `_STRIDE`-th step and for the
-    last computed step, and the computation starts from the nearest stored step.
+    The counts of a step follow from those of the step before. A step that is far from the last computed one is found
+    from a few steps before it: whatever the counts were there, after some steps they are the same.
     """
 
     def __init__(self, group: Group) -> None:
-        self._per_step = [group.samples * fraction for fraction in group.fractions]
+        rates = [group.samples * fraction for fraction in group.fractions]
+        # Whole numbers: after s steps, the exact count of a data set is s * self._rates[i] / self._scale.
+        self._scale = math.lcm(*(rate.denominator for rate in rates))
+        self._rates = [int(rate * self._scale) for rate in rates]
         self._samples = group.samples
-        self._milestones = [tuple(0 for _ in group.datasets)]
-        self._last = (0, self._milestones[0])
+        self._last = (0, tuple(0 for _ in rates))
 
     def after(self, steps: int) -> tuple[int, ...]:
         """The counts after `steps` steps, one per data set. They add up to steps * samples."""
-        nearest = min(steps // _STRIDE, len(self._milestones) - 1)
-        step, counts = nearest * _STRIDE, self._milestones[nearest]
-        if step <= self._last[0] <= steps:  # the usual case: steps are computed one after the other
-            step, counts = self._last
+        step, counts = self._last
+        if not step <= steps <= step + _NEAR:  # usually steps are computed one after the other
+            step, counts = self._from_before(steps)
         while step < steps:
             step += 1
-            counts = self._next(counts, step)
-            if step == len(self._milestones) * _STRIDE:
-                self._milestones.append(counts)
+            following = self._next(counts, step)
+            assert following is not None, "quotas of a step do not add up"
+            counts = following
         self._last = (step, counts)
         return counts
 
-    def _next(self, drawn: tuple[int, ...], step: int) -> tuple[int, ...]:
-        """The counts after `step` steps. `drawn`: the counts after `step` - 1 steps."""
-        exact = [step * rate for rate in self._per_step]
+    def _from_before(self, steps: int) -> tuple[int, tuple[int, ...]]:
+        """A step up to `steps`, and its counts. It is step 0 if the counts of no later step are certain.
+
+        The counts of a step are the floors of their exact values, but for as many data sets as are missing to the sum,
+        which have one more. So there are few possible counts. All of them are followed until one is left; those that
+        no schedule reaches end where a step cannot continue them.
+        """
+        back = _NEAR
+        while back < steps:
+            step = steps - back
+            possible = set(self._possible(step)) if self._is_small(step) else set()
+            while step < steps and len(possible) > 1:
+                step += 1
+                possible = {following for counts in possible if (following := self._next(counts, step)) is not None}
+            if len(possible) == 1:
+                return step, possible.pop()
+            back *= 8
+        return 0, tuple(0 for _ in self._rates)
+
+    def _is_small(self, step: int) -> bool:
+        """Whether the possible counts of a step are few enough to follow them all."""
+        _, between, missing = self._floors(step)
+        return math.comb(len(between), missing) <= _MOST_POSSIBLE
+
+    def _possible(self, step: int) -> Iterator[tuple[int, ...]]:
+        """All counts that the rule of the quotas allows after `step` steps."""
+        floors, between, missing = self._floors(step)
+        for chosen in combinations(between, missing):
+            yield tuple(floor + (i in chosen) for i, floor in enumerate(floors))
+
+    def _floors(self, step: int) -> tuple[list[int], list[int], int]:
+        """The floors of the exact counts, the data sets whose exact count is no whole number, and what is missing."""
+        floors = [step * rate // self._scale for rate in self._rates]
+        between = [i for i, rate in enumerate(self._rates) if step * rate % self._scale]
+        return floors, between, step * self._samples - sum(floors)
+
+    def _next(self, drawn: tuple[int, ...], step: int) -> tuple[int, ...] | None:
+        """The counts after `step` steps, None if there are none. `drawn`: the counts after `step` - 1 steps."""
+        rates, scale = self._rates, self._scale
         # Invariant: floor(exact) <= count <= ceil(exact) for every data set. First raise every count to the floor.
-        counts = [max(before, int(value)) for before, value in zip(drawn, exact, strict=True)]
-        candidates = [i for i, value in enumerate(exact) if counts[i] < value]  # one more does not exceed the ceiling
+        counts = [max(before, step * rate // scale) for before, rate in zip(drawn, rates, strict=True)]
+        free = step * self._samples - sum(counts)
+        # One more does not exceed the ceiling.
+        candidates = [i for i, rate in enumerate(rates) if counts[i] * scale < step * rate]
+        if not 0 <= free <= len(candidates):
+            return None
         # The deadline of a data set's next sample is the step at which its floor reaches count + 1. Ties go to the
         # first data set of the mixture, so the order does not depend on the machine.
-        candidates.sort(key=lambda i: (-(-(counts[i] + 1) // self._per_step[i]), i))
-        free = step * self._samples - sum(counts)
-        assert 0 <= free <= len(candidates), "quotas of a step do not add up"
+        candidates.sort(key=lambda i: (-(-(counts[i] + 1) * scale // rates[i]), i))
         for i in candidates[:free]:
             counts[i] += 1
         return tuple(counts)
