@@ -25,7 +25,7 @@ from cover.datasets.exclusions import excluded_rows
 from cover.datasets.manifest import Manifest, open_manifest
 from cover.errors import UserError
 from cover.evaluation.baseline_features import SampleFeatures, features_of
-from cover.evaluation.statistics import proportion
+from cover.evaluation.statistics import proportion, with_interval
 from cover.model.starts.known import KNOWN
 
 RUNGS = ("prior", "thumbnail", "motion")  # from the simplest on
@@ -117,15 +117,14 @@ def baselines(
     name: str,
     split: str,
     workers: int,
-    seed: int = 0,
     rows: npt.NDArray[np.int64] | None = None,
     relabel: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """The baselines of a split of a data set, as plain data.
 
     `rows`: int64, the manifest rows that the model was evaluated on (default: all usable ones). `relabel`: int64
-    `(classes,)`, the index of each class among the evaluated ones, -1 for a class that is not evaluated. `seed`: of the
-    bootstrap. `workers`: processes that read files, 0 for none.
+    `(classes,)`, the index of each class among the evaluated ones, -1 for a class that is not evaluated.
+    `workers`: processes that read files, 0 for none.
 
     Returns `chance`; for each of `RUNGS` that applies `{top1, low, high, converged}` with its interval over sources;
     `train_rows`, `train_rows_per_class` (the limit of a class in a sample of a large split, else null), `n` of
@@ -157,7 +156,7 @@ def baselines(
     }
     if not len(ours.labels) or not len(theirs.labels):
         return {**result, **facts, "why_not": "no readable sample to fit or to evaluate"}
-    return {**result, **_rungs(ours, theirs, seed), **facts}
+    return {**result, **_rungs(ours, theirs), **facts}
 
 
 def _train_manifest(catalog: Catalog, name: str, split: str, manifest: Manifest) -> Manifest:
@@ -181,14 +180,14 @@ def _open_split(manifest: Manifest, rows: npt.NDArray[np.int64], relabel: Labels
     return _Split(manifest, features, relabel[manifest.labels[features.rows]])
 
 
-def _rungs(train: _Split, evaluated: _Split, seed: int) -> dict[str, Any]:
+def _rungs(train: _Split, evaluated: _Split) -> dict[str, Any]:
     predictions = {"prior": (np.full(len(evaluated.labels), most_frequent(train.labels)), True)}
     for name, column in train.features.values.items():
         predictions[name] = fit_and_predict(column, train.labels, evaluated.features.values[name])
     sources = evaluated.manifest.sources(evaluated.features.rows)
     rungs = {}
     for name, (predicted, converged) in predictions.items():
-        accuracy = proportion(predicted == evaluated.labels, sources, seed)
+        accuracy = proportion(predicted == evaluated.labels, sources)
         values = {"top1": accuracy.value, "low": accuracy.low, "high": accuracy.high}
         rungs[name] = {**values, "converged": converged}
     return rungs
@@ -197,13 +196,14 @@ def _rungs(train: _Split, evaluated: _Split, seed: int) -> dict[str, Any]:
 # --- a model against the baselines ------------------------------------------------------------------------------------
 
 
-def shortfalls(found: Mapping[str, Any], top1: float, low: float) -> list[str]:
+def shortfalls(found: Mapping[str, Any], top1: float, low: float | None) -> list[str]:
     """The baselines that a model with the accuracy `top1` is not above, by their names.
 
-    `low`: the lower end of its interval, which has to be above chance. Another baseline counts if its accuracy is
-    higher than `top1`.
+    `low`: the lower end of its interval, which has to be above chance; `top1` itself has to be if it is None. Another
+    baseline counts if its accuracy is higher than `top1`.
     """
-    names = ["chance"] if found["chance"] is not None and low <= found["chance"] else []
+    least = top1 if low is None else low
+    names = ["chance"] if found["chance"] is not None and least <= found["chance"] else []
     return names + [name for name in RUNGS if name in found and found[name]["top1"] > top1]
 
 
@@ -214,7 +214,7 @@ def figures(found: Mapping[str, Any]) -> list[str]:
 
 
 def _with_interval(rung: Mapping[str, Any]) -> str:
-    text = f"{rung['top1']:.1%} ({rung['low']:.1%} to {rung['high']:.1%})"
+    text = with_interval(rung["top1"], rung["low"], rung["high"])
     return text if rung["converged"] else f"{text}, fit stopped early"
 
 
