@@ -181,7 +181,7 @@ def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, worke
     """
     cotrained = _top1(runs[COTRAINING], SETS, catalog, device, workers, ("plain", "shuffled", "single"))
     rows: dict[str, dict[str, Any]] = {}
-    answers: dict[str, dict[str, _Answers]] = {}
+    answers: dict[str, dict[str, Answers]] = {}
     for name in SETS:
         variants = cotrained[name]
         plain = variants["plain"]
@@ -200,12 +200,12 @@ def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, worke
         rows[name]["single"] = single[name]["plain"]["top1"]
         answers[name]["single"] = single[name]["plain"]["answers"]
     for name, own in answers.items():
-        rows[name] |= _uncertainty(own)
+        rows[name] |= uncertainty(own)
     return rows
 
 
 @dataclass(frozen=True)
-class _Answers:
+class Answers:
     """The predictions on a split: `rows` int64 `(N,)`, `right` bool `(N,)` and `sources` int64 `(N,)`."""
 
     rows: npt.NDArray[np.int64]
@@ -213,7 +213,7 @@ class _Answers:
     sources: npt.NDArray[np.int64]
 
 
-def _uncertainty(answers: Mapping[str, _Answers]) -> dict[str, Any]:
+def uncertainty(answers: Mapping[str, Answers]) -> dict[str, Any]:
     """The `intervals` of accuracies, `[low, high]` by key, and the `differences` of `COMPARED`, paired by sample."""
     intervals = {key: proportion(own.right, own.sources) for key, own in answers.items()}
     differences = {}
@@ -262,7 +262,7 @@ def _top1(
             variant: {
                 **result,
                 "step": model.metadata["step"],
-                "answers": _Answers(own.rows, own.right, task.manifest.sources(own.rows)),
+                "answers": Answers(own.rows, own.right, task.manifest.sources(own.rows)),
             }
             for (variant, result), own in zip(results.items(), (outcomes[each] for each in results), strict=True)
         }
