@@ -237,7 +237,7 @@ def test_confusions_by_hand() -> None:
     outcomes = Outcomes()
     eye = torch.eye(3)
     outcomes.update(range(6), eye[[0, 1, 1, 2, 2, 0]], torch.tensor([0, 0, 0, 0, 1, 2]))
-    value = outcomes.result(np.arange(6), ["a", "b", "c"], seed=0)
+    value = outcomes.result(np.arange(6), ["a", "b", "c"])
     assert value["confusions"][0] == {"true": "a", "predicted": "b", "count": 2, "of": 4}
     assert {(pair["true"], pair["predicted"]) for pair in value["confusions"]} == {
         ("a", "b"),
@@ -256,7 +256,7 @@ def test_a_row_that_is_not_a_number_is_wrong() -> None:
 
 
 def test_nothing_read() -> None:
-    assert Outcomes().result(np.zeros(0), ["a"], 0) == {"top1_interval": None, "ece": None, "confusions": []}
+    assert Outcomes().result(np.zeros(0), ["a"]) == {"top1_interval": None, "ece": None, "confusions": []}
 
 
 def test_calibration_error_by_hand() -> None:

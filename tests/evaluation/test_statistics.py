@@ -2,84 +2,222 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from cover.evaluation.statistics import (
     Estimate,
-    compare_fractions,
     detectable,
+    detectable_in,
     difference,
     holm,
     in_common,
     judge,
     proportion,
+    sign_flip,
     verdict,
-    wilson,
+    with_interval,
 )
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "intervals.py"
+
+
+@pytest.fixture(scope="module")
+def simulation() -> Any:
+    """benchmarks/intervals.py, which has the cells."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location("benchmark_intervals", SCRIPT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for their module
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules[spec.name]
+        sys.path.remove(str(SCRIPT.parent))
+
+
+# --- intervals of accuracies ---
 
 
 def test_the_interval_of_independent_samples_is_the_binomials() -> None:
     right = np.random.default_rng(0).random(2000) < 0.7
-    result = proportion(right, np.arange(2000), seed=1)
-    error = 1.96 * (0.7 * 0.3 / 2000) ** 0.5
+    result = proportion(right, np.arange(2000))
+    binomial = stats.binomtest(int(right.sum()), 2000).proportion_ci(method="wilson")
     assert result.value == right.mean()
-    assert result.high - result.low == pytest.approx(2 * error, rel=0.08)
-    assert result.low < result.value < result.high
+    assert (result.low, result.high) == pytest.approx((binomial.low, binomial.high), abs=5e-4)
 
 
 def test_copies_of_a_sample_add_nothing() -> None:
     right = np.random.default_rng(0).random(200) < 0.6
-    alone = proportion(right, np.arange(200), seed=0)
-    copied = proportion(np.repeat(right, 10), np.repeat(np.arange(200), 10), seed=0)
-    assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
-    ignoring = proportion(np.repeat(right, 10), np.arange(2000), seed=0)
-    assert ignoring.high - ignoring.low < 0.5 * (copied.high - copied.low)
+    alone = proportion(right, np.arange(200))
+    copied = proportion(np.repeat(right, 10), np.repeat(np.arange(200), 10))
+    ignoring = proportion(np.repeat(right, 10), np.arange(2000))
+    width, of_copies, of_ignoring = (
+        each.high - each.low for each in (alone, copied, ignoring) if each.high and each.low
+    )
+    assert of_copies == pytest.approx(width, rel=0.01)
+    assert of_ignoring < 0.5 * of_copies
 
 
-def test_intervals_cover_the_truth() -> None:
-    """Of 100 studies of clustered samples, about 95 in 100 intervals hold the true share; those that take clips for
-    sources far fewer.
-    """
-    rng, hits, naive = np.random.default_rng(5), 0, 0
-    for study in range(100):
-        levels = rng.beta(2, 2, size=60)  # a source's own share; 0.5 on average
-        right = rng.random((60, 8)) < levels[:, None]
-        sources = np.repeat(np.arange(60), 8)
-        result, flat = proportion(right.ravel(), sources, study), proportion(right.ravel(), np.arange(480), study)
-        hits += result.low <= 0.5 <= result.high
-        naive += flat.low <= 0.5 <= flat.high
-    assert 88 <= hits <= 99
-    assert naive < 85
+@pytest.mark.parametrize("right", [[1] * 12, [0] * 12, [1, 1, 1, 0] * 3])
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("sources", [2, 3, 12])
+def test_no_interval_has_zero_width(right: list[int], runs: int, sources: int) -> None:
+    """Sources that all score alike, all right and all wrong, one seed and seeds that agree."""
+    result = proportion(np.tile(right, (runs, 1)), np.repeat(np.arange(sources), 12 // sources))
+    assert result.low is not None
+    assert result.high is not None
+    assert 0 <= result.low <= result.value <= result.high <= 1
+    assert result.high - result.low > 0.15
+    same = difference([right] * runs, [right] * runs, np.repeat(np.arange(sources), 12 // sources))
+    assert same.low is not None
+    assert same.high is not None
+    assert same.low < -0.03
+    assert same.high > 0.03
+    assert same.p == 1
+
+
+def test_a_single_source_has_no_interval() -> None:
+    result, gain = proportion([1, 1, 0], ["a"] * 3), difference([1, 1, 0], [0, 0, 0], ["a"] * 3)
+    assert (result.low, result.high, gain.low, gain.high, gain.p) == (None, None, None, None, 1)
+    assert with_interval(result.value, result.low, result.high) == "66.7% (too few sources)"
+    assert judge({"": gain}, 0.02) == {"": (1, "no difference shown")}
+    assert detectable_in(np.ones((3, 4)), ["a"] * 4) is None
+
+
+@pytest.mark.parametrize("sources", [5, 10, 30])
+@pytest.mark.parametrize("accuracy", [0.05, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_intervals_contain_the_true_accuracy(
+    simulation: Any, sources: int, accuracy: float, correlation: float
+) -> None:
+    inside, _ = simulation.AccuracyCell(sources, accuracy, correlation).coverage(400)
+    assert inside >= 0.92
+
+
+@pytest.mark.full
+def test_intervals_contain_the_true_accuracy_in_every_cell(simulation: Any) -> None:
+    covered = {cell: cell.coverage(1000)[0] for cell in simulation.accuracy_cells()}
+    assert {cell: inside for cell, inside in covered.items() if inside < 0.92} == {}
+    # Not by being wide: with many sources they are as narrow as their level allows.
+    assert np.mean([covered[cell] for cell in covered if cell.sources == 100 and cell.accuracy <= 0.8]) < 0.97
+
+
+def test_the_interval_over_seeds_and_sources_contains_the_true_accuracy() -> None:
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(300):
+        level = 0.6 + rng.normal(0, 0.1, (5, 1)) + rng.normal(0, 0.15, 40)[np.repeat(np.arange(40), 3)]
+        result = proportion(rng.random((5, 120)) < level, np.repeat(np.arange(40), 3))
+        assert result.low is not None
+        assert result.high is not None
+        inside += result.low <= 0.6 <= result.high
+    assert 0.92 <= inside / 300 <= 0.99
+
+
+# --- differences ---
+
+
+def test_a_difference_of_one_run_is_the_paired_t_test() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.random((2, 60)) < np.array([[0.7], [0.5]])
+    result = difference(ours, theirs, np.arange(60))
+    reference = stats.ttest_rel(ours.astype(float), theirs.astype(float))
+    interval = reference.confidence_interval(0.95)
+    assert (result.low, result.high, result.p) == pytest.approx((interval.low, interval.high, reference.pvalue))
+
+
+def test_a_difference_of_many_clips_is_the_t_test_over_seeds() -> None:
+    """Where seeds differ much and clips are many, only the seeds count."""
+    means = np.array([0.2, -0.1, 0.15, -0.02, 0.1])
+    gain = means[:, None] + np.random.default_rng(0).normal(0, 0.01, (5, 5000))
+    result, reference = difference(gain, 0 * gain, np.arange(5000)), stats.ttest_1samp(means, 0)
+    interval = reference.confidence_interval(0.95)
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high), rel=0.02)
+    assert result.p == pytest.approx(reference.pvalue, rel=0.02)
+
+
+def test_the_noise_of_single_answers_counts_once() -> None:
+    """Without differences between seeds and sources, the error is that of all answers together."""
+    rng = np.random.default_rng(0)
+    widths = []
+    for _ in range(50):
+        gain = rng.normal(0, 1, (10, 200))
+        result = difference(gain, 0 * gain, np.arange(200))
+        assert result.high is not None
+        widths.append(result.high - result.value)
+    assert np.mean(widths) == pytest.approx(stats.t.ppf(0.975, 9) / 2000**0.5, rel=0.1)
 
 
 def test_pairs_share_what_is_hard() -> None:
     rng = np.random.default_rng(0)
     hard = rng.random(400)
     ours, theirs = (rng.random((5, 400)) < np.clip(hard + gain, 0, 1) for gain in (0.06, 0.0))
-    result = difference(ours, theirs, np.arange(400), seed=0)
+    result = difference(ours, theirs, np.arange(400))
     assert result.value == pytest.approx(ours.mean() - theirs.mean())
+    assert result.low is not None
     assert result.low > 0
     assert result.p is not None
     assert result.p < 0.05
 
 
-def test_seeds_that_disagree_widen_the_interval() -> None:
-    gains = np.array([[0.2], [-0.1], [0.15], [-0.2], [0.1]]) * np.ones((5, 1000))
-    result = difference(gains, np.zeros((5, 1000)), np.arange(1000), seed=0)
-    assert result.low < 0 < result.high
-    assert result.p is not None
-    assert result.p > 0.3
+# seeds, clips, clips of a source, spread over seeds, spread over sources
+QUICK = [
+    (1, 20, 1, 0.0, 0.3),
+    (1, 100, 5, 0.0, 0.3),
+    (3, 100, 1, 0.02, 0.0),
+    (3, 100, 1, 0.2, 0.3),
+    (5, 20, 1, 0.1, 0.0),
+    (5, 100, 5, 0.05, 0.3),
+    (10, 100, 1, 0.2, 0.0),
+]
 
 
-def test_no_difference_is_found_about_as_often_as_the_level_says() -> None:
-    rng = np.random.default_rng(1)
-    p_values = [
-        difference(rng.random(300) < 0.5, rng.random(300) < 0.5, np.arange(300), study).p for study in range(100)
-    ]
-    assert 1 <= sum(p is not None and p < 0.05 for p in p_values) <= 11
+@pytest.mark.parametrize("cell", QUICK)
+def test_a_true_null_is_rejected_as_often_as_the_level_says(simulation: Any, cell: tuple[Any, ...]) -> None:
+    rejected, inside = simulation.NullCell(*cell).rejected(400)
+    assert 0.02 <= rejected <= 0.08  # 5 %, two standard errors of 400 are 2.2 points
+    assert 0.92 <= inside <= 0.98
+
+
+@pytest.mark.full
+def test_a_true_null_is_rejected_as_often_as_the_level_says_in_every_cell(simulation: Any) -> None:
+    rejected = {cell: cell.rejected(1000)[0] for cell in simulation.null_cells()}
+    assert {cell: rate for cell, rate in rejected.items() if not 0.01 <= rate <= 0.075} == {}
+    assert 0.035 <= np.mean(list(rejected.values())) <= 0.055
+
+
+@pytest.mark.parametrize("clips", [2, 3, 4, 5])
+def test_few_sources_do_not_reject_a_true_null_more_often(simulation: Any, clips: int) -> None:
+    assert simulation.NullCell(1, 5 * clips, 5, 0.0, 0.3).rejected(300)[0] <= 0.08
+    assert simulation.NullCell(1, clips, 1, 0.0, 0.3).rejected(300)[0] <= 0.08
+
+
+def test_signs_of_seeds_by_hand() -> None:
+    gain = np.array([[3.0], [1.0], [2.0], [1.0], [4.0], [2.0]])
+    assert sign_flip(gain) == 2 / 64  # only the signs of the sample itself, and all of them flipped
+    assert sign_flip(gain * np.array([[1], [-1], [1], [1], [1], [1]])) == 6 / 64  # of a sum of 11 or 13 of 13
+    assert sign_flip(gain[:5]) is None
+    assert sign_flip(np.zeros((6, 3))) == 1
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.3, 1, 8)
+    reference = stats.permutation_test(
+        (values,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
+    )
+    assert sign_flip(values[:, None]) == pytest.approx(reference.pvalue)
+
+
+# --- tests ---
 
 
 def test_holm_by_hand() -> None:
@@ -111,16 +249,18 @@ def test_verdicts(low: float, value: float, high: float, p: float, wanted: str) 
     assert verdict(Estimate(value, low, high), p, margin=0.01) == wanted
 
 
-def test_what_a_study_can_detect_is_found_as_often_as_promised() -> None:
-    runs, sources, rng = 5, 200, np.random.default_rng(0)
-    smallest = detectable(0.0, 0.4, runs, sources)
-    result = 0
-    for study in range(100):
-        gains = np.tile(rng.normal(smallest, 0.4, sources), (runs, 1))  # what a source gains is the same in all runs
-        p = difference(gains, np.zeros_like(gains), np.arange(sources), study).p
-        result += p is not None and p < 0.05
-    assert 68 <= result <= 92
-    assert detectable(0.02, 0.4, 10, sources) < detectable(0.02, 0.4, 5, sources)
+def test_a_detectable_difference_is_that_of_the_t_test() -> None:
+    """Against the noncentral t: with 3 seeds 5.65 standard errors, where the normal distribution gives 2.80."""
+    for runs in (3, 5, 10):
+        power = stats.nct(runs - 1, detectable(1.0, 0.0, runs, 200) * runs**0.5).sf(stats.t.ppf(0.975, runs - 1))
+        assert power == pytest.approx(0.8, abs=1e-3)
+    assert detectable(0.02, 0.4, 10, 200) < detectable(0.02, 0.4, 5, 200)
+    assert detectable(0.0, 0.4, 1, 1000) == pytest.approx(2.805 * 0.4 / 1000**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("cell", [(3, 100, 1, 0.1, 0.0), (5, 100, 5, 0.05, 0.3), (10, 100, 1, 0.02, 0.3)])
+def test_what_a_study_can_detect_is_found_as_often_as_promised(simulation: Any, cell: tuple[Any, ...]) -> None:
+    assert 0.7 <= simulation.NullCell(*cell).detected(300) <= 0.9
 
 
 def test_a_family_is_judged_by_its_corrected_p_values() -> None:
@@ -130,20 +270,6 @@ def test_a_family_is_judged_by_its_corrected_p_values() -> None:
         "z": Estimate(0.0, -0.01, 0.01, 0.9),
     }
     assert judge(family, 0.02) == {"x": (0.06, "not worse"), "y": (0.003, "worse"), "z": (0.9, "not worse")}
-
-
-def test_wilsons_interval() -> None:
-    low, high = wilson(0.0, 96)
-    assert low == 0.0
-    assert high == pytest.approx(0.04)
-    assert wilson(0.5, 100) == pytest.approx((0.40194, 0.59806), abs=1e-4)
-
-
-def test_few_samples_show_no_difference_between_fractions() -> None:
-    assert compare_fractions(1.0, 0.0, 1) == "no difference shown"
-    assert compare_fractions(1.0, 0.0, 100) == "better"
-    assert compare_fractions(0.6, 0.62, 398) == "no difference shown"
-    assert compare_fractions(0.7, 0.9, 398) == "worse"
 
 
 def test_samples_in_common_are_told_by_their_ids() -> None:

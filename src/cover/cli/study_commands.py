@@ -86,7 +86,7 @@ _JOBS = argument(
         "--seed",
         type=whole(0),
         default=0,
-        help="seed of the training and of the resamples behind intervals (default: 0)",
+        help="seed of the training (default: 0)",
     ),
     json_option("write the results as JSON"),
     WORKERS,

@@ -62,7 +62,7 @@ from cover.errors import UserError
         "--seed",
         type=whole(0),
         default=0,
-        help="seed of random frame orders, of folds and of the resamples behind intervals (default: 0)",
+        help="seed of random frame orders and of folds (default: 0)",
     ),
     DECODER,
     argument(

@@ -28,7 +28,7 @@ from cover.datasets.manifest import Manifest, open_manifest
 from cover.errors import UserError
 from cover.evaluation.baseline_features import EXTRACTORS, Extractor, features_of
 from cover.evaluation.start_features import START, start_features, start_is_installed
-from cover.evaluation.statistics import proportion
+from cover.evaluation.statistics import proportion, with_interval
 from cover.model.starts.known import KNOWN
 
 RUNGS = ("prior", "thumbnail", "motion", "frozen")  # from the simplest on
@@ -154,7 +154,6 @@ def baselines(
     name: str,
     split: str,
     workers: int,
-    seed: int = 0,
     rows: npt.NDArray[np.int64] | None = None,
     relabel: npt.NDArray[np.int64] | None = None,
     frozen: bool = True,
@@ -162,9 +161,9 @@ def baselines(
     """The baselines of a split of a data set, as plain data.
 
     `rows`: int64, the manifest rows that the model was evaluated on (default: all usable ones). `relabel`: int64
-    `(classes,)`, the index of each class among the evaluated ones, -1 for a class that is not evaluated. `seed`: of the
-    bootstrap. `workers`: processes that read files, 0 for none. `frozen`: whether the baseline of this name, which
-    takes longest, is among them if its package is installed.
+    `(classes,)`, the index of each class among the evaluated ones, -1 for a class that is not evaluated.
+    `workers`: processes that read files, 0 for none. `frozen`: whether the baseline of this name, which takes longest,
+    is among them if its package is installed.
 
     Returns `chance`; for each of `RUNGS` that applies `{top1, low, high, converged}` with its interval over sources;
     `train_rows`, `train_rows_per_class` (the limit of a class in a sample of a large split, else null), `n` of
@@ -196,19 +195,19 @@ def baselines(
     }
     if not len(ours.labels) or not len(theirs.labels):
         return {**result, **facts, "why_not": "no readable sample to fit or to evaluate"}
-    rungs = _rungs([(ours, theirs)], seed)
+    rungs = _rungs([(ours, theirs)])
     if frozen and start_is_installed():
         fitted, _ = sample_by_class(usable, relabel[train.labels[usable]], MOST_FROZEN)
         ours = _read(train, fitted, relabel, workers, START_FEATURES)
         theirs = _read(manifest, sample_rows(evaluated, MOST_FROZEN), relabel, workers, START_FEATURES)
         if len(ours.labels) and len(theirs.labels):
             sizes_of = {"train_rows": len(ours.labels), "n": len(theirs.labels)}
-            rungs["frozen"] = {**_rungs([(ours, theirs)], seed)["frozen"], **sizes_of}
+            rungs["frozen"] = {**_rungs([(ours, theirs)])["frozen"], **sizes_of}
     return {**result, **rungs, **facts}
 
 
 def fold_baselines(
-    manifest: Manifest, folds: Sequence[npt.NDArray[np.int64]], workers: int, seed: int = 0, frozen: bool = True
+    manifest: Manifest, folds: Sequence[npt.NDArray[np.int64]], workers: int, frozen: bool = True
 ) -> dict[str, Any]:
     """The baselines over folds: each fold is predicted by classifiers that are fitted to all the others.
 
@@ -224,10 +223,10 @@ def fold_baselines(
     samples = _read(manifest, rows, relabel, workers)
     if not len(samples.labels):
         return {**result, "why_not": "no readable sample to fit or to evaluate"}
-    rungs = _rungs(_by_fold(samples, folds), seed)
+    rungs = _rungs(_by_fold(samples, folds))
     if frozen and start_is_installed() and len(rows) <= MOST_FROZEN:
         features = _read(manifest, rows, relabel, workers, START_FEATURES)
-        rungs["frozen"] = _rungs(_by_fold(features, folds), seed)["frozen"]
+        rungs["frozen"] = _rungs(_by_fold(features, folds))["frozen"]
     facts = {"n": len(samples.labels), "n_evaluated": len(rows), "unreadable": {"all": samples.unreadable}}
     return {**result, **rungs, **facts}
 
@@ -268,7 +267,7 @@ def _read(
     return Samples(features.rows, features.values, labels, sources, len(features.unreadable))
 
 
-def _rungs(parts: Sequence[tuple[Samples, Samples]], seed: int) -> dict[str, Any]:
+def _rungs(parts: Sequence[tuple[Samples, Samples]]) -> dict[str, Any]:
     """The accuracies over all `parts`, each of samples to fit a classifier to and of samples to measure it on."""
     right: dict[str, list[npt.NDArray[np.bool_]]] = defaultdict(list)
     stopped: set[str] = set()
@@ -281,7 +280,7 @@ def _rungs(parts: Sequence[tuple[Samples, Samples]], seed: int) -> dict[str, Any
     sources = np.concatenate([evaluated.sources for _, evaluated in parts])
     rungs = {}
     for name, own in right.items():
-        accuracy = proportion(np.concatenate(own), sources, seed)
+        accuracy = proportion(np.concatenate(own), sources)
         values = {"top1": accuracy.value, "low": accuracy.low, "high": accuracy.high}
         rungs[name] = {**values, "converged": name not in stopped}
     return rungs
@@ -290,13 +289,14 @@ def _rungs(parts: Sequence[tuple[Samples, Samples]], seed: int) -> dict[str, Any
 # --- a model against the baselines ------------------------------------------------------------------------------------
 
 
-def shortfalls(found: Mapping[str, Any], top1: float, low: float) -> list[str]:
+def shortfalls(found: Mapping[str, Any], top1: float, low: float | None) -> list[str]:
     """The baselines that a model with the accuracy `top1` is not above, by their names.
 
-    `low`: the lower end of its interval, which has to be above chance. Another baseline counts if its accuracy is
-    higher than `top1`.
+    `low`: the lower end of its interval, which has to be above chance; `top1` itself has to be if it is None. Another
+    baseline counts if its accuracy is higher than `top1`.
     """
-    names = ["chance"] if found["chance"] is not None and low <= found["chance"] else []
+    least = top1 if low is None else low
+    names = ["chance"] if found["chance"] is not None and least <= found["chance"] else []
     return names + [name for name in RUNGS if name in found and found[name]["top1"] > top1]
 
 
@@ -307,7 +307,7 @@ def figures(found: Mapping[str, Any]) -> list[str]:
 
 
 def _with_interval(rung: Mapping[str, Any]) -> str:
-    text = f"{rung['top1']:.1%} ({rung['low']:.1%} to {rung['high']:.1%})"
+    text = with_interval(rung["top1"], rung["low"], rung["high"])
     return text if rung["converged"] else f"{text}, fit stopped early"
 
 

@@ -23,6 +23,7 @@ from cover.evaluation.baselines import baselines, print_baselines, shortfalls
 from cover.evaluation.cached_views import cache_views, cached_batches, trained_cache
 from cover.evaluation.metrics import MeanAveragePrecision, Outcomes, TopK
 from cover.evaluation.protocol import EvaluationTask, find_tasks
+from cover.evaluation.statistics import with_interval
 from cover.evaluation.view_reader import batches
 from cover.hardware import pick_device
 from cover.media.decode import Decoder, FileProblem, check_decoder
@@ -176,7 +177,7 @@ def _class_accuracy(entry: tuple[float, int, str], row: dict[str, Any]) -> float
 
 def _with_interval(row: dict[str, Any]) -> str:
     interval = row.get("top1_interval")
-    return _percent(row.get("top1")) + (f" ({interval['low']:.1%} to {interval['high']:.1%})" if interval else "")
+    return with_interval(row["top1"], interval["low"], interval["high"]) if interval else _percent(row.get("top1"))
 
 
 def _percent(fraction: float | None) -> str:
@@ -230,7 +231,7 @@ def evaluate(
     Variants: `plain`, the frames in order; `shuffled`, the frames of each clip in a random order; `reversed`, the
     frames backwards; `single`, the middle frame alone, as an image. View scores are averaged after the softmax.
 
-    `seed`: of the shuffled orders and of the bootstrap. `group`: with R processes each takes every R-th row, and all
+    `seed`: of the shuffled orders. `group`: with R processes each takes every R-th row, and all
     return the result of the whole split. `keep`: called with the scores of every view. `prefix`: the cache of the first
     stages of `model`, which is filled where it lacks a view; variants other than `plain` change pixels and do not use
     it. Returns for each variant the metrics (`TopK` and `Outcomes`, or `MeanAveragePrecision` of a multi-label set) and
@@ -256,7 +257,7 @@ def evaluate(
                     keep(task, variant, numbers, scores)
     problems = [problem for part in group.gather(problems) for problem in part]
     return {
-        variant: {**own.gathered(group).result(task, seed), **_protocol(task, variant, problems)}
+        variant: {**own.gathered(group).result(task), **_protocol(task, variant, problems)}
         for variant, own in metrics.items()
     }
 
@@ -287,11 +288,11 @@ class _SplitMetrics:
             first.outcomes.merge([other.outcomes for other in others if other.outcomes is not None])
         return first
 
-    def result(self, task: EvaluationTask, seed: int) -> dict[str, Any]:
+    def result(self, task: EvaluationTask) -> dict[str, Any]:
         if self.outcomes is None:
             return self.metric.result()
         sources = task.manifest.sources(self.outcomes.rows)
-        return {**self.metric.result(), **self.outcomes.result(sources, task.classes, seed)}
+        return {**self.metric.result(), **self.outcomes.result(sources, task.classes)}
 
 
 def _protocol(task: EvaluationTask, variant: Variant, problems: Sequence[FileProblem]) -> dict[str, Any]:
@@ -380,7 +381,7 @@ def evaluate_release(
             more |= {"step": model.metadata.get("step"), "seed": seed, "catalog": str(catalog)}
             rows = np.array([row for part in group.gather(read.rows) for row in part], np.int64)
             if with_baselines and group.rank == 0 and "plain" in by_variant:
-                by_variant["plain"]["baselines"] = _compared(opened, task, by_variant["plain"], rows, workers, seed)
+                by_variant["plain"]["baselines"] = _compared(opened, task, by_variant["plain"], rows, workers)
             results += [{**result, **more} for result in by_variant.values()]
     return results
 
@@ -400,10 +401,10 @@ class _RowsRead:
 
 
 def _compared(
-    catalog: Catalog, task: EvaluationTask, result: dict[str, Any], rows: np.ndarray, workers: int, seed: int
+    catalog: Catalog, task: EvaluationTask, result: dict[str, Any], rows: np.ndarray, workers: int
 ) -> dict[str, Any]:
     """The baselines on the manifest rows `rows`, and in `behind` those that the model is not above."""
-    found = baselines(catalog, task.spec.name, task.manifest.split, workers, seed, rows, task.relabel)
+    found = baselines(catalog, task.spec.name, task.manifest.split, workers, rows, task.relabel)
     interval = result.get("top1_interval")
     return {**found, "behind": shortfalls(found, result["top1"], interval["low"]) if interval else []}
 

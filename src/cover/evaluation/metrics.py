@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cover.evaluation.statistics import LEVEL, RESAMPLES, proportion
+from cover.evaluation.statistics import LEVEL, METHOD, proportion
 
 _TOP1, _TOP5, _TOTAL = range(3)  # rows of `TopK.counts`
 
@@ -229,18 +229,18 @@ class Outcomes:
     def _column(self, place: int, kind: type[np.generic]) -> np.ndarray:
         return np.concatenate([np.zeros(0, kind), *(part[place] for part in self._parts)])
 
-    def result(self, sources: np.ndarray, classes: Sequence[str], seed: int) -> dict[str, Any]:
+    def result(self, sources: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
         """The figures as plain data.
 
-        `sources`: int64 `(N,)`, the source of each sample. `classes`: class names. `seed`: of the bootstrap. Returns
-        `top1_interval`, resampled over sources; `ece`, the expected calibration error; `confusions`, the ten most
+        `sources`: int64 `(N,)`, the source of each sample. `classes`: class names. Returns `top1_interval`, over
+        sources, with null ends for a single source; `ece`, the expected calibration error; `confusions`, the ten most
         frequent wrong answers as `{true, predicted, count, of}`.
         """
         if not len(self.rows):
             return {"top1_interval": None, "ece": None, "confusions": []}
-        top1 = proportion(self.right, sources, seed)
-        interval = {"low": top1.low, "high": top1.high, "level": LEVEL, "resamples": RESAMPLES}
-        interval |= {"sources": len(np.unique(sources)), "seed": seed}
+        top1 = proportion(self.right, sources)
+        interval = {"low": top1.low, "high": top1.high, "level": LEVEL, "method": METHOD}
+        interval["sources"] = len(np.unique(sources))
         # Rounded, because scores differ in their last bits with the batch size.
         error = round(calibration_error(self.confidence, self.right), 6)
         return {"top1_interval": interval, "ece": error, "confusions": self._confusions(classes)}

@@ -204,12 +204,15 @@ def short_count(value: float) -> str:
 
 @dataclass(frozen=True)
 class Interval:
-    """One row of a forest plot: a value with its interval, both as text, and its verdict (a key of `MARKS`)."""
+    """One row of a forest plot: a value with its interval, both as text, and its verdict (a key of `MARKS`).
+
+    `low`, `high`: None if there is no interval.
+    """
 
     label: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     text: str
     verdict: str
 
@@ -232,7 +235,7 @@ def span_of(rows: Iterable[Interval], margin: float) -> AxisRange:
 
     It contains all intervals, zero and the margin, with some space at both ends.
     """
-    ends = [0.0, -margin, *(end for each in rows for end in (each.low, each.high, each.value))]
+    ends = [0.0, -margin, *(end for each in rows for end in (each.low, each.high, each.value) if end is not None)]
     space = 0.05 * (max(ends) - min(ends)) or 1.0
     return AxisRange(min(ends) - space, max(ends) + space)
 
@@ -268,7 +271,8 @@ def _scale(span: AxisRange, height: int, margin: float, unit: str) -> list[Chart
 def _interval(span: AxisRange, each: Interval, top: int) -> list[ChartShape]:
     tone, outline = MARKS[each.verdict]
     y, room = top + 26, WIDTH - 2 * EDGE - LETTER * (len(each.text) + 2)
-    whisker = f"M{span.x(each.low):.1f} {y}H{span.x(each.high):.1f}"
+    low, high = (each.value if end is None else end for end in (each.low, each.high))
+    whisker = f"M{span.x(low):.1f} {y}H{span.x(high):.1f}"
     place = f"translate({span.x(each.value):.1f} {y})"
     return [
         _text(_fitted(each.label, room), EDGE, top + 15, style="name halo", title=each.label),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import platform
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cover import __version__, config
@@ -21,7 +22,9 @@ from cover.datasets.index import index
 from cover.datasets.manifest import open_manifest
 from cover.evaluation.baselines import RUNGS, baselines
 from cover.evaluation.evaluate import Variant, evaluate
-from cover.evaluation.protocol import find_tasks, read_views
+from cover.evaluation.metrics import Outcomes
+from cover.evaluation.protocol import EvaluationTask, find_tasks, read_views
+from cover.evaluation.statistics import difference, in_common, judge, proportion
 from cover.experiments.add.add_recipe import schedule_of
 from cover.experiments.report import DemoResults, PredictedClip, numbers_markdown, write_demo_report
 from cover.hardware import pick_device
@@ -40,6 +43,13 @@ PRETRAIN_STEPS, PRETRAIN_BATCH, PRETRAIN_LR = 1200, 64, 1e-3
 COTRAIN_STEPS, COTRAIN_BATCH, COTRAIN_LR = 1000, 40, 1e-3
 SCALED_LEAST_STEPS = 6
 CLIPS_EACH = 3
+# The key in a row of results for each variant of the co-trained model, and the differences that are tested
+COTRAINED: dict[Variant, str] = {
+    "plain": "cotrained",
+    "shuffled": "cotrained_shuffled",
+    "single": "cotrained_single_frame",
+}
+COMPARED = {"cotrained": "single", "cotrained_shuffled": "cotrained"}
 REPORTED = ("top5", "mean_class", "n_read", "n_listed", "classes", "views", "split", "class_digest", "media", "step")
 
 
@@ -171,6 +181,7 @@ def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, worke
     """
     cotrained = _top1(runs[COTRAINING], SETS, catalog, device, workers, ("plain", "shuffled", "single"))
     rows: dict[str, dict[str, Any]] = {}
+    answers: dict[str, dict[str, Answers]] = {}
     for name in SETS:
         variants = cotrained[name]
         plain = variants["plain"]
@@ -183,10 +194,39 @@ def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, worke
             "cotrained_single_frame": variants.get("single", {}).get("top1"),
             **{key: plain[key] for key in REPORTED},
         }
+        answers[name] = {COTRAINED[variant]: result["answers"] for variant, result in variants.items()}
     for name in ALONE:
         single = _top1(runs[_single(name)], [name], catalog, device, workers, ("plain",))
         rows[name]["single"] = single[name]["plain"]["top1"]
+        answers[name]["single"] = single[name]["plain"]["answers"]
+    for name, own in answers.items():
+        rows[name] |= uncertainty(own)
     return rows
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The predictions on a split: `rows` int64 `(N,)`, `right` bool `(N,)` and `sources` int64 `(N,)`."""
+
+    rows: npt.NDArray[np.int64]
+    right: npt.NDArray[np.bool_]
+    sources: npt.NDArray[np.int64]
+
+
+def uncertainty(answers: Mapping[str, Answers]) -> dict[str, Any]:
+    """The `intervals` of accuracies, `[low, high]` by key, and the `differences` of `COMPARED`, paired by sample."""
+    intervals = {key: proportion(own.right, own.sources) for key, own in answers.items()}
+    differences = {}
+    for ours, theirs in COMPARED.items():
+        if ours in answers and theirs in answers:
+            mine, others = in_common(answers[ours].rows, answers[theirs].rows)
+            sources = answers[ours].sources[mine]
+            gain = difference(answers[ours].right[mine], answers[theirs].right[others], sources)
+            differences[ours] = {**asdict(gain), "verdict": judge({"": gain}, margin=0.0)[""][1]}
+    return {
+        "intervals": {key: [each.low, each.high] for key, each in intervals.items()},
+        "differences": differences,
+    }
 
 
 def _trivial(catalog: Catalog, name: str, workers: int) -> dict[str, float | None]:
@@ -204,9 +244,28 @@ def _top1(
     by_dataset = {}
     for task in find_tasks(catalog, model, model.frames, "val", names):
         own_variants = variants if task.manifest.media == "video" else ("plain",)
-        results = evaluate(model, task, device, workers, own_variants)
+        outcomes = {variant: Outcomes() for variant in own_variants}
+
+        def keep(
+            task: EvaluationTask,
+            variant: Variant,
+            numbers: list[int],
+            scores: torch.Tensor,
+            outcomes: dict[Variant, Outcomes] = outcomes,
+        ) -> None:
+            labels = torch.from_numpy(np.asarray(task.relabel[task.manifest.labels[numbers]], np.int64))
+            outcomes[variant].update(numbers, scores.mean(1), labels)
+
+        results = evaluate(model, task, device, workers, own_variants, keep=keep)
+        for own in outcomes.values():
+            own.merge([])
         by_dataset[task.spec.name] = {
-            variant: {**result, "step": model.metadata["step"]} for variant, result in results.items()
+            variant: {
+                **result,
+                "step": model.metadata["step"],
+                "answers": Answers(own.rows, own.right, task.manifest.sources(own.rows)),
+            }
+            for (variant, result), own in zip(results.items(), (outcomes[each] for each in results), strict=True)
         }
     return by_dataset
 

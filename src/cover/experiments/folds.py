@@ -28,7 +28,7 @@ from cover.evaluation.cached_views import trained_cache
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.metrics import Outcomes
 from cover.evaluation.protocol import EvaluationTask, find_tasks
-from cover.evaluation.statistics import proportion
+from cover.evaluation.statistics import proportion, with_interval
 from cover.experiments.run_files import read_result, write_result
 from cover.hardware import pick_device
 from cover.media.decode import Decoder
@@ -48,7 +48,7 @@ PROTOCOL = ("media", "views", "frames", "sampling", "classes", "class_digest", "
 class FoldRequest:
     """Into how many folds the data sets `names` are divided.
 
-    `seed`: of the division and of the resamples behind intervals. `views`, `decoder`: as for `cover evaluate`.
+    `seed`: of the division. `views`, `decoder`: as for `cover evaluate`.
     `baselines`: whether trivial methods are measured on the same folds.
     """
 
@@ -226,7 +226,7 @@ def with_baselines(result: dict[str, Any], whole: Catalog, divided: DividedSet, 
     manifest = open_manifest(whole.manifest_path(divided.spec.name, "train"))
     numbers = {row.sample_id: number for number, row in enumerate(manifest.rows())}
     folds = [np.array([numbers[row.sample_id] for row in test], np.int64) for _, test in divided.folds]
-    found = fold_baselines(manifest, folds, request.workers, request.seed)
+    found = fold_baselines(manifest, folds, request.workers)
     behind = shortfalls(found, result["top1"], result["top1_interval"]["low"])
     return {**result, "baselines": {**found, "behind": behind}}
 
@@ -325,7 +325,7 @@ class _Predictions:
 def pooled(results: Sequence[Mapping[str, Any]], request: FoldRequest) -> dict[str, Any]:
     """The results of a data set over all folds.
 
-    `top1` is the fraction of right answers over the test samples of all folds, with `top1_interval`, resampled over
+    `top1` is the fraction of right answers over the test samples of all folds, with `top1_interval` over
     groups. `top1_listed` counts samples that were not read as wrong. `by_fold`: the figures of each fold. `answers`:
     every sample with its fold, as in `measure_fold`.
     """
@@ -334,7 +334,7 @@ def pooled(results: Sequence[Mapping[str, Any]], request: FoldRequest) -> dict[s
     groups = [answer["group"] for answer in answers]
     if not right:
         raise UserError(f"{results[0]['dataset']}: none of its test samples could be read")
-    interval, listed = asdict(proportion(right, groups, request.seed)), sum(own["n_listed"] for own in results)
+    interval, listed = asdict(proportion(right, groups)), sum(own["n_listed"] for own in results)
     by_fold = [
         {"fold": fold, "top1": own["top1"], "n_read": own["n_read"], "n_listed": own["n_listed"]}
         for fold, own in enumerate(results, start=1)
@@ -363,14 +363,14 @@ def print_folds(results: Sequence[dict[str, Any]]) -> None:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    low, high = (f"{row['top1_interval'][end]:.1%}" for end in ("low", "high"))
+    interval = row["top1_interval"]
     by_fold = " ".join("-" if own["top1"] is None else f"{100 * own['top1']:.1f}" for own in row["by_fold"])
     counts = [str(row[key]) for key in ("n_read", "n_listed")]
-    groups, classes = str(row["top1_interval"]["groups"]), f"{row['classes']} ({row['class_digest']})"
+    groups, classes = str(interval["groups"]), f"{row['classes']} ({row['class_digest']})"
     return [
         row["dataset"],
         str(row["folds"]),
-        f"{row['top1']:.1%} ({low} to {high})",
+        with_interval(row["top1"], interval["low"], interval["high"]),
         by_fold,
         *counts,
         groups,

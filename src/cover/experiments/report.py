@@ -21,7 +21,6 @@ import numpy as np
 from PIL import Image
 
 from cover.console import clock
-from cover.evaluation.statistics import compare_fractions, wilson
 from cover.experiments.charts import MARKS, Bar, Line, Panel, bar, line_chart
 from cover.experiments.run_files import RunHistory, read_log
 
@@ -156,8 +155,10 @@ class DemoResults:
     """The contents of the report of a demo.
 
     `results`: `{wall_seconds, datasets: {name: {chance, single, cotrained, cotrained_shuffled, cotrained_single_frame,
-    prior, thumbnail, motion, top5, mean_class, n_read, n_listed, classes, views, split, step, class_digest, media}}}`.
-    Accuracies are between 0 and 1; one that was not measured is null or absent. `stages`: titles and seconds. `runs`:
+    prior, thumbnail, motion, top5, mean_class, n_read, n_listed, classes, views, split, step, class_digest, media,
+    intervals, differences}}}`. Accuracies are between 0 and 1; one that was not measured is null or absent.
+    `intervals`: `[low, high]` of an accuracy, by its key. `differences`: of an accuracy to the one it is compared with,
+    by its key, with its interval, p-value and verdict. `stages`: titles and seconds. `runs`:
     the `log.jsonl` of each run by title; "co-train", "pre-train" or "single" in a title decides its colour.
     `generated`: whether the data sets are those of the sandbox.
     """
@@ -235,17 +236,23 @@ def numbers_table(results: Mapping[str, Any]) -> Table:
 
 def _against(row: Mapping[str, Any], ours: str, theirs: str) -> str:
     """The difference of two accuracies of a data set and its verdict; empty if one of them was not measured."""
-    first, second, samples = row.get(ours), row.get(theirs), row.get("n_read")
-    if first is None or second is None or not samples:
+    first, second, tested = row.get(ours), row.get(theirs), (row.get("differences") or {}).get(ours)
+    if first is None or second is None:
         return ""
-    return f"{points(first - second)} points: {compare_fractions(first, second, samples)}"
+    return f"{points(first - second)} points" + (f": {tested['verdict']}" if tested else "")
 
 
 def _chance_note(row: Mapping[str, Any]) -> str:
-    accuracy, chance, samples = row.get("cotrained"), row.get("chance"), row.get("n_read")
-    if accuracy is None or chance is None or not samples:
+    chance, interval = row.get("chance"), _interval_of(row, "cotrained")
+    if chance is None or interval is None:
         return ""
-    return "" if wilson(accuracy, samples)[0] > chance else "not exceeded"
+    return "" if interval[0] > chance else "not exceeded"
+
+
+def _interval_of(row: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+    """The interval of an accuracy; None if it was not measured or its samples have too few sources."""
+    low, high = (row.get("intervals") or {}).get(key) or (None, None)
+    return None if low is None or high is None else (low, high)
 
 
 def _trivial_note(row: Mapping[str, Any], key: str) -> str:
@@ -258,7 +265,7 @@ def _accuracy_panel(name: str, row: Mapping[str, Any]) -> Panel:
     for key, (title, tone) in MEASURED.items():
         accuracy = row.get(key)
         if tone and accuracy is not None:
-            interval = wilson(accuracy, row["n_read"]) if row.get("n_read") else None
+            interval = _interval_of(row, key)
             bars.append(bar(title, accuracy, f"{percent(accuracy)} %", tone, row.get("chance"), interval))
     return Panel(name, bars=bars)
 

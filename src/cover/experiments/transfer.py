@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cover.errors import UserError
+from cover.experiments.study.numbers import between
 from cover.experiments.study.study_file import Size, Study, Transfer
 from cover.model.release import model_like
 from cover.training.recipe import Optimizer
@@ -67,7 +68,7 @@ def rows_of(summary: Mapping[str, Any]) -> list[list[str]]:
             *row["arm"].split(":"),
             row["dataset"],
             f"{100 * row['top1']:.1f}",
-            f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
+            between(row),
             f"{row['n_read']} of {row['n_listed']}",
         ]
         for row in summary["transfers"]

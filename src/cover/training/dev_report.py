@@ -8,6 +8,7 @@ from typing import Any
 
 from cover.datasets.catalog import load_catalog
 from cover.evaluation.baselines import TITLES, advice, baselines, figures, shortfalls
+from cover.evaluation.statistics import with_interval
 from cover.training.checkpoint import LOG
 from cover.training.recipe import Recipe
 from cover.training.retention import parse_line
@@ -27,7 +28,7 @@ def dev_report(run: Path, recipe: Recipe, workers: int) -> list[str]:
     for name, result in known.items():
         found = baselines(catalog, name, "dev", workers)
         interval = result["top1_interval"]
-        accuracy = f"top-1 {result['top1']:.1%} ({interval['low']:.1%} to {interval['high']:.1%})"
+        accuracy = f"top-1 {with_interval(result['top1'], interval['low'], interval['high'])}"
         beside = [f"{title} {text}" for title, text in zip(TITLES.values(), figures(found)) if text != "-"]
         why_not = f"; {found['why_not']}" if found["why_not"] else ""
         lines.append(f"{name} dev: {accuracy} of {result['n_read']:,} samples; {', '.join(beside)}{why_not}")

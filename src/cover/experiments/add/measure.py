@@ -264,9 +264,9 @@ def compare_old(
         now = before if row["unchanged"] else after.measure(name, before.protocol["split"])
         ours, theirs, sources = _paired(now, before)
         estimates = {
-            "before": asdict(proportion(theirs, sources, recipe.seed)),
-            "after": asdict(proportion(ours, sources, recipe.seed)),
-            "difference": asdict(difference(ours, theirs, sources, recipe.seed)),
+            "before": asdict(proportion(theirs, sources)),
+            "after": asdict(proportion(ours, sources)),
+            "difference": asdict(difference(ours, theirs, sources)),
         }
         rows.append({**row, **now.protocol, "measure": now.measure, **estimates})
     measured = {row["dataset"]: row for row in rows if "difference" in row}
@@ -301,14 +301,14 @@ def _settings(release: Path) -> tuple[dict[str, Any], int]:
     return {name: value for name, value in settings.items() if name not in TRAINING_ONLY}, config.frames
 
 
-def accuracy(results: SampleResults, seed: int) -> dict[str, Any]:
+def accuracy(results: SampleResults) -> dict[str, Any]:
     """The accuracy with its interval and protocol."""
-    return {**results.protocol, "measure": results.measure, **asdict(proportion(results.right, results.sources, seed))}
+    return {**results.protocol, "measure": results.measure, **asdict(proportion(results.right, results.sources))}
 
 
-def gain_over(ours: SampleResults, theirs: SampleResults, seed: int) -> dict[str, Any]:
+def gain_over(ours: SampleResults, theirs: SampleResults) -> dict[str, Any]:
     """The gain of `ours` over `theirs`: `difference` is ours minus theirs, `alone` the accuracy of theirs."""
     mine, others, sources = _paired(ours, theirs)
-    gain = difference(mine, others, sources, seed)
+    gain = difference(mine, others, sources)
     ((_, word),) = judge({"": gain}, MARGIN).values()
-    return {"alone": asdict(proportion(others, sources, seed)), "difference": asdict(gain), "verdict": word}
+    return {"alone": asdict(proportion(others, sources)), "difference": asdict(gain), "verdict": word}

@@ -19,6 +19,7 @@ from cover.datasets.manifest import Manifest, open_manifest
 from cover.distributed import started_by_torchrun
 from cover.errors import UserError
 from cover.evaluation.baselines import TITLES, baselines, figures, shortfalls, sizes, standing
+from cover.evaluation.statistics import FEW_SOURCES, with_interval
 from cover.experiments.add.add_recipe import BESIDE, AddMethod, AddRequest, add_recipe, baseline_recipe, in_short
 from cover.experiments.add.best_head import (
     HeadKind,
@@ -119,8 +120,8 @@ def add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
     after = _evaluator(find_release(run), catalog, request, workers)
     new = after.measure(request.name, split)
     results = _results(request, recipe, old, compare_old(before, request.release, after, old, recipe))
-    results["new"] = {"dataset": request.name, **accuracy(new, recipe.seed)}
-    results["baselines"] = _baselines(request, recipe, new, catalog, workers)
+    results["new"] = {"dataset": request.name, **accuracy(new)}
+    results["baselines"] = _baselines(request, new, catalog, workers)
     if options.compare or baseline:
         write_json(results, beside / "results.json")  # here too, because the baseline takes long
         results["compare"] = _compare(request, recipe, new, catalog, baseline, workers)
@@ -178,8 +179,8 @@ def _add_best(request: AddRequest, options: AddOptions, old: OldSets, catalog: C
     else:
         assert split
         new = after.measure(request.name, split)
-        results["new"] = {"dataset": request.name, **accuracy(new, recipe.seed)}
-        results["baselines"] = _baselines(request, recipe, new, catalog, workers)
+        results["new"] = {"dataset": request.name, **accuracy(new)}
+        results["baselines"] = _baselines(request, new, catalog, workers)
         if options.compare or baseline:
             results["compare"] = _compare(request, recipe, new, catalog, baseline, workers)
     write_json(results, request.out / BESIDE / "results.json")
@@ -314,14 +315,12 @@ def train_missing(recipe: Recipe) -> Path:
     return train(recipe, resume=has_started(Path(recipe.out)))
 
 
-def _baselines(
-    request: AddRequest, recipe: Recipe, new: SampleResults, catalog: Catalog, workers: int
-) -> dict[str, Any]:
+def _baselines(request: AddRequest, new: SampleResults, catalog: Catalog, workers: int) -> dict[str, Any]:
     """The baselines of the new data set on the samples of `new`, and in `behind` those that the model is not above."""
-    found = baselines(catalog, request.name, new.protocol["split"], workers, recipe.seed, new.rows)
+    found = baselines(catalog, request.name, new.protocol["split"], workers, new.rows)
     if new.measure != "top1" or not len(new.rows):
         return {**found, "behind": []}
-    ours = accuracy(new, recipe.seed)
+    ours = accuracy(new)
     return {**found, "behind": shortfalls(found, ours["value"], ours["low"])}
 
 
@@ -334,7 +333,7 @@ def _compare(
     _write_recipe(baseline, beside / "baseline.yaml")
     run = train_missing(baseline)
     theirs = _evaluator(find_release(run), catalog, request, workers).measure(request.name, ours.protocol["split"])
-    gain = gain_over(ours, theirs, recipe.seed)
+    gain = gain_over(ours, theirs)
     return {"start": baseline.start.checkpoint or None, "run": str(run), "epochs": _epochs(run), **gain}
 
 
@@ -390,8 +389,10 @@ def _place(row: dict[str, Any]) -> list[str]:
 
 
 def _percent(estimate: dict[str, Any]) -> str:
-    return f"{estimate['value']:.1%} ({estimate['low']:.1%} to {estimate['high']:.1%})"
+    return with_interval(estimate["value"], estimate["low"], estimate["high"])
 
 
 def _points(estimate: dict[str, Any]) -> str:
-    return f"{100 * estimate['value']:+.1f} points ({100 * estimate['low']:+.1f} to {100 * estimate['high']:+.1f})"
+    low, high = estimate["low"], estimate["high"]
+    interval = FEW_SOURCES if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
+    return f"{100 * estimate['value']:+.1f} points ({interval})"

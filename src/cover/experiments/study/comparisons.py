@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cover.evaluation.statistics import LEVEL, detectable_in, difference, in_common, judge, proportion
+from cover.evaluation.statistics import LEVEL, detectable_in, difference, in_common, judge, proportion, sign_flip
 from cover.experiments.study.arms import Measurement
 from cover.experiments.study.study_file import Study
 from cover.model.release import trained_on
@@ -35,7 +35,7 @@ class ArmResults:
 
     def estimate(self) -> dict[str, Any]:
         """The accuracy and its interval, as JSON values."""
-        accuracy = proportion(self.right, self.sources, 0)
+        accuracy = proportion(self.right, self.sources)
         return {
             "top1": accuracy.value,
             "low": accuracy.low,
@@ -192,14 +192,15 @@ def compare(study: Study, arms: Mapping[Key, ArmResults], transfers: Mapping[Key
     """One row for each comparison, as JSON values.
 
     A row has the difference of top-1 (0 to 1) with its interval, the p-value without and with Holm's correction within
-    the family, the verdict, and the detectable difference.
+    the family, the exact p-value over the signs of seeds (null for few seeds), the verdict, and the detectable
+    difference.
     """
     comparisons = comparisons_of(study)
     rows = []
     for family in dict.fromkeys(each.family for each in comparisons):
         members = {each.name: each for each in comparisons if each.family == family}
         gains = {name: _gain(each, arms, transfers) for name, each in members.items()}
-        estimates = {name: difference(gain, np.zeros_like(gain), sources, 0) for name, (gain, sources) in gains.items()}
+        estimates = {name: difference(gain, np.zeros_like(gain), sources) for name, (gain, sources) in gains.items()}
         for name, (p, word) in judge(estimates, study.margin).items():
             (gain, sources), estimate = gains[name], estimates[name]
             rows.append(
@@ -211,6 +212,7 @@ def compare(study: Study, arms: Mapping[Key, ArmResults], transfers: Mapping[Key
                     "level": LEVEL,
                     "p": estimate.p,
                     "p_holm": p,
+                    "p_sign_flip": sign_flip(gain),
                     "margin": study.margin,
                     "verdict": word,
                     "seeds": len(gain),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cover.evaluation.statistics import LEVEL, RESAMPLES
+from cover.evaluation.statistics import FEW_SOURCES, LEAST_SEEDS, LEVEL
 from cover.experiments.report import Cell, Table, percent, points
 
 StudyRow = Mapping[str, Any]
@@ -78,12 +78,12 @@ def plural(count: int, noun: str) -> str:
 
 def between(row: StudyRow) -> str:
     """The interval of an accuracy in per cent."""
-    return f"{percent(row['low'])} to {percent(row['high'])}"
+    return FEW_SOURCES if row["low"] is None else f"{percent(row['low'])} to {percent(row['high'])}"
 
 
 def points_between(row: StudyRow) -> str:
     """The interval of a difference in points."""
-    return f"{points(row['low'])} to {points(row['high'])}"
+    return FEW_SOURCES if row["low"] is None else f"{points(row['low'])} to {points(row['high'])}"
 
 
 def p_value(p: float) -> str:
@@ -194,9 +194,9 @@ def fact_table(summary: StudyRow) -> Table:
         "learning rates": f"{', '.join(f'{lr:g}' for lr in study['lrs'])}{choice}",
         "checkpoint": f"the best on dev of {study['evaluations']} in a run, by mean rank over its data sets",
         "margin": f"{percent(study['margin'])} points of top-1, fixed before the runs",
-        "intervals": f"{100 * LEVEL:g} %, percentiles of {RESAMPLES:,} resamples of seeds and sources,"
-        " which are the same for both of a pair",
-        "p-values": "two-sided, from the same resamples, with Holm's correction within each family",
+        "intervals": f"{100 * LEVEL:g} %, over seeds and sources; of differences, Student's t with Cochran's quantile",
+        "p-values": "two-sided, of the same t, with Holm's correction within each family; beside them, with"
+        f" {LEAST_SEEDS} seeds or more, the exact p-value of all signs of the seeds, which takes the clips as given",
         "runs": f"{len(runs)}, {steps:,} steps, {seconds / 3600:.1f} hours in total",
         "cover": summary["cover"],
     }

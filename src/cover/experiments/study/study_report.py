@@ -198,7 +198,8 @@ def _sizes_compared(row: StudyRow, study: StudyRow) -> str:
 def _interval(row: StudyRow) -> Interval:
     label = f"{row['target']} (against {source_of(row['theirs'])[0]})" if row["claim"] == "c" else row["target"]
     text = f"{points(row['difference'])} ({points_between(row)})"
-    return Interval(label, 100 * row["difference"], 100 * row["low"], 100 * row["high"], text, row["verdict"])
+    low, high = (None if row[end] is None else 100 * row[end] for end in ("low", "high"))
+    return Interval(label, 100 * row["difference"], low, high, text, row["verdict"])
 
 
 def comparison_table(rows: Sequence[StudyRow], summary: StudyRow) -> Table:
@@ -209,7 +210,7 @@ def comparison_table(rows: Sequence[StudyRow], summary: StudyRow) -> Table:
         [
             Cell(row["target"], _pair(row, study)),
             Cell(points(row["difference"]), points_between(row)),
-            Cell(p_value(row["p_holm"]), f"uncorrected {p_value(row['p'])}"),
+            Cell(p_value(row["p_holm"]), _other_p_values(row)),
             Cell(row["verdict"], "", "said"),
             Cell(percent(planned.get(row["target"]) if row["claim"] != "d" else None)),
             Cell(percent(row["detectable"])),
@@ -220,6 +221,11 @@ def comparison_table(rows: Sequence[StudyRow], summary: StudyRow) -> Table:
     detectable = ["detectable, as planned", "detectable, with the real spread"]
     columns = ["data set", "points", "p, Holm", "verdict", *detectable, "seeds × sources"]
     return Table(columns, body, kind="small")
+
+
+def _other_p_values(row: StudyRow) -> str:
+    flips = row.get("p_sign_flip")  # results of earlier versions have none
+    return joined(f"uncorrected {p_value(row['p'])}", "" if flips is None else f"signs of seeds {p_value(flips)}")
 
 
 def _pair(row: StudyRow, study: StudyRow) -> str:
@@ -345,7 +351,8 @@ def transfer_panels(summary: StudyRow) -> list[Panel]:
 
 
 def _bar(label: str, row: StudyRow, tone: str) -> Bar:
-    value, interval = f"{percent(row['top1'])} ({between(row)})", (row["low"], row["high"])
+    value = f"{percent(row['top1'])} ({between(row)})"
+    interval = None if row["low"] is None else (row["low"], row["high"])
     return bar(label, row["top1"], value, tone, row["chance"], interval)
 
 

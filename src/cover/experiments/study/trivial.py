@@ -68,7 +68,7 @@ def _row(study: Study, builder: SubsetBuilder, target: str, size: str, reader: _
         }
         for name, predicted in guesses.items():
             right.setdefault(name, []).append(predicted == theirs.labels)
-    rungs = {name: proportion(np.concatenate(parts), sources, 0) for name, parts in right.items()}
+    rungs = {name: proportion(np.concatenate(parts), sources) for name, parts in right.items()}
     best = max(rungs, key=lambda name: rungs[name].value)
     values = {name: {"top1": each.value, "low": each.low, "high": each.high} for name, each in rungs.items()}
     return {"dataset": target, "size": size, "n": len(sources), "best": best, **values}
