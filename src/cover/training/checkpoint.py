@@ -36,12 +36,13 @@ from cover.distributed import ProcessGroup
 from cover.errors import UserError
 from cover.model.cover import CoVeR
 from cover.model.release import CHECKPOINTS, save_release, steps_saved
+from cover.model.release_config import COMPLETE
 from cover.training.optim import Ema
 from cover.training.recipe import Checkpoints
 from cover.training.retention import best_step, dev_scores, mark_best, remove_others
 from cover.training.state_reader import load_state
 
-STATE, LOG, COMPLETE = "state", "log.jsonl", "complete.json"
+STATE, LOG = "state", "log.jsonl"
 
 # A single process writes its state with `no_dist`, on purpose.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
