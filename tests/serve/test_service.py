@@ -207,6 +207,22 @@ def check_heads(heads: dict[str, Any], wanted: dict[str, Any], top: int = 5) -> 
 # --- answers
 
 
+def test_a_prediction_that_is_not_finite_is_refused_for_that_file(folder: Path, tmp_path: Path) -> None:
+    predictor = Predictor.load(folder / "release")
+    with torch.no_grad():
+        for parameter in predictor.model.backbone.norm.parameters():  # type: ignore[union-attr]
+            parameter.fill_(3e38)
+    with (
+        closing(Service(predictor, LIMITS, Batching(), 1, UploadFolder(tmp_path))) as service,
+        serving(service) as server,
+    ):
+        head = next(iter(service.heads))
+        data = (folder / "0.png").read_bytes()
+        for status, answer in (server.send(data), server.explain(data, f"?head={head}")):
+            assert status == 422
+            assert "not finite" in json.dumps(answer)
+
+
 @pytest.mark.parametrize("name", ["0.mp4", "0.png"])
 def test_an_answer_is_the_predictors_own(server: Server, predictor: Predictor, folder: Path, name: str) -> None:
     data = (folder / name).read_bytes()

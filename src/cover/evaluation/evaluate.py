@@ -30,6 +30,7 @@ from cover.media.decode import Decoder, FileProblem, check_decoder
 from cover.media.sampling import Views
 from cover.mixture.prefix_cache import PrefixCache
 from cover.model.cover import CoVeR
+from cover.model.heads import NOT_FINITE, finite_samples
 from cover.model.release import find_release, load_release
 
 Variant = Literal["plain", "shuffled", "reversed", "single"]
@@ -235,7 +236,7 @@ def evaluate(
     return the result of the whole split. `keep`: called with the scores of every view. `prefix`: the cache of the first
     stages of `model`, which is filled where it lacks a view; variants other than `plain` change pixels and do not use
     it. Returns for each variant the metrics (`TopK` and `Outcomes`, or `MeanAveragePrecision` of a multi-label set) and
-    the protocol.
+    the protocol. A sample whose scores are not finite counts as one that could not be read.
     """
     listed = int(task.evaluated(np.flatnonzero(task.manifest.labelled)).size)
     rows = task.evaluated(task.manifest.usable)[group.rank :: group.ranks]
@@ -244,6 +245,7 @@ def evaluate(
     stages = prefix.stages if prefix and cached else 0
     metrics = {variant: _SplitMetrics.of(task, listed) for variant in variants}
     problems: list[FileProblem] = []
+    not_finite: set[int] = set()  # manifest rows with such scores in any variant
     with Meter(f"evaluate {task.spec.name} {task.manifest.split}", len(rows)) as meter:
         if cached:
             read = cached_batches(task, rows, cached, problems, meter.advance)
@@ -252,9 +254,13 @@ def evaluate(
         for numbers, labels, clips in read:
             for variant in variants:
                 scores = _scores(model, apply_variant(clips, variant, numbers, seed), task, device, stages)
-                metrics[variant].update(numbers, scores.mean(1), labels)
+                good = finite_samples(scores)
+                own, scores = [number for number, finite in zip(numbers, good.tolist()) if finite], scores[good]
+                not_finite |= set(numbers) - set(own)
+                metrics[variant].update(own, scores.mean(1), labels[good])
                 if keep is not None:
-                    keep(task, variant, numbers, scores)
+                    keep(task, variant, own, scores)
+    problems += [FileProblem(task.manifest.row(row).path, "unreadable", NOT_FINITE) for row in sorted(not_finite)]
     problems = [problem for part in group.gather(problems) for problem in part]
     return {
         variant: {**own.gathered(group).result(task), **_protocol(task, variant, problems)}

@@ -28,7 +28,7 @@ from cover.media.sampling import Views, view_times
 from cover.media.source import is_url
 from cover.model.backbone import Heat
 from cover.model.cover import CoVeR
-from cover.model.heads import Head
+from cover.model.heads import NOT_FINITE, Head
 
 Method = Literal["gradient", "rollout"]
 ONE_VIEW = Views(1, 1)
@@ -124,7 +124,8 @@ def _explain(checkpoint: str, file: str, options: ExplainOptions, out: Path, dev
 def explanations(predictor: Predictor, file: str, options: ExplainOptions) -> tuple[FileViews, list[Explanation]]:
     """The views of a file, and an explanation for each of its heads. The file is decoded once.
 
-    Raises `UserError` for a wrong head or class, and `MediaError` if the file cannot be read.
+    Raises `UserError` for a wrong head or class, and `MediaError` if the file cannot be read or the outputs are not
+    finite.
     """
     heads = _heads(predictor, options)
     plans = predictor.plans([head.name for head in heads])
@@ -136,7 +137,7 @@ def explanations(predictor: Predictor, file: str, options: ExplainOptions) -> tu
     results = []
     for head in heads:
         plan, (frames,) = plans[head.name], clips[single[head.name]]
-        (output,) = predictor.run([clips[plan]])
+        output = predictor.run([clips[plan]])[0].checked()
         prediction = Prediction(head.name, head.classes, output.scores[head.name])
         class_name = options.class_name or prediction.top(1)[0][0]
         heat = heat_of(predictor.model, frames, head, class_name, options.method)
@@ -155,11 +156,13 @@ def heat_of(
 ) -> Heat:
     """The heat of one view, uint8 `(T, 3, size, size)`, for a class of a head. The result is on the CPU.
 
-    `check` is called before every layer. If it raises, the work ends.
+    `check` is called before every layer. If it raises, the work ends. Raises `MediaError` if the heat is not finite.
     """
     pixels = model.normalize(torch.from_numpy(np.ascontiguousarray(frames)).to(model.mean.device))
     (place,) = head.places([class_name])
     result = model.heat(pixels, None if method == "rollout" else head.name, place, check)
+    if not result.heat.isfinite().all():
+        raise MediaError(NOT_FINITE)
     return replace(result, heat=result.heat.cpu())
 
 

@@ -30,7 +30,7 @@ from cover.inference.records import (
 )
 from cover.inference.views import FileViews, ViewRequest, Windows, read_files, reading_pool
 from cover.machine import default_workers
-from cover.media.decode import Decoder, check_decoder
+from cover.media.decode import Decoder, FileProblem, MediaError, check_decoder
 from cover.media.sampling import Views
 from cover.media.source import is_url
 from cover.processes import ProcessPool
@@ -241,7 +241,9 @@ class Answerer:
             for part in batch:
                 open_ = open_ or self._begin(part)
                 for span in part.spans:
-                    self._add(open_, part, span, [next(outputs) for _ in self.view_request.plans])
+                    spans_outputs = [next(outputs) for _ in self.view_request.plans]
+                    if not open_.failed:
+                        self._add(open_, part, span, spans_outputs)
                 self._note(open_, part)
                 if not part.rest:
                     yield open_
@@ -270,8 +272,12 @@ class Answerer:
         return self.view_request.windows is not None and part.media == "video"
 
     def _add(self, answer: Answer, part: FileViews, span: tuple[float, float], outputs: list[ViewOutputs]) -> None:
-        """Add the predictions of one span to an answer."""
-        result = self.predictor.by_head(outputs, self.view_request, self.plans, part, span)
+        """Add the predictions of one span to an answer. The answer fails if they are not finite."""
+        try:
+            result = self.predictor.by_head(outputs, self.view_request, self.plans, part, span)
+        except MediaError as error:
+            answer.fail(FileProblem(part.file, "unreadable", str(error)))
+            return
         tops = {head: _top(result, head, self.request.top) for head in result}
         if self._has_timeline(part):
             window = {"start": _seconds(result.start), "end": _seconds(result.end)}
@@ -286,12 +292,12 @@ class Answerer:
 
         A file without any prediction is unreadable. A file whose timeline ends early is partial.
         """
-        if part.problem is not None:
-            answer.problem = replace(part.problem, kind="partial" if answer.features else part.problem.kind)
-            if answer.problem.kind == "unreadable":
-                answer.row = {"file": part.file, "error": answer.problem.reason}
+        if part.problem is not None and not answer.failed:
+            problem = replace(part.problem, kind="partial" if answer.features else part.problem.kind)
+            if problem.kind == "unreadable":
+                answer.fail(problem)
             else:
-                answer.row["partial"] = answer.problem.reason
+                answer.problem, answer.row["partial"] = problem, problem.reason
         answer.row["protocol"] = self.protocol
 
 

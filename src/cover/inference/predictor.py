@@ -18,6 +18,7 @@ from cover.inference.views import FileViews, TimeSpan, ViewRequest, Windows, rea
 from cover.media.decode import MediaError
 from cover.media.sampling import Sampling, Views
 from cover.model.cover import CoVeR
+from cover.model.heads import NOT_FINITE
 from cover.model.release import find_release, load_release
 from cover.processes import ProcessPool
 
@@ -61,6 +62,12 @@ class ViewOutputs:
 
     scores: dict[str, np.ndarray]
     features: np.ndarray
+
+    def checked(self) -> ViewOutputs:
+        """The outputs themselves. Raises `MediaError` if one of them is not finite, as with weights of a huge scale."""
+        if not all(np.isfinite(values).all() for values in (self.features, *self.scores.values())):
+            raise MediaError(NOT_FINITE)
+        return self
 
 
 class Predictor:
@@ -116,7 +123,7 @@ class Predictor:
     def __call__(self, path: str | Path, heads: list[str] | None = None, views: Views | None = None) -> Predictions:
         """The predictions of `heads` (by default all) for a video or an image.
 
-        Raises `MediaError` if the file cannot be read.
+        Raises `MediaError` if the file cannot be read, or if the scores are not finite.
         """
         plans = self.plans(heads, views)
         request = ViewRequest(tuple(dict.fromkeys(plans.values())))
@@ -153,7 +160,7 @@ class Predictor:
         heads = [head] if head else [each.name for each in self.model.head_list[:1]]
         request = ViewRequest(tuple(self.plans(heads, views).values()) if heads else (self.whole(views),))
         ((clips,),) = read_file(str(path), request).clips
-        return self.run([clips])[0].features
+        return self.run([clips])[0].checked().features
 
     def predictions(self, part: FileViews, request: ViewRequest, plans: dict[str, ViewPlan]) -> list[Predictions]:
         """The predictions for each span of the views of a file."""
@@ -168,9 +175,12 @@ class Predictor:
         part: FileViews,
         span: TimeSpan,
     ) -> Predictions:
-        """The predictions of each head for one span, from `outputs`, one for each plan of `request`."""
+        """The predictions of each head for one span, from `outputs`, one for each plan of `request`.
+
+        Raises `MediaError` if they are not finite.
+        """
         classes = {head.name: head.classes for head in self.model.head_list}
-        of_plan = dict(zip(request.plans, outputs, strict=True))
+        of_plan = dict(zip(request.plans, (output.checked() for output in outputs), strict=True))
         result = Predictions(
             {head: Prediction(head, classes[head], of_plan[plan].scores[head]) for head, plan in plans.items()}
         )

@@ -33,6 +33,15 @@ class Answer:
     problem: FileProblem | None = None
     features: list[tuple[float | None, float | None, np.ndarray]] = field(default_factory=list)
 
+    @property
+    def failed(self) -> bool:
+        """Whether the file has no prediction."""
+        return "error" in self.row
+
+    def fail(self, problem: FileProblem) -> None:
+        """Replace the predictions by the reason why there are none."""
+        self.row, self.problem, self.features = {"file": problem.path, "error": problem.reason}, problem, []
+
 
 def problem_in(row: ResultRow) -> FileProblem | None:
     """The problem that a row contains; None if the file has none."""

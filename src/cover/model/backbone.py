@@ -9,8 +9,9 @@ Letters in shapes: S samples, F frames of all samples together (clips first), T 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self
@@ -27,6 +28,8 @@ Groups = tuple[tuple[int, int], ...]
 Intermediates = dict[str, Tensor]  # name of a place in the network -> its output
 Rgb = tuple[float, float, float]
 
+# Limits of a configuration, so that no number in a file exhausts the memory: pixels of a side, frames, channels.
+MOST_PIXELS, MOST_FRAMES, MOST_CHANNELS = 16_384, 4096, 1 << 20
 HEAT_CELLS = 14  # largest number of cells along a side of a frame: a finer map of input gradients is noise
 
 
@@ -80,11 +83,36 @@ class BackboneConfig(ABC):
     family: ClassVar[str]
     # fields that a run takes over from the release whose weights it starts from
     inherited: ClassVar[frozenset[str]] = frozenset(["mean", "std"])
+    # fields that releases of an earlier version lack; the default is the function that they have
+    added_later: ClassVar[frozenset[str]] = frozenset()
 
     size: int = 224  # side of a frame in pixels
     frames: int = 8  # frames of a training clip
     mean: Rgb = (0.5, 0.5, 0.5)
     std: Rgb = (0.5, 0.5, 0.5)
+
+    def check(self) -> None:
+        """Raises ValueError, in one line that begins with the name of the field, if no network has these settings."""
+        self._check_whole(size=(1, MOST_PIXELS), frames=(1, MOST_FRAMES))
+        for name in ("mean", "std"):
+            if not all(map(math.isfinite, getattr(self, name))):
+                raise ValueError(f"{name}: {list(getattr(self, name))} are not finite numbers")
+        if min(self.std) <= 0:
+            raise ValueError(f"std: {list(self.std)} are not all above 0")
+
+    def _check_whole(self, **ranges: tuple[int, int | None]) -> None:
+        """Raises ValueError if a whole number is out of its range (lowest, highest or None)."""
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if value < low or (high is not None and value > high):
+                raise ValueError(f"{name}: {value} is not {f'in [{low}, {high}]' if high else f'{low} or more'}")
+
+    def shown_by(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The settings that the tensors of a network of this family show: name of a field -> its value.
+
+        `shapes`: the shape of each tensor of the backbone, by name. It lacks a setting whose tensors are absent.
+        """
+        return {}
 
     @abstractmethod
     def build(self) -> Backbone:
@@ -413,6 +441,11 @@ class Backbone(nn.Module, ABC):
             raise ValueError(f"groups {groups}: images (one-frame samples) come last, in one group")
         if any(length > 1 and length % pixels.tubelet for _, length in groups):
             raise ValueError(f"groups {groups}: the frames of a clip have to be a multiple of {pixels.tubelet}")
+
+
+def count_parts(shapes: Iterable[str], name: str) -> int:
+    """The number of parts of a list of modules `name`, from the names of the tensors."""
+    return len({tensor.split(".")[1] for tensor in shapes if tensor.startswith(f"{name}.")})
 
 
 def per_frame(x: Tensor, groups: Groups) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
+NOT_FINITE = "the network's output for it is not finite (NaN or infinity)"  # the problem with a file
 PREFIX = "heads."  # prefix of the names of their parameters in a model
 
 
@@ -42,6 +44,27 @@ class Head:
     def probabilities(self, logits: Tensor) -> Tensor:
         """The probability of each class, float32 `(..., classes)`, from logits. Those of a softmax sum to 1."""
         return logits.float().softmax(-1) if self.loss == "softmax" else logits.float().sigmoid()
+
+
+def check_head(head: Head, key: str) -> None:
+    """Raises ValueError, in one line that begins with `key`, if a model cannot have this head."""
+    check_head_name(head.name, f"{key}.name")
+    if not head.classes:
+        raise ValueError(f"{key}.classes: it has no class")
+    name, count = Counter(head.classes).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f'{key}.classes: "{name}" is in it {count} times')
+
+
+def check_head_name(name: str, key: str) -> None:
+    """Raises ValueError if a text cannot name a head: the names of its parameters in a model contain it."""
+    if not name or "." in name or not name.isprintable() or hasattr(nn.ModuleDict, name):
+        raise ValueError(f'{key}: "{name}" cannot name a head')
+
+
+def finite_samples(values: Tensor) -> Tensor:
+    """Whether all values of each sample are finite, bool `(B,)`, from values `(B, ...)`."""
+    return values.flatten(1).isfinite().all(1)
 
 
 def head_of(parameter: str) -> str | None:

@@ -6,12 +6,10 @@ A release folder has `model.safetensors` (weights), `config.json` (backbone, hea
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,37 +18,27 @@ from torch import Tensor
 
 from cover.errors import UserError
 from cover.model.backbone import BackboneOptions
-from cover.model.backbones import Config, Options, config_from
+from cover.model.backbones import Options
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head, head_of
 from cover.model.hub import CARD, card, fetch, is_hub_id
+from cover.model.json_values import parse_json
+from cover.model.release_config import (
+    CONFIG,
+    FORMAT,
+    WEIGHTS,
+    ReleaseConfig,
+    import_advice,
+    of_backbone,
+    read_config,
+    written_digest,
+)
 from cover.model.starts.known import KNOWN, cached_release, known_start, nearest_start
+from cover.model.weight_files import digest_of, read_checked
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CHECKPOINTS = "checkpoints"  # the subfolder of a run folder
-FORMAT = 2  # version of `config.json`
 
 Temporal = Literal["fresh", "copied", "keep"]
-
-
-@dataclass(frozen=True)
-class ReleaseConfig:
-    """The content of `config.json` in a release. `metadata`: plain JSON values (frames of a clip, data sets, step)."""
-
-    backbone: Config
-    heads: tuple[Head, ...]
-    head_dropout: float
-    metadata: dict[str, Any]
-
-    @property
-    def frames(self) -> int:
-        """Frames of a training clip."""
-        return int(self.metadata.get("frames", self.backbone.frames))
-
-    @property
-    def datasets(self) -> dict[str, Any]:
-        """Data set -> its metadata: media, clip sampling, views and so on."""
-        return dict(self.metadata.get("datasets", {}))
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -75,6 +63,7 @@ def save_release(
         "heads": [dataclasses.asdict(head) for head in model.head_list],
         "head_dropout": model.head_drop.p,
         "metadata": metadata,
+        "weights_sha256": digest_of(folder / WEIGHTS),
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets only the owner read its file
@@ -85,61 +74,34 @@ def save_release(
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_config(folder: Path) -> ReleaseConfig:
-    """The configuration of a release folder, without its weights. Raises `UserError` if it is absent or damaged."""
-    path = folder / CONFIG
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder}: not a checkpoint or a release: {CONFIG}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged: {error}") from None
-    if isinstance(values, dict) and "model" in values and "backbone" not in values:
-        raise UserError(
-            f"{path}: was written by an earlier version of cover, which this version does not read; "
-            "train or import again"
-        )
-    try:
-        heads = tuple(Head(**_with_tuples(head)) for head in values["heads"])
-        metadata = dict(values["metadata"])
-        return ReleaseConfig(config_from(values["backbone"]), heads, float(values["head_dropout"]), metadata)
-    except KeyError as error:
-        raise UserError(f"{path}: damaged: it has no {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:  # a field of another version, or of another type
-        raise UserError(f"{path}: damaged, or of another version: {error}") from None
-
-
-def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a release folder, on the CPU. Raises `UserError` if the file cannot be read."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """The weights of a release folder: finite float32 tensors on the CPU, in memory of their own.
 
-    try:
-        return load_file(str(folder / WEIGHTS))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS}: cannot be read: {error}") from None
+    Raises `UserError` if the file cannot be read, if it is damaged (its SHA-256 is in `config.json`, or in the
+    `complete.json` of a checkpoint), or if a tensor holds a NaN, an infinity or no floating-point numbers.
+    """
+    return read_checked(folder / WEIGHTS, written_digest(folder))
 
 
 def load_release(folder: Path) -> CoVeR:
     """The model of a release folder, in evaluation mode on the CPU. Nothing is unpickled. Raises `UserError`."""
     config = read_config(folder)
-    try:
-        # The weights are replaced below, so the new ones need neither memory nor random numbers.
-        with torch.device("meta"):
-            model = CoVeR(config.backbone, config.heads, config.head_dropout, config.metadata)
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"{folder / CONFIG}: no model of this version: {error}") from None
-    wanted, weights = model.state_dict(), read_weights(folder)
-    _check_same(weights, wanted, folder)
-    # Copies, because the tensors are views of a mapped file that may be changed or deleted.
-    copies = {name: value.to(wanted[name].dtype, copy=True) for name, value in weights.items()}
-    model.load_state_dict(copies, assign=True)
+    model = _on_meta(config, config.heads, folder)  # the weights are replaced below
+    weights = read_weights(folder)
+    _check_same(weights, model.state_dict(), folder)
+    model.load_state_dict(weights, assign=True)
     model.set_pixel_statistics()
     return model.eval()
+
+
+def _on_meta(config: ReleaseConfig, heads: tuple[Head, ...], folder: Path) -> CoVeR:
+    """The model of a release without values, which needs neither memory nor random numbers. Raises `UserError`."""
+    try:
+        with torch.device("meta"):
+            return CoVeR(config.backbone, heads, config.head_dropout, config.metadata)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:  # sizes beyond those of any tensor
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder / CONFIG}: backbone: no network has these sizes: {reason}") from None
 
 
 def _check_same(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
@@ -188,12 +150,12 @@ def is_on_hub(name: str) -> bool:
 
 def _from_hub(repo: str, revision: str | None) -> Path:
     """Download a release. Raises `UserError` if the repository has none."""
-    advice = f"{repo}: is no cover release; import it: cover import-weights {repo} --out FOLDER"
+    advice = f"{repo}: {import_advice(repo)}"
     if any(start.name == repo for start in KNOWN):
         raise UserError(advice)
     folder = fetch(repo, [WEIGHTS, CONFIG, CARD], revision)
     try:
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        values = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(advice) from None
     if not isinstance(values, dict) or not {"heads", "metadata"} <= values.keys():
@@ -221,7 +183,7 @@ def start_from(model: CoVeR, folder: Path, temporal: Temporal) -> list[str]:
     # Temporal parameters that are reset may have other names or shapes in the release, or be absent. None are loaded.
     our_reset = model.temporal_parameters() if reset else frozenset()
     added = frozenset(f"{BACKBONE}{name}" for name in model.backbone.added_parameters(release.backbone))
-    their_reset = _temporal_names(release) if reset else frozenset()
+    their_reset = _temporal_names(release, folder) if reset else frozenset()
     not_loaded = our_reset | added
     wanted = {name: value for name, value in state.items() if name not in not_loaded and head_of(name) not in new}
     usable = {
@@ -244,25 +206,18 @@ def start_from(model: CoVeR, folder: Path, temporal: Temporal) -> list[str]:
 
 def starts_untrained_in_time(folder: Path) -> bool:
     """Whether a release was trained on images alone, so that its temporal parameters do not change its output yet."""
-    with torch.device("meta"):
-        backbone = read_config(folder).backbone.build()
-    return backbone.temporal_is_new(_of_backbone(read_weights(folder)))
+    backbone = _on_meta(read_config(folder), (), folder).backbone
+    return backbone.temporal_is_new(of_backbone(read_weights(folder)))
 
 
-def _temporal_names(release: ReleaseConfig) -> frozenset[str]:
+def _temporal_names(release: ReleaseConfig, folder: Path) -> frozenset[str]:
     """The names of the temporal parameters in the weights of a release."""
-    with torch.device("meta"):
-        return CoVeR(release.backbone).temporal_parameters()
-
-
-def _of_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the backbone, under their names in the backbone."""
-    return {name.removeprefix(BACKBONE): value for name, value in weights.items() if name.startswith(BACKBONE)}
+    return _on_meta(release, (), folder).temporal_parameters()
 
 
 def _fit_embeddings(weights: dict[str, Tensor], model: CoVeR) -> list[str]:
     """Resize embeddings to the sizes of `model`, in place; returns a note for each."""
-    backbone = _of_backbone(weights)
+    backbone = of_backbone(weights)
     notes = model.backbone.fit_embeddings(backbone)
     weights |= {f"{BACKBONE}{name}": value for name, value in backbone.items()}
     return notes
@@ -330,8 +285,7 @@ def start_options(checkpoint: str | Path) -> BackboneOptions | None:
 
 def weights_digest(checkpoint: str | Path) -> str:
     """The first 12 hexadecimal digits of the SHA-256 of a checkpoint's weights. Raises `UserError` if there is none."""
-    with (find_release(checkpoint) / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return digest_of(find_release(checkpoint) / WEIGHTS)[:12]
 
 
 def trained_on(checkpoint: str | Path) -> list[str]:

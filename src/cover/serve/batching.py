@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cover.console import say
 from cover.model.cover import CoVeR
+from cover.model.heads import NOT_FINITE
 from cover.serve.middleware import Batching, Refused, late
 
 T = TypeVar("T")
@@ -91,8 +92,8 @@ class Batcher:
         """Add the views of one file, uint8 `(V, T, 3, size, size)`.
 
         The future returns every head's probabilities, averaged over the views. Raises `Refused` if there is no room
-        until `deadline`, or if `given_up` is set before. The future raises `Refused` if the task starts too late. Code
-        that sets `given_up` must call `drop_given_up` afterwards.
+        until `deadline`, or if `given_up` is set before. The future raises `Refused` if the task starts too late, or if
+        the probabilities are not finite. Code that sets `given_up` must call `drop_given_up` afterwards.
         """
         task = _ViewsTask(deadline, given_up or threading.Event(), views)
         with self._changed:
@@ -192,7 +193,10 @@ class Batcher:
         if not pack:
             return
         for views_task, scores in zip(pack, self._scores(pack), strict=True):
-            views_task.result.set_result(scores)
+            if all(np.isfinite(of_head).all() for of_head in scores.values()):
+                views_task.result.set_result(scores)
+            else:
+                views_task.result.set_exception(Refused(422, f"no prediction of the file: {NOT_FINITE}"))
         self._observe(len(pack), sum(task.frames for task in pack), time.monotonic() - began)
 
     @torch.inference_mode()

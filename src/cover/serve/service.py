@@ -21,6 +21,7 @@ import numpy as np
 from cover.errors import UserError, nearest
 from cover.inference.explain import ONE_VIEW, frame_times, heat_of
 from cover.inference.predictor import Prediction, Predictor
+from cover.media.decode import MediaError
 from cover.model.heads import Head
 from cover.serve.batching import Batcher, Scores
 from cover.serve.decoding import DecodedFile, DecodeRequest, Decoders
@@ -281,12 +282,16 @@ def _explain(
     """Predict with all views of a head, then explain the class `class_name` (None: the most likely one) in one view.
 
     `clips` holds one array with all views. It is removed from the list, so that its memory is free after the
-    prediction. `view`: uint8 `(T, 3, size, size)`. `check` is called before every layer and may raise.
+    prediction. `view`: uint8 `(T, 3, size, size)`. `check` is called before every layer and may raise. Raises `Refused`
+    if the outputs are not finite.
     """
-    (output,) = predictor.run([clips.pop()])
-    prediction = Prediction(head.name, head.classes, output.scores[head.name])
-    class_name = class_name or prediction.top(1)[0][0]
-    heat = heat_of(predictor.model, view, head, class_name, check=check).heat.numpy()
+    try:
+        output = predictor.run([clips.pop()])[0].checked()
+        prediction = Prediction(head.name, head.classes, output.scores[head.name])
+        class_name = class_name or prediction.top(1)[0][0]
+        heat = heat_of(predictor.model, view, head, class_name, check=check).heat.numpy()
+    except MediaError as error:
+        raise Refused(422, f"no explanation of the file: {error}") from None
     return _ExplainedClass(prediction, class_name, heat)
 
 

@@ -1,9 +1,9 @@
 """Checkpoints of a run: writing and reading them.
 
 A checkpoint is a folder. It contains a release (`model.safetensors`, `config.json`) for everyone. The subfolder `state`
-has the training state in the format of torch.distributed.checkpoint. The metadata of that format is a pickle file, so
-only the run that wrote it should read it. The file `complete.json` is written last. It has the size and the digest of
-all other files. A checkpoint without it, or with other files than it lists, is not used.
+has the training state in the format of torch.distributed.checkpoint, which `cover.training.state_reader` reads. The
+file `complete.json` is written last. It has the size and the digest of all other files. A checkpoint without it, or
+with other files than it lists, is not used.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ from cover.distributed import ProcessGroup
 from cover.errors import UserError
 from cover.model.cover import CoVeR
 from cover.model.release import CHECKPOINTS, save_release, steps_saved
+from cover.model.release_config import COMPLETE
 from cover.training.optim import Ema
 from cover.training.recipe import Checkpoints
 from cover.training.retention import best_step, dev_scores, mark_best, remove_others
+from cover.training.state_reader import load_state
 
-STATE, LOG, COMPLETE = "state", "log.jsonl", "complete.json"
+STATE, LOG = "state", "log.jsonl"
 
 # A single process writes its state with `no_dist`, on purpose.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -146,7 +148,9 @@ class Saver:
             self._problem = None
         # A full disk can cause any of half a dozen exceptions. `wait` raises the error on every rank.
         except (Exception, CheckpointException) as error:
-            self._problem = f"{final}: cannot be written: {_reason(error)}; the checkpoint before it is intact"
+            before = [step for step in steps_saved(self.run) if step < job.step]
+            state = "the checkpoint before it is intact" if before else "the run has no checkpoint before it"
+            self._problem = f"{final}: cannot be written: {_reason(error)}; {state}"
 
     def _write(self, job: SaveJob, final: Path) -> None:
         """Write into a temporary folder, then rename it: an interrupted checkpoint never has the final name."""
@@ -291,11 +295,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
 def restore(run: Path, step: int, trained: Trained, group: ProcessGroup) -> dict[str, Any]:
     """Load the state of `step` in place; returns the facts that were saved with it.
 
-    The checkpoint may come from another number of ranks. Every rank must call it.
+    The checkpoint may come from another number of ranks. Every rank must call it. Raises `UserError` as `load_state`.
     """
     folder = folder_of(run, step)
     state = trained.state()
-    dcp.load(state, checkpoint_id=folder / STATE, process_group=group.background, no_dist=group.ranks == 1)
+    load_state(state, folder / STATE, group.background, single=group.ranks == 1)
     set_state_dict(
         trained.model, trained.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
     )

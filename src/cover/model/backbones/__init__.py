@@ -6,6 +6,7 @@ the two unions here, and a test in tests/model/backbones. Nothing else has to ch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ from cover.model.backbone import BackboneConfig, BackboneOptions
 from cover.model.backbones.conv3d import Conv3dConfig, Conv3dOptions
 from cover.model.backbones.efficientnet_lite import FACTORS, EfficientNetLiteConfig, EfficientNetLiteOptions
 from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions, timesformer_config
+from cover.model.json_values import show, typed
 
 Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig  # `backbone` in the config.json of a release
 Options = (
@@ -35,18 +37,29 @@ def backbone_config(options: BackboneOptions, frames: int, inherited: BackboneCo
     return options.config(frames, inherited)
 
 
-def config_from(values: dict[str, Any]) -> Config:
-    """The configuration from the fields of a release; the key `family` selects its class.
+def config_from(values: Any, key: str, shapes: Mapping[str, tuple[int, ...]]) -> Config:
+    """The configuration from the fields of a release; the field `family` selects its class.
 
-    Raises ValueError or TypeError if this version has no such family or fields.
+    `shapes`: the shape of each tensor of the backbone in the release; empty if they are not known. Raises `UserError`,
+    in one line that begins with the dotted key (`key`, then the field), if this version has no such family or fields,
+    or if no network has these values, or not that of the tensors. No network is built for this.
     """
     kinds = {kind.family: kind for kind in get_args(Config)}
-    if values.get("family") not in kinds:
-        raise ValueError(f"its family of networks is {values.get('family')}, and known are {', '.join(kinds)}")
-    settings = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name != "family"
-    }
-    config: Config = kinds[values["family"]](**settings)
+    family = values.get("family") if isinstance(values, dict) else values
+    if not isinstance(family, str) or family not in kinds:
+        raise UserError(f"{key}.family: its networks are {show(family)}, and known are {', '.join(kinds)}")
+    kind = kinds[family]
+    settings = {name: value for name, value in values.items() if name != "family"}
+    config: Config = typed(kind, settings, key, kind.added_later)
+    try:
+        config.check()
+    except ValueError as error:
+        raise UserError(f"{key}.{error}") from None
+    for name, shown in config.shown_by(shapes).items() if shapes else ():
+        if getattr(config, name) != shown:
+            raise UserError(
+                f"{key}.{name}: {show(getattr(config, name))}, but the tensors of the file say {show(shown)}"
+            )
     return config
 
 

@@ -6,16 +6,27 @@ Letters in shapes: S samples, F frames of all samples together (clips first), T 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from cover.errors import UserError
-from cover.model.backbone import Backbone, BackboneConfig, BackboneOptions, Groups, Intermediates, Pixels, note, option
+from cover.model.backbone import (
+    MOST_CHANNELS,
+    Backbone,
+    BackboneConfig,
+    BackboneOptions,
+    Groups,
+    Intermediates,
+    Pixels,
+    count_parts,
+    note,
+    option,
+)
 from cover.model.layers import Motion, each_group, motion_channels, motion_input
 
 GROUPS = 8  # of a GroupNorm
@@ -33,6 +44,15 @@ class Conv3dConfig(BackboneConfig):
 
     channels: tuple[int, ...] = (24, 48, 72)
     motion: Motion = "both"
+
+    def check(self) -> None:
+        super().check()
+        if not self.channels or min(self.channels) < 1 or max(self.channels) > MOST_CHANNELS:
+            raise ValueError(f"channels: they are not one number or more, each in [1, {MOST_CHANNELS}]")
+
+    def shown_by(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        biases = [shapes.get(f"layers.{layer}.conv.bias", ()) for layer in range(count_parts(shapes, "layers"))]
+        return {"channels": tuple(shape[0] for shape in biases)} if all(len(shape) == 1 for shape in biases) else {}
 
     def build(self) -> Conv3d:
         return Conv3d(self)

@@ -11,7 +11,7 @@ h, w sides of a map, N = h w its places, D width of a feature.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
@@ -28,6 +28,7 @@ from cover.model.backbone import (
     Intermediates,
     Pixels,
     Rgb,
+    count_parts,
     note,
     option,
     per_frame,
@@ -83,6 +84,13 @@ class EfficientNetLiteConfig(BackboneConfig):
     variant: Variant = "lite0"
     depth: int = 0
     pool: Pool = "mean"
+
+    def check(self) -> None:
+        super().check()
+        self._check_whole(depth=(0, None))
+
+    def shown_by(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        return {"depth": count_parts(shapes, "blocks")}
 
     def prefix_values(self) -> dict[str, Any]:
         # The number of blocks shows in the weights of the stages, and frames are pooled behind them.

@@ -12,7 +12,8 @@ tensor (F, N, D) from the first layer to the last, and no tensor is split and jo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from cover.errors import UserError, nearest
 from cover.model.backbone import (
+    MOST_CHANNELS,
     Backbone,
     BackboneConfig,
     BackboneOptions,
@@ -30,6 +32,7 @@ from cover.model.backbone import (
     Heat,
     Intermediates,
     Pixels,
+    count_parts,
     no_check,
     note,
     option,
@@ -87,6 +90,8 @@ class TimeSformerConfig(BackboneConfig):
         "motion",
     }
 
+    added_later: ClassVar[frozenset[str]] = frozenset(["motion"])
+
     width: int = 768
     depth: int = 12
     attention_heads: int = 12
@@ -107,6 +112,32 @@ class TimeSformerConfig(BackboneConfig):
     def tokens(self) -> int:
         """Tokens of one frame: the class token and the patches."""
         return 1 + (self.size // self.patch) ** 2
+
+    def check(self) -> None:
+        super().check()
+        self._check_whole(width=(1, MOST_CHANNELS), depth=(1, None), attention_heads=(1, None), patch=(1, self.size))
+        if self.width % self.attention_heads:
+            raise ValueError(f"attention_heads: {self.attention_heads} do not divide the width, {self.width}")
+        if self.time == "rotary" and self.width // self.attention_heads % 2:
+            raise ValueError(
+                f"attention_heads: {self.attention_heads} of an odd width each; rotary time needs an even one"
+            )
+        if self.size % self.patch:
+            raise ValueError(f"patch: {self.patch} does not divide the size, {self.size}")
+        if self.patch_embed == "conv" and (self.patch < 2 or self.patch.bit_count() != 1):
+            raise ValueError(f"patch: {self.patch} is no power of two, which patch_embed conv needs")
+        if not 1 <= self.width * self.mlp_ratio <= MOST_CHANNELS:
+            raise ValueError(f"mlp_ratio: {self.mlp_ratio} gives an MLP of no channels, or of too many")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
+        if not 0 <= self.layer_scale < math.inf:
+            raise ValueError(f"layer_scale: {self.layer_scale} is not a finite number, 0 or more")
+        if not 0 < self.norm_eps < math.inf:
+            raise ValueError(f"norm_eps: {self.norm_eps} is not a finite number above 0")
+
+    def shown_by(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        shown: dict[str, Any] = {"depth": count_parts(shapes, "blocks")}
+        return shown | ({"width": shapes["norm.weight"][0]} if len(shapes.get("norm.weight", ())) == 1 else {})
 
     def build(self) -> TimeSformer:
         return TimeSformer(self)
