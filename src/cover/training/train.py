@@ -6,6 +6,7 @@ cover train recipes/sandbox/cotrain.yaml --optimizer.lr 3e-4
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ import torch
 from cover import __version__
 from cover.console import say
 from cover.datasets.catalog import Catalog, load_catalog
+from cover.datasets.changes import changed_files, report_changed
 from cover.distributed import (
     DistributedStep,
     ProcessGroup,
@@ -28,6 +30,7 @@ from cover.errors import UserError
 from cover.evaluation.cached_views import cache_views
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.protocol import EvaluationTask, find_tasks
+from cover.locks import alone_in
 from cover.media.decode import check_decoder
 from cover.mixture.dataset import retained_metadata, with_retained
 from cover.mixture.loader import SampleReader, packs
@@ -62,9 +65,9 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
 
     Raises `UserError`: for an error in the recipe before the first step, later if the run cannot go on.
     """
-    with process_group(recipe.distributed.timeout, recipe.device) as group:
+    with process_group(recipe.distributed.timeout, recipe.device) as group, ExitStack() as locks:
         try:
-            return train_in_group(group, recipe, resume or (restarted() and has_started(Path(recipe.out))))
+            return train_in_group(group, recipe, resume or (restarted() and has_started(Path(recipe.out))), locks)
         except torch.OutOfMemoryError:
             samples = recipe.batch // (group.ranks * recipe.accumulation)
             raise UserError(
@@ -73,8 +76,8 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
             ) from None
 
 
-def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR0915
-    """The part of a run in this process."""
+def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: ExitStack) -> Path:  # noqa: PLR0915
+    """The part of a run in this process. `locks` has the lock on the run folder."""
     # --- the data -----------------------------------------------------------------------------------------------------
     run = Path(recipe.out)
     torch.manual_seed(recipe.seed)
@@ -83,10 +86,12 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     catalog = load_catalog(recipe.data.catalog)
     mixture = Mixture.open(recipe.data, catalog)
     recipe = choose_steps(recipe, mixture, run if resume else None)
+    changed = group.once(lambda: check_files(recipe, mixture, catalog))
     schedule = make_schedule(recipe, mixture, group.ranks)
     reader = make_reader(recipe, mixture)
 
     # --- the model, its initial weights and the optimizer -------------------------------------------------------------
+    group.once(lambda: None if resume and not has_started(run) else locks.enter_context(alone_in(run)))
     first = group.once(lambda: first_step(run, recipe, resume))
     # A resumed run reads the configuration of its own checkpoint; `restore` below loads its weights.
     begin = str(checkpoint.folder_of(run, first)) if first else recipe.start.checkpoint
@@ -132,6 +137,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
         **metadata,
         **make_up(schedule, mixture),
         exclusions=exclusions,
+        **({"files_changed": changed} if changed else {}),
         ranks=group.ranks,
         **({"caches": [asdict(report) for report in cache.reports]} if cache else {}),
         **log.metadata(),
@@ -191,6 +197,18 @@ def check_packages(recipe: Recipe) -> None:
     """Raises `UserError` if a package that the recipe needs is missing."""
     check_decoder(recipe.data.decoder)
     check_sinks(recipe.log)
+
+
+def check_files(recipe: Recipe, mixture: Mixture, catalog: Catalog) -> dict[str, int]:
+    """Data set -> its training files that changed after they were indexed, of data sets with any. They are printed.
+
+    The files of `dev` are checked too, if the run is evaluated. Raises `UserError` if too many changed.
+    """
+    results = [changed_files(each.manifest, each.rows) for each in mixture.datasets]
+    dev = [catalog.manifest(name, "dev") for name in sets_with_dev(recipe, catalog)]
+    for result in [*results, *(changed_files(manifest, manifest.usable) for manifest in dev)]:
+        report_changed(result, catalog)
+    return {result.name: result.changed for result in results if result.changed}
 
 
 def with_steps(recipe: Recipe, mixture: Mixture) -> Recipe:
@@ -255,7 +273,7 @@ def fill_cache(
     `frozen`: a network with the weights of the frozen stages.
     """
     cached = cache.training_reader(frozen, schedule, reader, recipe.step_count, workers, recipe.precision == "bf16")
-    for task in dev_tasks(frozen, catalog, recipe) if recipe.evaluate_every >= 0 else ():
+    for task in dev_tasks(frozen, catalog, recipe):
         cache_views(cache, frozen, task, workers)
     return cached
 
@@ -337,13 +355,20 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(draw_seed(seed, "dropout", step, rank) >> 1)
 
 
-def dev_tasks(model: CoVeR, catalog: Catalog, recipe: Recipe) -> list[EvaluationTask]:
-    """The evaluations on `dev`: one for every data set that has this split."""
-    with_dev = [
+def sets_with_dev(recipe: Recipe, catalog: Catalog) -> list[str]:
+    """The data sets of a run that have a split `dev` on which it is evaluated."""
+    return [
         name
         for name in recipe.data.sets
-        if "dev" in catalog.spec(name).splits and catalog.manifest_path(name, "dev").is_file()
+        if recipe.evaluate_every >= 0
+        and "dev" in catalog.spec(name).splits
+        and catalog.manifest_path(name, "dev").is_file()
     ]
+
+
+def dev_tasks(model: CoVeR, catalog: Catalog, recipe: Recipe) -> list[EvaluationTask]:
+    """The evaluations on `dev`: one for every data set that has this split."""
+    with_dev = sets_with_dev(recipe, catalog)
     if not with_dev:
         return []
     return find_tasks(catalog, model, recipe.data.frames, "dev", with_dev, decoder=recipe.data.decoder)
@@ -360,7 +385,7 @@ def evaluate_dev(
     """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows."""
     model.eval()
     results = {
-        task.spec.name: evaluate(model, task, group.device, workers, group=group, prefix=cache)["plain"]
+        task.spec.name: evaluate(model, task, group.device, workers, group=group, prefix=cache, check=False)["plain"]
         for task in dev_tasks(model, catalog, recipe)
     }
     model.train()
