@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,21 +85,3 @@ def test_no_command_writes_into_a_locked_folder(
             assert main(command) == 2, command
         assert f"{folder}: another command is writing there" in capfd.readouterr().err
     assert (run / "log.jsonl").read_bytes() == rows
-
-
-def test_a_live_run_is_not_resumed_beside_itself(recipe: Path, tmp_path: Path) -> None:
-    train = [sys.executable, "-m", "cover", "train", str(recipe), "--steps", "100000"]
-    with subprocess.Popen(train, stderr=subprocess.DEVNULL, start_new_session=True) as first:
-        try:
-            until = time.monotonic() + 120
-            while not (tmp_path / "run/log.jsonl").exists() and time.monotonic() < until:
-                time.sleep(0.1)
-            second = subprocess.run([*train, "--resume"], capture_output=True, text=True, check=False)
-            assert second.returncode == 2
-            assert f"process {first.pid} on" in second.stderr
-            assert second.stderr.count("\n") == 1
-        finally:
-            os.killpg(first.pid, signal.SIGKILL)
-    # The lock has ended with the process.
-    third = subprocess.run([*train, "--resume", "--steps", "100"], capture_output=True, text=True, check=False)
-    assert "another command" not in third.stderr

@@ -56,7 +56,15 @@ from cover.training.optim import (
     set_learning_rate,
 )
 from cover.training.recipe import Recipe
-from cover.training.resume import begun_with, check_same_rows, count_exclusions, first_step, has_started, prepare_folder
+from cover.training.resume import (
+    begun_with,
+    check_same_data,
+    count_exclusions,
+    first_step,
+    has_started,
+    prepare_folder,
+    write_recipe,
+)
 from cover.training.step import StepSettings, train_step
 
 
@@ -125,8 +133,10 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
     if recipe.compile:
         model.compile_stages()
     settings = step_settings(recipe, mixture, model, group.device)
+    reading = {each.name: reader.settings_of(place) for place, each in enumerate(mixture.datasets)}
     if first:
-        check_same_rows(run, metadata)
+        check_same_data(run, metadata, reading)
+        group.once(lambda: write_recipe(run, recipe))  # its folder, or a field that changes no result, may be another
 
     # --- the log, the guards and the checkpoints ----------------------------------------------------------------------
     stages = cache.stages if cache else 0
@@ -135,6 +145,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
         "start",
         first,
         **metadata,
+        reading=reading,
         **make_up(schedule, mixture),
         exclusions=exclusions,
         **({"files_changed": changed} if changed else {}),
@@ -143,11 +154,13 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
         **log.metadata(),
     )
     finite = FiniteCheck(run, recipe.nonfinite, group, schedule, mixture, facts.get("skipped", 0))
-    reading = ReadingCheck(recipe.data.sets, recipe.data.unreadable, group)
+    unreadable = ReadingCheck(recipe.data.sets, recipe.data.unreadable, group)
     saver = checkpoint.Saver(run, group, engine.sharded, recipe.checkpoints)
+    clock = checkpoint.SaveClock(recipe.checkpoints.minutes, group.leads)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
     with log, StopSignal() as stop:
+        done = first
         batches = packs(schedule, cached or reader, first, recipe.step_count, workers, group.rank, group.ranks)
         for step in range(first, recipe.step_count):
             lr = learning_rate(recipe.optimizer, step, recipe.step_count)
@@ -155,30 +168,32 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
             with log.spending("data"):
                 pack = next(batches)
             log.note(pack)
-            reading.note(pack)
+            unreadable.note(pack)
             seed_dropout(recipe.seed, step, group.rank)
             micro_batches = split_pack(augment_uint8(pack.to(group.device)), recipe.accumulation)
-            stopping = stop.received is not None
-            outcome = train_step(model, optimizer, micro_batches, settings, log.tally, engine, stopping)
+            asking = (stop.received is not None, clock.due())
+            outcome = train_step(model, optimizer, micro_batches, settings, log.tally, engine, *asking)
             if ema:
                 ema.update(step)
             finite.after(step, outcome)
             done = step + 1
-            # Several ranks stop at the same step, after the step has shared the signal of one of them.
+            # Several ranks stop or save at the same step, after the step has shared the signal or the clock of one.
             leaving = finite.leaving or (group.ranks == 1 and stop.received is not None)
             last = done == recipe.step_count or leaving
             evaluating = due(done, recipe.evaluate_every, last and recipe.evaluate_every >= 0)
             if due(done, recipe.log_every, last or evaluating):
                 finite.settle()  # a line or a checkpoint must not come before the check of its step
                 log.window(done, float(outcome.loss), float(outcome.norm), lr)
-                reading.judge(done)
+                unreadable.judge(done)
             log.advance()
             if evaluating and not leaving:
                 with log.spending("evaluation"), averaged(ema):
                     results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache)
                     log.write("dev", done, datasets=results)
-            if due(done, recipe.save_every, last):
+            if due(done, recipe.save_every, last or finite.saving):
                 finite.settle()
+                finite.saving = False
+                clock.restart()
                 with log.spending("checkpoint"):
                     saver.save(done, trained, metadata, {"skipped": finite.skipped, "ranks": group.ranks})
             if leaving:
@@ -186,8 +201,17 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
         with log.spending("checkpoint"):
             saver.wait()
         if finite.leaving or stop.received is not None:
-            raise SystemExit(128 + (stop.received or signal.SIGTERM))
+            say(f"stopped after {done} of {recipe.step_count} steps; saved in {checkpoint.folder_of(run, done)}")
+            raise Interrupted(stop.received or signal.SIGTERM, run)
     return run
+
+
+class Interrupted(SystemExit):
+    """The end of a run after a signal, with its last step saved. `run`: its folder. The exit code is 128 + signal."""
+
+    def __init__(self, number: int, run: Path) -> None:
+        super().__init__(128 + number)
+        self.run = run
 
 
 # --- setting up -------------------------------------------------------------------------------------------------------
@@ -393,7 +417,9 @@ def evaluate_dev(
 
 
 class StopSignal:
-    """Handles SIGTERM and SIGINT: the loop finishes the current step, saves a checkpoint and ends.
+    """Handles SIGTERM, SIGINT and SIGHUP: the loop finishes the current step, saves a checkpoint and ends.
+
+    A terminal that is closed sends SIGHUP. Under nohup it is ignored, and stays so.
 
     `received`: the number of the signal, or None.
     """
@@ -403,7 +429,9 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._before[number] = signal.signal(number, self._receive)
         return self
 
