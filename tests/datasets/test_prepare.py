@@ -546,7 +546,7 @@ def test_exclusions_of_a_set_that_was_not_prepared_again(make_set: MakeSet, tmp_
 
 def test_no_two_runs_in_one_folder(clips: Path, tmp_path: Path) -> None:
     prepare(clips, tmp_path / "fast", 0)
-    lock = tmp_path / "fast/prepare.lock"
+    lock = tmp_path / "fast/.lock"
     hold = (
         f"import fcntl; file = open({str(lock)!r}, 'r+'); fcntl.flock(file, "
         f"fcntl.LOCK_EX); print('held', flush=True); input()"
@@ -556,7 +556,7 @@ def test_no_two_runs_in_one_folder(clips: Path, tmp_path: Path) -> None:
     ) as other:
         assert other.stdout
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another `cover prepare` is writing into"):
+        with pytest.raises(UserError, match="another command is writing there"):
             prepare(clips, tmp_path / "fast", 0)
         other.communicate("\n")
     prepare(clips, tmp_path / "fast", 0)
@@ -580,7 +580,7 @@ def test_file_system_without_locks(clips: Path, tmp_path: Path) -> None:
     if "ENOSYS" not in (tmp_path / "trace").read_text():
         pytest.skip(f"strace may not trace here: {ended.stderr}")
     assert ended.returncode == 0, ended.stderr
-    assert "prepare.lock cannot be locked (Function not implemented): " in ended.stderr
+    assert "cannot be locked (Function not implemented): " in ended.stderr
 
 
 def test_trouble_is_told_where_it_is(clips: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from cover.datasets.catalog import load_catalog
+from cover.datasets.changes import ChangedFiles, changed_files
 from cover.datasets.index import index
 from cover.errors import UserError
 from cover.experiments.folds import DividedSet, write_catalog
@@ -345,7 +346,7 @@ def test_a_changed_file_is_refused(catalog: Path, when: str) -> None:
         run.cached()
     clip = catalog.parent / "moves" / "b.mp4"
     clip.write_bytes((catalog.parent / "moves" / "c.mp4").read_bytes() + b" ")
-    with pytest.raises(UserError, match=r"moves train: 1 of its files changed.*b\.mp4; run cover index"):
+    with pytest.raises(UserError, match=r"moves train: 1 of 5 files changed.*b\.mp4; run cover index"):
         run.cached()
 
 
@@ -439,9 +440,9 @@ def test_the_number_of_stages_is_checked(catalog: Path) -> None:
 def test_a_manifest_lists_its_changed_files(catalog: Path) -> None:
     manifest = Run(catalog).mixture.datasets[0].manifest
     rows = np.arange(len(manifest))
-    assert manifest.changed_files(rows) == []
+    assert changed_files(manifest, rows) == ChangedFiles("moves", "train", len(rows))
     path = catalog.parent / "moves" / "d.mp4"
     os.utime(path, ns=(0, 0))
     (catalog.parent / "moves" / "e.mp4").unlink()
-    assert manifest.changed_files(rows) == [str(path)]
-    assert manifest.changed_files(rows[:3]) == []
+    assert changed_files(manifest, rows) == ChangedFiles("moves", "train", len(rows), 1, str(path))
+    assert not changed_files(manifest, rows[:3]).changed

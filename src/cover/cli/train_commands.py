@@ -47,10 +47,14 @@ def train(args: Namespace) -> int:
     from cover.console import say
     from cover.machine import default_workers
     from cover.training.dev_report import dev_report
-    from cover.training.resume import has_started
-    from cover.training.train import train
+    from cover.training.resume import RECIPE, has_started
+    from cover.training.train import Interrupted, train
 
-    run = train(recipe, args.resume or (args.requeue and has_started(Path(recipe.out))))
+    try:
+        run = train(recipe, args.resume or (args.requeue and has_started(Path(recipe.out))))
+    except Interrupted as stopped:
+        say_next("train", stopped.run / RECIPE, "--resume")
+        raise
     if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes; one of them prints
         for line in dev_report(run, recipe, default_workers() if recipe.workers < 0 else recipe.workers):
             say(line)

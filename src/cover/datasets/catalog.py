@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from hashlib import sha256
@@ -22,8 +23,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
+import numpy.typing as npt
+
 from cover.datasets.files import media_of, subfolders, unpack_hint, walk
-from cover.datasets.manifest import SPLITS
+from cover.datasets.manifest import SPLITS, Manifest, open_manifest, root_below
 from cover.errors import UserError, nearest
 from cover.media.sampling import Sampling, Views
 from cover.media.source import Media
@@ -196,6 +200,7 @@ class DatasetSpec:
     `source`: name of the csv column with the source id, or None.
     `group`: the rule for the groups, which stay on one side of a split. None if the source of a sample is its group.
     `separator`: text between the classes in one cell of a multi-label csv file.
+    `given_root`: the key `root` as the catalog has it; it may be relative to the catalog's folder.
     """
 
     name: str
@@ -212,6 +217,7 @@ class DatasetSpec:
     source: str | None = None
     separator: str = "|"
     group: GroupRule | None = None
+    given_root: str = ""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -251,6 +257,24 @@ class Catalog:
         if spec.format == PREPARED:
             return Path(spec.annotations[split])
         return self.path.parent / "manifests" / f"{name}-{split}.arrow"
+
+    def manifest(self, name: str, split: str, without: npt.NDArray[np.int64] | None = None) -> Manifest:
+        """The manifest of a split, with the rows `without` (int64) not usable.
+
+        Raises UserError as `manifest_path` and `open_manifest`, and if the manifest lists files of another folder than
+        the root in the catalog, as after a copy or a change of the catalog.
+        """
+        manifest, spec = open_manifest(self.manifest_path(name, split), without), self.spec(name)
+        if spec.format != PREPARED and not manifest.is_below(spec.root):
+            raise UserError(
+                f"{manifest.path}: lists files of another folder than the root of {name}, {spec.root};"
+                f" run `{self.index_command(name)}`"
+            )
+        return manifest
+
+    def index_command(self, *names: str) -> str:
+        """The command that writes the manifests of data sets."""
+        return shlex.join(["cover", "index", str(self.path), *names])
 
 
 def load_catalog(path: str | Path) -> Catalog:
@@ -296,7 +320,7 @@ class _Keys:
             raise self.wrong(key, str(error)) from None
 
 
-_KNOWN = tuple(field.name for field in fields(DatasetSpec) if field.name != "name")
+_KNOWN = tuple(field.name for field in fields(DatasetSpec) if field.name not in ("name", "given_root"))
 
 
 def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec:
@@ -310,7 +334,8 @@ def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec:
             raise keys.wrong(key, f"unknown key{nearest(key, _KNOWN)}")
     form = keys.take("format", _format_in(path.parent))
     convention = convention_of(form)
-    root = path.parent / keys.take("root", _text)
+    given_root = keys.take("root", _text)
+    root = root_below(path.parent, given_root)
     annotations = _annotations(keys, form, root)
     media = _media(keys, form, annotations)
     classes = keys.take("classes", _text, None)
@@ -329,6 +354,7 @@ def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec:
         source=keys.take("source", _text, None),
         separator=keys.take("separator", _text, "|"),
         group=keys.take("group", _group_in(form), None),
+        given_root=given_root,
     )
 
 

@@ -299,7 +299,7 @@ def _write(catalog: Catalog, plan: _Plan, split: str, lookup: Lookup) -> dict[st
     try:
         with Meter(f"write {path.name}", total=len(listed)) as meter:
             rows = counts.count(_rows(listed, lookup.table), meter)
-            write_manifest(path, spec.name, split, spec.media, plan.classes, rows)
+            write_manifest(path, spec.name, split, spec.media, plan.classes, _below(spec.root, rows), _base(spec))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written: {error.strerror or error}; run the command again to go on from here"
@@ -335,6 +335,21 @@ def _rows(listed: Iterable[ListedSample], table: FileTable) -> Iterator[Row]:
         size, mtime_ns = table.stamp(item.path) or (None, None)
         values = dict(zip(_LISTED, _of_listed(item))) | dict(zip(_FACTS, _of_facts(facts)))
         yield Row(**values, offset=None, length=None, size=size, mtime_ns=mtime_ns)
+
+
+def _below(root: Path, rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows with paths relative to the root. Files elsewhere have absolute paths."""
+    above = f"{root}{os.sep}"
+    for row in rows:
+        yield replace(row, path=row.path.removeprefix(above))
+
+
+def _base(spec: DatasetSpec) -> str:
+    """The root of a data set as a manifest names it: relative to the folder of manifests if the catalog's is relative.
+
+    So a catalog can be moved or copied together with its files.
+    """
+    return spec.given_root if os.path.isabs(spec.given_root) else f"../{spec.given_root}"
 
 
 def _of_segment(item: ListedSample, facts: Facts) -> Facts:

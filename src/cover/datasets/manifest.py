@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
@@ -27,6 +28,7 @@ from cover.media.source import ByteRange, Media, is_url
 SPLITS = ("train", "dev", "val", "test")
 STATES = ("ok", "missing", "unreadable", "too_short")
 _ROWS_PER_BATCH = 1 << 16
+_STAT_THREADS, _ROWS_PER_STAT = 16, 4096
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,15 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
+def root_below(folder: Path, root: str) -> Path:
+    """The folder `root`, which may be relative to `folder`, as a normal absolute path.
+
+    Symbolic links count only where `root` has `..`. So the paths of a copied catalog are those of the copy.
+    """
+    path = folder / root
+    return Path(os.path.realpath(path) if ".." in Path(root).parts else os.path.normpath(path))
+
+
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     """Inode, size and time of change: a rewritten manifest has another stamp."""
     try:
@@ -206,6 +217,15 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _is_same(path: str, size: int, mtime_ns: int | None) -> bool:
+    """Whether a file has this size and time of change; None for any time. True for a file that is not there."""
+    try:
+        now = os.stat(path)
+    except OSError:
+        return True  # reading it says what is wrong
+    return now.st_size == size and mtime_ns in (None, now.st_mtime_ns)
 
 
 def open_manifest(path: Path, without: npt.NDArray[np.int64] | None = None) -> Manifest:
@@ -248,7 +268,12 @@ class Manifest:
         self.scope: str | None = metadata.get("scope")
         self.original: str | None = metadata.get("original")
         root: str | None = metadata.get("root")
-        self._root = root if root is None or is_url(root) else os.path.normpath(path.absolute().parent / root)
+        self._root = root if root is None or is_url(root) else self._folder_of(root)
+
+    def _folder_of(self, root: str) -> str:
+        """The base of relative paths. The folder of manifests itself may be a link, so its `..` is the folder above."""
+        folder, above = self.path.absolute().parent, root == ".." or root.startswith("../")
+        return str(root_below(folder.parent, root[3:]) if above else root_below(folder, root))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_manifest, (self.path, self.without)  # a worker process maps the file itself, so no rows are pickled
@@ -285,6 +310,17 @@ class Manifest:
         if self._root is None or os.path.isabs(path) or is_url(path):
             return path
         return f"{self._root.rstrip('/')}/{path}"
+
+    def is_below(self, root: Path) -> bool:
+        """Whether the paths are relative to the folder `root`, or, if they are absolute, whether one is below it.
+
+        True without rows. All paths of a manifest of an earlier version are absolute.
+        """
+        if self._root is not None:
+            return self._root == str(root)
+        return not len(self) or bool(
+            pa.compute.any(pa.compute.starts_with(self._table["path"], f"{root}{os.sep}")).as_py()
+        )
 
     def digest(self) -> str:
         """16 hex digits of a hash of the file's bytes."""
@@ -358,23 +394,29 @@ class Manifest:
         """uint64 `(rows,)`: a hash of each sample id, the same in every manifest and on every machine."""
         return np.array([hash64(sample_id) for sample_id in self._table["sample_id"].to_pylist()], np.uint64)
 
-    def changed_files(self, rows: npt.NDArray[np.int64]) -> list[str]:
-        """The local files of `rows` (int64) that have another size or time of change than when they were indexed.
+    def changed_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Those of `rows` (int64) whose local file has another size or time of change than when it was indexed.
 
-        Files that do not exist, and rows without a recorded size, are not among them.
+        Prepared files may have been copied, so only their size counts. Files that do not exist, and rows without a
+        recorded size or time, are not among them. Many threads ask the file system at once, because a network file
+        system takes its time for each answer.
         """
-        columns = self._table.select(["path", "size", "mtime_ns"]).take(pa.array(rows)).to_pydict()
-        stamps = {path: (size, time) for path, size, time in zip(*columns.values()) if size is not None}
-        changed = []
-        for path, stamp in stamps.items():
-            full = self._full_path(path)
-            try:
-                now = None if is_url(full) else os.stat(full)
-            except OSError:
-                continue  # reading it says what is wrong
-            if now is not None and (now.st_size, now.st_mtime_ns) != stamp:
-                changed.append(full)
-        return changed
+        parts = np.split(rows, range(_ROWS_PER_STAT, len(rows), _ROWS_PER_STAT))
+        with ThreadPoolExecutor(_STAT_THREADS, "stat") as threads:
+            return np.concatenate(list(threads.map(self._changed, parts)))
+
+    def _changed(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        paths, sizes, times = self._table.select(["path", "size", "mtime_ns"]).take(pa.array(rows)).to_pydict().values()
+        changed, same = [], dict[str, bool]()
+        for number, path, size, time in zip(rows.tolist(), paths, sizes, times, strict=True):
+            if size is None or time is None:  # also the samples of shards
+                continue
+            if path not in same:
+                full = self._full_path(path)
+                same[path] = is_url(full) or _is_same(full, size, None if self.original else time)
+            if not same[path]:
+                changed.append(number)
+        return np.array(changed, np.int64)
 
     def counts(self) -> dict[str, int]:
         """State -> number of rows, for all states."""

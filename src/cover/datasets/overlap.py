@@ -23,7 +23,7 @@ import numpy.typing as npt
 from cover.console import print_table, say
 from cover.datasets.catalog import Catalog, DatasetSpec, load_catalog
 from cover.datasets.exclusions import EXCLUSIONS_FILE, Exclusion, exclusions_path, write_exclusions
-from cover.datasets.manifest import Manifest, Row, open_manifest
+from cover.datasets.manifest import Manifest, Row
 from cover.datasets.phash import (
     AGREE,
     RADIUS,
@@ -149,7 +149,7 @@ def _sides(catalog: Catalog, names: Sequence[str]) -> list[Side]:
             path = catalog.manifest_path(spec, split)
             if split == "dev" and "dev" not in catalog.spec(spec).annotations and not path.is_file():
                 continue  # too few rows for a dev split
-            sides.append(Side(catalog.spec(spec), open_manifest(path)))
+            sides.append(Side(catalog.spec(spec), catalog.manifest(spec, split)))
     return sides
 
 

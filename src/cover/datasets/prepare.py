@@ -8,7 +8,6 @@ as a run without interruption.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from cover.datasets.manifest import SPLITS, open_manifest
 from cover.datasets.prepare_log import catalog_of
 from cover.datasets.prepare_split import SPOOL, OutputLayout, SplitJob, drop, make, origin_digest
 from cover.errors import UserError
+from cover.locks import alone_in
 from cover.media.encode import Encoding
 from cover.media.sampling import Sampling
 from cover.media.source import is_url
@@ -33,7 +33,6 @@ from cover.processes import ProcessPool
 from cover.yaml_files import Dumper, read_yaml
 
 _NAMED = 20  # failures in a result; the manifest and the prepare log have all of them
-LOCK = "prepare.lock"  # an empty file in the output folder, which is never removed
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CHUNK = {"video": 1, "image": 16}  # samples of a task of the process pool
 
@@ -65,7 +64,7 @@ def prepare(
     out = Path(out).absolute()
     _check_out(catalog, out)
     layout = OutputLayout(out, encoding, shard_bytes, _checked_url(url))
-    with _alone(out), ProcessPool(workers) as pool, ExitStack() as stack:
+    with alone_in(out, "--out"), ProcessPool(workers) as pool, ExitStack() as stack:
         with _in_one_line(out):
             _check_origin(catalog, specs, out)
             jobs = [stack.enter_context(closing(job)) for spec in specs for job in _jobs(catalog, spec, layout)]
@@ -162,34 +161,6 @@ def _origin(catalog: Catalog) -> str:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Create the folder and lock it against a second run. Raises UserError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        # The lock is on a file that is open for writing, because network file systems cannot lock folders.
-        lock = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise UserError(f"--out: {out}: cannot be made or written to: {error.strerror}") from None
-    try:
-        _lock(lock, out)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _lock(descriptor: int, out: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"--out: another `cover prepare` is writing into {out}; wait for it") from None
-    except OSError as error:
-        say(
-            f"{out / LOCK} cannot be locked ({error.strerror}):"
-            " make sure that no other `cover prepare` writes into this folder"
-        )
-
-
-@contextmanager
 def _in_one_line(out: Path, jobs: Sequence[SplitJob] = ()) -> Iterator[None]:
     """Turn an OSError into a UserError of one line, with the path, the reason and the progress of `jobs`."""
     try:
@@ -218,7 +189,7 @@ def _jobs(catalog: Catalog, spec: DatasetSpec, layout: OutputLayout) -> Iterator
         path = catalog.manifest_path(spec.name, split)
         if split == "dev" and "dev" not in spec.annotations and not path.is_file():
             continue  # too few rows for a dev split
-        manifest = open_manifest(path)
+        manifest = catalog.manifest(spec.name, split)
         yield SplitJob(spec.name, split, manifest, layout, manifest.scope or spec.scope, _origin(catalog))
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from cover.console import print_table, say
 from cover.datasets.catalog import Catalog
 from cover.datasets.exclusions import excluded_rows
-from cover.datasets.manifest import Manifest, open_manifest
+from cover.datasets.manifest import Manifest
 from cover.errors import UserError
 from cover.evaluation.baseline_features import EXTRACTORS, Extractor, features_of
 from cover.evaluation.start_features import START, start_features, start_is_installed
@@ -170,7 +170,7 @@ def baselines(
     `n_evaluated` rows, and `unreadable`, the numbers of rows that could not be read. `frozen` has its own `train_rows`
     and `n`. If only chance is known, `why_not` has the reason.
     """
-    manifest = open_manifest(catalog.manifest_path(name, split))
+    manifest = catalog.manifest(name, split)
     relabel = np.arange(len(manifest.classes.names)) if relabel is None else np.asarray(relabel, np.int64)
     many = manifest.classes.many
     result: dict[str, Any] = {"chance": None if many else 1 / int((relabel >= 0).sum()), "why_not": ""}
@@ -241,7 +241,7 @@ def _train_manifest(catalog: Catalog, name: str, split: str, manifest: Manifest)
         raise UserError("no train split, to which the baselines could be fitted")
     path = catalog.manifest_path(name, "train")
     excluded = excluded_rows(catalog, [name]) if path.is_file() else None
-    train = open_manifest(path, excluded[name] if excluded else None)
+    train = catalog.manifest(name, "train", excluded[name] if excluded else None)
     if train.classes.names != manifest.classes.names:
         raise UserError(f"{path.name} has other classes than {manifest.path.name}")
     return train

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from cover.console import Meter, print_table, say
 from cover.datasets.catalog import Catalog, load_catalog
+from cover.datasets.changes import ChangedFiles, changed_files
 from cover.distributed import ProcessGroup
 from cover.errors import UserError
 from cover.evaluation.baselines import baselines, print_baselines, shortfalls
@@ -141,6 +143,8 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
     for row in results:
         if row["n_notes"] and row["variant"] == "plain":
             say(f"{row['dataset']}: {row['n_notes']} files damaged or unreadable, the first: {row['notes'][0]}")
+        if row["n_changed"] and row["variant"] == "plain":
+            say(f"warning: {row['changed']}")
         if row["unmapped"] and row["variant"] == "plain":
             lacks = f"head {row['head']} lacks {len(row['unmapped'])} of its classes"
             say(f"{row['dataset']}: {lacks}; their samples are not among the listed")
@@ -226,6 +230,7 @@ def evaluate(
     group: Ranks = ONE_RANK,
     keep: ScoreCallback | None = None,
     prefix: PrefixCache | None = None,
+    check: bool = True,
 ) -> dict[Variant, dict[str, Any]]:
     """Evaluate all labelled samples of a split. Each file is decoded once for all views and variants.
 
@@ -235,11 +240,15 @@ def evaluate(
     `seed`: of the shuffled orders. `group`: with R processes each takes every R-th row, and all
     return the result of the whole split. `keep`: called with the scores of every view. `prefix`: the cache of the first
     stages of `model`, which is filled where it lacks a view; variants other than `plain` change pixels and do not use
-    it. Returns for each variant the metrics (`TopK` and `Outcomes`, or `MeanAveragePrecision` of a multi-label set) and
-    the protocol. A sample whose scores are not finite counts as one that could not be read.
+    it. `check`: raise `UserError` if more than 1 % of the files changed after they were indexed; without it they are
+    only counted. Returns for each variant the metrics (`TopK` and `Outcomes`, or `MeanAveragePrecision` of a
+    multi-label set) and the protocol. A sample whose scores are not finite counts as one that could not be read.
     """
     listed = int(task.evaluated(np.flatnonzero(task.manifest.labelled)).size)
     rows = task.evaluated(task.manifest.usable)[group.rank :: group.ranks]
+    changed = reduce(ChangedFiles.joined, group.gather(changed_files(task.manifest, rows)))
+    if check and changed.too_many:
+        raise UserError(f"{changed}; {task.renew}")
     plan = task.plan(model.backbone.pixels.size)
     cached = cache_views(prefix, model, task, workers) if prefix and tuple(variants) == ("plain",) else None
     stages = prefix.stages if prefix and cached else 0
@@ -263,7 +272,7 @@ def evaluate(
     problems += [FileProblem(task.manifest.row(row).path, "unreadable", NOT_FINITE) for row in sorted(not_finite)]
     problems = [problem for part in group.gather(problems) for problem in part]
     return {
-        variant: {**own.gathered(group).result(task), **_protocol(task, variant, problems)}
+        variant: {**own.gathered(group).result(task), **_protocol(task, variant, problems, changed)}
         for variant, own in metrics.items()
     }
 
@@ -301,7 +310,9 @@ class _SplitMetrics:
         return {**self.metric.result(), **self.outcomes.result(sources, task.classes)}
 
 
-def _protocol(task: EvaluationTask, variant: Variant, problems: Sequence[FileProblem]) -> dict[str, Any]:
+def _protocol(
+    task: EvaluationTask, variant: Variant, problems: Sequence[FileProblem], changed: ChangedFiles
+) -> dict[str, Any]:
     video, names = task.manifest.media == "video", task.manifest.classes.names
     return {
         "dataset": task.spec.name,
@@ -321,6 +332,8 @@ def _protocol(task: EvaluationTask, variant: Variant, problems: Sequence[FilePro
         "not_ok": {k: n for k, n in task.manifest.counts().items() if n and k != "ok"},
         "notes": [str(problem) for problem in problems[:SHOWN_NOTES]],
         "n_notes": len(problems),
+        "n_changed": changed.changed,
+        "changed": f"{changed}; {task.renew}" if changed.changed else "",
     }
 
 

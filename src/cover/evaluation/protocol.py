@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from cover.datasets.catalog import Catalog, DatasetSpec
-from cover.datasets.manifest import ClassList, Manifest, open_manifest
+from cover.datasets.changes import renew
+from cover.datasets.manifest import ClassList, Manifest
 from cover.errors import UserError, nearest
 from cover.media.decode import Decoder, decode_at, decode_image
 from cover.media.sampling import Sampling, Views, view_times
@@ -118,6 +119,7 @@ class EvaluationTask:
     `columns`: int64 `(classes,)`, the columns of these classes in the head. On a shared head a data set uses only its
     own classes, so its accuracy can be compared with that of a head of its own.
     `relabel`: int64 `(manifest classes,)`, the index of each class in `classes`, -1 for classes that are not evaluated.
+    `renew`: how the manifest is written anew, for messages.
     """
 
     spec: DatasetSpec
@@ -129,6 +131,7 @@ class EvaluationTask:
     columns: Tensor
     relabel: np.ndarray
     decoder: Decoder = "pyav"
+    renew: str = "run cover index"
 
     @property
     def mapped(self) -> bool:
@@ -180,11 +183,12 @@ def find_tasks(
             raise UserError(f'the checkpoint has no head "{wanted}"{nearest(wanted, by_name)}')
         if wanted is None and name not in heads:
             raise UserError(f'the checkpoint has no head "{name}"; its heads: {", ".join(heads)}')
-        manifest = open_manifest(catalog.manifest_path(name, split))
+        manifest = catalog.manifest(name, split)
         head = by_name[wanted] if wanted else heads[name]
         classes, columns, relabel = _head_by_names(head, manifest) if wanted else _own_head(head, manifest)
         task_views = views or spec.views
-        tasks.append(EvaluationTask(spec, manifest, task_views, frames, head, classes, columns, relabel, decoder))
+        scored_by = (head, classes, columns, relabel)
+        tasks.append(EvaluationTask(spec, manifest, task_views, frames, *scored_by, decoder, renew(catalog, name)))
     if not tasks:
         raise UserError(f"{catalog.path.name} has none of the checkpoint's heads: {', '.join(heads)}")
     return tasks

@@ -19,7 +19,6 @@ from cover import __version__, config
 from cover.console import clock, say, write_json
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.index import index
-from cover.datasets.manifest import open_manifest
 from cover.evaluation.baselines import RUNGS, baselines
 from cover.evaluation.evaluate import Variant, evaluate
 from cover.evaluation.metrics import Outcomes
@@ -29,11 +28,13 @@ from cover.experiments.add.add_recipe import schedule_of
 from cover.experiments.report import DemoResults, PredictedClip, numbers_markdown, write_demo_report
 from cover.hardware import pick_device
 from cover.inference.predictor import Predictor
+from cover.locks import alone_in
 from cover.model.backbones import DEFAULT_OPTIONS
 from cover.model.release import find_release, load_release
 from cover.synthetic.generate import generate
 from cover.synthetic.settings import Settings
 from cover.training.recipe import Data, Optimizer, Recipe, Start
+from cover.training.resume import has_started
 from cover.training.train import train
 
 SETS = ["kinetics", "ssv2", "moments", "imagenet"]
@@ -74,6 +75,11 @@ def demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path:
     `scale` is a factor on the sizes of the data sets and on the numbers of steps. Raises `UserError` if `out` holds
     other files.
     """
+    with alone_in(out, "--out"):
+        return _demo(out, scale, seed, device, workers)
+
+
+def _demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path:
     began, timer = time.perf_counter(), StageTimer()
     with timer.stage("generate four data sets"):
         catalog_path = generate(out / "sandbox", Settings(seed=seed, size=scale), workers)
@@ -168,7 +174,7 @@ def run_or_reuse(recipe: Recipe) -> Path:
     written = run.parent.parent / "recipes" / f"{run.name}.yaml"
     written.parent.mkdir(parents=True, exist_ok=True)
     written.write_text(f"# cover train {written}\n{config.dump(recipe)}", encoding="utf-8")
-    return train(recipe, resume=run.exists())
+    return train(recipe, resume=has_started(run))
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------------
@@ -275,7 +281,7 @@ def predicted_clips(run: Path, catalog: Catalog) -> list[PredictedClip]:
     predictor = Predictor.load(run)
     clips = []
     for name in SETS:
-        manifest = open_manifest(catalog.manifest_path(name, "val"))
+        manifest = catalog.manifest(name, "val")
         for row_number in manifest.usable[np.linspace(0, len(manifest.usable) - 1, CLIPS_EACH).astype(int)]:
             row = manifest.row(int(row_number))
             assert row.label is not None

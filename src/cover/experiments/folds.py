@@ -31,6 +31,7 @@ from cover.evaluation.protocol import EvaluationTask, find_tasks
 from cover.evaluation.statistics import proportion, with_interval
 from cover.experiments.run_files import read_result, write_result
 from cover.hardware import pick_device
+from cover.locks import alone_in
 from cover.media.decode import Decoder
 from cover.media.sampling import Views
 from cover.mixture.rates import Data
@@ -117,7 +118,9 @@ def joined_rows(catalog: Catalog, name: str, exclusions: bool) -> tuple[list[Row
     spec, rows = catalog.spec(name), dict[str, Row]()
     paths = {split: catalog.manifest_path(name, split) for split in spec.splits}
     manifests = {
-        split: open_manifest(path) for split, path in paths.items() if split in spec.annotations or path.is_file()
+        split: catalog.manifest(name, split)
+        for split, path in paths.items()
+        if split in spec.annotations or path.is_file()
     }
     for split, manifest in manifests.items():
         left_out = _excluded(catalog, name) if exclusions and split == "train" else set()
@@ -179,7 +182,7 @@ def _other_set(folder: Path, catalog: Catalog, spec: DatasetSpec, exclusions: bo
     entry = prepared_entry(spec, {split: str(path.absolute()) for split, path in paths.items()})
     left_out = _excluded(catalog, spec.name) if exclusions and "train" in paths else set()
     if left_out:
-        manifest = open_manifest(paths["train"])
+        manifest = catalog.manifest(spec.name, "train")
         rows = [row for number, row in enumerate(manifest.rows()) if number not in left_out]
         entry["annotations"] |= _write_set(folder, spec, manifest.classes, {"train": rows})["annotations"]
     return entry
@@ -245,18 +248,8 @@ def run_folds(
     The runs are in folders below `out`. Finished folds are not repeated, and an interrupted one is resumed. Returns for
     each data set what `with_baselines` returns. Raises `UserError`.
     """
-    results = []
-    for fold in range(request.count):
-        folder = fold_folder(out, request, fold)
-        own = {
-            each.spec.name: (each, {"train": each.folds[fold][0], MEASURED: each.folds[fold][1]}) for each in divided
-        }
-        path = write_catalog(folder, catalog, own, recipe.data)
-        say(f"fold {fold + 1} of {request.count}: {folder}")
-        run = folder / "run"
-        own_recipe = replace(recipe, out=str(run), data=replace(recipe.data, catalog=str(path)))
-        train(own_recipe, resume=has_started(run))
-        results.append(measure_fold(load_catalog(path), run, request, folder / "results.json"))
+    with alone_in(out):
+        results = [_run_fold(recipe, catalog, divided, request, out, fold) for fold in range(request.count)]
     return {
         each.spec.name: with_baselines(
             pooled([own[each.spec.name] for own in results], request),
@@ -266,6 +259,19 @@ def run_folds(
         )
         for each in divided
     }
+
+
+def _run_fold(
+    recipe: Recipe, catalog: Catalog, divided: Sequence[DividedSet], request: FoldRequest, out: Path, fold: int
+) -> dict[str, dict[str, Any]]:
+    folder = fold_folder(out, request, fold)
+    own = {each.spec.name: (each, {"train": each.folds[fold][0], MEASURED: each.folds[fold][1]}) for each in divided}
+    path = write_catalog(folder, catalog, own, recipe.data)
+    say(f"fold {fold + 1} of {request.count}: {folder}")
+    run = folder / "run"
+    own_recipe = replace(recipe, out=str(run), data=replace(recipe.data, catalog=str(path)))
+    train(own_recipe, resume=has_started(run))
+    return measure_fold(load_catalog(path), run, request, folder / "results.json")
 
 
 def measure_fold(

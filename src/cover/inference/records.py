@@ -14,6 +14,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from cover.errors import UserError
+from cover.locks import lock
 from cover.media.decode import FileProblem
 
 ResultRow = dict[str, Any]
@@ -132,9 +133,11 @@ class RowFile:
         self.failed = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            retained = self._read_rows(path.read_bytes()) if path.exists() else b""
             # Without a buffer, because closing would try to write a failed write again.
-            self._file: IO[bytes] = path.open("r+b" if path.exists() else "w+b", buffering=0)
+            path.touch()
+            self._file: IO[bytes] = path.open("r+b", buffering=0)
+            lock(self._file, f"--out {path}")
+            retained = self._read_rows(path.read_bytes())
             self._file.truncate(len(retained))
             self._file.seek(len(retained))
             if self._csv and not retained:

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.exclusions import excluded_rows
-from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
 from cover.mixture.balance import ClassBalance, class_weights
 from cover.mixture.dataset import MixtureDataset, make_heads
@@ -62,10 +61,10 @@ class Mixture:
         data.check()
         catalog = catalog or load_catalog(Path(data.catalog))
         paths = {name: catalog.manifest_path(name, "train") for name in data.sets}
-        manifests = {name: open_manifest(path) for name, path in paths.items()}
+        manifests = {name: catalog.manifest(name, "train") for name in paths}
         excluded = excluded_rows(catalog, paths) if data.exclusions == "use" else None
         if excluded is not None:
-            manifests = {name: open_manifest(path, excluded[name]) for name, path in paths.items()}
+            manifests = {name: catalog.manifest(name, "train", excluded[name]) for name in paths}
         for name, manifest in manifests.items():
             if not len(manifest.usable):
                 but = f", or all are excluded ({len(excluded[name])})" if excluded and len(excluded[name]) else ""

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cover import __version__
 from cover.console import Meter, clock, say
+from cover.datasets.changes import changed_files
 from cover.datasets.manifest import Manifest
 from cover.distributed import ProcessGroup
 from cover.errors import UserError
@@ -179,12 +180,9 @@ class PrefixCache:
         stack: ExitStack,
     ) -> npt.NDArray[np.int64]:
         """On the leading rank: lock the cache and return the entries to compute."""
-        changed = manifest.changed_files(np.unique(entries[:, 0]))
-        if changed:
-            raise UserError(
-                f"cache: {manifest.name} {manifest.split}: {len(changed)} of its files changed since they were indexed,"
-                f" the first: {changed[0]}; run cover index"
-            )
+        changed = changed_files(manifest, np.unique(entries[:, 0]))
+        if changed.changed:
+            raise UserError(f"cache: {changed}; run cover index")
         missing = files.missing(entries)
         if not len(missing):
             return missing

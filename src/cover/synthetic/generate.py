@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from cover.console import Meter, say
 from cover.errors import UserError
+from cover.locks import LOCK, alone_in
 from cover.processes import ProcessPool
 from cover.synthetic.content import SPLITS, datasets_of, draw_sample
 from cover.synthetic.layouts import LAYOUTS, count
@@ -37,6 +39,11 @@ def generate(folder: Path, settings: Settings, workers: int) -> Path:
     if _is_finished(folder, settings):
         say(f"sandbox: {folder} already holds this sandbox, nothing to do")
         return folder / CATALOG
+    with alone_in(folder, "sandbox"):
+        return _generate(folder, settings, workers)
+
+
+def _generate(folder: Path, settings: Settings, workers: int) -> Path:
     _write_record(folder, settings, finished=False)
     datasets = datasets_of(settings)
     jobs = [
@@ -82,7 +89,7 @@ def _is_finished(folder: Path, settings: Settings) -> bool:
 
     Raises `UserError` if the folder holds something else.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and set(os.listdir(folder)) <= {LOCK}):
         return False
     record = _read_record(folder)
     if record is None:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import threading
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,6 +99,27 @@ class SaveJob:
     facts: dict[str, Any]  # plain JSON for `restore`
     keep: int  # how many of the last checkpoints stay
     best: int | None  # the step of the best checkpoint, which stays too
+
+
+class SaveClock:
+    """Says when a checkpoint is due by time: every `minutes`, 0 for never.
+
+    Ranks have different clocks, so only one of them may ask (`leads`); the others learn of it from the step.
+    """
+
+    def __init__(self, minutes: float, leads: bool) -> None:
+        self._seconds, self._leads = 60 * minutes, leads
+        self._began, self._asked = time.monotonic(), False
+
+    def due(self) -> bool:
+        """Whether this rank asks for a checkpoint now. It asks once until `restart` is called."""
+        late = self._leads and self._seconds > 0 and time.monotonic() - self._began >= self._seconds
+        due, self._asked = late and not self._asked, self._asked or late
+        return due
+
+    def restart(self) -> None:
+        """Start the next interval, after a checkpoint."""
+        self._began, self._asked = time.monotonic(), False
 
 
 class Saver:
@@ -317,13 +339,13 @@ def cut_lines(log: Path, step: int) -> None:
     """Delete the lines of a file of JSON lines after `step`, and an incomplete last line."""
     if not log.is_file():
         return
-    retained = [line for line in log.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= step]
+    retained = [line for line in log.read_bytes().splitlines() if _logged_step(line) <= step]
     beside = log.with_name(f".{log.name}.{os.getpid()}")
-    beside.write_text("".join(line + "\n" for line in retained), encoding="utf-8")
+    beside.write_bytes(b"".join(line + b"\n" for line in retained))
     beside.replace(log)
 
 
-def _logged_step(line: str) -> float:
+def _logged_step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

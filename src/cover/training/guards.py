@@ -38,7 +38,8 @@ MIN_DRAWS = 16  # smallest number of draws of a data set that are judged togethe
 class FiniteCheck:
     """Reads the result of every step and handles losses and gradients that are not finite.
 
-    `skipped`: the number of skipped updates so far. `leaving`: whether a rank received a signal to stop.
+    `skipped`: the number of skipped updates so far. `leaving`: whether a rank received a signal to stop. `saving`:
+    whether a rank has asked for a checkpoint; whoever writes it sets this to False.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class FiniteCheck:
     ) -> None:
         self.path, self.policy, self.group, self.schedule = run / NONFINITE_FILE, policy, group, schedule
         self.manifests = {each.name: each.manifest for each in mixture.datasets}
-        self.skipped, self.leaving = skipped, False
+        self.skipped, self.leaving, self.saving = skipped, False, False
         self._pending: tuple[int, StepResult] | None = None
 
     def after(self, step: int, outcome: StepResult) -> None:
@@ -66,8 +67,8 @@ class FiniteCheck:
         if self._pending is None:
             return
         (step, outcome), self._pending = self._pending, None
-        loss, norm, leaving = outcome.summary.tolist()
-        self.leaving = self.leaving or leaving > 0
+        loss, norm, leaving, saving = outcome.summary.tolist()
+        self.leaving, self.saving = self.leaving or leaving > 0, self.saving or saving > 0
         if math.isfinite(loss) and math.isfinite(norm):
             return
         self.skipped += 1

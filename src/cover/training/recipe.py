@@ -40,6 +40,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimizer.max_grad_norm": (0, math.inf),
     "cache.stages": (-1, math.inf),
     "cache.views": (0, math.inf),
+    "checkpoints.minutes": (0, 10**6),
     "checkpoints.keep": (1, math.inf),
     "distributed.timeout": (0.1, 10**6),
     "nonfinite.budget": (0, math.inf),
@@ -213,8 +214,12 @@ class Distributed:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Which checkpoints stay on the disk. It does not change results, so it may change on a resume."""
+    """Checkpoints by time, besides those of `save_every`, and which checkpoints stay on the disk.
 
+    It does not change results, so it may change on a resume.
+    """
+
+    minutes: float = option(15.0, "minutes between checkpoints, besides those of save_every; 0 for none by time")
     keep: int = option(2, "how many of the last checkpoints stay; the best one stays too")
     best: str = option(
         "mean_rank",
@@ -257,8 +262,8 @@ class Recipe:
     cache: Cache = option(Cache(), "outputs of frozen first stages, kept on the disk")
     log: Log = option(Log(), "other loggers beside log.jsonl")
     evaluate_every: int = option(0, "steps between evaluations on dev; 0 for the end only, -1 for never")
-    save_every: int = option(0, "steps between checkpoints; 0 for the end only")
-    checkpoints: Checkpoints = option(Checkpoints(), "which checkpoints stay, and how they are written")
+    save_every: int = option(0, "steps between checkpoints; 0 for those of checkpoints.minutes and the end only")
+    checkpoints: Checkpoints = option(Checkpoints(), "checkpoints by time, which stay, and how they are written")
     distributed: Distributed = option(Distributed(), "several processes")
     nonfinite: NonFinite = option(NonFinite(), "losses and gradients that are not finite")
 
@@ -324,7 +329,10 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), needs_start: bool = T
     raise `UserError` if the start is not there; else only a start that is on this machine counts. Raises `UserError` as
     `cover.config.load`, and if `model.backbone` is another family than the start's.
     """
-    return config.load(Recipe, path, overrides, partial(_with_network_of_start, path, needs_start))
+    recipe = config.load(Recipe, path, overrides, partial(_with_network_of_start, path, needs_start))
+    if not recipe.out.strip():
+        raise UserError("out: empty; name a folder for the run, as in --out runs/mine")
+    return recipe
 
 
 def _with_network_of_start(path: Path, needs_start: bool, tree: dict[str, Any]) -> dict[str, Any]:

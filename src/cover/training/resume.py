@@ -6,7 +6,8 @@ A resumed run must have the same recipe and the same manifest rows, or else its 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,11 +24,25 @@ from cover.mixture.mixture import Mixture
 from cover.model.release import CHECKPOINTS, steps_saved
 from cover.training import checkpoint
 from cover.training.guards import NONFINITE_FILE
+from cover.training.optim import learning_rate
 from cover.training.recipe import Recipe
+from cover.training.retention import parse_line
 
 RECIPE = "recipe.yaml"
 # The fields of a recipe that may change on a resume, because they do not change the results of a run.
-CHANGEABLE = ("device", "workers", "accumulation", "log", "checkpoints", "distributed", "nonfinite")
+CHANGEABLE = (
+    "out",
+    "device",
+    "workers",
+    "accumulation",
+    "log",
+    "log_every",
+    "evaluate_every",
+    "save_every",
+    "checkpoints",
+    "distributed",
+    "nonfinite",
+)
 
 
 def has_started(run: Path) -> bool:
@@ -44,7 +59,7 @@ def first_step(run: Path, recipe: Recipe, resume: bool) -> int:
     """The number of steps done: 0, or with `resume` the step of the last complete checkpoint.
 
     Damaged checkpoints after it are renamed. Raises `UserError` if a new run finds an old run in its folder, if there
-    is no run to resume, or if the recipe differs from the one that the run was begun with.
+    is no run to resume, or if the recipe would have computed other results in the steps that are done.
     """
     if not resume:
         if steps_saved(run) or (run / checkpoint.LOG).exists():
@@ -52,11 +67,36 @@ def first_step(run: Path, recipe: Recipe, resume: bool) -> int:
         return 0
     if not has_started(run):
         raise UserError(f"{run}: no run to resume; leave --resume out to begin one")
-    for key, was, now in differences(begun_with(run), recipe):
+    before = begun_with(run)
+    for key, was, now in differences(before, recipe):
         raise UserError(
             f"{run} was begun with {key} {was}, not {now}; a run is resumed with the recipe it was begun with"
         )
-    return checkpoint.last_whole(run)
+    first = checkpoint.last_whole(run)
+    _check_steps(run, before, recipe, first)
+    if first:
+        _start_line(run)  # a log that is not sound is reported before its later lines are deleted
+    if first == recipe.step_count:
+        say(f"{run} has all its {first} steps already; {more_steps(run)}")
+    return first
+
+
+def _check_steps(run: Path, before: Recipe, after: Recipe, first: int) -> None:
+    """Raises `UserError` for another number of steps, unless the `first` steps have the same learning rates with it."""
+    was, now = before.step_count, after.step_count
+    rates = ([learning_rate(after.optimizer, step, steps) for step in range(first)] for steps in (was, now))
+    if was == now or (now >= first and next(rates) == next(rates)):
+        return
+    raise UserError(
+        f"{run} was begun with steps {was}, not {now}, which would change learning rates of the {first} steps that are"
+        f" done; {more_steps(run)}"
+    )
+
+
+def more_steps(run: Path) -> str:
+    """How the weights of a run are trained further than its last step."""
+    command = shlex.join(["cover", "train", "RECIPE", "--start.checkpoint", str(run), "--out", "NEW", "--steps", "N"])
+    return f"to train its weights further, begin another run from them: {command}"
 
 
 def prepare_folder(run: Path, recipe: Recipe, first: int, resume: bool) -> None:
@@ -69,7 +109,7 @@ def prepare_folder(run: Path, recipe: Recipe, first: int, resume: bool) -> None:
         with tempfile.TemporaryFile(dir=run / CHECKPOINTS):
             pass
         if not resume:
-            (run / RECIPE).write_text(config.dump(recipe), encoding="utf-8")
+            write_recipe(run, recipe)
             return
         checkpoint.cut_log(run, first or -1)  # -1 deletes the line `start` too, which has step 0 and is written again
         checkpoint.cut_lines(run / NONFINITE_FILE, first)
@@ -77,14 +117,35 @@ def prepare_folder(run: Path, recipe: Recipe, first: int, resume: bool) -> None:
         raise UserError(f"out: {run}: cannot be written: {error.strerror}") from None
 
 
+def write_recipe(run: Path, recipe: Recipe) -> None:
+    """Write the recipe into the folder of its run. Raises `UserError` if the folder cannot be written."""
+    beside = run / f".{RECIPE}"
+    try:
+        beside.write_text(config.dump(recipe), encoding="utf-8")
+        beside.replace(run / RECIPE)
+    except OSError as error:
+        raise UserError(f"out: {run}: cannot be written: {error.strerror}") from None
+
+
 def differences(before: Recipe, after: Recipe) -> Iterator[tuple[str, Any, Any]]:
-    """The dotted keys in which two recipes would compute different results, with both values."""
+    """The dotted keys in which two recipes would compute different results, with both values.
+
+    The catalog may be at another place: `check_same_data` compares what it says. The number of steps is left out
+    (`_check_steps`).
+    """
     free = {name: getattr(before, name) for name in CHANGEABLE}
     free |= {
-        "data": replace(after.data, unreadable=before.data.unreadable),
+        "steps": before.steps,
+        "data": replace(after.data, unreadable=before.data.unreadable, catalog=before.data.catalog),
         "cache": replace(after.cache, folder=before.cache.folder),
     }
+    if _same_path(before.start.checkpoint, after.start.checkpoint):
+        free["start"] = replace(after.start, checkpoint=before.start.checkpoint)
     return _differences(before, replace(after, **free), "")
+
+
+def _same_path(one: str, other: str) -> bool:
+    return bool(one and other) and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _differences(before: Any, after: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
@@ -119,15 +180,27 @@ def count_exclusions(run: Path, first: int, mixture: Mixture) -> dict[str, Any] 
     return now
 
 
-def check_same_rows(run: Path, metadata: dict[str, Any]) -> None:
-    """Raises `UserError` if a resumed run was begun with other rows in a manifest: its draws would be others."""
-    before = _start_line(run).get("datasets", {})
+def check_same_data(run: Path, metadata: dict[str, Any], reading: dict[str, Any]) -> None:
+    """Raises `UserError` if a resumed run was begun with other rows, or if the catalog's entries were others.
+
+    `metadata`: of the release. `reading`: data set -> `SampleReader.settings_of`. A run of an earlier version has no
+    `reading` in its log.
+    """
+    start = _start_line(run)
+    before, read_before = start.get("datasets", {}), start.get("reading", {})
     for name, now in metadata["datasets"].items():
-        if before.get(name, {}).get("draws_digest", now["draws_digest"]) != now["draws_digest"]:
+        if before.get(name, {}).get("draws_digest", now.get("draws_digest")) != now.get("draws_digest"):
             raise UserError(
                 f"{run} was begun with other rows of {name} (its manifest has changed since);"
                 " begin another run with --out"
             )
+    for name, settings in reading.items():
+        for key, value in read_before.get(name, settings).items():
+            if settings.get(key) != value:
+                raise UserError(
+                    f"{run} was begun with {key} {value} of {name}, not {settings.get(key)}, which follows from the"
+                    " catalog; put it back, or begin another run with --out"
+                )
 
 
 def _exclusions_of(manifest: Manifest) -> dict[str, Any]:
@@ -141,9 +214,19 @@ def _first_exclusions(run: Path) -> dict[str, Any] | None:
 
 
 def _start_line(run: Path) -> dict[str, Any]:
-    """The first line of the log of a run."""
-    with (run / checkpoint.LOG).open(encoding="utf-8") as lines:
-        start: dict[str, Any] = json.loads(next(lines, "{}"))
+    """The first line of the log of a run. Raises `UserError` if the log is missing or begins with something else."""
+    log = run / checkpoint.LOG
+    try:
+        with log.open(encoding="utf-8") as lines:
+            start = parse_line(next(lines, ""))
+        problem = "" if start.get("event") == "start" else "does not begin with the line of its start"
+    except (OSError, UnicodeDecodeError) as error:
+        start, problem = {}, f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    if problem:
+        raise UserError(
+            f"{log}: {problem}, so nothing says which data the run was begun with; put the file back, or begin another"
+            f" run from its weights (--start.checkpoint {run})"
+        )
     return start
 
 

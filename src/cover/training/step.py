@@ -160,9 +160,9 @@ def drop_path_factors(seeds_S: Tensor, shape: tuple[int, int], rate: float) -> T
 class StepResult:
     """The result of a step. Its tensors stay on the device until a caller reads them.
 
-    `summary`: float32 `(3,)`, equal on every rank: the loss, the gradient norm before clipping, and the number of ranks
-    that received a signal to stop. `samples`: for each micro-batch of this rank, the seeds of the draws and their
-    losses.
+    `summary`: float32 `(4,)`, equal on every rank: the loss, the gradient norm before clipping, the number of ranks
+    that received a signal to stop, and the number of those that ask for a checkpoint. `samples`: for each micro-batch
+    of this rank, the seeds of the draws and their losses.
     """
 
     summary: Tensor
@@ -230,11 +230,12 @@ def train_step(
     tally: LossSums | None = None,
     engine: LocalStep | None = None,
     leaving: bool = False,
+    saving: bool = False,
 ) -> StepResult:
     """One optimizer step over the micro-batches `packs` of this rank. Gradients are summed over all ranks.
 
     If the loss or the gradient norm is not finite, every rank skips the update. `leaving`: whether this rank received a
-    signal to stop; the step shares it with all ranks.
+    signal to stop. `saving`: whether it asks for a checkpoint. The step shares both with all ranks.
     """
     engine = engine or LocalStep(model)
     optimizer.zero_grad(set_to_none=True)  # None instead of zeros: less memory in the forward pass
@@ -243,13 +244,13 @@ def train_step(
     for number, pack in enumerate(packs):
         with engine.part(last=number + 1 == len(packs)):
             losses.append(forward_backward(model, pack, settings, tally, engine, per_sample))
-    # One all-reduce for both numbers.
-    own = torch.stack([torch.stack(losses).sum(), losses[0].new_full((), float(leaving))])
-    loss, ranks_leaving = engine.total(own).unbind()
+    # One all-reduce for all numbers.
+    own = torch.cat([torch.stack(losses).sum()[None], losses[0].new_tensor([float(leaving), float(saving)])])
+    loss, ranks_leaving, ranks_saving = engine.total(own).unbind()
     norm = clip_gradients(model, settings.max_grad_norm)
     # Loss and norm are equal on every rank, so all ranks update or none does.
     update_if(torch.isfinite(loss + norm), optimizer)
-    return StepResult(torch.stack([loss, norm, ranks_leaving]), per_sample)
+    return StepResult(torch.stack([loss, norm, ranks_leaving, ranks_saving]), per_sample)
 
 
 def clip_gradients(model: CoVeR, largest: float) -> Tensor:

@@ -6,6 +6,7 @@ cover train recipes/sandbox/cotrain.yaml --optimizer.lr 3e-4
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ import torch
 from cover import __version__
 from cover.console import say
 from cover.datasets.catalog import Catalog, load_catalog
+from cover.datasets.changes import changed_files, report_changed
 from cover.distributed import (
     DistributedStep,
     ProcessGroup,
@@ -28,6 +30,7 @@ from cover.errors import UserError
 from cover.evaluation.cached_views import cache_views
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.protocol import EvaluationTask, find_tasks
+from cover.locks import alone_in
 from cover.media.decode import check_decoder
 from cover.mixture.dataset import retained_metadata, with_retained
 from cover.mixture.loader import SampleReader, packs
@@ -53,7 +56,15 @@ from cover.training.optim import (
     set_learning_rate,
 )
 from cover.training.recipe import Recipe
-from cover.training.resume import begun_with, check_same_rows, count_exclusions, first_step, has_started, prepare_folder
+from cover.training.resume import (
+    begun_with,
+    check_same_data,
+    count_exclusions,
+    first_step,
+    has_started,
+    prepare_folder,
+    write_recipe,
+)
 from cover.training.step import StepSettings, train_step
 
 
@@ -62,9 +73,9 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
 
     Raises `UserError`: for an error in the recipe before the first step, later if the run cannot go on.
     """
-    with process_group(recipe.distributed.timeout, recipe.device) as group:
+    with process_group(recipe.distributed.timeout, recipe.device) as group, ExitStack() as locks:
         try:
-            return train_in_group(group, recipe, resume or (restarted() and has_started(Path(recipe.out))))
+            return train_in_group(group, recipe, resume or (restarted() and has_started(Path(recipe.out))), locks)
         except torch.OutOfMemoryError:
             samples = recipe.batch // (group.ranks * recipe.accumulation)
             raise UserError(
@@ -73,8 +84,8 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
             ) from None
 
 
-def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  # noqa: PLR0915
-    """The part of a run in this process."""
+def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: ExitStack) -> Path:  # noqa: PLR0915
+    """The part of a run in this process. `locks` has the lock on the run folder."""
     # --- the data -----------------------------------------------------------------------------------------------------
     run = Path(recipe.out)
     torch.manual_seed(recipe.seed)
@@ -83,10 +94,12 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     catalog = load_catalog(recipe.data.catalog)
     mixture = Mixture.open(recipe.data, catalog)
     recipe = choose_steps(recipe, mixture, run if resume else None)
+    changed = group.once(lambda: check_files(recipe, mixture, catalog))
     schedule = make_schedule(recipe, mixture, group.ranks)
     reader = make_reader(recipe, mixture)
 
     # --- the model, its initial weights and the optimizer -------------------------------------------------------------
+    group.once(lambda: None if resume and not has_started(run) else locks.enter_context(alone_in(run)))
     first = group.once(lambda: first_step(run, recipe, resume))
     # A resumed run reads the configuration of its own checkpoint; `restore` below loads its weights.
     begin = str(checkpoint.folder_of(run, first)) if first else recipe.start.checkpoint
@@ -120,8 +133,10 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
     if recipe.compile:
         model.compile_stages()
     settings = step_settings(recipe, mixture, model, group.device)
+    reading = {each.name: reader.settings_of(place) for place, each in enumerate(mixture.datasets)}
     if first:
-        check_same_rows(run, metadata)
+        check_same_data(run, metadata, reading)
+        group.once(lambda: write_recipe(run, recipe))  # its folder, or a field that changes no result, may be another
 
     # --- the log, the guards and the checkpoints ----------------------------------------------------------------------
     stages = cache.stages if cache else 0
@@ -130,18 +145,22 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
         "start",
         first,
         **metadata,
+        reading=reading,
         **make_up(schedule, mixture),
         exclusions=exclusions,
+        **({"files_changed": changed} if changed else {}),
         ranks=group.ranks,
         **({"caches": [asdict(report) for report in cache.reports]} if cache else {}),
         **log.metadata(),
     )
     finite = FiniteCheck(run, recipe.nonfinite, group, schedule, mixture, facts.get("skipped", 0))
-    reading = ReadingCheck(recipe.data.sets, recipe.data.unreadable, group)
+    unreadable = ReadingCheck(recipe.data.sets, recipe.data.unreadable, group)
     saver = checkpoint.Saver(run, group, engine.sharded, recipe.checkpoints)
+    clock = checkpoint.SaveClock(recipe.checkpoints.minutes, group.leads)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
     with log, StopSignal() as stop:
+        done = first
         batches = packs(schedule, cached or reader, first, recipe.step_count, workers, group.rank, group.ranks)
         for step in range(first, recipe.step_count):
             lr = learning_rate(recipe.optimizer, step, recipe.step_count)
@@ -149,30 +168,32 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
             with log.spending("data"):
                 pack = next(batches)
             log.note(pack)
-            reading.note(pack)
+            unreadable.note(pack)
             seed_dropout(recipe.seed, step, group.rank)
             micro_batches = split_pack(augment_uint8(pack.to(group.device)), recipe.accumulation)
-            stopping = stop.received is not None
-            outcome = train_step(model, optimizer, micro_batches, settings, log.tally, engine, stopping)
+            asking = (stop.received is not None, clock.due())
+            outcome = train_step(model, optimizer, micro_batches, settings, log.tally, engine, *asking)
             if ema:
                 ema.update(step)
             finite.after(step, outcome)
             done = step + 1
-            # Several ranks stop at the same step, after the step has shared the signal of one of them.
+            # Several ranks stop or save at the same step, after the step has shared the signal or the clock of one.
             leaving = finite.leaving or (group.ranks == 1 and stop.received is not None)
             last = done == recipe.step_count or leaving
             evaluating = due(done, recipe.evaluate_every, last and recipe.evaluate_every >= 0)
             if due(done, recipe.log_every, last or evaluating):
                 finite.settle()  # a line or a checkpoint must not come before the check of its step
                 log.window(done, float(outcome.loss), float(outcome.norm), lr)
-                reading.judge(done)
+                unreadable.judge(done)
             log.advance()
             if evaluating and not leaving:
                 with log.spending("evaluation"), averaged(ema):
                     results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache)
                     log.write("dev", done, datasets=results)
-            if due(done, recipe.save_every, last):
+            if due(done, recipe.save_every, last or finite.saving):
                 finite.settle()
+                finite.saving = False
+                clock.restart()
                 with log.spending("checkpoint"):
                     saver.save(done, trained, metadata, {"skipped": finite.skipped, "ranks": group.ranks})
             if leaving:
@@ -180,8 +201,17 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool) -> Path:  
         with log.spending("checkpoint"):
             saver.wait()
         if finite.leaving or stop.received is not None:
-            raise SystemExit(128 + (stop.received or signal.SIGTERM))
+            say(f"stopped after {done} of {recipe.step_count} steps; saved in {checkpoint.folder_of(run, done)}")
+            raise Interrupted(stop.received or signal.SIGTERM, run)
     return run
+
+
+class Interrupted(SystemExit):
+    """The end of a run after a signal, with its last step saved. `run`: its folder. The exit code is 128 + signal."""
+
+    def __init__(self, number: int, run: Path) -> None:
+        super().__init__(128 + number)
+        self.run = run
 
 
 # --- setting up -------------------------------------------------------------------------------------------------------
@@ -191,6 +221,18 @@ def check_packages(recipe: Recipe) -> None:
     """Raises `UserError` if a package that the recipe needs is missing."""
     check_decoder(recipe.data.decoder)
     check_sinks(recipe.log)
+
+
+def check_files(recipe: Recipe, mixture: Mixture, catalog: Catalog) -> dict[str, int]:
+    """Data set -> its training files that changed after they were indexed, of data sets with any. They are printed.
+
+    The files of `dev` are checked too, if the run is evaluated. Raises `UserError` if too many changed.
+    """
+    results = [changed_files(each.manifest, each.rows) for each in mixture.datasets]
+    dev = [catalog.manifest(name, "dev") for name in sets_with_dev(recipe, catalog)]
+    for result in [*results, *(changed_files(manifest, manifest.usable) for manifest in dev)]:
+        report_changed(result, catalog)
+    return {result.name: result.changed for result in results if result.changed}
 
 
 def with_steps(recipe: Recipe, mixture: Mixture) -> Recipe:
@@ -256,7 +298,7 @@ def fill_cache(
     `frozen`: a network with the weights of the frozen stages.
     """
     cached = cache.training_reader(frozen, schedule, reader, recipe.step_count, workers, recipe.precision == "bf16")
-    for task in dev_tasks(frozen, catalog, recipe) if recipe.evaluate_every >= 0 else ():
+    for task in dev_tasks(frozen, catalog, recipe):
         cache_views(cache, frozen, task, workers)
     return cached
 
@@ -338,13 +380,20 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(draw_seed(seed, "dropout", step, rank) >> 1)
 
 
-def dev_tasks(model: CoVeR, catalog: Catalog, recipe: Recipe) -> list[EvaluationTask]:
-    """The evaluations on `dev`: one for every data set that has this split."""
-    with_dev = [
+def sets_with_dev(recipe: Recipe, catalog: Catalog) -> list[str]:
+    """The data sets of a run that have a split `dev` on which it is evaluated."""
+    return [
         name
         for name in recipe.data.sets
-        if "dev" in catalog.spec(name).splits and catalog.manifest_path(name, "dev").is_file()
+        if recipe.evaluate_every >= 0
+        and "dev" in catalog.spec(name).splits
+        and catalog.manifest_path(name, "dev").is_file()
     ]
+
+
+def dev_tasks(model: CoVeR, catalog: Catalog, recipe: Recipe) -> list[EvaluationTask]:
+    """The evaluations on `dev`: one for every data set that has this split."""
+    with_dev = sets_with_dev(recipe, catalog)
     if not with_dev:
         return []
     return find_tasks(catalog, model, recipe.data.frames, "dev", with_dev, decoder=recipe.data.decoder)
@@ -361,7 +410,7 @@ def evaluate_dev(
     """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows."""
     model.eval()
     results = {
-        task.spec.name: evaluate(model, task, group.device, workers, group=group, prefix=cache)["plain"]
+        task.spec.name: evaluate(model, task, group.device, workers, group=group, prefix=cache, check=False)["plain"]
         for task in dev_tasks(model, catalog, recipe)
     }
     model.train()
@@ -369,7 +418,9 @@ def evaluate_dev(
 
 
 class StopSignal:
-    """Handles SIGTERM and SIGINT: the loop finishes the current step, saves a checkpoint and ends.
+    """Handles SIGTERM, SIGINT and SIGHUP: the loop finishes the current step, saves a checkpoint and ends.
+
+    A terminal that is closed sends SIGHUP. Under nohup it is ignored, and stays so.
 
     `received`: the number of the signal, or None.
     """
@@ -379,7 +430,9 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._before[number] = signal.signal(number, self._receive)
         return self
 

@@ -158,7 +158,7 @@ def test_two_commands_do_not_run_one_study(done: Path, capfd: pytest.CaptureFixt
     with (done / "study/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(["study", str(done / "study.yaml"), "--jobs", "1"]) == 2
-    assert "another command is running this study" in capfd.readouterr().err
+    assert "another command is writing there" in capfd.readouterr().err
 
 
 def test_weights_that_are_gone_are_made_again_where_a_run_starts_from_them(sandbox: Path, tmp_path: Path) -> None:

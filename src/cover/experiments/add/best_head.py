@@ -17,7 +17,7 @@ import torch
 
 from cover.console import print_table, say
 from cover.datasets.catalog import Catalog, load_catalog
-from cover.datasets.manifest import Row, open_manifest
+from cover.datasets.manifest import Row
 from cover.datasets.splits import carve_dev
 from cover.errors import UserError
 from cover.experiments.add.add_recipe import BESIDE, SMOOTHING, AddRequest
@@ -103,7 +103,7 @@ def best_head(
     reported. Fitted heads are then fitted again on all these samples. `split`: the one that is reported; no sample of
     it is used. Returns the recipe of the release and the candidates, the best first. Raises `UserError`.
     """
-    name, classes = request.name, open_manifest(catalog.manifest_path(request.name, "train")).classes
+    name, classes = request.name, catalog.manifest(request.name, "train").classes
     _check_kinds(request, kinds)
     splits = ["train", *(["dev"] if split != "dev" and "dev" in catalog.spec(name).splits else [])]
     _check_size(catalog, name, splits)
@@ -242,7 +242,7 @@ def _check_kinds(request: AddRequest, kinds: Sequence[HeadKind]) -> None:
 
 
 def _check_size(catalog: Catalog, name: str, splits: Sequence[str]) -> None:
-    manifests = [open_manifest(catalog.manifest_path(name, split)) for split in splits]
+    manifests = [catalog.manifest(name, split) for split in splits]
     if manifests[0].classes.many:
         raise UserError(f"--how best: a sample of {name} has any number of classes; use --how probe")
     if (count := sum(len(manifest.usable) for manifest in manifests)) > MOST_SAMPLES:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cover.console import Meter
 from cover.datasets.catalog import Catalog
-from cover.datasets.manifest import Row, open_manifest
+from cover.datasets.manifest import Row
 from cover.datasets.splits import deal
 from cover.distributed import ProcessGroup
 from cover.errors import UserError
@@ -109,7 +109,7 @@ def frozen_features(
 
     By default that is a folder beside the manifest. Raises `UserError` as `find_tasks` and `PrefixCache.fill`.
     """
-    start, manifest = read_config(release), open_manifest(catalog.manifest_path(name, split))
+    start, manifest = read_config(release), catalog.manifest(name, split)
     options = frozen_options(start, manifest.media)
     quartered = options.pooled_by("quarters") if manifest.media == "video" else None
     config = (quartered or options).config(start.frames, start.backbone)

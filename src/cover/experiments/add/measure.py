@@ -105,7 +105,7 @@ def why_absent(name: str, catalog: Catalog, split: str = "train") -> str:
 
 def _same_classes(head: Head, catalog: Catalog) -> bool:
     """Whether the class lists of the head's data sets give the class list of the head."""
-    classes = {name: open_manifest(catalog.manifest_path(name, "train")).classes for name in head.datasets}
+    classes = {name: catalog.manifest(name, "train").classes for name in head.datasets}
     if len({each.many for each in classes.values()}) > 1:
         return False
     (ours,) = make_heads(classes, {head.name: head.datasets})
@@ -173,7 +173,7 @@ class Evaluator:
     def measure(self, dataset: str, split: str) -> SampleResults:
         """The results on all readable samples of a split."""
         path = self.folder / f"{dataset}-{split}-{self._digest}.json"
-        spec, manifest = self.catalog.spec(dataset), open_manifest(self.catalog.manifest_path(dataset, split))
+        spec, manifest = self.catalog.spec(dataset), self.catalog.manifest(dataset, split)
         stamp: dict[str, Any] = {
             "manifest": manifest.digest(),
             "views": str(spec.views),

@@ -15,7 +15,7 @@ from cover import config
 from cover.console import print_table, say, write_json
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.index import index
-from cover.datasets.manifest import Manifest, open_manifest
+from cover.datasets.manifest import Manifest
 from cover.distributed import started_by_torchrun
 from cover.errors import UserError
 from cover.evaluation.baselines import TITLES, baselines, figures, shortfalls, sizes, standing
@@ -43,6 +43,7 @@ from cover.experiments.add.measure import (
 )
 from cover.experiments.folds import FoldRequest, check_start, divide, run_folds, write_catalog
 from cover.experiments.run_files import read_log
+from cover.locks import alone_in
 from cover.machine import default_workers
 from cover.model.release import find_release, read_config
 from cover.training.checkpoint import LOG
@@ -100,6 +101,11 @@ def add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
             " then run cover add"
         )
     options.check()
+    with alone_in(request.out, "--out"):
+        return _add(request, options)
+
+
+def _add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
     catalog, workers = load_catalog(request.catalog), default_workers() if request.workers < 0 else request.workers
     request, beside = replace(request, release=find_release(request.release)), request.out / BESIDE
     rows = len(_new_set(request, catalog, workers).usable)
@@ -245,7 +251,7 @@ def _new_set(request: AddRequest, catalog: Catalog, workers: int) -> Manifest:
             )
     if not path.is_file():
         index(request.catalog, workers, [request.name])
-    manifest = open_manifest(path)
+    manifest = catalog.manifest(request.name, "train")
     if not len(manifest.usable):
         raise UserError(f"{path.name}: none of its {len(manifest)} rows is readable and labelled; nothing to train on")
     return manifest
@@ -270,7 +276,7 @@ def replayed_rows(request: AddRequest, old: OldSets, catalog: Catalog) -> dict[s
     replayed: dict[str, int] = {}
     names = ", ".join(old.heads)
     if request.how == "replay":
-        replayed = {name: len(open_manifest(catalog.manifest_path(name, "train")).usable) for name in old.replayable}
+        replayed = {name: len(catalog.manifest(name, "train").usable) for name in old.replayable}
         for name, reason in old.absent.items():
             change = "its head stays the same, but the backbone changes"
             say(f"WITHOUT REPLAY: {name}: {reason}; {change}: expect it to forget")

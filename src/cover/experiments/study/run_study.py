@@ -5,8 +5,7 @@ cover study recipes/studies/sandbox.yaml
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from cover.experiments.study.study_report import write_study_report
 from cover.experiments.study.subsets import Subset, SubsetBuilder
 from cover.experiments.study.summary import summarise
 from cover.experiments.study.trivial import trivial_methods
+from cover.locks import alone_in
 from cover.model.release import trained_on
 
 RESULTS, REPORT, MARKDOWN = "results.json", "report.html", "report.md"
@@ -46,12 +46,12 @@ def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] |
     print_plan(planned, study.margin)
     if dry:
         return None
-    with _alone_in(out):
+    with alone_in(out):
         run_missing(list(grid.waves()), builder, out, workers)
-    summary = summarise(study, grid, out, planned, trivial_methods(study, builder, workers))
-    write_json(summary, out / RESULTS)
-    (out / "study.yaml").write_text(config.dump(study), encoding="utf-8")
-    write_study_report(summary, out / REPORT, out / MARKDOWN)
+        summary = summarise(study, grid, out, planned, trivial_methods(study, builder, workers))
+        write_json(summary, out / RESULTS)
+        (out / "study.yaml").write_text(config.dump(study), encoding="utf-8")
+        write_study_report(summary, out / REPORT, out / MARKDOWN)
     return summary
 
 
@@ -79,22 +79,6 @@ def print_plan(planned: Sequence[dict[str, Any]], margin: float) -> None:
     print_table(["target", "clips", "sources", "seeds", "detectable, points"], rows)
     say(f"not worse: the whole interval is above {-100 * margin:.1f} points")
     say("a difference that is smaller than the detectable one often stays undetected")
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Lock the folder during the block. Raises `UserError` if another command runs the study."""
-    import fcntl
-
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"out: {out}: another command is running this study") from None
-        except OSError:
-            say(f"{out}: this file system has no locks; do not run the study twice at the same time")
-        yield
 
 
 def _check_counts(study: Study, builder: SubsetBuilder) -> None:

@@ -165,7 +165,7 @@ class SubsetBuilder:
         return self._excluded[name]
 
     def _open(self, name: str, split: str) -> Manifest:
-        return open_manifest(self.catalog.manifest_path(name, split))
+        return self.catalog.manifest(name, split)
 
     def _stills(self, rows: Sequence[Row], subset: Subset) -> list[Row]:
         """Rows of JPEG files, which show each clip at equal intervals. The files are written once."""
