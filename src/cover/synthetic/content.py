@@ -8,15 +8,16 @@ the opposite side. A network cannot learn the class in another way, for these re
    direction: a single frame contains no information on the class.
 2. A movement in reverse order is a movement in the opposite direction, frame for frame. So a set of frames without
    their order can at best show the axis of the movement (one of four), and only if positions are compared across
-   frames. An average over predictions of single frames has the same mean for all axes. The distance is shorter than the
-   object, so that such an average shows almost nothing of the axis.
-3. Object, background, distractors, speed and number of frames are drawn independently of the class. The camera's shake
-   and the noise are stationary, and their distribution is the same in reverse order.
+   frames. An average over predictions of single frames has the same mean for all axes. The distance is short, so that
+   such an average shows almost nothing of the axis.
+3. Object, background, distractors, posts, noise, speed, number of frames and the camera's way are drawn independently
+   of the class. The camera's shake and pan, the changes of speed and the noise have the same distribution in reverse
+   order.
 4. Nothing else depends on time: there is no fade, no rotation, no change of size. The files of this data set contain
    key frames only, so that the codec cannot leave traces of earlier positions.
 
-Between two of eight frames the object moves by less than one bar of its pattern. So the direction is visible in a patch
-and the same patch of the next frame.
+Between two of eight frames the object of an easy sample moves by less than one bar of its pattern. So the direction is
+visible in a patch and the same patch of the next frame. A small object that speeds up can move further.
 """
 
 from __future__ import annotations
