@@ -59,6 +59,7 @@ ELSEWHERE = {
     "planning": ("tests/planning/test_estimate.py", "sh text"),
     "predicting": ("tests/inference/test_predicting_page.py", "sh python"),
     "preparing": ("tests/datasets/test_prepare.py", "sh"),
+    "sandbox": ("tests/synthetic/test_sandbox_page.py", "sh"),
     "serving": ("tests/serve/test_serving_page.py", "sh python"),
     "starts": ("tests/model/starts/test_starts_page.py", "sh yaml python"),
     "studies": ("tests/experiments/study/test_studies_page.py", "sh yaml python"),

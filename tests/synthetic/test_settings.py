@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,10 +22,17 @@ from cover.mixture.dataset import make_heads
 from cover.synthetic.content import ACTIVITIES, SKIES, draw_sample
 from cover.synthetic.generate import generate
 from cover.synthetic.render import OBJECTS, draw_sprite
-from cover.synthetic.settings import RELATIONS, Settings
+from cover.synthetic.settings import DIALS, RELATIONS, Settings, dials
 
 SMALL = Settings(
-    height=32, width=40, kinetics=(8, 8), ssv2=(8, 8), moments=(8, 8), imagenet=(12, 12), pictures=(48, 24)
+    height=32,
+    width=40,
+    kinetics=(8, 8),
+    ssv2=(8, 8),
+    moments=(8, 8),
+    imagenet=(12, 12),
+    pictures=(48, 24),
+    noise=0.05,  # codecs remove noise
 )
 TEXT = (".csv", ".json", ".txt", ".yaml")
 
@@ -59,17 +67,28 @@ def sharpest(picture: np.ndarray) -> float:
     return max(abs(np.diff(smooth, axis=axis)).max() for axis in (0, 1))
 
 
-# What the generator wrote before it had a fifth data set: a digest of all names and lists, and a sum over the pixels of
-# a sample of each set, every pixel with a weight of its own.
+# What the generator wrote before it had a fifth data set and the dials that are at 0 in the easy data: a digest of all
+# names and lists, and a sum over the pixels of a sample of each set, every pixel with a weight of its own.
+FIRST_DIALS = ("clutter", "shake", "distractors", "noise")
 LISTS = "526704e02c7b6a09"
 SUMS = {"kinetics": 246.9, "ssv2": 1062.7, "moments": 1382.9, "imagenet": 95.9}
 
 
-def test_without_a_relation_nothing_has_changed(tmp_path: Path) -> None:
+def test_without_a_relation_the_easy_data_have_not_changed(tmp_path: Path) -> None:
     settings = Settings(
-        size=0.1, height=32, width=40, kinetics=(24, 8), ssv2=(24, 8), moments=(16, 8), imagenet=(24, 12)
+        size=0.1,
+        height=32,
+        width=40,
+        kinetics=(24, 8),
+        ssv2=(24, 8),
+        moments=(16, 8),
+        imagenet=(24, 12),
+        **dials("easy"),
     )
     generate(tmp_path, settings, workers=0)
+    record = json.loads((tmp_path / "sandbox.json").read_text(encoding="utf-8"))
+    assert all(record["settings"].pop(dial) == 0 for dial in DIALS if dial not in FIRST_DIALS)
+    (tmp_path / "sandbox.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     digest = hashlib.sha256()
     for path in sorted(path for path in tmp_path.glob("**/*") if path.is_file()):
         digest.update(str(path.relative_to(tmp_path)).encode() + (path.read_bytes() if path.suffix in TEXT else b""))
@@ -98,9 +117,9 @@ def test_shared_pictures_show_what_kinetics_shows_under_its_names(
 ) -> None:
     drawn: list[str] = []
 
-    def watched(rng: np.random.Generator, name: str, side: float, tone: float) -> np.ndarray:
+    def watched(rng: np.random.Generator, name: str, side: float, tone: float, settings: Settings) -> np.ndarray:
         drawn.append(name)
-        return draw_sprite(rng, name, side, tone)
+        return draw_sprite(rng, name, side, tone, settings)
 
     monkeypatch.setattr("cover.synthetic.render.draw_sprite", watched)
     settings = dataclasses.replace(SMALL, relation="shared", distractors=0)

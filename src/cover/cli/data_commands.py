@@ -20,11 +20,17 @@ from cover.cli.command import (
 )
 from cover.errors import UserError
 
-_DIFFICULTIES = {
+_DIALS = {
     "clutter": "blobs and lines in the background",
-    "shake": "movement of the camera",
+    "shake": "random movement of the camera",
     "distractors": "small objects in the background",
     "noise": "noise of the pixels",
+    "low_contrast": "objects nearly as bright as the background",
+    "small_objects": "small objects",
+    "tilt": "rotated objects",
+    "occlusion": "posts before the object",
+    "pan": "steady movement of the camera",
+    "uneven_speed": "different and changing speeds of the object",
 }
 
 
@@ -35,9 +41,21 @@ _DIFFICULTIES = {
     argument("dir", metavar="DIR", type=Path, help="a new folder, or an earlier sandbox to complete"),
     argument("--seed", type=whole(0), default=0, help="another seed gives other files (default: 0)"),
     argument("--size", type=float, default=1.0, help="factor on the number of files (default: 1)"),
+    argument(
+        "--val",
+        type=whole(1),
+        metavar="N",
+        help="validation files of each class of every data set, whatever the size (default: 25 to 40 at size 1)",
+    ),
+    argument(
+        "--difficulty",
+        choices=["easy", "default"],
+        default="default",
+        help="values of the options below that are not given (default: default)",
+    ),
     *(
-        argument(f"--{name}", type=float, help=f"{text}, from 0 (none) to 1 (hard); the default is mild")
-        for name, text in _DIFFICULTIES.items()
+        argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"{text}, from 0 (none) to 1 (hard)")
+        for name, text in _DIALS.items()
     ),
     argument(
         "--relation",
@@ -51,10 +69,10 @@ _DIFFICULTIES = {
 )
 def sandbox(args: Namespace) -> int:
     from cover.synthetic.generate import generate
-    from cover.synthetic.settings import Settings
+    from cover.synthetic.settings import Settings, dials
 
-    difficulties = {name: getattr(args, name) for name in _DIFFICULTIES if getattr(args, name) is not None}
-    settings = Settings(seed=args.seed, size=args.size, relation=args.relation, **difficulties)
+    difficulty = dials(args.difficulty, **{name: getattr(args, name) for name in _DIALS})
+    settings = Settings(seed=args.seed, size=args.size, val=args.val, relation=args.relation, **difficulty)
     catalog = generate(args.dir, settings, count_workers(args))
     print(catalog)
     say_next("index", catalog)

@@ -268,6 +268,12 @@ def _count_jobs(jobs: int | None, device: str = "auto") -> int:
         help="factor on the data and the training; below 1 the demo is faster, but its numbers say little (default: 1)",
     ),
     argument("--seed", type=whole(0), default=0, help="seed of the data and the training (default: 0)"),
+    argument(
+        "--difficulty",
+        choices=["easy", "default"],
+        default="default",
+        help="difficulty of the data, as in cover sandbox (default: default)",
+    ),
     WORKERS,
     DEVICE,
     computes=True,
@@ -275,5 +281,5 @@ def _count_jobs(jobs: int | None, device: str = "auto") -> int:
 def demo(args: Namespace) -> int:
     from cover.experiments.demo import demo
 
-    demo(args.out, args.scale, args.seed, args.device, count_workers(args))
+    demo(args.out, args.scale, args.seed, args.difficulty, args.device, count_workers(args))
     return 0

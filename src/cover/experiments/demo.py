@@ -32,7 +32,7 @@ from cover.locks import alone_in
 from cover.model.backbones import DEFAULT_OPTIONS
 from cover.model.release import find_release, load_release
 from cover.synthetic.generate import generate
-from cover.synthetic.settings import Settings
+from cover.synthetic.settings import Difficulty, Settings, dials
 from cover.training.recipe import Data, Optimizer, Recipe, Start
 from cover.training.resume import has_started
 from cover.training.train import train
@@ -69,11 +69,11 @@ class StageTimer:
         self.stages.append((title, time.perf_counter() - began))
 
 
-def demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path:
+def demo(out: Path, scale: float, seed: int, difficulty: Difficulty, device: str, workers: int) -> Path:
     """Run the demo and write `out/report.html` and `out/results.json`. Returns the path of the report.
 
-    `scale` is a factor on the sizes of the data sets and on the numbers of steps. Raises `UserError` if `out` holds
-    other files.
+    `scale` is a factor on the sizes of the data sets and on the numbers of steps. `difficulty` is that of the data.
+    Raises `UserError` if `out` holds other files.
     """
     with alone_in(out, "--out"):
         return _demo(out, scale, seed, device, workers)
@@ -82,7 +82,7 @@ def demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path:
 def _demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path:
     began, timer = time.perf_counter(), StageTimer()
     with timer.stage("generate four data sets"):
-        catalog_path = generate(out / "sandbox", Settings(seed=seed, size=scale), workers)
+        catalog_path = generate(out / "sandbox", Settings(seed=seed, size=scale, **dials(difficulty)), workers)
     with timer.stage("index every file"):
         index(catalog_path, workers)
     catalog = load_catalog(catalog_path)
@@ -95,7 +95,7 @@ def _demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path
     with timer.stage("predict some clips"):
         clips = predicted_clips(runs[COTRAINING], catalog)
     wall = round(time.perf_counter() - began, 1)
-    results = {"wall_seconds": wall, "seed": seed, "scale": scale, "datasets": datasets}
+    results = {"wall_seconds": wall, "seed": seed, "scale": scale, "difficulty": difficulty, "datasets": datasets}
     write_json(results, out / "results.json")
     commands = next_commands(runs[COTRAINING], catalog, clips)
     report = write_demo_report(
@@ -106,7 +106,7 @@ def _demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path
             runs={title: run / "log.jsonl" for title, run in runs.items()},
             clips=clips,
             commands=commands,
-            environment=environment(out, scale, seed),
+            environment=environment(out, scale, seed, difficulty),
         ),
     )
     print(numbers_markdown(results))
@@ -303,10 +303,11 @@ def next_commands(run: Path, catalog: Catalog, clips: list[PredictedClip]) -> li
     return [shlex.join(["cover", *map(str, words)]) for words in commands]
 
 
-def environment(out: Path, scale: float, seed: int) -> dict[str, str]:
+def environment(out: Path, scale: float, seed: int, difficulty: Difficulty) -> dict[str, str]:
     """The software, the machine and the command that produced the numbers."""
+    chosen = "" if difficulty == "default" else f" --difficulty {difficulty}"
     return {
-        "command": f"cover demo --out {shlex.quote(str(out))} --scale {scale:g} --seed {seed}",
+        "command": f"cover demo --out {shlex.quote(str(out))} --scale {scale:g} --seed {seed}{chosen}",
         "seed": str(seed),
         "cover": __version__,
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""Generation of the synthetic data sets on disk: `cover sandbox DIR --seed 0 --size 1.0 --clutter 0.3`."""
+"""Generation of the synthetic data sets on disk: `cover sandbox DIR --seed 0 --difficulty easy --clutter 0.3`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cover.processes import ProcessPool
 from cover.synthetic.content import SPLITS, datasets_of, draw_sample
 from cover.synthetic.layouts import LAYOUTS, count
 from cover.synthetic.render import encode
-from cover.synthetic.settings import Settings
+from cover.synthetic.settings import DIALS, Settings
 
 RECORD = "sandbox.json"
 CATALOG = "catalog.yaml"
@@ -95,8 +95,9 @@ def _is_finished(folder: Path, settings: Settings) -> bool:
     if record is None:
         raise UserError(f"{folder} is not empty and holds no sandbox: give a new folder")
     expected = _record(settings, finished=True)
-    if {**record, "finished": True} != expected:
-        was, now = record.get("settings", {}), expected["settings"]
+    # A dial that the record does not name did not exist when the folder was written: it is at 0.
+    was, now = {**dict.fromkeys(DIALS, 0.0), **record.get("settings", {})}, expected["settings"]
+    if {**record, "settings": was, "finished": True} != expected:
         changed = [key for key in {**now, **was} if was.get(key) != now.get(key)]
         difference = ", ".join(changed) or "another revision"
         raise UserError(f"{folder} holds a sandbox of other settings ({difference}): give a new folder")

@@ -33,8 +33,11 @@ Frames = NDArray[np.uint8]
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # luminance of red, green and blue
 SUPERSAMPLE = 3  # points per pixel, along each side
-TILT_DEGREES = 10  # the largest rotation of an object
-OBJECT_SIZE = (0.5, 0.7)  # of the frame's height
+TILT_DEGREES = (10, 40)  # the largest rotation of an object, at `tilt` 0 and 1
+OBJECT_SIZE = ((0.5, 0.7), (0.24, 0.6))  # of the frame's height, at `small_objects` 0 and 1
+LEAST_CONTRAST = 0.2  # of the full contrast of an object, at `low_contrast` 1
+POST_WIDTH = (0.06, 0.16)  # of the frame's height
+MOST_POSTS = 3  # in front of the object
 BARS = (2.2, 3.2)  # on half of an object
 DARK, BRIGHT = (0.0, 0.15), (0.85, 1.0)  # luminances of an object's two colours
 CLEAR = 0.15  # a background is clearly dark or bright if its luminance differs more than this from 0.5
@@ -106,13 +109,15 @@ class Scene:
     """A background and an object, float32 colours in [0, 1].
 
     `background`: `(H + 2·pad, W + 2·pad, 3)`. `sprite`: the object, `(S, S, 4)`, with colour multiplied by alpha and a
-    transparent border of at least two pixels. `endless`: a part of the object that leaves the frame at one edge enters
+    transparent border of at least two pixels. `foreground`: what stands before the object, `(H + 2·pad, W + 2·pad, 4)`
+    with colour multiplied by alpha, or None. `endless`: a part of the object that leaves the frame at one edge enters
     at the opposite one.
     """
 
     background: FloatArray
     pad: int
     sprite: FloatArray
+    foreground: FloatArray | None = None
     endless: bool = False
 
     @property
@@ -126,38 +131,72 @@ class Scene:
 
 def draw_scene(rng: np.random.Generator, name: str, settings: Settings) -> Scene:
     """A random background with clutter and distractors, and the object `name` in random colours and a random size."""
-    pad = int(np.ceil(settings.shake_reach)) + 2
+    pad = _pad(settings)
     tone = rng.uniform(0.15, 0.85)
     spread = FIELD + 0.12 * settings.clutter
     background = _field(rng, tone, spread, (settings.height + 2 * pad, settings.width + 2 * pad), settings.clutter)
     for _ in range(rng.binomial(MOST_DISTRACTORS, settings.distractors)):
-        distractor = draw_sprite(rng, rng.choice(OBJECTS), rng.uniform(*DISTRACTOR_SIZE) * settings.height, tone)
+        side = rng.uniform(*DISTRACTOR_SIZE) * settings.height
+        distractor = draw_sprite(rng, rng.choice(OBJECTS), side, tone, settings)
         _paste(background, distractor, rng.uniform(0, background.shape[0]), rng.uniform(0, background.shape[1]))
-    sprite = draw_sprite(rng, name, rng.uniform(*OBJECT_SIZE) * settings.height, tone)
-    return Scene(background, pad, sprite)
+    smallest, largest = (at(settings.small_objects, *ends) for ends in zip(*OBJECT_SIZE))
+    sprite = draw_sprite(rng, name, rng.uniform(smallest, largest) * settings.height, tone, settings)
+    posts = rng.binomial(MOST_POSTS, settings.occlusion) if settings.occlusion else 0
+    foreground = draw_posts(rng, posts, background.shape[:2], settings.height) if posts else None
+    return Scene(background, pad, sprite, foreground)
 
 
 def draw_sky(rng: np.random.Generator, luminances: tuple[float, float], settings: Settings) -> Scene:
     """A random background with clutter, without object or distractors. Its luminance is within `luminances`."""
-    pad = int(np.ceil(settings.shake_reach)) + 2
+    pad = _pad(settings)
     shape = settings.height + 2 * pad, settings.width + 2 * pad
     background = _field(rng, rng.uniform(*luminances), FIELD + 0.12 * settings.clutter, shape, settings.clutter)
     return Scene(background, pad, np.zeros((4, 4, 4), np.float32))
 
 
-def draw_sprite(rng: np.random.Generator, name: str, side: float, tone: float) -> FloatArray:
+def at(dial: float, none: float, hard: float) -> float:
+    """The value between `none` (at 0) and `hard` (at 1)."""
+    return none + (hard - none) * dial
+
+
+def _pad(settings: Settings) -> int:
+    """The width of the border around the frame that the camera can reach, in pixels."""
+    return int(np.ceil(settings.shake_reach + settings.pan_reach / 2)) + 2
+
+
+def draw_posts(rng: np.random.Generator, posts: int, shape: tuple[int, int], height: int) -> FloatArray:
+    """Straight posts at random angles across the whole field, float32 `(*shape, 4)` with colour multiplied by alpha.
+
+    Their widths are fractions of the frame's `height` in pixels.
+    """
+    y, x = np.meshgrid(*((np.arange(side, dtype=np.float32) - side / 2) for side in shape), indexing="ij")
+    field = np.zeros((*shape, 4), np.float32)
+    for _ in range(posts):
+        across = _rotate(x, y, rng.uniform(0, np.pi))[0] - rng.uniform(-0.5, 0.5) * min(shape)
+        alpha = np.clip(rng.uniform(*POST_WIDTH) * height / 2 + 0.5 - abs(across), 0, 1)[..., None]
+        field[..., :3] = field[..., :3] * (1 - alpha) + alpha * _colour(rng, rng.uniform(0.05, 0.95))
+        field[..., 3:] = field[..., 3:] * (1 - alpha) + alpha
+    return field
+
+
+def draw_sprite(rng: np.random.Generator, name: str, side: float, tone: float, settings: Settings) -> FloatArray:
     """An object of `side` pixels, float32 `(S, S, 4)`, in a dark and a bright colour.
 
-    An object of one colour has the colour that differs more from the background's luminance `tone`.
+    An object of one colour has the colour that differs more from the background's luminance `tone`. With
+    `low_contrast`, both colours are mixed with a grey of that luminance, by a random part.
     """
     cells = math.ceil(side * 1.25) + 4  # S: room for the rotated object and its border
     # Every pixel has SUPERSAMPLE x SUPERSAMPLE points, and its colour is their mean.
     axis = ((np.arange(cells * SUPERSAMPLE) + 0.5) / SUPERSAMPLE - cells / 2) * (2 / side)
-    angle = math.radians(rng.uniform(-TILT_DEGREES, TILT_DEGREES))
+    largest = at(settings.tilt, *TILT_DEGREES)
+    angle = math.radians(rng.uniform(-largest, largest))
     x, y = _rotate(*np.meshgrid(axis.astype(np.float32), axis.astype(np.float32)), angle)
     mask = cover_of(name, int(rng.integers(len(OUTLINES))), x, y)
     pattern = PATTERNS[name](x, y, rng.uniform(*BARS), rng.uniform())
     first_colour, second_colour = _two_colours(rng, tone)
+    if settings.low_contrast:
+        contrast = np.float32(rng.uniform(at(settings.low_contrast, 1, LEAST_CONTRAST), 1))
+        first_colour, second_colour = (tone + contrast * (colour - tone) for colour in (first_colour, second_colour))
     if name in ONE_COLOUR:
         pattern = mask
     first = _cell_means(mask & pattern)
@@ -234,17 +273,33 @@ def draw_shake(rng: np.random.Generator, frames: int, reach: float) -> FloatArra
     return np.asarray(np.clip(steps / 2, -1, 1) * reach, np.float32)
 
 
-def draw_frames(rng: np.random.Generator, scene: Scene, centres: FloatArray, shake: FloatArray, noise: float) -> Frames:
+def draw_pan(rng: np.random.Generator, frames: int, reach: float) -> FloatArray:
+    """The camera's offset in pixels on a straight way at constant speed, float32 `(frames, 2)` as (y, x).
+
+    The way has a random direction and a random length of at most `reach`, and its middle is at 0. A reversed way is as
+    likely as the way itself.
+    """
+    angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0, reach)
+    way = np.linspace(-0.5, 0.5, frames)[:, None] if frames > 1 else np.zeros((1, 1))
+    return (way * length * np.array([math.sin(angle), math.cos(angle)])).astype(np.float32)
+
+
+def draw_frames(
+    rng: np.random.Generator, scene: Scene, centres: FloatArray, camera: FloatArray, noise: float
+) -> Frames:
     """The frames of a sample, uint8 `(frames, H, W, 3)`.
 
-    The object is at `centres`, and the camera is moved by `shake`. Both are in pixels, `(frames, 2)` as (y, x).
+    The object is at `centres`, and the camera is moved by `camera`. Both are in pixels, `(frames, 2)` as (y, x).
     """
     height, width = (side - 2 * scene.pad for side in scene.background.shape[:2])
     frames = np.empty((len(centres), height, width, 3), np.float32)
-    for frame, centre, offset in zip(frames, centres, shake, strict=True):
+    for frame, centre, offset in zip(frames, centres, camera, strict=True):
         frame[:] = _window(scene.background, scene.pad - offset, height, width)
         for y, x in _places(centre + offset, (height, width), scene):
             _paste(frame, scene.sprite, y, x)
+        if scene.foreground is not None:
+            posts = _window(scene.foreground, scene.pad - offset, height, width)
+            frame[:] = frame * (1 - posts[..., 3:]) + posts[..., :3]
     if noise:
         frames += (rng.integers(0, 256, frames.shape, np.uint8) - np.float32(127.5)) * (noise * NOISE_REACH / 128)
     np.clip(frames, 0, 1, out=frames)
