@@ -29,6 +29,7 @@ from cover.training.train import train
 
 RECIPE = Path(__file__).parents[1] / "recipes/real/from_start.yaml"
 COTRAINED = "co-trained"
+RESOLVED = "recipe.yaml"  # in the folder of a run
 TOGETHER = "all"  # folder of the co-trained run
 
 
@@ -47,7 +48,10 @@ def top1(run: Path, catalog: Path, split: str, names: Sequence[str], baselines: 
     """Data set -> its plain result. It is stored beside the run and not measured again."""
     stored = run / f"results_{split}.json"
     if not stored.is_file():
-        results = evaluate_release(run, catalog, split, names, None, ["plain"], "cpu", 2, 0, with_baselines=baselines)
+        cached = "" if read_recipe(run / RESOLVED).cache.stages else None
+        results = evaluate_release(
+            run, catalog, split, names, None, ["plain"], "cpu", 2, 0, cache=cached, with_baselines=baselines
+        )
         stored.write_text(json.dumps(results), encoding="utf-8")
     return {row["dataset"]: row for row in json.loads(stored.read_text(encoding="utf-8"))}
 

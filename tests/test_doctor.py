@@ -149,14 +149,6 @@ def test_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (files.state, files.fix.startswith("ulimit -n ")) == ("warn", True)
 
 
-def test_a_container_with_fewer_cores(tmp_path: Path) -> None:
-    limit = tmp_path / "cpu.max"
-    for text, cores in (("150000 100000\n", 1.5), ("max 100000\n", None), ("", None)):
-        limit.write_text(text)
-        assert doctor.allowed_cores(limit) == cores
-    assert doctor.allowed_cores(tmp_path / "none") is None
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_pytorch_does_not_use(tmp_path: Path) -> None:
     driver = tmp_path / "version"

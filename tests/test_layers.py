@@ -18,7 +18,7 @@ MODULES = sorted(
 )
 # Lowest first; rooms of one line stand side by side.
 LAYERS = (
-    ("errors",),
+    ("errors", "containers"),
     ("yaml_files",),
     ("console", "config", "machine"),
     ("hardware", "processes"),

@@ -6,11 +6,16 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-# The threads of an operation spin while they wait for each other. Beside other work on the machine, that takes the core
-# from the thread that they wait for, so they spin for microseconds only (docs/performance.md). The library reads this
-# when torch is imported.
-if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
-    os.environ["GOMP_SPINCOUNT"] = "1000"
+from cover.containers import allowed_cores, cpu_quota
+
+# torch starts a thread for each core of the machine, also where a container may use fewer. The threads of an operation
+# spin while they wait for each other; beside other work on the machine, that takes the core from the thread that they
+# wait for, so they spin for microseconds only (docs/performance.md). torch reads both when it is imported.
+if "torch" not in sys.modules:
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+    if cpu_quota() is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(allowed_cores()))
 
 if TYPE_CHECKING:
     from cover.inference.predictor import Predictor

@@ -22,6 +22,7 @@ from av.error import FFmpegError
 from torch.utils.data import DataLoader, Dataset
 
 from cover.console import say, write_json
+from cover.containers import cpu_quota, memory_limit
 from cover.errors import UserError, install
 from cover.evaluation.protocol import ViewPlan, read_views
 from cover.machine import default_workers
@@ -244,10 +245,10 @@ def devices(drivers: Path = Path("/proc/driver/nvidia/version")) -> Iterator[Che
     import torch
 
     yield CheckResult("processor", "ok", f"{default_workers()} cores, {torch.backends.cpu.get_cpu_capability()}")
-    cores = allowed_cores()
-    if cores and cores < default_workers():
-        fix = f"give commands --workers {max(1, int(cores))}"
-        yield CheckResult("cores", "warn", f"a container's limit of {cores:g}", fix)
+    if quota := cpu_quota():
+        yield CheckResult("cores", "ok", f"a container's limit of {quota:g}; threads and workers follow it")
+    if limit := memory_limit():
+        yield CheckResult("memory", "ok", f"a container's limit of {limit / 2**30:.1f} GiB")
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         bf16 = "bf16" if properties.major >= 8 else "no bf16"
@@ -268,15 +269,6 @@ def _no_gpu(cuda: str | None, drivers: Path) -> CheckResult:
         " in a container, docker run --gpus all"
     )
     return CheckResult("gpu", "bad", f"an NVIDIA driver is here, and PyTorch (CUDA {cuda}) cannot use it", fix)
-
-
-def allowed_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
-    """The number of cores that a container may use at the same time, or None without a limit."""
-    try:
-        quota, period = limit.read_text().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):  # ValueError: "max", no limit
-        return None
 
 
 def disk(folder: Path = Path(), scarce: int = SCARCE_DISK) -> Iterator[CheckResult]:

@@ -9,13 +9,13 @@ sheets. The CPU of this machine is measured.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from dataclasses import dataclass
 
 import torch
 
+from cover.containers import physical_memory
 from cover.errors import UserError, nearest
 from cover.machine import cores as cores_here
 
@@ -129,7 +129,7 @@ def _device_of_this_machine() -> Device:
 
 
 def _cpu() -> Device:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = physical_memory()
     bf16, fp32 = (matmul_rate(kind) for kind in (torch.bfloat16, torch.float32))
     return Device("cpu", f"this CPU, {torch.get_num_threads()} threads", bf16, fp32, memory, beside=1, shared=True)
 

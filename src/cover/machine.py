@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 
+from cover.containers import allowed_cores
+
 
 def default_workers() -> int:
     """The default number of worker processes: one per core that this process may use, at most 16."""
@@ -15,8 +17,8 @@ def default_workers() -> int:
 
 
 def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of cores that this process may use, by its affinity and the limit of its container."""
+    return allowed_cores()
 
 
 def end_with_parent() -> None:
