@@ -14,11 +14,12 @@ from cover.model.backbone import BackboneConfig, BackboneOptions
 from cover.model.backbones.conv3d import Conv3dConfig, Conv3dOptions
 from cover.model.backbones.efficientnet_lite import FACTORS, EfficientNetLiteConfig, EfficientNetLiteOptions
 from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions, timesformer_config
+from cover.model.backbones.video_swin import VideoSwinConfig, VideoSwinOptions
 
-Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig  # `backbone` in the config.json of a release
-Options = (
-    TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions
-)  # `model` in a recipe; its field `backbone` selects one
+# `backbone` in the config.json of a release
+Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig | VideoSwinConfig
+# `model` in a recipe; its field `backbone` selects one
+Options = TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions | VideoSwinOptions
 
 DEFAULT_OPTIONS = TimeSformerOptions()
 
