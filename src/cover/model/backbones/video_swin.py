@@ -5,13 +5,14 @@ published. A checkpoint of it, of mmaction2, of torchvision or of an image Swin 
 `cover.model.starts.video_swin`.
 
 Letters in shapes: S samples, F frames of all samples together (clips first), P pairs of frames of all samples, T pairs
-of one clip, h, w sides of a map, C channels of a map, W windows of one sample, N tokens of a window, H heads, d = C / H,
-D width of a feature.
+of one clip, h, w sides of a map, C channels of a map, W windows of one sample, N tokens of a window, H heads,
+d = C / H, D width of a feature.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, cast
@@ -389,15 +390,15 @@ class VideoSwin(Backbone):
         return super().no_decay_parameters() | self.names_of(*(block.attn.bias_table for block in self.stages()))
 
     def fit_embeddings(self, weights: dict[str, Tensor]) -> list[str]:
-        """Resize bias tables of another window to this network, in place; returns a note for each."""
-        notes = []
-        for name in sorted(self.names_of(*(block.attn.bias_table for block in self.stages())) & weights.keys()):
-            before, wanted = weights[name], self.config.window_sides
+        """Resize bias tables of another window to this network, in place; returns a note for each kind of window."""
+        wanted, counts = self.config.window_sides, Counter[Sides]()
+        for name in self.names_of(*(block.attn.bias_table for block in self.stages())) & weights.keys():
+            before = weights[name]
             theirs = window_of_table(len(before), self.config.window) if before.ndim == 2 else None
             if theirs is not None and theirs != wanted:
                 weights[name] = resized_table(before, theirs, wanted)
-                notes.append(f"{name} from windows of {_by(theirs)} to {_by(wanted)}")
-        return notes
+                counts[theirs] += 1
+        return [f"{count} bias tables from windows of {_by(sides)} to {_by(wanted)}" for sides, count in counts.items()]
 
     # --- the function -------------------------------------------------------------------------------------------------
 
@@ -438,7 +439,9 @@ class VideoSwin(Backbone):
         """As `Backbone.forward_suffix`. `intermediates` receives the entries of the blocks that run."""
         pairs = pairs_of(groups)
         if stages:
-            x_PChw = torch.cat([part.unflatten(0, group)[:, ::PAIR].flatten(0, 1) for part, group in each_group(x, groups)])
+            x_PChw = torch.cat(
+                [part.unflatten(0, group)[:, ::PAIR].flatten(0, 1) for part, group in each_group(x, groups)]
+            )
         else:
             self.check_pack(x, groups)
             x_PChw = self.patch_embed(x, groups)
