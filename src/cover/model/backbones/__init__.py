@@ -16,14 +16,18 @@ from cover.model.backbones.conv3d import Conv3dConfig, Conv3dOptions
 from cover.model.backbones.efficientnet_lite import FACTORS, EfficientNetLiteConfig, EfficientNetLiteOptions
 from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions, timesformer_config
 from cover.model.backbones.video_swin import VideoSwinConfig, VideoSwinOptions, video_swin_config
+from cover.model.backbones.vidtr import VidTrConfig, VidTrOptions, vidtr_config
 
 # `backbone` in the config.json of a release
-Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig | VideoSwinConfig
+Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig | VideoSwinConfig | VidTrConfig
 # `model` in a recipe; its field `backbone` selects one
-Options = TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions | VideoSwinOptions
+Options = TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions | VideoSwinOptions | VidTrOptions
 
 # families other than TimeSformer whose configurations have presets
-PRESET_CONFIGS: dict[type, Callable[..., BackboneConfig]] = {VideoSwinConfig: video_swin_config}
+PRESET_CONFIGS: dict[type, Callable[..., BackboneConfig]] = {
+    VideoSwinConfig: video_swin_config,
+    VidTrConfig: vidtr_config,
+}
 
 DEFAULT_OPTIONS = TimeSformerOptions()
 

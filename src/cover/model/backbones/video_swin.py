@@ -245,7 +245,7 @@ class WindowAttention(nn.Module):
         """Attention within each window, `(S, W, N, C)` to the same shape."""
         samples, windows, tokens, _ = x_SWNC.shape
         q, k, v = self.qkv(x_SWNC).unflatten(-1, (3, self.heads, -1)).transpose(2, 4).unbind(3)  # (S, W, H, N, d)
-        bias_HNN = self.bias_table[relative_places(tokens, self.window, x_SWNC.device)].permute(2, 0, 1)
+        bias_HNN = self.bias_table[relative_places(tokens, self.window, x_SWNC.device)].permute(2, 0, 1).contiguous()
         if mask_WNN is not None:
             mixed = fn.scaled_dot_product_attention(q, k, v, (bias_HNN + mask_WNN[:, None]).to(q.dtype))
         else:  # with four dimensions, PyTorch has fused kernels
@@ -399,6 +399,12 @@ class VideoSwin(Backbone):
                 weights[name] = resized_table(before, theirs, wanted)
                 counts[theirs] += 1
         return [f"{count} bias tables from windows of {_by(sides)} to {_by(wanted)}" for sides, count in counts.items()]
+
+    def simplify(self) -> None:
+        # PyTorch has no fused attention with a bias that requires a gradient. A graph that was traced without gradients
+        # expects the memory layout of the fused kernel.
+        for block in self.stages():
+            block.attn.bias_table.requires_grad_(False)
 
     # --- the function -------------------------------------------------------------------------------------------------
 
