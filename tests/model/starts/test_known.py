@@ -112,6 +112,9 @@ def test_the_list(lite0: str, capsys: pytest.CaptureFixture[str]) -> None:
     on_hub = rows["google/vit-base-patch16-224"]
     assert (on_hub["installed"], on_hub["package"]) == (None, None)
     assert on_hub["command"] == "cover import-weights google/vit-base-patch16-224 --out FOLDER"
+    file = rows["swin_base_patch244_window1677_sthv2"]
+    assert (file["installed"], file["url"][-4:]) == (None, ".pth")
+    assert file["command"] == "cover import-weights swin_base_patch244_window1677_sthv2.pth --out FOLDER"
     assert main(["starts"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 1 + len(KNOWN)

