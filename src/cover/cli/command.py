@@ -27,13 +27,20 @@ class Command(NamedTuple):  # not a dataclass: that import takes a tenth of the 
     # Whether fields of a recipe or a study may be set, as in `--optimizer.lr 3e-4`. `args.overrides` holds them.
     overrides: bool
     computes: bool  # whether the command runs a network
+    goes_on: bool  # whether the same command continues an interrupted one
 
 
 def command(
-    name: str, help: str, example: str, *arguments: Argument, overrides: bool = False, computes: bool = False
+    name: str,
+    help: str,
+    example: str,
+    *arguments: Argument,
+    overrides: bool = False,
+    computes: bool = False,
+    goes_on: bool = False,
 ) -> Callable[[Function], Command]:
     """Decorator that declares a function as a command: its name, one line of help, an example and its arguments."""
-    return lambda run: Command(name, help, example, arguments, run, overrides, computes)
+    return lambda run: Command(name, help, example, arguments, run, overrides, computes, goes_on)
 
 
 def argument(*names: str, **settings: Any) -> Argument:
