@@ -232,7 +232,10 @@ def clock(seconds: float) -> str:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
     """Print a table on stdout. The first column is aligned left, the others right."""
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(_table(columns, rows, title))
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
+    with console.capture() as text:  # written below, because rich ends the process if nobody reads stdout
+        console.print(_table(columns, rows, title))
+    sys.stdout.write(text.get())
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> Table:

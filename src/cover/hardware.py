@@ -170,7 +170,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
+        torch.zeros(1, device=device).item()  # reading a number fails on a device that computes nothing
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise UserError(
+            f"device: {name or 'an empty name'} cannot be used: {reason}; give auto, cpu, cuda or cuda:1"
+        ) from None
     return device

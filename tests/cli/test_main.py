@@ -55,8 +55,8 @@ def test_help_lists_every_command_and_train_every_key(cover: Cover) -> None:
     )
 
 
-def test_no_command_and_a_wrong_one(refused: Callable[..., str]) -> None:
-    assert "COMMAND" in refused()
+def test_no_command_is_the_help_and_a_wrong_one_is_named(cover: Cover, refused: Callable[..., str]) -> None:
+    assert cover() == cover("--help")
     assert "trian" in refused("trian")
 
 

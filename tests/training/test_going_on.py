@@ -83,7 +83,7 @@ def test_the_catalog_may_be_written_in_another_form(
 def test_another_catalog_entry_is_refused_and_changes_nothing(project: Path, entry: str, key: str) -> None:
     catalog = project / "sandbox/catalog.yaml"
     text = catalog.read_text(encoding="utf-8")
-    catalog.write_text(text.replace("imagenet: {", f"imagenet: {{{entry}, "), encoding="utf-8")
+    catalog.write_text(text.replace("format: imagenet\n", f"format: imagenet\n  {entry}\n"), encoding="utf-8")
     index(catalog, 0, ["imagenet"])
     before = (project / "run/recipe.yaml").read_bytes()
     with pytest.raises(UserError, match=f"begun with .*{key}.* of imagenet"):

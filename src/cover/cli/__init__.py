@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
 
 from cover import __version__
 from cover.cli import data_commands, study_commands, train_commands, use_commands
 from cover.cli.command import Command
 from cover.errors import UserError
 from cover.machine import reuse_memory
+from cover.streams import standard_streams
 
+T = TypeVar("T")
 # The help lists them in this order.
 COMMANDS = (
     data_commands.sandbox,
@@ -42,30 +42,50 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: done. 1: done, but some input could not be used. 2: wrong use or configuration. 130 or 143: interrupted.
-    `arguments` are the words after `cover`; by default those of this process.
+    0: done. 1: done, but some input could not be used. 2: wrong use or configuration, or results that stdout cannot
+    take. 129, 130 or 143: interrupted. 141: the reader of stdout has ended. `arguments` are the words after `cover`; by
+    default those of this process.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are not valid text
-    command, args = _parse(arguments)
-    if command.computes:
-        reuse_memory()
+    name, goes_on = "cover", ""
+    with standard_streams():
+        try:
+            command, args = _flushed(lambda: _parse(arguments))
+            name, goes_on = f"cover {command.name}", "; the same command goes on from here" * command.goes_on
+            if command.computes:
+                reuse_memory()
+            return _flushed(lambda: command.run(args))
+        except UserError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted{goes_on}", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            return 141
+        except SystemExit as end:
+            if isinstance(end.code, int) and end.code > 128 and goes_on:
+                print(f"{name}: interrupted{goes_on}", file=sys.stderr)
+            raise
+
+
+def _flushed(run: Callable[[], T]) -> T:
+    """The result of `run`, after all that it printed is written, also if it ends the command without an error."""
     try:
-        return command.run(args)
-    except UserError as error:
-        print(f"cover {command.name}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"cover {command.name}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        result = run()
+    except SystemExit as end:
+        if not end.code:
+            sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return result
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Command, argparse.Namespace]:
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)
+    if args.command is None:
+        parser.print_help()
+        parser.exit()
     command = next(command for command in COMMANDS if command.name == args.command)
     if hasattr(args, "names"):  # argparse ends a list of names at the first option; names may also follow options
         args.names = [*args.names, *filter(_is_name, rest)]
@@ -93,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="cover", description="Co-train one video transformer on several video and image data sets."
     )
     parser.add_argument("--version", action="version", version=f"cover {__version__}")
-    parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS:
         subparser = parsers.add_parser(
             command.name,

@@ -27,17 +27,32 @@ class Command(NamedTuple):  # not a dataclass: that import takes a tenth of the 
     # Whether fields of a recipe or a study may be set, as in `--optimizer.lr 3e-4`. `args.overrides` holds them.
     overrides: bool
     computes: bool  # whether the command runs a network
+    goes_on: bool  # whether the same command continues an interrupted one
 
 
 def command(
-    name: str, help: str, example: str, *arguments: Argument, overrides: bool = False, computes: bool = False
+    name: str,
+    help: str,
+    example: str,
+    *arguments: Argument,
+    overrides: bool = False,
+    computes: bool = False,
+    goes_on: bool = False,
 ) -> Callable[[Function], Command]:
     """Decorator that declares a function as a command: its name, one line of help, an example and its arguments."""
-    return lambda run: Command(name, help, example, arguments, run, overrides, computes)
+    return lambda run: Command(name, help, example, arguments, run, overrides, computes, goes_on)
+
+
+def _path(text: str) -> Path:
+    if not text.strip():  # as from an unset variable of a shell; Path("") would be the current folder
+        raise argparse.ArgumentTypeError("empty; name a file or a folder")
+    return Path(text)
 
 
 def argument(*names: str, **settings: Any) -> Argument:
-    """An argument. The parameters are those of `ArgumentParser.add_argument`."""
+    """An argument. The parameters are those of `ArgumentParser.add_argument`. An empty path is refused."""
+    if settings.get("type") is Path:
+        settings["type"] = _path
     return lambda parser: parser.add_argument(*names, **settings)
 
 

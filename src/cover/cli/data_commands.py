@@ -99,6 +99,7 @@ def sandbox(args: Namespace) -> int:
     ENGINE,
     json_option("write the table as JSON"),
     WORKERS,
+    goes_on=True,
 )
 def index(args: Namespace) -> int:
     from cover.console import say
@@ -201,6 +202,7 @@ def overlap(args: Namespace) -> int:
     ),
     json_option("write the table as JSON"),
     WORKERS,
+    goes_on=True,
 )
 def prepare(args: Namespace) -> int:
     from cover.datasets.prepare import prepare, print_prepare

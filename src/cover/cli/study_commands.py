@@ -93,6 +93,7 @@ _JOBS = argument(
     DEVICE,
     overrides=True,
     computes=True,
+    goes_on=True,
 )
 def add(args: Namespace) -> int:
     from cover.experiments.add.add_recipe import AddRequest
@@ -174,6 +175,7 @@ def add(args: Namespace) -> int:
     _JOBS,
     DEVICE,
     computes=True,
+    goes_on=True,
 )
 def transfer(args: Namespace) -> int:
     from cover.console import print_table
@@ -228,6 +230,7 @@ def transfer(args: Namespace) -> int:
     _JOBS,
     overrides=True,
     computes=True,
+    goes_on=True,
 )
 def study(args: Namespace) -> int:
     from cover import config
@@ -277,6 +280,7 @@ def _count_jobs(jobs: int | None, device: str = "auto") -> int:
     WORKERS,
     DEVICE,
     computes=True,
+    goes_on=True,
 )
 def demo(args: Namespace) -> int:
     from cover.experiments.demo import demo

@@ -7,9 +7,13 @@ import re
 import shlex
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cover.cli.command import DAY_S, argument, command, give, json_option, say_next, whole
 from cover.errors import UserError
+
+if TYPE_CHECKING:
+    from cover.training.recipe import Recipe
 
 
 @command(
@@ -59,8 +63,27 @@ def train(args: Namespace) -> int:
         for line in dev_report(run, recipe, default_workers() if recipe.workers < 0 else recipe.workers):
             say(line)
         print(run)
-        say_next("evaluate", run, "--catalog", recipe.data.catalog)
+        _say_how_to_evaluate(run, recipe)
     return 0
+
+
+def _say_how_to_evaluate(run: Path, recipe: Recipe) -> None:
+    """Print the command that evaluates a run on the first split that a data set has, with the data sets that have it.
+
+    Without any, it measures folds of the training samples.
+    """
+    from cover.datasets.catalog import load_catalog
+
+    catalog, sets = load_catalog(recipe.data.catalog), recipe.data.sets
+    for split in ("val", "test", "dev"):
+        names = [name for name in sets if catalog.has_manifest(name, split)]
+        if names:
+            chosen = [] if split == "val" else ["--split", split]
+            # Without names, every data set that the checkpoint has a head for is evaluated.
+            own = [] if len(names) == len(sets) and recipe.start.heads == "drop" else names
+            say_next("evaluate", run, *own, "--catalog", recipe.data.catalog, *chosen)
+            return
+    say_next("evaluate", run, *sets, "--catalog", recipe.data.catalog, "--folds", 5)
 
 
 def _milliseconds(text: str) -> float:

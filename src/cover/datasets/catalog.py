@@ -264,13 +264,24 @@ class Catalog:
         Raises UserError as `manifest_path` and `open_manifest`, and if the manifest lists files of another folder than
         the root in the catalog, as after a copy or a change of the catalog.
         """
-        manifest, spec = open_manifest(self.manifest_path(name, split), without), self.spec(name)
+        path, spec = self.manifest_path(name, split), self.spec(name)
+        carved = split == "dev" and "dev" not in spec.annotations
+        if carved and not path.is_file() and self.has_manifest(name, "train"):
+            raise UserError(
+                f"{name} has no dev split: `cover index` could carve none out of its training samples, and says why;"
+                f" raise its key dev in {self.path.name}, evaluate on another split, or use --folds"
+            )
+        manifest = open_manifest(path, without)
         if spec.format != PREPARED and not manifest.is_below(spec.root):
             raise UserError(
                 f"{manifest.path}: lists files of another folder than the root of {name}, {spec.root};"
                 f" run `{self.index_command(name)}`"
             )
         return manifest
+
+    def has_manifest(self, name: str, split: str) -> bool:
+        """Whether a data set has a split that is indexed. A small data set may have no `dev`."""
+        return split in self.spec(name).splits and self.manifest_path(name, split).is_file()
 
     def index_command(self, *names: str) -> str:
         """The command that writes the manifests of data sets."""

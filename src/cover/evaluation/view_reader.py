@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from cover.datasets.manifest import Row
 from cover.evaluation.protocol import EvaluationTask, ViewPlan, read_views
 from cover.media.decode import FileProblem, MediaError
-from cover.mixture.loader import START_METHOD, labels_of, one_thread
+from cover.mixture.loader import START_METHOD, from_workers, labels_of, one_thread
 
 BATCH_FRAMES = 512  # approximate frames of one forward pass
 
@@ -55,17 +56,15 @@ def read_batches(task: EvaluationTask, plan: ViewPlan, rows: np.ndarray, workers
     The views are uint8 `(V, T, 3, H, W)`, None if the file could not be read.
     """
     task.manifest.check_unchanged()
-    loader: Iterator[list[ReadSample]] = iter(
-        DataLoader(
-            _EvaluationRows(task, plan, rows),
-            batch_size=batch_size(task),
-            num_workers=min(workers, len(rows)),
-            collate_fn=list,
-            multiprocessing_context=START_METHOD if workers and len(rows) else None,
-            worker_init_fn=one_thread,
-        )
+    loader: DataLoader[Any] = DataLoader(
+        _EvaluationRows(task, plan, rows),
+        batch_size=batch_size(task),
+        num_workers=min(workers, len(rows)),
+        collate_fn=list,
+        multiprocessing_context=START_METHOD if workers and len(rows) else None,
+        worker_init_fn=one_thread,
     )
-    return loader
+    return from_workers(loader)
 
 
 def batches(

@@ -6,18 +6,21 @@ the steps.
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cover.datasets.manifest import Row
+from cover.errors import UserError
 from cover.machine import end_with_parent, reuse_memory
 from cover.media.decode import Decoder, FileProblem, MediaError, decode_at, decode_image
 from cover.media.sampling import train_times
@@ -28,6 +31,8 @@ from cover.model.heads import Head
 from cover.transforms.base import Transform
 from cover.transforms.crop import apply_flip, crop_resize, draw_flip, random_box
 
+T = TypeVar("T")
+SHARED_MEMORY = "/dev/shm"
 START_METHOD = "forkserver"  # a forked child of a process with torch threads can hang
 CACHED_AHEAD = 3  # Packs of cached outputs that are read in advance
 HINT_SLACK = 2  # frames are decoded at up to this many times the size that the smallest crop needs
@@ -226,9 +231,13 @@ def packs(
     steps = _Steps(schedule, reader, rank, ranks)
     if reader.stages:
         return _read_ahead(steps, first, last)
+    return from_workers(_loader(steps, first, last, workers))
+
+
+def _loader(steps: _Steps, first: int, last: int, workers: int) -> DataLoader[Pack]:
     # This is not a ProcessPool of cover.processes: a DataLoader passes tensors through shared memory. A pipe would
     # copy every frame twice.
-    loader = DataLoader(
+    return DataLoader(
         steps,
         sampler=range(first, last),
         batch_size=None,
@@ -238,7 +247,35 @@ def packs(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=one_thread,
     )
-    return iter(loader)
+
+
+def from_workers(loader: DataLoader[T]) -> Iterator[T]:
+    """The items of a loader. Raises `UserError` if the shared memory of this machine is too small for its processes."""
+    try:
+        yield from loader
+    except (RuntimeError, OSError) as error:
+        if not (loader.num_workers and _is_of_shared_memory(error)):
+            raise
+        raise UserError(
+            f"{SHARED_MEMORY} is full: {loader.num_workers} reading processes pass samples through it, and it has"
+            f" {_size_of(SHARED_MEMORY)}; enlarge it (docker run --shm-size 8g, or --ipc=host), or read with fewer"
+            " processes (--workers 0: in this one)"
+        ) from None
+
+
+def _is_of_shared_memory(error: RuntimeError | OSError) -> bool:
+    """Whether shared memory has no room. torch says so in the text of an error, and a worker may die of SIGBUS."""
+    text = str(error)
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return full or "Bus error" in text or ("/torch_" in text and "No space left" in text)
+
+
+def _size_of(folder: str) -> str:
+    try:
+        facts = os.statvfs(folder)
+    except OSError:
+        return "an unknown size"
+    return f"{facts.f_blocks * facts.f_frsize / 1e6:.3g} MB"
 
 
 def _read_ahead(steps: _Steps, first: int, last: int) -> Iterator[Pack]:

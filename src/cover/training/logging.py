@@ -286,11 +286,21 @@ class RunLog:
             "samples_per_s": pace * self.work.samples,
             "tokens_per_s": pace * self.work.tokens,
             "flops_per_s": pace * self.work.flops,
-            "mfu": pace * self.work.flops / (self.peak * self._ranks) if self.peak else None,
+            "mfu": self._mfu(pace * self.work.flops),
             "memory_bytes": memory_bytes(self.device),
             "wait_share": fractions["data"],
             "shares": fractions,
         }
+
+    def _mfu(self, flops_per_s: float) -> float | None:
+        """The fraction of the peak of all devices; None if the peak is not known.
+
+        The peak of a CPU is measured, and beside other work the measurement is too low. A run that is faster shows it.
+        """
+        if not self.peak:
+            return None
+        mfu = flops_per_s / (self.peak * self._ranks)
+        return None if mfu > 1 and self.device.type == "cpu" else mfu
 
     def _drawn(self, step: int) -> dict[str, Any]:
         """The draws of each data set after `step` steps: as rates, as epochs and as counts."""

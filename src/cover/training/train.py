@@ -382,13 +382,7 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
 
 def sets_with_dev(recipe: Recipe, catalog: Catalog) -> list[str]:
     """The data sets of a run that have a split `dev` on which it is evaluated."""
-    return [
-        name
-        for name in recipe.data.sets
-        if recipe.evaluate_every >= 0
-        and "dev" in catalog.spec(name).splits
-        and catalog.manifest_path(name, "dev").is_file()
-    ]
+    return [name for name in recipe.data.sets if recipe.evaluate_every >= 0 and catalog.has_manifest(name, "dev")]
 
 
 def dev_tasks(model: CoVeR, catalog: Catalog, recipe: Recipe) -> list[EvaluationTask]:

@@ -116,6 +116,8 @@ class Study:
         self._check_transfer()
 
     def _check_names(self) -> None:
+        if not self.out.strip():
+            raise UserError("out: empty; name a folder for the study")
         for key, given, known in (
             ("arms", self.arms, ARMS),
             ("folds", self.folds, self.targets),
