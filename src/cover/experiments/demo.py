@@ -76,10 +76,10 @@ def demo(out: Path, scale: float, seed: int, difficulty: Difficulty, device: str
     Raises `UserError` if `out` holds other files.
     """
     with alone_in(out, "--out"):
-        return _demo(out, scale, seed, device, workers)
+        return _demo(out, scale, seed, difficulty, device, workers)
 
 
-def _demo(out: Path, scale: float, seed: int, device: str, workers: int) -> Path:
+def _demo(out: Path, scale: float, seed: int, difficulty: Difficulty, device: str, workers: int) -> Path:
     began, timer = time.perf_counter(), StageTimer()
     with timer.stage("generate four data sets"):
         catalog_path = generate(out / "sandbox", Settings(seed=seed, size=scale, **dials(difficulty)), workers)
