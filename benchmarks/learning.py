@@ -101,6 +101,7 @@ TARGET_RUNS: dict[str, dict[str, dict[str, Any]]] = {
     }
     for dataset, shared in _BUDGETS.items()
 }
+TARGET_RUNS["tennis7"]["mini, 64 px"] = TARGET_RUNS["tennis7"]["mini"] | {"model.size": 64}
 for _dataset, _steps in _LONGER.items():
     TARGET_RUNS[_dataset] |= {
         f"{_name}, longer": TARGET_RUNS[_dataset][_name] | {"steps": _steps} for _name in ("mini", "conv3d")
