@@ -292,7 +292,7 @@ def test_different_clips_before_one_camera_are_listed_and_not_excluded(
     kinds = {"train": range(12), "val": range(12, 18)}
     first = {"video": 100, "image": 460}[media]  # of these, no two pictures are as near as a copy is
     taken = [before_one_camera(number, first) for number in range(18)]
-    leaks = {"anew": taken[0], "small": resized(taken[1], 100, 74), "mirror": taken[2][:, :, ::-1]}
+    leaks = {"anew": taken[0], "small": resized(taken[1], 96, 72), "mirror": taken[2][:, :, ::-1]}
     for split, numbers in kinds.items():
         own = {f"{number:02}": taken[number] for number in numbers} | (leaks if split == "val" else {})
         for place, (name, frames) in enumerate(own.items()):
