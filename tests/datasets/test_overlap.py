@@ -24,7 +24,7 @@ from cover.datasets.catalog import load_catalog
 from cover.datasets.exclusions import excluded_rows, read_exclusions
 from cover.datasets.index import index
 from cover.datasets.overlap import overlap, print_overlap
-from cover.datasets.phash import CROPS, HashIndex, frame_hashes, video_hashes
+from cover.datasets.phash import CROPS, HASHES, HashIndex, frame_hashes, video_hashes
 from cover.datasets.prepare import prepare
 from cover.errors import UserError
 from cover.mixture.mixture import Mixture
@@ -241,12 +241,108 @@ def test_clips_that_were_encoded_resized_cropped_or_brightened(clips: Path) -> N
     wanted = {("t0.mp4", "copy.mp4"), ("t1.mp4", "encoded.mp4"), ("t2.mp4", "resized.mp4"), ("t3.mp4", "cropped.mp4")}
     assert entries == wanted | {("t4.mp4", "brighter.mp4")}
     assert of(results, "one train", "two val")["frames"] == (5, 5, 5)
-    assert results["excluded"][0] == {"dataset": "one", "train_rows": 10, "excluded": 5, "by": {"file": 1, "frames": 5}}
-    chance = results["chance"]["video"]
+    by = {"file": 1, "frames": 5}
+    assert results["excluded"][0] == {"dataset": "one", "train_rows": 10, "excluded": 5, "by": by, "why": ""}
+    one, two = results["chance"]
     # labels take turns down either list
-    assert (chance["pairs"], chance["matched"], chance["rate"]) == (5 * 5 + 4 * 5, 0, 0.0)
-    assert 0 < chance["upper"] < 0.1
-    assert chance["compared"] == 90
+    assert (one["pairs"], one["matched"], one["rate"], one["same_class"]) == (5 * 5, 0, 0.0, 20)
+    assert (two["pairs"], two["matched"], two["limit"]) == (4 * 5, 0, None)
+    assert 0 < one["upper"] < 0.1
+    assert (one["dataset"], one["media"], one["compared"]) == ("one", "video", 90)
+    assert results["doubtful"] == []
+
+
+def test_mirrored_copies(tmp_path: Path) -> None:
+    """Mirrored, mirrored and resized, mirrored and cropped."""
+    for number in range(4):
+        write_clip(tmp_path / f"one/t{number}.mp4", clip(number))
+    mirrored = [clip(number)[:, :, ::-1] for number in range(3)]
+    for name, frames in zip("abc", (mirrored[0], resized(mirrored[1], 80, 60), cropped(mirrored[2], 0.9))):
+        write_clip(tmp_path / f"two/{name}.mp4", frames, crf=32)
+    write_image(tmp_path / "three/train/x/left.png", clip(8)[0])
+    write_image(tmp_path / "four/val/x/right.jpg", clip(8)[0][:, ::-1])
+    for root, split in (("one", "train"), ("two", "val")):
+        write_list(tmp_path / root, split, sorted(path.name for path in (tmp_path / root).iterdir()))
+    (tmp_path / "catalog.yaml").write_text(
+        "one: {format: csv, root: one, dev: 0}\ntwo: {format: csv, root: two}\n"
+        "three: {format: folder, root: three, dev: 0}\nfour: {format: folder, root: four}\n"
+    )
+    index(tmp_path / "catalog.yaml", 0)
+    results = overlap(tmp_path / "catalog.yaml", 0, frames=True)
+    assert of(results, "one train", "two val")["frames"] == (3, 3, 3)
+    assert of(results, "three train", "four val")["frames"] == (1, 1, 1)
+
+
+def before_one_camera(number: int, first: int = 100) -> np.ndarray:
+    """A clip of an object that moves in its own way before the same background."""
+    rng = np.random.default_rng(first + number)
+    still = np.repeat(clip(0, frames=1), 20, axis=0)
+    (top, left), (down, right) = rng.integers(10, 50, 2), rng.integers(-15, 16, 2) / 10
+    for time, frame in enumerate(still):
+        y, x = int(np.clip(top + down * time, 0, 70)), int(np.clip(left + right * time, 0, 100))
+        frame[y : y + 26, x : x + 20] = rng.integers(200, 256)
+    return still
+
+
+@pytest.mark.parametrize("media", ["video", "image"])
+def test_different_clips_before_one_camera_are_listed_and_not_excluded(
+    tmp_path: Path, media: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But copies of these clips are excluded: encoded, resized and mirrored."""
+    kinds = {"train": range(12), "val": range(12, 18)}
+    first = {"video": 100, "image": 460}[media]  # of these, no two pictures are as near as a copy is
+    taken = [before_one_camera(number, first) for number in range(18)]
+    leaks = {"anew": taken[0], "small": resized(taken[1], 96, 72), "mirror": taken[2][:, :, ::-1]}
+    for split, numbers in kinds.items():
+        own = {f"{number:02}": taken[number] for number in numbers} | (leaks if split == "val" else {})
+        for place, (name, frames) in enumerate(own.items()):
+            path = tmp_path / split / "ab"[place % 2] / name
+            if media == "video":
+                write_clip(path.with_suffix(".mp4"), frames, crf=26 if name.isalpha() else 18)
+            else:
+                write_image(path.with_suffix(".jpg"), frames[0])
+    (tmp_path / "catalog.yaml").write_text(f"mine: {{format: folder, root: ., media: {media}, dev: 0}}\n")
+    index(tmp_path / "catalog.yaml", 0)
+    results = overlap(tmp_path / "catalog.yaml", 0, frames=True)
+    (chance,) = results["chance"]
+    assert chance["matched"] > 0
+    assert chance["expected"] == 0
+    excluded = {Path(item.sample_id).stem for item in read_exclusions(Path(results["exclusions"]))[0]}
+    assert excluded == {"00", "01", "02"}
+    (doubtful,) = results["doubtful"]
+    assert doubtful["rows"] > 0
+    print_overlap(results)
+    assert "not excluded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("splits", "other", "wanted"),
+    [
+        ({"train": ["a", "b"]}, [], "no val or test split"),
+        ({"train": ["a", "b"], "val": ["c"]}, [], "pictures were not compared (--frames)"),
+        ({"train": ["a", "b"], "val": ["c"]}, [], "its files are not here"),
+        ({"train": ["a", "b"], "dev": ["a"], "val": ["c"]}, [], "1 rows match mine dev"),
+        ({"train": ["a", "b"], "val": ["c"]}, ["a", "b"], "2 rows match other train, which is not evaluated"),
+    ],
+)
+def test_no_exclusion_has_its_reason(
+    tmp_path: Path,
+    splits: dict[str, list[str]],
+    other: list[str],
+    wanted: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for split, names in {**splits, "other": other}.items():
+        write_list(tmp_path, split, [f"{name}.mp4" for name in names])
+    catalog = "mine: {format: csv, root: ., dev: 0}\n"
+    if other:
+        catalog += "other: {format: csv, root: ., dev: 0, annotations: {train: other.csv}}\n"
+    (tmp_path / "catalog.yaml").write_text(catalog)
+    index(tmp_path / "catalog.yaml", 0)
+    results = overlap(tmp_path / "catalog.yaml", 0)
+    assert results["excluded"][0]["excluded"] == 0
+    print_overlap(results)
+    assert wanted in capsys.readouterr().out
 
 
 def test_runs_agree_and_a_second_reads_nothing(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +388,7 @@ def test_images(tmp_path: Path) -> None:
     results = overlap(tmp_path / "catalog.yaml", 0, frames=True)
     (example,) = results["pairs"][0]["frames"]["examples"]
     assert (Path(example["left"]["path"]).name, Path(example["right"]["path"]).name) == ("2.png", "copy.jpg")
-    assert results["chance"]["image"]["matched"] == 0
+    assert results["chance"][0]["matched"] == 0
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
@@ -350,7 +446,8 @@ def test_prepared_data_match_as_their_originals_do(related: Path, tmp_path: Path
             assert matrix(after, kind) == matrix(before, kind), kind
             entries = [[split["comparable"][kind] for split in results["splits"]] for results in (before, after)]
             assert entries[0] == entries[1], kind
-        assert after["chance"]["video"]["pairs"] == before["chance"]["video"]["pairs"]
+        entries = [[(each["media"], each["pairs"]) for each in results["chance"]] for results in (before, after)]
+        assert entries[0] == entries[1]
 
 
 def test_prepared_images_in_shards(tmp_path: Path) -> None:
@@ -364,7 +461,7 @@ def test_prepared_images_in_shards(tmp_path: Path) -> None:
     prepare(tmp_path / "catalog.yaml", tmp_path / "fast", 0, shard_bytes=8_000)
     results = overlap(tmp_path / "fast/catalog.yaml", 0, frames=True)
     assert of(results, "one train", "two val")["frames"] == (1, 1, 1)
-    assert results["chance"]["image"]["pairs"] == 4, "those of another label, in whatever shards"
+    assert results["chance"][0]["pairs"] == 4, "those of another label, in whatever shards"
 
 
 def test_prepared_data_beside_originals(related: Path, tmp_path: Path) -> None:
@@ -394,20 +491,20 @@ def test_plain_frames_say_nothing(tmp_path: Path) -> None:
         assert frame_hashes(plain) == ()
     write_clip(tmp_path / "half.mp4", black_first(clip(1)))
     assert video_hashes(str(tmp_path / "half.mp4"), 0.0, 2.0) is not None
-    assert len(video_hashes(str(tmp_path / "half.mp4"), 0.0, 2.0) or ()) == 3 * CROPS
+    assert len(video_hashes(str(tmp_path / "half.mp4"), 0.0, 2.0) or ()) == 3 * HASHES
     assert video_hashes(str(tmp_path / "gone.mp4"), 0.0, 2.0) is None
 
 
 def test_the_index_finds_what_comparing_all_pairs_finds() -> None:
     """Hashes with near ones planted at every distance; the same matches as without an index."""
     rng = np.random.default_rng(0)
-    frames = rng.integers(0, 2**63, (300, 5, CROPS), dtype=np.uint64)
+    frames = rng.integers(0, 2**63, (300, 5, HASHES), dtype=np.uint64)
     for item in range(1, 300, 2):
         flips = [sum(1 << int(bit) for bit in rng.choice(64, item // 20, replace=False)) for _ in range(5)]
         frames[item, :, 0] = frames[item - 1, :, item % CROPS] ^ np.array(flips, np.uint64)
     gallery = HashIndex([tuple(item.ravel().tolist()) for item in frames], np.arange(300), video=True)
     everything = np.array(list(combinations(range(300), 2)))
-    matching = everything[gallery.matches(everything)]
+    matching = everything[np.isfinite(gallery.bits(everything))]
     assert gallery.pairs().tolist() == matching.tolist()
     assert 60 < len(matching) < 150
 
@@ -415,7 +512,7 @@ def test_the_index_finds_what_comparing_all_pairs_finds() -> None:
 def test_the_index_misses_no_pair_whose_bits_are_spread() -> None:
     """One pair of frames 7 bits apart, in every band at least one of them; two pairs 10 bits apart."""
     rng = np.random.default_rng(1)
-    first = rng.integers(0, 2**63, (3, CROPS), dtype=np.uint64)
+    first = rng.integers(0, 2**63, (3, HASHES), dtype=np.uint64)
     spread = [(0, 1, 16, 17, 32, 33, 48), (0, 1, 2, 16, 17, 18, 32, 33, 48, 49), (3, 4, 5, 20, 21, 22, 40, 41, 50, 51)]
     second = first ^ np.array([sum(1 << bit for bit in bits) for bits in spread], np.uint64)[:, None]
     items = [tuple(frames.ravel().tolist()) for frames in (first, second)]
@@ -525,7 +622,8 @@ def test_tables_tell_the_counts_and_the_false_matches(clips: Path, capsys: pytes
     print_overlap(overlap(clips, 0, frames=True))
     out = capsys.readouterr().out
     assert "one train" in out
-    assert "0 of 45 pairs known to be different match" in out
+    assert "one: 0 of 25 pairs of different classes match" in out
+    assert "two: 0 of 20 pairs of different classes match" in out
 
 
 def test_other_folder_and_other_errors(clips: Path, tmp_path: Path) -> None:

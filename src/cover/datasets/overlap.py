@@ -43,7 +43,10 @@ from cover.media.source import Media, is_url
 from cover.processes import ProcessPool
 
 EXAMPLES = 5  # examples of matches per pair of splits
-CHANCE_PAIRS = 200_000  # pairs of different clips on which false matches are counted
+CHANCE_PAIRS = 200_000  # pairs of different clips of a data set on which false matches are counted
+# As many matches of a data set may be false, as a fraction of its matches or as a number.
+FALSE_FRACTION, LEAST_FALSE = 0.1, 0.5
+_AT_ONCE = 1 << 14  # pairs of which the bits are counted at once
 _ALL_SHOWN = 30  # with more pairs of splits, the table leaves out pairs without a match
 _YOUTUBE = re.compile(r"[\w-]{11}", re.ASCII)
 
@@ -92,6 +95,10 @@ class Shared:
 class MatchKind(Protocol):
     """One kind of match between rows."""
 
+    def known(self, side: int) -> int:
+        """The rows of a side that can be compared."""
+        ...
+
     def shared(self, left: int, right: int) -> Shared:
         """The matches between the sides number `left` and `right`."""
         ...
@@ -112,8 +119,11 @@ def overlap(
     - `kinds`: the kinds of match;
     - `splits`: one dict per split, with its rows and the number of comparable rows for each kind;
     - `pairs`: one dict per pair of splits. For each kind: `distinct`, `left_rows`, `right_rows`, up to 5 `examples`;
-    - `excluded`: one dict per train split; `exclusions`: path of the list; `catalog`: path of the catalog;
-    - `chance`: the measured rate of false matches by pictures, for each kind of media (empty without `frames`).
+    - `excluded`: one dict per train split, with the reason if no row is excluded; `exclusions`: path of the list;
+      `catalog`: path of the catalog;
+    - `chance`: for each data set, how near its different clips come (see `_of_set`), empty without `frames`;
+    - `doubtful`: one dict per train split with rows that match an evaluated row by pictures, but no nearer than
+      different clips of the set come: `rows`, up to 5 `examples`. These rows are not excluded.
 
     Raises UserError for an invalid catalog, a missing manifest, or a folder that cannot be written.
     """
@@ -123,22 +133,27 @@ def overlap(
     folder = _folder(out or exclusions_path(catalog).parent)
     _say_how_many_are_remote(sides)
     kinds: dict[str, MatchKind] = {"source": KeyMatches([[_origin(side, row) for row in side.rows] for side in sides])}
-    chance: dict[str, Any] = {}
+    doubtful, chance = None, []
     with ProcessPool(workers) as pool:
         stamp = stamps(list(dict.fromkeys(row.path for side in sides for row in side.rows)))
         kinds["file"] = KeyMatches(_content_keys(sides, pool, stamp, folder))
         if frames:
-            kinds["frames"], chance = _frame_matches(sides, pool, stamp, folder)
+            found = _frame_matches(sides, pool, stamp, folder)
+            kinds["frames"], doubtful, chance = found.sure, found.doubtful, found.chance
     exclusions = list(_exclusions(sides, kinds))
+    unsure = _doubtful(sides, doubtful, exclusions) if doubtful else []
     write_exclusions(folder / EXCLUSIONS_FILE, exclusions, digests, list(kinds))
     return {
         "catalog": str(catalog.path),
         "kinds": list(kinds),
         "splits": [_split_facts(number, side, kinds) for number, side in enumerate(sides)],
         "pairs": [_pair(sides, kinds, left, right) for left, right in combinations(range(len(sides)), 2)],
-        "excluded": [_excluded(side, exclusions) for side in sides if side.split == "train"],
+        "excluded": [
+            _excluded(number, sides, kinds, exclusions) for number, side in enumerate(sides) if side.split == "train"
+        ],
         "exclusions": str(folder / EXCLUSIONS_FILE),
         "chance": chance,
+        "doubtful": unsure,
     }
 
 
@@ -255,17 +270,24 @@ def _size(hash_input: HashInput, stamp: dict[str, Stamp]) -> int:
     return stamp[hash_input.path][0] if hash_input.length is None else hash_input.length
 
 
-def _frame_matches(
-    sides: Sequence[Side], pool: ProcessPool, stamp: dict[str, Stamp], folder: Path
-) -> tuple[FrameMatches, dict[str, Any]]:
-    """The matches by pictures (videos with videos, images with images), and the false matches per kind of media."""
+@dataclass(frozen=True)
+class _FrameResults:
+    """The matches by pictures: those that count, those that may be chance, and `chance` as in `overlap`."""
+
+    sure: FrameMatches
+    doubtful: FrameMatches
+    chance: list[dict[str, Any]]
+
+
+def _frame_matches(sides: Sequence[Side], pool: ProcessPool, stamp: dict[str, Stamp], folder: Path) -> _FrameResults:
+    """The matches by pictures, of videos with videos and of images with images."""
     bounds = np.cumsum([0, *(len(side.rows) for side in sides)])
-    pairs, comparable = [np.empty((0, 2), np.int64)], np.zeros(bounds[-1], bool)
-    chance: dict[str, Any] = {}
+    sure, doubtful = [np.empty((0, 2), np.int64)], [np.empty((0, 2), np.int64)]
+    comparable, chance = np.zeros(bounds[-1], bool), list[dict[str, Any]]()
     works: dict[Media, Callable[[HashInput], Fingerprint | None]] = {"video": of_video, "image": of_image}
     for media, work in works.items():
         shown = [
-            _ComparedRow(int(bounds[number]) + place, number, row, _origin(side, row))
+            _ComparedRow(int(bounds[number]) + place, number, side.spec.name, row, _origin(side, row))
             for number, side in enumerate(sides)
             if side.manifest.media == media
             for place, row in enumerate(side.rows)
@@ -278,9 +300,23 @@ def _frame_matches(
             numbers, side = np.array([item.number for item in shown]), np.array([item.side for item in shown])
             index = HashIndex([hashes[item.hash_input] for item in shown], side, media == "video")
             comparable[numbers[index.comparable]] = True
-            pairs.append(numbers[index.pairs()])
-            chance[media] = _false_matches(index, shown)
-    return FrameMatches(np.concatenate(pairs), bounds, comparable), chance
+            pairs = index.pairs()
+            bits = _bits(index, pairs)
+            own = [_of_set(name, index, shown, pairs, bits) for name in dict.fromkeys(item.dataset for item in shown)]
+            limits = {each["dataset"]: np.inf if each["limit"] is None else each["limit"] for each in own}
+            of_items = np.array([limits[item.dataset] for item in shown])
+            counts = bits <= of_items[pairs].min(1)
+            sure.append(numbers[pairs[counts]])
+            doubtful.append(numbers[pairs[~counts]])
+            chance += [{"media": media, **each} for each in own]
+    first, second = (FrameMatches(np.concatenate(each), bounds, comparable) for each in (sure, doubtful))
+    return _FrameResults(first, second, chance)
+
+
+def _bits(index: HashIndex, pairs: Numbers) -> npt.NDArray[np.float64]:
+    """`HashIndex.bits` of many pairs, in blocks."""
+    blocks = [index.bits(pairs[first : first + _AT_ONCE]) for first in range(0, len(pairs), _AT_ONCE)]
+    return np.concatenate([np.empty(0), *blocks])
 
 
 @dataclass(frozen=True)
@@ -289,6 +325,7 @@ class _ComparedRow:
 
     number: int
     side: int
+    dataset: str
     row: Row
     origin: str
     hash_input: HashInput = field(init=False)
@@ -303,45 +340,92 @@ class _ComparedRow:
         return self.row.path if self.row.offset is None else f"{self.row.path}:{self.row.offset}"
 
 
-def _false_matches(index: HashIndex, shown: Sequence[_ComparedRow]) -> dict[str, Any]:
-    """The rate of false matches, measured on up to `CHANCE_PAIRS` pairs of different clips.
+def _of_set(
+    name: str, index: HashIndex, shown: Sequence[_ComparedRow], pairs: Numbers, bits: npt.NDArray[np.float64]
+) -> dict[str, Any]:
+    """How near different clips (or images) of a data set come, and the `limit` of bits that follows for its matches.
 
-    The pairs are sampled within a split, and differ in label, source id and file. `upper`: 95 % bound of the rate
-    (Wilson). `expected`: expected number of false matches in all compared pairs.
+    `pairs`, `bits`: the matches of all sets. Up to `CHANCE_PAIRS` pairs of the set are measured, of different source
+    ids and files. Pairs of different classes (`pairs` of the result, of which `matched` match) are known to be
+    different. Clips before one camera match by their background, and clips of one class are still nearer to each other.
+    So a match counts only if it has at most half of the bits at which pairs of different classes would make more than
+    `FALSE_FRACTION` of the set's matches, and more than `LEAST_FALSE`. `limit`: null if there are no such bits.
+
+    `rate`, `upper`: of pairs of different classes that match within the limit, and its 95 % bound (Wilson). `compared`:
+    pairs of rows of different splits in the set (of a set with one split: with other sets). `expected`: false matches
+    expected among them. `same_class`, `same_class_matched`: the same counts of pairs of one class and different groups,
+    which may be copies.
     """
+    mine = np.array([item.dataset == name for item in shown])
+    side, group, source, file, label = _codes(shown)
+    a, b = _sample_pairs(np.flatnonzero(index.comparable & mine & (label >= 0)))
+    different = (source[a] != source[b]) & (file[a] != file[b])
+    measured = np.stack([a, b], axis=1)
+    other_class = measured[different & (label[a] != label[b])]
+    same_class = measured[different & (label[a] == label[b]) & (group[a] != group[b])]
+    near, same = (np.sort(each[np.isfinite(each)]) for each in (_bits(index, other_class), _bits(index, same_class)))
+    inside, compared = _compared(side[index.comparable], mine[index.comparable])
+    own = mine[pairs].all(1) if inside else mine[pairs].any(1)
+    limit = _limit(near, np.sort(bits[own]), compared / max(1, len(other_class)))
+    wrong = int((near <= limit).sum())
+    rate = wrong / len(other_class) if len(other_class) else None
+    return {
+        "dataset": name,
+        "pairs": len(other_class),
+        "matched": len(near),
+        "limit": None if np.isinf(limit) else float(limit),
+        "rate": rate,
+        "upper": _upper(wrong, len(other_class)) if len(other_class) else None,
+        "compared": compared,
+        "expected": None if rate is None else rate * compared,
+        "same_class": len(same_class),
+        "same_class_matched": int((same <= limit).sum()),
+    }
+
+
+def _codes(shown: Sequence[_ComparedRow]) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
+    """int64 `(items,)` each: the side, a number for each group, source and file, and the label (-1 for none)."""
     side = np.array([item.side for item in shown])
+    groups = [f"{item.dataset}\n{item.row.group_id}" for item in shown]
+    codes = [np.unique(keys, return_inverse=True)[1] for keys in (groups, *_keys(shown))]
     label = np.array([-1 if item.row.label is None else item.row.label for item in shown])
-    source = np.unique([item.origin for item in shown], return_inverse=True)[1]
-    file = np.unique([item.file for item in shown], return_inverse=True)[1]
-    a, b = _sample_pairs(side, np.flatnonzero(index.comparable & (label >= 0)))
-    different = (label[a] != label[b]) & (source[a] != source[b]) & (file[a] != file[b])
-    pairs = np.stack([a, b], axis=1)[different]
-    wrong = sum(int(index.matches(part).sum()) for part in np.array_split(pairs, 16)) if len(pairs) else 0
-    sizes = np.bincount(side[index.comparable])
-    # Pairs of two different sides: (n^2 - sum of n_side^2) / 2.
-    compared = (int(sizes.sum()) ** 2 - int((sizes**2).sum())) // 2
-    rate = wrong / len(pairs) if len(pairs) else None
-    upper = _upper(wrong, len(pairs)) if len(pairs) else None
-    expected = None if rate is None else rate * compared
-    counts = {"pairs": len(pairs), "matched": wrong, "rate": rate, "upper": upper}
-    return counts | {"compared": compared, "expected": expected}
+    return side, codes[0], codes[1], codes[2], label
 
 
-def _sample_pairs(side: Numbers, usable: Numbers) -> tuple[Numbers, Numbers]:
-    """Distinct pairs of items of one side, all of them or a sample of about `CHANCE_PAIRS`. The seed is fixed."""
-    sides = [usable[side[usable] == number] for number in np.unique(side[usable])]
-    pools = [items for items in sides if len(items) > 1]
-    total, rng = sum(len(items) * (len(items) - 1) // 2 for items in pools), np.random.default_rng(0)
-    chosen = [np.empty((0, 2), np.int64)]
-    for items in pools:
-        if total <= CHANCE_PAIRS:
-            chosen.append(items[np.stack(np.triu_indices(len(items), 1), axis=1)])
-            continue
-        count = int(CHANCE_PAIRS * (len(items) * (len(items) - 1) // 2) / total)
-        drawn = np.sort(rng.integers(len(items), size=(count, 2)), axis=1)
-        chosen.append(items[np.unique(drawn[drawn[:, 0] < drawn[:, 1]], axis=0)])
-    a, b = np.concatenate(chosen).T
-    return a, b
+def _keys(shown: Sequence[_ComparedRow]) -> tuple[list[str], list[str]]:
+    return [item.origin for item in shown], [item.file for item in shown]
+
+
+def _compared(side: Numbers, mine: npt.NDArray[np.bool_]) -> tuple[bool, int]:
+    """Whether the set has several splits, and the number of pairs of rows that are compared for it."""
+    sizes, total = np.bincount(side[mine]), int((~mine).sum())
+    own = (int(sizes.sum()) ** 2 - int((sizes**2).sum())) // 2
+    return bool(own), own or int(mine.sum()) * total
+
+
+def _limit(near: npt.NDArray[np.float64], matches: npt.NDArray[np.float64], factor: float) -> float:
+    """Half of the least bits at which matches are too often false; infinite if they never are.
+
+    `near`: ascending, the bits of the pairs of different classes that match. `matches`: ascending, the bits of the
+    matches. `factor`: compared pairs for each pair of different classes.
+    """
+    false = factor * np.arange(1, len(near) + 1)
+    found = np.searchsorted(matches, near, side="right")
+    often = np.flatnonzero(false > np.maximum(LEAST_FALSE, FALSE_FRACTION * found))
+    if not len(often):
+        return np.inf
+    least = float(near[often[0]])
+    return least / 2 if least else -1.0  # different clips with equal frames: no match of this set counts
+
+
+def _sample_pairs(items: Numbers) -> tuple[Numbers, Numbers]:
+    """Distinct pairs of items, all of them or a sample of about `CHANCE_PAIRS`. The seed is fixed."""
+    if len(items) * (len(items) - 1) // 2 <= CHANCE_PAIRS:
+        one, other = np.triu_indices(len(items), 1)
+        return items[one], items[other]
+    drawn = np.sort(np.random.default_rng(0).integers(len(items), size=(CHANCE_PAIRS, 2)), axis=1)
+    distinct = np.unique(drawn[drawn[:, 0] < drawn[:, 1]], axis=0)
+    return items[distinct[:, 0]], items[distinct[:, 1]]
 
 
 def _upper(matched: int, pairs: int) -> float:
@@ -390,10 +474,8 @@ def _exclusions(sides: Sequence[Side], kinds: dict[str, MatchKind]) -> Iterator[
     rows have other groups than its train rows, and by default other source ids, because indexing divides them so.
     """
     for left, train in enumerate(sides):
-        for right, other in enumerate(sides):
-            own_dev = other.split == "dev" and other.spec.name == train.spec.name
-            if train.split != "train" or other.split == "train" or own_dev:
-                continue
+        for right in _evaluated(sides, left):
+            other = sides[right]
             for kind, matches in kinds.items():
                 shared = matches.shared(left, right)
                 for row, partner in zip(shared.left.tolist(), shared.partner.tolist()):
@@ -401,14 +483,72 @@ def _exclusions(sides: Sequence[Side], kinds: dict[str, MatchKind]) -> Iterator[
                     yield Exclusion(train.spec.name, row, sample, kind, other.spec.name, other.split, matched)
 
 
-def _excluded(side: Side, exclusions: Sequence[Exclusion]) -> dict[str, Any]:
+def _evaluated(sides: Sequence[Side], train: int) -> list[int]:
+    """The sides whose rows exclude rows of the side number `train`. None if that is no train split."""
+    own = sides[train].spec.name
+    if sides[train].split != "train":
+        return []
+    return [
+        number
+        for number, side in enumerate(sides)
+        if side.split != "train" and not (side.split == "dev" and side.spec.name == own)
+    ]
+
+
+def _doubtful(sides: Sequence[Side], matches: FrameMatches, exclusions: Sequence[Exclusion]) -> list[dict[str, Any]]:
+    """The result `doubtful` of `overlap`. Rows that are excluded for another reason are left out."""
+    excluded = {(item.dataset, item.row) for item in exclusions}
+    results = []
+    for left, train in enumerate(sides):
+        partner: dict[int, dict[str, Any]] = {}
+        for right in _evaluated(sides, left):
+            shared, other = matches.shared(left, right), sides[right]
+            for row, matched in zip(shared.left.tolist(), shared.partner.tolist()):
+                if (train.spec.name, row) not in excluded and row not in partner:
+                    place = {"dataset": other.spec.name, "split": other.split, **_summary(other.rows[matched])}
+                    partner[row] = {"left": _summary(train.rows[row]), "right": place}
+        if partner:
+            examples = [partner[row] for row in sorted(partner)[:EXAMPLES]]
+            results.append({"dataset": train.spec.name, "rows": len(partner), "examples": examples})
+    return results
+
+
+def _excluded(
+    number: int, sides: Sequence[Side], kinds: dict[str, MatchKind], exclusions: Sequence[Exclusion]
+) -> dict[str, Any]:
+    side = sides[number]
     own = [item for item in exclusions if item.dataset == side.spec.name]
     by_kind: dict[str, set[int]] = {}
     for item in own:
         by_kind.setdefault(item.reason, set()).add(item.row)
     counts = {kind: len(rows) for kind, rows in by_kind.items()}
     excluded = len({item.row for item in own})
-    return {"dataset": side.spec.name, "train_rows": len(side.rows), "excluded": excluded, "by": counts}
+    why = "" if excluded else _why_none(number, sides, kinds)
+    return {"dataset": side.spec.name, "train_rows": len(side.rows), "excluded": excluded, "by": counts, "why": why}
+
+
+def _why_none(number: int, sides: Sequence[Side], kinds: dict[str, MatchKind]) -> str:
+    """Why no row of a train split is excluded."""
+    side, evaluated = sides[number], _evaluated(sides, number)
+    if not side.rows:
+        return "it has no rows"
+    if not any(sides[other].rows for other in evaluated):
+        return "there is no val or test split, and no dev split of another set"
+    reasons = []
+    unknown = {kind: len(side.rows) - matches.known(number) for kind, matches in kinds.items()}
+    if unknown["file"] == len(side.rows):
+        reasons.append("its files are not here, so only source ids were compared")
+    elif unknown["file"]:
+        reasons.append(f"{unknown['file']:,} rows without a file here have only their source id compared")
+    for other, theirs in enumerate(sides):
+        if other not in evaluated and other != number:
+            rows = np.unique(np.concatenate([matches.shared(number, other).left for matches in kinds.values()]))
+            if len(rows):
+                kept = "which has other groups" if theirs.split == "dev" else "which is not evaluated"
+                reasons.append(f"{len(rows):,} rows match {theirs.title}, {kept}")
+    names = " or ".join(_TITLES[kind] for kind in kinds)
+    pictures = "" if "frames" in kinds else "; pictures were not compared (--frames)"
+    return "; ".join([f"no row of an evaluated split has the same {names}{pictures}", *reasons])
 
 
 _TITLES = {"source": "source ids", "file": "files", "frames": "frames"}
@@ -426,8 +566,15 @@ def print_overlap(results: dict[str, Any]) -> None:
         print()
         columns = ["data set", "train rows", "excluded", *(f"by {_TITLES[kind]}" for kind in kinds)]
         print_table(columns, [_excluded_line(row, kinds) for row in results["excluded"]])
-    for media, chance in results["chance"].items():
-        print(_chance_line(media, chance))
+        for row in results["excluded"]:
+            if row["why"]:
+                print(f"{row['dataset']}: none excluded: {row['why']}")
+    for media in dict.fromkeys(chance["media"] for chance in results["chance"]):
+        print(f"{media} frames match {_rule(media)}")
+    for chance in results["chance"]:
+        print(_chance_line(chance))
+    for row in results["doubtful"]:
+        print(_doubtful_line(row))
     say(f"exclusions: {results['exclusions']}")
 
 
@@ -444,13 +591,31 @@ def _excluded_line(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
     return [row["dataset"], *(f"{number:,}" for number in numbers)]
 
 
-def _chance_line(media: str, chance: dict[str, Any]) -> str:
+def _rule(media: str) -> str:
     video_rule = f"{AGREE} frames within {RADIUS} of 64 bits, one within {SURE}"
-    rule = video_rule if media == "video" else f"within {SURE_IMAGE} of 64 bits"
+    return video_rule if media == "video" else f"within {SURE_IMAGE} of 64 bits"
+
+
+def _chance_line(chance: dict[str, Any]) -> str:
+    """How often different clips of a data set match, in one line."""
+    name, noun = chance["dataset"], f"{chance['media']}s"
     if not chance["pairs"]:
-        why = f"no two {media}s of a split have other labels and sources"
-        return f"{media} frames match {rule}; false matches: not measured, {why}"
-    measured = f"{chance['matched']:,} of {chance['pairs']:,} pairs known to be different match ({chance['rate']:.2g}"
-    bound = f"under {chance['upper']:.2g} at 95 %)"
-    total = f"{chance['expected']:.2g} of {chance['compared']:,} compared pairs by chance"
-    return f"{media} frames match {rule}; {measured}, {bound}: {total}"
+        return f"{name}: false matches: not measured, no two {noun} have other labels and sources"
+    different = f"{chance['pairs']:,} pairs of different classes"
+    measured = f"{chance['matched']:,} of {different} match"
+    if chance["limit"] is not None:
+        most = f"at most {chance['limit']:.1f} bits on average" if chance["limit"] >= 0 else "no bits, so none"
+        measured += f", so {noun} of this set count as copies with {most}"
+    bound = f"{chance['expected']:.2g} (under {chance['upper'] * chance['compared']:.2g} at 95 %)"
+    total = f"{bound} of {chance['compared']:,} compared pairs match by chance"
+    same = f"{chance['same_class_matched']:,} of {chance['same_class']:,} pairs of one class and other groups match"
+    return f"{name}: {measured}; {total}; {same}, which copies do too"
+
+
+def _doubtful_line(row: dict[str, Any]) -> str:
+    example = row["examples"][0]
+    pair = f"{example['left']['sample_id']} and {example['right']['dataset']} {example['right']['sample_id']}"
+    return (
+        f"{row['dataset']}: {row['rows']:,} train rows look like evaluated rows, but no more than different rows of the"
+        f" set do: not excluded, look at them (--json has examples), such as {pair}"
+    )

@@ -3,12 +3,13 @@
 The hash of a frame has 64 bits. The frame becomes a 32 x 32 grey picture, and its cosine transform has the 64 lowest
 frequencies without the mean. A bit is 1 if its coefficient is above the median. So brightness does not change the hash,
 and size and encoding change few bits. A crop changes many bits, so central crops of every frame are hashed too, and the
-whole of one frame may agree with a crop of the other. Frames of nearly one tone (black frames, titles, logos) are left
-out, because many different clips have them.
+whole of one frame may agree with a crop of the other. The mirrored frame is hashed too, for mirrored copies. Frames of
+nearly one tone (black frames, titles, logos) are left out, because many different clips have them.
 
 Two frames agree if their hashes differ in at most `RADIUS` bits. Two videos match if at least `AGREE` frames of each
 agree with a frame of the other, and one pair differs in at most `SURE` bits. Two images match if they differ in at most
-`SURE_IMAGE` bits. Hashes are cached in a file until the media file changes.
+`SURE_IMAGE` bits. A mirrored copy matches in the same way, with all its frames mirrored. Hashes are cached in a file
+until the media file changes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from cover.media.source import ByteRange, Source
 from cover.processes import ProcessPool
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)  # times of the hashed frames, as fractions of the clip
-CROPS = 4  # hashes of a frame: the whole frame, then three central crops
+CROPS = 4  # hashes of a frame: the whole frame, then three central crops, and behind them the mirrored whole frame
+HASHES = CROPS + 1
 RADIUS, SURE, AGREE, SURE_IMAGE = 10, 7, 3, 5
 SIDE = 32  # pixels of the grey picture
 _HINT = 96  # short side of decoded frames; the smallest crop of it still has more than SIDE pixels
@@ -64,11 +66,12 @@ _WEIGHTS = np.uint64(1) << np.arange(64, dtype=np.uint64)
 
 
 def frame_hashes(pixels: npt.NDArray[np.uint8]) -> tuple[int, ...]:
-    """The `CROPS` hashes of an RGB frame, uint8 `(H, W, 3)`. Empty if the frame is plain."""
+    """The `HASHES` hashes of an RGB frame, uint8 `(H, W, 3)`. Empty if the frame is plain."""
     picture = Image.fromarray(pixels).convert("L")
-    if is_plain(_grey(picture, (0, 0, *picture.size))):
+    whole = _grey(picture, (0, 0, *picture.size))
+    if is_plain(whole):
         return ()
-    return tuple(_hash(_grey(picture, box)) for box in _boxes(*picture.size))
+    return (*(_hash(_grey(picture, box)) for box in _boxes(*picture.size)), _hash(whole[:, ::-1]))
 
 
 def is_plain(grey: npt.NDArray[np.float64]) -> bool:
@@ -138,9 +141,9 @@ class HashIndex:
         self.group = group
         self.agree, self.sure = (AGREE, SURE) if video else (1, SURE_IMAGE)
         most = len(FRACTIONS) if video else 1
-        # `hashes` (items, frames, CROPS) has zeros behind the first `count` (items,) frames of an item.
-        self.count = np.array([len(item) // CROPS for item in hashes], np.int64)
-        self.hashes = np.zeros((len(hashes), most, CROPS), np.uint64)
+        # `hashes` (items, frames, HASHES) has zeros behind the first `count` (items,) frames of an item.
+        self.count = np.array([len(item) // HASHES for item in hashes], np.int64)
+        self.hashes = np.zeros((len(hashes), most, HASHES), np.uint64)
         for number, item in enumerate(hashes):
             self.hashes[number].reshape(-1)[: len(item)] = item
         self.count[self.count < self.agree] = 0  # too few frames for a match
@@ -153,25 +156,42 @@ class HashIndex:
     def pairs(self) -> Pairs:
         """int64 `(pairs, 2)`: all matching items of different groups, sorted, with the lower number first."""
         near = self._near()
-        matching = [part[self.matches(part)] for part in _chunks(near, 1 << 16)]
+        matching = [part[np.isfinite(self.bits(part))] for part in _chunks(near, 1 << 16)]
         return np.concatenate([np.empty((0, 2), np.int64), *matching])
 
-    def matches(self, pairs: Pairs) -> npt.NDArray[np.bool_]:
-        """bool `(pairs,)`: whether the items of each pair match."""
-        a, b = pairs.T
+    def bits(self, pairs: Pairs) -> npt.NDArray[np.float64]:
+        """float64 `(pairs,)`: for items that match, the mean number of bits between their frames; infinite for others.
+
+        The first frame is compared with the first, and so on. If the numbers of frames differ, each frame of the item
+        with fewer of them is compared with the nearest one. Of a copy and its mirror image, the nearer one counts.
+        """
+        upright, mirrored = (self._bits(*pairs.T, form) for form in (0, CROPS))
+        return np.minimum(upright, mirrored)
+
+    def _bits(self, a: npt.NDArray[np.int64], b: npt.NDArray[np.int64], form: int) -> npt.NDArray[np.float64]:
+        """`bits` of the pairs `(a, b)` with whole frames in one form: as they are (0) or mirrored (CROPS)."""
         # (pairs, frames of a, frames of b): the smaller distance, with the crops of b or with the crops of a.
-        distance = np.minimum(self._distance(a, b), self._distance(b, a).swapaxes(1, 2))
+        distance = np.minimum(self._distance(a, b, form), self._distance(b, a, form).swapaxes(1, 2))
         close = distance <= RADIUS
         # The number of frames that agree, in the item that has fewer of them.
         agreeing = np.minimum(close.any(2).sum(1), close.any(1).sum(1))
-        return (agreeing >= self.agree) & (distance.min((1, 2)) <= self.sure)
+        match = (agreeing >= self.agree) & (distance.min((1, 2)) <= self.sure)
+        frame, fewer = np.arange(distance.shape[1]), np.minimum(self.count[a], self.count[b])[:, None]
+        of_a, of_b, in_order = distance.min(2), distance.min(1), distance.diagonal(axis1=1, axis2=2)
+        nearest = np.where((self.count[a] < self.count[b])[:, None], of_a, of_b)
+        nearest = np.where((self.count[a] == self.count[b])[:, None], in_order, nearest)
+        total = np.where(frame < fewer, nearest, 0).sum(1, dtype=np.float64)
+        return np.where(match, total / np.maximum(fewer[:, 0], 1), np.inf)
 
-    def _distance(self, whole: npt.NDArray[np.int64], cropped: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    def _distance(
+        self, whole: npt.NDArray[np.int64], cropped: npt.NDArray[np.int64], form: int
+    ) -> npt.NDArray[np.uint8]:
         """uint8 `(pairs, frames, frames)`: bits between whole frames of one item and frames of the other item.
 
-        For each frame of the other item, the crop with the fewest different bits counts.
+        For each frame of the other item, the crop with the fewest different bits counts. `form`: the place of the whole
+        frame's hash.
         """
-        one, other = self.hashes[whole][:, :, None, 0], self.hashes[cropped][:, None]
+        one, other = self.hashes[whole][:, :, None, form], self.hashes[cropped][:, None, :, :CROPS]
         bits = np.bitwise_count(one[..., None] ^ other).min(3)
         frame = np.arange(self.hashes.shape[1])
         absent = (frame >= self.count[whole][:, None])[:, :, None] | (frame >= self.count[cropped][:, None])[:, None]
@@ -181,16 +201,18 @@ class HashIndex:
     def _near(self) -> Pairs:
         """int64 `(pairs, 2)`: the items of different groups that have two frames within `sure` bits, all of them.
 
-        If two hashes differ in at most 7 bits, then one of their four bands differs in at most 1 bit. So two hashes
-        are compared only if one of their bands differs in at most 1 bit. For random hashes this is 17 in 65,536 per
-        band, about one in a thousand over the four bands.
+        The crops of every frame are looked up among whole frames and mirrored whole frames. If two hashes differ in at
+        most 7 bits, then one of their four bands differs in at most 1 bit. So two hashes are compared only if one of
+        their bands differs in at most 1 bit. For random hashes this is 17 in 65,536 per band, about one in a thousand
+        over the four bands.
         """
         item, frame = np.nonzero(np.arange(self.hashes.shape[1]) < self.count[:, None])
         frames = self.hashes[item, frame]
         keys = []  # a pair (low, high) as the number low * items + high
         for band in range(_BANDS):
-            buckets = _buckets(frames[:, 0], band)
-            keys += [self._of_band(frames, item, band, buckets, part) for part in self._chunks(len(frames))]
+            for form in (0, CROPS):
+                buckets = _buckets(frames[:, form], band)
+                keys += [self._of_band(frames, item, band, form, buckets, part) for part in self._chunks(len(frames))]
         unique = np.unique(np.concatenate([np.empty(0, np.int64), *keys]))
         return np.stack(np.divmod(unique, max(1, len(self.group))), axis=1)
 
@@ -202,13 +224,14 @@ class HashIndex:
         return (slice(first, first + size) for first in range(0, frames, size))
 
     def _of_band(
-        self, frames: Hashes, item: npt.NDArray[np.int64], band: int, buckets: _Buckets, part: slice
+        self, frames: Hashes, item: npt.NDArray[np.int64], band: int, form: int, buckets: _Buckets, part: slice
     ) -> npt.NDArray[np.int64]:
         """The near pairs of the crops of some frames with all whole frames, through one band. Each pair is one number.
 
-        `frames`: uint64 `(F, CROPS)`. `item`: int64 `(F,)`, the item of each frame. `part`: the frames to look up.
+        `frames`: uint64 `(F, HASHES)`. `form`: the place of the whole frame's hash. `item`: int64 `(F,)`, the item of
+        each frame. `part`: the frames to look up.
         """
-        query, owner = frames[part].ravel(), np.repeat(item[part], CROPS)
+        query, owner = frames[part, :CROPS].ravel(), np.repeat(item[part], CROPS)
         key = _band(query, band)[:, None] ^ _ONE_BIT_OFF  # (queries, 17): the buckets to search
         order, first, last = buckets
         counts = (last[key] - first[key]).ravel()  # hashes in each bucket
@@ -216,7 +239,7 @@ class HashIndex:
         lookup = np.repeat(np.arange(key.size), counts)
         place = np.arange(len(lookup)) - np.repeat(np.cumsum(counts) - counts, counts)
         candidate, query_of = order[first[key].ravel()[lookup] + place], lookup // key.shape[1]
-        near = np.bitwise_count(query[query_of] ^ frames[candidate, 0]) <= self.sure
+        near = np.bitwise_count(query[query_of] ^ frames[candidate, form]) <= self.sure
         one, other = owner[query_of[near]], item[candidate[near]]
         low, high = np.minimum(one, other), np.maximum(one, other)
         apart = self.group[low] != self.group[high]
@@ -245,7 +268,7 @@ def _chunks(pairs: Pairs, size: int) -> Iterator[Pairs]:
 
 # --- hashes of many files, with a cache ---
 
-_HASH_VERSION = 2  # cached hashes of another version are computed again
+_HASH_VERSION = 3  # cached hashes of another version are computed again
 _FILES_PER_TASK = 16
 _BLOCK = 1 << 20
 
