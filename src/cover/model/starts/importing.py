@@ -19,9 +19,19 @@ from cover.model.backbones.timesformer import TimeSformerConfig, resized_positio
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head
 from cover.model.release import save_release
-from cover.model.starts.checkpoint_files import ForeignCheckpoint, read_source
+from cover.model.starts.checkpoint_files import AVERAGES, ForeignCheckpoint, read_source
 from cover.model.starts.conventions import ImportOptions, classes_of, network_of, pixels_of, seconds_between_frames
-from cover.model.starts.formats import HEAD, TRANSFORMERS_TIMESFORMER, ForeignFormat, Translation, recognise, translate
+from cover.model.starts.formats import (
+    HEAD,
+    TRANSFORMERS_TIMESFORMER,
+    ForeignFormat,
+    Translation,
+    beginnings,
+    other_function,
+    recognise,
+    translate,
+)
+from cover.model.weight_files import not_finite
 
 LOADED, COPIED, RESIZED, NEW, UNUSED = "loaded", "copied to the temporal branch", "resized", "left new", "unused"
 FATES = (LOADED, COPIED, RESIZED, NEW, UNUSED)
@@ -40,7 +50,7 @@ def import_weights(source: str, out: Path, options: ImportOptions = AS_IT_IS) ->
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; choose a new folder with --out")
-    checkpoint = read_source(source)
+    checkpoint = read_source(source, options.key)
     try:
         model, report = _convert(checkpoint, options)
     except UserError as error:
@@ -93,15 +103,18 @@ def _translated(
             raise UserError(f"--unused {beginning}: no tensor is called so")
     left_out = {name: "named with --unused" for name in checkpoint.tensors if name.startswith(options.unused)}
     state = {name: value for name, value in checkpoint.tensors.items() if name not in left_out}
+    if problem := other_function(state):
+        raise UserError(problem)
     form = recognise(state, checkpoint.wrapping == "model_state")
     if form.title.startswith("transformers") and kind is None:
         raise UserError(f"{form.title} by its tensors, without config.json; give the folder with both")
     translation = translate(form, state)
     if translation.strangers:
         more = f" (and {len(translation.strangers) - 1} more)" if translation.strangers[1:] else ""
-        stranger = translation.strangers[0]
-        unexpected = f'unexpected tensor {stranger}{more}: no part of the format "{form.title}"'
-        raise UserError(f"{unexpected}; to leave it out: --unused {stranger}")
+        unexpected = f'unexpected tensor {translation.strangers[0]}{more}: no part of the format "{form.title}"'
+        used = [name for names in translation.sources.values() for name in names]
+        options_ = " ".join(f"--unused {name}" for name in beginnings(translation.strangers, used))
+        raise UserError(f"{unexpected}; to leave {'them' if more else 'it'} out: {options_}")
     for ours in SHOWING_SIZES:
         if ours not in translation.tensors:
             raise UserError(f"the tensor {form.names(1)[ours][0]} is missing")
@@ -187,6 +200,8 @@ def _fill(
         if ours not in translation.tensors:
             continue
         value = translation.tensors[ours].float()
+        if problem := not_finite(value):
+            raise UserError(f"{' + '.join(translation.sources[ours])} {problem}")
         fitted = _fitted(ours, value, config)
         change = ""
         if fitted is not value:
@@ -245,6 +260,12 @@ def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
 
 def _notes(checkpoint: ForeignCheckpoint, form: ForeignFormat, config: TimeSformerConfig) -> list[str]:
     notes = []
+    if checkpoint.wrapping:
+        average = any(key in AVERAGES for key in checkpoint.wrapping.split("."))
+        notes.append(f"weights under {checkpoint.wrapping}{', an average over training' if average else ''}")
+    if checkpoint.others:
+        others = ", ".join(checkpoint.others)
+        notes[-1] += f"; not those under {others} (--key {checkpoint.others[0]} takes them)"
     dtypes = {str(value.dtype).removeprefix("torch.") for value in checkpoint.tensors.values()} - {"float32"}
     if dtypes:
         notes.append(f"{' and '.join(sorted(dtypes))} became float32")
