@@ -14,6 +14,7 @@ from cover.cli import data_commands, study_commands, train_commands, use_command
 from cover.cli.command import Command
 from cover.errors import UserError
 from cover.machine import reuse_memory
+from cover.safe_text import printable
 
 # The help lists them in this order.
 COMMANDS = (
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command.run(args)
     except UserError as error:
-        print(f"cover {command.name}: {error}", file=sys.stderr)
+        print(printable(f"cover {command.name}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"cover {command.name}: interrupted", file=sys.stderr)
@@ -84,7 +85,7 @@ class _OneLineParser(argparse.ArgumentParser):
     """argparse that reports wrong use in one line."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}", file=sys.stderr)
+        print(printable(f"{self.prog}: {message}"), file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cover.console import print_table, say
+from cover.console import print_table, say, tell
 from cover.datasets.catalog import Catalog, DatasetSpec, load_catalog
 from cover.datasets.exclusions import EXCLUSIONS_FILE, Exclusion, exclusions_path, write_exclusions
 from cover.datasets.manifest import Manifest, Row, open_manifest
@@ -427,7 +427,7 @@ def print_overlap(results: dict[str, Any]) -> None:
         columns = ["data set", "train rows", "excluded", *(f"by {_TITLES[kind]}" for kind in kinds)]
         print_table(columns, [_excluded_line(row, kinds) for row in results["excluded"]])
     for media, chance in results["chance"].items():
-        print(_chance_line(media, chance))
+        tell(_chance_line(media, chance))
     say(f"exclusions: {results['exclusions']}")
 
 
