@@ -121,21 +121,19 @@ def _pixels(array: np.ndarray) -> np.ndarray:
     if last == first:
         which = "it is not clear which axis has the colours" if last else "no axis has 3 colours where it should"
         raise UserError(f"pixels of shape {shape}: {which}; {TAKEN}")
-    return (array if last else np.moveaxis(array, -3, -1)).reshape(-1, *_sides(array.shape, last), 3)
-
-
-def _sides(shape: tuple[int, ...], last: bool) -> tuple[int, int]:
-    return (shape[-3], shape[-2]) if last else (shape[-2], shape[-1])
+    if not array.size:
+        raise UserError(f"pixels of shape {shape}: there is no frame, or it has no pixels")
+    pixels = array if last else np.moveaxis(array, -3, -1)
+    return pixels if pixels.ndim == 4 else pixels[None]
 
 
 def _checked(frames: np.ndarray) -> np.ndarray:
-    if not frames.size:
-        raise UserError(f"pixels of shape {'x'.join(map(str, frames.shape))}: there is no frame, or it has no pixels")
     try:
         check_size(frames.shape[2], frames.shape[1], MAX_PIXELS)
     except MediaError as error:
         raise UserError(str(error)) from None
-    return np.ascontiguousarray(frames)
+    # torch takes only arrays that can be written, and none that go backwards.
+    return np.require(frames, requirements=["C", "W"])
 
 
 def _name(value: Any) -> str:
