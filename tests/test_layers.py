@@ -18,7 +18,7 @@ MODULES = sorted(
 )
 # Lowest first; rooms of one line stand side by side.
 LAYERS = (
-    ("errors", "containers"),
+    ("errors", "containers", "safe_text"),
     ("yaml_files",),
     ("console", "config", "machine"),
     ("hardware", "processes"),

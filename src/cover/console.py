@@ -5,7 +5,6 @@ If stderr is not a terminal, progress is shown as plain lines.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -33,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cover.errors import UserError
+from cover.safe_text import json_text, printable
 
 T = TypeVar("T")
 PLAIN_INTERVAL_S = 15.0
@@ -46,9 +46,20 @@ def be_silent() -> None:
 
 
 def say(text: str) -> None:
-    """Log one line on stderr."""
+    """Log one line on stderr, as `printable` gives it."""
     if not _silent:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def say_lines(text: str) -> None:
+    """Log a text of several lines on stderr."""
+    for line in text.rstrip().split("\n"):
+        say(line)
+
+
+def tell(text: str = "") -> None:
+    """Print one line of results on stdout, as `printable` gives it."""
+    print(printable(text), flush=True)
 
 
 class Meter:
@@ -64,7 +75,7 @@ class Meter:
     """
 
     def __init__(self, label: str, total: int, done: int = 0, work: float | None = None) -> None:
-        self.label, self.total, self.done, self.note = label, total, done, ""
+        self.label, self.total, self.done, self.note = printable(label), total, done, ""
         self._work, self._worked = total - done if work is None else work, 0.0
         self._began = self._last_line = self._advanced = time.monotonic()
         self._live: Progress | None = None
@@ -79,7 +90,7 @@ class Meter:
                 console=_terminal(),
                 transient=LiveTable.shown > 0,
             )
-            self._task = self._live.add_task(label, total=total, completed=done, note="")
+            self._task = self._live.add_task(escape(self.label), total=total, completed=done, note="")
 
     def __enter__(self) -> Meter:
         if self._live:
@@ -105,7 +116,7 @@ class Meter:
     def advance(self, count: int = 1, note: str | None = None, work: float | None = None) -> None:
         """Count `count` more items as done, with their `work`. `note` is shown behind the bar."""
         self.done += count
-        self.note = self.note if note is None else note
+        self.note = self.note if note is None else printable(note)
         self._worked += count if work is None else work
         self._advanced = time.monotonic()
         if self._live:
@@ -150,7 +161,7 @@ class LiveTable:
                 TimeRemainingColumn(),
                 TextColumn("left"),
             )
-            self._task = self._bar.add_task(label, total=total, completed=done)
+            self._task = self._bar.add_task(printable(label), total=total, completed=done)
             self._live = Live(self._bar, console=_terminal(), refresh_per_second=2)
 
     def __enter__(self) -> LiveTable:
@@ -182,7 +193,7 @@ class LiveTable:
     def show(self, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], plain: str) -> None:
         """Show a table and the lines of `notes` below the bar. Without a terminal, log the line `plain` instead."""
         if self._live:
-            self._live.update(Group(self._bar, _table(columns, rows), *(Text(note) for note in notes)))
+            self._live.update(Group(self._bar, _table(columns, rows), *(Text(printable(note)) for note in notes)))
         else:
             say(plain)
 
@@ -239,11 +250,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        title=title and escape(printable(title)), title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+        table.add_column(escape(printable(column)), justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(escape(printable(str(cell))) for cell in row))
     return table
 
 
@@ -252,7 +265,7 @@ def write_json(value: Any, target: str | Path) -> None:
 
     Raises `UserError` if the file cannot be written.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = json_text(value, indent=2)
     if str(target) == "-":
         print(text)
         return

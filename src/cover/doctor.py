@@ -21,7 +21,7 @@ import torch
 from av.error import FFmpegError
 from torch.utils.data import DataLoader, Dataset
 
-from cover.console import say, write_json
+from cover.console import say, tell, write_json
 from cover.containers import cpu_quota, memory_limit
 from cover.errors import UserError, install
 from cover.evaluation.protocol import ViewPlan, read_views
@@ -86,7 +86,7 @@ def doctor(device: str, workers: int, quick: bool, json_target: str | None) -> b
     for result in _results(device, workers, quick):
         results.append(asdict(result))
         if json_target != "-":
-            print(_line(result), flush=True)
+            tell(_line(result))
     if json_target:
         write_json(results, json_target)
     counts = {state: sum(result["state"] == state for result in results) for state in ("bad", "warn")}

@@ -165,6 +165,44 @@ def test_the_switch_that_users_have(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "70\n"), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "part"),
+    [
+        ("HF_HUB_ETAG_TIMEOUT", "abc", "the environment variable HF_HUB_ETAG_TIMEOUT is 'abc'"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "10s", "the environment variable HF_HUB_DOWNLOAD_TIMEOUT is '10s'"),
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "pip install socksio"),
+        ("HTTPS_PROXY", "nonsense://x", "proxies in the environment: HTTPS_PROXY"),
+        ("HF_ENDPOINT", "no address", "http"),
+    ],
+)
+def test_an_environment_that_the_client_of_the_hub_does_not_take(
+    tmp_path: Path, variable: str, value: str, part: str
+) -> None:
+    code = "import sys; from cover.cli import main; sys.exit(main(['predict', 'owner/model', 'x.mp4']))"
+    own = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
+    environment = {**own, "HF_HOME": str(tmp_path), variable: value}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert part in line
+    assert "cover import-weights owner/model --out FOLDER" in line
+
+
+@pytest.mark.parametrize("content", ["folder of transformers", "folder of a pickle", "pickle", "safetensors"])
+def test_a_checkpoint_of_another_library_is_to_be_imported(tmp_path: Path, content: str) -> None:
+    source = tmp_path / {"pickle": "x.pth", "safetensors": "x.safetensors"}.get(content, "theirs")
+    if content.startswith("folder"):
+        source.mkdir()
+        (source / "pytorch_model.bin").write_bytes(b"")
+        if content.endswith("transformers"):
+            (source / "config.json").write_text('{"model_type": "vit", "hidden_size": 16}')
+    else:
+        source.write_bytes(b"")
+    with pytest.raises(UserError, match=f"cover import-weights {source} --out FOLDER") as error:
+        CoVeR.from_pretrained(source)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "./a/b"])
 def test_no_such_folder(cache: Path, name: str) -> None:
     with pytest.raises(UserError, match="does not exist"):

@@ -12,6 +12,7 @@ from cover.cli import data_commands, study_commands, train_commands, use_command
 from cover.cli.command import Command
 from cover.errors import UserError
 from cover.machine import reuse_memory
+from cover.safe_text import printable
 from cover.streams import standard_streams
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 reuse_memory()
             return _flushed(lambda: command.run(args))
         except UserError as error:
-            print(f"{name}: {error}", file=sys.stderr)
+            print(printable(f"{name}: {error}"), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print(f"{name}: interrupted{goes_on}", file=sys.stderr)
@@ -104,7 +105,7 @@ class _OneLineParser(argparse.ArgumentParser):
     """argparse that reports wrong use in one line."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}", file=sys.stderr)
+        print(printable(f"{self.prog}: {message}"), file=sys.stderr)
         raise SystemExit(2)
 
 

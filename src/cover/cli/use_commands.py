@@ -406,13 +406,19 @@ def serve(args: Namespace) -> int:
         metavar="TENSOR",
         help="leave out this tensor, or all tensors whose names begin so (may be repeated)",
     ),
+    argument(
+        "--key",
+        metavar="KEY",
+        help="key of the weights in a pickled file, as in state_dict or student.backbone (default: the known keys, an"
+        " average of the weights first)",
+    ),
     json_option("write what became of every tensor as JSON"),
 )
 def import_weights(args: Namespace) -> int:
     from cover.model.starts.conventions import ImportOptions
     from cover.model.starts.importing import import_weights, print_report
 
-    names = ("size", "frames", "attention", "attention_heads", "time", "resize", "head", "classes", "sampling")
+    names = ("size", "frames", "attention", "attention_heads", "time", "resize", "head", "classes", "sampling", "key")
     options = ImportOptions(**{name: getattr(args, name) for name in names}, unused=tuple(args.unused))
     report = import_weights(args.source, args.out, options)
 

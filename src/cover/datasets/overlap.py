@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cover.console import print_table, say
+from cover.console import print_table, say, tell
 from cover.datasets.catalog import Catalog, DatasetSpec, load_catalog
 from cover.datasets.exclusions import EXCLUSIONS_FILE, Exclusion, exclusions_path, write_exclusions
 from cover.datasets.manifest import Manifest, Row
@@ -568,13 +568,13 @@ def print_overlap(results: dict[str, Any]) -> None:
         print_table(columns, [_excluded_line(row, kinds) for row in results["excluded"]])
         for row in results["excluded"]:
             if row["why"]:
-                print(f"{row['dataset']}: none excluded: {row['why']}")
+                tell(f"{row['dataset']}: none excluded: {row['why']}")
     for media in dict.fromkeys(chance["media"] for chance in results["chance"]):
-        print(f"{media} frames match {_rule(media)}")
+        tell(f"{media} frames match {_rule(media)}")
     for chance in results["chance"]:
-        print(_chance_line(chance))
+        tell(_chance_line(chance))
     for row in results["doubtful"]:
-        print(_doubtful_line(row))
+        tell(_doubtful_line(row))
     say(f"exclusions: {results['exclusions']}")
 
 

@@ -165,7 +165,7 @@ class HashIndex:
         The first frame is compared with the first, and so on. If the numbers of frames differ, each frame of the item
         with fewer of them is compared with the nearest one. Of a copy and its mirror image, the nearer one counts.
         """
-        upright, mirrored = (self._bits(*pairs.T, form) for form in (0, CROPS))
+        upright, mirrored = (self._bits(pairs[:, 0], pairs[:, 1], form) for form in (0, CROPS))
         return np.minimum(upright, mirrored)
 
     def _bits(self, a: npt.NDArray[np.int64], b: npt.NDArray[np.int64], form: int) -> npt.NDArray[np.float64]:

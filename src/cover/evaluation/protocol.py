@@ -19,7 +19,7 @@ from cover.datasets.manifest import ClassList, Manifest
 from cover.errors import UserError, nearest
 from cover.media.decode import Decoder, decode_at, decode_image
 from cover.media.sampling import Sampling, Views, view_times
-from cover.media.source import Source
+from cover.media.source import TOLERANCE, Source
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.transforms.crop import view_crops
@@ -74,20 +74,46 @@ def read_windows(
     if media == "image":
         crops = _Crops(decode_image(path, size_hint=hint)[None])
         return [[crops.views(np.zeros((1, 1), np.int64), plan) for plan in plans] for _ in windows], None
-    times = [
+    times = _times(plans, windows)
+    wanted = np.concatenate([view.ravel() for window in times for view in window]).tolist()
+    decoded = decode_at(path, wanted, size_hint=hint, decoder=decoder)
+    return _cut(decoded.pictures, decoded.shown, times, plans), decoded.partial
+
+
+def views_of_frames(
+    pictures: np.ndarray, fps: float, plans: Sequence[ViewPlan], windows: Sequence[tuple[float, float]] | None
+) -> list[list[np.ndarray]]:
+    """`read_windows` for a video in memory, uint8 `(M, H, W, 3)`, of `fps` frames per second.
+
+    `windows` None: one picture, M = 1, of which there are spatial views only.
+    """
+    if windows is None:
+        return [[_Crops(pictures).views(np.zeros((1, 1), np.int64), plan) for plan in plans]]
+    times = _times(plans, windows)
+    wanted = np.concatenate([view.ravel() for window in times for view in window])
+    shown = np.floor((wanted + TOLERANCE) * fps).astype(np.int64).clip(0, len(pictures) - 1)
+    return _cut(pictures, shown, times, plans)
+
+
+def _times(plans: Sequence[ViewPlan], windows: Sequence[tuple[float, float]]) -> list[list[np.ndarray]]:
+    """For each window and plan the times of the frames of its views, float64 `(temporal, T)`, in seconds."""
+    return [
         [start + view_times(plan.sampling, plan.frames, duration, plan.views.temporal) for plan in plans]
         for start, duration in windows
     ]
-    flat = [view for window in times for view in window]  # each (temporal, T)
-    decoded = decode_at(path, np.concatenate([t.ravel() for t in flat]).tolist(), size_hint=hint, decoder=decoder)
-    # The indices of the pictures, divided into one part for each window and plan.
-    places = iter(np.split(decoded.shown, np.cumsum([t.size for t in flat])[:-1]))
-    crops = _Crops(decoded.pictures)
-    clips = [
+
+
+def _cut(
+    pictures: np.ndarray, shown: np.ndarray, times: list[list[np.ndarray]], plans: Sequence[ViewPlan]
+) -> list[list[np.ndarray]]:
+    """For each window and plan its clips. `shown`: the index of the picture at each of `times`, in one row."""
+    sizes = [view.size for window in times for view in window]
+    places = iter(np.split(shown, np.cumsum(sizes)[:-1]))  # one part for each window and plan
+    crops = _Crops(pictures)
+    return [
         [crops.views(next(places).reshape(view.shape), plan) for view, plan in zip(window, plans, strict=True)]
         for window in times
     ]
-    return clips, decoded.partial
 
 
 class _Crops:

@@ -21,8 +21,9 @@ from cover.console import say, write_json
 from cover.errors import UserError, nearest
 from cover.evaluation.protocol import ViewPlan
 from cover.inference import heatmaps
+from cover.inference.in_memory import Media, read_media
 from cover.inference.predictor import Prediction, Predictor
-from cover.inference.views import FileViews, ViewRequest, read_file
+from cover.inference.views import FileViews, ViewRequest
 from cover.media.decode import FileProblem, MediaError
 from cover.media.sampling import Views, view_times
 from cover.media.source import is_url
@@ -121,8 +122,12 @@ def _explain(checkpoint: str, file: str, options: ExplainOptions, out: Path, dev
         raise _unwritable(out, error) from None
 
 
-def explanations(predictor: Predictor, file: str, options: ExplainOptions) -> tuple[FileViews, list[Explanation]]:
+def explanations(
+    predictor: Predictor, media: Media, options: ExplainOptions, fps: float | None = None
+) -> tuple[FileViews, list[Explanation]]:
     """The views of a file, and an explanation for each of its heads. The file is decoded once.
+
+    `media` and `fps`: as in `Predictor.__call__`.
 
     Raises `UserError` for a wrong head or class, and `MediaError` if the file cannot be read or the outputs are not
     finite.
@@ -131,7 +136,7 @@ def explanations(predictor: Predictor, file: str, options: ExplainOptions) -> tu
     plans = predictor.plans([head.name for head in heads])
     single = {name: replace(plan, views=ONE_VIEW) for name, plan in plans.items()}
     request = ViewRequest(tuple(dict.fromkeys([*plans.values(), *single.values()])))
-    part = read_file(file, request)
+    part = read_media(media, request, fps)
     clips = dict(zip(request.plans, part.clips[0], strict=True))
     ((_, seconds),) = part.spans
     results = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from cover.errors import UserError
 from cover.inference.records import Answer
+from cover.safe_text import csv_line
 
 FeatureRow = tuple[str, float | None, float | None, np.ndarray | None, str | None]  # file, start, end, features, error
 
@@ -115,8 +115,7 @@ class _Npy:
         self._array: IO[bytes] = _temporary(path).open("wb")
         names = _temporary(path.with_suffix(".csv"))
         self._names: IO[str] = names.open("w", encoding="utf-8", errors="backslashreplace", newline="")
-        self._csv = csv.writer(self._names, lineterminator="\n")
-        self._csv.writerow(_LIST)
+        self._names.write(csv_line(_LIST))
         self._write_header()
 
     def _write_header(self) -> None:
@@ -127,7 +126,7 @@ class _Npy:
     def add(self, part: FeatureRow) -> None:
         file, start, end, vector, reason = part
         self._array.write(np.asarray(np.full(self._width, np.nan) if vector is None else vector, "<f4").tobytes())
-        self._csv.writerow([file, start, end, reason])
+        self._names.write(csv_line([file, start, end, reason]))
         self._count += 1
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ from cover.media.decode import Decoder, FileProblem, MediaError, check_decoder
 from cover.media.sampling import Views
 from cover.media.source import is_url
 from cover.processes import ProcessPool
+from cover.safe_text import printable
 
 FILES_PER_WORKER = 8  # with fewer files, the start of a reading process takes longer than it saves
 FEW = 20  # up to this number of files, no progress is shown
@@ -166,7 +167,8 @@ class _AnswerWriter:
             if outputs.json and self.done:
                 self._earlier = self._out.rows()
         elif outputs.json != "-":
-            formats: dict[OutputFormat, Write] = {"pretty": pretty, "jsonl": json_line, "csv": csv_rows}
+            csv_text = (lambda row: _on_terminal(csv_rows(row))) if self._stdout.isatty() else csv_rows
+            formats: dict[OutputFormat, Write] = {"pretty": pretty, "jsonl": json_line, "csv": csv_text}
             self._print = formats[outputs.format or "pretty"]
             with flushed(self._stdout):
                 self._stdout.write(csv_rows.head_line() if outputs.format == "csv" else "")
@@ -203,6 +205,11 @@ class _AnswerWriter:
                     print(path)
         if self._outputs.out and self.failed:
             say(f"{self.failed} of {len(files)} files cannot be used; each has its row with the reason")
+
+
+def _on_terminal(lines: str) -> str:
+    """Lines of CSV for a terminal, which would obey the control characters that a file holds."""
+    return "".join(printable(line) + "\n" for line in lines.removesuffix("\n").split("\n"))
 
 
 # --- from views to rows -----------------------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ import torch
 from cover.errors import UserError, nearest
 from cover.evaluation.protocol import ViewPlan
 from cover.hardware import pick_device
-from cover.inference.views import FileViews, TimeSpan, ViewRequest, Windows, read_file, read_files
+from cover.inference.in_memory import Media, read_media, read_parts
+from cover.inference.views import FileViews, TimeSpan, ViewRequest, Windows
 from cover.media.decode import MediaError
 from cover.media.sampling import Sampling, Views
 from cover.model.cover import CoVeR
 from cover.model.heads import NOT_FINITE
 from cover.model.release import find_release, load_release
-from cover.processes import ProcessPool
 
 
 @dataclass(frozen=True)
@@ -120,46 +120,54 @@ class Predictor:
         size = self.model.backbone.pixels.size
         return ViewPlan(Sampling("whole"), views or Views(1, 1), self.metadata["frames"], size)
 
-    def __call__(self, path: str | Path, heads: list[str] | None = None, views: Views | None = None) -> Predictions:
+    def __call__(
+        self, media: Media, heads: list[str] | None = None, views: Views | None = None, *, fps: float | None = None
+    ) -> Predictions:
         """The predictions of `heads` (by default all) for a video or an image.
 
-        Raises `MediaError` if the file cannot be read, or if the scores are not finite.
+        `media`: a path or URL, an image of Pillow, or pixels in memory: uint8 RGB, an array or a tensor, a picture
+        `(H, W, 3)` or a clip `(T, H, W, 3)`, also with the colours before height and width, or a list of the frames of
+        a clip. `fps`: frames per second of a clip in memory. A clip of as many frames as the network takes, and a head
+        whose clips are equal parts of a video (`segments`, `whole`), do not need it.
+
+        Raises `UserError` if the media is none of these, and `MediaError` if a file cannot be read, or if the scores
+        are not finite.
         """
         plans = self.plans(heads, views)
         request = ViewRequest(tuple(dict.fromkeys(plans.values())))
-        (only,) = self.predictions(read_file(str(path), request), request, plans)
+        (only,) = self.predictions(read_media(media, request, fps), request, plans)
         return only
 
     def timeline(
         self,
-        path: str | Path,
+        media: Media,
         window: float,
         stride: float | None = None,
         heads: list[str] | None = None,
         views: Views | None = None,
+        *,
+        fps: float | None = None,
     ) -> list[Predictions]:
         """The predictions for windows of `window` seconds of a video, in order.
 
-        A window starts every `stride` seconds (default: `window`). It is treated as a video of its length. Raises
-        `MediaError` if the file cannot be read.
+        A window starts every `stride` seconds (default: `window`). It is treated as a video of its length. `media` and
+        `fps`: as in a call; a clip in memory needs `fps`. Raises as a call.
         """
         plans = self.plans(heads, views)
         request = ViewRequest(tuple(dict.fromkeys(plans.values())), windows=Windows(window, stride or window))
-        results: list[Predictions] = []
-        for part in read_files([str(path)], request, ProcessPool(0)):
-            if part.problem is not None and part.problem.kind == "unreadable":
-                raise MediaError(part.problem.reason)
-            results += self.predictions(part, request, plans)
-        return results
+        parts = read_parts(media, request, fps)
+        return [result for part in parts for result in self.predictions(part, request, plans)]
 
-    def features(self, path: str | Path, head: str | None = None, views: Views | None = None) -> np.ndarray:
+    def features(
+        self, media: Media, head: str | None = None, views: Views | None = None, *, fps: float | None = None
+    ) -> np.ndarray:
         """The backbone's features of a file, float32 `(D,)`: the mean over the views of `head` (default: the first).
 
-        Raises `MediaError` if the file cannot be read.
+        `media` and `fps`: as in a call. Raises as a call.
         """
         heads = [head] if head else [each.name for each in self.model.head_list[:1]]
         request = ViewRequest(tuple(self.plans(heads, views).values()) if heads else (self.whole(views),))
-        ((clips,),) = read_file(str(path), request).clips
+        ((clips,),) = read_media(media, request, fps).clips
         return self.run([clips])[0].checked().features
 
     def predictions(self, part: FileViews, request: ViewRequest, plans: dict[str, ViewPlan]) -> list[Predictions]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from cover.errors import UserError
 from cover.locks import lock
 from cover.media.decode import FileProblem
+from cover.safe_text import csv_line, json_text, printable, read_cell
 
 ResultRow = dict[str, Any]
 OutputFormat = Literal["pretty", "jsonl", "csv"]
@@ -53,21 +53,22 @@ def problem_in(row: ResultRow) -> FileProblem | None:
 
 def json_line(row: ResultRow) -> str:
     """The row as JSON, in one line."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return json_text(row) + "\n"
 
 
 def pretty(row: ResultRow) -> str:
     """The row as text for a terminal. It is empty for an unreadable file, for which stderr has a line."""
     if "error" in row:
         return ""
-    lines = [row["file"]]
+    lines = [printable(row["file"])]
     for head, top in row.get("heads", {}).items():
         for rank, (name, score) in enumerate(top):
-            lines.append(f"  {'' if rank else head:<12} {score:6.1%}  {name}")
+            lines.append(printable(f"  {'' if rank else head:<12} {score:6.1%}  {name}"))
     for head, windows in row.get("timeline", {}).items():
         for number, window in enumerate(windows):
             classes = ", ".join(f"{name} {score:.1%}" for name, score in window["top"])
-            lines.append(f"  {'' if number else head:<12} {window['start']:8.2f} - {window['end']:8.2f} s  {classes}")
+            span = f"{window['start']:8.2f} - {window['end']:8.2f} s"
+            lines.append(printable(f"  {'' if number else head:<12} {span}  {classes}"))
     return "\n".join(lines) + "\n"
 
 
@@ -84,15 +85,11 @@ class CsvRows:
         return [*_FIXED, *(f"{rank}{ending}" for rank in ranks for ending in ("", "_score"))]
 
     def __call__(self, row: ResultRow) -> str:
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows(self._lines(row))
-        return out.getvalue()
+        return "".join(map(csv_line, self._lines(row)))
 
     def head_line(self) -> str:
         """The line with the names of the columns."""
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerow(self.header)
-        return out.getvalue()
+        return csv_line(self.header)
 
     def _lines(self, row: ResultRow) -> Iterator[list[object]]:
         protocol = json.dumps(row["protocol"], ensure_ascii=False)
@@ -211,7 +208,7 @@ class RowFile:
         retained = [row for row in complete[1:] if row[0][0] != repeated]
         for cells, before, _ in retained:
             try:
-                record = _checked(cells[0], json.loads(cells[6]), bool(cells[5]))
+                record = _checked(read_cell(cells[0]), json.loads(cells[6]), bool(cells[5]))
             except (ValueError, TypeError):
                 raise self._no_row(before + 1) from None
             self._note(*record)

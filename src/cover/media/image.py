@@ -47,9 +47,22 @@ def decode_image(path: Source, *, size_hint: int | None = None, max_pixels: int 
         if size_hint:
             image.draft("RGB", (size_hint, size_hint))
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I;16"):  # Pillow clips 16-bit grey at 255
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        return np.array(image.convert("RGB"))
+        return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """The pixels as uint8 `(H, W, 3)`."""
+    if image.mode.startswith("I;16"):  # Pillow clips 16-bit grey at 255
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
+
+
+def picture_of(image: Image.Image) -> np.ndarray:
+    """An image in memory as `decode_image` returns it. Pillow reads its file only now. Raises MediaError."""
+    try:
+        return _rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise MediaError(f"damaged image: {error}", getattr(error, "errno", None)) from error
 
 
 def probe_image(path: Source, max_pixels: int) -> Probe:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,17 +52,49 @@ def fetch(repo: str, patterns: Sequence[str], revision: str | None = None) -> Pa
     If the Hub cannot be reached, the files come from its cache. Raises `UserError` if the repository or revision does
     not exist, if access is denied, or if the machine is offline and the cache lacks the files.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
+    with _door(f"{repo}: no such folder here, and the Hub does not give it"):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
+        try:
+            folder = snapshot_download(repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"])
+        except LocalEntryNotFoundError:
+            raise UserError(
+                f"{repo}: no such folder here, and it is not in the Hub's cache, nor can the Hub be reached"
+            ) from None
+        return Path(folder)
+
+
+@contextmanager
+def _door(failed: str) -> Iterator[None]:
+    """In this block, every exception of the Hub's client becomes a `UserError` that begins with `failed`.
+
+    The client and the libraries below it have no common base of their exceptions. Environment variables of a wrong
+    form, such as HF_HUB_ETAG_TIMEOUT=abc, raise ValueError already at the import, and a SOCKS proxy without its package
+    raises ImportError.
+    """
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
-    except LocalEntryNotFoundError:
-        raise UserError(
-            f"{repo}: no such folder here, and it is not in the Hub's cache, nor can the Hub be reached"
-        ) from None
-    except (EntryNotFoundError, HTTPError, OSError, ValueError) as error:
-        raise UserError(f"{repo}: no such folder here, and the Hub does not give it: {_first_line(error)}") from None
+        # It reads the environment. If another module of the client imports it, its exception is printed too.
+        import huggingface_hub.constants  # noqa: F401
+
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{failed}: {_first_line(error)}{_cause(error)}") from None
+
+
+def _cause(error: Exception) -> str:
+    """A hint at a setting of the environment that can be the cause; empty if there is none."""
+    if isinstance(error, ValueError) and "literal" in str(error):
+        for name, value in sorted(os.environ.items()):
+            if name.startswith(("HF_", "HUGGINGFACE_")) and value in str(error):
+                return f" (the environment variable {name} is {value!r})"
+    if isinstance(error, ImportError) and "socks" in str(error).lower():
+        return " (a proxy in the environment is a SOCKS proxy: pip install socksio)"
+    proxies = [name for name in os.environ if name.lower().endswith("_proxy") and name.lower() != "no_proxy"]
+    named = isinstance(error, OSError | ValueError) and "proxy" in f"{type(error).__name__} {error}".lower()
+    return f" (proxies in the environment: {', '.join(sorted(proxies))})" if proxies and named else ""
 
 
 def upload(folder: Path, repo: str, private: bool, message: str) -> str:
@@ -69,19 +103,16 @@ def upload(folder: Path, repo: str, private: bool, message: str) -> str:
     The repository is created if it does not exist. An existing card (README.md) is not replaced, because its owner may
     have edited it.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
+    with _door(f"{repo}: cannot be uploaded"):
+        from huggingface_hub import HfApi
 
-    api = HfApi()
-    try:
+        api = HfApi()
         address = api.create_repo(repo, private=private, exist_ok=True)
         own_card = api.file_exists(repo, CARD)
         api.upload_folder(
             folder_path=folder, repo_id=repo, commit_message=message, ignore_patterns=[CARD] if own_card else None
         )
-    except (HTTPError, OSError, ValueError) as error:
-        raise UserError(f"{repo}: cannot be uploaded: {_first_line(error)}") from None
-    return str(address)
+        return str(address)
 
 
 def _first_line(error: Exception) -> str:

@@ -33,6 +33,7 @@ from cover.model.release_config import (
     read_config,
     written_digest,
 )
+from cover.model.starts.checkpoint_files import ENDINGS
 from cover.model.starts.known import KNOWN, cached_release, known_start, nearest_start
 from cover.model.weight_files import digest_of, read_checked
 
@@ -133,8 +134,12 @@ def find_release(path: str | Path, revision: str | None = None) -> Path:
     saved = steps_saved(path)
     if saved:
         return path / CHECKPOINTS / f"step-{saved[-1]:07d}"
+    if path.is_file() and path.suffix in ENDINGS:
+        raise UserError(f"{path}: {import_advice(name)}")
     if path.exists():
-        raise UserError(f"{path}: has no checkpoint in it; give a run folder, a checkpoint or a release")
+        foreign = path.is_dir() and any(file.suffix in ENDINGS for file in path.iterdir())
+        nothing = "has no checkpoint in it; give a run folder, a checkpoint or a release"
+        raise UserError(f"{path}: {import_advice(name) if foreign else nothing}")
     if start := known_start(name):
         return cached_release(start)
     if is_on_hub(name):
@@ -153,7 +158,11 @@ def _from_hub(repo: str, revision: str | None) -> Path:
     advice = f"{repo}: {import_advice(repo)}"
     if any(start.name == repo for start in KNOWN):
         raise UserError(advice)
-    folder = fetch(repo, [WEIGHTS, CONFIG, CARD], revision)
+    try:
+        folder = fetch(repo, [WEIGHTS, CONFIG, CARD], revision)
+    except UserError as error:
+        command = f"cover import-weights {repo} --out FOLDER"
+        raise UserError(f"{error}; if it is a checkpoint of another library, import it: {command}") from None
     try:
         values = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cover.console import clock, print_table
+from cover.console import clock, print_table, tell
 from cover.model.describe import gibibytes, short
 
 
@@ -20,8 +20,8 @@ def print_plan(facts: Mapping[str, Any]) -> None:
     print_table(("the run", ""), [*_step_rows(facts), *_time_rows(facts), *_reading_rows(facts), *_end_rows(facts)])
     print()
     for remark in facts["remarks"]:
-        print(f"note: {remark}")
-    print(facts["verdict"])
+        tell(f"note: {remark}")
+    tell(facts["verdict"])
 
 
 def _set_row(dataset: Mapping[str, Any]) -> tuple[str, ...]:

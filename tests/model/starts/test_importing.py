@@ -19,7 +19,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import TimesformerConfig, TimesformerForVideoClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    TimesformerConfig,
+    TimesformerForVideoClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
 
 from cover.cli import main
 from cover.errors import UserError
@@ -429,12 +435,24 @@ def put(name: str, *shape: int) -> Callable[[dict[str, Tensor]], Any]:
     return lambda state: state.update({f"model.{name}": torch.ones(*shape)})
 
 
+def put_nan(name: str) -> Callable[[dict[str, Tensor]], Any]:
+    return lambda state: state[f"model.{name}"].view(-1)[3:4].fill_(float("nan"))
+
+
 SURPRISES: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "unexpected": (
         put("blocks.0.attn.gate", 3),
         'model.blocks.0.attn.gate: no part of the format "official TimeSformer"',
     ),
-    "fc_norm": (put("fc_norm.weight", 32), "--unused model.fc_norm.weight"),
+    "fc_norm": (put("fc_norm.weight", 32), "model.fc_norm.weight: its classifier reads the mean of the patches"),
+    "distilled": (put("dist_token", 1, 1, 32), "model.dist_token: a distilled network reads a second token"),
+    "registers": (put("reg_token", 1, 4, 32), "model.reg_token: its network reads register tokens"),
+    "norms of queries": (put("blocks.1.attn.q_norm.weight", 8), "its attention normalises queries and keys"),
+    "several": (
+        lambda state: (put("decoder.0.weight", 3)(state), put("decoder.0.bias", 3)(state), put("x", 3)(state)),
+        "to leave them out: --unused model.decoder --unused model.x",
+    ),
+    "not a number": (put_nan("blocks.1.norm1.weight"), "model.blocks.1.norm1.weight has NaN or infinity in 1 of 32"),
     "a block too many": (put("blocks.2.norm1.weight", 32), "the tensor blocks.2."),
     "a block far off": (put("blocks.99999999.norm1.weight", 32), "a block has the number 99999999"),
     "missing": (without("blocks.1.mlp.fc2.bias"), "the tensor blocks.1.mlp.fc2.bias is missing"),
@@ -457,6 +475,102 @@ SURPRISES: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "no tensor": (lambda state: state.update({"model.x": 3}), "model.x is no tensor but int"),
     "foreign": (lambda state: (state.clear(), state.update({"conv1.weight": torch.ones(3)})), "are of no known format"),
 }
+
+
+WRAPPED: dict[str, Callable[[str], str]] = {
+    "torch.compile": lambda name: f"_orig_mod.{name}",
+    "DDP and torch.compile": lambda name: f"module._orig_mod.{name}",
+    "torch.compile and DDP": lambda name: f"_orig_mod.module.{name}",
+    "FSDP": lambda name: re.sub(r"(blocks\.\d+)", r"\1._fsdp_wrapped_module", f"_fsdp_wrapped_module.{name}"),
+    "checkpointing": lambda name: re.sub(r"(blocks\.\d+)", r"\1._checkpoint_wrapped_module", name),
+    "compiled blocks": lambda name: re.sub(r"(blocks\.\d+)", r"\1._orig_mod", name),
+    "a script": lambda name: f"network.backbone.{name}",
+}
+
+
+@pytest.mark.parametrize("rename", WRAPPED.values(), ids=WRAPPED.keys())
+def test_names_with_wrappers_in_them(tmp_path: Path, rename: Callable[[str], str]) -> None:
+    theirs = timesformer()
+    torch.save({rename(name): value for name, value in official(theirs, "").items()}, tmp_path / "x.pth")
+    import_weights(str(tmp_path / "x.pth"), tmp_path / "ours", NO_CONFIG)
+    same_clips(tmp_path / "ours", theirs, 4)
+
+
+def test_a_wrapped_model_of_transformers(tmp_path: Path) -> None:
+    theirs, folder = vit(), tmp_path / "theirs"
+    theirs.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    state = {f"module._orig_mod.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save(state, folder / "pytorch_model.bin")
+    import_weights(str(folder), tmp_path / "ours", ImportOptions(head="mine"))
+    same_images(tmp_path / "ours", theirs)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    ["model_state_dict", "module", "model_ema", "state_dict_ema", "network", "state_dict", "model", "model.state_dict"],
+)
+def test_weights_under_a_key(tmp_path: Path, keys: str) -> None:
+    theirs = timesformer()
+    content: Any = official(theirs)
+    for key in reversed(keys.split(".")):
+        content = {"epoch": 3, key: content}
+    torch.save(content, tmp_path / "x.pth")
+    report = import_weights(str(tmp_path / "x.pth"), tmp_path / "ours", NO_CONFIG)
+    same_clips(tmp_path / "ours", theirs, 4)
+    (note,) = report["notes"]
+    assert f"weights under {keys}" in note
+    assert ("average" in note) == ("ema" in keys)
+
+
+def test_an_average_beside_the_weights_is_taken_and_named(tmp_path: Path) -> None:
+    theirs = timesformer()
+    raw = {name: value + 1 for name, value in official(theirs).items()}
+    torch.save({"state_dict": raw, "state_dict_ema": official(theirs)}, tmp_path / "x.pth")
+    report = import_weights(str(tmp_path / "x.pth"), tmp_path / "ours", NO_CONFIG)
+    same_clips(tmp_path / "ours", theirs, 4)
+    assert report["notes"] == [
+        "weights under state_dict_ema, an average over training; "
+        "not those under state_dict (--key state_dict takes them)"
+    ]
+    import_weights(
+        str(tmp_path / "x.pth"), tmp_path / "raw", ImportOptions(attention_heads=4, head="mine", key="state_dict")
+    )
+    assert torch.equal(
+        load_release(tmp_path / "raw").backbone.cls_token,
+        raw["model.cls_token"],  # type: ignore[arg-type]
+    )
+
+
+def test_weights_under_an_unknown_key_are_named_by_the_user(tmp_path: Path) -> None:
+    theirs = timesformer()
+    torch.save({"epoch": 3, "teacher": {"net": official(theirs)}, "loss": {}}, tmp_path / "x.pth")
+    line = refusal(tmp_path / "x.pth", tmp_path / "ours")
+    assert "model_ema" in line
+    assert "--key can name teacher, loss" in line
+    options = ImportOptions(attention_heads=4, head="mine", key="teacher.net")
+    import_weights(str(tmp_path / "x.pth"), tmp_path / "ours", options)
+    same_clips(tmp_path / "ours", theirs, 4)
+    wrong = ImportOptions(attention_heads=4, head="mine", key="student")
+    assert "--key student" in refusal(tmp_path / "x.pth", tmp_path / "again", wrong)
+
+
+def test_the_hint_of_a_pooler_leads_to_an_import(tmp_path: Path) -> None:
+    theirs = ViTModel(ViTConfig(**SHAPE))
+    theirs.save_pretrained(tmp_path / "theirs")
+    line = refusal(tmp_path / "theirs", tmp_path / "ours", ImportOptions())
+    hint = line.partition("--unused ")[2].split(" --unused ")
+    report = import_weights(str(tmp_path / "theirs"), tmp_path / "ours", ImportOptions(unused=tuple(hint)))
+    assert report["counts"]["unused"]["tensors"] == 2
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("keep", [0, 1, 100, -1000, -1])
+def test_a_file_that_is_cut_short(tmp_path: Path, keep: int, old: bool) -> None:
+    torch.save(official(timesformer()), tmp_path / "x.pth", _use_new_zipfile_serialization=not old)
+    data = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(data[:keep])
+    assert "cut short or damaged" in refusal(tmp_path / "x.pth", tmp_path / "ours")
 
 
 @pytest.mark.parametrize(("change", "part"), SURPRISES.values(), ids=SURPRISES.keys())

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from cover.console import say
+from cover.console import say_lines
 from cover.datasets.catalog import find_annotations, load_catalog
 from cover.datasets.files import subfolders
 from cover.datasets.manifest import SPLITS
@@ -57,7 +57,7 @@ def write_own_catalog(place: Path, out: Path, group: str | None = None) -> tuple
     except OSError as error:
         raise UserError(f"--out: {path}: cannot be written: {error.strerror}") from None
     load_catalog(path)  # a wrong entry is reported before any work
-    say(text.rstrip())
+    say_lines(text)
     return path, name or "mine"
 
 

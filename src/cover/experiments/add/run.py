@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cover import config
-from cover.console import print_table, say, write_json
+from cover.console import print_table, say, say_lines, tell, write_json
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.index import index
 from cover.datasets.manifest import Manifest
@@ -306,7 +306,7 @@ def _write_recipe(recipe: Recipe, path: Path, quiet: bool = False) -> None:
     """Print the recipe and write it to a file for `cover train`. The file of a run that has started does not change."""
     text = f"# cover train {path}\n{in_short(recipe)}"
     if not quiet:
-        say(text.rstrip())
+        say_lines(text)
     if has_started(Path(recipe.out)):
         return
     try:
@@ -356,15 +356,13 @@ def print_added(results: dict[str, Any]) -> None:
     if found:
         beside = ", ".join(f"{title} {text}" for title, text in zip(TITLES.values(), figures(found)) if text != "-")
         notes = "; ".join(filter(None, [sizes(found), standing(found["behind"])]))
-        print(f"{new['dataset']}, trivial methods: {', '.join(filter(None, [beside, notes]))}")
+        tell(f"{new['dataset']}, trivial methods: {', '.join(filter(None, [beside, notes]))}")
         if found["behind"]:
             say(_advice(results))
     if compared:
         start = f"from {compared['start']}" if compared["start"] else "from random weights"
         gain = f"{_points(compared['difference'])}: {compared['verdict']} (one seed)"
-        print(
-            f"{new['dataset']} alone, {start}, as many epochs: {_percent(compared['alone'])}; with the release {gain}"
-        )
+        tell(f"{new['dataset']} alone, {start}, as many epochs: {_percent(compared['alone'])}; with the release {gain}")
 
 
 def _advice(results: dict[str, Any]) -> str:

@@ -54,7 +54,8 @@ class ImportOptions:
 
     `size` (pixels), `frames`: resize the embeddings. `attention`, `time`: only for image ViTs. `head`: the name of the
     classifier; `none` leaves it out. `classes`: a file with one class name per line. `sampling`: as in a catalog.
-    `unused`: names, or beginnings of names, of tensors that the import leaves out.
+    `unused`: names, or beginnings of names, of tensors that the import leaves out. `key`: the dotted key of the
+    dictionary in a pickled file that contains the tensors.
     """
 
     size: int | None = None
@@ -67,6 +68,7 @@ class ImportOptions:
     classes: Path | None = None
     sampling: str | None = None
     unused: tuple[str, ...] = ()
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,9 @@ def _grid(translation: Translation) -> int:
     side = math.isqrt(max(places, 0))
     if not side or side * side != places:
         name = translation.source("pos_embed")
-        raise UserError(f"{name} has {places + 1} entries; a class token and a square of patches are read")
+        raise UserError(
+            f"{name} has {places + 1} entries; those of one class token and of a square of patches are read"
+        )
     return side
 
 

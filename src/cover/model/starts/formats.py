@@ -17,6 +17,20 @@ from cover.errors import UserError
 
 Names = tuple[str, ...]  # foreign tensors that form one of our tensors, concatenated along the first axis
 HEAD = "head"  # our name for the only classifier of a foreign checkpoint
+# Modules that wrap others under DDP, torch.compile, FSDP and activation checkpointing, or that training scripts add.
+_ANYWHERE = re.compile(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
+WRAPPERS = ("module.", "model.", "network.", "net.", "backbone.")
+# Parts of names of tensors that belong to another function, which leaving them out does not give.
+OTHER_FUNCTIONS = {
+    r"dist_token|head_dist|distillation_token|distillation_classifier": "a distilled network reads a second token",
+    r"fc_norm": "its classifier reads the mean of the patches and not the class token",
+    r"reg_token|register_tokens": "its network reads register tokens",
+    r"q_norm|k_norm": "its attention normalises queries and keys",
+    r"rel_pos\w*|relative_position\w*|rel_pos_bias": "its attention has relative positions",
+    r"norm_pre|pre_layrnorm": "its network has a norm before the first block",
+    r"attn_pool|attention_pool": "its classifier reads an attention over the patches",
+    r"w12|w3": "its MLP has a gate",
+}
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers?)\.(\d+)\.")
 
 
@@ -25,9 +39,9 @@ class ForeignFormat:
     """The tensor names of one library.
 
     `title`: its name in messages. `mark`: a tensor that every checkpoint of the format has. `video`: whether its
-    networks take clips. `prefixes`: prefixes that a name may have. `tensors`, `layers`: our name -> their name, where
-    `{}` is the number of a block; a layer has a weight and a bias. `norm_eps`: the epsilon of the norms if no
-    configuration says it.
+    networks take clips. `prefixes`: prefixes that a name may have, besides `WRAPPERS`. `tensors`, `layers`: our name ->
+    their name, where `{}` is the number of a block; a layer has a weight and a bias. `norm_eps`: the epsilon of the
+    norms if no configuration says it.
     """
 
     title: str
@@ -67,7 +81,7 @@ TIMM = ForeignFormat(
     "timm ViT",
     "blocks.0.attn.qkv.weight",
     video=False,
-    prefixes=("module.", "model."),
+    prefixes=(),
     tensors={
         "cls_token": "cls_token",
         "pos_embed": "pos_embed",
@@ -80,7 +94,7 @@ OFFICIAL = ForeignFormat(
     "official TimeSformer",
     "blocks.0.attn.qkv.weight",
     video=True,
-    prefixes=("module.", "model."),
+    prefixes=(),
     tensors={"cls_token": "cls_token", "pos_embed": "pos_embed", "time_embed": "time_embed"},
     layers={
         **_TIMM,
@@ -184,7 +198,11 @@ def recognise(names: Iterable[str], official: bool) -> ForeignFormat:
         return form
     shown = ", ".join(sorted(names)[:3]) or "none"
     titles = ", ".join(sorted({form.title for form in FORMATS}))
-    raise UserError(f"its tensor names ({shown}, ...) are of no known format; known: {titles}")
+    prefixes = ", ".join(sorted({*WRAPPERS, "_orig_mod.", *(prefix for form in FORMATS for prefix in form.prefixes)}))
+    raise UserError(
+        f"its tensor names ({shown}, ...) are of no known format, also without prefixes such as {prefixes}; "
+        f"known: {titles}"
+    )
 
 
 def translate(form: ForeignFormat, state: Mapping[str, Tensor]) -> Translation:
@@ -213,10 +231,33 @@ def translate(form: ForeignFormat, state: Mapping[str, Tensor]) -> Translation:
 
 
 def _bare(name: str, form: ForeignFormat) -> str:
-    """A name in the file without its prefixes."""
-    while prefix := next((prefix for prefix in form.prefixes if name.startswith(prefix)), ""):
+    """A name in the file without its prefixes and without the names of wrappers in it."""
+    name = _ANYWHERE.sub("", name).removeprefix(".")
+    prefixes = (*form.prefixes, *WRAPPERS)
+    while prefix := next((prefix for prefix in prefixes if name.startswith(prefix)), ""):
         name = name.removeprefix(prefix)
     return name
+
+
+def other_function(names: Iterable[str]) -> str:
+    """The first tensor of another function than that of our networks, and what it is; empty if there is none."""
+    for name in names:
+        for pattern, why in OTHER_FUNCTIONS.items():
+            if re.search(rf"(?:^|\.)(?:{pattern})(?:\.|$)", name):
+                return f"the tensor {name}: {why}; no network of this package computes that"
+    return ""
+
+
+def beginnings(strangers: Iterable[str], used: Iterable[str]) -> list[str]:
+    """The shortest dotted beginnings of the names `strangers` that no name of `used` has."""
+    taken = {name[:at] for name in used for at in _dots(name)}
+    shortest = (next((name[:at] for at in _dots(name) if name[:at] not in taken), name) for name in strangers)
+    return list(dict.fromkeys(shortest))
+
+
+def _dots(name: str) -> list[int]:
+    """Where the parts of a dotted name end."""
+    return [*(match.start() for match in re.finditer(r"\.", name)), len(name)]
 
 
 def _by_bare_name(form: ForeignFormat, state: Mapping[str, Tensor]) -> dict[str, str]:

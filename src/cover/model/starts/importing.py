@@ -21,11 +21,21 @@ from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head
 from cover.model.release import save_release
 from cover.model.starts import video_swin, vidtr
-from cover.model.starts.checkpoint_files import ForeignCheckpoint, read_source
+from cover.model.starts.checkpoint_files import AVERAGES, ForeignCheckpoint, read_source
 from cover.model.starts.conventions import ImportOptions, classes_of, network_of, pixels_of, seconds_between_frames
 from cover.model.starts.conversion import Conversion, Converter
-from cover.model.starts.formats import HEAD, TRANSFORMERS_TIMESFORMER, ForeignFormat, Translation, recognise, translate
+from cover.model.starts.formats import (
+    HEAD,
+    TRANSFORMERS_TIMESFORMER,
+    ForeignFormat,
+    Translation,
+    beginnings,
+    other_function,
+    recognise,
+    translate,
+)
 from cover.model.starts.known import licence_of
+from cover.model.weight_files import not_finite
 
 LOADED, COPIED, RESIZED, NEW, UNUSED = "loaded", "copied to the temporal branch", "resized", "left new", "unused"
 FATES = (LOADED, COPIED, RESIZED, NEW, UNUSED)
@@ -45,7 +55,7 @@ def import_weights(source: str, out: Path, options: ImportOptions = AS_IT_IS) ->
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; choose a new folder with --out")
-    checkpoint = read_source(source)
+    checkpoint = read_source(source, options.key)
     try:
         model, report = _convert(checkpoint, options)
     except UserError as error:
@@ -117,7 +127,7 @@ def _converted(
         "model": dataclasses.asdict(config),
         "pixels": dataclasses.asdict(pixels),
         "head": _head_facts(head, named_by),
-        "notes": [*_dtype_notes(checkpoint), *conversion.notes],
+        "notes": [*_file_notes(checkpoint), *conversion.notes],
         "counts": _counts(rows),
         "tensors": rows,
         "metadata": _metadata(
@@ -173,15 +183,18 @@ def _chosen(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[dict
 
 def _translated(checkpoint: ForeignCheckpoint, state: Mapping[str, Tensor]) -> tuple[ForeignFormat, Translation]:
     """The format of a TimeSformer or an image ViT, and its tensors under our names."""
+    if problem := other_function(state):
+        raise UserError(problem)
     form = recognise(state, checkpoint.wrapping == "model_state")
     if form.title.startswith("transformers") and checkpoint.config.get("model_type") is None:
         raise UserError(f"{form.title} by its tensors, without config.json; give the folder with both")
     translation = translate(form, state)
     if translation.strangers:
         more = f" (and {len(translation.strangers) - 1} more)" if translation.strangers[1:] else ""
-        stranger = translation.strangers[0]
-        unexpected = f'unexpected tensor {stranger}{more}: no part of the format "{form.title}"'
-        raise UserError(f"{unexpected}; to leave it out: --unused {stranger}")
+        unexpected = f'unexpected tensor {translation.strangers[0]}{more}: no part of the format "{form.title}"'
+        used = [name for names in translation.sources.values() for name in names]
+        options_ = " ".join(f"--unused {name}" for name in beginnings(translation.strangers, used))
+        raise UserError(f"{unexpected}; to leave {'them' if more else 'it'} out: {options_}")
     for ours in SHOWING_SIZES:
         if ours not in translation.tensors:
             raise UserError(f"the tensor {form.names(1)[ours][0]} is missing")
@@ -272,6 +285,8 @@ def _fill(
         if ours not in translation.tensors:
             continue
         value = translation.tensors[ours].float()
+        if problem := not_finite(value):
+            raise UserError(f"{' + '.join(translation.sources[ours])} {problem}")
         fitted = _fitted(ours, value, config)
         change = ""
         if fitted is not value:
@@ -332,14 +347,22 @@ def _head_facts(head: Head | None, named_by: str) -> dict[str, Any] | None:
     return {"name": head.name, "classes": len(head.classes), "named_by": named_by} if head else None
 
 
-def _dtype_notes(checkpoint: ForeignCheckpoint) -> list[str]:
+def _file_notes(checkpoint: ForeignCheckpoint) -> list[str]:
+    """What the report says about the tensors of a file: which of several sets they are, and their dtypes."""
+    notes = []
+    if checkpoint.wrapping:
+        average = any(key in AVERAGES for key in checkpoint.wrapping.split("."))
+        notes.append(f"weights under {checkpoint.wrapping}{', an average over training' if average else ''}")
+    if checkpoint.others:
+        others = ", ".join(checkpoint.others)
+        notes[-1] += f"; not those under {others} (--key {checkpoint.others[0]} takes them)"
     floats = {value.dtype for value in checkpoint.tensors.values() if value.is_floating_point()}
     dtypes = {str(dtype).removeprefix("torch.") for dtype in floats} - {"float32"}
-    return [f"{' and '.join(sorted(dtypes))} became float32"] if dtypes else []
+    return [*notes, *([f"{' and '.join(sorted(dtypes))} became float32"] if dtypes else [])]
 
 
 def _notes(checkpoint: ForeignCheckpoint, form: ForeignFormat, config: TimeSformerConfig) -> list[str]:
-    notes = _dtype_notes(checkpoint)
+    notes = _file_notes(checkpoint)
     if form is TRANSFORMERS_TIMESFORMER and config.attention == "space":
         notes.append(
             "space attention: transformers gives logits for each frame; here the features of the frames are averaged "
