@@ -100,6 +100,18 @@ def make_set(tmp_path: Path) -> MakeSet:
     return make
 
 
+@pytest.fixture(scope="session")
+def spoil() -> Callable[[Path], None]:
+    """Damages an indexed file, spoil(path). Its size and time stay the same, so it does not count as replaced."""
+
+    def write(path: Path) -> None:
+        before = path.stat()
+        path.write_bytes(b"lost".ljust(before.st_size))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    return write
+
+
 def write_noise(path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 256, (12, 6, 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)

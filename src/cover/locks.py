@@ -5,6 +5,7 @@ The operating system ends a lock when its process ends, also if the process is k
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shlex
@@ -34,15 +35,11 @@ def alone_in(folder: Path, key: str = "out") -> Iterator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The lock is on a file that is open for writing, because network file systems cannot lock folders.
-        file = (folder / LOCK).open("a+", encoding="utf-8", errors="replace")
+        (folder / LOCK).touch()
+        file = _locked(folder / LOCK, f"{key}: {folder}")
     except OSError as error:
-        raise UserError(f"{key}: {folder}: cannot be made or written to: {error.strerror}") from None
+        raise UserError(f"{key}: {folder}: cannot be written: {error.strerror}") from None
     with file:
-        if lock(file, f"{key}: {folder}"):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}: {shlex.join(['cover', *sys.argv[1:]])}\n")
-            file.flush()
         _held.add(place)
         try:
             yield
@@ -50,17 +47,36 @@ def alone_in(folder: Path, key: str = "out") -> Iterator[None]:
             _held.discard(place)
 
 
-def lock(file: IO[Any], what: str) -> bool:
-    """Lock a file that is open for writing until it is closed. False on a file system without locks.
+def _locked(path: Path, what: str) -> IO[str]:
+    """An open lock file that is locked, with this process in it as its owner."""
+    file = path.open(encoding="utf-8", errors="replace")
+    try:
+        locked = lock(file, what)
+    except OSError:  # network file systems lock only files that are open for writing
+        file.close()
+        file = path.open("r+", encoding="utf-8", errors="replace")
+        locked = lock(file, what)
+    if locked:
+        owner = shlex.join(["cover", *sys.argv[1:]])
+        path.write_text(f"process {os.getpid()} on {os.uname().nodename}: {owner}\n", encoding="utf-8")
+    return file
 
-    `what`: the output that it protects, for messages. Raises `UserError` if another process has locked it.
+
+def lock(file: IO[Any], what: str) -> bool:
+    """Lock a file until it is closed. False on a file system without locks.
+
+    `what`: the output that it protects, for messages. Raises `UserError` if another process has locked it, and OSError
+    if the file system locks only files that are open for writing.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         by = f" ({owner})" if (owner := _owner(file)) else ""
+        file.close()
         raise UserError(f"{what}: another command is writing there{by}; wait for it, or choose another place") from None
     except OSError as error:
+        if error.errno == errno.EBADF:
+            raise
         say(f"{what}: cannot be locked ({error.strerror}): make sure that no other command writes there")
         return False
     return True
@@ -68,7 +84,4 @@ def lock(file: IO[Any], what: str) -> bool:
 
 def _owner(file: IO[Any]) -> str:
     """The process that locked a folder; empty for the lock of another file."""
-    if not file.name.endswith(LOCK):
-        return ""
-    file.seek(0)
-    return str(file.readline()).strip()
+    return str(file.readline()).strip() if file.name.endswith(LOCK) else ""

@@ -55,10 +55,10 @@ class Watched(CoVeR):
 
 
 @pytest.fixture
-def broken_set(make_set: MakeSet) -> Path:
+def broken_set(make_set: MakeSet, spoil: Callable[[Path], None]) -> Path:
     """Seven listed videos: one missing, one corrupt, one lost after indexing."""
     catalog = make_set(FILES, absent=["gone.mp4"], corrupt=["bad.mp4"])
-    (catalog.parent / "mine" / "lost.mp4").write_bytes(b"lost")
+    spoil(catalog.parent / "mine" / "lost.mp4")
     return catalog
 
 

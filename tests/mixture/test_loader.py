@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -325,3 +327,22 @@ def test_one_label_without_a_mirror_image_keeps_a_sample_as_it_is(make_set: Make
     )
     assert many_flips(datasets, 0) == {(False, (2, 3))}
     assert many_flips(datasets, 1) == {(False, (4,)), (True, (4,))}
+
+
+NAMESPACE = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]
+
+
+@pytest.mark.skipif(
+    subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode != 0, reason="no mount namespace"
+)
+def test_a_small_shared_memory_is_one_line(make_set: Callable[..., Path], tmp_path: Path) -> None:
+    catalog = make_set({f"{number}.png": "left" for number in range(4)})
+    file = tmp_path / "recipe.yaml"
+    text = f"data: {{sets: [mine], catalog: {catalog}}}\nout: {tmp_path / 'run'}\nsteps: 9\nbatch: 64\nworkers: 2\n"
+    file.write_text(text, encoding="utf-8")
+    train = [*NAMESPACE, sys.executable, "-m", "cover", "train", str(file)]
+    ended = subprocess.run(train, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert "/dev/shm is full: 2 reading processes" in ended.stderr.splitlines()[-1]
+    assert "0.0655 MB" in ended.stderr
+    assert "Traceback" not in ended.stderr

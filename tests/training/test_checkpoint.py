@@ -306,9 +306,9 @@ def rename_after_a_step(folder: Path) -> None:
     (folder / "mine").rename(folder / "elsewhere")
 
 
-def test_a_share_that_is_allowed_goes_on(make_set: MakeSet, tmp_path: Path) -> None:
+def test_a_share_that_is_allowed_goes_on(make_set: MakeSet, spoil: Callable[[Path], None], tmp_path: Path) -> None:
     catalog = make_set({f"{letter}.png": letter for letter in "abcdefgh"})
-    (tmp_path / "mine" / "b.png").write_bytes(b"lost")
+    spoil(tmp_path / "mine" / "b.png")
     recipe = Recipe(
         Data(["mine"], str(catalog)), str(tmp_path / "run"), steps=8, batch=4, workers=0, log_every=1, evaluate_every=-1
     )

@@ -161,10 +161,10 @@ def test_loss_weights_count_in_the_step_and_not_in_the_means(sandbox: Path, tmp_
 
 
 def test_a_file_lost_after_indexing_is_counted_and_named(
-    make_set: MakeSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    make_set: MakeSet, spoil: Callable[[Path], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     catalog = make_set({f"{letter}.mp4": letter for letter in "abcd"})
-    (tmp_path / "mine" / "b.mp4").write_bytes(b"lost")
+    spoil(tmp_path / "mine" / "b.mp4")
     run = train(make_recipe(catalog, tmp_path / "run", ["mine"], steps=2, batch=4, log_every=2))
     (line,) = log_of(run)
     assert line["files_damaged"] == 2

@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 
 from cover import __version__
 from cover.cli import data_commands, study_commands, train_commands, use_commands
-from cover.cli.command import Command
+from cover.cli.command import Command, check_json_target
 from cover.errors import UserError
 from cover.machine import reuse_memory
 from cover.safe_text import printable
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             command, args = _flushed(lambda: _parse(arguments))
             name, goes_on = f"cover {command.name}", "; the same command goes on from here" * command.goes_on
+            check_json_target(args)  # before work that may take hours
             if command.computes:
                 reuse_memory()
             return _flushed(lambda: command.run(args))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -75,6 +76,19 @@ def whole(lowest: int, highest: int | None = None) -> Callable[[str], int]:
 def json_option(contents: str) -> Argument:
     """The option `--json FILE`. `contents` says what the file holds."""
     return argument("--json", metavar="FILE", help=f"{contents} (- for stdout)")
+
+
+def check_json_target(args: Namespace) -> None:
+    """Raises `UserError` if the value of `--json` names a folder, or a file in a folder that cannot be written."""
+    target = getattr(args, "json", None)
+    if not target or target == "-":
+        return
+    path = Path(target)
+    if path.is_dir():
+        raise UserError(f"--json: {target}: is a folder; name a file in it")
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--json: {target}: cannot be written: {folder} cannot be written to")
 
 
 def workers_option(read: Callable[[str], int] = int) -> Argument:

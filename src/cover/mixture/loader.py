@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.queues import Queue
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -32,7 +34,7 @@ from cover.transforms.base import Transform
 from cover.transforms.crop import apply_flip, crop_resize, draw_flip, random_box
 
 T = TypeVar("T")
-SHARED_MEMORY = "/dev/shm"
+SHARED_MEMORY, FULL = "/dev/shm", "No space left on device"
 START_METHOD = "forkserver"  # a forked child of a process with torch threads can hang
 CACHED_AHEAD = 3  # Packs of cached outputs that are read in advance
 HINT_SLACK = 2  # frames are decoded at up to this many times the size that the smallest crop needs
@@ -251,10 +253,13 @@ def _loader(steps: _Steps, first: int, last: int, workers: int) -> DataLoader[Pa
 
 def from_workers(loader: DataLoader[T]) -> Iterator[T]:
     """The items of a loader. Raises `UserError` if the shared memory of this machine is too small for its processes."""
+    workers: list[Any] = []
     try:
-        yield from loader
-    except (RuntimeError, OSError) as error:
-        if not (loader.num_workers and _is_of_shared_memory(error)):
+        items = iter(loader)
+        workers = getattr(items, "_workers", [])
+        yield from items
+    except (RuntimeError, OSError, EOFError) as error:
+        if not (loader.num_workers and _is_of_shared_memory(error, workers)):
             raise
         raise UserError(
             f"{SHARED_MEMORY} is full: {loader.num_workers} reading processes pass samples through it, and it has"
@@ -263,11 +268,13 @@ def from_workers(loader: DataLoader[T]) -> Iterator[T]:
         ) from None
 
 
-def _is_of_shared_memory(error: RuntimeError | OSError) -> bool:
-    """Whether shared memory has no room. torch says so in the text of an error, and a worker may die of SIGBUS."""
-    text = str(error)
+def _is_of_shared_memory(error: Exception, workers: Sequence[Any]) -> bool:
+    """Whether shared memory has no room. The exception may only say that a worker has ended; its exit code says why."""
+    for worker in workers:
+        worker.join(1)  # until the exit code of one that is ending is known
+    codes = {worker.exitcode for worker in workers}
     full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    return full or "Bus error" in text or ("/torch_" in text and "No space left" in text)
+    return full or bool(codes & {errno.ENOSPC, -signal.SIGBUS}) or "Bus error" in str(error) or FULL in str(error)
 
 
 def _size_of(folder: str) -> str:
@@ -298,8 +305,19 @@ def _read_ahead(steps: _Steps, first: int, last: int) -> Iterator[Pack]:
             yield waiting.popleft().result()
 
 
+def _end(error: Exception, item: object) -> None:
+    if FULL in str(error):
+        os._exit(errno.ENOSPC)  # `from_workers` says what it means
+    traceback.print_exception(error)
+    os._exit(1)
+
+
 def one_thread(worker: int) -> None:
-    """Set up a worker process: one thread for torch, no reaction to Ctrl-C, and an end with the parent process."""
+    """Set up a worker process: one thread for torch, no reaction to Ctrl-C, and an end with the parent process.
+
+    It also ends if it cannot send a sample. By default, the parent process would wait for that sample without end.
+    """
+    Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the interrupt
     reuse_memory()
     torch.set_num_threads(1)

@@ -219,13 +219,13 @@ class Checkpoints:
     It does not change results, so it may change on a resume.
     """
 
-    minutes: float = option(15.0, "minutes between checkpoints, besides those of save_every; 0 for none by time")
     keep: int = option(2, "how many of the last checkpoints stay; the best one stays too")
     best: str = option(
         "mean_rank",
         "how the best on dev is chosen: mean_rank over the data sets, one of their names, or empty for none",
     )
     background: bool = option(True, "write while training goes on, from a copy in the host's memory")
+    minutes: float = option(15.0, "minutes between checkpoints, besides those of save_every; 0 for none by time")
 
 
 @dataclass(frozen=True)
