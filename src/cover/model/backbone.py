@@ -27,6 +27,7 @@ Groups = tuple[tuple[int, int], ...]
 Intermediates = dict[str, Tensor]  # name of a place in the network -> its output
 Rgb = tuple[float, float, float]
 
+PACK_LAYOUTS = 8  # layouts of a Pack for which stages are compiled: clips, images, both, training, evaluation
 HEAT_CELLS = 14  # largest number of cells along a side of a frame: a finer map of input gradients is noise
 
 
@@ -342,6 +343,12 @@ class Backbone(nn.Module, ABC):
 
         Stages of the same structure share one graph for each layout of a Pack.
         """
+        import torch._dynamo as dynamo
+
+        # Stages of one class can have different structures. Beyond this number of graphs of a class, the compiler would
+        # leave the rest as they are.
+        limit = PACK_LAYOUTS * len(self.stages())
+        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, limit)
         for stage in self.stages():
             stage.compile(**options)
 
