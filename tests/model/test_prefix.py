@@ -11,6 +11,8 @@ from cover.model.backbone import Backbone, BackboneConfig, Groups, Intermediates
 from cover.model.backbones.conv3d import Conv3dConfig
 from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
 from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.backbones.video_swin import VideoSwinConfig
+from cover.model.backbones.vidtr import VidTrConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 
@@ -23,6 +25,10 @@ CONFIGS: dict[str, BackboneConfig] = {
     "space": TimeSformerConfig(**{**vars(SMALL), "attention": "space", "dropout": 0.5}),
     "conv3d": Conv3dConfig(size=16, channels=(8, 16)),
     "efficientnet_lite": EfficientNetLiteConfig(size=16, depth=2),
+    "video_swin": VideoSwinConfig(
+        size=16, channels=8, depths=(2, 1), attention_heads=(1, 2), window=3, window_frames=2
+    ),
+    "vidtr": VidTrConfig(size=16, patch=8, width=16, depth=2, attention_heads=2, dropout=0.5),
 }
 EACH = pytest.mark.parametrize("name", CONFIGS)
 MIXED: Groups = ((2, 4), (1, 3), (2, 1))

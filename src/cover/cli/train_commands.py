@@ -195,7 +195,8 @@ def _say_how_to_start(args: Namespace) -> None:
     argument(
         "preset",
         metavar="PRESET",
-        help="mini, a ViT size with its patch size, as in B/16, a family of networks, or a known start",
+        help="mini, a ViT size with its patch size, as in B/16, a family of networks, also with a preset, as in "
+        "video_swin/B, or a known start",
     ),
     argument("--frames", type=whole(1, 4096), default=8, metavar="T", help="frames in a clip (default: 8)"),
     argument("--size", type=whole(1, 16384), metavar="S", help="image side in pixels (default: 224; mini: 32)"),

@@ -30,6 +30,7 @@ Rgb = tuple[float, float, float]
 
 # Limits of a configuration, so that no number in a file exhausts the memory: pixels of a side, frames, channels.
 MOST_PIXELS, MOST_FRAMES, MOST_CHANNELS = 16_384, 4096, 1 << 20
+PACK_LAYOUTS = 8  # layouts of a Pack for which stages are compiled: clips, images, both, training, evaluation
 HEAT_CELLS = 14  # largest number of cells along a side of a frame: a finer map of input gradients is noise
 
 
@@ -374,6 +375,12 @@ class Backbone(nn.Module, ABC):
 
         Stages of the same structure share one graph for each layout of a Pack.
         """
+        import torch._dynamo as dynamo
+
+        # Stages of one class can have different structures. Beyond this number of graphs of a class, the compiler would
+        # leave the rest as they are.
+        limit = PACK_LAYOUTS * len(self.stages())
+        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, limit)
         for stage in self.stages():
             stage.compile(**options)
 

@@ -64,7 +64,6 @@ DIVISOR = 8  # channels are multiples of it
 HEAD_CHANNELS = 32  # channels of an attention head of a space-time block
 MEAN: Rgb = (127 / 255,) * 3  # the published networks read (x - 127) / 128 of bytes x
 STD: Rgb = (128 / 255,) * 3
-PACK_LAYOUTS = 8  # layouts of a Pack for which stages are compiled: clips, images, both, training, evaluation
 
 
 @dataclass(frozen=True)
@@ -339,16 +338,6 @@ class EfficientNetLite(Backbone):
 
     def _space_time_blocks(self) -> Sequence[SpaceTimeBlock]:
         return cast(Sequence[SpaceTimeBlock], self.blocks)
-
-    def compile_stages(self, **options: object) -> None:
-        """As `Backbone.compile_stages`."""
-        import torch._dynamo as dynamo
-
-        # All image stages are one class with seven structures. Beyond this number of graphs of a class, the compiler
-        # would leave the rest as they are.
-        limit = PACK_LAYOUTS * len(self.stages())
-        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, limit)
-        super().compile_stages(**options)
 
     # --- parameters ---------------------------------------------------------------------------------------------------
 

@@ -246,12 +246,16 @@ class WindowAttention(nn.Module):
         samples, windows, tokens, _ = x_SWNC.shape
         q, k, v = self.qkv(x_SWNC).unflatten(-1, (3, self.heads, -1)).transpose(2, 4).unbind(3)  # (S, W, H, N, d)
         bias_HNN = self.bias_table[relative_places(tokens, self.window, x_SWNC.device)].permute(2, 0, 1).contiguous()
-        if mask_WNN is not None:
-            mixed = fn.scaled_dot_product_attention(q, k, v, (bias_HNN + mask_WNN[:, None]).to(q.dtype))
-        else:  # with four dimensions, PyTorch has fused kernels
-            q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        # PyTorch has fused kernels for four dimensions. The bias is broadcast over the first: over samples if windows
+        # differ by their mask, else over all windows.
+        if mask_WNN is None:
+            q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (S W, H, N, d)
             mixed = fn.scaled_dot_product_attention(q, k, v, bias_HNN[None].to(q.dtype))
             mixed = mixed.unflatten(0, (samples, windows))
+        else:
+            q, k, v = (x.flatten(1, 2) for x in (q, k, v))  # (S, W H, N, d)
+            bias = (bias_HNN + mask_WNN[:, None]).flatten(0, 1)[None]
+            mixed = fn.scaled_dot_product_attention(q, k, v, bias.to(q.dtype)).unflatten(1, (windows, self.heads))
         return mixed.transpose(2, 3).flatten(3)
 
 

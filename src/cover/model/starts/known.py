@@ -96,7 +96,12 @@ def _video_swin(name: str, what: str, classes: int, top1: float) -> KnownStart:
     return KnownStart(name, f"Video Swin-{what}", "Apache-2.0", 224, classes, top1, url=url)
 
 
-# Top-1: Google's page of EfficientNet-Lite; the pages of the released models of TimeSformer, Video Swin and Swin.
+def _vidtr(name: str, what: str, top1: float) -> KnownStart:
+    url = f"https://gluonmm.s3.amazonaws.com/pretrained/{name}.pth"
+    return KnownStart(name, f"{what}, ImageNet-21k, Kinetics-400", "Apache-2.0", 224, 400, top1, url=url)
+
+
+# Top-1: Google's page of EfficientNet-Lite; the pages of the models of TimeSformer, Video Swin, Swin and VidTr.
 KNOWN = (
     _lite(
         "lite0",
@@ -156,6 +161,11 @@ KNOWN = (
         "swin-large_p244-w877-in22k-pre_8xb8-amp-32x2x1-30e_kinetics400-rgb/"
         "swin-large_p244-w877-in22k-pre_8xb8-amp-32x2x1-30e_kinetics400-rgb_20220930-78ad8b11.pth",
     ),
+    _vidtr("vidtr_s_8x8_patch16_224_k400", "VidTr-S", 77.7),
+    _vidtr("vidtr_m_16x4_patch16_224_k400", "VidTr-M", 78.6),
+    _vidtr("vidtr_l_32x2_patch16_224_k400", "VidTr-L", 79.1),
+    _vidtr("cvidtr_s_8x8_patch16_224_k400", "compact VidTr-S", 75.7),
+    _vidtr("cvidtr_m_16x4_patch16_224_k400", "compact VidTr-M", 76.7),
     KnownStart("microsoft/swin-tiny-patch4-window7-224", "Swin-T, ImageNet-1k", "Apache-2.0", 224, 1000, 81.2),
     KnownStart("microsoft/swin-base-patch4-window7-224-in22k", "Swin-B, ImageNet-22k", "Apache-2.0", 224, 21841),
     KnownStart("microsoft/swin-large-patch4-window7-224-in22k", "Swin-L, ImageNet-22k", "Apache-2.0", 224, 21841),
