@@ -62,6 +62,11 @@ def tell(text: str = "") -> None:
     print(printable(text), flush=True)
 
 
+def tell_path(path: Path) -> None:
+    """Print a path on stdout: as it is for another program, as `printable` gives it on a terminal."""
+    print(printable(str(path)) if sys.stdout.isatty() else path, flush=True)
+
+
 class Meter:
     """A progress display on stderr: a bar with the time left on a terminal, else a plain line every 15 seconds.
 

@@ -86,7 +86,8 @@ def doctor(device: str, workers: int, quick: bool, json_target: str | None) -> b
     for result in _results(device, workers, quick):
         results.append(asdict(result))
         if json_target != "-":
-            tell(_line(result))
+            for line in _line(result).split("\n"):
+                tell(line)
     if json_target:
         write_json(results, json_target)
     counts = {state: sum(result["state"] == state for result in results) for state in ("bad", "warn")}

@@ -251,11 +251,12 @@ def predict(args: Namespace) -> int:
     computes=True,
 )
 def explain(args: Namespace) -> int:
+    from cover.console import tell_path
     from cover.inference.explain import ExplainOptions, default_folder, explain
 
     options = ExplainOptions(tuple(args.head) if args.head else None, args.class_name, args.method)
     for path in explain(args.checkpoint, args.file, options, args.out or default_folder(args.file), args.device):
-        print(path)
+        tell_path(path)
     say_next("serve", args.checkpoint, "--page")
     return 0
 

@@ -29,6 +29,7 @@ from cover.model.release_config import (
     WEIGHTS,
     ReleaseConfig,
     import_advice,
+    import_command,
     of_backbone,
     read_config,
     written_digest,
@@ -138,8 +139,9 @@ def find_release(path: str | Path, revision: str | None = None) -> Path:
         raise UserError(f"{path}: {import_advice(name)}")
     if path.exists():
         foreign = path.is_dir() and any(file.suffix in ENDINGS for file in path.iterdir())
-        nothing = "has no checkpoint in it; give a run folder, a checkpoint or a release"
-        raise UserError(f"{path}: {import_advice(name) if foreign else nothing}")
+        advice = f"if it is one of another library, {import_command(name)}"
+        hint = advice if foreign else "give a run folder, a checkpoint or a release"
+        raise UserError(f"{path}: has no checkpoint in it; {hint}")
     if start := known_start(name):
         return cached_release(start)
     if is_on_hub(name):
@@ -161,8 +163,7 @@ def _from_hub(repo: str, revision: str | None) -> Path:
     try:
         folder = fetch(repo, [WEIGHTS, CONFIG, CARD], revision)
     except UserError as error:
-        command = f"cover import-weights {repo} --out FOLDER"
-        raise UserError(f"{error}; if it is a checkpoint of another library, import it: {command}") from None
+        raise UserError(f"{error}; if it is a checkpoint of another library, {import_command(repo)}") from None
     try:
         values = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):

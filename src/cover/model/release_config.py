@@ -84,8 +84,13 @@ def _config_values(folder: Path) -> dict[str, Any]:
 
 
 def import_advice(source: str) -> str:
-    """Why a checkpoint of another library is no release, and the command that makes one of it."""
-    return f"is no cover release; import it: {shlex.join(['cover', 'import-weights', source, '--out', 'FOLDER'])}"
+    """Why a checkpoint of another library is no release, and what to do."""
+    return f"is no cover release; {import_command(source)}"
+
+
+def import_command(source: str) -> str:
+    """The advice to make a release of a checkpoint of another library."""
+    return f"import it: {shlex.join(['cover', 'import-weights', source, '--out', 'FOLDER'])}"
 
 
 def _check_format(values: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from cover.model.starts.efficientnet_lite import CLASSIFIER, from_published
 IMAGENET = "imagenet1k"  # the head of a start that was trained on ImageNet-1k
 CLASS_NAMES = Path(__file__).with_name("imagenet1k.txt")
 CACHE = "COVER_CACHE"  # environment variable with the cache folder
-CONVERSION = 1  # raise it if the release of the same weights changes; folders of an earlier one are not read again
+CONVERSION = 2  # raise it if the release of the same weights changes; folders of an earlier one are not read again
 
 
 @dataclass(frozen=True)
