@@ -29,6 +29,12 @@ def stripped(text: str) -> str:
     return text
 
 
+def padding_warnings(count: int, first: str) -> Iterator[str]:
+    """A warning if there were spaces around the cells of `count` rows. `first`: the place of the first of them."""
+    if count:
+        yield f"spaces around cells were left out in {count} rows, the first {first}"
+
+
 @dataclass(frozen=True, slots=True)  # there may be millions
 class ListedSample:
     """One sample of an annotation list. Its file may not exist.
@@ -84,8 +90,13 @@ class CsvRecord:
 
     @property
     def cells(self) -> dict[str, str]:
-        """The cells by column name."""
-        return dict(zip(self.header, self.row))
+        """The cells by column name, without spaces around them."""
+        return dict(zip(self.header, map(stripped, self.row)))
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether there are spaces around a cell."""
+        return any(cell != stripped(cell) for cell in self.row)
 
     def seconds(self, column: str) -> float | None:
         """The seconds in a column, None if the cell is empty or the column absent. Raises UserError for other text."""
@@ -237,7 +248,7 @@ def read_pairs(file: str, known: Container[str] = ()) -> Iterator[tuple[str, str
 def _pair(line: str, known: Container[str]) -> tuple[str, str] | None:
     path, _, label = (stripped(part) for part in line.rpartition("\t"))
     behind_tab = _MEDIA_PAIR.fullmatch(label)  # then the tab is in the path
-    if path and label and not _NUMBERS.fullmatch(label) and not (behind_tab and media_of(behind_tab[1])):
+    if path and label and not _NUMBERS.fullmatch(label) and not (behind_tab and media_of(f"x{behind_tab[1]}")):
         return path, label
     line = stripped(line)
     for gap in re.finditer(r"[ \t,]+", line):  # the first gap has the longest label behind it

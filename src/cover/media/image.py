@@ -142,7 +142,7 @@ def _unknown(file: str | io.BytesIO) -> str:
 # --- folders of numbered images ---
 
 FOLDER_RATE = 12.0  # frames per second; a folder does not store its rate
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp")
 
 
 def probe_folder(path: AnyPath, max_pixels: int) -> Probe:

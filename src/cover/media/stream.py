@@ -48,7 +48,8 @@ _VIDEOS = (
     "mov,matroska,avi,asf,flv,live_flv,ogg,mpeg,mpegts,gif,apng,ivf,yuv4mpegpipe,dv,gxf,mxf,nut,nsv,rm,swf,wtv,vc1test,"
     "smjpeg,mpjpeg,kux,ivr,pva,ty,4xm,roq,film_cpk,bink,smk,flic,wav,mp3,flac,aac"  # music has no video stream
 )
-CONTAINERS = f"{_VIDEOS},{_STREAMS}"
+_IMAGES = "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,j2k_pipe,pbm_pipe,pgm_pipe,ppm_pipe"  # one frame
+CONTAINERS = f"{_VIDEOS},{_IMAGES},{_STREAMS}"
 # Streams without a container: their demuxers take 25 frames per second, whatever the stream itself states.
 _RAW = frozenset(_STREAMS.split(","))
 

@@ -302,6 +302,22 @@ def test_spaces_around_cells(tree: Any) -> None:
     assert "train.csv, row 2" in warning
 
 
+def test_spaces_around_cells_of_published_lists(tree: Any) -> None:
+    tree.write(
+        "train.csv", "label,youtube_id,time_start,time_end\nrun ,abcdefghijk,1,11\n\u3000run, abcdefghijl,1,11\n"
+    )
+    listing = list_split(tree.spec(format="kinetics"), "train")
+    assert (listing.classes.names, [row.source_id for row in listing.rows]) == (
+        ("run",),
+        ["abcdefghijk", "abcdefghijl"],
+    )
+    assert "2 rows" in listing.warnings[0]
+    tree.write("trainingSet.csv", "run/a.mp4,run ,1,0\nrun/b.mp4,run,1,0\n")
+    listing = list_split(tree.spec(format="moments"), "train")
+    assert listing.classes.names == ("run",)
+    assert "1 rows, the first" in listing.warnings[0]
+
+
 def test_a_file_whose_name_has_a_space_at_its_end(tree: Any) -> None:
     tree.touch("a.mp4 ")
     tree.write("train.csv", "path,label\na.mp4 ,x\nb.mp4,y\n")
@@ -335,7 +351,7 @@ def test_columns_of_other_names(tree: Any) -> None:
     wrong = [
         ({"label": "action"}, r'list\.csv, row 1: no column "action" .*set\.columns\.label'),
         ({"lable": "activity"}, 'set.columns: unknown column "lable"; did you mean "label"'),
-        ({"label": 3}, "set.columns: label: expected text"),
+        ({"label": ""}, "set.columns: label: expected text"),
     ]
     for columns, message in wrong:
         with pytest.raises(UserError, match=message):

@@ -42,7 +42,8 @@ def stray_warnings(media: Media, others: Sequence[str], stray: Sequence[str], li
     """Warnings about files with another ending in class folders, media files outside class folders, and links."""
     if others:
         count = f"{len(others)} files in class folders, the first {few(others[:1])}"
-        yield f"left out, for their ending is no {media}'s: {count}{_other_media(media, others)}"
+        yield f"left out, for their ending is no {media}'s: {count}"
+    yield from _other_media(media, others)
     if links.left_out:
         count = f"{len(links.left_out)} folders, the first {few(links.left_out[:1])}"
         yield f"left out, for they are links to folders that are read anyway: {count}"
@@ -50,12 +51,14 @@ def stray_warnings(media: Media, others: Sequence[str], stray: Sequence[str], li
         yield f"left out, for they lie in no class folder: {len(stray)} files, the first {few(stray[:1])}"
 
 
-def _other_media(media: Media, others: Sequence[str]) -> str:
-    """A hint if some of the files left out are of the other kind of media."""
+def _other_media(media: Media, others: Sequence[str]) -> Iterator[str]:
+    """A warning if some of the files left out are of the other kind of media."""
     other: Media = "image" if media == "video" else "video"
-    count = sum(os.path.splitext(path)[1].lower() in ENDINGS[other] for path in others)
-    remedy = f"set `media: {other}` to use them instead, or give them an entry of their own"
-    return f"; {count} of them are {other}s, and this is a set of {media}s: {remedy}" if count else ""
+    if count := sum(os.path.splitext(path)[1].lower() in ENDINGS[other] for path in others):
+        yield (
+            f"{count} files left out have the ending of another kind of media; a data set has one kind:"
+            f" `media: {other}` in this entry, or in one of its own, reads them"
+        )
 
 
 def _class_folders(top: str, links: FolderLinks | None = None) -> list[str]:

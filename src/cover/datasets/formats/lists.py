@@ -30,6 +30,7 @@ from cover.datasets.annotations import (
     Listing,
     classes_from_catalog,
     naming_splits,
+    padding_warnings,
     place_of,
     read_pairs,
     read_table,
@@ -143,7 +144,7 @@ def _first_number(numbers: Collection[int] | None, given: ClassList | None) -> i
 
 
 def _from_one(first: int) -> list[str]:
-    return ["the labels are numbered from 1: label 1 is the first name in `classes`"] if first else []
+    return ["the labels are numbered from 1: label 1 is the first name of the class list"] if first else []
 
 
 def _source(path: str) -> str:
@@ -252,9 +253,7 @@ class _ListedRows:
         self.first_padded = self.first_padded or number
 
     def warnings(self) -> Iterator[str]:
-        if self.padded:
-            where = place_of(self.file, self.first_padded)
-            yield f"spaces around cells were left out in {self.padded} rows, the first {where}"
+        return padding_warnings(self.padded, place_of(self.file, self.first_padded))
 
 
 @dataclass(frozen=True)
