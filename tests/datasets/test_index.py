@@ -150,3 +150,37 @@ def test_dead_worker_costs_no_file(tmp_path: Path) -> None:
         result += [pair for part in parts for pair in part]
     assert sorted(path for path, _ in result) == sorted(paths)
     assert {facts.state for _, facts in result} == {"missing"}
+
+
+FILES = Path(__file__).parents[1] / "media" / "files"
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_odd_files_cost_no_other_file(tmp_path: Path, deep: bool) -> None:
+    """A camera's Motion-JPEG with EXIF data, a playlist and an empty file beside a good one."""
+    write_video(tmp_path / "good.mp4", 10)
+    for name in ("canon_exif.avi", "canon_exif.mov"):
+        (tmp_path / name).write_bytes((FILES / name).read_bytes())
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile good.mp4\n")
+    (tmp_path / "empty.mp4").touch()
+    names = ["canon_exif.avi", "list.mp4", "good.mp4", "canon_exif.mov", "empty.mp4"]
+    (tmp_path / "train.csv").write_text("path,label\n" + "".join(f"{name},x\n" for name in names))
+    (tmp_path / "catalog.yaml").write_text("mine: {format: csv, root: ., dev: 0}\n")
+    (result,) = index(tmp_path / "catalog.yaml", 0, deep=deep)
+    assert [row.state for row in open_manifest(Path(result["manifest"])).rows()] == [
+        "ok",
+        "unreadable",
+        "ok",
+        "ok",
+        "unreadable",
+    ]
+    assert result["partial"] == 0
+    assert [Path(row["path"]).name for row in result["unusable"]] == ["list.mp4", "empty.mp4"]
+
+
+def test_classes_that_differ_only_in_case(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", 10)
+    (tmp_path / "train.csv").write_text("path,label\na.mp4,Drinking\na.mp4,drinking\na.mp4,eating\n")
+    (tmp_path / "catalog.yaml").write_text("mine: {format: csv, root: ., dev: 0}\n")
+    (result,) = index(tmp_path / "catalog.yaml", 0)
+    assert any('"Drinking" and "drinking"' in warning for warning in result["warnings"])

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cover.media.video import frames_at, runs_for
+from cover.media.selective import frames_at, runs_for
 
 # packets, of which lead their key frame
 GROUPS = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 3)), min_size=1, max_size=8)

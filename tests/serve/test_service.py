@@ -523,6 +523,16 @@ def hostile(folder: Path) -> dict[str, tuple[bytes, int, str]]:
             "neither",
         ),
         "concat list": (b"ffconcat version 1.0\nfile '" + target + b"'\n", 415, "neither"),
+        "dash behind the name of a box": (
+            b'<!--free --><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT2S">'
+            b"<Period><AdaptationSet><Representation><BaseURL>file:" + target + b"</BaseURL></Representation>"
+            b"</AdaptationSet></Period></MPD>",
+            415,
+            "neither",
+        ),
+        "text behind a box": (b"\0\0\0\x10free12345678#EXTM3U\nfile:" + target, 415, "neither"),
+        "playlist in an mp4's clothes": (b"\x80\x80\0\x18mdat#EXTM3U\nfile:" + target, 422, "cannot be read"),
+        "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), 422, "cannot be read"),
         "svg": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', 415, "neither"),
         "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "neither"),
         "noise in an mp4's clothes": (b"\0\0\0\x18ftypmp42" + os.urandom(5000), 422, "cannot be read"),

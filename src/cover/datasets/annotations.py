@@ -6,16 +6,33 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cover.datasets.catalog import DatasetSpec
+from cover.datasets.files import media_of
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError, nearest
 
 _PAIR = re.compile(r"(.*[^ \t,])[ \t,]+([^\s,]+)[ \t]*")
+_MEDIA_PAIR = re.compile(r"(.*\.[A-Za-z0-9]{2,5})[\s,]+(\S.*)")  # a path with an ending, and a label with spaces
+_NUMBERS = re.compile(r"-?\d+([ \t,]+-?\d+)*")
+_INVISIBLE = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"  # characters without width
+
+
+def stripped(text: str) -> str:
+    """A cell without spaces around it: those of any script, and characters without width."""
+    while text != (shorter := text.strip().strip(_INVISIBLE)):
+        text = shorter
+    return text
+
+
+def padding_warnings(count: int, first: str) -> Iterator[str]:
+    """A warning if there were spaces around the cells of `count` rows. `first`: the place of the first of them."""
+    if count:
+        yield f"spaces around cells were left out in {count} rows, the first {first}"
 
 
 @dataclass(frozen=True, slots=True)  # there may be millions
@@ -73,8 +90,13 @@ class CsvRecord:
 
     @property
     def cells(self) -> dict[str, str]:
-        """The cells by column name."""
-        return dict(zip(self.header, self.row))
+        """The cells by column name, without spaces around them."""
+        return dict(zip(self.header, map(stripped, self.row)))
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether there are spaces around a cell."""
+        return any(cell != stripped(cell) for cell in self.row)
 
     def seconds(self, column: str) -> float | None:
         """The seconds in a column, None if the cell is empty or the column absent. Raises UserError for other text."""
@@ -94,38 +116,65 @@ def seconds(text: str, column: str, where: str) -> float | None:
 
 @dataclass(frozen=True)
 class CsvTable:
-    """A csv file with a header. `rows` yields `(row number, cells)` while the file is read. Rows are full."""
+    """A csv file with a header. `rows` yields `(row number, cells)` while the file is read. Rows are full.
+
+    `separator`: what parts the cells.
+    """
 
     file: str
     header: list[str]
     rows: Iterator[tuple[int, list[str]]]
+    separator: str = ","
 
 
-def read_table(file: str, needed: Iterable[str], keys: Mapping[str, str] | None = None) -> CsvTable:
-    """Open a csv file with a header.
+def read_table(
+    file: str,
+    needed: Iterable[str],
+    keys: Mapping[str, str] | None = None,
+    names: Mapping[str, str | None] | None = None,
+) -> CsvTable:
+    """Open a csv file with a header. Its cells are parted by commas, or by semicolons or tabs as in its header.
 
-    `keys`: column -> the catalog's key that names it, for messages. Raises UserError if the file cannot be read or
-    lacks a column in `needed`. Iterating over its rows raises UserError for a row with too few or too many cells.
+    `keys`: column -> the catalog's key that names it, for messages. `names`: our name of a column -> the file's, None
+    if the file has no such column. Raises UserError if the file cannot be read or lacks a column in `needed`. Iterating
+    over its rows raises UserError for a row with too few or too many cells.
     """
-    rows = _numbered_rows(file)
+    rows, separator = _numbered_rows(file), ","
     number, header = next(rows, (1, []))
     if not header:
         raise UserError(f"{file}: empty; the first row names the columns, {', '.join(needed)} among them")
-    header = [column.strip() for column in header]
+    if len(header) == 1 and (found := next((mark for mark in ";\t" if mark in header[0]), None)):
+        rows, separator = _numbered_rows(file, found), found
+        number, header = next(rows, (1, []))
+    header = _renamed([stripped(column) for column in header], names or {}, place_of(file, number), keys or {})
     for column in needed:
         if column not in header:
             other_separator = len(header) == 1 and re.search("[;\t|]", header[0])
-            hint = "; part the cells by commas" if other_separator else nearest(column, header)
+            hint = "; part the cells by commas" if other_separator else nearest(column, filter(None, header))
             by = f", which {keys[column]} names" if keys and column in keys else ""
             raise UserError(f'{place_of(file, number)}: no column "{column}" in the header{by}{hint}')
     repeated = next((column for place, column in enumerate(header) if column and column in header[:place]), None)
     if repeated:
         raise UserError(f'{place_of(file, number)}: two columns "{repeated}"; keep one of them')
-    return CsvTable(file, header, _full_rows(file, len(header), rows))
+    return CsvTable(file, header, _full_rows(file, len(header), rows, separator), separator)
 
 
-def _full_rows(file: str, width: int, rows: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
-    too_many, too_few = "quote a cell that holds a comma", "a cell is missing, or the row was cut off"
+def _renamed(header: list[str], names: Mapping[str, str | None], where: str, keys: Mapping[str, str]) -> list[str]:
+    """The header with our names. A column that has one of them, but is not meant, gets an empty name."""
+    for ours, theirs in names.items():
+        if theirs is not None and theirs not in header:
+            raise UserError(
+                f'{where}: no column "{theirs}" in the header, which {keys[ours]} names{nearest(theirs, header)}'
+            )
+    ours_of = {theirs: ours for ours, theirs in names.items()}
+    return [ours_of.get(column, "" if column in names else column) for column in header]
+
+
+def _full_rows(
+    file: str, width: int, rows: Iterable[tuple[int, list[str]]], separator: str
+) -> Iterator[tuple[int, list[str]]]:
+    mark = {",": "comma", ";": "semicolon", "\t": "tab"}[separator]
+    too_many, too_few = f"quote a cell that holds a {mark}", "a cell is missing, or the row was cut off"
     for number, row in rows:
         if len(row) != width:
             remedy = too_many if len(row) > width else too_few
@@ -149,10 +198,10 @@ def read_rows(file: str) -> Iterator[tuple[str, list[str]]]:
     return ((place_of(file, number), row) for number, row in _numbered_rows(file))
 
 
-def _numbered_rows(file: str) -> Iterator[tuple[int, list[str]]]:
+def _numbered_rows(file: str, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
-            reader = csv.reader(lines)
+            reader = csv.reader(lines, delimiter=separator)
             yield from ((reader.line_num, row) for row in reader if row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(file, error) from None
@@ -183,16 +232,33 @@ def read_numbered(file: str) -> Iterator[tuple[str, str]]:
         raise _unreadable(file, error) from None
 
 
-def read_pairs(file: str) -> Iterator[tuple[str, str, str]]:
+def read_pairs(file: str, known: Container[str] = ()) -> Iterator[tuple[str, str, str]]:
     """`(where, path, label)` of every line `path label`. Raises UserError for another line.
 
-    The label is the text behind the last space, tab or comma, so a path may contain spaces.
+    Both may contain spaces. A tab parts them. In a line without one the label is the longest end of it that is in
+    `known`, else what follows a file's ending, else the text behind the last space or comma.
     """
     for where, line in read_numbered(file):
-        pair = _PAIR.fullmatch(line)
+        pair = _pair(line, known)
         if not pair:
-            raise UserError(f"{where}: expected `path label`, the label behind a space")
-        yield where, pair[1], pair[2]
+            raise UserError(f"{where}: expected `path label`, the label behind a space or a tab")
+        yield where, *pair
+
+
+def _pair(line: str, known: Container[str]) -> tuple[str, str] | None:
+    path, _, label = (stripped(part) for part in line.rpartition("\t"))
+    behind_tab = _MEDIA_PAIR.fullmatch(label)  # then the tab is in the path
+    if path and label and not _NUMBERS.fullmatch(label) and not (behind_tab and media_of(f"x{behind_tab[1]}")):
+        return path, label
+    line = stripped(line)
+    for gap in re.finditer(r"[ \t,]+", line):  # the first gap has the longest label behind it
+        if gap.start() and line[gap.end() :] in known:
+            return line[: gap.start()], line[gap.end() :]
+    media = _MEDIA_PAIR.fullmatch(line)
+    if media and re.search(r"\s", media[2]) and not _NUMBERS.fullmatch(media[2]) and media_of(media[1]):
+        return media[1], stripped(media[2])
+    pair = _PAIR.fullmatch(line)
+    return (pair[1], stripped(pair[2])) if pair else None
 
 
 def _unreadable(file: str, error: Exception) -> UserError:
@@ -230,7 +296,7 @@ def _names_in(file: str) -> list[str]:
     """Class names, one per line. Raises UserError for an empty file or a repeated name."""
     names: dict[str, None] = {}
     for where, line in read_numbered(file):
-        if (name := line.strip()) in names:
+        if (name := stripped(line)) in names:
             raise UserError(f'{where}: the class "{name}" is listed twice; class names must differ')
         names[name] = None
     if not names:
@@ -262,11 +328,12 @@ class Labels:
             )
         return self._index[name]
 
-    def at(self, label: int, where: str) -> int:
-        """A label given as a number. Raises UserError if there is no such class."""
+    def at(self, label: int, where: str, first: int = 0) -> int:
+        """A label given as a number, where `first` is that of the first class. Raises UserError if it has no class."""
+        label -= first
         if not 0 <= label < len(self._index):
             raise UserError(
-                f"{where}: label {label} is outside the {len(self._index)} classes of {self._classes.source}"
+                f"{where}: label {label + first} is outside the {len(self._index)} classes of {self._classes.source}"
             )
         return label
 

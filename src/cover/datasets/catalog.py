@@ -17,7 +17,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
@@ -201,6 +201,7 @@ class DatasetSpec:
     `group`: the rule for the groups, which stay on one side of a split. None if the source of a sample is its group.
     `separator`: text between the classes in one cell of a multi-label csv file.
     `given_root`: the key `root` as the catalog has it; it may be relative to the catalog's folder.
+    `columns`: our name of a csv column (`path`, `label`, ...) -> its name in the file.
     """
 
     name: str
@@ -218,6 +219,7 @@ class DatasetSpec:
     separator: str = "|"
     group: GroupRule | None = None
     given_root: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -350,6 +352,10 @@ def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec:
     annotations = _annotations(keys, form, root)
     media = _media(keys, form, annotations)
     classes = keys.take("classes", _text, None)
+    columns = keys.take("columns", _columns_in(form), {})
+    for column in ("source", "group"):
+        if column in columns and column in values:
+            raise keys.wrong(column, f"columns.{column} names the column already; drop one of the two")
     return DatasetSpec(
         name=name,
         format=form,
@@ -362,10 +368,11 @@ def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec:
         views=keys.take("views", lambda value: Views.parse(_text(value)), _views(convention, media)),
         crop_scale=keys.take("crop_scale", _range, convention.crop_scale),
         dev=keys.take("dev", _fraction, 0.0 if "dev" in annotations or form == PREPARED else 0.05),
-        source=keys.take("source", _text, None),
+        source="source" if "source" in columns else keys.take("source", _text, None),
         separator=keys.take("separator", _text, "|"),
-        group=keys.take("group", _group_in(form), None),
+        group=GroupRule("group") if "group" in columns else keys.take("group", _group_in(form), None),
         given_root=given_root,
+        columns=columns,
     )
 
 
@@ -434,6 +441,25 @@ def _format_in(folder: Path) -> Callable[[Any], str]:
     return read
 
 
+COLUMNS = ("path", "label", "class", "labels", "classes", "split", "start", "end", "source", "group")
+
+
+def _columns_in(form: str) -> Callable[[Any], dict[str, str]]:
+    """A reader of the key `columns` in an entry of the format `form`: our name of a csv column -> its name there."""
+
+    def read(value: Any) -> dict[str, str]:
+        if form != "csv":
+            raise UserError(f"goes with csv; {form} has no columns")
+        if not isinstance(value, dict) or not value:
+            raise UserError(f"expected names of columns, as {{path: file, label: activity}}, got {show(value)}")
+        for column in value:
+            if column not in COLUMNS:
+                raise UserError(f'unknown column "{column}"{nearest(str(column), COLUMNS)}')
+        return {column: _named_text(column, name) for column, name in value.items()}
+
+    return read
+
+
 def _group_in(form: str) -> Callable[[Any], GroupRule]:
     """A reader of the key `group` in an entry of the format `form`."""
 
@@ -464,14 +490,14 @@ def _paths(value: Any) -> dict[str, str]:
     for split in value:
         if split not in SPLITS:
             raise UserError(f'unknown split "{split}"{nearest(split, SPLITS)}')
-    return {split: _path(split, file) for split, file in value.items()}
+    return {split: _named_text(split, file) for split, file in value.items()}
 
 
-def _path(split: str, value: Any) -> str:
+def _named_text(name: str, value: Any) -> str:
     try:
         return _text(value)
     except UserError as error:
-        raise UserError(f"{split}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
 
 
 def _number(value: Any) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -254,13 +255,23 @@ def _plan(spec: DatasetSpec) -> _Plan:
         if not is_text(row.path):
             raise UserError(f"{spec.name}: {row.path!a}: the file's name is not valid UTF-8; rename the file")
     left_out = {split: listing.warnings for split, listing in listings.items()}
-    left_out[next(iter(rows))] += tuple(group_warnings(rows))
+    left_out[next(iter(rows))] += (*group_warnings(rows), *_similar(classes))
     if "dev" in spec.splits and "dev" not in rows:
         carved = _carve(spec, classes, rows["train"])
         rows |= {"train": carved.train} | ({"dev": carved.dev} if carved.dev else {})
         shown = "dev" if carved.dev else "train"
         left_out[shown] = (*left_out.get(shown, ()), *carved.warnings)
     return _Plan(spec, classes, {split: rows[split] for split in SPLITS if split in rows}, left_out)
+
+
+def _similar(classes: ClassList) -> Iterator[str]:
+    """A warning about classes that are most likely one: their names differ only in case, spaces or Unicode form."""
+    alike: dict[str, list[str]] = {}
+    for name in classes.names:
+        alike.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    groups = [" and ".join(f'"{name}"' for name in names) for names in alike.values() if len(names) > 1]
+    if groups:
+        yield f"classes whose names differ only in case, spaces or Unicode form: {few(groups)}"
 
 
 def _carve(spec: DatasetSpec, classes: ClassList, rows: Sequence[ListedSample]) -> CarvedDev[ListedSample]:

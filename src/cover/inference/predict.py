@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal
 
 from cover.console import Meter, flushed, say, write_json
-from cover.datasets.files import walk
+from cover.datasets.files import matching, walk
 from cover.errors import UserError
 from cover.inference.features import FeatureFile, list_beside
 from cover.inference.predictor import Predictions, Predictor, ViewOutputs
@@ -365,8 +365,8 @@ def _expand(name: str) -> list[str]:
             )
         return inside
     if glob.has_magic(name):
-        matching = sorted(path for path in glob.glob(name, recursive=True) if not os.path.isdir(path))
-        if not matching and ("*" in name or "?" in name):
+        found = matching(name)
+        if not found and ("*" in name or "?" in name):
             raise UserError(f"{name}: no file matches")
-        return matching or [name]
+        return found or [name]
     return [name]

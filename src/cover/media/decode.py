@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from typing import Literal
 
 import av
@@ -19,7 +20,7 @@ from av.container import InputContainer
 
 from cover.media.image import FOLDER_RATE, decode_folder, decode_image, numbered_images, probe_folder, probe_image
 from cover.media.source import MAX_PIXELS, Decoded, FileProblem, MediaError, Probe, Source, is_plain
-from cover.media.stream import Reader, Shape, kinds, open_video, rate
+from cover.media.stream import Reader, Shape, kinds, open_video
 from cover.media.video import decode_video, first_frame, probe_video, summary
 
 __all__ = [
@@ -128,13 +129,13 @@ def _probe_all_frames(path: Source, max_pixels: int) -> tuple[Probe, str]:
         first = first_frame(frames, reader)
         shape = Shape.of(first, stream, None, max_pixels)
         shape.rgb(first)  # some pixel formats can be decoded, but not converted to RGB
-        shown = [(first.pts, first.duration or 0), *((frame.pts, frame.duration or 0) for frame in frames)]
+        shown = [(reader.stamp(frame), frame.duration or 0) for frame in chain([first], frames)]
         damage, stamps = reader.damage, reader.stamps_to_end()
-        whole = summary(first, stamps, rate(stream), shape, stream.codec_context.name)
+        whole = summary(first, stamps, reader, shape)
         if damage is None:
             decoded = replace(whole, frames=len(shown))
             return decoded, _missing_end(path, decoded, container, max_pixels)
-        decoded = replace(summary(first, shown, rate(stream), shape, whole.codec), frames=len(shown))
+        decoded = replace(summary(first, shown, reader, shape), frames=len(shown))
         return decoded, _partial(damage, decoded.frames, max(whole.frames, stream.frames))
 
 

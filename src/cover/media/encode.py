@@ -27,9 +27,9 @@ from PIL import Image
 from cover.errors import UserError
 from cover.media import video
 from cover.media.image import decode_image, frame_file, numbered_images, open_image
+from cover.media.selective import SEEK_BEYOND, SEEK_MARGIN, SEEKABLE
 from cover.media.source import MAX_PIXELS, TOLERANCE, AnyPath, ByteRange, MediaError, Source, is_plain, read_source
-from cover.media.stream import Reader, Shape, kinds, open_video, rate, reason, tick
-from cover.media.video import SEEK_BEYOND, SEEK_MARGIN, SEEKABLE, STAMPED_IN_DECODING_ORDER
+from cover.media.stream import Reader, Shape, kinds, opaque, open_video, rate, reason, stamp_of, tick
 
 TIMESCALE = 90_000  # ticks per second; usual frame rates are exact, other times are within 6 microseconds
 ENDINGS = {"h264": ".mp4", "jpeg": ".jpg", "png": ".png"}  # `Encoded.codec` -> ending of the file
@@ -172,8 +172,8 @@ def _opened(stack: ExitStack, source: Source, start: float | None) -> _SourceCli
     first = video.first_frame(frames, reader)
     shape, pace = Shape.of(first, stream, None, MAX_PIXELS), rate(stream)
     if start is None:
-        stamp = attrgetter("dts" if kinds(container) & STAMPED_IN_DECODING_ORDER else "pts")
-        return _SourceClip(video.timed_frames(chain([first], frames), first, pace, stamp), shape, lambda: reader.damage)
+        timed = video.timed_frames(chain([first], frames), first, pace, stamp_of(container))
+        return _SourceClip(timed, shape, lambda: reader.damage)
     later = Reader(container, stream)  # reads from the key frame on; `reader` has read the first frame
     key = _key_before(later, first, start) if kinds(container) & SEEKABLE else None
     if key is None:
@@ -310,7 +310,7 @@ class _Writer:
         how = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
         try:
             flat = self.converter.reformat(
-                frame, *self.flat, "yuv420p", interpolation=how, dst_color_range=ColorRange.MPEG, threads=1
+                opaque(frame), *self.flat, "yuv420p", interpolation=how, dst_color_range=ColorRange.MPEG, threads=1
             )
         except av.FFmpegError as error:
             raise MediaError(f"{frame.format.name} pixels cannot be turned into YUV: {reason(error)}") from error

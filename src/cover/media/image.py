@@ -1,7 +1,9 @@
 """Image decoding with Pillow, and folders of numbered images as videos.
 
-Images come back upright and in RGB. A folder has 12 frames per second, the rate of Something-Something's frames.
-`cover.mixture.loader.read_pixels` makes an image a clip of one frame.
+Images come back upright and in 8-bit RGB. Transparent parts show `source.BACKGROUND`, as in videos. Pixels of 16 bits
+keep their highest 8 bits. Other numbers (32-bit integers, floating point) are scaled so that the lowest value of the
+picture becomes black and the highest white. A folder has 12 frames per second, the rate of Something-Something's
+frames. `cover.mixture.loader.read_pixels` makes an image a clip of one frame.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ from __future__ import annotations
 import io
 import os
 import re
-import struct
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from functools import lru_cache
+from importlib import import_module
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -28,13 +31,19 @@ from cover.media.source import (
     Source,
     check_size,
     check_source,
+    decoder_errors,
     is_plain,
+    over_background,
     read_source,
 )
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # users get one reason per file instead of lines on the terminal
-# Exceptions that Pillow's readers raise on damaged files.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+# The readers of Pillow that may open a file. They read the file itself and start no other program. HEIF is a plugin's.
+READERS = (
+    *("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "PPM", "JPEG2000"),
+    *("TGA", "SGI", "PCX", "PSD", "QOI", "ICO", "DDS"),
+)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def decode_image(path: Source, *, size_hint: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -51,10 +60,32 @@ def decode_image(path: Source, *, size_hint: int | None = None, max_pixels: int 
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """The pixels as uint8 `(H, W, 3)`."""
-    if image.mode.startswith("I;16"):  # Pillow clips 16-bit grey at 255
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    """The pixels as uint8 `(H, W, 3)`. Raises MediaError."""
+    if image.mode[0] in "IF":  # Pillow clips these at 255
+        return np.repeat(_eight_bits(image)[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        return over_background(np.asarray(image.convert("RGBA")))
     return np.array(image.convert("RGB"))
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """Grey values of more than 8 bits, as uint8 `(H, W)`. Raises MediaError if no value is a number."""
+    values = np.asarray(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        bits = _tiff_bits(image) or 16
+        return np.clip(values.astype(np.int64) >> (bits - 8), 0, 255).astype(np.uint8)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise MediaError("no pixel has a number as its value")
+    values = np.where(finite, values, 0).astype(np.float64)
+    low, high = values[finite].min(), values[finite].max()
+    return np.rint(np.clip((values - low) / ((high - low) or 1.0), 0, 1) * 255).astype(np.uint8)
+
+
+def _tiff_bits(image: Image.Image) -> int | None:
+    """Bits of a grey value that a TIFF file states, such as 12; None for other files."""
+    bits = getattr(image, "tag_v2", {}).get(258)
+    return bits[0] if isinstance(bits, tuple) else bits
 
 
 def picture_of(image: Image.Image) -> np.ndarray:
@@ -80,22 +111,46 @@ def probe_image(path: Source, max_pixels: int) -> Probe:
 def open_image(path: Source, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image without decoding its pixels. Raises MediaError, also for errors inside the `with` block."""
     check_source(path)
+    file = os.fspath(path) if is_plain(path) else io.BytesIO(read_source(path))
+    with decoder_errors("damaged image"):
+        try:
+            with Image.open(file, formats=_readers()) as image:
+                check_size(*image.size, max_pixels)
+                yield image
+        except Image.UnidentifiedImageError as error:
+            raise MediaError(_unknown(file)) from error
+        except PermissionError as error:
+            raise MediaError(f"cannot be read: {error.strerror}", error.errno) from error
+
+
+@lru_cache(maxsize=1)
+def _readers() -> tuple[str, ...]:
+    """The names in `READERS` that this installation of Pillow has."""
+    for plugin in ("pillow_heif", "pi_heif"):
+        with suppress(ImportError):
+            import_module(plugin).register_heif_opener()
+            break
+    Image.init()
+    return tuple(name for name in READERS if name in Image.OPEN)
+
+
+def _unknown(file: str | io.BytesIO) -> str:
+    """The reason why Pillow does not know a file."""
     try:
-        with Image.open(os.fspath(path) if is_plain(path) else io.BytesIO(read_source(path))) as image:
-            check_size(*image.size, max_pixels)
-            yield image
-    except Image.UnidentifiedImageError as error:
-        raise MediaError("not an image that Pillow knows") from error
-    except PermissionError as error:
-        raise MediaError(f"cannot be read: {error.strerror}", error.errno) from error
-    except _DAMAGED as error:
-        raise MediaError(f"damaged image: {error}", getattr(error, "errno", None)) from error
+        with open(file, "rb") if isinstance(file, str) else nullcontext(file) as source:
+            source.seek(0)
+            head = source.read(12)
+    except OSError:
+        head = b""
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and "HEIF" not in _readers():
+        return "a HEIC image, which takes a plugin: pip install pillow-heif, then cover index --force"
+    return "not an image that Pillow knows"
 
 
 # --- folders of numbered images ---
 
 FOLDER_RATE = 12.0  # frames per second; a folder does not store its rate
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp")
 
 
 def probe_folder(path: AnyPath, max_pixels: int) -> Probe:

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from traceback import walk_tb
+from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +33,41 @@ class MediaError(Exception):
     def __init__(self, reason: str, errno: int | None = None) -> None:
         super().__init__(reason)
         self.errno = errno
+
+
+# Packages that decode media. What they raise is due to the file that they read.
+_DECODERS = frozenset({"av", "PIL", "pillow_heif", "pi_heif", "pillow_avif", "pillow_jxl", "torchcodec"})
+
+
+@contextmanager
+def decoder_errors(kind: str) -> Iterator[None]:
+    """Turn any exception that a decoder's own code raises inside the block into a MediaError `KIND: REASON`.
+
+    So one odd file never ends the work on others. An exception of any other code keeps its traceback, as does a lack of
+    memory.
+    """
+    try:
+        yield
+    except (MediaError, MemoryError):
+        raise
+    except Exception as error:
+        if _raised_in(error) not in _DECODERS:
+            raise
+        name = "" if isinstance(error, OSError | SyntaxError) else type(error).__name__
+        reason = ": ".join(filter(None, (kind, name, str(error).strip())))
+        raise MediaError(reason, getattr(error, "errno", None)) from error
+
+
+def _raised_in(error: BaseException) -> str:
+    """The package whose code raised an exception: this one or a decoder, whichever has the innermost frame."""
+    packages = [_package(frame) for frame, _ in walk_tb(error.__traceback__)]
+    return next((package for package in reversed(packages) if package == "cover" or package in _DECODERS), "")
+
+
+def _package(frame: FrameType) -> str:
+    """The package of a frame. Compiled modules have no name there, but a relative file name, as `av/frame.py`."""
+    name = frame.f_globals.get("__name__") or frame.f_code.co_filename.replace("/", ".")
+    return str(name).partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -95,6 +134,18 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     """Raises MediaError if a frame has more than `max_pixels` pixels, which would take too much memory."""
     if width * height > max_pixels:
         raise MediaError(f"{width}x{height} pixels, more than {max_pixels} allowed")
+
+
+# --- transparency ---
+
+BACKGROUND = 255  # white: the colour behind transparent parts of images and videos, as FFmpeg has it for GIF
+
+
+def over_background(rgba: np.ndarray) -> np.ndarray:
+    """uint8 `(H, W, 4)` with alpha, not premultiplied -> uint8 `(H, W, 3)` over `BACKGROUND`."""
+    alpha = rgba[..., 3:].astype(np.uint16)
+    mixed = rgba[..., :3] * alpha + BACKGROUND * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8)
 
 
 # --- bytes ---

@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
+from operator import attrgetter
 from typing import Any, cast
 
 import av
@@ -19,13 +21,37 @@ import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from cover.media.source import MediaError, Source, check_size, check_source, is_plain, read_source
+from cover.media.mpeg4 import PictureCounter
+from cover.media.source import (
+    MediaError,
+    Source,
+    check_size,
+    check_source,
+    decoder_errors,
+    is_plain,
+    over_background,
+    read_source,
+)
 
+STAMPED_IN_DECODING_ORDER = {"avi"}  # with B-frames, FFmpeg's presentation times of these containers are wrong
+DAMAGED_PICTURE = "a picture is damaged"
 FALLBACK_RATE = 25.0  # frames per second of a container that states no rate
+# The demuxers that may open a file. All of them read the media inside the file itself. Others would follow a text file
+# to other files or servers (hls, dash, concat, sdp, image2, ...), or take any bytes for pictures (rawvideo).
+_STREAMS = "h264,hevc,vvc,evc,m4v,mpegvideo,mjpeg,mjpeg_2000,av1,obu,vc1,dirac,cavsvideo,avs2,avs3,h261,h263,dnxhd"
+_VIDEOS = (
+    "mov,matroska,avi,asf,flv,live_flv,ogg,mpeg,mpegts,gif,apng,ivf,yuv4mpegpipe,dv,gxf,mxf,nut,nsv,rm,swf,wtv,vc1test,"
+    "smjpeg,mpjpeg,kux,ivr,pva,ty,4xm,roq,film_cpk,bink,smk,flic,wav,mp3,flac,aac"  # music has no video stream
+)
+_IMAGES = "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,j2k_pipe,pbm_pipe,pgm_pipe,ppm_pipe"  # one frame
+CONTAINERS = f"{_VIDEOS},{_IMAGES},{_STREAMS}"
+# Streams without a container: their demuxers take 25 frames per second, whatever the stream itself states.
+_RAW = frozenset(_STREAMS.split(","))
 
 # Users get one reason per file instead of FFmpeg's lines on the terminal. The log stays on, because a demuxer that
 # recovers from damage reports it only there.
@@ -34,24 +60,64 @@ logging.getLogger("libav").propagate = False
 av.logging.set_level(av.logging.ERROR)
 
 
+def _side_data_type(cls: type[SideDataType], value: int) -> SideDataType:
+    member = object.__new__(cls)
+    vars(member).update(_name_=f"TYPE_{value}", _value_=value)
+    return member
+
+
+# PyAV raises ValueError for all side data of a frame if one has a type that is newer than its list, such as the EXIF
+# data of a camera's Motion-JPEG. `_missing_` is the hook of an enumeration for such values.
+SideDataType._missing_ = classmethod(_side_data_type)  # type: ignore[assignment, method-assign]
+
+
 @contextmanager
 def open_video(path: Source, max_pixels: int) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file and choose its video stream. Raises MediaError."""
+    """Open a file and choose its video stream.
+
+    Raises MediaError, also for an error of the decoder inside the `with` block.
+    """
     check_source(path)
+    with decoder_errors("the decoder failed"):
+        container = _open(path)
+        if pace := _own_rate(container):
+            container.close()
+            container = _open(path, pace)
+        with container:
+            stream = _picture_stream(container)
+            check_size(stream.width, stream.height, max_pixels)
+            stream.thread_count = 1  # many worker processes decode at the same time
+            if stream.codec_context.name == "mjpeg":
+                # Without this a damaged picture keeps pixels of an earlier one, and nothing tells.
+                stream.codec_context.options = {"err_detect": "explode"}
+            yield container, stream
+
+
+def _open(path: Source, pace: Fraction | None = None) -> InputContainer:
+    """Open a file. `pace`: frames per second of a stream without a container. Raises MediaError."""
+    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+    options |= {"framerate": str(pace)} if pace else {}
+    # "file:" stops FFmpeg from reading a name with a colon as a protocol.
+    file = "file:" + os.fspath(path) if is_plain(path) else io.BytesIO(read_source(path))
+    before = av.logging.get_last_error()
     try:
-        # "file:" stops FFmpeg from reading a name with a colon as a protocol. The white list stops playlists from
-        # opening URLs.
-        file = "file:" + os.fspath(path) if is_plain(path) else io.BytesIO(read_source(path))
-        container = av.open(file, mode="r", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+        return av.open(file, mode="r", metadata_errors="ignore", options=options)
     except PermissionError as error:
         raise MediaError(f"cannot be read: {error.strerror}", error.errno) from error
     except av.FFmpegError as error:
+        count, entry = av.logging.get_last_error()
+        if count != before[0] and entry and "not on whitelist" in entry[2]:
+            raise MediaError(f"not a video: {entry[1]} files are not read") from error
         raise MediaError(f"not a video: {reason(error)}", error.errno) from error
-    with container:
-        stream = _picture_stream(container)
-        check_size(stream.width, stream.height, max_pixels)
-        stream.thread_count = 1  # many worker processes decode at the same time
-        yield container, stream
+
+
+def _own_rate(container: InputContainer) -> Fraction | None:
+    """The frame rate that a stream without a container states, if its demuxer took another one."""
+    if not kinds(container) & _RAW or not container.streams.video:
+        return None
+    stream = container.streams.video[0]
+    stated = stream.codec_context.framerate if stream.codec_context is not None else None
+    return stated if stated and stated != stream.average_rate else None
 
 
 def _picture_stream(container: InputContainer) -> VideoStream:
@@ -79,6 +145,8 @@ class Demuxer:
         self.damage: MediaError | None = None
         self._container, self._stream = container, stream
         self._names = {*kinds(container), container.format.name}
+        # The index of such a file lists all packets. So their end shows whether the file was cut off.
+        self._indexed = "mov" in self._names
 
     def __iter__(self) -> Iterator[Packet[VideoStream]]:
         # Each packet is yielded one step late, when the next packet shows that there is no damage behind it.
@@ -94,7 +162,11 @@ class Demuxer:
             if previous is not None:
                 yield previous
             previous = packet
-        if previous is not None:
+        if previous is None:
+            return
+        if begun and previous.is_corrupt and not self.damage and self._indexed:
+            self.damage = MediaError("the file ends early")
+        if not (begun and self.damage and self._indexed):
             yield previous  # the last packet has no packet behind it that could show damage
 
     def _next(self, packets: Iterator[Packet[VideoStream]]) -> Packet[VideoStream] | None:
@@ -106,11 +178,14 @@ class Demuxer:
             self.damage = MediaError(reason(error), error.errno)
             return None
         after = av.logging.get_last_error()
-        # An empty packet ends the stream. A log line about the cut end of a file is no damage inside the stream.
+        logged = after[0] != before[0] and after[1] is not None and after[1][1] in self._names
+        # An empty packet ends the stream. Without an index, a log line about the cut end of a file is no damage.
         if packet is None or not packet.size:
+            if logged and self._indexed:
+                self.damage = MediaError("the file ends early")
             return None
         # A demuxer that skips damaged bytes and goes on reports it only in its log.
-        if after[0] != before[0] and after[1] and after[1][1] in self._names:
+        if logged and after[1]:
             self.damage = MediaError(after[1][2].strip())
         return packet
 
@@ -120,8 +195,15 @@ class Reader:
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.container, self.stream = container, stream
-        self.stamps: list[tuple[int | None, int]] = []  # (pts, duration) in ticks of every displayed packet so far
+        self.stamp = stamp_of(container)
+        self.delayed = bool(kinds(container) & STAMPED_IN_DECODING_ORDER)
+        # `(time stamp, duration)` in ticks of every displayed packet so far
+        self.stamps: list[tuple[int | None, int]] = []
+        self._last: tuple[int | None, int] = (None, 0)  # of the last packet, displayed or not
+        context = stream.codec_context
+        self._pictures = PictureCounter(context.extradata) if context.name == "mpeg4" else None
         self._damage: MediaError | None = None  # damage that the decoder reports
+        self._cut = False  # whether the last packet was cut off with the end of the file, which is no damage inside it
         self._demuxer = Demuxer(container, stream)
         self._packets: Iterator[Packet[VideoStream]] = iter(())
 
@@ -132,7 +214,7 @@ class Reader:
 
     def __iter__(self) -> Iterator[VideoFrame]:
         """Iterate from the current position of the file: its beginning, or the target of a seek."""
-        begun = corrupt = False
+        begun = self._cut = False
         self._damage, self._demuxer = None, Demuxer(self.container, self.stream)
         self._packets = self._read()
         for packet in self._packets:
@@ -141,38 +223,57 @@ class Reader:
             except av.FFmpegError as error:
                 self._damage = MediaError(reason(error), error.errno)
                 if begun:
+                    yield from self._rest(packet.pts)
                     return
                 continue  # a piece of a longer stream may begin with packets that refer to missing ones
-            if begun and corrupt:
-                self._damage = MediaError("a picture is damaged")
+            self._damage, self._cut = None, packet.is_corrupt
+            yield from self._sound(frames, begun)
+            if self._damage:
                 return
-            self._damage = None
             begun = begun or bool(frames)
-            corrupt = any(frame.is_corrupt for frame in frames)
-            yield from frames
-        yield from self._rest()
+        yield from self._rest(begun=begun)
 
-    def _rest(self) -> Iterator[VideoFrame]:
-        """The frames that are still inside the decoder. An empty packet flushes them."""
+    def _sound(self, frames: Iterable[VideoFrame], begun: bool) -> Iterator[VideoFrame]:
+        """The frames in front of the first damaged one. If no frame came before it, it is shown nevertheless."""
+        for frame in frames:
+            if frame.is_corrupt and not self._cut:
+                self._damage = self._damage or MediaError(DAMAGED_PICTURE)
+                if begun:
+                    return
+            begun = True
+            yield frame
+            if self._damage:
+                return
+
+    def _rest(self, damaged: int | None = None, begun: bool = True) -> Iterator[VideoFrame]:
+        """The frames that are still inside the decoder. An empty packet flushes them.
+
+        `damaged`: the time stamp of a packet that could not be decoded. Its picture is left out.
+        """
         end: Packet[Any] = Packet()
         end.stream = self.stream
         if self.stream.time_base:
             end.time_base = self.stream.time_base  # its frames get this time base
         try:
-            yield from end.decode()
+            frames = end.decode()
         except av.FFmpegError as error:
-            self._damage = MediaError(reason(error), error.errno)
+            self._damage = self._damage or MediaError(reason(error), error.errno)
+            return
+        yield from self._sound((frame for frame in frames if damaged is None or frame.pts != damaged), begun)
 
     def _read(self) -> Iterator[Packet[VideoStream]]:
         for packet in self._demuxer:
-            if not packet.is_discard:
-                self.stamps.append((packet.pts, packet.duration or 0))
+            self._last = (self.stamp(packet), packet.duration or 0)
+            if not packet.is_discard and (self._pictures is None or self._pictures.displays(bytes(packet))):
+                self.stamps.append(self._last)
             yield packet
 
     def stamps_to_end(self) -> list[tuple[int | None, int]]:
         """`stamps` of the whole stream. The remaining packets are read, but not decoded."""
         for _ in self._packets:
             pass
+        if self._pictures and self._pictures.skipped and not self.stream.codec_context.has_b_frames:
+            self.stamps.append(self._last)  # FFmpeg repeats the last picture if one that is not coded ends the stream
         return self.stamps
 
 
@@ -223,7 +324,7 @@ class Shape:
         """The frame as upright RGB, uint8 `(H, W, 3)`. Raises MediaError if its pixel format cannot be converted."""
         try:
             flat = self.converter.reformat(
-                frame, self.width, self.height, "rgb24", interpolation=Interpolation.BILINEAR, threads=1
+                opaque(frame), self.width, self.height, "rgb24", interpolation=Interpolation.BILINEAR, threads=1
             )
         except av.FFmpegError as error:
             raise MediaError(f"{frame.format.name} pixels cannot be turned into RGB: {reason(error)}") from error
@@ -234,6 +335,21 @@ class Shape:
         else:
             right, down = a, d
         return pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+
+
+def opaque(frame: VideoFrame) -> VideoFrame:
+    """The frame over `source.BACKGROUND` if its pixel format has transparency, otherwise the frame itself.
+
+    Scaling comes after this, because it would mix the hidden colours of transparent pixels into others.
+    """
+    if not has_alpha(frame):
+        return frame
+    return VideoFrame.from_ndarray(over_background(frame.to_ndarray(format="rgba")), format="rgb24")
+
+
+def has_alpha(frame: VideoFrame) -> bool:
+    """Whether the pixels of a frame may be transparent."""
+    return frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, ...]:
@@ -248,6 +364,11 @@ def _display_matrix(frame: VideoFrame) -> tuple[int, ...]:
 def kinds(container: InputContainer) -> set[str]:
     """The format names of a container. MP4 and related formats have several."""
     return set(container.format.name.split(","))
+
+
+def stamp_of(container: InputContainer) -> Callable[[VideoFrame | Packet[Any]], int | None]:
+    """The function that gives the time stamp of a frame or a packet in ticks, None if it has none."""
+    return attrgetter("dts" if kinds(container) & STAMPED_IN_DECODING_ORDER else "pts")
 
 
 def tick(frame: VideoFrame) -> float:

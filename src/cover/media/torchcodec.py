@@ -1,8 +1,8 @@
 """Video decoding with torchcodec, an option beside PyAV. It can decode on the GPU (NVDEC).
 
 It chooses the same frames as PyAV. PyAV opens every file first, and decodes the files that torchcodec does not handle:
-containers other than MP4 and Matroska (torchcodec takes other frames if time stamps are out of order), mirrored videos,
-files that torchcodec cannot decode, and files that were cut short.
+containers other than MP4 and Matroska (torchcodec takes other frames if time stamps are out of order), mirrored or
+transparent videos, files that torchcodec cannot decode, and files that were cut short.
 
 Two differences remain. torchcodec hides damage inside a file, while PyAV ends the frames there. And in a stream without
 full key frames (intra refresh) torchcodec 0.13 returns wrong pictures after a seek.
@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as fn
 
 from cover.errors import UserError, install
+from cover.media.selective import SEEKABLE
 from cover.media.source import TOLERANCE, Decoded, Source, is_plain, read_source
-from cover.media.stream import Reader, Shape, kinds, open_video
-from cover.media.video import SEEKABLE, decode_video, first_frame
+from cover.media.stream import Reader, Shape, has_alpha, kinds, open_video
+from cover.media.video import decode_video, first_frame
 
 
 def version(device: str) -> str:
@@ -43,8 +44,10 @@ def decode_by_torchcodec(
     torchcodec = _torchcodec()
     with open_video(path, max_pixels) as (container, stream):
         reader = Reader(container, stream)
-        shape = Shape.of(first_frame(iter(reader), reader), stream, size_hint, max_pixels)
-        index, suited = stream.index, bool(kinds(container) & SEEKABLE) and not shape.mirrored
+        first = first_frame(iter(reader), reader)
+        shape = Shape.of(first, stream, size_hint, max_pixels)
+        suited = bool(kinds(container) & SEEKABLE) and not shape.mirrored and not has_alpha(first)
+        index = stream.index
     if not suited:
         return decode_video(path, wanted, size_hint, max_pixels)
     file = os.fspath(path) if is_plain(path) else read_source(path)

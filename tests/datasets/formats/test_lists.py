@@ -208,16 +208,158 @@ def test_folders_of_frames_with_their_number(tree: Any) -> None:
         ("a.mp4 0\nb.mp4\n", "row 2: expected `path label`"),
         ("a.mp4 0\nmy clip.mp4\n", "row 2: no label behind the path"),
         ("a.mp4 0\nb.mp4 2\n", "no line has the label 1"),
-        ("a.mp4 0\nb.mp4 -1\n", 'row 1: label "0"|row 2: label "-1"'),
+        ("a.mp4 0\nb.mp4 -1\n", 'row 2: label "-1" is no class number'),
+        ("a.mp4 0\nb.mp4 1\nc.mp4 1\nd.mp4 two\n", 'row 4: label "two" is no class number, as 2 others are'),
         ("", "the split train is empty"),
     ],
 )
 def test_unsound_for_path_list(tree: Any, text: str, message: str) -> None:
     tree.write("train.txt", text)
-    keys = {} if "-1" not in text else {"classes": "names.txt"}
     tree.write("names.txt", "a\nb\n")
-    with pytest.raises(UserError, match=message):
-        list_split(tree.spec(format="list", media="video", **keys), "train")
+    for keys in ({}, {"classes": "names.txt"}) if "-1" in text else ({},):
+        with pytest.raises(UserError, match=message):
+            list_split(tree.spec(format="list", media="video", **keys), "train")
+
+
+@pytest.mark.parametrize("header", ["path label", "video_path\tclass", "file,label_id", "name frames label"])
+@pytest.mark.parametrize("labels", ["0 1 2 3", "run jump run walk"])
+def test_a_header_line_is_left_out_and_said(tree: Any, header: str, labels: str) -> None:
+    if "frames" in header and "run" in labels:
+        pytest.skip("a header of other words cannot be told from a name")
+    tree.write("train.txt", "\n".join([header, *(f"{n}.mp4 {label}" for n, label in enumerate(labels.split()))]))
+    listing = list_split(tree.spec(format="list", media="video"), "train")
+    assert listing.classes.names == tuple(sorted(set(labels.split())))
+    assert tree.below(listing) == ["0.mp4", "1.mp4", "2.mp4", "3.mp4"]
+    (warning,) = listing.warnings
+    assert "train.txt, row 1" in warning
+    assert "header" in warning
+
+
+def test_a_first_line_that_is_no_header(tree: Any) -> None:
+    tree.write("train.txt", "path.mp4 label\nb.mp4 other\n")
+    listing = list_split(tree.spec(format="list"), "train")
+    assert (listing.classes.names, listing.warnings) == (("label", "other"), ())
+
+
+@pytest.mark.parametrize("form", ["list", "csv"])
+def test_numbers_from_one_with_given_names(tree: Any, form: str) -> None:
+    tree.write("names.txt", "run\njump\nwalk\n")
+    if form == "list":
+        tree.write("train.txt", "a.mp4 1\nb.mp4 3\n")
+        tree.write("val.txt", "c.mp4 2\n")
+    else:
+        tree.write("train.csv", "path,label\na.mp4,1\nb.mp4,3\n")
+        tree.write("val.csv", "path,label\nc.mp4,2\n")
+    spec = tree.spec(format=form, media="video", classes="names.txt")
+    listings = [list_split(spec, split) for split in ("train", "val")]
+    assert [row.label for listing in listings for row in listing.rows] == [0, 2, 1]
+    assert all("numbered from 1" in listing.warnings[0] for listing in listings)
+    with pytest.raises(UserError, match="give `classes: FILE`"):
+        list_split(tree.spec(format=form, media="video"), "train")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["a b.mp4\triding a bike", "a b.mp4 riding a bike", "a b.mp4, riding a bike ", "a b\u3000.mp4\u00a0riding a bike"],
+)
+def test_names_with_spaces(tree: Any, line: str) -> None:
+    tree.write("train.txt", f"{line}\nc.mp4 bike\n")
+    listing = list_split(tree.spec(format="list", media="video"), "train")
+    assert listing.classes.names == ("bike", "riding a bike")
+    assert [Path(row.path).name for row in listing.rows] == [line[: line.index(".mp4") + 4], "c.mp4"]
+
+
+def test_the_longest_given_name(tree: Any) -> None:
+    """Folders of frames have no ending that shows where the path is over."""
+    tree.write("names.txt", "bike\na bike\nriding a bike\n")
+    tree.write("train.txt", "frames/1 riding a bike\nframes/2 of a bike\nframes/3 bike\n")
+    listing = list_split(tree.spec(format="list", media="video", classes="names.txt"), "train")
+    assert [(row.sample_id, row.label) for row in listing.rows] == [
+        ("frames/1", 2),
+        ("frames/2 of", 1),
+        ("frames/3", 0),
+    ]
+
+
+# --- csv ---
+
+
+def test_spaces_around_cells(tree: Any) -> None:
+    rows = [
+        "path, label",
+        "a.mp4, drinking",
+        "b.mp4,drinking ",
+        "c.mp4,drinking",
+        "d.mp4,\u00a0drinking\u200b",
+        " e.mp4 ,eating",
+    ]
+    tree.write("train.csv", "\n".join(rows))
+    listing = list_split(tree.spec(format="csv", media="video"), "train")
+    assert listing.classes.names == ("drinking", "eating")
+    assert tree.below(listing) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"]
+    (warning,) = listing.warnings
+    assert "4 rows" in warning
+    assert "train.csv, row 2" in warning
+
+
+def test_spaces_around_cells_of_published_lists(tree: Any) -> None:
+    tree.write(
+        "train.csv", "label,youtube_id,time_start,time_end\nrun ,abcdefghijk,1,11\n\u3000run, abcdefghijl,1,11\n"
+    )
+    listing = list_split(tree.spec(format="kinetics"), "train")
+    assert (listing.classes.names, [row.source_id for row in listing.rows]) == (
+        ("run",),
+        ["abcdefghijk", "abcdefghijl"],
+    )
+    assert "2 rows" in listing.warnings[0]
+    tree.write("trainingSet.csv", "run/a.mp4,run ,1,0\nrun/b.mp4,run,1,0\n")
+    listing = list_split(tree.spec(format="moments"), "train")
+    assert listing.classes.names == ("run",)
+    assert "1 rows, the first" in listing.warnings[0]
+
+
+def test_a_file_whose_name_has_a_space_at_its_end(tree: Any) -> None:
+    tree.touch("a.mp4 ")
+    tree.write("train.csv", "path,label\na.mp4 ,x\nb.mp4,y\n")
+    assert tree.below(list_split(tree.spec(format="csv", media="video"), "train")) == ["a.mp4 ", "b.mp4"]
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_other_separators(tree: Any, separator: str) -> None:
+    rows = [
+        "path,label,start,end",
+        '"a;b.mp4",run,0.5,1.25'.replace("0.5", "0,5").replace("1.25", "1,25"),
+        "c.mp4,jump,,",
+    ]
+    text = "\n".join(rows).replace("0,5", "0§5").replace("1,25", "1§25").replace(",", separator).replace("§", ",")
+    tree.write("train.csv", text)
+    first, second = list_split(tree.spec(format="csv", media="video"), "train").rows
+    assert (first.path, first.start, first.end) == (str(tree.root / "a;b.mp4"), 0.5, 1.25)
+    assert (second.label, second.start) == (0, None)
+
+
+def test_columns_of_other_names(tree: Any) -> None:
+    tree.write(
+        "list.csv",
+        "File;activity;class;fold;person;path\na.mp4;run;9;Train;p1;x\nb.mp4;run;9;val;p2;x\nc.mp4;run;9;train;p3;x\n",
+    )
+    columns = {"path": "File", "label": "activity", "split": "fold", "group": "person"}
+    keys = {"format": "csv", "media": "video", "annotations": {"train": "list.csv", "val": "list.csv"}}
+    listing = list_split(tree.spec(**keys, columns=columns), "train")
+    assert listing.classes.names == ("run",)
+    assert [(Path(row.path).name, row.group) for row in listing.rows] == [("a.mp4", "p1"), ("c.mp4", "p3")]
+    wrong = [
+        ({"label": "action"}, r'list\.csv, row 1: no column "action" .*set\.columns\.label'),
+        ({"lable": "activity"}, 'set.columns: unknown column "lable"; did you mean "label"'),
+        ({"label": ""}, "set.columns: label: expected text"),
+    ]
+    for columns, message in wrong:
+        with pytest.raises(UserError, match=message):
+            list_split(tree.spec(**keys, columns=columns), "train")
+    with pytest.raises(UserError, match=r"set\.group: columns\.group names the column already"):
+        tree.spec(**keys, columns={"group": "person"}, group="person")
+    with pytest.raises(UserError, match=r"set\.columns: goes with csv"):
+        tree.spec(format="folder", media="video", annotations={"train": "."}, columns={"path": "File"})
 
 
 @pytest.mark.parametrize("name", ["tennis7", "utinteraction6"])

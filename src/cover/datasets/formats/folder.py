@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cover.datasets.annotations import Labels, ListedSample, Listing, classes_from_catalog, naming_splits
 from cover.datasets.catalog import DatasetSpec
-from cover.datasets.files import ENDINGS, few, is_text, media_files, subfolders, unpack_hint, walk_all
+from cover.datasets.files import ENDINGS, FolderLinks, few, is_text, media_files, subfolders, unpack_hint, walk_all
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError
 from cover.media.source import Media
@@ -24,10 +24,10 @@ def folder(spec: DatasetSpec, split: str) -> Listing:
     classes = classes_from_catalog(spec) or _folder_names(spec)
     labels = Labels(classes)
     top = spec.annotations[split]
-    rows, left_out = [], []
-    for name in _class_folders(top):
+    rows, left_out, links = [], [], FolderLinks(top)
+    for name in _class_folders(top, links):
         label = labels.of(name, top)
-        for path in walk_all(os.path.join(top, name)):
+        for path in walk_all(os.path.join(top, name), links=links):
             sample = os.path.relpath(path, spec.root)
             if os.path.splitext(path)[1].lower() in ENDINGS[spec.media]:
                 group = spec.group.of_path(sample, str(spec.root), spec.name) if spec.group else None
@@ -35,20 +35,34 @@ def folder(spec: DatasetSpec, split: str) -> Listing:
             else:
                 left_out.append(sample)
     stray = [os.path.relpath(path, spec.root) for path in media_files(top, spec.media)]
-    return Listing(classes, rows, tuple(stray_warnings(spec.media, left_out, stray)))
+    return Listing(classes, rows, tuple(stray_warnings(spec.media, left_out, stray, links)))
 
 
-def stray_warnings(media: Media, others: Sequence[str], stray: Sequence[str]) -> Iterator[str]:
-    """Warnings about files with another ending in class folders, and about media files outside class folders."""
+def stray_warnings(media: Media, others: Sequence[str], stray: Sequence[str], links: FolderLinks) -> Iterator[str]:
+    """Warnings about files with another ending in class folders, media files outside class folders, and links."""
     if others:
-        reason = f"left out, for their ending is no {media}'s"
-        yield f"{reason}: {len(others)} files in class folders, the first {few(others[:1])}"
+        count = f"{len(others)} files in class folders, the first {few(others[:1])}"
+        yield f"left out, for their ending is no {media}'s: {count}"
+    yield from _other_media(media, others)
+    if links.left_out:
+        count = f"{len(links.left_out)} folders, the first {few(links.left_out[:1])}"
+        yield f"left out, for they are links to folders that are read anyway: {count}"
     if stray:
         yield f"left out, for they lie in no class folder: {len(stray)} files, the first {few(stray[:1])}"
 
 
-def _class_folders(top: str) -> list[str]:
-    names = subfolders(top)
+def _other_media(media: Media, others: Sequence[str]) -> Iterator[str]:
+    """A warning if some of the files left out are of the other kind of media."""
+    other: Media = "image" if media == "video" else "video"
+    if count := sum(os.path.splitext(path)[1].lower() in ENDINGS[other] for path in others):
+        yield (
+            f"{count} files left out have the ending of another kind of media; a data set has one kind:"
+            f" `media: {other}` in this entry, or in one of its own, reads them"
+        )
+
+
+def _class_folders(top: str, links: FolderLinks | None = None) -> list[str]:
+    names = subfolders(top, links)
     for name in names:
         if not is_text(name):
             raise UserError(f"{os.path.join(top, name)!a}: the folder's name is not valid UTF-8; rename the folder")

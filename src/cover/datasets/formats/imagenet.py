@@ -33,7 +33,7 @@ from cover.datasets.annotations import (
     read_records,
 )
 from cover.datasets.catalog import CONVENTIONS, DatasetSpec
-from cover.datasets.files import IMAGE, few, media_files, subfolders, unpack_hint, walk, walk_all
+from cover.datasets.files import IMAGE, FolderLinks, few, media_files, subfolders, unpack_hint, walk, walk_all
 from cover.datasets.formats.folder import stray_warnings
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError
@@ -64,25 +64,25 @@ def _rows(spec: DatasetSpec, split: str, labels: Labels) -> list[ListedSample]:
     return _flat(place, {} if unlabelled else _from_label_file(spec, place, labels))
 
 
-def _class_folders(folder: str) -> list[str]:
-    return [name for name in subfolders(folder) if _WNID.fullmatch(name)]
+def _class_folders(folder: str, links: FolderLinks | None = None) -> list[str]:
+    return [name for name in subfolders(folder, links) if _WNID.fullmatch(name)]
 
 
 def _in_class_folders(folder: str, labels: Labels) -> tuple[list[ListedSample], tuple[str, ...]]:
     """The samples, and warnings about files that are left out."""
-    rows, others = [], []
-    for wnid in _class_folders(folder):
+    rows, others, links = [], [], FolderLinks(folder)
+    for wnid in _class_folders(folder, links):
         label = labels.of(wnid, os.path.join(folder, wnid))
-        for path in walk_all(os.path.join(folder, wnid)):
+        for path in walk_all(os.path.join(folder, wnid), links=links):
             if os.path.splitext(path)[1].lower() in IMAGE:
                 rows.append(_listed(path, label))
             else:
                 others.append(path)
-    return rows, tuple(_stray_warnings(folder, others))
+    return rows, tuple(_stray_warnings(folder, others, links))
 
 
-def _stray_warnings(folder: str, others: Sequence[str]) -> Iterator[str]:
-    yield from stray_warnings("image", others, media_files(folder, "image"))
+def _stray_warnings(folder: str, others: Sequence[str], links: FolderLinks) -> Iterator[str]:
+    yield from stray_warnings("image", others, media_files(folder, "image"), links)
     if odd := [name for name in subfolders(folder) if not _WNID.fullmatch(name)]:
         yield f"left out, for their names are no wnids: {few(odd)} in {folder}"
 

@@ -22,6 +22,7 @@ from cover.datasets.annotations import (
     Listing,
     classes_from_catalog,
     naming_splits,
+    padding_warnings,
     read_records,
 )
 from cover.datasets.catalog import DatasetSpec
@@ -53,7 +54,8 @@ def kinetics(spec: DatasetSpec, split: str) -> Listing:
         name = record.cells.get("label")
         label = labels.of(name, record.where) if name else None
         rows.append(ListedSample(stem, youtube_id, path, label, start, end))
-    return Listing(classes, rows)
+    padded = [record.where for record in records if record.is_padded]
+    return Listing(classes, rows, tuple(padding_warnings(len(padded), *padded[:1] or [""])))
 
 
 def _records(spec: DatasetSpec, split: str) -> list[CsvRecord]:

@@ -1,14 +1,14 @@
 """The formats `list` and `csv`: lists of paths and labels.
 
-`list`: lines `path label` without a header, as for SlowFast, VideoMAE and mmaction2. The label is the text behind the
-last space, tab or comma, so a path may contain spaces. Paths are absolute or relative to the root. Labels are class
-numbers or names of one word. The catalog's `classes` file has the names for numbers; without it the numbers are the
-names, and named classes are in sorted order. A folder of frames may have its number of frames between path and label;
-this number is ignored. A clip with a name as in Kinetics (`<YouTube id>_<start>_<end>.mp4`) has its YouTube id as
-source id.
+`list`: lines `path label`, as for SlowFast, VideoMAE and mmaction2 (`annotations.read_pairs`). Paths are absolute or
+relative to the root. Labels are class numbers, or names in sorted order. The catalog's `classes` file has the names for
+numbers; without it the numbers are the names. A header line is skipped, with a warning. A folder of frames may have its
+number of frames between path and label; this number is ignored. A clip with a name as in Kinetics
+(`<YouTube id>_<start>_<end>.mp4`) has its YouTube id as source id.
 
 `csv`: files with a header (docs/csv.md). The column `path` is required. `label` and `class` hold the one class of a
-sample, `labels` or `classes` hold any number of classes. `split`, `start` and `end` are optional.
+sample, `labels` or `classes` hold any number of classes. `split`, `start` and `end` are optional. The catalog's
+`columns` has other names for these columns.
 
 In both, the catalog's `group` may be a pattern that is searched in the listed path; in csv it may be a column too.
 """
@@ -20,6 +20,7 @@ import re
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from cover.datasets.annotations import (
@@ -29,10 +30,12 @@ from cover.datasets.annotations import (
     Listing,
     classes_from_catalog,
     naming_splits,
+    padding_warnings,
     place_of,
     read_pairs,
     read_table,
     seconds,
+    stripped,
 )
 from cover.datasets.catalog import DatasetSpec
 from cover.datasets.files import media_of
@@ -43,28 +46,105 @@ from cover.errors import UserError, nearest
 
 _WITH_COUNT = re.compile(r"(.+?)[ \t]+[0-9]+")
 _KINETICS = re.compile(r"(.{11})_\d{6}_\d{6}")
+_HEADER_PATHS = re.compile("(video|image|clip|file)?[ _]?(path|file|name)?s?", re.IGNORECASE)
+_HEADER_LABELS = re.compile("(label|class|category|target|action)(es|s)?([ _](id|name|index))?", re.IGNORECASE)
 
 
 def path_list(spec: DatasetSpec, split: str) -> Listing:
     """The samples of one split. Raises UserError for a line without a label or a label outside the class list."""
-    numbered = all(label.isdecimal() for file in set(spec.annotations.values()) for _, _, label in _pairs(file))
-    classes = classes_from_catalog(spec) or (_numbered_classes(spec) if numbered else _named_classes(spec))
+    given = classes_from_catalog(spec)
+    files = {file: _ListFile.scan(file, given) for file in spec.annotations.values()}
+    numbers = _numbers({label: where for file in files.values() for label, where in file.distinct.items()}, given)
+    if numbers is None:
+        classes = given or _named_classes(spec, files)
+    else:
+        classes = given or _numbered_classes(spec, numbers)
+    first = _first_number(numbers, given)
     labels = Labels(classes)
     rows = []
-    for where, path, label in _pairs(spec.annotations[split]):
-        if media_of(label):
-            raise UserError(f"{where}: no label behind the path; a line is `path label`")
-        number = labels.at(int(label), where) if numbered else labels.of(label, where)
+    for where, path, label in files[spec.annotations[split]].pairs():
+        number = labels.of(label, where) if numbers is None else labels.at(int(label), where, first)
         group = spec.group.of_path(path, where, spec.name) if spec.group else None
         rows.append(ListedSample(path, _source(path), os.path.normpath(spec.root / path), number, group=group))
-    return Listing(classes, rows)
+    return Listing(classes, rows, (*files[spec.annotations[split]].warnings(), *_from_one(first)))
 
 
-def _pairs(file: str) -> Iterator[tuple[str, str, str]]:
+@dataclass(frozen=True)
+class _ListFile:
+    """A list. `header`: `(where, text)` of its header line, None without one. `distinct`: label -> its first place."""
+
+    file: str
+    known: frozenset[str]
+    header: tuple[str, str] | None
+    distinct: dict[str, str]
+
+    @classmethod
+    def scan(cls, file: str, given: ClassList | None) -> _ListFile:
+        """Read a list once. `given`: the classes of the catalog's `classes` file."""
+        known = frozenset(given.names if given else ())
+        rows = _pairs(file, known)
+        where, path, label = next(rows, ("", "", ""))
+        distinct: dict[str, str] = {}
+        for place, _, other in rows:
+            distinct.setdefault(other, place)
+        for word, place in {label: where, **distinct}.items():
+            if media_of(word):
+                raise UserError(f"{place}: no label behind the path; a line is `path label`")
+        if _is_header(path, label, distinct):
+            return cls(file, known, (where, f"{path} {label}"), distinct)
+        return cls(file, known, None, {label: where} | distinct if label else distinct)
+
+    def pairs(self) -> Iterator[tuple[str, str, str]]:
+        """`(where, path, label)` of every line but the header."""
+        return islice(_pairs(self.file, self.known), int(self.header is not None), None)
+
+    def warnings(self) -> Iterator[str]:
+        if self.header:
+            yield f'{self.header[0]}: "{self.header[1]}" was taken for a header and left out'
+
+
+def _is_header(path: str, label: str, others: Collection[str]) -> bool:
+    """Whether the first line of a list is a header. `others`: the labels of the other lines."""
+    if media_of(path) or not others or _is_number(label):
+        return False
+    named = _HEADER_PATHS.fullmatch(path) and _HEADER_LABELS.fullmatch(label)
+    return bool(named) or ("/" not in path and all(map(_is_number, others)))
+
+
+def _pairs(file: str, known: frozenset[str]) -> Iterator[tuple[str, str, str]]:
     """`read_pairs` without the number of frames behind a folder of frames."""
-    for where, path, label in read_pairs(file):
+    for where, path, label in read_pairs(file, known):
         counted = None if media_of(path) else _WITH_COUNT.fullmatch(path)
         yield where, counted[1] if counted else path, label
+
+
+def _numbers(distinct: Mapping[str, str], given: ClassList | None) -> set[int] | None:
+    """The labels as numbers, None if they are names. `distinct`: label -> its first place.
+
+    Raises UserError if most of them are numbers and some are not, unless all are names that the catalog gives.
+    """
+    odd = [label for label in distinct if not _is_number(label)]
+    if not odd:
+        return {int(label) for label in distinct} if distinct else None
+    negative = all(_is_number(label.removeprefix("-")) for label in odd)
+    enough = len(distinct) - len(odd) >= len(odd) + (not negative)
+    if not enough or (given and set(given.names).issuperset(distinct)):
+        return None
+    remedy = "leave samples without a class out, or give them an empty cell of a csv file" if negative else "correct it"
+    raise UserError(
+        f'{distinct[odd[0]]}: label "{odd[0]}" is no class number, as {len(distinct) - len(odd)} others are; {remedy}'
+    )
+
+
+def _first_number(numbers: Collection[int] | None, given: ClassList | None) -> int:
+    """The number of the first class: 1 if the class names are given and the labels go from 1 to their count, else 0."""
+    if not numbers or given is None:
+        return 0
+    return int((min(numbers), max(numbers)) == (1, len(given.names)))
+
+
+def _from_one(first: int) -> list[str]:
+    return ["the labels are numbered from 1: label 1 is the first name of the class list"] if first else []
 
 
 def _source(path: str) -> str:
@@ -77,11 +157,12 @@ def _source(path: str) -> str:
     return kinetics[1] if kinetics else path
 
 
-def _numbered_classes(spec: DatasetSpec) -> ClassList:
+def _numbered_classes(spec: DatasetSpec, numbers: Collection[int]) -> ClassList:
     """Classes "0", "1", ... up to the highest label of all splits. Raises UserError if a label between is missing."""
-    labels = {int(label) for file in spec.annotations.values() for _, _, label in _pairs(file)}
-    _check_no_gap(spec, "line", labels)
-    return ClassList.of([str(label) for label in range(len(labels))], f"labels of {_files(spec)}")
+    if not numbers:
+        raise UserError(f"{_files(spec)}: no line has a label; give the class names by `classes: FILE`")
+    _check_no_gap(spec, "line", numbers)
+    return ClassList.of([str(label) for label in range(len(numbers))], f"labels of {_files(spec)}")
 
 
 def _check_no_gap(spec: DatasetSpec, noun: str, labels: Collection[int]) -> None:
@@ -93,8 +174,8 @@ def _check_no_gap(spec: DatasetSpec, noun: str, labels: Collection[int]) -> None
         )
 
 
-def _named_classes(spec: DatasetSpec) -> ClassList:
-    names = {label for split in naming_splits(spec) for _, _, label in _pairs(spec.annotations[split])}
+def _named_classes(spec: DatasetSpec, files: Mapping[str, _ListFile]) -> ClassList:
+    names = {label for split in naming_splits(spec) for label in files[spec.annotations[split]].distinct}
     return ClassList.of(sorted(names), f"sorted labels of {_files(spec)}")
 
 
@@ -129,10 +210,12 @@ def csv_list(spec: DatasetSpec, split: str) -> Listing:
 def csv_multi_label(spec: DatasetSpec) -> dict[str, Listing]:
     """Split -> listing, for all splits. Every file is read once, also if it serves several splits."""
     lists = _Lists.read(spec)
-    indexed = lists.indexed()
-    classes = classes_from_catalog(spec, lists.many) or (_names_by_label(lists) if indexed else _sorted_names(lists))
+    given = classes_from_catalog(spec, lists.many)
+    numbers = lists.numbers(given)
+    classes = given or (_sorted_names(lists) if numbers is None else _names_by_label(lists))
+    first = None if numbers is None else _first_number(numbers, given)
     labels = Labels(classes)
-    return {split: _listing(lists, rows, labels, classes, indexed) for split, rows in lists.splits.items()}
+    return {split: _listing(lists, rows, labels, classes, first) for split, rows in lists.splits.items()}
 
 
 # --- csv: reading the files ---
@@ -143,7 +226,7 @@ class _ListedRows:
     """The rows of one split as columns, which take less memory than objects. There may be millions of rows.
 
     `cells`: for each row, the index of its class cells in `_Lists.known`. `first`: such an index -> number of the first
-    row with it, for messages.
+    row with it, for messages. `padded`: the numbers of the first rows with spaces around a cell, and their count.
     """
 
     file: str
@@ -153,6 +236,8 @@ class _ListedRows:
     segments: list[_Segment] = field(default_factory=list)
     cells: array[int] = field(default_factory=lambda: array("l"))
     first: dict[int, int] = field(default_factory=dict)
+    padded: int = 0
+    first_padded: int = 0
 
     def add(self, number: int, path: str, source: str, group: str | None, segment: _Segment, cells: int) -> None:
         self.paths.append(path)
@@ -161,6 +246,14 @@ class _ListedRows:
         self.segments.append(segment)
         self.cells.append(cells)
         self.first.setdefault(cells, number)
+
+    def note_padded(self, number: int) -> None:
+        """Count a row with spaces around a cell."""
+        self.padded += 1
+        self.first_padded = self.first_padded or number
+
+    def warnings(self) -> Iterator[str]:
+        return padding_warnings(self.padded, place_of(self.file, self.first_padded))
 
 
 @dataclass(frozen=True)
@@ -179,8 +272,12 @@ class _Lists:
     def read(cls, spec: DatasetSpec) -> _Lists:
         named = {spec.source: "source", spec.group.column if spec.group else None: "group"}
         keys = {column: f"{spec.name}.{key}" for column, key in named.items() if column}
+        keys |= {column: f"{spec.name}.columns.{column}" for column in spec.columns}
+        needed = dict.fromkeys(("path", *keys))
+        mapped = any(column in spec.columns for column in (*_ONE, *_MANY))  # then no other column holds classes
+        names = {**(dict.fromkeys((*_ONE, *_MANY)) if mapped else {}), **spec.columns}
         files = dict.fromkeys(spec.annotations.values())
-        tables = {file: read_table(file, ("path", *keys), keys) for file in files}
+        tables = {file: read_table(file, needed, keys, names) for file in files}
         many = _many(spec, tables.values())
         splits = {split: _ListedRows(file) for split, file in spec.annotations.items()}
         known: dict[_Cells, int] = {}
@@ -199,14 +296,19 @@ class _Lists:
     def words(self, cells: int) -> list[str] | None:
         """The classes in a multi-label cell, None if they are not known."""
         text = self.known[cells][0]
-        if text.strip() == _UNKNOWN:
+        if text == _UNKNOWN:
             return None
-        return [word for part in text.split(self.spec.separator) if (word := part.strip())]
+        return [word for part in text.split(self.spec.separator) if (word := stripped(part))]
 
-    def indexed(self) -> bool:
-        """Whether the labels are numbers and not names."""
-        labels = {label for cells in range(len(self.known)) for label, _ in self.named(cells)} - {""}
-        return bool(labels) and all(map(_is_number, labels))
+    def numbers(self, given: ClassList | None) -> set[int] | None:
+        """The labels as numbers, None if they are names. `given`: the classes of the catalog's `classes` file."""
+        distinct: dict[str, str] = {}
+        for rows in self.splits.values():
+            for cells, number in rows.first.items():
+                for label, _ in self.named(cells):
+                    distinct.setdefault(label, place_of(rows.file, number))
+        distinct.pop("", None)
+        return _numbers(distinct, given)
 
 
 def _many(spec: DatasetSpec, tables: Iterable[CsvTable]) -> bool:
@@ -234,6 +336,8 @@ class _Columns:
     end: int | None
     classes: tuple[int | None, int | None]
     absent: str  # the class cell of a file without a class column
+    decimals: tuple[str, str]  # the decimal mark of its numbers, and a point
+    many: bool  # whether a cell holds any number of classes, which may have spaces around them
 
     @classmethod
     def of(cls, spec: DatasetSpec, table: CsvTable, many: bool) -> _Columns:
@@ -249,6 +353,8 @@ class _Columns:
             place.get("end"),
             many_of if many else one,
             _UNKNOWN if many else "",
+            (".", ".") if table.separator == "," else (",", "."),
+            many,
         )
 
     def cells(self, row: list[str]) -> _Cells:
@@ -258,13 +364,17 @@ class _Columns:
     def group_of(self, spec: DatasetSpec, number: int, row: list[str]) -> str | None:
         """The group of a row, None for its source."""
         if self.group is not None:
-            return row[self.group] or None
-        return spec.group.of_path(row[self.path], place_of(self.file, number), spec.name) if spec.group else None
+            return stripped(row[self.group]) or None
+        return (
+            spec.group.of_path(stripped(row[self.path]), place_of(self.file, number), spec.name) if spec.group else None
+        )
 
     def segment(self, number: int, row: list[str]) -> _Segment:
         where = place_of(self.file, number)
-        start = None if self.start is None else seconds(row[self.start], "start", where)
-        end = None if self.end is None else seconds(row[self.end], "end", where)
+        start, end = (
+            None if column is None else seconds(stripped(row[column]).replace(*self.decimals), name, where)
+            for column, name in ((self.start, "start"), (self.end, "end"))
+        )
         if (start or 0) < 0 or (end is not None and end <= (start or 0)):
             raise UserError(f"{where}: start and end must be seconds inside the file, the start before the end")
         return start, end
@@ -280,40 +390,56 @@ def _read(
     """Add the rows of a file to its splits. The column `split`, if there is one, chooses the split of each row."""
     all_splits, whole = list(splits.values()), columns.start is None and columns.end is None
     by_word: dict[str, list[_ListedRows]] = {}  # word in the column `split` -> the splits that it names
+    of_cells: dict[_Cells, tuple[int, bool]] = {}  # cells as they stand -> index in `known`, whether they have spaces
     for number, row in table.rows:
         targets = all_splits
         if columns.split is not None:
-            word = row[columns.split]
+            word = stripped(row[columns.split]).lower()
             if word not in by_word:
                 by_word[word] = [rows for split, rows in splits.items() if word in _SPLIT_NAMES[split]]
             targets = by_word[word]
         if not targets:
             continue
-        path = row[columns.path]
+        path = _path(spec, row[columns.path])
         if not path:
             raise UserError(f"{place_of(columns.file, number)}: no path")
         segment = _WHOLE if whole else columns.segment(number, row)
-        cells = known.setdefault(columns.cells(row), len(known))
+        raw = columns.cells(row)
+        if raw not in of_cells:
+            clean = (stripped(raw[0]), stripped(raw[1]))
+            of_cells[raw] = known.setdefault(clean, len(known)), clean != raw and not columns.many
+        cells, padded = of_cells[raw]
+        padded = padded or path != row[columns.path]
         group = columns.group_of(spec, number, row) if spec.group else None
+        source = path if columns.source == columns.path else stripped(row[columns.source]) or path
         for rows in targets:
-            rows.add(number, path, row[columns.source] or path, group, segment, cells)
+            rows.add(number, path, source, group, segment, cells)
+            if padded:
+                rows.note_padded(number)
     empty = next((split for split, rows in splits.items() if by_word and not rows.paths), None)
     if empty:
         raise UserError(f'{columns.file}: no row of the split "{empty}" in its column split{nearest(empty, by_word)}')
 
 
+def _path(spec: DatasetSpec, cell: str) -> str:
+    """A path without spaces around it, unless a file has this very name."""
+    path = stripped(cell)
+    return cell if path != cell and os.path.exists(os.path.join(spec.root, cell)) else path
+
+
 # --- csv: samples and classes ---
 
 
-def _listing(lists: _Lists, rows: _ListedRows, labels: Labels, classes: ClassList, indexed: bool) -> Listing:
+def _listing(lists: _Lists, rows: _ListedRows, labels: Labels, classes: ClassList, first: int | None) -> Listing:
+    """`first`: the number of the first class, None if labels are names."""
     places = {cells: place_of(rows.file, number) for cells, number in rows.first.items()}
-    class_of = {cells: _class(lists, cells, labels, indexed, where) for cells, where in places.items()}
+    class_of = {cells: _class(lists, cells, labels, first, where) for cells, where in places.items()}
     root = str(lists.spec.root)
     columns = zip(rows.paths, rows.sources, rows.groups, rows.segments, rows.cells)
     listed = [
         _listed(root, path, source, group, segment, class_of[cells]) for path, source, group, segment, cells in columns
     ]
-    return Listing(classes, listed, tuple(_of_no_class(listed)))
+    return Listing(classes, listed, (*_of_no_class(listed), *rows.warnings(), *_from_one(first or 0)))
 
 
 def _listed(
@@ -326,16 +452,21 @@ def _listed(
     return ListedSample(sample, source, file, label, start=start, end=end, labels=labels, group=group)
 
 
-def _class(lists: _Lists, cells: int, labels: Labels, indexed: bool, where: str) -> int | list[int] | None:
-    """The label, or the labels of a multi-label set, of rows with these cells. None if they are not known."""
+def _class(lists: _Lists, cells: int, labels: Labels, first: int | None, where: str) -> int | list[int] | None:
+    """The label, or the labels of a multi-label set, of rows with these cells. None if they are not known.
+
+    `first`: the number of the first class, None if labels are names.
+    """
     if lists.many:
         words = lists.words(cells)
         if words is None:
             return None
-        return sorted({labels.at(int(word), where) if indexed else labels.of(word, where) for word in words})
+        return sorted(
+            {labels.of(word, where) if first is None else labels.at(int(word), where, first) for word in words}
+        )
     label, name = lists.known[cells]
-    if indexed and label:
-        return labels.at(int(label), where)
+    if first is not None and label:
+        return labels.at(int(label), where, first)
     return labels.of(name or label, where) if name or label else None
 
 

@@ -11,7 +11,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cover.datasets.annotations import Labels, ListedSample, Listing, naming_splits, read_lines, read_rows
+from cover.datasets.annotations import (
+    Labels,
+    ListedSample,
+    Listing,
+    naming_splits,
+    padding_warnings,
+    read_lines,
+    read_rows,
+    stripped,
+)
 from cover.datasets.catalog import DatasetSpec
 from cover.datasets.manifest import ClassList
 from cover.errors import UserError
@@ -27,9 +36,12 @@ def moments(spec: DatasetSpec, split: str) -> Listing:
     labels = Labels(classes)
     folder = spec.root / _FOLDERS.get(split, split)
     rows = []
-    for where, path, name in _pairs(spec.annotations[split]):
+    padded = []
+    for where, path, cell in _pairs(spec.annotations[split]):
+        name = stripped(cell)
+        padded += [where] if name != cell else []
         rows.append(ListedSample(path, _source(path), str(folder / path), labels.of(name, where)))
-    return Listing(classes, rows)
+    return Listing(classes, rows, tuple(padding_warnings(len(padded), *padded[:1] or [""])))
 
 
 def _pairs(file: str) -> list[tuple[str, str, str]]:
@@ -58,7 +70,7 @@ def _classes(spec: DatasetSpec) -> ClassList:
     if spec.classes or file.is_file():
         return _versioned(_categories(file), file.name)
     splits = naming_splits(spec)
-    names = {name for split in splits for _, _, name in _pairs(spec.annotations[split])}
+    names = {stripped(name) for split in splits for _, _, name in _pairs(spec.annotations[split])}
     files = ", ".join(Path(spec.annotations[split]).name for split in splits)
     return _versioned(sorted(names), f"sorted labels of {files}")
 
