@@ -364,7 +364,7 @@ def serve(args: Namespace) -> int:
     "import-weights",
     "convert a checkpoint of another library into a release",
     "cover import-weights facebook/timesformer-base-finetuned-k400 --out k400 --head kinetics400",
-    argument("source", metavar="SOURCE", help="a TimeSformer or an image ViT: a file, a folder or a Hub id"),
+    argument("source", metavar="SOURCE", help="a TimeSformer, an image ViT or a MoViNet: a file, a folder or a Hub id"),
     argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for the release"),
     argument("--size", type=whole(1, 16384), metavar="S", help="resize the position embedding for images of S px"),
     argument("--frames", type=whole(1, 4096), metavar="T", help="resize the time embedding for clips of T frames"),

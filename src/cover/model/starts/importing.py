@@ -15,13 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from cover.errors import UserError
+from cover.model.backbone import BackboneConfig
+from cover.model.backbones.movinet import MoViNetConfig
 from cover.model.backbones.timesformer import TimeSformerConfig, resized_positions, resized_time
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head
 from cover.model.release import save_release
 from cover.model.starts.checkpoint_files import ForeignCheckpoint, read_source
-from cover.model.starts.conventions import ImportOptions, classes_of, network_of, pixels_of, seconds_between_frames
+from cover.model.starts.conventions import (
+    ImportOptions,
+    PixelStatistics,
+    classes_of,
+    network_of,
+    pixels_of,
+    seconds_between_frames,
+)
 from cover.model.starts.formats import HEAD, TRANSFORMERS_TIMESFORMER, ForeignFormat, Translation, recognise, translate
+from cover.model.starts.movinet import FRAME_SECONDS, movinet_of, without_single_axes
 
 LOADED, COPIED, RESIZED, NEW, UNUSED = "loaded", "copied to the temporal branch", "resized", "left new", "unused"
 FATES = (LOADED, COPIED, RESIZED, NEW, UNUSED)
@@ -53,25 +63,78 @@ def import_weights(source: str, out: Path, options: ImportOptions = AS_IT_IS) ->
 
 
 def _convert(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoVeR, dict[str, Any]]:
-    form, translation, left_out = _translated(checkpoint, options)
+    left_out = _left_out(checkpoint, options)
+    if movinet := movinet_of(checkpoint.tensors.keys() - left_out.keys()):
+        return _convert_movinet(checkpoint, options, left_out, *movinet)
+    form, translation = _translated(checkpoint, left_out)
     pixels = pixels_of(checkpoint, form)
     origin = dataclasses.replace(network_of(checkpoint, form, translation, options), mean=pixels.mean, std=pixels.std)
+    interval = seconds_between_frames(checkpoint, origin.frames, options.frames or origin.frames)
+    config = _wanted(origin, options)
+    return _release_of(checkpoint, options, form, translation, left_out, origin, config, pixels, interval)
+
+
+def _convert_movinet(
+    checkpoint: ForeignCheckpoint,
+    options: ImportOptions,
+    left_out: dict[str, str],
+    form: ForeignFormat,
+    config: MoViNetConfig,
+) -> tuple[CoVeR, dict[str, Any]]:
+    """The release of a MoViNet. No tensor depends on the side or the number of frames, so none is resized."""
+    for name in ("attention", "time", "resize", "attention_heads"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')}: a MoViNet has no attention; leave it out")
+    translation = _renamed(checkpoint, left_out, form)
+    convention = PixelStatistics(config.mean, config.std, "no file says it; MoViNet's networks read 0 to 1")
+    pixels = pixels_of(checkpoint, form) if checkpoint.preprocessing else convention
+    config = dataclasses.replace(
+        config,
+        mean=pixels.mean,
+        std=pixels.std,
+        size=options.size or config.size,
+        frames=options.frames or config.frames,
+    )
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in config.build().state_dict().items()}
+    if f"{HEAD}.weight" in translation.tensors:
+        shapes[f"{HEAD}.weight"] = tuple(translation.tensors[f"{HEAD}.weight"].shape[:2])
+    translation = without_single_axes(translation, shapes)
+    return _release_of(checkpoint, options, form, translation, left_out, config, config, pixels, FRAME_SECONDS)
+
+
+def _release_of(
+    checkpoint: ForeignCheckpoint,
+    options: ImportOptions,
+    form: ForeignFormat,
+    translation: Translation,
+    left_out: dict[str, str],
+    origin: BackboneConfig,
+    config: BackboneConfig,
+    pixels: PixelStatistics,
+    interval: float,
+) -> tuple[CoVeR, dict[str, Any]]:
+    """The model of `config` with the tensors of a network of `origin`, and the report.
+
+    `interval`: seconds between the frames of a dense clip.
+    """
     head, named_by = _head_of(checkpoint, form, translation, options)
     if head is None:
         translation, left_out = _without_head(translation, left_out)
     _check_whole(form, translation, origin, head)
-    model, rows = _fill(translation, origin, _wanted(origin, options), head)
+    model, rows = _fill(translation, config, head)
     rows += [_row(None, (name,), UNUSED, checkpoint.tensors[name], why) for name, why in left_out.items()]
     head_facts = {"name": head.name, "classes": len(head.classes), "named_by": named_by} if head else None
     report = {
         "format": form.title,
-        "model": dataclasses.asdict(model.config),
+        "model": {"family": model.config.family, **dataclasses.asdict(model.config)},
+        "network": model.config.summary(),
         "pixels": dataclasses.asdict(pixels),
         "head": head_facts,
         "notes": _notes(checkpoint, form, origin),
         "counts": _counts(rows),
         "tensors": rows,
-        "metadata": _metadata(checkpoint, form, origin, model, named_by, options, pixels.origin),
+        "metadata": _metadata(checkpoint, form, interval, model, named_by, options, pixels.origin),
     }
     return model, report
 
@@ -79,33 +142,40 @@ def _convert(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoV
 # --- the tensors of the checkpoint ------------------------------------------------------------------------------------
 
 
-def _translated(
-    checkpoint: ForeignCheckpoint, options: ImportOptions
-) -> tuple[ForeignFormat, Translation, dict[str, str]]:
-    """The format, the tensors under our names, and the tensors that are left out: name -> reason."""
+def _left_out(checkpoint: ForeignCheckpoint, options: ImportOptions) -> dict[str, str]:
+    """The tensors that the options leave out: name -> reason. Raises `UserError` if a name fits none."""
     if {"format", "heads"} <= checkpoint.config.keys():
         raise UserError("is a release of this package already; give it to the other commands as it is")
-    kind = checkpoint.config.get("model_type")
-    if kind not in (None, *MODEL_TYPES):
-        raise UserError(f"config.json: model_type {kind}: known are {' and '.join(MODEL_TYPES)}")
     for beginning in options.unused:
         if not any(name.startswith(beginning) for name in checkpoint.tensors):
             raise UserError(f"--unused {beginning}: no tensor is called so")
-    left_out = {name: "named with --unused" for name in checkpoint.tensors if name.startswith(options.unused)}
-    state = {name: value for name, value in checkpoint.tensors.items() if name not in left_out}
-    form = recognise(state, checkpoint.wrapping == "model_state")
+    return {name: "named with --unused" for name in checkpoint.tensors if name.startswith(options.unused)}
+
+
+def _translated(checkpoint: ForeignCheckpoint, left_out: dict[str, str]) -> tuple[ForeignFormat, Translation]:
+    """The format of a transformer, and its tensors under our names."""
+    kind = checkpoint.config.get("model_type")
+    if kind not in (None, *MODEL_TYPES):
+        raise UserError(f"config.json: model_type {kind}: known are {' and '.join(MODEL_TYPES)}")
+    form = recognise(checkpoint.tensors.keys() - left_out.keys(), checkpoint.wrapping == "model_state")
     if form.title.startswith("transformers") and kind is None:
         raise UserError(f"{form.title} by its tensors, without config.json; give the folder with both")
-    translation = translate(form, state)
+    translation = _renamed(checkpoint, left_out, form)
+    for ours in SHOWING_SIZES:
+        if ours not in translation.tensors:
+            raise UserError(f"the tensor {form.names(1)[ours][0]} is missing")
+    return form, translation
+
+
+def _renamed(checkpoint: ForeignCheckpoint, left_out: dict[str, str], form: ForeignFormat) -> Translation:
+    """The tensors under our names. Raises `UserError` if one is unknown and not left out."""
+    translation = translate(form, {name: t for name, t in checkpoint.tensors.items() if name not in left_out})
     if translation.strangers:
         more = f" (and {len(translation.strangers) - 1} more)" if translation.strangers[1:] else ""
         stranger = translation.strangers[0]
         unexpected = f'unexpected tensor {stranger}{more}: no part of the format "{form.title}"'
         raise UserError(f"{unexpected}; to leave it out: --unused {stranger}")
-    for ours in SHOWING_SIZES:
-        if ours not in translation.tensors:
-            raise UserError(f"the tensor {form.names(1)[ours][0]} is missing")
-    return form, translation, left_out
+    return translation
 
 
 def _head_of(
@@ -135,8 +205,8 @@ def _without_head(translation: Translation, left_out: dict[str, str]) -> tuple[T
     return dataclasses.replace(translation, tensors=retained), {**left_out, **why}
 
 
-def _check_whole(form: ForeignFormat, translation: Translation, origin: TimeSformerConfig, head: Head | None) -> None:
-    """Raises `UserError` if a tensor of the network is missing, has another shape or no floats, or is unexpected."""
+def _check_whole(form: ForeignFormat, translation: Translation, origin: BackboneConfig, head: Head | None) -> None:
+    """Raises `UserError` if a tensor of the network is missing, is unexpected, or has another shape or kind."""
     with torch.device("meta"):
         model = CoVeR(origin, (head,) if head else ())
     wanted, temporal = model.state_dict(), model.temporal_parameters()
@@ -148,14 +218,15 @@ def _check_whole(form: ForeignFormat, translation: Translation, origin: TimeSfor
             if tensor.shape != value.shape:
                 sources = " + ".join(translation.sources[ours])
                 raise UserError(f"{sources} is {tuple(tensor.shape)}, and should be {tuple(value.shape)}")
-            if not tensor.is_floating_point():
+            if value.is_floating_point() and not tensor.is_floating_point():
                 raise UserError(f"{translation.source(ours)} holds {tensor.dtype}, no floating-point numbers")
         elif form.video or name not in temporal:  # an image model has no temporal branch
             raise UserError(f"the tensor {names[ours][0] if ours in names else ours} is missing")
+    network = f"a {origin.family}"
+    if isinstance(origin, TimeSformerConfig):
+        network = f"a network of {origin.attention} attention"
     for ours in translation.tensors.keys() - {_foreign_name(name) for name in wanted}:
-        raise UserError(
-            f"unexpected tensor {translation.source(ours)}: no part of a network of {origin.attention} attention"
-        )
+        raise UserError(f"unexpected tensor {translation.source(ours)}: no part of {network}")
 
 
 def _foreign_name(name: str) -> str:
@@ -176,9 +247,7 @@ def _wanted(origin: TimeSformerConfig, options: ImportOptions) -> TimeSformerCon
     return dataclasses.replace(origin, size=size, frames=options.frames or origin.frames)
 
 
-def _fill(
-    translation: Translation, origin: TimeSformerConfig, config: TimeSformerConfig, head: Head | None
-) -> tuple[CoVeR, list[dict[str, Any]]]:
+def _fill(translation: Translation, config: BackboneConfig, head: Head | None) -> tuple[CoVeR, list[dict[str, Any]]]:
     """The model with the weights of the checkpoint, and a row of the report for each of its tensors."""
     model = CoVeR(config, (head,) if head else ()).eval()
     state, rows = model.state_dict(), []
@@ -186,10 +255,9 @@ def _fill(
         ours = _foreign_name(name)
         if ours not in translation.tensors:
             continue
-        value = translation.tensors[ours].float()
-        fitted = _fitted(ours, value, config)
-        change = ""
-        if fitted is not value:
+        value = translation.tensors[ours].to(state[name].dtype)
+        fitted, change = value, ""
+        if isinstance(config, TimeSformerConfig) and (fitted := _fitted(ours, value, config)) is not value:
             change = f"from {tuple(value.shape)}, {'nearest' if ours == 'time_embed' else config.resize}"
         state[name] = fitted
         rows.append(_row(name, translation.sources[ours], RESIZED if change else LOADED, fitted, change))
@@ -243,12 +311,13 @@ def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _notes(checkpoint: ForeignCheckpoint, form: ForeignFormat, config: TimeSformerConfig) -> list[str]:
+def _notes(checkpoint: ForeignCheckpoint, form: ForeignFormat, config: BackboneConfig) -> list[str]:
     notes = []
-    dtypes = {str(value.dtype).removeprefix("torch.") for value in checkpoint.tensors.values()} - {"float32"}
+    floats = [value for value in checkpoint.tensors.values() if value.is_floating_point()]
+    dtypes = {str(value.dtype).removeprefix("torch.") for value in floats} - {"float32"}
     if dtypes:
         notes.append(f"{' and '.join(sorted(dtypes))} became float32")
-    if form is TRANSFORMERS_TIMESFORMER and config.attention == "space":
+    if form is TRANSFORMERS_TIMESFORMER and isinstance(config, TimeSformerConfig) and config.attention == "space":
         notes.append(
             "space attention: transformers gives logits for each frame; here the features of the frames are averaged "
             "(released code)"
@@ -259,7 +328,7 @@ def _notes(checkpoint: ForeignCheckpoint, form: ForeignFormat, config: TimeSform
 def _metadata(
     checkpoint: ForeignCheckpoint,
     form: ForeignFormat,
-    origin: TimeSformerConfig,
+    interval: float,
     model: CoVeR,
     classes_source: str,
     options: ImportOptions,
@@ -270,7 +339,7 @@ def _metadata(
     from cover.datasets.manifest import class_digest
     from cover.media.sampling import Sampling
 
-    dense = Sampling("dense", seconds_between_frames(checkpoint, origin.frames, model.config.frames))
+    dense = Sampling("dense", interval)
     # An image head was trained without clips. Segments cover a video of any length.
     sampling = Sampling.parse(options.sampling) if options.sampling else dense if form.video else Sampling("segments")
     media, views = ("video", "1x3") if form.video else ("image", "1x1")
@@ -285,9 +354,13 @@ def print_report(report: dict[str, Any]) -> None:
     from cover.console import print_table, say
 
     config, pixels, head = report["model"], report["pixels"], report["head"]
-    network = f"{config['attention']} attention, time {config['time']}, width {config['width']}"
-    clip = f"{config['frames']} x {config['size']} px in patches of {config['patch']}"
-    say(f"{report['format']}: {network}, depth {config['depth']}, {clip}")
+    clip = f"{config['frames']} x {config['size']} px"
+    if config["family"] == TimeSformerConfig.family:
+        network = f"{config['attention']} attention, time {config['time']}, width {config['width']}"
+        say(f"{report['format']}: {network}, depth {config['depth']}, {clip} in patches of {config['patch']}")
+    else:
+        settings = ", ".join(f"{name} {value}" for name, value in report["network"].items())
+        say(f"{report['format']}: {config['family']}, {settings}, {clip}")
     say(f"pixels: mean {_brief(pixels['mean'])}, std {_brief(pixels['std'])} ({pixels['origin']})")
     say(f'head "{head["name"]}": {head["classes"]} classes ({head["named_by"]})' if head else "no head")
     for note in report["notes"]:
