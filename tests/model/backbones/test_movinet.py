@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from cover.model.backbones.movinet import MoViNet, MoViNetConfig, MoViNetOptions
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.profile import count_parameters, forward_cost, on_meta
+from cover.model.starts.formats import HEAD
+from cover.model.starts.movinet import movinet_of
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CASES = {
@@ -312,3 +315,130 @@ def test_the_options_of_a_configuration_ask_for_it() -> None:
     options = MoViNetOptions(size=48, variant="a2", stream=True, statistics="batch", norm_samples=4)
     assert options.config(4).options() == options
     assert options.config(4).start_options().statistics == "frozen"
+
+
+# --- weights of others ------------------------------------------------------------------------------------------------
+
+BASE = CASES["A0_base_t5_64_strong"]
+
+
+def saved(state: dict[str, Tensor], folder: Path) -> str:
+    torch.save(state, folder / "weights.pth")
+    return str(folder / "weights.pth")
+
+
+def test_the_report_of_an_import(tmp_path: Path) -> None:
+    state = {f"module.{name}": value for name, value in published_state(BASE).items()}
+    source = saved({"state_dict": state}, tmp_path)
+    command = ["import-weights", source, "--out", str(tmp_path / "release"), "--json", str(tmp_path / "report.json")]
+    assert main([*command, "--head", "none", "--size", "64", "--frames", "8"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["counts"]["loaded"]["tensors"] == len(state) - 2
+    unused = [row["source"][0] for row in report["tensors"] if row["fate"] == "unused"]
+    assert unused == ["module.classifier.3.conv_1.conv3d.weight", "module.classifier.3.conv_1.conv3d.bias"]
+    config = CoVeR.from_pretrained(tmp_path / "release").config
+    assert config == MoViNetConfig(size=64, frames=8, statistics="frozen")
+    assert (config.mean, config.std) == ((0, 0, 0), (1, 1, 1))
+
+
+def test_a_variant_is_seen_by_its_tensors(tmp_path: Path) -> None:
+    """A state dict of another variant under the published names, by the inverse of the import's table."""
+    for number, name in enumerate(("movinet_a1", "movinet_a2_stream")):
+        config = named_config(name, size=32)
+        ours = {**config.build().state_dict(), f"{HEAD}.weight": torch.zeros(3, 2048), f"{HEAD}.bias": torch.zeros(3)}
+        kind = "conv2d" if config.stream else "conv3d"
+        theirs: dict[str, Tensor] = {}
+        found = movinet_of([f"conv1.conv_1.{kind}.weight", *(f"blocks.{block}.x" for block in BLOCKS[name])])
+        assert found is not None
+        for our_name, value in ours.items():
+            their_name = found[0].tensors[our_name]
+            axes = {"conv2d": 4, "conv3d": 5}[kind] if f"{kind}.weight" in their_name else value.ndim
+            theirs[their_name] = value.reshape(*value.shape, *[1] * (axes - value.ndim))
+        source, out = saved(theirs, tmp_path), tmp_path / f"release{number}"
+        assert main(["import-weights", source, "--out", str(out), "--head", "k"]) == 0
+        model = CoVeR.from_pretrained(out)
+        assert (model.config.variant, model.config.stream) == (config.variant, config.stream)
+        loaded = model.backbone.state_dict()
+        assert all(torch.equal(loaded[name], ours[name]) for name in loaded if not name.endswith("updates"))
+
+
+BLOCKS = {
+    name: [f"b{stage}_l{block}" for stage, count in enumerate(counts) for block in range(count)]
+    for name, counts in (("movinet_a1", (2, 4, 5, 6, 7)), ("movinet_a2_stream", (3, 5, 5, 6, 7)))
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("blocks.b1_l0.alpha"), "blocks.b1_l0.alpha is missing"),
+        (lambda s: s.pop("conv7.conv_1.norm.running_var"), "conv7.conv_1.norm.running_var is missing"),
+        (lambda s: s.update({"blocks.b1_l0.beta": torch.ones(())}), "unexpected tensor blocks.b1_l0.beta"),
+        (lambda s: s.update({"blocks.b9_l0.alpha": torch.ones(())}), "a MoViNet of 16 blocks; A0, A1, A2 are read"),
+        (
+            lambda s: s.update({"blocks.b1_l0.deep.conv_1.conv3d.weight": torch.ones(80, 1, 5, 3, 3)}),
+            "blocks.b1_l0.deep.conv_1.conv3d.weight is (80, 1, 5, 3, 3), and should be (80, 1, 3, 3, 3)",
+        ),
+        (lambda s: s.update({"conv1.conv_1.norm.bias": torch.ones(8, dtype=torch.int64)}), "conv1.conv_1.norm.bias"),
+    ],
+)
+def test_weights_that_do_not_fit(change: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = published_state(BASE)
+    change(state)
+    assert main(["import-weights", saved(state, tmp_path), "--out", str(tmp_path / "release")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize("option", ["--attention=joint", "--time=rotary", "--resize=nearest", "--attention-heads=2"])
+def test_options_of_transformers(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = saved(published_state(BASE), tmp_path)
+    assert main(["import-weights", source, "--out", str(tmp_path / "release"), option]) == 2
+    assert option.split("=", maxsplit=1)[0] in capsys.readouterr().err
+
+
+# --- from an import to an exported graph ------------------------------------------------------------------------------
+
+
+@STREAMS
+def test_from_an_import_to_an_exported_graph(
+    stream: bool, sandbox: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    case = CASES["A0_stream_t8_64_strong" if stream else "A0_base_t5_64_strong"]
+    begin, recipe, run = imported(case, tmp_path), tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(
+        f"data: {{sets: [ssv2, imagenet], catalog: {sandbox}, frames: 4}}\nmodel: {{size: 32}}\nout: {run}\n"
+        f"start: {{checkpoint: {tmp_path / 'release'}}}\nsteps: 2\nbatch: 8\nworkers: 0\nevaluate_every: -1\n"
+        f"save_every: 1\nema: 0.5\noptimizer: {{lr: 1.e-4}}\n"
+    )
+    assert main(["train", str(recipe), "--model.drop_path", "0.1"]) == 0
+    (run / "checkpoints/step-0000002/complete.json").unlink()
+    assert main(["train", str(recipe), "--model.drop_path", "0.1", "--resume"]) == 0
+    model = CoVeR.from_pretrained(run)
+    assert model.config == MoViNetConfig(size=32, frames=4, stream=stream, statistics="frozen")
+    before, after = begin.backbone.state_dict(), model.backbone.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert "stem.conv.weight" in changed
+    assert not any("running" in name for name in changed), "statistics of imported weights are frozen"
+
+    clips = torch.randint(0, 256, (3, 4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(model.normalize(clips.flatten(0, 1)), ((3, 4),))
+    for form, file in (("onnx", "m.onnx"), ("torch", "m.pt2")):
+        assert main(["export", str(run), "--format", form, "--out", str(tmp_path / file)]) == 0
+    (result,) = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(["ssv2"], {"clips": clips.numpy()})
+    np.testing.assert_allclose(result, logits["ssv2"].softmax(-1), atol=1e-5)
+    program = torch.export.load(tmp_path / "m.pt2").module()
+    torch.testing.assert_close(program(clips)["ssv2"], logits["ssv2"].softmax(-1))
+
+    capsys.readouterr()
+    again = ["train", str(recipe), "--out", str(tmp_path / "other")]
+    assert main([*again, "--model.variant", "a1"]) == 2
+    assert "model.variant" in capsys.readouterr().err
+    assert main([*again, "--model.stream", str(not stream).lower()]) == 2
+    assert "model.stream" in capsys.readouterr().err
+    assert main([*again, "--start.temporal", "fresh"]) == 2
+    assert "start.temporal" in capsys.readouterr().err
+    assert main(["export", str(run), "--format", "transformers", "--head", "ssv2", "--out", str(tmp_path / "t")]) == 2
+    assert "movinet" in capsys.readouterr().err

