@@ -38,7 +38,6 @@ class PackBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     updates: Tensor
-    pending: Tensor
 
     def __init__(self, channels: int, eps: float, batch_statistics: bool = True, norm_samples: int = 0) -> None:
         super().__init__()
@@ -49,13 +48,19 @@ class PackBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        # Sums of this step over parts: frames x mean, frames x variance, frames.
-        self.register_buffer("pending", torch.zeros(2 * channels + 1), persistent=False)
+        # Sums of this step over parts: frames x mean, frames x variance, frames. No buffer, because a release that is
+        # loaded has no value for it.
+        self._pending: Tensor | None = None
 
     @property
     def uses_batch_statistics(self) -> bool:
         """Whether a forward pass normalises by the statistics of its own groups."""
         return self.training and self.batch_statistics and self.weight.requires_grad
+
+    @property
+    def pending(self) -> Tensor:
+        """The sums of this step, float32 `(2 channels + 1,)`."""
+        return self.running_mean.new_zeros(2 * self.channels + 1) if self._pending is None else self._pending
 
     def forward(self, x_FChw: Tensor, groups: Groups) -> Tensor:
         """`(F, C, h, w)` to the same shape."""
@@ -81,7 +86,7 @@ class PackBatchNorm(nn.Module):
         y = fn.batch_norm(x, mean, variance, weight, bias, True, 1.0, self.eps)  # fills `mean` and `variance`
         with torch.no_grad():
             means = [values.view(parts, -1).mean(0) for values in (mean, variance)]
-            self.pending += torch.cat([*means, mean.new_ones(1)]) * (samples * frames)
+            self._pending = self.pending + torch.cat([*means, mean.new_ones(1)]) * (samples * frames)
         return y if parts == 1 else y.unflatten(1, (parts, -1)).transpose(0, 1).flatten(0, 1)
 
     @torch.no_grad()
@@ -96,7 +101,7 @@ class PackBatchNorm(nn.Module):
         for running, total in zip((self.running_mean, self.running_var), sums[:-1].view(2, -1), strict=True):
             running.copy_(torch.where(usable, torch.lerp(running, total / frames, rate), running))
         self.updates += usable
-        self.pending.zero_()
+        self._pending = None
 
 
 def batch_norms(network: nn.Module) -> dict[str, PackBatchNorm]:
@@ -119,5 +124,5 @@ def update_statistics(
     sums = torch.cat([norm.pending for norm in norms])
     if total is not None:
         sums = total(sums)
-    for norm, own in zip(norms, sums.split([len(norm.pending) for norm in norms]), strict=True):
+    for norm, own in zip(norms, sums.split([2 * norm.channels + 1 for norm in norms]), strict=True):
         norm.update(own, finite)

@@ -353,7 +353,7 @@ def test_a_variant_is_seen_by_its_tensors(tmp_path: Path) -> None:
         for our_name, value in ours.items():
             their_name = found[0].tensors[our_name]
             axes = {"conv2d": 4, "conv3d": 5}[kind] if f"{kind}.weight" in their_name else value.ndim
-            theirs[their_name] = value.reshape(*value.shape, *[1] * (axes - value.ndim))
+            theirs[their_name] = value.reshape([*value.shape, *[1] * (axes - value.ndim)])
         source, out = saved(theirs, tmp_path), tmp_path / f"release{number}"
         assert main(["import-weights", source, "--out", str(out), "--head", "k"]) == 0
         model = CoVeR.from_pretrained(out)

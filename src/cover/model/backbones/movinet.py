@@ -355,7 +355,7 @@ class Block(nn.Module):
         self, config: MoViNetConfig, before: int, after: int, kernel: tuple[int, int], inner: int, stride: int
     ) -> None:
         super().__init__()
-        self.alpha = nn.Parameter(torch.zeros(()))
+        self.alpha = nn.Parameter(torch.zeros(1))  # FSDP2 refuses parameters without an axis
         self.expand = ConvNorm(config, before, inner)
         self.depthwise = (CausalDepthwise if config.stream else Depthwise)(config, inner, *kernel, stride)
         self.excite = (CausalSqueezeExcite if config.stream else SqueezeExcite)(inner)
