@@ -24,7 +24,7 @@ from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.profile import count_parameters, forward_cost, on_meta
 from cover.model.starts.formats import HEAD
-from cover.model.starts.movinet import movinet_of
+from cover.model.starts.movinet import published_names
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CASES = {
@@ -348,10 +348,8 @@ def test_a_variant_is_seen_by_its_tensors(tmp_path: Path) -> None:
         ours = {**config.build().state_dict(), f"{HEAD}.weight": torch.zeros(3, 2048), f"{HEAD}.bias": torch.zeros(3)}
         kind = "conv2d" if config.stream else "conv3d"
         theirs: dict[str, Tensor] = {}
-        found = movinet_of([f"conv1.conv_1.{kind}.weight", *(f"blocks.{block}.x" for block in BLOCKS[name])])
-        assert found is not None
-        for our_name, value in ours.items():
-            their_name = found[0].tensors[our_name]
+        for our_name, their_name in published_names(config).items():
+            value = ours[our_name]
             axes = {"conv2d": 4, "conv3d": 5}[kind] if f"{kind}.weight" in their_name else value.ndim
             theirs[their_name] = value.reshape([*value.shape, *[1] * (axes - value.ndim)])
         source, out = saved(theirs, tmp_path), tmp_path / f"release{number}"
@@ -362,17 +360,15 @@ def test_a_variant_is_seen_by_its_tensors(tmp_path: Path) -> None:
         assert all(torch.equal(loaded[name], ours[name]) for name in loaded if not name.endswith("updates"))
 
 
-BLOCKS = {
-    name: [f"b{stage}_l{block}" for stage, count in enumerate(counts) for block in range(count)]
-    for name, counts in (("movinet_a1", (2, 4, 5, 6, 7)), ("movinet_a2_stream", (3, 5, 5, 6, 7)))
-}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda s: s.pop("blocks.b1_l0.alpha"), "blocks.b1_l0.alpha is missing"),
         (lambda s: s.pop("conv7.conv_1.norm.running_var"), "conv7.conv_1.norm.running_var is missing"),
+        (
+            lambda s: s.update({"blocks.b1_l1.res.1.conv_1.conv3d.weight": torch.ones(32, 32, 1, 1, 1)}),
+            "unexpected tensor blocks.b1_l1.res.1.conv_1.conv3d.weight",
+        ),
         (lambda s: s.update({"blocks.b1_l0.beta": torch.ones(())}), "unexpected tensor blocks.b1_l0.beta"),
         (lambda s: s.update({"blocks.b9_l0.alpha": torch.ones(())}), "a MoViNet of 16 blocks; A0, A1, A2 are read"),
         (

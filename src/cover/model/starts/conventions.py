@@ -230,11 +230,8 @@ def pixels_of(source: ForeignCheckpoint, form: ForeignFormat) -> PixelStatistics
 
     Raises `UserError` if a file has no valid numbers.
     """
-    preprocessing = source.preprocessing
-    if preprocessing:
-        if preprocessing.get("do_normalize") is False:
-            return PixelStatistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "do_normalize is false")
-        return _pixels(preprocessing, "image_mean", "image_std", "the folder's preprocessing: ")
+    if beside := pixels_beside(source):
+        return beside
     timm = source.config.get("pretrained_cfg")
     if form is TIMM and isinstance(timm, dict) and {"mean", "std"} <= timm.keys():
         return _pixels(timm, "mean", "std", "config.json: pretrained_cfg.")
@@ -244,6 +241,18 @@ def pixels_of(source: ForeignCheckpoint, form: ForeignFormat) -> PixelStatistics
     mean, std = (0.45, 0.225) if form.video else (0.5, 0.5)
     convention = "TimeSformer's released settings" if form.video else "the convention of ViT checkpoints"
     return PixelStatistics((mean,) * 3, (std,) * 3, f"no file says it; {convention}")
+
+
+def pixels_beside(source: ForeignCheckpoint) -> PixelStatistics | None:
+    """Mean and standard deviation from the preprocessing file beside the weights; None if there is none.
+
+    Raises `UserError` if the file has no valid numbers.
+    """
+    if not source.preprocessing:
+        return None
+    if source.preprocessing.get("do_normalize") is False:
+        return PixelStatistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "do_normalize is false")
+    return _pixels(source.preprocessing, "image_mean", "image_std", "the folder's preprocessing: ")
 
 
 def _pixels(values: Mapping[str, Any], mean: str, std: str, place: str) -> PixelStatistics:

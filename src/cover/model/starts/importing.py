@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from cover.errors import UserError
-from cover.model.backbone import BackboneConfig
-from cover.model.backbones.movinet import MoViNetConfig
+from cover.media.sampling import Sampling
 from cover.model.backbones.timesformer import TimeSformerConfig, resized_positions, resized_time
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head
 from cover.model.release import save_release
+from cover.model.starts import movinet
 from cover.model.starts.checkpoint_files import ForeignCheckpoint, read_source
-from cover.model.starts.conventions import (
-    ImportOptions,
-    PixelStatistics,
-    classes_of,
-    network_of,
-    pixels_of,
-    seconds_between_frames,
-)
+from cover.model.starts.conventions import ImportOptions, classes_of, network_of, pixels_of, seconds_between_frames
+from cover.model.starts.conversion import Conversion, Converter
 from cover.model.starts.formats import HEAD, TRANSFORMERS_TIMESFORMER, ForeignFormat, Translation, recognise, translate
-from cover.model.starts.known import KNOWN
-from cover.model.starts.movinet import FRAME_SECONDS, movinet_of, without_single_axes
+from cover.model.starts.known import licence_of
 
 LOADED, COPIED, RESIZED, NEW, UNUSED = "loaded", "copied to the temporal branch", "resized", "left new", "unused"
 FATES = (LOADED, COPIED, RESIZED, NEW, UNUSED)
 NO_HEAD = "none"
 MODEL_TYPES = ("timesformer", "vit")  # of transformers
+CONVERTERS: tuple[Converter, ...] = (movinet.convert,)  # of the families other than TimeSformer
 AS_IT_IS = ImportOptions()
 SHOWING_SIZES = ("patch_embed.weight", "pos_embed", "blocks.0.mlp.fc1.weight")  # `network_of` reads their shapes
 
@@ -64,119 +58,134 @@ def import_weights(source: str, out: Path, options: ImportOptions = AS_IT_IS) ->
 
 
 def _convert(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoVeR, dict[str, Any]]:
-    left_out = _left_out(checkpoint, options)
-    if movinet := movinet_of(checkpoint.tensors.keys() - left_out.keys()):
-        return _convert_movinet(checkpoint, options, left_out, *movinet)
-    form, translation = _translated(checkpoint, left_out)
+    state, left_out = _chosen(checkpoint, options)
+    for convert in CONVERTERS:
+        if conversion := convert(checkpoint, state, options):
+            return _converted(checkpoint, conversion, left_out, options)
+    form, translation = _translated(checkpoint, state)
     pixels = pixels_of(checkpoint, form)
     origin = dataclasses.replace(network_of(checkpoint, form, translation, options), mean=pixels.mean, std=pixels.std)
-    interval = seconds_between_frames(checkpoint, origin.frames, options.frames or origin.frames)
-    config = _wanted(origin, options)
-    return _release_of(checkpoint, options, form, translation, left_out, origin, config, pixels, interval)
-
-
-def _convert_movinet(
-    checkpoint: ForeignCheckpoint,
-    options: ImportOptions,
-    left_out: dict[str, str],
-    form: ForeignFormat,
-    config: MoViNetConfig,
-) -> tuple[CoVeR, dict[str, Any]]:
-    """The release of a MoViNet. No tensor depends on the side or the number of frames, so none is resized."""
-    for name in ("attention", "time", "resize", "attention_heads"):
-        if getattr(options, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')}: a MoViNet has no attention; leave it out")
-    translation = _renamed(checkpoint, left_out, form)
-    convention = PixelStatistics(config.mean, config.std, "no file says it; MoViNet's networks read 0 to 1")
-    pixels = pixels_of(checkpoint, form) if checkpoint.preprocessing else convention
-    config = dataclasses.replace(
-        config,
-        mean=pixels.mean,
-        std=pixels.std,
-        size=options.size or config.size,
-        frames=options.frames or config.frames,
-    )
-    with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in config.build().state_dict().items()}
-    if f"{HEAD}.weight" in translation.tensors:
-        shapes[f"{HEAD}.weight"] = tuple(translation.tensors[f"{HEAD}.weight"].shape[:2])
-    translation = without_single_axes(translation, shapes)
-    return _release_of(checkpoint, options, form, translation, left_out, config, config, pixels, FRAME_SECONDS)
-
-
-def _release_of(
-    checkpoint: ForeignCheckpoint,
-    options: ImportOptions,
-    form: ForeignFormat,
-    translation: Translation,
-    left_out: dict[str, str],
-    origin: BackboneConfig,
-    config: BackboneConfig,
-    pixels: PixelStatistics,
-    interval: float,
-) -> tuple[CoVeR, dict[str, Any]]:
-    """The model of `config` with the tensors of a network of `origin`, and the report.
-
-    `interval`: seconds between the frames of a dense clip.
-    """
     head, named_by = _head_of(checkpoint, form, translation, options)
     if head is None:
         translation, left_out = _without_head(translation, left_out)
     _check_whole(form, translation, origin, head)
-    model, rows = _fill(translation, config, head)
+    model, rows = _fill(translation, origin, _wanted(origin, options), head)
     rows += [_row(None, (name,), UNUSED, checkpoint.tensors[name], why) for name, why in left_out.items()]
-    head_facts = {"name": head.name, "classes": len(head.classes), "named_by": named_by} if head else None
+    config = model.config
+    assert isinstance(config, TimeSformerConfig)
+    settings = f"{config.attention} attention, time {config.time}, width {config.width}, depth {config.depth}"
     report = {
         "format": form.title,
-        "model": {"family": model.config.family, **dataclasses.asdict(model.config)},
-        "network": model.config.summary(),
+        "network": f"{settings}, {config.frames} x {config.size} px in patches of {config.patch}",
+        "model": dataclasses.asdict(model.config),
         "pixels": dataclasses.asdict(pixels),
-        "head": head_facts,
+        "head": _head_facts(head, named_by),
         "notes": _notes(checkpoint, form, origin),
         "counts": _counts(rows),
         "tensors": rows,
-        "metadata": _metadata(checkpoint, form, interval, model, named_by, options, pixels.origin),
+        "metadata": _metadata(
+            checkpoint,
+            form,
+            model,
+            named_by,
+            pixels.origin,
+            _sampling(checkpoint, form, origin, model, options),
+            "1x3" if form.video else "1x1",
+        ),
     }
     return model, report
+
+
+def _converted(
+    checkpoint: ForeignCheckpoint, conversion: Conversion, left_out: dict[str, str], options: ImportOptions
+) -> tuple[CoVeR, dict[str, Any]]:
+    """The model and the report of a checkpoint of another family than TimeSformer."""
+    form, translation, pixels = conversion.form, conversion.translation, conversion.pixels
+    config = dataclasses.replace(conversion.config, mean=pixels.mean, std=pixels.std)
+    head, named_by = _head_of(checkpoint, form, translation, options)
+    left_out = {**conversion.unused, **left_out}
+    if head is None:
+        translation, left_out = _without_head(translation, left_out)
+    model = CoVeR(config, (head,) if head else ()).eval()
+    _check_complete(conversion, translation, model)
+    rows = _load(model, translation, conversion.changes)
+    rows += [_row(None, (name,), UNUSED, checkpoint.tensors[name], why) for name, why in left_out.items()]
+    settings = ", ".join(f"{name} {value}" for name, value in config.summary().items())
+    report = {
+        "format": form.title,
+        "network": f"{config.family}, {settings}, {config.frames} x {config.size} px",
+        "model": dataclasses.asdict(config),
+        "pixels": dataclasses.asdict(pixels),
+        "head": _head_facts(head, named_by),
+        "notes": [*_dtype_notes(checkpoint), *conversion.notes],
+        "counts": _counts(rows),
+        "tensors": rows,
+        "metadata": _metadata(
+            checkpoint,
+            form,
+            model,
+            named_by,
+            pixels.origin,
+            Sampling.parse(options.sampling or conversion.sampling),
+            conversion.views,
+        ),
+    }
+    return model, report
+
+
+def _check_complete(conversion: Conversion, translation: Translation, model: CoVeR) -> None:
+    """Raises `UserError` if a tensor of the network is missing, has another shape or no floats."""
+    for name, value in model.state_dict().items():
+        ours = _foreign_name(name)
+        if ours not in translation.tensors:
+            raise UserError(f"the tensor {conversion.wanted.get(ours, (ours,))[0]} is missing")
+        _check_tensor(translation, ours, value)
+
+
+def _load(model: CoVeR, translation: Translation, changes: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Load the tensors of a complete translation into the model; returns a row of the report for each of them."""
+    state, rows = {}, []
+    for name in model.state_dict():
+        ours = _foreign_name(name)
+        state[name] = translation.tensors[ours].float()
+        fate = RESIZED if ours in changes else LOADED
+        rows.append(_row(name, translation.sources[ours], fate, state[name], changes.get(ours, "")))
+    model.load_state_dict(state)
+    return rows
 
 
 # --- the tensors of the checkpoint ------------------------------------------------------------------------------------
 
 
-def _left_out(checkpoint: ForeignCheckpoint, options: ImportOptions) -> dict[str, str]:
-    """The tensors that the options leave out: name -> reason. Raises `UserError` if a name fits none."""
+def _chosen(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of the checkpoint without those that `--unused` leaves out, and these: name -> reason."""
     if {"format", "heads"} <= checkpoint.config.keys():
         raise UserError("is a release of this package already; give it to the other commands as it is")
+    kind = checkpoint.config.get("model_type")
+    if kind not in (None, *MODEL_TYPES):
+        raise UserError(f"config.json: model_type {kind}: known are {', '.join(MODEL_TYPES)}")
     for beginning in options.unused:
         if not any(name.startswith(beginning) for name in checkpoint.tensors):
             raise UserError(f"--unused {beginning}: no tensor is called so")
-    return {name: "named with --unused" for name in checkpoint.tensors if name.startswith(options.unused)}
+    left_out = {name: "named with --unused" for name in checkpoint.tensors if name.startswith(options.unused)}
+    return {name: value for name, value in checkpoint.tensors.items() if name not in left_out}, left_out
 
 
-def _translated(checkpoint: ForeignCheckpoint, left_out: dict[str, str]) -> tuple[ForeignFormat, Translation]:
-    """The format of a transformer, and its tensors under our names."""
-    kind = checkpoint.config.get("model_type")
-    if kind not in (None, *MODEL_TYPES):
-        raise UserError(f"config.json: model_type {kind}: known are {' and '.join(MODEL_TYPES)}")
-    form = recognise(checkpoint.tensors.keys() - left_out.keys(), checkpoint.wrapping == "model_state")
-    if form.title.startswith("transformers") and kind is None:
+def _translated(checkpoint: ForeignCheckpoint, state: Mapping[str, Tensor]) -> tuple[ForeignFormat, Translation]:
+    """The format of a TimeSformer or an image ViT, and its tensors under our names."""
+    form = recognise(state, checkpoint.wrapping == "model_state")
+    if form.title.startswith("transformers") and checkpoint.config.get("model_type") is None:
         raise UserError(f"{form.title} by its tensors, without config.json; give the folder with both")
-    translation = _renamed(checkpoint, left_out, form)
-    for ours in SHOWING_SIZES:
-        if ours not in translation.tensors:
-            raise UserError(f"the tensor {form.names(1)[ours][0]} is missing")
-    return form, translation
-
-
-def _renamed(checkpoint: ForeignCheckpoint, left_out: dict[str, str], form: ForeignFormat) -> Translation:
-    """The tensors under our names. Raises `UserError` if one is unknown and not left out."""
-    translation = translate(form, {name: t for name, t in checkpoint.tensors.items() if name not in left_out})
+    translation = translate(form, state)
     if translation.strangers:
         more = f" (and {len(translation.strangers) - 1} more)" if translation.strangers[1:] else ""
         stranger = translation.strangers[0]
         unexpected = f'unexpected tensor {stranger}{more}: no part of the format "{form.title}"'
         raise UserError(f"{unexpected}; to leave it out: --unused {stranger}")
-    return translation
+    for ours in SHOWING_SIZES:
+        if ours not in translation.tensors:
+            raise UserError(f"the tensor {form.names(1)[ours][0]} is missing")
+    return form, translation
 
 
 def _head_of(
@@ -206,8 +215,8 @@ def _without_head(translation: Translation, left_out: dict[str, str]) -> tuple[T
     return dataclasses.replace(translation, tensors=retained), {**left_out, **why}
 
 
-def _check_whole(form: ForeignFormat, translation: Translation, origin: BackboneConfig, head: Head | None) -> None:
-    """Raises `UserError` if a tensor of the network is missing, is unexpected, or has another shape or kind."""
+def _check_whole(form: ForeignFormat, translation: Translation, origin: TimeSformerConfig, head: Head | None) -> None:
+    """Raises `UserError` if a tensor of the network is missing, has another shape or no floats, or is unexpected."""
     with torch.device("meta"):
         model = CoVeR(origin, (head,) if head else ())
     wanted, temporal = model.state_dict(), model.temporal_parameters()
@@ -215,19 +224,23 @@ def _check_whole(form: ForeignFormat, translation: Translation, origin: Backbone
     for name, value in wanted.items():
         ours = _foreign_name(name)
         if ours in translation.tensors:
-            tensor = translation.tensors[ours]
-            if tensor.shape != value.shape:
-                sources = " + ".join(translation.sources[ours])
-                raise UserError(f"{sources} is {tuple(tensor.shape)}, and should be {tuple(value.shape)}")
-            if value.is_floating_point() and not tensor.is_floating_point():
-                raise UserError(f"{translation.source(ours)} holds {tensor.dtype}, no floating-point numbers")
+            _check_tensor(translation, ours, value)
         elif form.video or name not in temporal:  # an image model has no temporal branch
             raise UserError(f"the tensor {names[ours][0] if ours in names else ours} is missing")
-    network = f"a {origin.family}"
-    if isinstance(origin, TimeSformerConfig):
-        network = f"a network of {origin.attention} attention"
     for ours in translation.tensors.keys() - {_foreign_name(name) for name in wanted}:
-        raise UserError(f"unexpected tensor {translation.source(ours)}: no part of {network}")
+        raise UserError(
+            f"unexpected tensor {translation.source(ours)}: no part of a network of {origin.attention} attention"
+        )
+
+
+def _check_tensor(translation: Translation, ours: str, wanted: Tensor) -> None:
+    """Raises `UserError` if a tensor has another shape than `wanted`, or no floats."""
+    tensor = translation.tensors[ours]
+    if tensor.shape != wanted.shape:
+        sources = " + ".join(translation.sources[ours])
+        raise UserError(f"{sources} is {tuple(tensor.shape)}, and should be {tuple(wanted.shape)}")
+    if not tensor.is_floating_point():
+        raise UserError(f"{translation.source(ours)} holds {tensor.dtype}, no floating-point numbers")
 
 
 def _foreign_name(name: str) -> str:
@@ -248,7 +261,9 @@ def _wanted(origin: TimeSformerConfig, options: ImportOptions) -> TimeSformerCon
     return dataclasses.replace(origin, size=size, frames=options.frames or origin.frames)
 
 
-def _fill(translation: Translation, config: BackboneConfig, head: Head | None) -> tuple[CoVeR, list[dict[str, Any]]]:
+def _fill(
+    translation: Translation, origin: TimeSformerConfig, config: TimeSformerConfig, head: Head | None
+) -> tuple[CoVeR, list[dict[str, Any]]]:
     """The model with the weights of the checkpoint, and a row of the report for each of its tensors."""
     model = CoVeR(config, (head,) if head else ()).eval()
     state, rows = model.state_dict(), []
@@ -256,9 +271,10 @@ def _fill(translation: Translation, config: BackboneConfig, head: Head | None) -
         ours = _foreign_name(name)
         if ours not in translation.tensors:
             continue
-        value = translation.tensors[ours].to(state[name].dtype)
-        fitted, change = value, ""
-        if isinstance(config, TimeSformerConfig) and (fitted := _fitted(ours, value, config)) is not value:
+        value = translation.tensors[ours].float()
+        fitted = _fitted(ours, value, config)
+        change = ""
+        if fitted is not value:
             change = f"from {tuple(value.shape)}, {'nearest' if ours == 'time_embed' else config.resize}"
         state[name] = fitted
         rows.append(_row(name, translation.sources[ours], RESIZED if change else LOADED, fitted, change))
@@ -312,13 +328,19 @@ def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _notes(checkpoint: ForeignCheckpoint, form: ForeignFormat, config: BackboneConfig) -> list[str]:
-    notes = []
-    floats = [value for value in checkpoint.tensors.values() if value.is_floating_point()]
-    dtypes = {str(value.dtype).removeprefix("torch.") for value in floats} - {"float32"}
-    if dtypes:
-        notes.append(f"{' and '.join(sorted(dtypes))} became float32")
-    if form is TRANSFORMERS_TIMESFORMER and isinstance(config, TimeSformerConfig) and config.attention == "space":
+def _head_facts(head: Head | None, named_by: str) -> dict[str, Any] | None:
+    return {"name": head.name, "classes": len(head.classes), "named_by": named_by} if head else None
+
+
+def _dtype_notes(checkpoint: ForeignCheckpoint) -> list[str]:
+    floats = {value.dtype for value in checkpoint.tensors.values() if value.is_floating_point()}
+    dtypes = {str(dtype).removeprefix("torch.") for dtype in floats} - {"float32"}
+    return [f"{' and '.join(sorted(dtypes))} became float32"] if dtypes else []
+
+
+def _notes(checkpoint: ForeignCheckpoint, form: ForeignFormat, config: TimeSformerConfig) -> list[str]:
+    notes = _dtype_notes(checkpoint)
+    if form is TRANSFORMERS_TIMESFORMER and config.attention == "space":
         notes.append(
             "space attention: transformers gives logits for each frame; here the features of the frames are averaged "
             "(released code)"
@@ -326,29 +348,36 @@ def _notes(checkpoint: ForeignCheckpoint, form: ForeignFormat, config: BackboneC
     return notes
 
 
+def _sampling(
+    checkpoint: ForeignCheckpoint, form: ForeignFormat, origin: TimeSformerConfig, model: CoVeR, options: ImportOptions
+) -> Sampling:
+    """The clip sampling of the head of a TimeSformer or an image ViT."""
+    if options.sampling:
+        return Sampling.parse(options.sampling)
+    if not form.video:  # an image head was trained without clips, and segments cover a video of any length
+        return Sampling("segments")
+    return Sampling("dense", seconds_between_frames(checkpoint, origin.frames, model.config.frames))
+
+
 def _metadata(
     checkpoint: ForeignCheckpoint,
     form: ForeignFormat,
-    interval: float,
     model: CoVeR,
     classes_source: str,
-    options: ImportOptions,
     pixels: str,
+    sampling: Sampling,
+    views: str,
 ) -> dict[str, Any]:
     """The metadata of the release: frames of a clip, and for each head its media, clip sampling and views."""
     from cover import __version__
     from cover.datasets.manifest import class_digest
-    from cover.media.sampling import Sampling
 
-    dense = Sampling("dense", interval)
-    # An image head was trained without clips. Segments cover a video of any length.
-    sampling = Sampling.parse(options.sampling) if options.sampling else dense if form.video else Sampling("segments")
-    media, views = ("video", "1x3") if form.video else ("image", "1x1")
+    media = "video" if form.video else "image"
     views_of_set = {"media": media, "sampling": str(sampling), "views": views, "classes_source": classes_source}
     sets = {head.name: {**views_of_set, "class_digest": class_digest(head.classes)} for head in model.head_list}
-    licence = next((start.licence for start in KNOWN if start.name == checkpoint.name), "")
     origins = {"weights": checkpoint.name, "format": form.title, "pixels": pixels}
-    origins |= {"licence": licence} if licence else {}
+    if licence := licence_of(checkpoint.name):
+        origins["licence"] = licence
     return {"cover": __version__, "step": 0, "frames": model.config.frames, "datasets": sets, "imported": origins}
 
 
@@ -356,18 +385,14 @@ def print_report(report: dict[str, Any]) -> None:
     """Print the report: the counts of tensors as a table on stdout, the rest on stderr."""
     from cover.console import print_table, say
 
-    config, pixels, head = report["model"], report["pixels"], report["head"]
-    clip = f"{config['frames']} x {config['size']} px"
-    if config["family"] == TimeSformerConfig.family:
-        network = f"{config['attention']} attention, time {config['time']}, width {config['width']}"
-        say(f"{report['format']}: {network}, depth {config['depth']}, {clip} in patches of {config['patch']}")
-    else:
-        settings = ", ".join(f"{name} {value}" for name, value in report["network"].items())
-        say(f"{report['format']}: {config['family']}, {settings}, {clip}")
+    pixels, head = report["pixels"], report["head"]
+    say(f"{report['format']}: {report['network']}")
     say(f"pixels: mean {_brief(pixels['mean'])}, std {_brief(pixels['std'])} ({pixels['origin']})")
     say(f'head "{head["name"]}": {head["classes"]} classes ({head["named_by"]})' if head else "no head")
     for note in report["notes"]:
         say(note)
+    if licence := licence_of(report["source"]):
+        say(f"licence of the weights: {licence}")
     for fate in (RESIZED, NEW, UNUSED):
         for why, names in _by_reason(report["tensors"], fate).items():
             say(f"{fate}: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {why}")

@@ -32,10 +32,10 @@ CONVERSION = 1  # raise it if the release of the same weights changes; folders o
 class KnownStart:
     """Published weights.
 
-    `name`: a short name, a Hub id, or the name of a file to download. `pixels`: the published side of a frame. `top1`:
-    the published accuracy in per cent on the data that the classifier is for; None if it has no classifier or none is
-    published. `url`: the address of a file that is neither on PyPI nor on the Hub. The other fields are of a start that
-    pip installs: `package` of that name on PyPI has the file `models/FILE` of `size` bytes with this SHA-256.
+    `name`: a short name, or a Hub id. `pixels`: the published side of a frame. `top1`: the published accuracy in per
+    cent on the data that the classifier is for; None if it has no classifier or none is published. `url`: the address
+    of a file that is neither on the Hub nor in a package. The other fields are of a start that pip installs: `package`
+    of that name on PyPI has the file `models/FILE` of `size` bytes with this SHA-256.
     """
 
     name: str
@@ -53,9 +53,11 @@ class KnownStart:
 
     @property
     def command(self) -> str:
-        """A command that uses the start."""
+        """A command that uses the start. A file with a `url` is downloaded before."""
         if self.package:
             return f"cover predict {self.name} photo.jpg"
+        if self.url:
+            return f"cover import-weights {self.url.rpartition('/')[2]} --out FOLDER"
         return f"cover import-weights {self.name} --out FOLDER"
 
     @property
@@ -91,20 +93,13 @@ def _lite(variant: Variant, pixels: int, top1: float, file: str, size: int, sha2
 
 def _movinet(variant: str, pixels: int, top1: float, stream: bool) -> KnownStart:
     name = f"model{variant}{'_stream' * stream}_statedict_v3"
-    kind = "one clip" if not stream else "a stream"
-    return KnownStart(
-        name,
-        f"MoViNet-{variant}, Kinetics-600, {kind}",
-        "MIT (port), Apache-2.0",
-        pixels,
-        600,
-        top1,
-        url=f"https://github.com/Atze00/MoViNet-pytorch/raw/main/weights/{name}",
-    )
+    what = f"MoViNet-{variant}, {'stream, ' * stream}Kinetics-600"
+    url = f"https://github.com/Atze00/MoViNet-pytorch/raw/main/weights/{name}"
+    return KnownStart(name, what, "MIT (port), Apache-2.0", pixels, 600, top1, url=url)
 
 
-# Top-1: Google's page of EfficientNet-Lite; the page of TimeSformer's released models; the page of MoViNet in TF Model
-# Garden, one clip of 50 frames, from whose weights the port's are made.
+# Top-1: Google's page of EfficientNet-Lite; the pages of the released models of TimeSformer; of MoViNet the page of TF
+# Model Garden, one clip of 50 frames, from whose weights the port's are made.
 KNOWN = (
     _lite(
         "lite0",
@@ -161,8 +156,16 @@ def known_start(name: str) -> KnownStart | None:
     return next((start for start in KNOWN if start.package and start.name == name), None)
 
 
+def licence_of(name: str) -> str:
+    """The licence of the known weights of this name, or with this name of their file; empty if they are not known."""
+    names = {name, Path(name).name.removesuffix(Path(name).suffix), Path(name).name}
+    return next((start.licence for start in KNOWN if names & {start.name, Path(start.url).stem}), "")
+
+
 def nearest_start(name: str) -> str:
-    """A hint that names the known start closest to `name`; empty if none is close."""
+    """A hint for a name that is no checkpoint: the known start closest to it; empty if none is close."""
+    if start := next((start for start in KNOWN if start.url and start.name == name), None):
+        return f"; it is a file: download {start.url}, then {start.command}"
     hint = nearest(name, [start.name for start in KNOWN if start.package])
     return hint if hint.startswith("; did you mean") else ""
 
@@ -176,24 +179,23 @@ def print_starts(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         if row["installed"] is False:
             say(f"{row['name']}: pip install {row['package']}")
-    for row in rows:
-        if row["url"]:
-            say(f"{row['name']}: curl -LO {row['url']}")
-    packaged, on_hub = (next(row for row in rows if bool(row["package"]) is wanted) for wanted in (True, False))
+    packaged = next(row for row in rows if row["package"])
+    on_hub = next(row for row in rows if not row["package"] and not row["url"])
+    file = next(row for row in rows if row["url"])
     say(f"use: {packaged['command']}; in a recipe, start: {{checkpoint: {packaged['name']}}}")
     say(f"of the Hub, first: {on_hub['command']}")
+    say(f"of a file, first: curl -LO {file['url']}; {file['command']} (--json - has every address)")
 
 
 def _cells(row: dict[str, Any]) -> tuple[object, ...]:
     top1 = "" if row["top1"] is None else f"{row['top1']:.1f}"
     size = f"{row['bytes'] / 1e6:.0f}" if row["bytes"] else ""
-    elsewhere = "a download" if row["url"] else "on the Hub"
-    installed = {None: elsewhere, False: "no", True: "yes"}[row["installed"]]
+    installed = "a file" if row["url"] else {None: "on the Hub", False: "no", True: "yes"}[row["installed"]]
     return row["name"], row["what"], top1, row["pixels"], row["licence"], size, installed
 
 
 def describe_starts() -> list[dict[str, Any]]:
-    """The known starts as plain JSON values. `installed` is null for a start that pip does not install."""
+    """The known starts as plain JSON values. `installed` is null for a start on the Hub."""
     return [
         {
             "name": start.name,
@@ -203,9 +205,9 @@ def describe_starts() -> list[dict[str, Any]]:
             "classes": start.classes,
             "top1": start.top1,
             "package": start.package or None,
+            "url": start.url or None,
             "bytes": start.size or None,
             "sha256": start.sha256 or None,
-            "url": start.url or None,
             "installed": start.weights() is not None if start.package else None,
             "command": start.command,
         }

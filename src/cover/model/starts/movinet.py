@@ -6,17 +6,28 @@ convolutions have one or two axes more than ours, all of length 1.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
 
 from cover.errors import UserError
 from cover.model.backbones.movinet import VARIANTS, MoViNetConfig, Variant
 from cover.model.batch_norm import MOMENTUM
-from cover.model.starts.formats import HEAD, ForeignFormat, Translation
+from cover.model.starts.checkpoint_files import ForeignCheckpoint
+from cover.model.starts.conventions import ImportOptions, PixelStatistics, pixels_beside
+from cover.model.starts.conversion import (
+    Conversion,
+    check_strangers,
+    named_format,
+    refuse_options,
+    without_prefixes,
+)
+from cover.model.starts.formats import HEAD, Names, Translation
 
 MARKS = {"conv1.conv_1.conv3d.weight": False, "conv1.conv_1.conv2d.weight": True}  # tensor -> whether it is a stream
 PREFIXES = ("module.", "model.")
-FRAME_SECONDS = 0.2  # the published clips have 5 frames a second
+SAMPLING = "dense@0.2"  # the published clips have 5 frames a second
 NORM = {
     "weight": "weight",
     "bias": "bias",
@@ -26,43 +37,59 @@ NORM = {
 }
 
 
-def movinet_of(names: Collection[str]) -> tuple[ForeignFormat, MoViNetConfig] | None:
-    """The format and the network of a checkpoint with these tensor names; None if it is no MoViNet.
+def convert(checkpoint: ForeignCheckpoint, state: Mapping[str, Tensor], options: ImportOptions) -> Conversion | None:
+    """A MoViNet from the tensors `state` of a checkpoint; None if they are of another family.
 
-    Raises `UserError` for a variant that this package does not have.
+    No tensor depends on the side or the number of frames, so none is resized. Raises `UserError` if it is no network of
+    this package.
     """
-    bare = {_bare(name) for name in names}
-    stream = next((stream for mark, stream in MARKS.items() if mark in bare), None)
+    files = without_prefixes(state, PREFIXES)
+    stream = next((stream for mark, stream in MARKS.items() if mark in files), None)
     if stream is None:
         return None
-    blocks = {name.split(".")[1] for name in bare if name.startswith("blocks.")}
+    refuse_options(options, "a MoViNet")
+    config = _config(files, stream, options)
+    title = "MoViNet-pytorch"
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in config.build().state_dict().items()}
+    wanted: dict[str, Names] = {ours: (theirs,) for ours, theirs in published_names(config).items()}
+    check_strangers(files, {name for names in wanted.values() for name in names}, title)
+    sources: dict[str, Names] = {ours: (files[name],) for ours, (name,) in wanted.items() if name in files}
+    tensors = {ours: _fitted(ours, state[file], shapes.get(ours)) for ours, (file,) in sources.items()}
+    convention = PixelStatistics(config.mean, config.std, "no file says it; MoViNet's networks read 0 to 1")
+    return Conversion(
+        form=named_format(title, video=True),
+        translation=Translation(tensors, sources, 0, ()),
+        config=config,
+        wanted=wanted,
+        pixels=pixels_beside(checkpoint) or convention,
+        sampling=SAMPLING,
+        views="1x1",
+        notes=("the statistics of BatchNorm are frozen: model.statistics",),
+    )
+
+
+def _config(files: Mapping[str, str], stream: bool, options: ImportOptions) -> MoViNetConfig:
+    """The configuration of the variant with the blocks in `files`."""
+    blocks = {name.split(".")[1] for name in files if name.startswith("blocks.")}
     variant = next((variant for variant in VARIANTS if set(_block_names(variant)) == blocks), None)
     if variant is None:
         raise UserError(f"a MoViNet of {len(blocks)} blocks; {', '.join(map(str.upper, VARIANTS))} are read")
-    config = MoViNetConfig(size=VARIANTS[variant].pixels, variant=variant, stream=stream, statistics="frozen")
-    mark = next(mark for mark, kind in MARKS.items() if kind == stream)
-    return ForeignFormat("MoViNet-pytorch", mark, True, PREFIXES, dict(_tensors(config)), {}), config
+    size, frames = options.size or VARIANTS[variant].pixels, options.frames or MoViNetConfig.frames
+    return MoViNetConfig(size=size, frames=frames, variant=variant, stream=stream, statistics="frozen")
 
 
-def without_single_axes(translation: Translation, shapes: dict[str, tuple[int, ...]]) -> Translation:
-    """The translation with tensors in `shapes` (our name -> our shape), where only axes of length 1 differ.
+def _fitted(name: str, tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
+    """A tensor without the axes of length 1 that ours has not. `shape`: of ours, None for the classifier.
 
-    The numbers of updates are at least the memory of a running statistic, so that it does not begin anew in training.
+    A number of updates is at least the memory of a running statistic, so that it does not begin anew in training.
     """
-    tensors = dict(translation.tensors)
-    for name, tensor in tensors.items():
-        shape = shapes.get(name, tuple(tensor.shape))
-        if [side for side in tensor.shape if side > 1] == [side for side in shape if side > 1]:
-            tensors[name] = tensor.reshape(shape)
-        if name.endswith(".updates"):
-            tensors[name] = tensors[name].clamp_min(round(1 / MOMENTUM))
-    return replace(translation, tensors=tensors)
-
-
-def _bare(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+    if name.endswith(".updates"):
+        return tensor.float().clamp_min(round(1 / MOMENTUM))
+    if shape is None:
+        shape = tuple(tensor.shape[:2] if name.endswith("weight") else tensor.shape[:1])
+    same = [side for side in tensor.shape if side > 1] == [side for side in shape if side > 1]
+    return tensor.reshape(shape) if same else tensor
 
 
 def _block_names(variant: Variant) -> list[str]:
@@ -70,8 +97,15 @@ def _block_names(variant: Variant) -> list[str]:
     return [f"b{stage}_l{block}" for stage, row in enumerate(stages) for block in range(len(row.blocks))]
 
 
-def _tensors(config: MoViNetConfig) -> Iterator[tuple[str, str]]:
-    """Our name -> their name, for every tensor of a network."""
+def published_names(config: MoViNetConfig) -> dict[str, str]:
+    """Our name -> the published name, for every tensor of a network and for `head.weight` and `head.bias`."""
+    with torch.device("meta"):
+        ours = config.build().state_dict().keys()
+    return {name: theirs for name, theirs in _names(config) if name in ours or name.startswith(f"{HEAD}.")}
+
+
+def _names(config: MoViNetConfig) -> Iterator[tuple[str, str]]:
+    """The names of all parts that a block can have."""
     kind = "conv2d" if config.stream else "conv3d"
 
     def conv(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
