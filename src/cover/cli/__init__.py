@@ -31,6 +31,7 @@ COMMANDS = (
     study_commands.transfer,
     study_commands.study,
     use_commands.predict,
+    use_commands.filter_,
     use_commands.explain,
     use_commands.serve,
     use_commands.import_weights,

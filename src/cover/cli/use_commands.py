@@ -222,6 +222,70 @@ def predict(args: Namespace) -> int:
 
 
 @command(
+    "filter",
+    "choose web clips and images by a teacher's confidence in the class they were searched for",
+    "cover filter runs/teacher web_clips web_images --catalog catalog.yaml --threshold 0.5 --window 10 --out filtered",
+    checkpoint("teacher"),
+    argument("names", metavar="NAME", nargs="*", help="web data sets, whose labels are the classes of their queries"),
+    CATALOG,
+    argument("--head", metavar="NAME", help="the teacher's head (default: its only one)"),
+    argument("--threshold", type=float, default=0.5, metavar="P", help="lowest probability to keep (default: 0.5)"),
+    argument(
+        "--class-threshold",
+        action="append",
+        default=[],
+        metavar="CLASS=P",
+        help="the threshold of one class (may be repeated)",
+    ),
+    argument("--most", type=whole(0), default=0, metavar="N", help="keep the N best of each class (default: all)"),
+    argument("--window", type=float, metavar="S", help="cut longer videos to windows of S seconds (default: no cut)"),
+    argument("--stride", type=float, metavar="S", help="seconds from one window to the next (default: --window)"),
+    argument("--per-video", type=whole(0), default=0, metavar="N", help="keep N windows of a video (default: all)"),
+    argument("--views", metavar="TxS", help="views of a sample or window (default: those of the head)"),
+    argument(
+        "--duplicates",
+        choices=["drop", "keep"],
+        default="drop",
+        help="samples that cover overlap has found in an evaluation split (default: drop)",
+    ),
+    argument("--out", type=Path, required=True, metavar="DIR", help="folder for manifests, catalog and scores"),
+    DECODER,
+    DEVICE,
+    WORKERS,
+    json_option("write the counts as JSON"),
+    computes=True,
+)
+def filter_(args: Namespace) -> int:
+    from cover.inference.views import Windows
+    from cover.inference.web_filter import FilterOptions, filter_web, print_filter
+
+    if args.window is None and (args.stride is not None or args.per_video):
+        raise UserError("--stride and --per-video: only with --window")
+    windows = None if args.window is None else Windows(args.window, args.stride or args.window)
+    pairs = read_pairs("--class-threshold", args.class_threshold, "CLASS=P")
+    try:
+        thresholds = {name: float(text) for name, text in pairs.items()}
+    except ValueError:
+        raise UserError("--class-threshold: write a probability behind the class, as in archery=0.7") from None
+    options = FilterOptions(
+        head=args.head,
+        threshold=args.threshold,
+        class_thresholds=thresholds,
+        most=args.most,
+        windows=windows,
+        per_video=args.per_video,
+        views=args.views,
+        duplicates=args.duplicates,
+        decoder=args.decoder,
+        device=args.device,
+        workers=count_workers(args),
+    )
+    results = filter_web(args.teacher, args.catalog, args.names, args.out.absolute(), options)
+    give(results, args.json, lambda: print_filter(results, args.out.absolute()))
+    return 1 if any(result["unreadable"] for result in results) else 0
+
+
+@command(
     "explain",
     "show which parts of a video or image a prediction depends on",
     "cover explain runs/cotrain clip.mp4 --head ssv2",
@@ -372,7 +436,7 @@ def serve(args: Namespace) -> int:
     "import-weights",
     "convert a checkpoint of another library into a release",
     "cover import-weights facebook/timesformer-base-finetuned-k400 --out k400 --head kinetics400",
-    argument("source", metavar="SOURCE", help="a TimeSformer, ViT, Swin or VidTr: a file, a folder or a Hub id"),
+    argument("source", metavar="SOURCE", help="weights of another library: a file, folder or Hub id (cover starts)"),
     argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for the release"),
     argument("--size", type=whole(1, 16384), metavar="S", help="resize the position embedding for images of S px"),
     argument("--frames", type=whole(1, 4096), metavar="T", help="resize the time embedding for clips of T frames"),

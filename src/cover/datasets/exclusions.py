@@ -82,8 +82,13 @@ def excluded_rows(catalog: Catalog, names: Iterable[str]) -> dict[str, npt.NDArr
         return None
     exclusions, metadata = read_exclusions(path)
     again = f"run `{_command(catalog, metadata['kinds'])}` again, or train with --data.exclusions ignore"
+    places = {
+        manifest.name: manifest
+        for spec in catalog.specs.values()
+        for manifest in (catalog.manifest_path(spec.name, split) for split in spec.splits)
+    }
     for file, digest in metadata["manifests"].items():
-        manifest = path.parent / file
+        manifest = places.get(file, path.parent / file)  # those of prepared data may be in other folders
         if not manifest.is_file() or open_manifest(manifest).digest() != digest:
             raise UserError(f"{path}: stale: {file} has changed since it was made; {again}")
     rows: dict[str, list[int]] = {name: [] for name in names}

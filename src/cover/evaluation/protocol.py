@@ -245,14 +245,14 @@ def _head_by_names(head: Head, manifest: Manifest) -> tuple[tuple[str, ...], Ten
     _check_kind(head, manifest)
     if ours.many:
         raise UserError(f"{file}: a class map by name is for sets of one class a sample")
-    places = {_normalized(name): place for place, name in enumerate(head.classes)}
-    shared = [name for name in ours.names if _normalized(name) in places]
+    places = {normalized_class(name): place for place, name in enumerate(head.classes)}
+    shared = [name for name in ours.names if normalized_class(name) in places]
     if len(shared) < 2:
         count = f"{len(shared)} of the {len(ours.names)} class names of {file}"
         raise UserError(f'head "{head.name}" has {count}; two or more are needed')
     relabel = np.full(len(ours.names), -1)
     relabel[[ours.names.index(name) for name in shared]] = np.arange(len(shared))
-    return tuple(shared), torch.tensor([places[_normalized(name)] for name in shared]), relabel
+    return tuple(shared), torch.tensor([places[normalized_class(name)] for name in shared]), relabel
 
 
 def _check_kind(head: Head, manifest: Manifest) -> None:
@@ -263,5 +263,6 @@ def _check_kind(head: Head, manifest: Manifest) -> None:
         )
 
 
-def _normalized(name: str) -> str:
+def normalized_class(name: str) -> str:
+    """A class name without the differences of case and underscores between data sets."""
     return name.replace("_", " ").casefold()

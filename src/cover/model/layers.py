@@ -1,4 +1,4 @@
-"""Layers of the networks: motion input, attention along tokens and over time, the MLP, a convolutional stem.
+"""Layers of the networks: motion input, attention along tokens and over time, the MLP, convolutions.
 
 The attention kernels read queries, keys and values in the layout of the tokens and return the output in the same
 layout, without a copy. PyTorch's fused kernel accepts any strides in four dimensions, so it reads the output of the
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -276,6 +277,35 @@ class ConvStem(nn.Sequential):
             layers[f"gelu{step}"] = nn.GELU()
         layers["proj"] = nn.Conv2d(widths[-1], width, 1)
         super().__init__(OrderedDict(layers))
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution with the padding of TensorFlow's SAME: an odd pixel goes to the right and the bottom."""
+
+    def __init__(
+        self, before: int, after: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = True
+    ) -> None:
+        super().__init__(before, after, kernel, stride, groups=groups, bias=bias)
+
+    def forward(self, x_FChw: Tensor) -> Tensor:
+        """`(F, C, h, w)` to `(F, C', h / stride, w / stride)`, rounded up."""
+        left, right, top, bottom = same_padding(x_FChw.shape[2:], self.kernel_size[0], self.stride[0])
+        if left != right or top != bottom:
+            x_FChw = fn.pad(x_FChw, (left, right, top, bottom))
+            left = top = 0
+        return fn.conv2d(x_FChw, self.weight, self.bias, self.stride, (top, left), 1, self.groups)
+
+
+def same_padding(sides: Sequence[int], kernel: int, stride: int) -> tuple[int, int, int, int]:
+    """Pixels of TensorFlow's SAME padding at the left, right, top and bottom of a map of `sides` (height, width)."""
+    down, across = (max(0, (-(-side // stride) - 1) * stride + kernel - side) for side in sides)
+    return across // 2, across - across // 2, down // 2, down - down // 2
+
+
+def rounded_channels(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor`, but not below nine tenths of `channels` (MobileNet's released code)."""
+    nearest = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return nearest if nearest >= 0.9 * channels else nearest + divisor
 
 
 def _in_autocast_type(x: Tensor) -> Tensor:

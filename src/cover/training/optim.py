@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cover.console import say
 from cover.errors import UserError, nearest
 from cover.mixture.dataset import retained_heads
+from cover.model.batch_norm import batch_norms
 from cover.model.cover import CoVeR
 from cover.model.heads import head_of
 from cover.training.recipe import Optimizer, Pattern
@@ -174,22 +175,34 @@ def decay_at(decay: float, step: int) -> float:
 
 
 class Ema:
-    """The exponential moving average of the trained parameters. Frozen parameters are their own average.
+    """The exponential moving average of the trained parameters and of the BatchNorm statistics that training changes.
 
-    An exact resume needs only `state()`, because the decay is a function of the step.
+    Frozen parameters are their own average. An exact resume needs only `state()`, because the decay is a function of
+    the step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         """Start from the current weights of `model`. `decay`: in [0, 1)."""
         self.decay = decay
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._weights: list[Tensor] = list(trained.values())
-        self._means = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        statistics = {
+            f"{name}.{part}": value
+            for name, norm in batch_norms(model).items()
+            for part, value in norm.named_buffers(recurse=False)
+            if part in ("running_mean", "running_var")
+        }
+        self._weights: list[Tensor] = [*trained.values(), *statistics.values()]
+        self._means = {name: value.detach().clone() for name, value in (trained | statistics).items()}
+        self._trained = len(trained)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Add the weights after the optimizer's `step` (from 0) to the average."""
-        torch._foreach_lerp_(list(self._means.values()), self._weights, 1 - decay_at(self.decay, step))
+        means, rate = list(self._means.values()), 1 - decay_at(self.decay, step)
+        # Apart, because the parameters may be sharded and the statistics are not.
+        for part in (slice(self._trained), slice(self._trained, None)):
+            if means[part]:
+                torch._foreach_lerp_(means[part], self._weights[part], rate)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ import torch.nn.functional as fn
 from torch import Tensor
 
 from cover.distributed import LocalStep
+from cover.model.batch_norm import update_statistics
 from cover.transforms.mixup import Mixup
 
 if TYPE_CHECKING:
@@ -234,8 +235,9 @@ def train_step(
 ) -> StepResult:
     """One optimizer step over the micro-batches `packs` of this rank. Gradients are summed over all ranks.
 
-    If the loss or the gradient norm is not finite, every rank skips the update. `leaving`: whether this rank received a
-    signal to stop. `saving`: whether it asks for a checkpoint. The step shares both with all ranks.
+    Statistics of BatchNorm are updated over all micro-batches and ranks. If the loss or the gradient norm is not
+    finite, every rank skips both updates. `leaving`: whether this rank received a signal to stop. `saving`: whether it
+    asks for a checkpoint. The step shares both with all ranks.
     """
     engine = engine or LocalStep(model)
     optimizer.zero_grad(set_to_none=True)  # None instead of zeros: less memory in the forward pass
@@ -249,7 +251,9 @@ def train_step(
     loss, ranks_leaving, ranks_saving = engine.total(own).unbind()
     norm = clip_gradients(model, settings.max_grad_norm)
     # Loss and norm are equal on every rank, so all ranks update or none does.
-    update_if(torch.isfinite(loss + norm), optimizer)
+    finite = torch.isfinite(loss + norm)
+    update_if(finite, optimizer)
+    update_statistics(model, engine.total, finite)
     return StepResult(torch.stack([loss, norm, ranks_leaving, ranks_saving]), per_sample)
 
 

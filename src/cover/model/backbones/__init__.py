@@ -14,15 +14,18 @@ from cover.errors import UserError
 from cover.model.backbone import BackboneConfig, BackboneOptions
 from cover.model.backbones.conv3d import Conv3dConfig, Conv3dOptions
 from cover.model.backbones.efficientnet_lite import FACTORS, EfficientNetLiteConfig, EfficientNetLiteOptions
+from cover.model.backbones.movinet import VARIANTS, MoViNetConfig, MoViNetOptions
 from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions, timesformer_config
 from cover.model.backbones.video_swin import VideoSwinConfig, VideoSwinOptions, video_swin_config
 from cover.model.backbones.vidtr import VidTrConfig, VidTrOptions, vidtr_config
 from cover.model.json_values import show, typed
 
 # `backbone` in the config.json of a release
-Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig | VideoSwinConfig | VidTrConfig
+Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig | VideoSwinConfig | VidTrConfig | MoViNetConfig
 # `model` in a recipe; its field `backbone` selects one
-Options = TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions | VideoSwinOptions | VidTrOptions
+Options = (
+    TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions | VideoSwinOptions | VidTrOptions | MoViNetOptions
+)
 
 # families other than TimeSformer whose configurations have presets
 PRESET_CONFIGS: dict[type, Callable[..., BackboneConfig]] = {
@@ -31,6 +34,11 @@ PRESET_CONFIGS: dict[type, Callable[..., BackboneConfig]] = {
 }
 
 DEFAULT_OPTIONS = TimeSformerOptions()
+_MOVINETS: dict[str, dict[str, Any]] = {
+    f"movinet_{variant}{'_stream' * stream}": {"variant": variant, "size": sizes.pixels, "stream": stream}
+    for variant, sizes in VARIANTS.items()
+    for stream in (False, True)
+}
 
 
 def backbone_config(options: BackboneOptions, frames: int, inherited: BackboneConfig | None = None) -> BackboneConfig:
@@ -72,13 +80,16 @@ def config_from(values: Any, key: str, shapes: Mapping[str, tuple[int, ...]]) ->
 
 
 def named_config(name: str, **changes: Any) -> BackboneConfig:
-    """The configuration of a family, of a preset of TimeSformer such as B/16 or of a variant of EfficientNet-Lite such
-    as lite0, with some fields replaced. A preset of another family is written after its name, as in video_swin/B.
+    """The configuration of a family, of a preset of TimeSformer such as B/16, of a variant of EfficientNet-Lite such as
+    lite0 or of MoViNet such as movinet_a0 or movinet_a0_stream, with some fields replaced. A preset of another family
+    is written after its name, as in video_swin/B.
 
     Raises `UserError` for an unknown name or field.
     """
     if name in FACTORS:
         return named_config(EfficientNetLiteConfig.family, **{"variant": name, **changes})
+    if movinet := _MOVINETS.get(name):
+        return named_config(MoViNetConfig.family, **{**movinet, **changes})
     family, _, preset = name.partition("/")
     kind = next((kind for kind in get_args(Config) if kind.family == family), TimeSformerConfig)
     known = [field.name for field in fields(kind)]

@@ -33,7 +33,7 @@ from cover.model.backbone import (
     option,
     per_frame,
 )
-from cover.model.layers import Attention, Mlp, Rotation, rotation_of
+from cover.model.layers import Attention, Mlp, Rotation, SameConv2d, rotation_of, rounded_channels
 from cover.model.pooling import FramePool, Pool, fitted_head
 
 Variant = Literal["lite0", "lite1", "lite2"]
@@ -60,7 +60,6 @@ STAGES = (
 )
 FACTORS: dict[Variant, tuple[float, float]] = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
 STEM, FEATURES = 32, 1280  # channels of the first and the last convolution in every variant
-DIVISOR = 8  # channels are multiples of it
 HEAD_CHANNELS = 32  # channels of an attention head of a space-time block
 MEAN: Rgb = (127 / 255,) * 3  # the published networks read (x - 127) / 128 of bytes x
 STD: Rgb = (128 / 255,) * 3
@@ -152,22 +151,6 @@ class EfficientNetLiteOptions(BackboneOptions):
 # --- the image network ------------------------------------------------------------------------------------------------
 
 
-class SameConv2d(nn.Conv2d):
-    """A convolution with a bias and the padding of TensorFlow's SAME: an odd pixel goes to the right and the bottom."""
-
-    def __init__(self, before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(before, after, kernel, stride, groups=groups)
-
-    def forward(self, x_FChw: Tensor) -> Tensor:
-        """`(F, C, h, w)` to `(F, C', h / stride, w / stride)`, rounded up."""
-        (kernel, _), (stride, _) = self.kernel_size, self.stride
-        down, across = (max(0, (-(-side // stride) - 1) * stride + kernel - side) for side in x_FChw.shape[2:])
-        if down % 2 or across % 2:
-            x_FChw = fn.pad(x_FChw, (across // 2, across - across // 2, down // 2, down - down // 2))
-            down = across = 0
-        return fn.conv2d(x_FChw, self.weight, self.bias, self.stride, (down // 2, across // 2), 1, self.groups)
-
-
 class Stem(SameConv2d):
     """The first convolution with ReLU6."""
 
@@ -211,14 +194,8 @@ def scaled_stages(variant: Variant) -> list[Stage]:
     rows = []
     for number, stage in enumerate(STAGES):
         repeats = stage.repeats if number in (0, len(STAGES) - 1) else math.ceil(stage.repeats * depth)
-        rows.append(stage._replace(channels=_rounded(stage.channels * width), repeats=repeats))
+        rows.append(stage._replace(channels=rounded_channels(stage.channels * width), repeats=repeats))
     return rows
-
-
-def _rounded(channels: float) -> int:
-    """The nearest multiple of `DIVISOR`, but not below nine tenths of `channels` (released code)."""
-    nearest = max(DIVISOR, int(channels + DIVISOR / 2) // DIVISOR * DIVISOR)
-    return nearest if nearest >= 0.9 * channels else nearest + DIVISOR
 
 
 def _image_stages(variant: Variant) -> tuple[nn.ModuleList, int]:

@@ -20,7 +20,7 @@ from cover.model.backbones.timesformer import TimeSformerConfig, resized_positio
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head
 from cover.model.release import save_release
-from cover.model.starts import video_swin, vidtr
+from cover.model.starts import movinet, video_swin, vidtr
 from cover.model.starts.checkpoint_files import AVERAGES, ForeignCheckpoint, read_source
 from cover.model.starts.conventions import ImportOptions, classes_of, network_of, pixels_of, seconds_between_frames
 from cover.model.starts.conversion import Conversion, Converter
@@ -41,7 +41,8 @@ LOADED, COPIED, RESIZED, NEW, UNUSED = "loaded", "copied to the temporal branch"
 FATES = (LOADED, COPIED, RESIZED, NEW, UNUSED)
 NO_HEAD = "none"
 MODEL_TYPES = ("timesformer", "vit", "swin")  # of transformers
-CONVERTERS: tuple[Converter, ...] = (video_swin.convert, vidtr.convert)  # of the families other than TimeSformer
+# of the families other than TimeSformer
+CONVERTERS: tuple[Converter, ...] = (video_swin.convert, vidtr.convert, movinet.convert)
 AS_IT_IS = ImportOptions()
 SHOWING_SIZES = ("patch_embed.weight", "pos_embed", "blocks.0.mlp.fc1.weight")  # `network_of` reads their shapes
 

@@ -101,7 +101,15 @@ def _vidtr(name: str, what: str, top1: float) -> KnownStart:
     return KnownStart(name, f"{what}, ImageNet-21k, Kinetics-400", "Apache-2.0", 224, 400, top1, url=url)
 
 
-# Top-1: Google's page of EfficientNet-Lite; the pages of the models of TimeSformer, Video Swin, Swin and VidTr.
+def _movinet(variant: str, pixels: int, top1: float, stream: bool) -> KnownStart:
+    name = f"model{variant}{'_stream' * stream}_statedict_v3"
+    what = f"MoViNet-{variant}, {'stream, ' * stream}Kinetics-600"
+    url = f"https://github.com/Atze00/MoViNet-pytorch/raw/main/weights/{name}"
+    return KnownStart(name, what, "MIT (port), Apache-2.0", pixels, 600, top1, url=url)
+
+
+# Top-1: Google's page of EfficientNet-Lite; the pages of the models of TimeSformer, Video Swin, Swin and VidTr; of
+# MoViNet the page of TF Model Garden, one clip of 50 frames, from whose weights the port's are made.
 KNOWN = (
     _lite(
         "lite0",
@@ -169,6 +177,12 @@ KNOWN = (
     KnownStart("microsoft/swin-tiny-patch4-window7-224", "Swin-T, ImageNet-1k", "Apache-2.0", 224, 1000, 81.2),
     KnownStart("microsoft/swin-base-patch4-window7-224-in22k", "Swin-B, ImageNet-22k", "Apache-2.0", 224, 21841),
     KnownStart("microsoft/swin-large-patch4-window7-224-in22k", "Swin-L, ImageNet-22k", "Apache-2.0", 224, 21841),
+    _movinet("A0", 172, 72.28, stream=False),
+    _movinet("A1", 172, 76.69, stream=False),
+    _movinet("A2", 224, 78.62, stream=False),
+    _movinet("A0", 172, 72.05, stream=True),
+    _movinet("A1", 172, 76.45, stream=True),
+    _movinet("A2", 224, 78.40, stream=True),
 )
 
 
