@@ -130,3 +130,24 @@ def test_an_index_in_front_and_a_cut_behind(tmp_path: Path) -> None:
     assert all(number in sound or said[number] for number in range(COUNT))
     assert set(said) == {None, "the file ends early"}
     assert not any(said[: len(sound) - 5])
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.mp4"])
+def test_frames_that_wait_in_the_decoder_are_shown(tmp_path: Path, name: str) -> None:
+    """Where a packet cannot be decoded, the pictures before it in the file are shown, by either way of reading."""
+    path = tmp_path / name
+    whole = bytearray(write_noise(path, "mpeg4", {"g": "100", "bf": "2", "sc_threshold": "1000000000"}, {}))
+    times = (np.arange(60) / RATE).tolist()
+    right = read(path, times)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    # Packets come as I0 P3 B1 B2 P6 B4 B5 ...: in front of P30, P27 still waits for B28 and B29.
+    place = whole.index(bytes(packets[28]))
+    whole[place : place + packets[28].size] = b"\xff" * packets[28].size
+    path.write_bytes(whole)
+    damaged = read(path, times)
+    assert right
+    assert damaged
+    assert damaged[1]
+    assert damaged[0][:28] == right[0][:28]
+    assert right[0].index(damaged[0][40]) == 27

@@ -50,6 +50,7 @@ _VIDEOS = (
 )
 _IMAGES = "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,j2k_pipe,pbm_pipe,pgm_pipe,ppm_pipe"  # one frame
 CONTAINERS = f"{_VIDEOS},{_IMAGES},{_STREAMS}"
+_MOST_FPS = 1000  # a stream that states more is wrong
 # Streams without a container: their demuxers take 25 frames per second, whatever the stream itself states.
 _RAW = frozenset(_STREAMS.split(","))
 
@@ -117,7 +118,7 @@ def _own_rate(container: InputContainer) -> Fraction | None:
         return None
     stream = container.streams.video[0]
     stated = stream.codec_context.framerate if stream.codec_context is not None else None
-    return stated if stated and stated != stream.average_rate else None
+    return stated if stated and stated != stream.average_rate and stated <= _MOST_FPS else None
 
 
 def _picture_stream(container: InputContainer) -> VideoStream:
@@ -236,14 +237,14 @@ class Reader:
     def _sound(self, frames: Iterable[VideoFrame], begun: bool) -> Iterator[VideoFrame]:
         """The frames in front of the first damaged one. If no frame came before it, it is shown nevertheless."""
         for frame in frames:
-            if frame.is_corrupt and not self._cut:
+            damaged = frame.is_corrupt and not self._cut
+            if damaged:
                 self._damage = self._damage or MediaError(DAMAGED_PICTURE)
-                if begun:
-                    return
-            begun = True
-            yield frame
-            if self._damage:
+            if not (damaged and begun):
+                yield frame
+            if damaged:
                 return
+            begun = True
 
     def _rest(self, damaged: int | None = None, begun: bool = True) -> Iterator[VideoFrame]:
         """The frames that are still inside the decoder. An empty packet flushes them.
