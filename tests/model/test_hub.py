@@ -195,7 +195,7 @@ def test_a_checkpoint_of_another_library_is_to_be_imported(tmp_path: Path, conte
         source.mkdir()
         (source / "pytorch_model.bin").write_bytes(b"")
         if content.endswith("transformers"):
-            (source / "config.json").write_text('{"model_type": "vit", "hidden_size": 16}')
+            (source / "config.json").write_text('{"model_type": "vit", "backbone": null}')
     else:
         source.write_bytes(b"")
     with pytest.raises(UserError, match=f"cover import-weights {source} --out FOLDER") as error:

@@ -15,13 +15,14 @@ from cover.errors import UserError
 from cover.model.backbone import MOST_FRAMES
 from cover.model.backbones import Config, config_from
 from cover.model.cover import BACKBONE
-from cover.model.heads import Head, check_head
+from cover.model.heads import PREFIX, Head, check_head
 from cover.model.json_values import parse_json, show, typed
 from cover.model.weight_files import shapes_in
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 COMPLETE = "complete.json"  # in a checkpoint: the size and the digest of its files
 FORMAT = 2  # version of `config.json`
+FOREIGN = frozenset(["model_type", "architectures", "architecture"])  # in `config.json` of transformers and timm
 T = TypeVar("T")
 
 
@@ -54,10 +55,10 @@ def read_config(folder: Path) -> ReleaseConfig:
             raise UserError(f"{path}: {name} is missing")
     try:
         _check_format(values)
-        backbone = config_from(values["backbone"], "backbone", of_backbone(shapes_in(folder / WEIGHTS)))
-        return ReleaseConfig(
-            backbone, _heads_from(values["heads"]), _dropout_from(values), _metadata_from(values["metadata"])
-        )
+        shapes = shapes_in(folder / WEIGHTS)
+        backbone = config_from(values["backbone"], "backbone", of_backbone(shapes))
+        heads = _heads_from(values["heads"], shapes)
+        return ReleaseConfig(backbone, heads, _dropout_from(values), _metadata_from(values["metadata"]))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -78,7 +79,7 @@ def _config_values(folder: Path) -> dict[str, Any]:
             f"{path}: was written by an earlier version of cover, which this version does not read; "
             "train or import again"
         )
-    if not {"backbone", "heads", "metadata"} & values.keys():
+    if not {"heads", "metadata"} & values.keys() and ("backbone" not in values or FOREIGN & values.keys()):
         raise UserError(f"{folder}: {import_advice(str(folder))}")
     return values
 
@@ -98,14 +99,21 @@ def _check_format(values: dict[str, Any]) -> None:
         raise ValueError(f"format: {show(values['format'])}: this version of cover reads format {FORMAT}")
 
 
-def _heads_from(values: Any) -> tuple[Head, ...]:
+def _heads_from(values: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Head, ...]:
+    """The heads. `shapes`: of the tensors of the release; empty if they are not known. Raises ValueError."""
     if not isinstance(values, list):
         raise ValueError(f"heads: expected a list, got {show(values)}")
     heads = tuple(typed(Head, head, f"heads[{number}]") for number, head in enumerate(values))
+    names: set[str] = set()
     for number, head in enumerate(heads):
         check_head(head, f"heads[{number}]")
-        if head.name in {other.name for other in heads[:number]}:
+        if head.name in names:
             raise ValueError(f'heads[{number}].name: "{head.name}" is the name of two heads')
+        names.add(head.name)
+        outputs = shapes.get(f"{PREFIX}{head.name}.weight", (0,))[:1] if shapes else (len(head.classes),)
+        if outputs != (len(head.classes),):
+            count = f"{len(head.classes)} classes, but the tensors of the file say {outputs[0] if outputs else 0}"
+            raise ValueError(f"heads[{number}].classes: {count}")
     return heads
 
 

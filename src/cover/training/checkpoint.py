@@ -36,6 +36,7 @@ from cover.console import say
 from cover.distributed import ProcessGroup
 from cover.errors import UserError
 from cover.model.cover import CoVeR
+from cover.model.json_values import parse_json
 from cover.model.release import CHECKPOINTS, save_release, steps_saved
 from cover.model.release_config import COMPLETE
 from cover.training.optim import Ema
@@ -310,7 +311,7 @@ def problem_of(folder: Path) -> str:
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """The `facts` that `Saver.save` stored with a checkpoint, and its list of files."""
-    facts: dict[str, Any] = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+    facts: dict[str, Any] = parse_json((folder / COMPLETE).read_text(encoding="utf-8"))
     return facts
 
 
@@ -348,5 +349,5 @@ def cut_lines(log: Path, step: int) -> None:
 def _logged_step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")

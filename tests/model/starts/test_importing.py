@@ -591,6 +591,11 @@ def test_a_surprise_in_the_tensors(tmp_path: Path, change: Callable[[dict[str, T
         ({"attention_type": "space_only"}, "attention_type is space_only, but by its tensors it is divided"),
         ({"num_attention_heads": 5}, "does not divide into 5 heads"),
         ({"num_attention_heads": "many"}, "num_attention_heads: expected a number"),
+        ({"num_attention_heads": float("nan")}, "num_attention_heads: expected a number"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps: expected a number"),
+        ({"layer_norm_eps": 0}, "norm_eps: 0 is not a finite number above 0"),
+        ({"num_hidden_layers": [[[]]] * 3}, "config.json: num_hidden_layers is"),
+        ({"id2label": {"0": "a", "1": "\ud800", "2": "c"}}, "the name of class 1"),
         ({"id2label": {"0": "a"}}, "config.json: id2label has 1 class names"),
         ({"id2label": {"a": "a"}}, "its keys are no class numbers"),
         ({"id2label": {"0": "a", "2": "b", "3": "c"}}, "do not run from 0 to 2"),
@@ -653,6 +658,8 @@ def test_a_timm_configuration_of_another_function(tmp_path: Path, told: dict[str
         ({"do_rescale": False}, "do_rescale"),
         ({"rescale_factor": 0.5}, "rescale_factor"),
         ({"image_std": None}, "image_std"),
+        ({"image_std": [0.2, 0, 0.2]}, "std: [0.2, 0.0, 0.2] are not all above 0"),
+        ({"image_mean": [0.1, float("nan"), 0.1]}, "mean: [0.1, nan, 0.1] are not finite"),
     ],
     ids=str,
 )
@@ -670,6 +677,8 @@ def test_folders_that_are_no_checkpoint(tmp_path: Path) -> None:
     for name in ("a.pth", "b.bin"):
         (tmp_path / "empty" / name).write_bytes(b"")
     assert "has 2 files of weights" in refusal(tmp_path / "empty", tmp_path / "ours")
+    (tmp_path / "empty" / "model.safetensors.index.json").write_text('{"weight_map": ' + "[" * 10_000)
+    assert "model.safetensors.index.json: cannot be read: nested" in refusal(tmp_path / "empty", tmp_path / "ours")
     (tmp_path / "empty" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../a.safetensors"}}')
     assert "names ../a.safetensors, which is not beside it" in refusal(tmp_path / "empty", tmp_path / "ours")
     save_release(

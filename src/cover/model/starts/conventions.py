@@ -20,6 +20,7 @@ from cover.model.starts.formats import HEAD, OFFICIAL, TIMM, TRANSFORMERS_TIMESF
 HEAD_WIDTH = 64  # channels of an attention head in every ViT size
 # frames of a clip -> frames of a 30 fps video from one frame of the clip to the next (TimeSformer, section 4)
 FRAME_STEPS = {8: 32, 16: 16, 96: 4}
+LARGEST = 1 << 31  # no setting of a configuration is as large
 CLIP_SPAN = 256  # frames of the video that a clip of another length covers, as 8 x 32 and 16 x 16 do
 ATTENTION = {"divided_space_time": "divided", "joint_space_time": "joint", "space_only": "space"}  # theirs -> ours
 # Key of a configuration -> the values with which the function is that of our network.
@@ -197,7 +198,7 @@ def _frames_option(source: ForeignCheckpoint, options: ImportOptions) -> int:
 
 def _number_option(values: Mapping[str, Any], key: str, default: float) -> float:
     value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LARGEST:
         raise UserError(f"config.json: {key}: expected a number, got {value!r}")
     return value
 
@@ -341,5 +342,8 @@ def _in_order(names: Any, key: str) -> list[str]:
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     """Make names unique: ImageNet has two classes called "crane", but a class list must not repeat a name."""
+    for place, name in enumerate(names):
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise UserError(f"the name of class {place}, {name!r}, is no valid text")
     first = {name: place for place, name in reversed(list(enumerate(names)))}
     return tuple(name if first[name] == place else f"{name} ({place})" for place, name in enumerate(names))

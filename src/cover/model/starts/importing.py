@@ -76,6 +76,10 @@ def _convert(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoV
     form, translation = _translated(checkpoint, state)
     pixels = pixels_of(checkpoint, form)
     origin = dataclasses.replace(network_of(checkpoint, form, translation, options), mean=pixels.mean, std=pixels.std)
+    try:
+        origin.check()
+    except ValueError as error:
+        raise UserError(f"config.json or the options: {error}") from None
     head, named_by = _head_of(checkpoint, form, translation, options)
     if head is None:
         translation, left_out = _without_head(translation, left_out)
