@@ -55,7 +55,15 @@ uvicorn = pytest.importorskip(
 )
 
 LIMITS = Limits(
-    body=2 * MEGABYTE, upload_s=2, seconds=20, pixels=1_000_000, decode_s=5, deadline_s=20, queue=40, explanations=16
+    body=2 * MEGABYTE,
+    upload_s=2,
+    ignored=8 * MEGABYTE,
+    seconds=20,
+    pixels=1_000_000,
+    decode_s=5,
+    deadline_s=20,
+    queue=40,
+    explanations=16,
 )
 HEADS = (
     Head("ssv2", tuple("abcdefg")),
@@ -160,7 +168,14 @@ def predictor(folder: Path) -> Predictor:
 @pytest.fixture(scope="module")
 def service(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with closing(
-        Service(predictor, LIMITS, Batching(frames=48, wait_s=0.02), 2, UploadFolder(tmp_path_factory.mktemp("spool")))
+        Service(
+            predictor,
+            LIMITS,
+            Batching(frames=48, wait_s=0.02),
+            2,
+            UploadFolder(tmp_path_factory.mktemp("spool")),
+            "<b>cotrain",
+        )
     ) as service:
         yield service
     assert not service.uploads.folder.exists()
@@ -617,6 +632,113 @@ def test_an_endless_body_is_ended_on_every_route(server: Server, path: str) -> N
         with pytest.raises(OSError):
             line.sendall(ten_times_too_much)
     wait_until(lambda: server.ask("GET", "/healthz")[0] == 200)
+
+
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+FIRST = b'--b\r\ncontent-disposition: form-data; name="file"; filename="x"\r\n'
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "part"),
+    [
+        (b"--b\r\n\r\n\r\n" * 200_000 + b"--b--\r\n", 400, "parts"),
+        (b"--b\r\nx: y\r\n\r\nz\r\n" * 50_000 + b"--b--\r\n", 400, "parts"),
+        (FIRST + b"x: y\r\n" * 100_000 + b"\r\nz\r\n--b--\r\n", 400, "form"),
+        (FIRST + b"x: " + b"y" * 1_000_000 + b"\r\n\r\nz\r\n--b--\r\n", 400, "form"),
+        (FIRST + b"\r\n" + b"\r" * 1_900_000 + b"\r\n--b--\r\n", 415, "neither"),
+        (FIRST + b"\r\n" + b"\r\n--c" * 300_000 + b"\r\n--b--\r\n", 415, "neither"),
+        (b"\r\n" * 900_000 + FIRST + b"\r\nz\r\n--b--\r\n", 415, ""),
+    ],
+    ids=["empty parts", "small parts", "headers", "a long header", "returns", "near boundaries", "lines before"],
+)
+def test_no_form_holds_up_the_server(server: Server, body: bytes, status: int, part: str) -> None:
+    """Other requests are answered meanwhile."""
+    slowest, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            began = time.monotonic()
+            server.ask("GET", "/healthz")
+            slowest[0] = max(slowest[0], time.monotonic() - began)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    began = time.monotonic()
+    result, answer = server.ask("POST", "/v1/predict", body, FORM)
+    took = time.monotonic() - began
+    done.set()
+    watching.join()
+    # A body of 2 MB that takes longer to parse than to arrive in time is refused for its time.
+    assert result in (status, 408), answer
+    assert part in answer["error"] or result == 408
+    assert took < 5
+    assert slowest[0] < 2
+
+
+@pytest.mark.parametrize("boundary", ["", "x" * 71, '"b', "b;b", "\x80", "é" * 40])
+def test_no_boundary_is_a_bug(server: Server, boundary: str) -> None:
+    headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
+    status, answer = server.ask("POST", "/v1/predict", FIRST + b"\r\nz\r\n--b--\r\n", headers)
+    assert status in (400, 415)
+    assert "\n" not in answer["error"]
+
+
+def exchange(server: Server, request: bytes) -> bytes:
+    """All that the server answers until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as line:
+        line.sendall(request)
+        return b"".join(iter(lambda: line.recv(1 << 16), b""))
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/healthz"])
+@pytest.mark.parametrize("length", [b"5", b"0"])
+def test_a_body_with_two_lengths_is_refused(server: Server, path: str, length: bytes) -> None:
+    head = b"POST " + path.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n"
+    both = head + b"content-length: " + length + b"\r\ntransfer-encoding: chunked\r\n\r\n"
+    answer = exchange(server, both + b"0\r\n\r\nGET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1, "what may be a request hidden in a body is not answered"
+
+
+@pytest.mark.parametrize(
+    ("size", "headers", "status"),
+    [
+        (6 * MEGABYTE, {"content-type": "video/mp4"}, 413),
+        (6 * MEGABYTE, FORM, 413),
+        (MEGABYTE, {"content-type": "application/json"}, 415),
+        (MEGABYTE, FORM | {"content-type": "multipart/form-data"}, 400),
+    ],
+)
+def test_a_client_that_sends_all_first_gets_the_answer(
+    server: Server, size: int, headers: dict[str, str], status: int
+) -> None:
+    """Not a reset, on fast and on slow lines."""
+    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())
+    for pause in (0.0, 0.02):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as line:
+            line.sendall(b"POST /v1/predict HTTP/1.1\r\nhost: x\r\n" + head + b"content-length: %d\r\n\r\n" % size)
+            for _ in range(16):
+                line.sendall(bytes(size // 16))
+                time.sleep(pause)
+            answer = b"".join(iter(lambda: line.recv(1 << 16), b""))
+        assert answer.startswith(b"HTTP/1.1 %d" % status)
+        assert answer.endswith(b"}")
+
+
+def test_a_client_that_asks_before_it_sends_is_refused_at_once(server: Server) -> None:
+    head = b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: video/mp4\r\nexpect: 100-continue\r\n"
+    began = time.monotonic()
+    answer = exchange(server, head + b"content-length: 99000000\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert time.monotonic() - began < 1.5
+
+
+def test_the_page_names_the_model(server: Server) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)) as line:
+        line.request("GET", "/")
+        text = line.getresponse().read().decode()
+    assert "MODEL" not in text
+    assert "The model is &lt;b&gt;cotrain (timesformer, 16 pixels, 4 frames, step 1)." in text
 
 
 def test_a_slow_upload_is_ended(server: Server) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import html
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
@@ -62,7 +63,7 @@ def make_app(service: Service, page: bool = False, key: str | None = None) -> Ap
     _add_predict(app, service, key is not None)
     _add_explain(app, service, key is not None)
     if page:
-        add_page(app)
+        add_page(app, service.title)
     routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     return LimitsMiddleware(app, service.limits, service.metrics.answered, routes, key)
 
@@ -221,11 +222,11 @@ async def _disconnected(receive: Receive) -> None:
 # --- the page, which uses the same routes as every other client -------------------------------------------------------
 
 
-def add_page(app: Any) -> None:
-    """Add the page at `/`."""
+def add_page(app: Any, title: str) -> None:
+    """Add the page at `/`. `title`: the model that it asks."""
     from fastapi.responses import HTMLResponse
 
-    text = (files(__package__) / "page.html").read_text(encoding="utf-8")
+    text = (files(__package__) / "page.html").read_text(encoding="utf-8").replace("MODEL", html.escape(title))
     headers = {
         "content-security-policy": _policy(text),
         "x-content-type-options": "nosniff",

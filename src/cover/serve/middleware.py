@@ -25,6 +25,8 @@ class Limits:
 
     `body`: size of a request's body, on every route.
     `upload_s`: time for a body to arrive.
+    `ignored`: what is read and ignored of a body after an answer that comes before its end, in the time that is left of
+    `upload_s`. If the connection was closed before, a client that is still sending would get a reset and no answer.
     `seconds`, `pixels`: length of a video, size of a picture.
     `decode_s`, `memory`: time and memory to decode one file. A process that takes longer is killed.
     `deadline_s`: time from the last byte of an upload to its answer.
@@ -36,6 +38,7 @@ class Limits:
 
     body: int = 64 * MEGABYTE
     upload_s: float = 30.0
+    ignored: int = 1024 * MEGABYTE
     seconds: float = 600.0
     pixels: int = 64_000_000
     decode_s: float = 10.0
@@ -90,8 +93,6 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 BUG = "the server failed; its log says why"
 OPEN = frozenset(["/", "/healthz", "/readyz", "/openapi.json"])  # routes that need no key
-# After a refusal the server reads this much more of the body: a client that is still sending would not read the answer.
-LINGER_BYTES, LINGER_S = MEGABYTE, 1.0
 
 
 class LimitsMiddleware:
@@ -126,6 +127,8 @@ class LimitsMiddleware:
     def _check(self, scope: MutableMapping[str, Any], exchange: _Exchange) -> None:
         if self._key and scope["path"] not in OPEN and not hmac.compare_digest(_key_of(exchange.headers), self._key):
             raise Refused(401, "send the key as `Authorization: Bearer KEY`", {"www-authenticate": "Bearer"})
+        if not exchange.framed:
+            raise Refused(400, "the length of the body is given twice; send Content-Length or Transfer-Encoding")
         if exchange.length > self._limits.body:
             raise exchange.too_large()
 
@@ -133,18 +136,23 @@ class LimitsMiddleware:
 class _Exchange:
     """The messages of one request and its response.
 
-    The size and the time of the body are limited. If the response starts before the end of the body, the connection is
-    closed.
+    The size and the time of the body are limited. If the response starts before the end of the body, the rest of the
+    body is read and ignored after it, and the connection is closed.
+
+    `framed`: whether the end of the body is certain. With two headers about it, a proxy in front of the server may take
+    a part of the body for the next request (RFC 9112, section 6.1).
     """
 
     def __init__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send, limits: Limits) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.status = 0
+        self.framed = not {b"content-length", b"transfer-encoding"} <= self.headers.keys()
         length = self.headers.get(b"content-length", b"0")
         self.length = int(length) if length.isdigit() else 0
         self._receive, self._send, self._limits = receive, send, limits
         self._received, self._until = 0, time.monotonic() + limits.upload_s
         self._ended = not self.length and b"transfer-encoding" not in self.headers
+        self._early = False  # whether the response began before the end of the body
 
     def too_large(self) -> Refused:
         """The error of a body that is too large."""
@@ -165,24 +173,35 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a message. A response before the end of the body closes the connection."""
+        """Send a message. A response before the end of the body closes the connection, after the rest of the body."""
         if message["type"] == "http.response.start":
-            await self._linger()
-            self.status = message["status"]
-            if not self._ended:
+            self.status, self._early = message["status"], not self._ended
+            if self._early:
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        elif self._early and not message.get("more_body", False):
+            # uvicorn closes the connection when it has the last part of the response, so that is sent after the body.
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b""}
         await self._send(message)
 
     async def _linger(self) -> None:
-        """Read and ignore the rest of the body, up to a limit."""
-        stop, until = self._received + LINGER_BYTES, time.monotonic() + LINGER_S
+        """Read and ignore the rest of the body, up to `Limits.ignored` and the time that the body has."""
+        if self._waits:
+            return
+        stop = self._received + self._limits.ignored
         try:
             while not self._ended and self._received < stop:
-                message = await asyncio.wait_for(self._receive(), max(0.0, until - time.monotonic()))
+                message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))
                 self._received += len(message.get("body", b""))
                 self._ended = not message.get("more_body", False)
         except TimeoutError:
             return
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the client waits with its body for leave to send it, which reading the body would give."""
+        return not self._received and b"100-continue" in self.headers.get(b"expect", b"").lower()
 
     async def refuse(self, refused: Refused) -> None:
         """Send the error as one line of JSON, unless a response has begun."""

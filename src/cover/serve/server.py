@@ -64,12 +64,17 @@ def serve(
         except OSError as error:
             raise UserError(f"--spool {options.spool}: cannot create a folder here: {error.strerror}") from None
         try:
-            service = Service(predictor, limits, batching, workers, uploads)
+            service = Service(predictor, limits, batching, workers, uploads, _name(checkpoint))
         except BaseException:
             uploads.close()
             raise
         with closing(service):
             asyncio.run(_listen(service, options, key))
+
+
+def _name(checkpoint: str | Path) -> str:
+    """The name of a checkpoint: of a folder its own name without the path, else the Hub id."""
+    return Path(checkpoint).resolve().name if Path(checkpoint).exists() else str(checkpoint)
 
 
 @contextmanager

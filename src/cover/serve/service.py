@@ -85,9 +85,19 @@ class Service:
     """One checkpoint with its decoding processes and its model thread. Its coroutines run on one event loop."""
 
     def __init__(
-        self, predictor: Predictor, limits: Limits, batching: Batching, workers: int, uploads: UploadFolder
+        self,
+        predictor: Predictor,
+        limits: Limits,
+        batching: Batching,
+        workers: int,
+        uploads: UploadFolder,
+        name: str = "",
     ) -> None:
-        """Raises `UserError` if the checkpoint has no heads, or if the views of a head are not known."""
+        """`name`: of the checkpoint, for the page.
+
+        Raises `UserError` if the checkpoint has no heads, or if the views of a head are not known.
+        """
+        self.name = name
         self.predictor, self.limits, self.uploads = predictor, limits, uploads
         self.heads = {head.name: head for head in predictor.model.head_list}
         if not self.heads:
@@ -114,6 +124,18 @@ class Service:
         self._threads.shutdown(cancel_futures=True)
         self._painters.shutdown(cancel_futures=True)
         self.uploads.close()
+
+    @property
+    def title(self) -> str:
+        """The model in one line: the name of the checkpoint, its network and its training step."""
+        model, step = self.predictor.model, self.predictor.metadata.get("step")
+        facts = [
+            model.config.family,
+            f"{model.backbone.pixels.size} pixels",
+            f"{self.predictor.metadata['frames']} frames",
+        ]
+        facts += [f"step {step:,}"] if isinstance(step, int) else []
+        return f"{self.name or 'unnamed'} ({', '.join(facts)})"
 
     @property
     def ready(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -19,6 +20,8 @@ PREFIX = "cover-serve-"
 LOCK = "lock"
 YOUNG_S = 60.0  # seconds; a newer folder without a lock may belong to a server that is starting
 FIELD = "file"  # of a form
+MOST_PARTS, LONGEST_HEADERS = 64, 16 * 1024  # of a form: number of parts, bytes of the headers of all parts
+LONGEST_BOUNDARY = 70  # bytes (RFC 2046, section 5.1.1)
 RAW_TYPES = ("video/", "image/", "application/octet-stream")
 
 
@@ -107,11 +110,15 @@ async def _receive_form(chunks: AsyncIterator[bytes], boundary: bytes, out: IO[b
 
     if not boundary:
         raise Refused(400, "the form has no boundary")
+    if len(boundary) > LONGEST_BOUNDARY:
+        raise Refused(400, f"the form's boundary has more than {LONGEST_BOUNDARY} bytes")
     form = _Form(out)
     try:
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
         async for chunk in chunks:
-            parser.write(chunk)
+            # In a thread: the parser takes some microseconds for each byte that may begin a boundary, and a body of
+            # such bytes must not hold up the requests of others.
+            await asyncio.to_thread(parser.write, chunk)
         parser.finalize()
     except FormParserError as error:
         raise Refused(400, f"the form is damaged: {error}") from None
@@ -122,10 +129,15 @@ async def _receive_form(chunks: AsyncIterator[bytes], boundary: bytes, out: IO[b
 
 
 class _Form:
-    """Handler of the events of a form's parser. It writes the part `file`. Other parts and file names are ignored."""
+    """Handler of the events of a form's parser. It writes the part `file`. Other parts and file names are ignored.
+
+    Every part costs time, however small it is, so a form may have `MOST_PARTS` parts with `LONGEST_HEADERS` bytes of
+    headers.
+    """
 
     def __init__(self, out: IO[bytes]) -> None:
         self.out, self.found, self.complete = out, False, False
+        self._parts = self._header_bytes = 0
         self._header, self._value, self._wanted = b"", b"", False
 
     def callbacks(self) -> dict[str, Any]:
@@ -134,15 +146,25 @@ class _Form:
 
     def on_part_begin(self) -> None:
         self._wanted = False
+        self._parts += 1
+        if self._parts > MOST_PARTS:
+            raise Refused(400, f"the form has more than {MOST_PARTS} parts; send the part `{FIELD}` alone")
 
     def on_header_begin(self) -> None:
         self._header = self._value = b""
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
+        self._count(end - start)
 
     def on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
+        self._count(end - start)
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > LONGEST_HEADERS:
+            raise Refused(400, f"the headers of the form's parts have more than {LONGEST_HEADERS // 1024} KiB")
 
     def on_header_end(self) -> None:
         from python_multipart.multipart import parse_options_header
