@@ -77,6 +77,24 @@ def test_a_folder_of_something_else(refused: Callable[..., str], tmp_path: Path)
     assert "size 0" in refused("sandbox", tmp_path / "new", "--size", 0)
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--difficulty", "hard"), ("--difficulty", "hard", "easy", "default")),
+        (("--val", "0"), ("--val", "0")),
+        (("--val", "10001"), ("val is 10001", "10000")),
+        (("--low-contrast", "1.5"), ("low_contrast is 1.5",)),
+        (("--pan", "nan"), ("pan is nan",)),
+    ],
+)
+def test_wrong_values_of_the_sandbox(
+    refused: Callable[..., str], tmp_path: Path, words: tuple[str, ...], named: tuple[str, ...]
+) -> None:
+    line = refused("sandbox", tmp_path / "new", *words)
+    assert all(word in line for word in named)
+    assert not (tmp_path / "new").exists()
+
+
 def test_overlap_counts_and_trains_without_what_it_found(cover: Cover, make_set: MakeSet, tmp_path: Path) -> None:
     make_set({"a.png": "x"}, name="first")
     # a and d are the same

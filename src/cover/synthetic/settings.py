@@ -25,15 +25,15 @@ DIFFICULTIES: dict[Difficulty, dict[str, float]] = {
     },
     "default": {
         "clutter": 0.6,
-        "shake": 0.15,
+        "shake": 0.1,
         "distractors": 0.6,
         "noise": 0.2,
         "low_contrast": 0.85,
-        "small_objects": 0.85,
+        "small_objects": 0.9,
         "tilt": 0.6,
-        "occlusion": 0.45,
-        "pan": 0.3,
-        "uneven_speed": 0.6,
+        "occlusion": 0.5,
+        "pan": 0.2,
+        "uneven_speed": 0.5,
     },
 }
 _DEFAULT = DIFFICULTIES["default"]
