@@ -192,6 +192,17 @@ def test_prefix_and_suffix_are_the_whole(kind: str) -> None:
     assert torch.equal(backbone.forward_prefix(frames, MIXED, 3), prefix)
 
 
+@torch.no_grad()
+def test_a_prefix_of_frames_that_are_not_square() -> None:
+    frames, groups = pixels(5, 16, 40), ((1, 4), (1, 1))
+    backbone = build("grid").backbone
+    assert torch.equal(
+        backbone.forward_suffix(backbone.forward_prefix(frames, groups, 2), groups, 2), backbone(frames, groups)
+    )
+    with pytest.raises(ValueError, match="square"):
+        build("every").backbone.forward_prefix(frames, groups, 2)
+
+
 @pytest.mark.parametrize("kind", ["compact", "joint"])
 def test_stages_with_a_class_token_are_not_separate(kind: str) -> None:
     backbone = build(kind).backbone

@@ -27,7 +27,7 @@ from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOpti
 from cover.model.heads import Head
 from cover.model.release import find_release, read_config, start_from
 from cover.model.starts import known
-from cover.model.starts.known import CLASS_NAMES, IMAGENET, KNOWN, cached_release, known_start
+from cover.model.starts.known import CLASS_NAMES, IMAGENET, KNOWN, cached_release, known_start, licence_of
 from cover.training.recipe import read_recipe
 
 LITE0 = "efficientnet_lite0"
@@ -120,6 +120,15 @@ def test_the_list(lite0: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(table) == 1 + len(KNOWN)
     assert table[1].split()[0] == lite0
     assert table[1].split()[-1] == "yes"
+
+
+def test_licences_and_files_by_name(tmp_path: Path) -> None:
+    assert licence_of("facebook/timesformer-base-finetuned-k400") == "CC-BY-NC-4.0"
+    for name in ("vidtr_s_8x8_patch16_224_k400", "/data/swin_base_patch244_window1677_sthv2.pth"):
+        assert licence_of(name) == "Apache-2.0"
+    assert licence_of("my/own") == licence_of(str(tmp_path / "model.pth")) == ""
+    with pytest.raises(UserError, match=r"https://.*swin_base_patch244_window1677_sthv2\.pth.*import-weights"):
+        find_release("swin_base_patch244_window1677_sthv2")
 
 
 # --- the release ------------------------------------------------------------------------------------------------------

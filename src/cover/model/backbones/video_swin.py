@@ -341,7 +341,8 @@ class PatchEmbed(nn.Module):
             kernel = self.proj.weight.sum(2) if self.image_frames == "repeat" else self.proj.weight[:, :, 0]
             return fn.conv2d(frames, kernel, self.proj.bias, PATCH)
         clips = frames.unflatten(0, group).transpose(1, 2)
-        clips = fn.pad(clips, (0, 0, 0, 0, 0, group[1] % PAIR))
+        if group[1] % PAIR:
+            clips = fn.pad(clips, (0, 0, 0, 0, 0, 1))
         return self.proj(clips).transpose(1, 2).flatten(0, 1)
 
 

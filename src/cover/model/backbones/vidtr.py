@@ -417,17 +417,21 @@ class VidTr(Backbone):
     def forward_prefix(self, frames: Tensor, groups: Groups, stages: int) -> Tensor:
         """As `Backbone.forward_prefix`, `(F, 2, N, D)` after `stages` blocks: a frame, and the first row of its clip.
 
-        Raises `UserError` with a class token, because heads drop different frames.
+        Raises `UserError` with a class token, because heads drop different frames. Raises ValueError if later blocks
+        add positions and frames are not square, because N does not show their sides.
         """
         if not self.is_grid:
             return super().forward_prefix(frames, groups, stages)
         if not stages:
             return frames
         self.check_pack(frames, groups)
+        if self.config.positions == "every" and frames.shape[2] != frames.shape[3]:
+            raise ValueError(f"frames are {tuple(frames.shape)}, but the blocks after a prefix need square ones")
         with self.as_in_evaluation():
             x_RND, rows = self._grid(frames, groups), _rows_of(groups)
+            position = self._grid_position(groups, self._sides(frames))
             for layer, block in enumerate(self.stages()[:stages]):
-                x_RND = block(x_RND, rows, self._grid_position(layer, groups, frames.shape[-2:]))
+                x_RND = block(x_RND, rows, position if self._adds_position(layer) else None)
         parts = [part.unflatten(0, group) for part, group in each_group(x_RND, rows)]
         pairs = [torch.stack([part[:, 1:], part[:, :1].expand_as(part[:, 1:])], 2) for part in parts]
         return torch.cat([pair.flatten(0, 1) for pair in pairs])
@@ -443,20 +447,21 @@ class VidTr(Backbone):
         """As `Backbone.forward_suffix`. `intermediates` receives the entries of the blocks that run."""
         if not self.is_grid:
             return self._with_class_token(x, groups, stages, drop, intermediates)
-        rows, places = _rows_of(groups), x.shape[-2:]
+        rows = _rows_of(groups)
         if stages:
             pairs = [part.unflatten(0, group) for part, group in each_group(x, groups)]
             x_RND = torch.cat([torch.cat([pair[:, :1, 1], pair[:, :, 0]], 1).flatten(0, 1) for pair in pairs])
-            side = round((x_RND.shape[1] - 1) ** 0.5) * self.config.patch
-            places = torch.Size((side, side))
+            side = round((x_RND.shape[1] - 1) ** 0.5)
+            sides = (side, side)
         else:
             self.check_pack(x, groups)
-            x_RND = self._grid(x, groups)
+            x_RND, sides = self._grid(x, groups), self._sides(x)
             note(intermediates, "embedded", x_RND)
         drop_R = None if drop is None else per_frame(drop, rows)[..., None, None]  # (depth, 2, R, 1, 1)
+        position = self._grid_position(groups, sides) if self._adds_position(stages) else None
         for layer, block in enumerate(self.stages()[stages:], stages):
-            position = self._grid_position(layer, groups, places)
-            x_RND = self.run_stage(block, x_RND, rows, position, None if drop_R is None else drop_R[layer])
+            added = position if self._adds_position(layer) else None
+            x_RND = self.run_stage(block, x_RND, rows, added, None if drop_R is None else drop_R[layer])
             note(intermediates, f"blocks.{layer}", x_RND)
         first = torch.cat([part.unflatten(0, group)[:, 0, 0] for part, group in each_group(x_RND, rows)])
         features = self.norm(first)
@@ -466,8 +471,7 @@ class VidTr(Backbone):
     def _grid(self, frames: Tensor, groups: Groups) -> Tensor:
         """Frames `(F, 3, H, W)` to rows `(R, N, D)`. The first row of a sample has the tokens of its places."""
         x_FDhw = self.patch_embed(frames)
-        grid = (x_FDhw.shape[2], x_FDhw.shape[3])
-        place_tokens = _resized_places(self.place_tokens, grid, first=True)
+        place_tokens = _resized_places(self.place_tokens, self._sides(frames), first=True)
         rows = []
         for part, group in each_group(x_FDhw.flatten(2).transpose(1, 2), groups):
             tokens = resized_time(self.frame_tokens, group[1])[:, :, None]  # (1, T, 1, D)
@@ -477,12 +481,16 @@ class VidTr(Backbone):
             rows.append(torch.cat([first, x_STND], 1).flatten(0, 1))
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
-    def _grid_position(self, layer: int, groups: Groups, sides: torch.Size) -> Tensor | None:
-        """The positions of the rows of all samples, `(R, N, D)`; None if the layer adds none. `sides`: in pixels."""
-        if layer and self.config.positions == "first":
-            return None
-        grid = (sides[0] // self.config.patch, sides[1] // self.config.patch)
-        position = _resized_places(self.pos_embed, grid, first=True)
+    def _adds_position(self, layer: int) -> bool:
+        return layer == 0 or self.config.positions == "every"
+
+    def _sides(self, frames: Tensor) -> tuple[int, int]:
+        """Patches of a frame along its height and width."""
+        return frames.shape[2] // self.config.patch, frames.shape[3] // self.config.patch
+
+    def _grid_position(self, groups: Groups, sides: tuple[int, int]) -> Tensor:
+        """The positions of the rows of all samples, `(R, N, D)`."""
+        position = _resized_places(self.pos_embed, sides, first=True)
         parts = [_resized_frames(position, frames, "pos_embed", first=True) for _, frames in groups]
         return torch.cat(
             [part.expand(samples, -1, -1, -1).flatten(0, 1) for part, (samples, _) in zip(parts, groups, strict=True)]
@@ -496,21 +504,21 @@ class VidTr(Backbone):
             return super().forward_suffix(frames, groups, stages, drop, intermediates)
         self.check_pack(frames, groups)
         x_FDhw = self.patch_embed(frames)
-        grid, places = (x_FDhw.shape[2], x_FDhw.shape[3]), x_FDhw.shape[2] * x_FDhw.shape[3]
+        sides, places = self._sides(frames), x_FDhw.shape[2] * x_FDhw.shape[3]
         parts = []
         for part, group in each_group(x_FDhw.flatten(2).transpose(1, 2), groups):
             x_SLD = part.unflatten(0, group).flatten(1, 2)
             parts.append(torch.cat([self.cls_token.expand(x_SLD.shape[0], -1, -1), x_SLD], 1).flatten(0, 1))
         x_LD = torch.cat(parts)
         note(intermediates, "embedded", x_LD)
-        position = _resized_places(self.pos_embed, grid, first=False)
+        position = _resized_places(self.pos_embed, sides, first=False)
         positions = [
             torch.cat([self.cls_pos[0], _resized_frames(position, count, "pos_embed", first=False).flatten(0, 1)])
             for _, count in groups
         ]
         for layer, block in enumerate(self.stages()):
             left = tuple((samples, self.config.frames_before(layer, count)) for samples, count in groups)
-            added = positions if layer == 0 or self.config.positions == "every" else None
+            added = positions if self._adds_position(layer) else None
             x_LD = self.run_stage(block, x_LD, left, places, added, None if drop is None else drop[layer])
             note(intermediates, f"blocks.{layer}", x_LD)
         left = tuple((samples, self.config.frames_before(self.config.depth, count)) for samples, count in groups)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from cover.errors import UserError
-from cover.media.sampling import Sampling
 from cover.model.backbones.timesformer import TimeSformerConfig, resized_positions, resized_time
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head
@@ -141,7 +140,7 @@ def _converted(
             model,
             named_by,
             pixels.origin,
-            Sampling.parse(options.sampling or conversion.sampling),
+            _checked_sampling(options.sampling or conversion.sampling),
             conversion.views,
         ),
     }
@@ -378,13 +377,20 @@ def _notes(checkpoint: ForeignCheckpoint, form: ForeignFormat, config: TimeSform
 
 def _sampling(
     checkpoint: ForeignCheckpoint, form: ForeignFormat, origin: TimeSformerConfig, model: CoVeR, options: ImportOptions
-) -> Sampling:
-    """The clip sampling of the head of a TimeSformer or an image ViT."""
+) -> str:
+    """The clip sampling of the head of a TimeSformer or an image ViT, as text."""
     if options.sampling:
-        return Sampling.parse(options.sampling)
+        return _checked_sampling(options.sampling)
     if not form.video:  # an image head was trained without clips, and segments cover a video of any length
-        return Sampling("segments")
-    return Sampling("dense", seconds_between_frames(checkpoint, origin.frames, model.config.frames))
+        return "segments"
+    return f"dense@{seconds_between_frames(checkpoint, origin.frames, model.config.frames):.4g}"
+
+
+def _checked_sampling(text: str) -> str:
+    """The text in its usual form. Raises `UserError` if it is no clip sampling."""
+    from cover.media.sampling import Sampling
+
+    return str(Sampling.parse(text))
 
 
 def _metadata(
@@ -393,7 +399,7 @@ def _metadata(
     model: CoVeR,
     classes_source: str,
     pixels: str,
-    sampling: Sampling,
+    sampling: str,
     views: str,
 ) -> dict[str, Any]:
     """The metadata of the release: frames of a clip, and for each head its media, clip sampling and views."""
@@ -401,7 +407,7 @@ def _metadata(
     from cover.datasets.manifest import class_digest
 
     media = "video" if form.video else "image"
-    views_of_set = {"media": media, "sampling": str(sampling), "views": views, "classes_source": classes_source}
+    views_of_set = {"media": media, "sampling": sampling, "views": views, "classes_source": classes_source}
     sets = {head.name: {**views_of_set, "class_digest": class_digest(head.classes)} for head in model.head_list}
     origins = {"weights": checkpoint.name, "format": form.title, "pixels": pixels}
     if licence := licence_of(checkpoint.name):
