@@ -155,3 +155,59 @@ def test_describe_a_step_and_write_it(cover: Cover, tmp_path: Path) -> None:
     assert facts["multiply_adds_per_protocol"] == 2 * facts["multiply_adds_per_view"]
     assert facts["activation_bytes_checkpointed"] < facts["activation_bytes"]
     assert facts["activation_bytes_bf16"] < facts["activation_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "dev", "wanted"),
+    [
+        ("{train: list.csv, val: list.csv}", 0, []),
+        ("{train: list.csv, test: list.csv}", 0, ["--split", "test"]),
+        ("{train: list.csv}", 0.5, ["--split", "dev"]),
+        ("{train: list.csv}", 0.05, ["--folds", "5"]),
+    ],
+)
+def test_the_next_command_measures_a_split_that_is_there(
+    cover: Cover, make_set: Callable[..., Path], tmp_path: Path, annotations: str, dev: float, wanted: list[str]
+) -> None:
+    catalog = make_set({f"{n}.png": ("left", "right")[n % 2] for n in range(8)}, annotations=annotations, dev=dev)
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    text = f"data: {{sets: [mine], catalog: {catalog}}}\nout: {run}\nsteps: 1\nbatch: 2\nworkers: 0\n"
+    recipe.write_text(f"{text}evaluate_every: -1\n", encoding="utf-8")
+    code, _, err = cover("train", recipe)
+    assert code == 0
+    (line,) = [line for line in err.splitlines() if line.startswith("next: ")]
+    typed = shlex.split(line)[2:]
+    assert typed == ["evaluate", str(run), *["mine"] * ("--folds" in wanted), "--catalog", str(catalog), *wanted]
+    if "--folds" not in wanted:
+        assert cover(*typed, "--workers", "0", "--no-baselines")[0] == 0
+        return
+    code, _, err = cover("evaluate", run, "--catalog", catalog, "--split", "dev")
+    assert code == 2
+    assert "mine has no dev split" in err
+    assert "no such manifest" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "RECIPE", "--out", ""),
+        ("add", "a", "--data", "b", "--out", ""),
+        ("prepare", "a", "--out", ""),
+        ("demo", "--out", ""),
+        ("sandbox", ""),
+        ("predict", "a", "b", "--out", ""),
+    ],
+)
+def test_an_empty_path_is_refused(refused: Callable[..., str], recipe: Path, arguments: tuple[str, ...]) -> None:
+    assert "empty" in refused(*(str(recipe) if each == "RECIPE" else each for each in arguments))
+
+
+def test_a_result_that_could_not_be_written_is_refused_before_the_work(
+    refused: Callable[..., str], recipe: Path, tmp_path: Path
+) -> None:
+    assert f"--json: {tmp_path}: is a folder" in refused("plan", recipe, "--json", tmp_path)
+
+
+@pytest.mark.parametrize("device", ["meta", "gpu", "cuda:99", ""])
+def test_a_device_that_computes_nothing(refused: Callable[..., str], recipe: Path, device: str) -> None:
+    assert "cannot be used" in refused("train", recipe, "--device", device)

@@ -95,7 +95,8 @@ def test_the_rates_of_a_window_belong_together(sandbox: Path, tmp_path: Path) ->
         steps_per_s = line["samples_per_s"] / 8
         assert line["tokens_per_s"] == pytest.approx(steps_per_s * start["tokens_per_step"])
         assert line["flops_per_s"] == pytest.approx(steps_per_s * start["flops_per_step"])
-        assert line["mfu"] == pytest.approx(line["flops_per_s"] / start["peak_flops"])
+        mfu = line["flops_per_s"] / start["peak_flops"]
+        assert line["mfu"] == (pytest.approx(mfu) if mfu <= 1 else None)
         assert line["memory_bytes"] > 10**8, "torch alone takes more"
         assert sum(line["shares"].values()) == pytest.approx(1)
         assert line["wait_share"] == line["shares"]["data"]
@@ -132,6 +133,18 @@ def test_the_first_wait_for_data_is_the_start_and_no_part_of_the_rates(
     assert line["shares"]["start"] == pytest.approx(6 / 8)
     assert line["shares"]["data"] == pytest.approx(1 / 8)
     assert line["samples_per_s"] == pytest.approx(2 * 8 / 2)
+
+
+def test_a_cpu_that_is_faster_than_its_measured_peak_has_no_mfu(sandbox: Path, tmp_path: Path, hand: Hand) -> None:
+    log = open_log(make_recipe(sandbox, tmp_path / "run"))
+    with log:
+        for step, peak in ((1, 0.9), (2, 1.1)):
+            hand.seconds += 0.5
+            log.peak = peak * log.work.flops / 0.5  # FLOP/s
+            log.advance()
+            log.window(step, 1.0, 1.0, 1e-3)
+    too_low, right = lines_of(tmp_path / "run")
+    assert (too_low["mfu"], right["mfu"]) == (None, pytest.approx(1 / 1.1))
 
 
 def test_what_several_ranks_counted_is_one_line(make_set: MakeSet, tmp_path: Path) -> None:

@@ -401,14 +401,15 @@ class Manifest:
         recorded size or time, are not among them. Many threads ask the file system at once, because a network file
         system takes its time for each answer.
         """
-        parts = np.split(rows, range(_ROWS_PER_STAT, len(rows), _ROWS_PER_STAT))
+        columns = self._table.select(["path", "size", "mtime_ns"]).take(pa.array(rows))
+        firsts = range(0, len(rows), _ROWS_PER_STAT)
+        parts = [(rows[first : first + _ROWS_PER_STAT], columns.slice(first, _ROWS_PER_STAT)) for first in firsts]
         with ThreadPoolExecutor(_STAT_THREADS, "stat") as threads:
-            return np.concatenate(list(threads.map(self._changed, parts)))
+            return np.concatenate([np.zeros(0, np.int64), *threads.map(self._changed, *zip(*parts))])
 
-    def _changed(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        paths, sizes, times = self._table.select(["path", "size", "mtime_ns"]).take(pa.array(rows)).to_pydict().values()
+    def _changed(self, rows: npt.NDArray[np.int64], columns: Any) -> npt.NDArray[np.int64]:
         changed, same = [], dict[str, bool]()
-        for number, path, size, time in zip(rows.tolist(), paths, sizes, times, strict=True):
+        for number, path, size, time in zip(rows.tolist(), *columns.to_pydict().values(), strict=True):
             if size is None or time is None:  # also the samples of shards
                 continue
             if path not in same:
