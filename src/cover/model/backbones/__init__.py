@@ -14,10 +14,13 @@ from cover.model.backbone import BackboneConfig, BackboneOptions
 from cover.model.backbones.conv3d import Conv3dConfig, Conv3dOptions
 from cover.model.backbones.efficientnet_lite import FACTORS, EfficientNetLiteConfig, EfficientNetLiteOptions
 from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions, timesformer_config
+from cover.model.backbones.vit import VitConfig, VitOptions, vit_config
+from cover.model.backbones.vit_presets import PRESETS as VIT_PRESETS
 
-Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig  # `backbone` in the config.json of a release
+# `backbone` in the config.json of a release
+Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig | VitConfig
 Options = (
-    TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions
+    TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions | VitOptions
 )  # `model` in a recipe; its field `backbone` selects one
 
 DEFAULT_OPTIONS = TimeSformerOptions()
@@ -59,11 +62,14 @@ def named_config(name: str, **changes: Any) -> BackboneConfig:
     if name in FACTORS:
         return named_config(EfficientNetLiteConfig.family, **{"variant": name, **changes})
     kind = next((kind for kind in get_args(Config) if kind.family == name), TimeSformerConfig)
+    kind = VitConfig if name in VIT_PRESETS else kind
     known = [field.name for field in fields(kind)]
     for key in changes:
         if key not in known:
             raise UserError(f"--{key.replace('_', '-')}: a {name} has no such setting")
     if kind is TimeSformerConfig:
         return timesformer_config("B/16" if name == kind.family else name, **changes)
+    if kind is VitConfig:
+        return vit_config("vit_b16" if name == kind.family else name, **changes)
     config: BackboneConfig = kind(**changes)
     return config
