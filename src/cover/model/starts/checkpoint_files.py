@@ -21,8 +21,9 @@ from torch import Tensor
 from cover.errors import UserError
 from cover.model.hub import fetch, is_hub_id
 
-# The keys for a nested state dict: in TimeSformer's release, in many training scripts, in DeiT's release.
-WRAPPINGS = ("model_state", "state_dict", "model")
+# The keys for a nested state dict: in TimeSformer's release, in many training scripts, in DeiT's release, in VideoMAE's
+# and UMT's, in V-JEPA's.
+WRAPPINGS = ("model_state", "state_dict", "model", "module", "target_encoder", "encoder")
 ENDINGS = (".safetensors", ".bin", ".pth", ".pyth", ".pt")
 # Both in the order in which transformers searches for these files.
 PIXELS = ("video_preprocessor_config.json", "preprocessor_config.json")

@@ -22,9 +22,10 @@ from cover.model.release import save_release
 from cover.model.starts.checkpoint_files import ForeignCheckpoint, read_source
 from cover.model.starts.conventions import ImportOptions, classes_of, network_of, pixels_of, seconds_between_frames
 from cover.model.starts.formats import HEAD, TRANSFORMERS_TIMESFORMER, ForeignFormat, Translation, recognise, translate
+from cover.model.starts.report import COPIED, LOADED, NEW, RESIZED, UNUSED, counts, dtype_notes, row
+from cover.model.starts.vit import convert_vit
+from cover.model.starts.vit_published import is_published_vit
 
-LOADED, COPIED, RESIZED, NEW, UNUSED = "loaded", "copied to the temporal branch", "resized", "left new", "unused"
-FATES = (LOADED, COPIED, RESIZED, NEW, UNUSED)
 NO_HEAD = "none"
 MODEL_TYPES = ("timesformer", "vit")  # of transformers
 AS_IT_IS = ImportOptions()
@@ -42,7 +43,7 @@ def import_weights(source: str, out: Path, options: ImportOptions = AS_IT_IS) ->
         raise UserError(f"{out}: is there already; choose a new folder with --out")
     checkpoint = read_source(source)
     try:
-        model, report = _convert(checkpoint, options)
+        model, report = _converted(checkpoint, options)
     except UserError as error:
         raise UserError(f"{checkpoint.path}: {error}") from None
     try:
@@ -50,6 +51,18 @@ def import_weights(source: str, out: Path, options: ImportOptions = AS_IT_IS) ->
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
     return {"source": source, "out": str(out), **report}
+
+
+def _converted(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoVeR, dict[str, Any]]:
+    """The model and the report, by the converter of the checkpoint's network."""
+    if {"format", "heads"} <= checkpoint.config.keys():
+        raise UserError("is a release of this package already; give it to the other commands as it is")
+    for beginning in options.unused:
+        if not any(name.startswith(beginning) for name in checkpoint.tensors):
+            raise UserError(f"--unused {beginning}: no tensor is called so")
+    if is_published_vit(checkpoint, options):
+        return convert_vit(checkpoint, options, lambda wanted: _head_name(wanted, checkpoint))
+    return _convert(checkpoint, options)
 
 
 def _convert(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoVeR, dict[str, Any]]:
@@ -61,7 +74,7 @@ def _convert(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoV
         translation, left_out = _without_head(translation, left_out)
     _check_whole(form, translation, origin, head)
     model, rows = _fill(translation, origin, _wanted(origin, options), head)
-    rows += [_row(None, (name,), UNUSED, checkpoint.tensors[name], why) for name, why in left_out.items()]
+    rows += [row(None, (name,), UNUSED, checkpoint.tensors[name], why) for name, why in left_out.items()]
     head_facts = {"name": head.name, "classes": len(head.classes), "named_by": named_by} if head else None
     report = {
         "format": form.title,
@@ -69,7 +82,7 @@ def _convert(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoV
         "pixels": dataclasses.asdict(pixels),
         "head": head_facts,
         "notes": _notes(checkpoint, form, origin),
-        "counts": _counts(rows),
+        "counts": counts(rows),
         "tensors": rows,
         "metadata": _metadata(checkpoint, form, origin, model, named_by, options, pixels.origin),
     }
@@ -83,14 +96,9 @@ def _translated(
     checkpoint: ForeignCheckpoint, options: ImportOptions
 ) -> tuple[ForeignFormat, Translation, dict[str, str]]:
     """The format, the tensors under our names, and the tensors that are left out: name -> reason."""
-    if {"format", "heads"} <= checkpoint.config.keys():
-        raise UserError("is a release of this package already; give it to the other commands as it is")
     kind = checkpoint.config.get("model_type")
     if kind not in (None, *MODEL_TYPES):
         raise UserError(f"config.json: model_type {kind}: known are {' and '.join(MODEL_TYPES)}")
-    for beginning in options.unused:
-        if not any(name.startswith(beginning) for name in checkpoint.tensors):
-            raise UserError(f"--unused {beginning}: no tensor is called so")
     left_out = {name: "named with --unused" for name in checkpoint.tensors if name.startswith(options.unused)}
     state = {name: value for name, value in checkpoint.tensors.items() if name not in left_out}
     form = recognise(state, checkpoint.wrapping == "model_state")
@@ -114,11 +122,17 @@ def _head_of(
     """The head of the checkpoint's classifier, and where its class names come from; None without a classifier."""
     if options.head == NO_HEAD or f"{HEAD}.weight" not in translation.tensors:
         return None, ""
-    name = options.head or _valid_name(checkpoint.name.rsplit("/", 1)[-1])
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII) or hasattr(nn.ModuleDict, name):
-        raise UserError(f'--head: "{name}" cannot name a head: use letters, digits, _ and -')
+    name = _head_name(options.head or "", checkpoint)
     classes, origin = classes_of(checkpoint, form, translation, options)
     return Head(name, classes), origin
+
+
+def _head_name(wanted: str, checkpoint: ForeignCheckpoint) -> str:
+    """The name that is wanted, or else one made from the name of the checkpoint. Raises `UserError`."""
+    name = wanted or _valid_name(checkpoint.name.rsplit("/", 1)[-1])
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII) or hasattr(nn.ModuleDict, name):
+        raise UserError(f'--head: "{name}" cannot name a head: use letters, digits, _ and -')
+    return name
 
 
 def _valid_name(text: str) -> str:
@@ -192,7 +206,7 @@ def _fill(
         if fitted is not value:
             change = f"from {tuple(value.shape)}, {'nearest' if ours == 'time_embed' else config.resize}"
         state[name] = fitted
-        rows.append(_row(name, translation.sources[ours], RESIZED if change else LOADED, fitted, change))
+        rows.append(row(name, translation.sources[ours], RESIZED if change else LOADED, fitted, change))
     model.load_state_dict(state)
     return model, rows + _initialise_rest(model, {row["tensor"] for row in rows})
 
@@ -218,36 +232,19 @@ def _initialise_rest(model: CoVeR, loaded: set[str]) -> list[dict[str, Any]]:
         origin = name.replace("temporal_norm", "norm1").replace("temporal_attn", "attn")
         origin = origin.replace("temporal_scale", "scale1")
         if origin == name or "temporal_fc" in name:
-            rows.append(_row(name, (), NEW, parameters[name], "zero: the model begins as its image ViT"))
+            rows.append(row(name, (), NEW, parameters[name], "zero: the model begins as its image ViT"))
             continue
         changed = not torch.equal(parameters[name], parameters[origin])
         why = f"of {origin}" + (", set to the differences between the frames before and after" if changed else "")
-        rows.append(_row(name, (), COPIED, parameters[name], why))
+        rows.append(row(name, (), COPIED, parameters[name], why))
     return rows
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def _row(name: str | None, sources: Sequence[str], fate: str, value: Tensor, why: str = "") -> dict[str, Any]:
-    shape = {"shape": list(value.shape), "numbers": value.numel()}
-    return {"tensor": name, "source": list(sources), "fate": fate, **shape, "why": why}
-
-
-def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Fate -> the number of tensors and of their values."""
-    counts = {fate: {"tensors": 0, "numbers": 0} for fate in FATES}
-    for row in rows:
-        counts[row["fate"]]["tensors"] += 1
-        counts[row["fate"]]["numbers"] += row["numbers"]
-    return counts
-
-
 def _notes(checkpoint: ForeignCheckpoint, form: ForeignFormat, config: TimeSformerConfig) -> list[str]:
-    notes = []
-    dtypes = {str(value.dtype).removeprefix("torch.") for value in checkpoint.tensors.values()} - {"float32"}
-    if dtypes:
-        notes.append(f"{' and '.join(sorted(dtypes))} became float32")
+    notes = dtype_notes(list(checkpoint.tensors.values()))
     if form is TRANSFORMERS_TIMESFORMER and config.attention == "space":
         notes.append(
             "space attention: transformers gives logits for each frame; here the features of the frames are averaged "
@@ -307,7 +304,7 @@ def _brief(values: Sequence[float]) -> str:
 def _by_reason(rows: Sequence[dict[str, Any]], fate: str) -> dict[str, list[str]]:
     """Reason -> the names of the tensors with this fate and reason."""
     reasons: dict[str, list[str]] = {}
-    for row in rows:
-        if row["fate"] == fate:
-            reasons.setdefault(row["why"], []).append(row["tensor"] or row["source"][0])
+    for each in rows:
+        if each["fate"] == fate:
+            reasons.setdefault(each["why"], []).append(each["tensor"] or each["source"][0])
     return reasons
