@@ -7,7 +7,7 @@ the two unions here, and a test in tests/model/backbones. Nothing else has to ch
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from cover.errors import UserError
 from cover.model.backbone import BackboneConfig, BackboneOptions
@@ -54,8 +54,8 @@ def config_from(values: dict[str, Any]) -> Config:
 
 
 def named_config(name: str, **changes: Any) -> BackboneConfig:
-    """The configuration of a family, of a preset of TimeSformer such as B/16 or of a variant of EfficientNet-Lite such
-    as lite0, with some fields replaced.
+    """The configuration of a family, of a preset of TimeSformer such as B/16, of a plain vision transformer such as
+    dinov2_b14 or of a variant of EfficientNet-Lite such as lite0, with some fields replaced.
 
     Raises `UserError` for an unknown name or field.
     """
@@ -64,9 +64,12 @@ def named_config(name: str, **changes: Any) -> BackboneConfig:
     kind = next((kind for kind in get_args(Config) if kind.family == name), TimeSformerConfig)
     kind = VitConfig if name in VIT_PRESETS else kind
     known = [field.name for field in fields(kind)]
-    for key in changes:
+    for key, value in changes.items():
         if key not in known:
             raise UserError(f"--{key.replace('_', '-')}: a {name} has no such setting")
+        choices = get_args(get_type_hints(kind)[key])
+        if isinstance(value, str) and choices and value not in choices:
+            raise UserError(f"--{key.replace('_', '-')} {value}: a {name} has {', '.join(map(str, choices))}")
     if kind is TimeSformerConfig:
         return timesformer_config("B/16" if name == kind.family else name, **changes)
     if kind is VitConfig:

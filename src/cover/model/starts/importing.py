@@ -22,6 +22,7 @@ from cover.model.release import save_release
 from cover.model.starts.checkpoint_files import ForeignCheckpoint, read_source
 from cover.model.starts.conventions import ImportOptions, classes_of, network_of, pixels_of, seconds_between_frames
 from cover.model.starts.formats import HEAD, TRANSFORMERS_TIMESFORMER, ForeignFormat, Translation, recognise, translate
+from cover.model.starts.known import licence_of
 from cover.model.starts.report import COPIED, LOADED, NEW, RESIZED, UNUSED, counts, dtype_notes, row
 from cover.model.starts.vit import convert_vit
 from cover.model.starts.vit_published import is_published_vit
@@ -61,8 +62,13 @@ def _converted(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[C
         if not any(name.startswith(beginning) for name in checkpoint.tensors):
             raise UserError(f"--unused {beginning}: no tensor is called so")
     if is_published_vit(checkpoint, options):
-        return convert_vit(checkpoint, options, lambda wanted: _head_name(wanted, checkpoint))
-    return _convert(checkpoint, options)
+        model, report = convert_vit(checkpoint, options, lambda wanted: _head_name(wanted, checkpoint))
+    else:
+        model, report = _convert(checkpoint, options)
+    if licence := licence_of(checkpoint.name):
+        report["notes"].append(f"licence of the weights: {licence}")
+        report["metadata"]["imported"]["licence"] = licence
+    return model, report
 
 
 def _convert(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoVeR, dict[str, Any]]:
