@@ -227,7 +227,6 @@ SELF_ATTN = Naming(
         *_layer("pool.norm", "head.layernorm"),
         *_layer("pool.mlp.fc1", "head.mlp.fc1"),
         *_layer("pool.mlp.fc2", "head.mlp.fc2"),
-        *_layer("head", "classifier"),
     ),
     "encoder.layers.",
     {

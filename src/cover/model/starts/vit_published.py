@@ -489,9 +489,9 @@ def _pooling(checkpoint: ForeignCheckpoint, found: Published, shown: dict[str, A
         return {"pool": named}
     if "fc_norm" in source or not source:
         return {"pool": "mean_norm"}
-    if shown["distillation"]:
-        return {"pool": "class_distillation"}
     head = tensors.get("head.weight")
+    if shown["distillation"] and (head is None or head.shape[1] == 2 * shown["width"]):
+        return {"pool": "class_distillation"}
     if found.family == "dinov2" and head is not None and head.shape[1] == 2 * shown["width"]:
         return {"pool": "class_mean"}
     # VideoMAE has a mode that reads its first token, although that is a patch.
@@ -539,8 +539,8 @@ def _places(found: Published, settings: dict[str, Any], shown: dict[str, Any]) -
         if side and side * side * slots == len(table) - count:
             break
     else:
-        places = f"{len(table)} entries: no square of patches"
-        raise UserError(f"{sources[0]} has {places}{f' for {slots} slots of {tubelet} frames' if joint else ''}")
+        places = f"{len(table)} entries: no square of patches with {before} tokens before them"
+        raise UserError(f"{sources[0]} has {places}{f', for {slots} slots of {tubelet} frames' if joint else ''}")
     found.tensors["embed.pos_embed"] = table[count:].reshape(slots, side, side, -1)
     found.sources["embed.pos_embed"] = sources
     if count:
