@@ -6,6 +6,7 @@ The references are the networks of the transformers library, every parameter ran
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -313,9 +314,12 @@ def test_from_published_weights_to_a_run_and_its_graph(
         f"data: {{sets: [ssv2, imagenet], catalog: {sandbox}, frames: 4}}\nstart: {{checkpoint: {start}}}\n"
         f"out: {run}\nsteps: 2\nbatch: 4\nworkers: 0\nevaluate_every: -1\nsave_every: 1\n"
     )
-    assert main(["train", str(recipe), "--steps", "1"]) == 0
-    assert main(["train", str(recipe)]) == 0  # it resumes
+    assert main(["train", str(recipe)]) == 0
+    wanted_weights = CoVeR.from_pretrained(run).state_dict()
+    shutil.rmtree(run / "checkpoints/step-0000002")
+    assert main(["train", str(recipe), "--resume"]) == 0
     model = CoVeR.from_pretrained(run)
+    assert all(torch.equal(value, wanted_weights[name]) for name, value in model.state_dict().items())
     assert (model.metadata["step"], model.config) == (2, read_config(start).backbone)
     clips = torch.randint(0, 256, (3, 4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

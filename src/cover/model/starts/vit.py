@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from cover.model.starts.report import LOADED, NEW, RESIZED, UNUSED, counts, dtyp
 from cover.model.starts.vit_names import FUSED
 from cover.model.starts.vit_published import FAMILIES, HEAD, Published, config_of, published, resized
 
+NO_HEAD = "none"
 NameHead = Callable[[str], str]
 
 
@@ -32,6 +34,8 @@ def convert_vit(
     `name_head`: makes a valid name for the head from the name of the checkpoint. Raises `UserError`.
     """
     found = published(checkpoint, options.unused)
+    if options.head == NO_HEAD:  # before the configuration: some classifiers read features of their own
+        _drop_head(found)
     origin = config_of(checkpoint, found, options)
     pixels = _pixels(checkpoint, found)
     origin = replace(origin, mean=pixels.mean, std=pixels.std)
@@ -70,16 +74,19 @@ def _head(
     checkpoint: ForeignCheckpoint, found: Published, options: ImportOptions, name_head: NameHead
 ) -> tuple[Head | None, str]:
     """The head of the checkpoint's classifier, and where its class names come from; None without a classifier."""
-    theirs = [name for name in found.tensors if name.startswith(f"{HEAD}.")]
-    if options.head == "none" or f"{HEAD}.weight" not in theirs:
-        for name in theirs:
-            del found.tensors[name]
-            found.unused.update(dict.fromkeys(found.sources.pop(name), "--head none"))
+    if f"{HEAD}.weight" not in found.tensors:
         return None, ""
     name = name_head(options.head or "")
     naming = TIMM if found.naming is FUSED else TRANSFORMERS_VIT
     classes, origin = classes_of(checkpoint, naming, Translation(found.tensors, found.sources, 0, ()), options)
     return Head(name, classes), origin
+
+
+def _drop_head(found: Published) -> None:
+    """Move the tensors of the classifier to the unused ones."""
+    for name in [name for name in found.tensors if name.startswith(f"{HEAD}.")]:
+        del found.tensors[name]
+        found.unused.update(dict.fromkeys(found.sources.pop(name), "--head none"))
 
 
 def _check_whole(found: Published, origin: VitConfig, head: Head | None) -> None:
@@ -92,19 +99,25 @@ def _check_whole(found: Published, origin: VitConfig, head: Head | None) -> None
             sources = " + ".join(found.sources[name])
             raise UserError(f"{sources} makes {tuple(found.tensors[name].shape)}, and should make {tuple(value.shape)}")
         if name not in found.tensors and name not in new:
-            names = {
-                ours.replace("{}", name.split(".")[1] if "." in name else ""): row for ours, row in found.naming.rows
-            }
-            raise UserError(f"the tensor {_source(name, names)} is missing")
+            raise UserError(f"the tensor {_published_name(name, found)} is missing")
     for name in found.tensors.keys() - wanted.keys():
         title = FAMILIES[found.family].title
         raise UserError(f"unexpected tensor {found.sources[name][0]}: no part of this network ({title})")
 
 
-def _source(ours: str, names: dict[str, tuple[str, ...]]) -> str:
-    """The name in a published file of one of our tensors, for a message."""
-    block = ours.split(".")[1] if "." in ours else ""
-    return names[ours][0].format(block) if ours in names else ours
+def _published_name(ours: str, found: Published) -> str:
+    """The name in a published file of one of our tensors; our own if the table has none."""
+    block = next((part for part in ours.split(".") if part.isdecimal()), "")
+    in_file = [name for names in found.sources.values() for name in names]
+
+    def has_sibling(name: str) -> bool:
+        """Whether the file has the other tensor of the layer, or the same of the first block."""
+        stem = name.rpartition(".")[0]
+        siblings = f"{stem}.weight", f"{stem}.bias", re.sub(r"\d+", "0", name)
+        return any(each.endswith(siblings) for each in in_file)
+
+    names = [theirs[0].format(block) for row, theirs in found.naming.rows if row.format(block) == ours]
+    return next((name for name in names if has_sibling(name)), (names or [ours])[0])
 
 
 def _theirs(name: str) -> str:
