@@ -33,6 +33,7 @@ PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs"
 # Executed by the tests below.
 HERE = (
     "README",
+    "backbones",
     "baselines",
     "caching",
     "cotraining",
