@@ -11,6 +11,7 @@ from cover.model.backbone import Backbone, BackboneConfig, Groups, Intermediates
 from cover.model.backbones.conv3d import Conv3dConfig
 from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
 from cover.model.backbones.timesformer import TimeSformerConfig
+from cover.model.backbones.vit import vit_config
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 
@@ -23,6 +24,9 @@ CONFIGS: dict[str, BackboneConfig] = {
     "space": TimeSformerConfig(**{**vars(SMALL), "attention": "space", "dropout": 0.5}),
     "conv3d": Conv3dConfig(size=16, channels=(8, 16)),
     "efficientnet_lite": EfficientNetLiteConfig(size=16, depth=2),
+    "vit_space": vit_config("vit_mini8", size=16, depth=2, width=16, hidden=32, frame_pool="attentive"),
+    "vit_joint": vit_config("vit_mini8", size=16, depth=2, width=16, hidden=32, attention="joint", time="additive"),
+    "vit_late": vit_config("vit_mini8", size=16, depth=2, width=16, hidden=32, attention="late"),
 }
 EACH = pytest.mark.parametrize("name", CONFIGS)
 MIXED: Groups = ((2, 4), (1, 3), (2, 1))
