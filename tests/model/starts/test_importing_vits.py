@@ -86,6 +86,10 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
         lambda: tf.DeiTForImageClassification(tf.DeiTConfig(**SHAPE, **LABELS)),
         lambda model, x: model(x).logits,
     ),
+    "ijepa": (
+        lambda: tf.IJepaForImageClassification(tf.IJepaConfig(**SHAPE, **LABELS)),
+        lambda model, x: model(x).logits,
+    ),
     "videomae": (
         lambda: tf.VideoMAEForVideoClassification(tf.VideoMAEConfig(**CLIP, **LABELS)),
         lambda model, x: model(x).logits,

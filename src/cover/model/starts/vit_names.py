@@ -150,7 +150,7 @@ _HUGGING = _plain(
 ENCODER_LAYER = Naming(
     "transformers, encoder.layer",
     ("encoder.layer.0.attention.attention.query.weight", "encoder.layer.0.attention.query.weight"),
-    ("vit.", "deit.", "dinov2.", "dinov2_with_registers.", "videomae.", "vivit.", "vjepa2."),
+    ("vit.", "deit.", "dinov2.", "dinov2_with_registers.", "videomae.", "vivit.", "vjepa2.", "ijepa."),
     (
         *_HUGGING,
         *_layer("embed.patches", "embeddings.patch_embeddings.projection"),

@@ -96,6 +96,7 @@ FAMILIES: dict[str, Family] = {
         video=True,
         interval=2 / 30,
     ),
+    "ijepa": Family("I-JEPA", ("ijepa",), IMAGENET_PIXELS, {"norm_eps": 1e-12}),
 }
 # What an image ViT has that can become a TimeSformer.
 IMAGE_VIT = {"embed.patches", "raw.cls_token", "raw.positions", "norm", HEAD} | {
