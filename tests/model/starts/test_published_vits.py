@@ -26,7 +26,7 @@ from cover.model.starts.vit import convert_vit
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TOLERANCE = 1e-5  # of the largest absolute value, for networks of every size
-FILES = re.compile(r"clip_|deit_|dinov|siglip_|timm_|umt|videomae|vit_hf|vivit|scenic_vivit|vjepa2")
+FILES = re.compile(r"clip_|deit_|dinov|siglip_|timm_|umt|videomae|vit_hf|vivit|scenic_vivit|vjepa2|tokenlearner_vit")
 LARGE = 1e7  # parameters; a case above takes seconds
 EMBEDDING = re.compile(
     r"(^|[./])(pos_embed\w*|\w*positional_embedding|pos_embedding|position_embeddings?|cls(_token|_s|_t|_\w*Transformer)?"
@@ -109,8 +109,10 @@ def settings(name: str, case: dict[str, Any]) -> dict[str, Any]:
         "num_frames": "num_frames",
     }
     found = {ours: flat[name] for name, ours in theirs.items() if name in flat}
-    if name.startswith("scenic"):
-        found = {"num_frames": case["input"]["shape"][1]}
+    if name.startswith(("scenic", "tokenlearner")):
+        found = {"num_frames": case["input"]["shape"][1] if "(T,)" not in case["input"]["layout"] else 1}
+        if len(case["input"]["shape"]) == 5:
+            found = {"num_frames": case["input"]["shape"][1]}
     return found
 
 
@@ -133,7 +135,9 @@ def pack(case: dict[str, Any]) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
     """The input of a case as the frames of a Pack."""
     shape = case["input"]["shape"]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    layout = case["input"]["layout"].split(",")
+    layout = case["input"]["layout"].replace("(T,)", "T," * (len(shape) == 5)).split(",")
+    if layout == ["N", "H", "W", "C"]:
+        return x.permute(0, 3, 1, 2), ((shape[0], 1),)
     if "T" not in layout:
         return x, ((shape[0], 1),)
     x = x.permute(*(layout.index(axis) for axis in ("N", "T", "C", "H", "W")))
@@ -179,6 +183,8 @@ def test_a_published_network(name: str, case_name: str) -> None:
     changes: dict[str, Any] = {}
     if case["arguments"].get("attention_config", {}).get("attention_order") == "space_time":
         changes["time_first"] = False  # the tensors do not show it
+    if "tokenizer" in case["arguments"]:
+        changes["learner_after"] = case["arguments"]["tokenizer"]["tokenlearner_loc"]
     if "probe" in case["arguments"]:
         changes["probe_heads"] = case["arguments"]["probe"]["num_heads"]
     model = imported(name, case, state, **changes)

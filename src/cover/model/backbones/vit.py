@@ -42,6 +42,7 @@ from cover.model.backbones.vit_blocks import (
 from cover.model.backbones.vit_embedding import AXES, Embedded, TokenEmbedding
 from cover.model.backbones.vit_positions import Grid, Rotary, resized_axis, resized_grid
 from cover.model.backbones.vit_presets import PRESETS
+from cover.model.backbones.vit_token_learner import TokenFuser, TokenLearner, Version
 from cover.model.pooling import FramePool, Pool, fitted_head
 
 Attending = Literal["joint", "space", "late", "divided", "dot_product"]
@@ -80,6 +81,9 @@ class VitConfig(BackboneConfig):
     `probe_depth` blocks and then a learned query (`attentive`, V-JEPA 2). `pool_eps`: of the norms after the blocks, 0
     for `norm_eps`. `drop_tokens`: the part of the patches that is left out of a training pass, the same ones in the
     whole Pack (VATT).
+
+    `learned_tokens`: the patches of a slot become this many tokens after `learner_after` blocks, 0 for never
+    (TokenLearner, version `learner`). `fuser`: they become patches again after each block.
     """
 
     family: ClassVar[str] = "vit"
@@ -119,6 +123,10 @@ class VitConfig(BackboneConfig):
     probe_heads: int = 0
     frame_pool: Pool = "mean"
     drop_tokens: float = 0.0
+    learned_tokens: int = 0
+    learner: Version = "v1.1"
+    learner_after: int = 0
+    fuser: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError if settings do not fit each other."""
@@ -155,7 +163,8 @@ class VitConfig(BackboneConfig):
         return VitOptions(preset=preset, **{"size": self.size, **differences[preset]})
 
     def summary(self) -> dict[str, str]:
-        clip: dict[str, str] = {"attention": self.attention, "time": self.time, "pool": self.pool}
+        learned = {"learned_tokens": str(self.learned_tokens)} if self.learned_tokens else {}
+        clip: dict[str, str] = {**learned, "attention": self.attention, "time": self.time, "pool": self.pool}
         if self.attention in ("space", "divided") and self.frame_pool != "mean":
             clip["frame_pool"] = self.frame_pool
         return {**clip, "position": self.position if self.rotary == "none" else f"{self.position} + {self.rotary}"}
@@ -227,6 +236,10 @@ class VitConfig(BackboneConfig):
             return "pool: class_distillation needs a class and a distillation token"
         if self.attention == "late" and self.pool in TWICE:
             return f"pool: a late encoder reads one feature of a slot, and {self.pool} are two; set it to class"
+        if self.learned_tokens and (self.rotary != "none" or self.attention not in ("joint", "space", "late")):
+            return "learned_tokens: they have no places, which rotary positions and attention over time in blocks need"
+        if self.learned_tokens and (self.drop_tokens or not 0 <= self.learner_after < self.depth):
+            return f"learner_after: {self.learner_after} is not 0 to {self.depth - 1}, or drop_tokens is not 0"
         if self.drop_tokens and self.attention != "joint":
             return f"drop_tokens: is for joint attention, and this is {self.attention}"
         return None
@@ -277,6 +290,10 @@ class VitOptions(BackboneOptions):
     mlp_norm: bool | None = option(None, "vit: a norm in the MLP" + OF_PRESET)
     pool_eps: float | None = option(None, "vit: epsilon of the norms after the blocks" + OF_PRESET)
     probe_depth: int | None = option(None, "vit: blocks of the attentive probe" + OF_PRESET)
+    learned_tokens: int | None = option(None, "vit: TokenLearner's tokens of a slot, 0 for none" + OF_PRESET)
+    learner: Version | None = option(None, "vit: version of TokenLearner" + OF_PRESET)
+    learner_after: int | None = option(None, "vit: blocks before TokenLearner" + OF_PRESET)
+    fuser: bool | None = option(None, "vit: TokenFuser after each block from there on" + OF_PRESET)
     probe_heads: int | None = option(None, "vit: attention heads of the probe" + OF_PRESET)
 
     def config(self, frames: int, inherited: BackboneConfig | None = None) -> VitConfig:
@@ -323,8 +340,20 @@ class Vit(Backbone):
         self.config = config
         self.embed = TokenEmbedding(config)
         self.blocks = nn.ModuleList(ViTBlock(config.block()) for _ in range(config.depth))
+        if config.learned_tokens:
+            self._add_learners()
         self.norm = nn.LayerNorm(config.width, eps=self._last_eps())
         self._add_pooling(config.grid[0])
+
+    def _add_learners(self) -> None:
+        config = self.config
+        count, width, tokens = config.depth - config.learner_after, config.width, config.learned_tokens
+        self.learners = nn.ModuleList(
+            TokenLearner(width, tokens, config.learner, config.norm_eps) for _ in range(count if config.fuser else 1)
+        )
+        self.fusers = nn.ModuleList(
+            TokenFuser(width, tokens, config.norm_eps) for _ in range(count if config.fuser else 0)
+        )
 
     def _add_pooling(self, slots: int) -> None:
         config = self.config
@@ -365,6 +394,8 @@ class Vit(Backbone):
             nn.init.trunc_normal_(cast(Tensor, self.pool.query), std=0.02)
         if hasattr(self, "frame_pool"):
             self.frame_pool.initialise()
+        for fuser in self.fusers if self.config.learned_tokens else ():
+            nn.init.zeros_(cast(TokenFuser, fuser).mix.weight)
         self._reset_temporal("fresh")
 
     def reset_temporal(self, how: Literal["fresh", "copied"]) -> None:
@@ -418,8 +449,8 @@ class Vit(Backbone):
         self.check_pack(frames, groups)
         with self.as_in_evaluation():
             x_ND, layout = self.embed(frames, groups)
-            for block in self.stages()[:stages]:
-                x_ND = block(x_ND, layout)
+            for number in range(stages):
+                x_ND, layout = self._run(number, x_ND, layout)
         return self.embed.to_frames(Embedded(x_ND, layout), groups)
 
     def forward_suffix(
@@ -432,21 +463,75 @@ class Vit(Backbone):
     ) -> Tensor:
         """As `Backbone.forward_suffix`. `intermediates` receives the entries of the blocks that run."""
         if stages:
-            x_ND, layout = self.embed.from_frames(x, groups)
+            x_ND, layout = self.embed.from_frames(x, groups, learned=self._are_learned(stages))
         else:
             self.check_pack(x, groups)
             x_ND, layout = self.embed(x, groups)
             note(intermediates, "embedded", x_ND)
-        drop_N = None if drop is None else self._per_token(drop, layout)
-        for number, block in enumerate(self.stages()[stages:], stages):
-            branches: Intermediates | None = None if intermediates is None else {}
-            x_ND = self.run_stage(block, x_ND, layout, None if drop_N is None else drop_N[number], branches)
-            for name, value in (branches or {}).items():
-                note(intermediates, f"blocks.{number}.{name}", value)
-            note(intermediates, f"blocks.{number}", x_ND)
+        for number in range(stages, self.config.depth):
+            x_ND, layout = self._run(number, x_ND, layout, None if drop is None else drop[number], intermediates)
         features = self.pooled(x_ND, layout)
         note(intermediates, "features", features)
         return features
+
+    def _run(
+        self,
+        number: int,
+        x_ND: Tensor,
+        layout: Layout,
+        drop: Tensor | None = None,
+        intermediates: Intermediates | None = None,
+    ) -> Embedded:
+        """The output of one block, with what is learned from the patches before it. `drop`: `(branches, S)`."""
+        config, patches, of_patches = self.config, x_ND, layout
+        first = number - config.learner_after
+        learns = config.learned_tokens and first >= 0 and (config.fuser or first == 0)
+        if learns:
+            x_ND, layout = self._learned(cast(TokenLearner, self.learners[first]), Embedded(x_ND, layout))
+        branches: Intermediates | None = None if intermediates is None else {}
+        drop_N = None if drop is None else self._per_token(drop, layout)
+        x_ND = self.run_stage(self.blocks[number], x_ND, layout, drop_N, branches)
+        for name, value in (branches or {}).items():
+            note(intermediates, f"blocks.{number}.{name}", value)
+        if learns and config.fuser:
+            fuser = cast(TokenFuser, self.fusers[first])
+            x_ND, layout = self._fused(fuser, Embedded(x_ND, layout), Embedded(patches, of_patches)), of_patches
+        note(intermediates, f"blocks.{number}", x_ND)
+        return Embedded(x_ND, layout)
+
+    def _are_learned(self, stages: int) -> bool:
+        """Whether the output of this many stages has learned tokens in place of patches."""
+        config = self.config
+        return bool(config.learned_tokens) and not config.fuser and stages > config.learner_after
+
+    def _learned(self, learner: TokenLearner, tokens: Embedded) -> Embedded:
+        """Learned tokens in place of the patches of every slot."""
+        config, prefix, (x_ND, layout) = self.config, self.config.prefix, tokens
+        parts = []
+        for part, slots in self._slot_sequences(tokens):
+            patches = part[:, prefix:].unflatten(1, (slots, -1)).flatten(0, 1)  # (slots of all, P, D)
+            learned = learner(patches, layout.place).unflatten(0, (-1, slots)).flatten(1, 2)
+            parts.append(torch.cat([part[:, :prefix], learned], 1).flatten(0, 1))
+        return Embedded(joined(parts), self.embed.layout(layout.slots, (1, config.learned_tokens), x_ND.device))
+
+    def _fused(self, fuser: TokenFuser, tokens: Embedded, before: Embedded) -> Tensor:
+        """The patches `before` plus what the learned tokens say of them; other tokens as the block left them."""
+        prefix, parts = self.config.prefix, []
+        for (part, slots), (old, _) in zip(self._slot_sequences(tokens), self._slot_sequences(before), strict=True):
+            learned, patches = (x[:, prefix:].unflatten(1, (slots, -1)).flatten(0, 1) for x in (part, old))
+            patches = (patches + fuser(learned, patches)).unflatten(0, (-1, slots)).flatten(1, 2)
+            parts.append(torch.cat([part[:, :prefix], patches], 1).flatten(0, 1))
+        return joined(parts)
+
+    def _slot_sequences(self, tokens: Embedded) -> list[tuple[Tensor, int]]:
+        """The sequences of each group `(B, L, D)`, and the slots in one of them."""
+        x_ND, layout = tokens
+        parts = x_ND.split([samples * count for samples, count in layout.samples])
+        joint = self.config.attention == "joint"
+        return [
+            (part.unflatten(0, (samples if joint else samples * slots, -1)), slots if joint else 1)
+            for part, (samples, slots) in zip(parts, layout.slots, strict=True)
+        ]
 
     def pooled(self, x_ND: Tensor, layout: Layout) -> Tensor:
         """The feature of every sample, `(S, D)`, from the output of the last block, `(N, D)`."""
@@ -474,7 +559,7 @@ class Vit(Backbone):
         return self.pool(self.norm(x_BLD))
 
     def _per_token(self, drop: Tensor, layout: Layout) -> Tensor:
-        """Drop-path factors of samples `(layers, branches, S)` for their tokens, `(layers, branches, N, 1)`."""
+        """Drop-path factors of samples `(branches, S)` for their tokens, `(branches, N, 1)`."""
         parts = zip(drop.split([samples for samples, _ in layout.samples], dim=-1), layout.samples, strict=True)
         return torch.cat([part.repeat_interleave(tokens, dim=-1) for part, (_, tokens) in parts], dim=-1)[..., None]
 

@@ -58,6 +58,7 @@ class Layout(NamedTuple):
     sequences: tuple[tuple[int, int], ...]
     slots: Groups
     samples: tuple[tuple[int, int], ...]
+    place: tuple[int, int]
     rotations: list[Rotation | None]
 
     def split(self, x_NC: Tensor) -> list[Tensor]:
@@ -306,7 +307,7 @@ class AttentiveProbe(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         shape = x_BLD.shape[0], x_BLD.shape[1]
-        layout, x_ND = Layout((shape,), ((shape[0], 1),), (shape,), [None]), x_BLD.flatten(0, 1)
+        layout, x_ND = Layout((shape,), ((shape[0], 1),), (shape,), (1, shape[1]), [None]), x_BLD.flatten(0, 1)
         for block in self.blocks:
             x_ND = block(x_ND, layout)
         x_BD = self.query + self.attn(self.query, self.norm1(x_ND).unflatten(0, shape))
@@ -337,7 +338,7 @@ class LateEncoder(nn.Module):
                 x_STD = torch.cat([token.to(x_STD.dtype), x_STD], 1)
             parts.append(x_STD.flatten(0, 1))
             lengths.append((group[0], x_STD.shape[1]))
-        layout, x_ND = Layout(tuple(lengths), slots, tuple(lengths), [None] * len(lengths)), joined(parts)
+        layout, x_ND = Layout(tuple(lengths), slots, tuple(lengths), (1, 1), [None] * len(lengths)), joined(parts)
         for block in self.blocks:
             x_ND = block(x_ND, layout)
         if self.token:

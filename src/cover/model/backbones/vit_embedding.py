@@ -118,7 +118,7 @@ class TokenEmbedding(nn.Module):
                 sequences.append((count, length))
                 lengths.append(each if joint else 1)
         rotations = [self._rotation((each, *place), retained.get(each), device) for each in lengths]
-        return Layout(tuple(sequences), slots, tuple(of_samples), rotations)
+        return Layout(tuple(sequences), slots, tuple(of_samples), place, rotations)
 
     # --- the tokens ---------------------------------------------------------------------------------------------------
 
@@ -204,11 +204,15 @@ class TokenEmbedding(nn.Module):
             entries.append(x_SKD.unflatten(1, (slots, -1)).repeat_interleave(frames // slots, 1).flatten(0, 1))
         return joined(entries)
 
-    def from_frames(self, x_FKD: Tensor, groups: Groups) -> Embedded:
-        """The inverse of `to_frames`. Raises ValueError for patches that are no square."""
+    def from_frames(self, x_FKD: Tensor, groups: Groups, learned: bool = False) -> Embedded:
+        """The inverse of `to_frames`. `learned`: the tokens of a slot have no places (`TokenLearner`).
+
+        Raises ValueError for patches that are no square.
+        """
         prefix, patches = self.config.prefix, x_FKD.shape[1] - self.config.prefix
         side = math.isqrt(patches)
         place = self.config.grid[1:] if patches == math.prod(self.config.grid[1:]) else (side, side)
+        place = (1, patches) if learned else place
         if math.prod(place) != patches:
             raise ValueError(f"{patches} patches of a slot are no square")
         slots, parts = self.slots(groups), []

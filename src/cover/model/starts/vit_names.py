@@ -306,6 +306,20 @@ def _scenic_block(block: str, ours: str) -> list[Row]:
     return rows
 
 
+def _token_learner(module: str) -> list[Row]:
+    """The rows of TokenLearner in both versions, and of TokenFuser."""
+    rows: list[Row] = []
+    for name in (f"{module}_{{}}", f"{module}V11_{{}}"):
+        rows += _layer("learners.{}.norm", f"{name}/LayerNorm_0")
+        for dense in (0, 1):
+            rows += _layer(f"learners.{{}}.fc{dense + 1}", f"{name}/token_masking/Dense_{dense}")
+        rows += _plain(*((f"learners.{{}}.convs.{n}.weight", f"{name}/Conv_{n}.weight") for n in range(4)))
+    fuser = "Transformer/TokenFuser_{}"
+    layers = {"norm1": "fuser_mix_norm1", "norm2": "fuser_mix_norm2", "norm": "LayerNorm_0", "mix": "Dense_0"}
+    layers |= {"fc1": "token_masking/Dense_0", "fc2": "token_masking/Dense_1"}
+    return rows + [row for ours, theirs in layers.items() for row in _layer(f"fusers.{{}}.{ours}", f"{fuser}/{theirs}")]
+
+
 SCENIC = Naming(
     "scenic's ViViT",
     ("Transformer/encoder_norm.weight", "SpatialTransformer/encoder_norm.weight"),
@@ -323,6 +337,7 @@ SCENIC = Naming(
         *_scenic_block("Transformer/encoderblock_{}", "blocks.{}"),
         *_scenic_block("SpatialTransformer/encoderblock_{}", "blocks.{}"),
         *(row for n in range(12) for row in _scenic_block(f"TemporalTransformer/encoderblock_{n}", f"late.blocks.{n}")),
+        *_token_learner("Transformer/TokenLearnerModule"),
         *_layer("norm", "Transformer/encoder_norm"),
         *_layer("norm", "SpatialTransformer/encoder_norm"),
         *_layer("late.norm", "TemporalTransformer/encoder_norm"),

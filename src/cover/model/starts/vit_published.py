@@ -405,6 +405,7 @@ def config_of(checkpoint: ForeignCheckpoint, found: Published, options: ImportOp
         "norm_eps": float(settings.get("layer_norm_eps", known.get("norm_eps", 1e-6))),
         **_activation(checkpoint, found, settings, first.shape[0] == 2 * hidden),
         **_time(found, family, options),
+        **_learner(found),
     }
     shown |= (
         _pooling(checkpoint, found, shown) | _heads(found, settings, shown, options) | _places(found, settings, shown)
@@ -475,6 +476,18 @@ def _time(found: Published, family: Family, options: ImportOptions) -> dict[str,
     if options.attention not in (None, attention):
         raise UserError(f"--attention {options.attention}: by its tensors this is a network of {attention} attention")
     return {"attention": attention, **time}
+
+
+def _learner(found: Published) -> dict[str, Any]:
+    """TokenLearner. Without a fuser no tensor shows where it is; half of the blocks come before it (section 4)."""
+    last = found.tensors.get("learners.0.fc2.weight", found.tensors.get("learners.0.convs.3.weight"))
+    if last is None:
+        return {}
+    depth = 1 + max(int(name.split(".")[1]) for name in found.tensors if name.startswith("blocks."))
+    fusers = {name.split(".")[1] for name in found.tensors if name.startswith("fusers.")}
+    version = "v1.0" if last.ndim == 4 else "v1.1"
+    after = depth - len(fusers) if fusers else depth // 2
+    return {"learned_tokens": last.shape[0], "learner": version, "learner_after": after, "fuser": bool(fusers)}
 
 
 def _pooling(checkpoint: ForeignCheckpoint, found: Published, shown: dict[str, Any]) -> dict[str, Any]:
