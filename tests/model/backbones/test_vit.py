@@ -30,6 +30,9 @@ KINDS = [
     {"attention": "late"},
     {"attention": "divided", "time": "rotary"},
     {"attention": "divided", "time": "additive", "layer_scale": 0.1},
+    {"attention": "joint", "learned_tokens": 3, "learner_after": 1},
+    {"attention": "late", "learned_tokens": 3, "learner": "v1.0"},
+    {"attention": "joint", "learned_tokens": 3, "fuser": True},
 ]
 
 
@@ -61,6 +64,7 @@ def pixels(count: int, side: int) -> Tensor:
     [
         ("vit_b16", {}, 0, 85_798_656, 17.56),
         ("vit_l16", {}, 0, 303_301_632, 61.55),
+        ("vit_b16", {"size": 384}, 0, 86_090_496, 55.38),
         ("dinov2_b14", {}, 0, 86_579_712, 151.57),
         ("dinov2_b14_reg4", {}, 0, 86_582_784, 152.12),
         ("dinov3_s16", {"qkv_bias": "none"}, 0, 21_586_944, 6.25),
@@ -102,10 +106,10 @@ def test_parameters_and_multiply_adds(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_pack_equals_its_samples_alone(preset: str) -> None:
+@pytest.mark.parametrize(("preset", "kind"), [(preset, {}) for preset in PRESETS] + [("dinov2_b14", k) for k in KINDS])
+def test_a_pack_equals_its_samples_alone(preset: str, kind: dict[str, Any]) -> None:
     """Also from the stored output of every number of stages, and with the samples in another order."""
-    model = build(tiny(preset))
+    model = build(tiny(preset, **kind))
     frames = pixels(22, model.config.size)
     packed = model.forward_features(frames, MIXED)
     alone = [model.forward_features(part, ((1, len(part)),))[0] for part in frames.split([8, 8, 4, 1, 1])]
@@ -171,8 +175,29 @@ def test_the_order_of_frames_counts_where_time_has_positions() -> None:
     for kind in KINDS:
         model = build(tiny("vit_b16", **kind))
         one, other = (model.forward_features(x, ((1, 8),)) for x in (frames, frames.flip(0)))
-        blind = kind in ({"attention": "joint"}, {"attention": "space"})
+        blind = kind["attention"] in ("joint", "space") and not {"time", "frame_pool"} & kind.keys()
         assert torch.allclose(one, other, atol=1e-5) == blind, kind
+
+
+@torch.no_grad()
+def test_the_tokens_of_vatt_by_hand() -> None:
+    """Positions of slots, rows and columns are summed and normalised; the class token has none."""
+    model = build(tiny("vatt_base", size=32))
+    weights, clip = model.backbone.state_dict(), pixels(8, 32)
+    seen: dict[str, Tensor] = {}
+    model.forward_features(clip, ((1, 8),), intermediates=seen)
+    rows = [weights["embed.cls_token"][0]]
+    for slot in range(2):
+        for row in range(2):
+            for column in range(2):
+                place = clip[4 * slot : 4 * slot + 4, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+                kernel = weights["embed.patches.weight"].flatten(1)
+                patch = kernel @ place.transpose(0, 1).flatten() + weights["embed.patches.bias"]
+                tables = ("pos_slots", slot), ("pos_rows", row), ("pos_columns", column)
+                position = sum(weights[f"embed.{name}"][number] for name, number in tables)
+                scale, shift = weights["embed.pos_norm.weight"], weights["embed.pos_norm.bias"]
+                rows.append(patch + torch.nn.functional.layer_norm(position, (32,), scale, shift, 1e-6))
+    torch.testing.assert_close(seen["embedded"], torch.stack(rows), rtol=1e-5, atol=1e-5)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -323,6 +348,8 @@ def test_starts_that_would_compute_something_else(
         ({"pool": "class_distillation"}, "model.pool"),
         ({"attention": "late", "pool": "class_mean"}, "model.pool"),
         ({"drop_tokens": 0.5}, "model.drop_tokens"),
+        ({"learned_tokens": 3, "rotary": "halves"}, "model.learned_tokens"),
+        ({"learned_tokens": 3, "learner_after": 2}, "model.learner_after"),
     ],
 )
 def test_settings_that_make_no_network(changes: dict[str, Any], key: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from cover.errors import UserError
 from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.backbones.vit import VitConfig
 from cover.model.cover import CoVeR
-from cover.model.release import load_release, read_config
+from cover.model.release import load_release, read_config, start_from
 from cover.model.starts.conventions import ImportOptions
 from cover.model.starts.importing import import_weights
 
@@ -226,6 +227,28 @@ def test_an_image_network_gets_a_way_over_time(tmp_path: Path, attention: Any) -
     if attention != "late":
         wanted = NETWORKS["dinov3"][1](theirs("dinov3"), image)
         torch.testing.assert_close(ours(tmp_path / "ours", image), wanted, rtol=1e-5, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{"attention": "divided", "time": "rotary"}, {"attention": "joint"}, {"size": 48}])
+def test_a_run_that_begins_its_way_over_time_anew(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """`start.temporal: fresh` with another `model.attention` than the release's; also a late encoder."""
+    model = theirs("dinov3")
+    import_weights(saved(tmp_path / "theirs", model), tmp_path / "ours", ImportOptions(frames=4))
+    config = read_config(tmp_path / "ours").backbone
+    assert isinstance(config, VitConfig)
+    temporal: Any = "fresh" if "attention" in changes else "keep"
+    new = CoVeR(replace(config, **changes)).eval()
+    start_from(new, tmp_path / "ours", temporal)
+    image = pixels(False, new.config.size)
+    wanted = NETWORKS["dinov3"][1](model, image)
+    torch.testing.assert_close(new.forward_features(image, ((2, 1),)), wanted, rtol=1e-5, atol=1e-4)
+    late = CoVeR(replace(config, attention="late", frame_pool="mean")).eval()
+    start_from(late, tmp_path / "ours", "fresh")
+    same = late.backbone.state_dict()["blocks.1.mlp.fc1.weight"]
+    assert torch.equal(same, new.backbone.state_dict()["blocks.1.mlp.fc1.weight"])
+    with pytest.raises(UserError, match=r"start\.temporal"):
+        start_from(late, tmp_path / "ours", "keep")
 
 
 def test_an_image_vit_becomes_what_is_asked_for(tmp_path: Path) -> None:

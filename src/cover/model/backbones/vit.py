@@ -33,16 +33,17 @@ from cover.model.backbones.vit_blocks import (
     Activation,
     AttentiveProbe,
     BlockSettings,
+    Embedded,
     LateEncoder,
     Layout,
     ProbePool,
     ViTBlock,
     joined,
 )
-from cover.model.backbones.vit_embedding import AXES, Embedded, TokenEmbedding
+from cover.model.backbones.vit_embedding import AXES, TokenEmbedding
 from cover.model.backbones.vit_positions import Grid, Rotary, resized_axis, resized_grid
 from cover.model.backbones.vit_presets import PRESETS
-from cover.model.backbones.vit_token_learner import TokenFuser, TokenLearner, Version
+from cover.model.backbones.vit_token_learner import TokenLearning, Version
 from cover.model.pooling import FramePool, Pool, fitted_head
 
 Attending = Literal["joint", "space", "late", "divided", "dot_product"]
@@ -341,19 +342,11 @@ class Vit(Backbone):
         self.embed = TokenEmbedding(config)
         self.blocks = nn.ModuleList(ViTBlock(config.block()) for _ in range(config.depth))
         if config.learned_tokens:
-            self._add_learners()
+            self.learning = TokenLearning(
+                config.block(), config.learned_tokens, config.learner, config.depth - config.learner_after, config.fuser
+            )
         self.norm = nn.LayerNorm(config.width, eps=self._last_eps())
         self._add_pooling(config.grid[0])
-
-    def _add_learners(self) -> None:
-        config = self.config
-        count, width, tokens = config.depth - config.learner_after, config.width, config.learned_tokens
-        self.learners = nn.ModuleList(
-            TokenLearner(width, tokens, config.learner, config.norm_eps) for _ in range(count if config.fuser else 1)
-        )
-        self.fusers = nn.ModuleList(
-            TokenFuser(width, tokens, config.norm_eps) for _ in range(count if config.fuser else 0)
-        )
 
     def _add_pooling(self, slots: int) -> None:
         config = self.config
@@ -394,8 +387,8 @@ class Vit(Backbone):
             nn.init.trunc_normal_(cast(Tensor, self.pool.query), std=0.02)
         if hasattr(self, "frame_pool"):
             self.frame_pool.initialise()
-        for fuser in self.fusers if self.config.learned_tokens else ():
-            nn.init.zeros_(cast(TokenFuser, fuser).mix.weight)
+        if self.config.learned_tokens:
+            self.learning.initialise()
         self._reset_temporal("fresh")
 
     def reset_temporal(self, how: Literal["fresh", "copied"]) -> None:
@@ -483,19 +476,21 @@ class Vit(Backbone):
         intermediates: Intermediates | None = None,
     ) -> Embedded:
         """The output of one block, with what is learned from the patches before it. `drop`: `(branches, S)`."""
-        config, patches, of_patches = self.config, x_ND, layout
+        config, before = self.config, Embedded(x_ND, layout)
         first = number - config.learner_after
-        learns = config.learned_tokens and first >= 0 and (config.fuser or first == 0)
+        learns = bool(config.learned_tokens) and first >= 0 and (config.fuser or first == 0)
+        joint, slots = config.attention == "joint", layout.slots
         if learns:
-            x_ND, layout = self._learned(cast(TokenLearner, self.learners[first]), Embedded(x_ND, layout))
+            x_ND = self.learning.learn(first, before, config.prefix, joint)
+            layout = self.embed.layout(slots, (1, config.learned_tokens), x_ND.device)
         branches: Intermediates | None = None if intermediates is None else {}
         drop_N = None if drop is None else self._per_token(drop, layout)
         x_ND = self.run_stage(self.blocks[number], x_ND, layout, drop_N, branches)
         for name, value in (branches or {}).items():
             note(intermediates, f"blocks.{number}.{name}", value)
         if learns and config.fuser:
-            fuser = cast(TokenFuser, self.fusers[first])
-            x_ND, layout = self._fused(fuser, Embedded(x_ND, layout), Embedded(patches, of_patches)), of_patches
+            x_ND = self.learning.fuse(first, Embedded(x_ND, layout), before, config.prefix, joint)
+            layout = before.layout
         note(intermediates, f"blocks.{number}", x_ND)
         return Embedded(x_ND, layout)
 
@@ -503,35 +498,6 @@ class Vit(Backbone):
         """Whether the output of this many stages has learned tokens in place of patches."""
         config = self.config
         return bool(config.learned_tokens) and not config.fuser and stages > config.learner_after
-
-    def _learned(self, learner: TokenLearner, tokens: Embedded) -> Embedded:
-        """Learned tokens in place of the patches of every slot."""
-        config, prefix, (x_ND, layout) = self.config, self.config.prefix, tokens
-        parts = []
-        for part, slots in self._slot_sequences(tokens):
-            patches = part[:, prefix:].unflatten(1, (slots, -1)).flatten(0, 1)  # (slots of all, P, D)
-            learned = learner(patches, layout.place).unflatten(0, (-1, slots)).flatten(1, 2)
-            parts.append(torch.cat([part[:, :prefix], learned], 1).flatten(0, 1))
-        return Embedded(joined(parts), self.embed.layout(layout.slots, (1, config.learned_tokens), x_ND.device))
-
-    def _fused(self, fuser: TokenFuser, tokens: Embedded, before: Embedded) -> Tensor:
-        """The patches `before` plus what the learned tokens say of them; other tokens as the block left them."""
-        prefix, parts = self.config.prefix, []
-        for (part, slots), (old, _) in zip(self._slot_sequences(tokens), self._slot_sequences(before), strict=True):
-            learned, patches = (x[:, prefix:].unflatten(1, (slots, -1)).flatten(0, 1) for x in (part, old))
-            patches = (patches + fuser(learned, patches)).unflatten(0, (-1, slots)).flatten(1, 2)
-            parts.append(torch.cat([part[:, :prefix], patches], 1).flatten(0, 1))
-        return joined(parts)
-
-    def _slot_sequences(self, tokens: Embedded) -> list[tuple[Tensor, int]]:
-        """The sequences of each group `(B, L, D)`, and the slots in one of them."""
-        x_ND, layout = tokens
-        parts = x_ND.split([samples * count for samples, count in layout.samples])
-        joint = self.config.attention == "joint"
-        return [
-            (part.unflatten(0, (samples if joint else samples * slots, -1)), slots if joint else 1)
-            for part, (samples, slots) in zip(parts, layout.slots, strict=True)
-        ]
 
     def pooled(self, x_ND: Tensor, layout: Layout) -> Tensor:
         """The feature of every sample, `(S, D)`, from the output of the last block, `(N, D)`."""

@@ -51,8 +51,8 @@ class Layout(NamedTuple):
     """Where the tokens of a Pack lie in the flat tensor `(N, D)`.
 
     `sequences`: `(B, L)` of consecutive sequences that attend in one call. `slots`: `(S, T)` of each group. `samples`:
-    the samples of each group, and the tokens of each.
-    `rotations`: for each entry of `sequences` its rotary angles, or None.
+    the samples of each group, and the tokens of each. `place`: rows and columns of the patches of a slot. `rotations`:
+    for each entry of `sequences` its rotary angles, or None.
     """
 
     sequences: tuple[tuple[int, int], ...]
@@ -71,6 +71,13 @@ class Layout(NamedTuple):
         length = self.sequences[0][1]
         parts = x_NC.split([samples * slots * length for samples, slots in self.slots])
         return [part.unflatten(0, (*group, length)) for part, group in zip(parts, self.slots, strict=True)]
+
+
+class Embedded(NamedTuple):
+    """The tokens of a Pack `(N, D)` and where they lie."""
+
+    tokens: Tensor
+    layout: Layout
 
 
 def joined(parts: list[Tensor]) -> Tensor:

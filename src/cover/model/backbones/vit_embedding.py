@@ -8,14 +8,14 @@ together, D width.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from cover.model.backbone import Groups
-from cover.model.backbones.vit_blocks import Layout, joined
+from cover.model.backbones.vit_blocks import Embedded, Layout, joined
 from cover.model.backbones.vit_positions import (
     Grid,
     resized_axis,
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
     from cover.model.backbones.vit import VitConfig
 
 AXES = ("pos_slots", "pos_rows", "pos_columns")  # the tables of factorised positions
-
-
-class Embedded(NamedTuple):
-    """The tokens of a Pack `(N, D)` and where they lie."""
-
-    tokens: Tensor
-    layout: Layout
 
 
 class TokenEmbedding(nn.Module):

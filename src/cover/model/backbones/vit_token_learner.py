@@ -2,16 +2,20 @@
 
 Source: Ryoo et al., 2021, "TokenLearner". An option of the plain vision transformers.
 
-Letters in shapes: B slots, P patches of one slot, h, w its rows and columns, n learned tokens, D width.
+Letters in shapes: N tokens of all samples together, B slots, P patches of one slot, h, w its rows and columns, n
+learned tokens, D width.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
+
+from cover.model.backbones.vit_blocks import BlockSettings, Embedded, joined
 
 Version = Literal["v1.0", "v1.1"]
 BOTTLENECK = 64  # hidden values of the MLPs
@@ -31,7 +35,7 @@ class TokenLearner(nn.Module):
         if version == "v1.0":
             channels = [width, *[tokens] * CONVOLUTIONS]
             self.convs = nn.ModuleList(
-                nn.Conv2d(before, after, 3, padding=1, bias=False) for before, after in zip(channels, channels[1:])
+                nn.Conv2d(before, after, 3, padding=1, bias=False) for before, after in pairwise(channels)
             )
         else:
             self.fc1 = nn.Linear(width, BOTTLENECK)
@@ -75,3 +79,61 @@ class TokenFuser(nn.Module):
         hidden = fn.gelu(self.fc1(self.norm(x_BPD)), approximate="tanh")
         weights_BPn = torch.sigmoid(self.fc2(hidden))
         return weights_BPn @ mixed_BnD.to(weights_BPn.dtype)
+
+
+class TokenLearning(nn.Module):
+    """What the last `blocks` blocks of a network learn from patches: once before them, or with `fuser` around each.
+
+    The tokens before the patches, such as a class token, pass by.
+    """
+
+    def __init__(self, settings: BlockSettings, tokens: int, version: Version, blocks: int, fuser: bool) -> None:
+        super().__init__()
+        width, eps = settings.width, settings.eps
+        self.learners = nn.ModuleList(TokenLearner(width, tokens, version, eps) for _ in range(blocks if fuser else 1))
+        self.fusers = nn.ModuleList(TokenFuser(width, tokens, eps) for _ in range(blocks if fuser else 0))
+
+    def initialise(self) -> None:
+        """Let a new fuser return the patches."""
+        for fuser in self.fusers:
+            nn.init.zeros_(cast(TokenFuser, fuser).mix.weight)
+
+    def learn(self, number: int, tokens: Embedded, prefix: int, joint: bool) -> Tensor:
+        """`(N, D)` with learned tokens in place of the patches of every slot.
+
+        `prefix`: tokens before the patches of a sequence. `joint`: whether a sequence has all slots of a sample.
+        """
+        parts = []
+        for part, slots in _sequences(tokens, joint):
+            learned = self.learners[number](_patches(part, slots, prefix), tokens.layout.place)
+            parts.append(torch.cat([part[:, :prefix], _together(learned, slots)], 1).flatten(0, 1))
+        return joined(parts)
+
+    def fuse(self, number: int, tokens: Embedded, before: Embedded, prefix: int, joint: bool) -> Tensor:
+        """The patches `before` plus what the learned tokens say of them, `(N, D)`; other tokens as in `tokens`."""
+        parts = []
+        for (part, slots), (old, _) in zip(_sequences(tokens, joint), _sequences(before, joint), strict=True):
+            patches = _patches(old, slots, prefix)
+            patches = patches + self.fusers[number](_patches(part, slots, prefix), patches)
+            parts.append(torch.cat([part[:, :prefix], _together(patches, slots)], 1).flatten(0, 1))
+        return joined(parts)
+
+
+def _sequences(tokens: Embedded, joint: bool) -> list[tuple[Tensor, int]]:
+    """The sequences of each group, `(sequences, L, D)`, and the slots in one of them."""
+    x_ND, layout = tokens
+    parts = x_ND.split([samples * count for samples, count in layout.samples])
+    return [
+        (part.unflatten(0, (samples if joint else samples * slots, -1)), slots if joint else 1)
+        for part, (samples, slots) in zip(parts, layout.slots, strict=True)
+    ]
+
+
+def _patches(x_BLD: Tensor, slots: int, prefix: int) -> Tensor:
+    """The patches of each slot of sequences, or their learned tokens."""
+    return x_BLD[:, prefix:].unflatten(1, (slots, -1)).flatten(0, 1)
+
+
+def _together(x_BPD: Tensor, slots: int) -> Tensor:
+    """The inverse of `_patches`."""
+    return x_BPD.unflatten(0, (-1, slots)).flatten(1, 2)

@@ -310,14 +310,16 @@ def _token_learner(module: str) -> list[Row]:
     """The rows of TokenLearner in both versions, and of TokenFuser."""
     rows: list[Row] = []
     for name in (f"{module}_{{}}", f"{module}V11_{{}}"):
-        rows += _layer("learners.{}.norm", f"{name}/LayerNorm_0")
+        rows += _layer("learning.learners.{}.norm", f"{name}/LayerNorm_0")
         for dense in (0, 1):
-            rows += _layer(f"learners.{{}}.fc{dense + 1}", f"{name}/token_masking/Dense_{dense}")
-        rows += _plain(*((f"learners.{{}}.convs.{n}.weight", f"{name}/Conv_{n}.weight") for n in range(4)))
+            rows += _layer(f"learning.learners.{{}}.fc{dense + 1}", f"{name}/token_masking/Dense_{dense}")
+        rows += _plain(*((f"learning.learners.{{}}.convs.{n}.weight", f"{name}/Conv_{n}.weight") for n in range(4)))
     fuser = "Transformer/TokenFuser_{}"
     layers = {"norm1": "fuser_mix_norm1", "norm2": "fuser_mix_norm2", "norm": "LayerNorm_0", "mix": "Dense_0"}
     layers |= {"fc1": "token_masking/Dense_0", "fc2": "token_masking/Dense_1"}
-    return rows + [row for ours, theirs in layers.items() for row in _layer(f"fusers.{{}}.{ours}", f"{fuser}/{theirs}")]
+    return rows + [
+        row for ours, theirs in layers.items() for row in _layer(f"learning.fusers.{{}}.{ours}", f"{fuser}/{theirs}")
+    ]
 
 
 SCENIC = Naming(

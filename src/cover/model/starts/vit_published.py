@@ -480,11 +480,12 @@ def _time(found: Published, family: Family, options: ImportOptions) -> dict[str,
 
 def _learner(found: Published) -> dict[str, Any]:
     """TokenLearner. Without a fuser no tensor shows where it is; half of the blocks come before it (section 4)."""
-    last = found.tensors.get("learners.0.fc2.weight", found.tensors.get("learners.0.convs.3.weight"))
+    learner = "learning.learners.0"
+    last = found.tensors.get(f"{learner}.fc2.weight", found.tensors.get(f"{learner}.convs.3.weight"))
     if last is None:
         return {}
     depth = 1 + max(int(name.split(".")[1]) for name in found.tensors if name.startswith("blocks."))
-    fusers = {name.split(".")[1] for name in found.tensors if name.startswith("fusers.")}
+    fusers = {name.split(".")[2] for name in found.tensors if name.startswith("learning.fusers.")}
     version = "v1.0" if last.ndim == 4 else "v1.1"
     after = depth - len(fusers) if fusers else depth // 2
     return {"learned_tokens": last.shape[0], "learner": version, "learner_after": after, "fuser": bool(fusers)}
