@@ -64,7 +64,7 @@ def pixels(count: int, side: int) -> Tensor:
     [
         ("vit_b16", {}, 0, 85_798_656, 17.56),
         ("vit_l16", {}, 0, 303_301_632, 61.55),
-        ("vit_b16", {"size": 384}, 0, 86_090_496, 55.38),
+        ("vit_b16", {"size": 384, "class_token": False, "pool": "mean"}, 0, 86_088_960, 55.38),
         ("dinov2_b14", {}, 0, 86_579_712, 151.57),
         ("dinov2_b14_reg4", {}, 0, 86_582_784, 152.12),
         ("dinov3_s16", {"qkv_bias": "none"}, 0, 21_586_944, 6.25),
@@ -182,8 +182,8 @@ def test_the_order_of_frames_counts_where_time_has_positions() -> None:
 @torch.no_grad()
 def test_the_tokens_of_vatt_by_hand() -> None:
     """Positions of slots, rows and columns are summed and normalised; the class token has none."""
-    model = build(tiny("vatt_base", size=32))
-    weights, clip = model.backbone.state_dict(), pixels(8, 32)
+    model = build(tiny("vatt_base", size=32)).double()
+    weights, clip = model.backbone.state_dict(), pixels(8, 32).double()
     seen: dict[str, Tensor] = {}
     model.forward_features(clip, ((1, 8),), intermediates=seen)
     rows = [weights["embed.cls_token"][0]]
