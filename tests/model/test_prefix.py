@@ -13,6 +13,7 @@ from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
 from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.backbones.video_swin import VideoSwinConfig
 from cover.model.backbones.vidtr import VidTrConfig
+from cover.model.backbones.vit import vit_config
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 
@@ -29,6 +30,9 @@ CONFIGS: dict[str, BackboneConfig] = {
         size=16, channels=8, depths=(2, 1), attention_heads=(1, 2), window=3, window_frames=2
     ),
     "vidtr": VidTrConfig(size=16, patch=8, width=16, depth=2, attention_heads=2, dropout=0.5),
+    "vit_space": vit_config("vit_mini8", size=16, depth=2, width=16, hidden=32, frame_pool="attentive"),
+    "vit_joint": vit_config("vit_mini8", size=16, depth=2, width=16, hidden=32, attention="joint", time="additive"),
+    "vit_late": vit_config("vit_mini8", size=16, depth=2, width=16, hidden=32, attention="late"),
 }
 EACH = pytest.mark.parametrize("name", CONFIGS)
 MIXED: Groups = ((2, 4), (1, 3), (2, 1))

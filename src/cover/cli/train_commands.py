@@ -195,8 +195,8 @@ def _say_how_to_start(args: Namespace) -> None:
     argument(
         "preset",
         metavar="PRESET",
-        help="mini, a ViT size with its patch size, as in B/16, a family of networks, also with a preset, as in "
-        "video_swin/B, or a known start",
+        help="mini, a ViT size with its patch size, as in B/16, a published network such as dinov2_b14, a family of"
+        " networks, also with a preset, as in video_swin/B, or a known start",
     ),
     argument("--frames", type=whole(1, 4096), default=8, metavar="T", help="frames in a clip (default: 8)"),
     argument("--size", type=whole(1, 16384), metavar="S", help="image side in pixels (default: 224; mini: 32)"),
@@ -207,9 +207,15 @@ def _say_how_to_start(args: Namespace) -> None:
         help="name and number of classes of each head (default: no head)",
     ),
     argument(
-        "--attention", choices=["divided", "joint", "space"], help="attention over space and time (default: divided)"
+        "--attention",
+        choices=["divided", "joint", "space", "late", "dot_product"],
+        help="attention over space and time (default: divided, or as the preset)",
     ),
-    argument("--time", choices=["rotary", "additive"], help="position encoding in time (default: rotary)"),
+    argument(
+        "--time",
+        choices=["rotary", "additive", "none"],
+        help="position encoding in time (default: rotary, or as the preset)",
+    ),
     argument(
         "--image-temporal",
         choices=["attend", "skip"],

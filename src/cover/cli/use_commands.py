@@ -438,12 +438,17 @@ def serve(args: Namespace) -> int:
     "cover import-weights facebook/timesformer-base-finetuned-k400 --out k400 --head kinetics400",
     argument("source", metavar="SOURCE", help="weights of another library: a file, folder or Hub id (cover starts)"),
     argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for the release"),
+    argument(
+        "--backbone",
+        choices=["timesformer", "vit"],
+        help="family that an image ViT becomes, which both can be (default: timesformer)",
+    ),
     argument("--size", type=whole(1, 16384), metavar="S", help="resize the position embedding for images of S px"),
     argument("--frames", type=whole(1, 4096), metavar="T", help="resize the time embedding for clips of T frames"),
     argument(
         "--attention",
-        choices=["divided", "joint", "space"],
-        help="attention that an image ViT gets (default: divided)",
+        choices=["divided", "joint", "space", "late", "dot_product"],
+        help="attention over time that an image network gets (default: divided for timesformer, space for vit)",
     ),
     argument(
         "--attention-heads",
@@ -453,8 +458,9 @@ def serve(args: Namespace) -> int:
     ),
     argument(
         "--time",
-        choices=["additive", "rotary"],
-        help="position encoding in time (default: rotary for image ViTs, additive for TimeSformers)",
+        choices=["additive", "rotary", "none"],
+        help="position encoding in time (default: rotary where an image network gets divided attention, additive for"
+        " TimeSformers)",
     ),
     argument(
         "--resize",
@@ -483,7 +489,8 @@ def import_weights(args: Namespace) -> int:
     from cover.model.starts.conventions import ImportOptions
     from cover.model.starts.importing import import_weights, print_report
 
-    names = ("size", "frames", "attention", "attention_heads", "time", "resize", "head", "classes", "sampling", "key")
+    sizes = ("size", "frames", "attention", "attention_heads", "time", "resize", "head", "classes", "sampling", "key")
+    names = ("backbone", *sizes)
     options = ImportOptions(**{name: getattr(args, name) for name in names}, unused=tuple(args.unused))
     report = import_weights(args.source, args.out, options)
 

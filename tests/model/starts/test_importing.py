@@ -34,7 +34,8 @@ from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.release import load_release, read_config, save_release
 from cover.model.starts.conventions import ImportOptions
-from cover.model.starts.importing import FATES, import_weights
+from cover.model.starts.importing import import_weights
+from cover.model.starts.report import FATES
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,

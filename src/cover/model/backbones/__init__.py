@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from cover.errors import UserError
 from cover.model.backbone import BackboneConfig, BackboneOptions
@@ -18,13 +18,29 @@ from cover.model.backbones.movinet import VARIANTS, MoViNetConfig, MoViNetOption
 from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions, timesformer_config
 from cover.model.backbones.video_swin import VideoSwinConfig, VideoSwinOptions, video_swin_config
 from cover.model.backbones.vidtr import VidTrConfig, VidTrOptions, vidtr_config
+from cover.model.backbones.vit import VitConfig, VitOptions, vit_config
+from cover.model.backbones.vit_presets import PRESETS as VIT_PRESETS
 from cover.model.json_values import show, typed
 
 # `backbone` in the config.json of a release
-Config = TimeSformerConfig | Conv3dConfig | EfficientNetLiteConfig | VideoSwinConfig | VidTrConfig | MoViNetConfig
+Config = (
+    TimeSformerConfig
+    | Conv3dConfig
+    | EfficientNetLiteConfig
+    | VitConfig
+    | VideoSwinConfig
+    | VidTrConfig
+    | MoViNetConfig
+)
 # `model` in a recipe; its field `backbone` selects one
 Options = (
-    TimeSformerOptions | Conv3dOptions | EfficientNetLiteOptions | VideoSwinOptions | VidTrOptions | MoViNetOptions
+    TimeSformerOptions
+    | Conv3dOptions
+    | EfficientNetLiteOptions
+    | VitOptions
+    | VideoSwinOptions
+    | VidTrOptions
+    | MoViNetOptions
 )
 
 # families other than TimeSformer whose configurations have presets
@@ -80,9 +96,9 @@ def config_from(values: Any, key: str, shapes: Mapping[str, tuple[int, ...]]) ->
 
 
 def named_config(name: str, **changes: Any) -> BackboneConfig:
-    """The configuration of a family, of a preset of TimeSformer such as B/16, of a variant of EfficientNet-Lite such as
-    lite0 or of MoViNet such as movinet_a0 or movinet_a0_stream, with some fields replaced. A preset of another family
-    is written after its name, as in video_swin/B.
+    """The configuration of a family, of a preset of TimeSformer such as B/16, of a plain vision transformer such as
+    dinov2_b14, of a variant of EfficientNet-Lite such as lite0 or of MoViNet such as movinet_a0 or movinet_a0_stream,
+    with some fields replaced. A preset of another family is written after its name, as in video_swin/B.
 
     Raises `UserError` for an unknown name or field.
     """
@@ -92,12 +108,18 @@ def named_config(name: str, **changes: Any) -> BackboneConfig:
         return named_config(MoViNetConfig.family, **{**movinet, **changes})
     family, _, preset = name.partition("/")
     kind = next((kind for kind in get_args(Config) if kind.family == family), TimeSformerConfig)
+    kind = VitConfig if name in VIT_PRESETS else kind
     known = [field.name for field in fields(kind)]
-    for key in changes:
+    for key, value in changes.items():
         if key not in known:
             raise UserError(f"--{key.replace('_', '-')}: a {name} has no such setting")
+        choices = get_args(get_type_hints(kind)[key])
+        if isinstance(value, str) and choices and value not in choices:
+            raise UserError(f"--{key.replace('_', '-')} {value}: a {name} has {', '.join(map(str, choices))}")
     if kind is TimeSformerConfig:
         return timesformer_config("B/16" if name == kind.family else name, **changes)
+    if kind is VitConfig:
+        return vit_config("vit_b16" if name == kind.family else name, **changes)
     if preset and kind in PRESET_CONFIGS:
         return PRESET_CONFIGS[kind](preset, **changes)
     if preset:

@@ -24,8 +24,8 @@ from cover.model.json_values import parse_json
 from cover.model.weight_files import read_safetensors
 
 # Keys of a nested state dict. An average of the weights comes first, as in timm: it is what the results are those of.
-AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
-RAW = ("model_state", "state_dict", "model_state_dict", "model", "module", "network", "net")
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "target_encoder")
+RAW = ("model_state", "state_dict", "model_state_dict", "model", "module", "network", "net", "encoder")
 WRAPPINGS = (*AVERAGES, *RAW)
 MOST_SHOWN = 8  # keys that a message lists
 CUT_SHORT = "it is empty, cut short or damaged, or has no tensors saved by PyTorch"

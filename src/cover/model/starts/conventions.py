@@ -53,7 +53,8 @@ Triple = tuple[float, float, float]
 class ImportOptions:
     """The options of an import. With None or an empty value, the checkpoint and the conventions of its format decide.
 
-    `size` (pixels), `frames`: resize the embeddings. `attention`, `time`: only for image ViTs. `head`: the name of the
+    `size` (pixels), `frames`: resize the embeddings. `backbone`: of an image ViT, which both
+    families can read. `attention`, `time`: only for image networks. `head`: the name of the
     classifier; `none` leaves it out. `classes`: a file with one class name per line. `sampling`: as in a catalog.
     `unused`: names, or beginnings of names, of tensors that the import leaves out. `key`: the dotted key of the
     dictionary in a pickled file that contains the tensors.
@@ -61,8 +62,9 @@ class ImportOptions:
 
     size: int | None = None
     frames: int | None = None
-    attention: Literal["divided", "joint", "space"] | None = None
-    time: Literal["additive", "rotary"] | None = None
+    backbone: Literal["timesformer", "vit"] | None = None
+    attention: Literal["divided", "joint", "space", "late", "dot_product"] | None = None
+    time: Literal["additive", "rotary", "none"] | None = None
     resize: Literal["bicubic", "nearest"] | None = None
     head: str | None = None
     attention_heads: int | None = None
@@ -148,8 +150,11 @@ def _grid(translation: Translation) -> int:
 def _attention(
     form: ForeignFormat, translation: Translation, options: ImportOptions
 ) -> Literal["divided", "joint", "space"]:
+    wanted = options.attention or "divided"
+    if wanted not in ("divided", "joint", "space"):
+        raise UserError(f"--attention {wanted}: a TimeSformer has none; give --backbone vit too")
     if not form.video:
-        return options.attention or "divided"
+        return wanted
     attention: Literal["divided", "joint", "space"] = "space"
     if "blocks.0.temporal_fc.weight" in translation.tensors:
         attention = "divided"
@@ -165,6 +170,8 @@ def _time(form: ForeignFormat, options: ImportOptions) -> Literal["additive", "r
         raise UserError(
             "--time rotary: a TimeSformer needs the time embedding that it was trained with; rotary is for image ViTs"
         )
+    if options.time == "none":
+        raise UserError("--time none: a TimeSformer has additive or rotary time; give --backbone vit too")
     return "additive" if form.video else options.time or "rotary"
 
 

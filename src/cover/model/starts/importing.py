@@ -34,10 +34,11 @@ from cover.model.starts.formats import (
     translate,
 )
 from cover.model.starts.known import licence_of
+from cover.model.starts.report import COPIED, LOADED, NEW, RESIZED, UNUSED, counts, dtype_notes, row
+from cover.model.starts.vit import convert_vit
+from cover.model.starts.vit_published import is_published_vit
 from cover.model.weight_files import not_finite
 
-LOADED, COPIED, RESIZED, NEW, UNUSED = "loaded", "copied to the temporal branch", "resized", "left new", "unused"
-FATES = (LOADED, COPIED, RESIZED, NEW, UNUSED)
 NO_HEAD = "none"
 MODEL_TYPES = ("timesformer", "vit", "swin")  # of transformers
 # of the families other than TimeSformer
@@ -68,6 +69,8 @@ def import_weights(source: str, out: Path, options: ImportOptions = AS_IT_IS) ->
 
 
 def _convert(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoVeR, dict[str, Any]]:
+    if is_published_vit(checkpoint, options):
+        return _converted_vit(checkpoint, options)
     state, left_out = _chosen(checkpoint, options)
     for convert in CONVERTERS:
         if conversion := convert(checkpoint, state, options):
@@ -84,7 +87,7 @@ def _convert(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoV
         translation, left_out = _without_head(translation, left_out)
     _check_whole(form, translation, origin, head)
     model, rows = _fill(translation, origin, _wanted(origin, options), head)
-    rows += [_row(None, (name,), UNUSED, checkpoint.tensors[name], why) for name, why in left_out.items()]
+    rows += [row(None, (name,), UNUSED, checkpoint.tensors[name], why) for name, why in left_out.items()]
     config = model.config
     assert isinstance(config, TimeSformerConfig)
     settings = f"{config.attention} attention, time {config.time}, width {config.width}, depth {config.depth}"
@@ -95,7 +98,7 @@ def _convert(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoV
         "pixels": dataclasses.asdict(pixels),
         "head": _head_facts(head, named_by),
         "notes": _notes(checkpoint, form, origin),
-        "counts": _counts(rows),
+        "counts": counts(rows),
         "tensors": rows,
         "metadata": _metadata(
             checkpoint,
@@ -123,7 +126,7 @@ def _converted(
     model = CoVeR(config, (head,) if head else ()).eval()
     _check_complete(conversion, translation, model)
     rows = _load(model, translation, conversion.changes)
-    rows += [_row(None, (name,), UNUSED, checkpoint.tensors[name], why) for name, why in left_out.items()]
+    rows += [row(None, (name,), UNUSED, checkpoint.tensors[name], why) for name, why in left_out.items()]
     settings = ", ".join(f"{name} {value}" for name, value in config.summary().items())
     report = {
         "format": form.title,
@@ -132,7 +135,7 @@ def _converted(
         "pixels": dataclasses.asdict(pixels),
         "head": _head_facts(head, named_by),
         "notes": [*_file_notes(checkpoint), *conversion.notes],
-        "counts": _counts(rows),
+        "counts": counts(rows),
         "tensors": rows,
         "metadata": _metadata(
             checkpoint,
@@ -163,7 +166,7 @@ def _load(model: CoVeR, translation: Translation, changes: Mapping[str, str]) ->
         ours = _foreign_name(name)
         state[name] = translation.tensors[ours].float()
         fate = RESIZED if ours in changes else LOADED
-        rows.append(_row(name, translation.sources[ours], fate, state[name], changes.get(ours, "")))
+        rows.append(row(name, translation.sources[ours], fate, state[name], changes.get(ours, "")))
     model.load_state_dict(state)
     return rows
 
@@ -171,16 +174,36 @@ def _load(model: CoVeR, translation: Translation, changes: Mapping[str, str]) ->
 # --- the tensors of the checkpoint ------------------------------------------------------------------------------------
 
 
-def _chosen(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of the checkpoint without those that `--unused` leaves out, and these: name -> reason."""
+def _converted_vit(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoVeR, dict[str, Any]]:
+    """The model and the report of a published plain vision transformer."""
+    _check_unused(checkpoint, options)
+    model, report = convert_vit(checkpoint, options, lambda wanted: _head_name(wanted, checkpoint))
+    for name, value in model.state_dict().items():
+        if problem := not_finite(value):
+            raise UserError(f"{name} {problem}")
+    settings = ", ".join(f"{name} {value}" for name, value in model.config.summary().items())
+    report["network"] = f"{model.config.family}, {settings}, {model.config.frames} x {model.config.size} px"
+    report["notes"] = _file_notes(checkpoint)
+    if licence := licence_of(checkpoint.name):
+        report["metadata"]["imported"]["licence"] = licence
+    return model, report
+
+
+def _check_unused(checkpoint: ForeignCheckpoint, options: ImportOptions) -> None:
+    """Raises `UserError` for a release of this package, and for an option `--unused` that names no tensor."""
     if {"format", "heads"} <= checkpoint.config.keys():
         raise UserError("is a release of this package already; give it to the other commands as it is")
-    kind = checkpoint.config.get("model_type")
-    if kind not in (None, *MODEL_TYPES):
-        raise UserError(f"config.json: model_type {kind}: known are {', '.join(MODEL_TYPES)}")
     for beginning in options.unused:
         if not any(name.startswith(beginning) for name in checkpoint.tensors):
             raise UserError(f"--unused {beginning}: no tensor is called so")
+
+
+def _chosen(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of the checkpoint without those that `--unused` leaves out, and these: name -> reason."""
+    _check_unused(checkpoint, options)
+    kind = checkpoint.config.get("model_type")
+    if kind not in (None, *MODEL_TYPES):
+        raise UserError(f"config.json: model_type {kind}: known are {', '.join(MODEL_TYPES)}")
     left_out = {name: "named with --unused" for name in checkpoint.tensors if name.startswith(options.unused)}
     return {name: value for name, value in checkpoint.tensors.items() if name not in left_out}, left_out
 
@@ -211,11 +234,17 @@ def _head_of(
     """The head of the checkpoint's classifier, and where its class names come from; None without a classifier."""
     if options.head == NO_HEAD or f"{HEAD}.weight" not in translation.tensors:
         return None, ""
-    name = options.head or _valid_name(checkpoint.name.rsplit("/", 1)[-1])
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII) or hasattr(nn.ModuleDict, name):
-        raise UserError(f'--head: "{name}" cannot name a head: use letters, digits, _ and -')
+    name = _head_name(options.head or "", checkpoint)
     classes, origin = classes_of(checkpoint, form, translation, options)
     return Head(name, classes), origin
+
+
+def _head_name(wanted: str, checkpoint: ForeignCheckpoint) -> str:
+    """The name that is wanted, or else one made from the name of the checkpoint. Raises `UserError`."""
+    name = wanted or _valid_name(checkpoint.name.rsplit("/", 1)[-1])
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII) or hasattr(nn.ModuleDict, name):
+        raise UserError(f'--head: "{name}" cannot name a head: use letters, digits, _ and -')
+    return name
 
 
 def _valid_name(text: str) -> str:
@@ -296,9 +325,9 @@ def _fill(
         if fitted is not value:
             change = f"from {tuple(value.shape)}, {'nearest' if ours == 'time_embed' else config.resize}"
         state[name] = fitted
-        rows.append(_row(name, translation.sources[ours], RESIZED if change else LOADED, fitted, change))
+        rows.append(row(name, translation.sources[ours], RESIZED if change else LOADED, fitted, change))
     model.load_state_dict(state)
-    return model, rows + _initialise_rest(model, {row["tensor"] for row in rows})
+    return model, rows + _initialise_rest(model, {each["tensor"] for each in rows})
 
 
 def _fitted(name: str, value: Tensor, config: TimeSformerConfig) -> Tensor:
@@ -322,29 +351,15 @@ def _initialise_rest(model: CoVeR, loaded: set[str]) -> list[dict[str, Any]]:
         origin = name.replace("temporal_norm", "norm1").replace("temporal_attn", "attn")
         origin = origin.replace("temporal_scale", "scale1")
         if origin == name or "temporal_fc" in name:
-            rows.append(_row(name, (), NEW, parameters[name], "zero: the model begins as its image ViT"))
+            rows.append(row(name, (), NEW, parameters[name], "zero: the model begins as its image ViT"))
             continue
         changed = not torch.equal(parameters[name], parameters[origin])
         why = f"of {origin}" + (", set to the differences between the frames before and after" if changed else "")
-        rows.append(_row(name, (), COPIED, parameters[name], why))
+        rows.append(row(name, (), COPIED, parameters[name], why))
     return rows
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
-
-
-def _row(name: str | None, sources: Sequence[str], fate: str, value: Tensor, why: str = "") -> dict[str, Any]:
-    shape = {"shape": list(value.shape), "numbers": value.numel()}
-    return {"tensor": name, "source": list(sources), "fate": fate, **shape, "why": why}
-
-
-def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Fate -> the number of tensors and of their values."""
-    counts = {fate: {"tensors": 0, "numbers": 0} for fate in FATES}
-    for row in rows:
-        counts[row["fate"]]["tensors"] += 1
-        counts[row["fate"]]["numbers"] += row["numbers"]
-    return counts
 
 
 def _head_facts(head: Head | None, named_by: str) -> dict[str, Any] | None:
@@ -360,9 +375,7 @@ def _file_notes(checkpoint: ForeignCheckpoint) -> list[str]:
     if checkpoint.others:
         others = ", ".join(checkpoint.others)
         notes[-1] += f"; not those under {others} (--key {checkpoint.others[0]} takes them)"
-    floats = {value.dtype for value in checkpoint.tensors.values() if value.is_floating_point()}
-    dtypes = {str(dtype).removeprefix("torch.") for dtype in floats} - {"float32"}
-    return [*notes, *([f"{' and '.join(sorted(dtypes))} became float32"] if dtypes else [])]
+    return [*notes, *dtype_notes([value for value in checkpoint.tensors.values() if value.is_floating_point()])]
 
 
 def _notes(checkpoint: ForeignCheckpoint, form: ForeignFormat, config: TimeSformerConfig) -> list[str]:
@@ -442,7 +455,7 @@ def _brief(values: Sequence[float]) -> str:
 def _by_reason(rows: Sequence[dict[str, Any]], fate: str) -> dict[str, list[str]]:
     """Reason -> the names of the tensors with this fate and reason."""
     reasons: dict[str, list[str]] = {}
-    for row in rows:
-        if row["fate"] == fate:
-            reasons.setdefault(row["why"], []).append(row["tensor"] or row["source"][0])
+    for each in rows:
+        if each["fate"] == fate:
+            reasons.setdefault(each["why"], []).append(each["tensor"] or each["source"][0])
     return reasons

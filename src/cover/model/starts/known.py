@@ -183,6 +183,31 @@ KNOWN = (
     _movinet("A0", 172, 72.05, stream=True),
     _movinet("A1", 172, 76.45, stream=True),
     _movinet("A2", 224, 78.40, stream=True),
+    # Plain vision transformers. Top-1: the papers, with their own protocols; none where the weights have no classifier.
+    KnownStart("facebook/deit-base-distilled-patch16-224", "DeiT-B/16 distilled, ImageNet-1k", "Apache-2.0", 224, 1000),
+    KnownStart("facebook/dinov2-small", "DINOv2-S/14: features of any kind of image", "Apache-2.0", 518, 0),
+    KnownStart("facebook/dinov2-base", "DINOv2-B/14: features of any kind of image", "Apache-2.0", 518, 0),
+    KnownStart("facebook/dinov2-large", "DINOv2-L/14: features of any kind of image", "Apache-2.0", 518, 0),
+    KnownStart("facebook/dinov2-with-registers-base", "DINOv2-B/14 with 4 registers", "Apache-2.0", 518, 0),
+    KnownStart(
+        "facebook/dinov3-vitb16-pretrain-lvd1689m", "DINOv3-B/16: dense features", "DINOv3 License, gated", 256, 0
+    ),
+    KnownStart(
+        "facebook/dinov3-vitl16-pretrain-lvd1689m", "DINOv3-L/16: dense features", "DINOv3 License, gated", 256, 0
+    ),
+    KnownStart("openai/clip-vit-base-patch16", "CLIP-B/16, images with text", "MIT", 224, 0),
+    KnownStart("openai/clip-vit-large-patch14", "CLIP-L/14, images with text", "MIT", 224, 0),
+    KnownStart("google/siglip2-base-patch16-224", "SigLIP 2-B/16, images with text", "Apache-2.0", 224, 0),
+    KnownStart("google/siglip2-large-patch16-256", "SigLIP 2-L/16, images with text", "Apache-2.0", 256, 0),
+    KnownStart("timm/eva02_base_patch14_224.mim_in22k", "EVA-02-B/14, ImageNet-22k", "MIT", 224, 0),
+    KnownStart("timm/eva02_large_patch14_224.mim_in22k", "EVA-02-L/14, ImageNet-22k", "MIT", 224, 0),
+    KnownStart("MCG-NJU/videomae-base", "VideoMAE-B/16, Kinetics-400 without labels", "CC-BY-NC-4.0", 224, 0),
+    KnownStart("MCG-NJU/videomae-base-finetuned-kinetics", "VideoMAE-B/16, Kinetics-400", "CC-BY-NC-4.0", 224, 400),
+    KnownStart("MCG-NJU/videomae-large-finetuned-kinetics", "VideoMAE-L/16, Kinetics-400", "CC-BY-NC-4.0", 224, 400),
+    KnownStart("facebook/vjepa2-vitl-fpc64-256", "V-JEPA 2-L/16: motion, videos without labels", "MIT", 256, 0),
+    KnownStart("facebook/vjepa2-vith-fpc64-256", "V-JEPA 2-H/16: motion, videos without labels", "MIT", 256, 0),
+    KnownStart("facebook/vjepa2-vitl-fpc16-256-ssv2", "V-JEPA 2-L/16, SSv2 probe", "MIT", 256, 174, 73.7),
+    KnownStart("google/vivit-b-16x2-kinetics400", "ViViT-B/16x2, Kinetics-400", "Apache-2.0", 224, 400),
 )
 
 
