@@ -57,7 +57,7 @@ class FolderLinks:
     def __init__(self, top: str | Path) -> None:
         self.left_out: list[str] = []
         self._top = os.path.realpath(top)
-        self._entered: set[tuple[int, int]] = set()
+        self._entered: set[tuple[int, int] | str] = set()
 
     def folders(self, found: Sequence[os.DirEntry[str]]) -> list[os.DirEntry[str]]:
         """The folders to enter among the entries of a folder, in their order. A real folder comes before a link to it.
@@ -70,7 +70,8 @@ class FolderLinks:
 
     def _enter(self, entry: os.DirEntry[str]) -> bool:
         status = entry.stat()
-        identity = (status.st_dev, status.st_ino)
+        # Some file systems have no inode numbers.
+        identity = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(entry.path)
         if identity in self._entered or (entry.is_symlink() and self._leads_back(entry.path)):
             self.left_out.append(entry.path)
             return False
