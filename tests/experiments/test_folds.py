@@ -81,7 +81,7 @@ def test_every_sample_is_measured_once_by_a_run_without_its_group(
 
     right = [answer["class"] == answer["predicted"] for answer in answers]
     assert result["top1"] == pytest.approx(np.mean(right))
-    interval = proportion(right, [answer["group"] for answer in answers], 0)
+    interval = proportion(right, [answer["group"] for answer in answers])
     assert result["top1_interval"] == {"low": interval.low, "high": interval.high, "groups": 6}
     assert (result["n_read"], result["n_listed"], result["folds"]) == (24, 24, 2)
 
