@@ -351,8 +351,8 @@ def test_runs_agree_and_a_second_reads_nothing(clips: Path, monkeypatch: pytest.
     def no_reading(portion: phash.HashInput) -> None:
         raise AssertionError(f"read again: {portion.path}")
 
-    monkeypatch.setattr("cover.datasets.overlap.of_bytes", no_reading)
-    monkeypatch.setattr("cover.datasets.overlap.of_video", no_reading)
+    monkeypatch.setattr("cover.datasets.matching.of_bytes", no_reading)
+    monkeypatch.setattr("cover.datasets.picture_matches.of_video", no_reading)
     assert overlap(clips, 0, frames=True) == first
     os.utime(clips.parent / "one/t3.mp4", ns=(1, 1))
     with pytest.raises(AssertionError, match="t3"):

@@ -167,7 +167,7 @@ def test_alone_moves_all_but_the_old_heads(add: Add, release: Path, sandbox: Pat
     (row,) = (row for row in result["old"] if row["dataset"] == "imagenet")
     first, second = retained["imagenet"]
     sources = open_manifest(load_catalog(sandbox).manifest_path("imagenet", "val")).sources(np.array(first["rows"]))
-    wanted = difference(second["right"], first["right"], sources, 0)
+    wanted = difference(second["right"], first["right"], sources)
     assert (row["difference"]["value"], row["difference"]["low"], row["difference"]["high"]) == (
         wanted.value,
         wanted.low,
