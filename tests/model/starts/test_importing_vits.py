@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cover.cli import main
 from cover.errors import UserError
 from cover.model.backbones.timesformer import TimeSformerConfig
-from cover.model.backbones.vit import VitConfig
+from cover.model.backbones.vit import VitConfig, vit_config
 from cover.model.cover import CoVeR
 from cover.model.release import load_release, read_config, start_from
 from cover.model.starts.conventions import ImportOptions
@@ -249,6 +249,44 @@ def test_a_run_that_begins_its_way_over_time_anew(tmp_path: Path, changes: dict[
     assert torch.equal(same, new.backbone.state_dict()["blocks.1.mlp.fc1.weight"])
     with pytest.raises(UserError, match=r"start\.temporal"):
         start_from(late, tmp_path / "ours", "keep")
+
+
+@torch.no_grad()
+def test_a_size_that_patches_do_not_cover(tmp_path: Path) -> None:
+    """SigLIP so400m has images of 384 px and patches of 14: its last pixels are not read."""
+    settings = {**SHAPE, "image_size": 36}
+    model = randomised(tf.SiglipVisionModel(tf.SiglipVisionConfig(**settings)))
+    import_weights(saved(tmp_path / "theirs", model), tmp_path / "ours")
+    assert load_release(tmp_path / "ours").config.size == 32
+    image = pixels(False, 36)
+    wanted = model(image).pooler_output
+    torch.testing.assert_close(ours(tmp_path / "ours", image[..., :32, :32]), wanted, rtol=1e-5, atol=1e-4)
+    config = json.loads((tmp_path / "theirs/config.json").read_text())
+    (tmp_path / "theirs/config.json").write_text(json.dumps({**config, "image_size": 48}))
+    with pytest.raises(UserError, match="image_size"):
+        import_weights(str(tmp_path / "theirs"), tmp_path / "again")
+
+
+def test_networks_under_the_names_of_another(tmp_path: Path) -> None:
+    """EVA-02's small sizes have no tensor for their rotary positions; other networks with such are refused."""
+    model = CoVeR(vit_config("vit_mini8", size=16, depth=2, width=32, hidden=24, qkv_bias="qv", mlp="swiglu"))
+    state = {}
+    for name, value in model.backbone.state_dict().items():
+        short = name.removeprefix("embed.").replace("patches.", "patch_embed.proj.").replace("norm.w", "fc_norm.w")
+        state[short.replace("norm.b", "fc_norm.b") if name.startswith("norm") else short] = value
+    state["pos_embed"] = torch.cat([state.pop("pos_before"), state["pos_embed"].flatten(0, 2)])[None]
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "model.safetensors")
+    report = import_weights(str(tmp_path / "model.safetensors"), tmp_path / "eva", ImportOptions(attention_heads=4))
+    assert "EVA-02" in report["format"]
+    assert (report["model"]["rotary"], report["model"]["mlp"], report["model"]["pool"]) == (
+        "pairs",
+        "swiglu",
+        "mean_norm",
+    )
+    arguments = {"architecture": "vit_small_patch16_rope_224", "model_args": {"num_heads": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(arguments))
+    with pytest.raises(UserError, match="vit_small_patch16_rope_224"):
+        import_weights(str(tmp_path), tmp_path / "rope")
 
 
 def test_an_image_vit_becomes_what_is_asked_for(tmp_path: Path) -> None:

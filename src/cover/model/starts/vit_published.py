@@ -98,6 +98,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "ijepa": Family("I-JEPA", ("ijepa",), IMAGENET_PIXELS, {"norm_eps": 1e-12}),
 }
+# Architectures of timm whose function the tensors do not show: rotary positions without parameters, other stems.
+OTHER_FUNCTIONS = re.compile(r"rope|_pe_|^beit|relpos|_mci_|hybrid|_r(26|50)_|naflex|samvit")
 # What an image ViT has that can become a TimeSformer.
 IMAGE_VIT = {"embed.patches", "raw.cls_token", "raw.positions", "norm", HEAD} | {
     f"blocks.0.{part}" for part in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "scale1", "scale2")
@@ -228,8 +230,13 @@ def _family(naming: Naming, bare: set[str], checkpoint: ForeignCheckpoint) -> st
         if "blocks.0.attn.qkv.bias" in bare:
             return "vjepa2"
         return "umt" if kernel.shape[2] == 1 else "videomae"
+    architecture = str(checkpoint.config.get("architecture", ""))
+    if OTHER_FUNCTIONS.search(architecture):  # timm has it under the names of a ViT
+        raise UserError(f"config.json: architecture {architecture}: no network that is known here")
     if "rope_embed.periods" in bare or ("reg_token" in bare and "pos_embed" not in bare):
         return "dinov3"
+    if "blocks.0.attn.q_bias" in bare and _is_gated(checkpoint.tensors):  # the small sizes
+        return "eva02"
     shown = {
         "blocks.0.mlp.fc1_g.weight": "eva02",
         "attn_pool.latent": "siglip",
@@ -240,6 +247,15 @@ def _family(naming: Naming, bare: set[str], checkpoint: ForeignCheckpoint) -> st
         "dist_token": "deit",
     }
     return next((key for name, key in shown.items() if name in bare), "vit")
+
+
+def _is_gated(state: Mapping[str, Tensor]) -> bool:
+    """Whether the first layer of an MLP has a gate beside its hidden values."""
+    first, second = (
+        next((value for name, value in state.items() if name.endswith(f"blocks.0.mlp.fc{n}.weight")), None)
+        for n in (1, 2)
+    )
+    return first is not None and second is not None and first.shape[0] == 2 * second.shape[-1]
 
 
 def _renamed(
@@ -579,13 +595,15 @@ def _check_settings(checkpoint: ForeignCheckpoint, settings: dict[str, Any], con
         "num_hidden_layers": (config.depth,),
         "patch_size": (config.patch, [config.patch] * 2),
         "tubelet_size": (config.tubelet, [config.tubelet, config.patch, config.patch]),
-        "image_size": (config.size, [config.size] * 2),
         "rope_theta": (100.0,),
         "problem_type": (None, "single_label_classification"),
         "do_rescale": (True,),
         "rescale_factor": (1 / 255,),
         **({} if gated else {"intermediate_size": (config.hidden,)}),
     }
+    side = _side(settings.get("image_size"), config.size)
+    if side // config.patch != config.size // config.patch:  # the rest of a side that no patch covers is not read
+        raise UserError(f"config.json: image_size is {side}, but the table of positions is for {config.size} px")
     for key, value in (*settings.items(), *checkpoint.preprocessing.items()):
         if key in values and value not in values[key] and not (key == "patch_size" and isinstance(value, list)):
             wanted = " or ".join(map(str, values[key][:1]))
