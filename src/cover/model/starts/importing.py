@@ -31,7 +31,7 @@ from cover.model.starts.formats import (
     recognise,
     translate,
 )
-from cover.model.weight_files import not_finite
+from cover.model.weight_files import FLOATS, not_finite, wrong_dtype
 
 LOADED, COPIED, RESIZED, NEW, UNUSED = "loaded", "copied to the temporal branch", "resized", "left new", "unused"
 FATES = (LOADED, COPIED, RESIZED, NEW, UNUSED)
@@ -165,8 +165,8 @@ def _check_whole(form: ForeignFormat, translation: Translation, origin: TimeSfor
             if tensor.shape != value.shape:
                 sources = " + ".join(translation.sources[ours])
                 raise UserError(f"{sources} is {tuple(tensor.shape)}, and should be {tuple(value.shape)}")
-            if not tensor.is_floating_point():
-                raise UserError(f"{translation.source(ours)} holds {tensor.dtype}, no floating-point numbers")
+            if tensor.dtype not in FLOATS:
+                raise UserError(f"{translation.source(ours)} {wrong_dtype(tensor)}")
         elif form.video or name not in temporal:  # an image model has no temporal branch
             raise UserError(f"the tensor {names[ours][0] if ours in names else ours} is missing")
     for ours in translation.tensors.keys() - {_foreign_name(name) for name in wanted}:
