@@ -21,6 +21,7 @@ from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.release import load_release, read_config, save_release, start_from, starts_untrained_in_time
+from cover.model.weight_files import read_checked
 
 THINGS = Head("things", ("cat", "dog", "cow"))
 NAN = float("nan")
@@ -247,6 +248,16 @@ def test_weights_that_are_no_floats(releases: dict[str, Path], tmp_path: Path, d
         UserError, match=r"model\.safetensors: heads\.things\.bias holds \w+, no floating-point"
     ) as error:
         load_release(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E4M3", "F8_E8M0", "U64", "none"])
+def test_weights_of_a_type_that_torch_may_lack(tmp_path: Path, dtype: str) -> None:
+    header = json.dumps({"a": {"dtype": dtype, "shape": [16], "data_offsets": [0, 16]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(UserError, match=r"model\.safetensors: ") as error:
+        read_checked(path, None)
     assert "\n" not in str(error.value)
 
 

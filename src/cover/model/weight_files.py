@@ -14,6 +14,8 @@ from torch import Tensor
 
 from cover.errors import UserError
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that weights may have
+
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file on the CPU, as views of the file. Raises `UserError` if it cannot be read."""
@@ -66,13 +68,17 @@ def finite_floats(tensors: Mapping[str, Tensor], where: object) -> dict[str, Ten
     """
     copies = {}
     for name, value in tensors.items():
-        if not value.is_floating_point():
-            kind = str(value.dtype).removeprefix("torch.")
-            raise UserError(f"{where}: {name} holds {kind}, no floating-point numbers")
+        if value.dtype not in FLOATS:
+            raise UserError(f"{where}: {name} {wrong_dtype(value)}")
         copies[name] = value.to(torch.float32, copy=True)
         if problem := not_finite(copies[name]):
             raise UserError(f"{where}: {name} {problem}")
     return copies
+
+
+def wrong_dtype(value: Tensor) -> str:
+    """What a tensor holds that is none of `FLOATS`, for a message."""
+    return f"holds {str(value.dtype).removeprefix('torch.')}, no floating-point numbers of 16, 32 or 64 bits"
 
 
 def not_finite(value: Tensor) -> str:

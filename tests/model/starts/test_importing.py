@@ -467,7 +467,7 @@ SURPRISES: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "colours": (put("patch_embed.proj.weight", 32, 1, 8, 8), "takes 1 colours"),
     "integers": (
         lambda state: state.update({"model.norm.bias": torch.ones(32, dtype=torch.long)}),
-        "holds torch.int64",
+        "holds int64",
     ),
     "twice": (
         lambda state: state.update({"norm.bias": torch.ones(32)}),

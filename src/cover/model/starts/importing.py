@@ -37,7 +37,7 @@ from cover.model.starts.known import licence_of
 from cover.model.starts.report import COPIED, LOADED, NEW, RESIZED, UNUSED, counts, dtype_notes, row
 from cover.model.starts.vit import convert_vit
 from cover.model.starts.vit_published import is_published_vit
-from cover.model.weight_files import not_finite
+from cover.model.weight_files import FLOATS, not_finite, wrong_dtype
 
 NO_HEAD = "none"
 MODEL_TYPES = ("timesformer", "vit", "swin")  # of transformers
@@ -285,8 +285,8 @@ def _check_tensor(translation: Translation, ours: str, wanted: Tensor) -> None:
     if tensor.shape != wanted.shape:
         sources = " + ".join(translation.sources[ours])
         raise UserError(f"{sources} is {tuple(tensor.shape)}, and should be {tuple(wanted.shape)}")
-    if not tensor.is_floating_point():
-        raise UserError(f"{translation.source(ours)} holds {tensor.dtype}, no floating-point numbers")
+    if tensor.dtype not in FLOATS:
+        raise UserError(f"{translation.source(ours)} {wrong_dtype(tensor)}")
 
 
 def _foreign_name(name: str) -> str:
