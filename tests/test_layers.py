@@ -20,8 +20,8 @@ MODULES = sorted(
 LAYERS = (
     ("errors", "containers", "safe_text"),
     ("yaml_files",),
-    ("console", "config", "machine"),
-    ("hardware", "processes"),
+    ("console", "config", "machine", "streams"),
+    ("hardware", "processes", "locks"),
     ("media",),
     ("datasets",),
     ("transforms",),
