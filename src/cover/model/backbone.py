@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -417,7 +417,7 @@ class Backbone(nn.Module, ABC):
     def run_stage(self, stage: nn.Module, *arguments: Any) -> Tensor:
         """The output of a stage, with activation checkpointing if it is switched on."""
         if self.checkpointing and self.training:
-            output = checkpoint(stage, *arguments, use_reentrant=False)
+            output = checkpoint(stage, *arguments, use_reentrant=False, context_fn=_contexts)
         else:
             output = stage(*arguments)
         assert isinstance(output, Tensor)
@@ -453,6 +453,31 @@ class Backbone(nn.Module, ABC):
 def count_parts(shapes: Iterable[str], name: str) -> int:
     """The number of parts of a list of modules `name`, from the names of the tensors."""
     return len({tensor.split(".")[1] for tensor in shapes if tensor.startswith(f"{name}.")})
+
+
+class _Recomputation:
+    """Whether the second forward pass of activation checkpointing runs. It may run in a thread of autograd."""
+
+    active = False
+
+
+def is_recomputing() -> bool:
+    """Whether this forward pass repeats an earlier one for activation checkpointing, so it must not count again."""
+    return _Recomputation.active
+
+
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """The contexts of the first and the second forward pass of a stage."""
+    return nullcontext(), _recomputation()
+
+
+@contextmanager
+def _recomputation() -> Iterator[None]:
+    _Recomputation.active = True
+    try:
+        yield
+    finally:
+        _Recomputation.active = False
 
 
 def per_frame(x: Tensor, groups: Groups) -> Tensor:

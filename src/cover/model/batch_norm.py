@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from cover.model.backbone import Groups
+from cover.model.backbone import Groups, is_recomputing
 from cover.model.layers import each_group
 
 MOMENTUM = 0.1  # weight of a step in the running statistics; the first steps weigh more, so zeros and ones do not count
@@ -84,9 +84,10 @@ class PackBatchNorm(nn.Module):
         mean, variance = (self.running_mean.new_zeros(parts * self.channels) for _ in range(2))
         weight, bias = self.weight.repeat(parts), self.bias.repeat(parts)
         y = fn.batch_norm(x, mean, variance, weight, bias, True, 1.0, self.eps)  # fills `mean` and `variance`
-        with torch.no_grad():
-            means = [values.view(parts, -1).mean(0) for values in (mean, variance)]
-            self._pending = self.pending + torch.cat([*means, mean.new_ones(1)]) * (samples * frames)
+        if not is_recomputing():
+            with torch.no_grad():
+                means = [values.view(parts, -1).mean(0) for values in (mean, variance)]
+                self._pending = self.pending + torch.cat([*means, mean.new_ones(1)]) * (samples * frames)
         return y if parts == 1 else y.unflatten(1, (parts, -1)).transpose(0, 1).flatten(0, 1)
 
     @torch.no_grad()
