@@ -194,6 +194,9 @@ BAD: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     r"patch_embed\.proj\.weight.*\(12, 3, 4, 4, 4\)": lambda state: state.update(
         {"backbone.patch_embed.proj.weight": torch.ones(12, 3, 4, 4, 4)}
     ),
+    r"layers\.1\.blocks\.0.*another window": lambda state: state.update(
+        {f"backbone.layers.1.blocks.0.attn.{TABLE}": torch.ones(27, 4)}
+    ),
     "rows": lambda state: state.update({f"backbone.layers.0.blocks.0.attn.{TABLE}": torch.ones(74, 2)}),
     r"floating": lambda state: state.update({"backbone.norm.weight": torch.ones(24, dtype=torch.long)}),
     "twice": lambda state: state.update({"norm.weight": torch.ones(24)}),

@@ -247,6 +247,10 @@ def _config(
             raise UserError(f"config.json: {key}: {settings[key]}: only {values[0]} is the function of this model")
     tables = [_table(translation, sum(depths[:stage])) for stage in range(len(depths))]
     window = _window(translation, tables[0], patch.ndim == 5)
+    for block in range(sum(depths)):  # an image Swin of Microsoft has smaller windows where its maps are smaller
+        if len(_table(translation, block)) != len(tables[0]):
+            name = translation.source(f"blocks.{block}.attn.bias_table")
+            raise UserError(f"{name} is of another window than that of the first block; this model has one for all")
     hidden = translation.tensors.get("blocks.0.mlp.fc1.weight", torch.empty(4 * len(patch), 0)).shape[0]
     config = VideoSwinConfig(
         size=options.size or int(settings.get("image_size") or window[1] * PATCH * 2 ** (len(depths) - 1)),
