@@ -33,6 +33,7 @@ def alone_in(folder: Path, key: str = "out") -> Iterator[None]:
     if place in _held:
         yield
         return
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOCK).touch()
@@ -43,8 +44,18 @@ def alone_in(folder: Path, key: str = "out") -> Iterator[None]:
         _held.add(place)
         try:
             yield
+        except UserError:
+            _remove_if_empty(folder, is_new)
+            raise
         finally:
             _held.discard(place)
+
+
+def _remove_if_empty(folder: Path, is_new: bool) -> None:
+    """Remove a folder that was made for this command, if the command was refused before it wrote anything."""
+    if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
+        (folder / LOCK).unlink()
+        folder.rmdir()
 
 
 def _locked(path: Path, what: str) -> IO[str]:

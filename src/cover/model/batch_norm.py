@@ -47,7 +47,7 @@ class PackBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("updates", torch.zeros(()))
         # Sums of this step over parts: frames x mean, frames x variance, frames. No buffer, because a release that is
         # loaded has no value for it.
         self._pending: Tensor | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Container
 from dataclasses import fields
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from cover.errors import UserError, nearest
@@ -68,6 +69,9 @@ def _read(kind: Any, value: Any, key: str) -> Any:
         if value not in inside:
             raise UserError(f"{key}: expected {' or '.join(map(show, inside))}, got {show(value)}")
         return value
+    if origin is UnionType:  # a value or None
+        (inner,) = (each for each in inside if each is not NoneType)
+        return None if value is None else _read(inner, value, key)
     if origin is tuple and isinstance(value, list):
         items = inside[:1] * len(value) if inside[-1] is Ellipsis else inside
         if len(items) != len(value):

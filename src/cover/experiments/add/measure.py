@@ -266,7 +266,10 @@ def compare_old(
         estimates = {
             "before": asdict(proportion(theirs, sources)),
             "after": asdict(proportion(ours, sources)),
-            "difference": asdict(difference(ours, theirs, sources)),
+            # Without a change there is nothing to estimate.
+            "difference": asdict(
+                Estimate(0.0, 0.0, 0.0, 1.0) if row["unchanged"] else difference(ours, theirs, sources)
+            ),
         }
         rows.append({**row, **now.protocol, "measure": now.measure, **estimates})
     measured = {row["dataset"]: row for row in rows if "difference" in row}

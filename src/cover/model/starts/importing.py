@@ -375,6 +375,8 @@ def _file_notes(checkpoint: ForeignCheckpoint) -> list[str]:
     if checkpoint.others:
         others = ", ".join(checkpoint.others)
         notes[-1] += f"; not those under {others} (--key {checkpoint.others[0]} takes them)"
+    if licence := licence_of(checkpoint.name):
+        notes.append(f"licence of the weights: {licence}")
     return [*notes, *dtype_notes([value for value in checkpoint.tensors.values() if value.is_floating_point()])]
 
 
@@ -438,8 +440,6 @@ def print_report(report: dict[str, Any]) -> None:
     say(f'head "{head["name"]}": {head["classes"]} classes ({head["named_by"]})' if head else "no head")
     for note in report["notes"]:
         say(note)
-    if licence := licence_of(report["source"]):
-        say(f"licence of the weights: {licence}")
     for fate in (RESIZED, NEW, UNUSED):
         for why, names in _by_reason(report["tensors"], fate).items():
             say(f"{fate}: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {why}")
