@@ -25,6 +25,7 @@ from cover.model.starts.formats import HEAD, TRANSFORMERS_TIMESFORMER, ForeignFo
 from cover.model.starts.known import licence_of
 from cover.model.starts.report import COPIED, LOADED, NEW, RESIZED, UNUSED, counts, dtype_notes, row
 from cover.model.starts.vit import convert_vit
+from cover.model.starts.vit_published import MODEL_TYPES as VIT_TYPES
 from cover.model.starts.vit_published import is_published_vit
 
 NO_HEAD = "none"
@@ -104,7 +105,10 @@ def _translated(
     """The format, the tensors under our names, and the tensors that are left out: name -> reason."""
     kind = checkpoint.config.get("model_type")
     if kind not in (None, *MODEL_TYPES):
-        raise UserError(f"config.json: model_type {kind}: known are {' and '.join(MODEL_TYPES)}")
+        if options.backbone == "timesformer" and kind in VIT_TYPES:
+            raise UserError(f"--backbone timesformer: a {kind} has parts that a TimeSformer lacks; leave it out")
+        known = ", ".join(sorted({*MODEL_TYPES, *VIT_TYPES}))
+        raise UserError(f"config.json: model_type {kind}: known are {known}")
     left_out = {name: "named with --unused" for name in checkpoint.tensors if name.startswith(options.unused)}
     state = {name: value for name, value in checkpoint.tensors.items() if name not in left_out}
     form = recognise(state, checkpoint.wrapping == "model_state")
