@@ -280,3 +280,20 @@ def test_a_catalog_for_other_data_is_not_replaced(tmp_path: Path, pictures: Path
     write_own_catalog(pictures, tmp_path / "out")
     with pytest.raises(UserError, match="--out"):
         write_own_catalog(pictures, tmp_path / "out", group="(shot)")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "samples", "wanted"),
+    [
+        ((0.875, 0.90), 24, 0),  # one sample better: by chance as likely as not
+        ((0.55, 0.61), 85, 1),
+        ((0.55, 0.61), 20, 0),
+        ((1.0, 1.0), 10, 0),
+        ((0.5, 0.7, 0.71), 50, 1),
+    ],
+)
+def test_a_more_complex_head_has_to_be_better_by_a_standard_error(
+    held_out: tuple[float, ...], samples: int, wanted: int
+) -> None:
+    tried = [best_head.Candidate("linear", str(place), value, 0.0) for place, value in enumerate(held_out)]
+    assert best_head.simplest(tried, samples) is tried[wanted]

@@ -71,6 +71,20 @@ FITTED: frozenset[HeadKind] = frozenset(["linear", "quarters"])  # the kinds tha
 DTYPES: dict[HeadKind, Dtype] = {"attentive": "float32", "late_block": "float16"}
 
 
+def simplest(candidates: Sequence[Candidate], samples: int) -> Candidate:
+    """The first candidate that no later one exceeds by more than a standard error.
+
+    `candidates`: the simplest first, measured on `samples` held-out samples. The rule of one standard error (Breiman et
+    al., Classification and Regression Trees, 1984, section 3.4.3): on few samples the best one is often best by chance.
+    """
+    best = candidates[0]
+    for each in candidates[1:]:
+        error = (best.held_out * (1 - best.held_out) / samples) ** 0.5
+        if each.held_out > best.held_out + error:
+            best = each
+    return best
+
+
 def usual_kinds(video: bool, folds: bool) -> tuple[HeadKind, ...]:
     """The heads that are tried where none are named: all that make sense, over folds without the slow late block."""
     kinds = HEAD_KINDS if video else ("linear", "late_block")
@@ -149,9 +163,8 @@ class _Trial:
         train, dev = (rows_of(features, self.rows[split]) for split in ("train", "dev"))
         fitted, choices = _fitted(train, dev, len(self.own.classes.names), kinds, self.request.seed)
         trained = [self._trained(kind) for kind in kinds if _trained_options(self.request, kind)]
-        # Between fitted heads the cross-validation decides, because it has more samples than the held-out part. Of
-        # equal heads the first one is kept, which is the simplest.
-        best = max([*fitted[:1], *trained], key=lambda each: each.held_out)
+        # Between fitted heads the cross-validation decides, because it has more samples than the held-out part.
+        best = simplest([*fitted[:1], *trained], len(dev.labels))
         return [best, *(each for each in [*fitted, *trained] if each is not best)], choices
 
     def _trained(self, kind: HeadKind) -> Candidate:

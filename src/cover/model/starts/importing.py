@@ -36,6 +36,7 @@ from cover.model.starts.formats import (
 from cover.model.starts.known import licence_of
 from cover.model.starts.report import COPIED, LOADED, NEW, RESIZED, UNUSED, counts, dtype_notes, row
 from cover.model.starts.vit import convert_vit
+from cover.model.starts.vit_published import MODEL_TYPES as VIT_TYPES
 from cover.model.starts.vit_published import is_published_vit
 from cover.model.weight_files import FLOATS, not_finite, wrong_dtype
 
@@ -203,7 +204,10 @@ def _chosen(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[dict
     _check_unused(checkpoint, options)
     kind = checkpoint.config.get("model_type")
     if kind not in (None, *MODEL_TYPES):
-        raise UserError(f"config.json: model_type {kind}: known are {', '.join(MODEL_TYPES)}")
+        if options.backbone == "timesformer" and kind in VIT_TYPES:
+            raise UserError(f"--backbone timesformer: a {kind} has parts that a TimeSformer lacks; leave it out")
+        known = ", ".join(sorted({*MODEL_TYPES, *VIT_TYPES}))
+        raise UserError(f"config.json: model_type {kind}: known are {known}")
     left_out = {name: "named with --unused" for name in checkpoint.tensors if name.startswith(options.unused)}
     return {name: value for name, value in checkpoint.tensors.items() if name not in left_out}, left_out
 
