@@ -139,9 +139,9 @@ def test_a_manifest_from_before_there_were_groups(tmp_path: Path) -> None:
     path = tmp_path / "manifests/mine-train.arrow"
     new = open_manifest(path)
     table = pa.ipc.open_file(str(path)).read_all().drop_columns(["group"])
-    with pa.ipc.new_file(tmp_path / "old.arrow", table.schema) as file:
+    with pa.ipc.new_file(path.with_name("old.arrow"), table.schema) as file:
         file.write_table(table)
-    old = open_manifest(tmp_path / "old.arrow")
+    old = open_manifest(path.with_name("old.arrow"))
     assert list(old.rows()) == list(new.rows())
     assert old.row(1) == new.row(1)
     assert old.sources(np.array([0, 1])).tolist() == new.sources(np.array([0, 1])).tolist() == [0, 1]

@@ -33,6 +33,7 @@ from cover.datasets.manifest import Manifest, Row, open_manifest
 from cover.datasets.overlap import overlap
 from cover.datasets.prepare import prepare, print_prepare
 from cover.errors import UserError
+from cover.locks import LOCK
 from cover.media.decode import decode_at, decode_image
 from cover.media.encode import Encoding
 
@@ -53,8 +54,8 @@ def manifest(catalog: Path, split: str = "train", name: str = "mine") -> Manifes
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file below a folder, hidden ones too, and the hash of its bytes."""
-    files = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
+    """Every file below a folder, hidden ones too, and the hash of its bytes; not the lock, which names its process."""
+    files = (Path(place) / name for place, _, names in os.walk(folder) for name in names if name != LOCK)
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -122,7 +123,7 @@ def test_same_samples(clips: Path, tmp_path: Path, shards: int | None, capsys: p
     assert results[0]["bytes_after"] == sum(
         row.size or 0 for row in manifest(out / "catalog.yaml").rows() if row.state == "ok"
     )
-    assert not list(out.rglob(".*"))
+    assert list(out.rglob(".*")) == [out / LOCK]
     print_prepare(results)
     assert "prepared" in capsys.readouterr().out
 

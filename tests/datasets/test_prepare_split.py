@@ -31,6 +31,7 @@ from cover.datasets.prepare import prepare
 from cover.datasets.prepare_log import PreparedSample
 from cover.datasets.prepare_split import OutputLayout, SplitJob, make
 from cover.errors import UserError
+from cover.locks import LOCK
 from cover.media.decode import probe
 from cover.media.encode import Encoding
 from cover.media.source import read_bytes
@@ -74,8 +75,8 @@ def manifest(catalog: Path, split: str = "train", name: str = "mine") -> Manifes
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file below a folder, hidden ones too, and the hash of its bytes."""
-    files = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
+    """Every file below a folder, hidden ones too, and the hash of its bytes; not the lock, which names its process."""
+    files = (Path(place) / name for place, _, names in os.walk(folder) for name in names if name != LOCK)
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 

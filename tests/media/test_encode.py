@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate
@@ -138,6 +139,17 @@ def test_damage_ends_it(uneven: Path, tmp_path: Path) -> None:
     assert 20 < encoded.frames < 100
     requested = np.arange(0, encoded.last, 0.04).tolist()
     assert numbers(tmp_path / "out.mp4", requested) == numbers(cut, requested)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_full_disk_is_no_damage_of_the_source(uneven: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.mp4").symlink_to("/dev/full")
+    (tmp_path / "none").mkdir()
+    for out, number in ((tmp_path / "out.mp4", errno.ENOSPC), (tmp_path / "none", errno.EISDIR)):
+        for start in (None, 8.0):
+            with pytest.raises(OSError, match=out.name) as refused:
+                encode_video(uneven, out, Encoding(), start)
+            assert (refused.value.errno, refused.value.filename) == (number, str(out))
 
 
 def test_folder_of_images(tmp_path: Path) -> None:

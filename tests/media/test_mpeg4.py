@@ -76,3 +76,14 @@ def test_two_pictures_in_a_packet() -> None:
     counter = PictureCounter(headers)
     packed = [packets[0], packets[1] + packets[2], not_coded(0, 2, 5), packets[3], FILLER]
     assert [counter.displays(packet) for packet in packed] == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("hole", [b"\xff", b"\0", b"\x55"])
+def test_damaged_packets_are_counted(tmp_path: Path, hole: bytes) -> None:
+    """A packet that has lost its header is a damaged picture. Only short ones are filler."""
+    packets, _ = pictures(25)
+    packets[12:] = [hole * max(20, len(packet)) for packet in packets[12:]]
+    assert probe(write_avi(tmp_path / "a.avi", packets, 25)).frames == 20
+    shown, damage = probe_deep(tmp_path / "a.avi")
+    assert shown.frames == 12
+    assert damage.endswith("12 of 20 frames")

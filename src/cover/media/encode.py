@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -252,7 +252,7 @@ def _cut(
 def _write(clip: _SourceClip, out: Path, how: Encoding, start: float | None, end: float | None) -> Encoded:
     timed = clip.timed if start is None and end is None else _cut(clip.timed, start or 0.0, end)
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
-    with av.open(f"file:{out}", "w", format="mp4", options=options) as container:
+    with _output_errors(out), av.open(f"file:{out}", "w", format="mp4", options=options) as container:
         writer = _Writer(container, clip, how)
         for time, frame in timed:
             writer.write(time, frame)
@@ -262,6 +262,18 @@ def _write(clip: _SourceClip, out: Path, how: Encoding, start: float | None, end
         damage = damage or MediaError("the stream ends there")
         raise MediaError(f"only {writer.frames} frame can be decoded: {damage}", damage.errno)
     return Encoded(writer.frames, writer.last / TIMESCALE, *writer.size, "h264", damage)
+
+
+@contextmanager
+def _output_errors(out: Path) -> Iterator[None]:
+    """Raise OSError for an error of FFmpeg in writing. Otherwise `open_video` would take it for damage of the source.
+
+    Errors in reading do not come here: a `Reader` ends its frames there.
+    """
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise OSError(error.errno, reason(error), str(out)) from error
 
 
 class _Writer:

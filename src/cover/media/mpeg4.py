@@ -9,6 +9,7 @@ import re
 
 _START = re.compile(rb"\x00\x00\x01([\x20-\x2f\xb6])", re.DOTALL)
 _PICTURE = 0xB6
+_FILLER = 19  # bytes of the longest packet that FFmpeg takes for filler bytes
 _HEADER = 32  # bytes of a header that are read; the fields are in the first 20
 
 
@@ -23,7 +24,8 @@ class PictureCounter:
 
     def displays(self, packet: bytes) -> bool:
         """Whether a frame is displayed with this packet."""
-        self._ahead += self._count(packet)
+        # A packet without any header is one damaged picture, unless it is as short as filler bytes are.
+        self._ahead += self._count(packet) or (len(packet) > _FILLER and not packet.startswith(b"\0\0\1"))
         self.skipped = not self._ahead and b"\0\0\1\xb6" in packet
         if not self._ahead:
             return False

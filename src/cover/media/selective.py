@@ -19,6 +19,7 @@ from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
+from cover.media.mjpeg import has_own_tables
 from cover.media.source import TOLERANCE, Decoded, MediaError, Source
 from cover.media.stream import (
     DAMAGED_PICTURE,
@@ -169,6 +170,7 @@ class _SelectiveDecoder:
         # What the decoder skips in packets of frames that nobody requested: pictures without references, or nothing.
         skippable = self.context.codec.canonical_name in MARKED_REFERENCES
         self.skip_unwanted: Literal["NONREF", "DEFAULT"] = "NONREF" if skippable else "DEFAULT"
+        self.is_jpeg = self.context.codec.canonical_name == "mjpeg"
         self.tick = float(stream.time_base or 0)
         self.may_seek = bool(kinds(container) & SEEKABLE)
 
@@ -323,8 +325,8 @@ class _SelectiveDecoder:
     def _decode(self, packets: list[Packet[Any]], places: dict[int, tuple[int, int]], run: Run) -> None:
         """Decode the packets of a run. Frames with a time stamp in `places` go into the buffer and out of `places`.
 
-        Raises Damaged, and NeedsSequential if the run does not begin with an intra picture. In streams with intra
-        refresh, key frames refer to earlier frames.
+        Raises Damaged, and NeedsSequential if the run does not begin with a picture that can be decoded alone. In
+        streams with intra refresh, key frames refer to earlier frames.
         """
         frames: list[tuple[int | None, int]] = []  # time stamp and picture type of every decoded frame
         try:
@@ -333,7 +335,8 @@ class _SelectiveDecoder:
             frames += self._decode_packet(packets, run.stop, places, run)
         finally:
             self.context.flush_buffers()  # after the end of its input a decoder accepts packets only after this
-        if (packets[run.first].pts, PictureType.I) not in frames:
+        first = packets[run.first]
+        if (first.pts, PictureType.I) not in frames or (self.is_jpeg and not has_own_tables(bytes(first))):
             raise NeedsSequential
 
     def _decode_packet(
