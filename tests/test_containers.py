@@ -104,10 +104,13 @@ def one_core() -> Iterator[Path]:
 
 def test_torch_starts_as_many_threads_as_the_container_has_cores(one_core: Path) -> None:
     code = (
-        f"import os; open({str(one_core / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n"
+        f"import os\nwith open({str(one_core / 'cgroup.procs')!r}, 'w') as file: file.write(str(os.getpid()))\n"
+        f"if {one_core.name!r} not in open('/proc/self/cgroup').read(): raise SystemExit('moved back')\n"
         "import cover, torch\nfrom cover.machine import default_workers\n"
         "print(torch.get_num_threads(), default_workers())"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert printed.stdout.split() == ["1", "1"]
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    if "moved back" in done.stderr:
+        pytest.skip("this machine moves processes out of their control group")
+    assert done.stdout.split() == ["1", "1"], done.stderr

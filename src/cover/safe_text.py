@@ -45,8 +45,9 @@ def csv_line(cells: Iterable[object]) -> str:
     `read_cell` removes again. Numbers do not change.
     """
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow([_cell(cell) if isinstance(cell, str) else cell for cell in cells])
-    return out.getvalue()
+    # With these two characters at the end of a line, the writer quotes cells that hold either of them.
+    csv.writer(out, lineterminator="\r\n").writerow([_cell(cell) if isinstance(cell, str) else cell for cell in cells])
+    return out.getvalue().removesuffix("\r\n") + "\n"
 
 
 def read_cell(text: str) -> str:
