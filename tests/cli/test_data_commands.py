@@ -80,7 +80,7 @@ def test_a_folder_of_something_else(refused: Callable[..., str], tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("--difficulty", "hard"), ("--difficulty", "hard", "easy", "default")),
+        (("--difficulty", "worst"), ("--difficulty", "worst", "easy", "hard")),
         (("--val", "0"), ("--val", "0")),
         (("--val", "10001"), ("val is 10001", "10000")),
         (("--low-contrast", "1.5"), ("low_contrast is 1.5",)),

@@ -52,17 +52,17 @@ def test_it_ends_well_and_says_where_the_report_is_and_what_to_type_next(demo: D
 
 
 def test_the_command_names_a_difficulty_that_is_not_the_default() -> None:
-    commands = [environment(Path("out"), 1.0, 0, difficulty)["command"] for difficulty in ("default", "easy")]
+    commands = [environment(Path("out"), 1.0, 0, difficulty)["command"] for difficulty in ("easy", "hard")]
     assert commands == [
         "cover demo --out out --scale 1 --seed 0",
-        "cover demo --out out --scale 1 --seed 0 --difficulty easy",
+        "cover demo --out out --scale 1 --seed 0 --difficulty hard",
     ]
 
 
 def test_the_results_keep_their_contract(demo: DemoRun) -> None:
     results = json.loads((demo.out / "results.json").read_text())
     assert results["wall_seconds"] > 0
-    assert results["difficulty"] == "default"
+    assert results["difficulty"] == "easy"
     assert tuple(results["datasets"]) == SETS
     for name, row in results["datasets"].items():
         assert row["chance"] == 1 / row["classes"]

@@ -29,7 +29,7 @@ def test_the_dials_are_those_of_the_code() -> None:
     assert tuple(rows) == DIALS
     for name, (*_, easy, default) in rows.items():
         assert float(easy) == DIFFICULTIES["easy"][name]
-        assert float(default) == DIFFICULTIES["default"][name]
+        assert float(default) == DIFFICULTIES["hard"][name]
 
 
 def test_the_counts_are_those_of_the_code() -> None:
@@ -48,9 +48,9 @@ def test_its_commands_write_what_they_say(tmp_path: Path, monkeypatch: pytest.Mo
     settings = {path.parent.name: json.loads(path.read_text())["settings"] for path in tmp_path.glob("*/sandbox.json")}
     values = {name: {dial: values[dial] for dial in DIALS} for name, values in settings.items()}
     assert values == {
-        "sandbox": dials("default"),
-        "easy": dials("easy"),
-        "mine": dials("default", noise=0.1, occlusion=0.5),
+        "sandbox": dials("easy"),
+        "harder": dials("hard"),
+        "mine": dials("easy", noise=0.1, occlusion=0.5),
     }
     assert settings["mine"]["seed"] == 1
     assert all(values["val"] == 1 for values in settings.values())

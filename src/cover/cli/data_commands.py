@@ -49,9 +49,9 @@ _DIALS = {
     ),
     argument(
         "--difficulty",
-        choices=["easy", "default"],
-        default="default",
-        help="values of the options below that are not given (default: default)",
+        choices=["easy", "hard"],
+        default="easy",
+        help="values of the options below that are not given (default: easy)",
     ),
     *(
         argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"{text}, from 0 (none) to 1 (hard)")

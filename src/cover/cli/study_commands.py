@@ -273,9 +273,9 @@ def _count_jobs(jobs: int | None, device: str = "auto") -> int:
     argument("--seed", type=whole(0), default=0, help="seed of the data and the training (default: 0)"),
     argument(
         "--difficulty",
-        choices=["easy", "default"],
-        default="default",
-        help="difficulty of the data, as in cover sandbox (default: default)",
+        choices=["easy", "hard"],
+        default="easy",
+        help="difficulty of the data, as in cover sandbox (default: easy)",
     ),
     WORKERS,
     DEVICE,

@@ -32,7 +32,7 @@ from cover.locks import alone_in
 from cover.model.backbones import DEFAULT_OPTIONS
 from cover.model.release import find_release, load_release
 from cover.synthetic.generate import generate
-from cover.synthetic.settings import Difficulty, Settings, dials
+from cover.synthetic.settings import USUAL, Difficulty, Settings, dials
 from cover.training.recipe import Data, Optimizer, Recipe, Start
 from cover.training.resume import has_started
 from cover.training.train import train
@@ -305,7 +305,7 @@ def next_commands(run: Path, catalog: Catalog, clips: list[PredictedClip]) -> li
 
 def environment(out: Path, scale: float, seed: int, difficulty: Difficulty) -> dict[str, str]:
     """The software, the machine and the command that produced the numbers."""
-    chosen = "" if difficulty == "default" else f" --difficulty {difficulty}"
+    chosen = "" if difficulty == USUAL else f" --difficulty {difficulty}"
     return {
         "command": f"cover demo --out {shlex.quote(str(out))} --scale {scale:g} --seed {seed}{chosen}",
         "seed": str(seed),
