@@ -11,6 +11,7 @@ loaded. Processes take turns, so that all ways see the same machine.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -40,13 +41,12 @@ NEIGHBOUR = "while True: pass"
 
 def child(seconds: float) -> None:
     """Train `mini` on random pixels for some seconds, and print the steps a second."""
-    if os.environ.get("COVER_AS_TORCH"):
-        import torch  # before cover, which then changes nothing
+    # cover sets how threads wait, unless torch is there already.
+    importlib.import_module("torch" if os.environ.get("COVER_AS_TORCH") else "cover")
     import torch
 
-    import cover  # noqa: F401  sets how threads wait
     from cover.machine import reuse_memory
-    from cover.model.backbones.timesformer import named_config
+    from cover.model.backbones import named_config
     from cover.model.cover import CoVeR
     from cover.model.heads import Head
     from cover.training.step import StepSettings
