@@ -18,7 +18,7 @@ from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import Row, open_manifest
 from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate_release
-from cover.experiments.add import best_head
+from cover.experiments.add import best_head, run
 from cover.experiments.add.frozen_heads import FrozenFeatures, choose, fit, frozen_features
 from cover.experiments.add.own_data import write_own_catalog
 from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
@@ -297,3 +297,11 @@ def test_a_more_complex_head_has_to_be_better_by_a_standard_error(
 ) -> None:
     tried = [best_head.Candidate("linear", str(place), value, 0.0) for place, value in enumerate(held_out)]
     assert best_head.simplest(tried, samples) is tried[wanted]
+
+
+def test_the_advice_for_a_fitted_head_names_no_epochs() -> None:
+    new, found = {"dataset": "mine"}, {"behind": ["thumbnail"]}
+    advice = run._advice({"new": new, "baselines": found, "epochs": {}, "how": "best", "checkpoint": "start"})
+    assert "below thumbnail" in advice
+    assert "OTHER_START" in advice
+    assert "--epochs" not in advice

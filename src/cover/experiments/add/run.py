@@ -371,7 +371,9 @@ def _advice(results: dict[str, Any]) -> str:
     few = "too few epochs" + (f" ({epochs:.3g}; --epochs)" if epochs else " (--epochs)")
     start = f"a start that knows little of such data ({results['checkpoint']}; try cover add OTHER_START --data {name})"
     probe = ", or a fixed backbone (--how replay or alone)" if results["how"] == "probe" else ""
-    return f"{name}: {standing(results['baselines']['behind'])}; likely causes: {few}, {start}{probe}"
+    # A fitted head has no epochs.
+    causes = start if results["how"] == "best" else f"{few}, {start}{probe}"
+    return f"{name}: {standing(results['baselines']['behind'])}; likely causes: {causes}"
 
 
 def _old_cells(row: dict[str, Any]) -> list[str]:
