@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from cover import config
@@ -409,6 +410,7 @@ class ArmRecipes:
         return step_multiply_adds(self.study.model, self.study.frames, schedule.mean_step)
 
 
+@lru_cache(maxsize=64)
 def step_multiply_adds(model: Options, frames: int, groups: tuple[tuple[int, int], ...]) -> int:
     """Multiply-adds of a network in the forward pass of a step. `groups`: (samples, frames of a sample)."""
     config = backbone_config(model, frames)
