@@ -338,7 +338,7 @@ def test_the_version_of_torch_is_the_one_that_is_tested() -> None:
     (tested,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     lines = {
         version
-        for path in PAGES.values()
+        for path in [*PAGES.values(), ROOT / "Dockerfile"]
         for version in re.findall(r"\btorch==([\d.]+)", path.read_text(encoding="utf-8"))
     }
     assert lines == {tested}
