@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import subprocess
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cover.cli import main
 
     file = tmp_path_factory.mktemp("completion") / "cover.bash"
-    with pytest.MonkeyPatch.context() as patch, file.open("w") as output, pytest.raises(SystemExit) as end:
-        patch.setattr(builtins, "print", lambda text: output.write(text))
+    with file.open("w") as output, redirect_stdout(output), pytest.raises(SystemExit) as end:
         main(["--print-completion", "bash"])
     assert end.value.code == 0
     return file
