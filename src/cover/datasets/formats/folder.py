@@ -42,13 +42,13 @@ def stray_warnings(media: Media, others: Sequence[str], stray: Sequence[str], li
     """Warnings about files with another ending in class folders, media files outside class folders, and links."""
     if others:
         count = f"{len(others)} files in class folders, the first {few(others[:1])}"
-        yield f"left out, for their ending is no {media}'s: {count}"
+        yield f"left out, because their ending is not one of {media} files: {count}"
     yield from _other_media(media, others)
     if links.left_out:
         count = f"{len(links.left_out)} folders, the first {few(links.left_out[:1])}"
-        yield f"left out, for they are links to folders that are read anyway: {count}"
+        yield f"links not followed, because the folders they lead to are read anyway: {count}"
     if stray:
-        yield f"left out, for they lie in no class folder: {len(stray)} files, the first {few(stray[:1])}"
+        yield f"left out, because they lie in no class folder: {len(stray)} files, the first {few(stray[:1])}"
 
 
 def _other_media(media: Media, others: Sequence[str]) -> Iterator[str]:
