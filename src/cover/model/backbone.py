@@ -288,15 +288,22 @@ class Backbone(nn.Module, ABC):
 
     def layer_of(self, parameter: str) -> int:
         """The layer group of a parameter: 0 before the first stage, 1 to n for the stages, n + 1 after the last."""
-        names = [name for name, _ in self.named_parameters()]
-        layers = {name: number for number, stage in enumerate(self.stages(), 1) for name in self.names_of(stage)}
-        # Parameters are listed in the order of the computation: all before the first stage's are embeddings.
-        first = min((names.index(name) for name in layers), default=0)
-        return layers.get(parameter, 0 if names.index(parameter) < first else len(self.stages()) + 1)
+        return self.layer_numbers()[parameter]
+
+    def layer_numbers(self) -> dict[str, int]:
+        """`layer_of` every parameter, by name."""
+        stages = self.stages()
+        of_stage = {id(each): number for number, stage in enumerate(stages, 1) for each in stage.parameters()}
+        layers: dict[str, int] = {}
+        before = 0  # parameters are listed in the order of the computation: all before the first stage's are embeddings
+        for name, parameter in self.named_parameters():
+            layers[name] = of_stage.get(id(parameter), before)
+            before = len(stages) + 1 if layers[name] else 0
+        return layers
 
     def prefix_state(self, stages: int) -> dict[str, Tensor]:
         """The parameters and saved buffers that the output of the first `stages` stages depends on, by name."""
-        layers = {name: self.layer_of(name) for name, _ in self.named_parameters()}
+        layers = self.layer_numbers()
         # A buffer belongs to the layer of the parameters of its module; without any, to the stage that it is in.
         modules = {name.rpartition(".")[0]: layer for name, layer in layers.items()}
         later = {id(buffer) for stage in self.stages()[stages:] for buffer in stage.buffers()}

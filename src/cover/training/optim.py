@@ -134,12 +134,12 @@ def place_factors(model: CoVeR, settings: Optimizer) -> dict[str, float]:
     It is `head_lr` for heads, 1 for the temporal branch, and a power of `layer_decay` for all other parameters. The
     temporal branch is new where the rest is pretrained, so it learns at the full rate in every layer.
     """
-    temporal = model.temporal_parameters()
+    temporal, above = model.temporal_parameters(), model.layers_above()
 
     def factor(name: str) -> float:
         if head_of(name):
             return settings.head_lr
-        return 1.0 if name in temporal else float(settings.layer_decay ** model.layers_below(name))
+        return 1.0 if name in temporal else float(settings.layer_decay ** above[name])
 
     return {name: factor(name) for name, _ in model.named_parameters()}
 

@@ -27,6 +27,7 @@ from cover.distributed import (
     workers_of_a_rank,
 )
 from cover.errors import UserError
+from cover.evaluation.answers import Answers, write_answers
 from cover.evaluation.cached_views import cache_views
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.protocol import EvaluationTask, find_tasks
@@ -195,8 +196,11 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
             log.advance()
             if evaluating and not leaving:
                 with log.spending("evaluation"), averaged(ema):
-                    results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache)
+                    answers: list[Answers] = []
+                    results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache, answers)
                     log.write("dev", done, datasets=results)
+                    if group.leads:
+                        write_answers(run, answers)
             if due(done, recipe.save_every, last or finite.saving):
                 finite.settle()
                 finite.saving = False
@@ -413,11 +417,17 @@ def evaluate_dev(
     group: ProcessGroup,
     workers: int,
     cache: PrefixCache | None = None,
+    answers: list[Answers] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows."""
+    """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows.
+
+    `answers`: takes the answers to the single samples.
+    """
     model.eval()
     results = {
-        task.spec.name: evaluate(model, task, group.device, workers, group=group, prefix=cache, check=False)["plain"]
+        task.spec.name: evaluate(
+            model, task, group.device, workers, group=group, prefix=cache, check=False, answers=answers
+        )["plain"]
         for task in dev_tasks(model, catalog, recipe)
     }
     model.train()
