@@ -35,11 +35,11 @@ def adapt(model: CoVeR, settings: Adapt, new: Iterable[str] = ()) -> None:
 
 def first_stages(model: CoVeR, stages: int) -> frozenset[str]:
     """The parameters of the first stages and of all before them. Raises `UserError` if there are not so many stages."""
-    backbone, most = model.backbone, len(model.backbone.stages())
+    most = len(model.backbone.stages())
     if stages > most:
         raise UserError(f"adapt.frozen_stages: {stages}, but this network has {most} stages")
-    names = [name for name, _ in backbone.named_parameters()] if stages else []
-    return frozenset(f"{BACKBONE}{name}" for name in names if backbone.layer_of(name) <= stages)
+    layers = model.backbone.layer_numbers() if stages else {}
+    return frozenset(f"{BACKBONE}{name}" for name, layer in layers.items() if layer <= stages)
 
 
 def _named(model: CoVeR, pattern: str) -> frozenset[str]:
