@@ -47,10 +47,10 @@ def benchmark_page(measured: Sequence[Measured], pretrained: str = "") -> str:
         of_set.setdefault(_set_of(row["dataset"], published["sets"]), []).append(row)
     parts = [
         "# Published and measured accuracies",
-        "Made by `cover report --benchmarks`: the published figures, each with its source, and in bold what was measured"
-        " here, from the given files of `cover evaluate --json`. Views are clips in time x crops in space, of published"
-        " rows those on Kinetics. Copies of the data sets differ by thousands of clips, so a measured row says how many"
-        " it has.",
+        "Made by `cover report --benchmarks`: the published figures, each with its source, and in bold what was"
+        " measured here, from the given files of `cover evaluate --json`. Views are clips in time x crops in space, of"
+        " published rows those on Kinetics. Copies of a data set differ by thousands of clips, so a measured row says"
+        " how many were read.",
     ]
     for key, each in published["sets"].items():
         rows = [_published_row(model, key) for model in published["models"] if key in model]
