@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cover.model.backbones import named_config
 from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
@@ -139,6 +140,18 @@ def test_describe_the_network_of_the_article(cover: Cover) -> None:
     assert (code, err, facts["preset"], facts["views"], facts["heads"]["mit"]) == (0, "", "L/16", "1x3", 339)
     assert facts["multiply_adds_per_protocol"] == 3 * facts["multiply_adds_per_view"]
     assert facts["parameters"] == facts["parameters_body"] + facts["parameters_heads"]
+
+
+def test_describe_a_release(cover: Cover, refused: Callable[..., str], tmp_path: Path) -> None:
+    heads = (Head("pets", ("cat", "dog", "owl")),)
+    save_release(tmp_path / "pets", CoVeR(named_config("mini", frames=4), heads), {"frames": 6})
+    code, out, _ = cover("describe", tmp_path / "pets", "--json", "-")
+    own = json.loads(out)
+    _, out, _ = cover("describe", "mini", "--frames", 6, "--heads", "pets=3", "--json", "-")
+    assert code == 0
+    assert own == json.loads(out) | {"preset": str(tmp_path / "pets")}
+    assert "--size: the network of" in refused("describe", tmp_path / "pets", "--size", 64)
+    assert str(tmp_path) in refused("describe", tmp_path)
 
 
 def test_describe_a_step_and_write_it(cover: Cover, tmp_path: Path) -> None:

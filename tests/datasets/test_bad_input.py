@@ -278,7 +278,7 @@ def test_folder_whose_name_is_not_utf8(bench: Bench, form: str) -> None:
 
 def test_media_of_another_kind(bench: Bench) -> None:
     message = (
-        "set/train lists no sample; left out, for their ending is no image's: 2 "
+        "set/train lists no sample; left out, because their ending is not one of image files: 2 "
         "files in class folders, the first train/jump/a.mp4"
     )
     bench.refuses("folder", message, lambda root, form: None, media="image")
@@ -360,7 +360,7 @@ def test_file_of_another_ending(bench: Bench, form: str) -> None:
     in_folders = form in ("folder", "imagenet")
     result = bench.counts(form, first_file(lambda path: path.rename(path.with_suffix(".txt"))), 0 if in_folders else 1)
     if in_folders:
-        (remark,) = (remark for remark in result["warnings"] if remark.startswith("left out, for their ending is no "))
+        (remark,) = (remark for remark in result["warnings"] if remark.startswith("left out, because their ending "))
         assert "1 files in class folders, the first " in remark
         assert remark.endswith(FILES[form][0].replace("JPEG", "txt").replace("mp4", "txt"))
     else:
@@ -418,7 +418,7 @@ def test_picture_beside_the_class_folders(bench: Bench, form: str) -> None:
     )
     assert result["listed"] == 2
     (remark,) = result["warnings"]
-    assert re.fullmatch(r"left out, for they lie in no class folder: 1 files, the first .*train/stray\.\w+", remark)
+    assert re.fullmatch(r"left out, because they lie in no class folder: 1 files, the first .*train/stray\.\w+", remark)
 
 
 def test_class_folder_that_is_named_by_no_wnid(bench: Bench) -> None:

@@ -54,7 +54,7 @@ def test_links_that_lead_back(tree: Any, kind: str, monkeypatch: pytest.MonkeyPa
     assert listing.classes.names == ("a", "b")
     assert [(row.path, row.label) for row in listing.rows] == list(zip(both, (0, 1)))
     assert [text.split(":")[0] for text in listing.warnings] == [
-        "left out, for they are links to folders that are read anyway"
+        "links not followed, because the folders they lead to are read anyway"
     ]
 
 

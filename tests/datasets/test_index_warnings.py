@@ -72,8 +72,8 @@ def test_files_left_out_of_class_folders(tree: Any) -> None:
     result = only(index(tree.catalog(format="folder", media="video", dev=0), 0))
     assert result["listed"] == 1
     assert (
-        result["warnings"][0]
-        == "left out, for their ending is no video's: 2 files in class folders, the first train/a/Thumbs.db"
+        result["warnings"][0] == "left out, because their ending is not one of video files: "
+        "2 files in class folders, the first train/a/Thumbs.db"
     )
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from argparse import ArgumentTypeError, Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,9 +63,21 @@ def train(args: Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes; one of them prints
         for line in dev_report(run, recipe, default_workers() if recipe.workers < 0 else recipe.workers):
             say(line)
+        _write_report(run)
         print(run)
         _say_how_to_evaluate(run, recipe)
     return 0
+
+
+def _write_report(run: Path) -> None:
+    """Write the report of a run. A file that is gone meanwhile does not make a finished run fail."""
+    from cover.console import say
+    from cover.experiments.run_report import write_run_report
+
+    try:
+        say(f"report: {write_run_report(run)}")
+    except UserError as error:
+        say(f"warning: no report: {error}")
 
 
 def _say_how_to_evaluate(run: Path, recipe: Recipe) -> None:
@@ -196,9 +209,11 @@ def _say_how_to_start(args: Namespace) -> None:
         "preset",
         metavar="PRESET",
         help="mini, a ViT size with its patch size, as in B/16, a published network such as dinov2_b14, a family of"
-        " networks, also with a preset, as in video_swin/B, or a known start",
+        " networks, also with a preset, as in video_swin/B, a known start, or the folder of a run or release",
     ),
-    argument("--frames", type=whole(1, 4096), default=8, metavar="T", help="frames in a clip (default: 8)"),
+    argument(
+        "--frames", type=whole(1, 4096), metavar="T", help="frames in a clip (default: 8, or those of the release)"
+    ),
     argument("--size", type=whole(1, 16384), metavar="S", help="image side in pixels (default: 224; mini: 32)"),
     argument(
         "--heads",
@@ -230,6 +245,8 @@ def describe(args: Namespace) -> int:
     from cover.media.sampling import Views
     from cover.model.backbones import named_config
     from cover.model.describe import describe, print_description, read_heads
+    from cover.model.release import find_release
+    from cover.model.release_config import read_config
     from cover.model.starts.known import known_start
 
     views, heads = Views.parse(args.views), read_heads(args.heads)
@@ -237,6 +254,12 @@ def describe(args: Namespace) -> int:
     changes = {name: value for name, value in given.items() if value is not None}
     if start := known_start(args.preset):
         config = named_config(str(start.variant), **{"size": start.pixels, **changes})
+    elif Path(args.preset).is_dir():
+        release = read_config(find_release(args.preset))
+        if changes.keys() - {"frames"}:
+            raise UserError(f"--{min(changes.keys() - {'frames'})}: the network of {args.preset} is as it was trained")
+        config = replace(release.backbone, frames=changes.get("frames", release.frames))
+        heads = heads or {head.name: len(head.classes) for head in release.heads}
     else:
         config = named_config(args.preset, **changes)
     facts = describe(config, heads, (views.temporal, views.spatial), args.batch, args.images)

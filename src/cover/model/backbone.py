@@ -333,6 +333,13 @@ class Backbone(nn.Module, ABC):
         }
         return frozenset(name for name, parameter in self.named_parameters() if id(parameter) in wanted)
 
+    def projections(self) -> dict[str, list[nn.Linear]]:
+        """The linear layers of attention, `attention`, and of MLPs, `mlp`, which low-rank adaptation changes.
+
+        Empty for a network without attention.
+        """
+        return {}
+
     def reset_temporal(self, how: Literal["fresh", "copied"]) -> None:
         """Initialise the temporal parameters from the others (`start.temporal` of a recipe).
 
@@ -455,6 +462,12 @@ class Backbone(nn.Module, ABC):
             raise ValueError(f"groups {groups}: images (one-frame samples) come last, in one group")
         if any(length > 1 and length % pixels.tubelet for _, length in groups):
             raise ValueError(f"groups {groups}: the frames of a clip have to be a multiple of {pixels.tubelet}")
+
+
+def linears_of(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Linear]:
+    """The linear layers that are direct parts of the modules of these kinds."""
+    parts = [module.children() for module in network.modules() if isinstance(module, kinds)]
+    return [part for own in parts for part in own if isinstance(part, nn.Linear)]
 
 
 def count_parts(shapes: Iterable[str], name: str) -> int:
