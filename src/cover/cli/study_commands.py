@@ -378,6 +378,27 @@ def _recompute(args: Namespace) -> int:
     return 0
 
 
+@command(
+    "report",
+    "write the article's tables, with published rows and your own measured ones",
+    "cover report --benchmarks results.json",
+    argument("--benchmarks", action="store_true", required=True, help="the accuracies on the article's data sets"),
+    argument("results", metavar="RESULTS", nargs="*", type=Path, help="files of cover evaluate --json"),
+    argument("--pretrain", default="", metavar="TEXT", help="what your models were pre-trained on, for their rows"),
+    argument("--out", type=Path, metavar="FILE", help="a Markdown file (default: stdout)"),
+)
+def report(args: Namespace) -> int:
+    from cover.experiments.benchmarks import benchmark_page, read_measured
+    from cover.experiments.report import write_text
+
+    page = benchmark_page(read_measured(args.results), args.pretrain)
+    if args.out is None:
+        print(page, end="")
+    else:
+        print(write_text(page, args.out))
+    return 0
+
+
 def _count_jobs(jobs: int | None, device: str = "auto") -> int:
     from cover.hardware import pick_device
     from cover.machine import cores
