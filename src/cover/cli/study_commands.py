@@ -327,6 +327,19 @@ def transfer(args: Namespace) -> int:
         action="store_true",
         help="check the study, print the number of runs and the smallest difference that they can detect, and stop",
     ),
+    argument(
+        "--worth",
+        metavar="TARGET",
+        default="",
+        help="ask instead how much each other data set of the study is worth to TARGET: the full mixture without it,"
+        " and TARGET with it alone; the results are in OUT/worth/TARGET",
+    ),
+    argument(
+        "--recompute",
+        type=Path,
+        metavar="DIR",
+        help="run nothing: judge the study in DIR again with the statistics of this version",
+    ),
     json_option("write the results as JSON"),
     _JOBS,
     overrides=True,
@@ -335,20 +348,33 @@ def transfer(args: Namespace) -> int:
 )
 def study(args: Namespace) -> int:
     from cover import config
-    from cover.experiments.study.run_study import REPORT, run_study
+    from cover.experiments.study.run_study import REPORT, report_folder, run_study
     from cover.experiments.study.study_file import Study
 
     if args.keys:
         print("\n".join(config.keys(Study)))
         return 0
+    if args.recompute is not None:
+        return _recompute(args)
     if args.study is None:
         raise UserError("which study? for example: cover study recipes/studies/sandbox.yaml (--keys lists the fields)")
     study = config.load(Study, args.study, args.overrides)
-    summary = run_study(study, _count_jobs(args.jobs), args.dry_run)
+    summary = run_study(study, _count_jobs(args.jobs), args.dry_run, args.worth)
     if summary is None:
         say_next("study", args.study, *args.overrides)
         return 0
-    give(summary, args.json, lambda: print(Path(study.out) / REPORT))
+    give(summary, args.json, lambda: print(report_folder(study, args.worth) / REPORT))
+    return 0
+
+
+def _recompute(args: Namespace) -> int:
+    from cover.console import print_table
+    from cover.experiments.study.comparisons import comparison_lines
+    from cover.experiments.study.recompute import recompute
+
+    rows = recompute(args.recompute)
+    columns = ["claim", "target", "ours", "theirs", "size", "points", "95 % interval", "p, Holm", "before", "now"]
+    give({"comparisons": rows}, args.json, lambda: print_table(columns, comparison_lines(rows)))
     return 0
 
 

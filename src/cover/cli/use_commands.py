@@ -163,8 +163,13 @@ def _evaluate_folds(args: Namespace) -> int:
     argument(
         "names",
         metavar="FILE",
-        nargs="+",
+        nargs="*",
         help="videos, images, folders, patterns or URLs; - reads a list of them from stdin",
+    ),
+    argument(
+        "--live",
+        metavar="SOURCE",
+        help="predict a video while it plays: a camera (0), an rtsp:// address, or a file at its own rate",
     ),
     argument(
         "--top", type=whole(1), default=5, metavar="K", help="number of classes to give for each head (default: 5)"
@@ -181,7 +186,8 @@ def _evaluate_folds(args: Namespace) -> int:
         "--stride",
         type=float,
         metavar="SECONDS",
-        help="time from the start of one window to the start of the next (default: the value of --window)",
+        help="time from the start of one window to the start of the next (default: the value of --window; with --live"
+        " from one prediction to the next, 1)",
     ),
     DECODER,
     argument(
@@ -211,6 +217,8 @@ def predict(args: Namespace) -> int:
     from cover.inference.predict import PredictOptions, PredictOutputs, PredictRequest, find_inputs, predict
     from cover.inference.views import Windows
 
+    if args.live:
+        return _predict_live(args)
     files = find_inputs(args.names, sys.stdin.buffer)
     if args.stride is not None and args.window is None:
         raise UserError("--stride: goes with --window SECONDS")
@@ -219,6 +227,25 @@ def predict(args: Namespace) -> int:
     outputs = PredictOutputs(args.format, args.out, args.embed, args.json)
     options = PredictOptions(args.device, None if args.workers < 0 else args.workers, args.engine)
     return 1 if predict(args.checkpoint, files, request, outputs, options) else 0
+
+
+def _predict_live(args: Namespace) -> int:
+    from cover.inference.live import LiveRequest, predict_live
+    from cover.inference.predict import check_heads
+    from cover.inference.predictor import Predictor
+
+    if args.names:
+        raise UserError(f"--live: plays one source; leave {args.names[0]} out")
+    for name in ("views", "out", "embed", "json"):
+        if getattr(args, name):
+            raise UserError(f"--live: cannot go with --{name}")
+    if args.format == "csv" or args.engine == "ray" or args.decoder != "pyav":
+        raise UserError("--live: has --format pretty or jsonl, --engine pool and --decoder pyav only")
+    predictor = Predictor.load(args.checkpoint, args.device)
+    check_heads(predictor, args.checkpoint, False)
+    stride = 1.0 if args.stride is None else args.stride
+    request = LiveRequest(args.top, tuple(args.head) if args.head else None, stride, args.window)
+    return predict_live(predictor, args.live, request, args.format or "pretty")
 
 
 @command(
