@@ -196,11 +196,8 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
             log.advance()
             if evaluating and not leaving:
                 with log.spending("evaluation"), averaged(ema):
-                    answers: list[Answers] = []
-                    results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache, answers)
+                    results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache, run)
                     log.write("dev", done, datasets=results)
-                    if group.leads:
-                        write_answers(run, answers)
             if due(done, recipe.save_every, last or finite.saving):
                 finite.settle()
                 finite.saving = False
@@ -417,19 +414,22 @@ def evaluate_dev(
     group: ProcessGroup,
     workers: int,
     cache: PrefixCache | None = None,
-    answers: list[Answers] | None = None,
+    run: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows.
 
-    `answers`: takes the answers to the single samples.
+    `run`: the folder for the answers to the single samples, which the report of the run shows.
     """
     model.eval()
+    answers: list[Answers] = []
     results = {
         task.spec.name: evaluate(
             model, task, group.device, workers, group=group, prefix=cache, check=False, answers=answers
         )["plain"]
         for task in dev_tasks(model, catalog, recipe)
     }
+    if run and group.leads:
+        write_answers(run, answers)
     model.train()
     return results
 
