@@ -63,9 +63,21 @@ def train(args: Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes; one of them prints
         for line in dev_report(run, recipe, default_workers() if recipe.workers < 0 else recipe.workers):
             say(line)
+        _write_report(run)
         print(run)
         _say_how_to_evaluate(run, recipe)
     return 0
+
+
+def _write_report(run: Path) -> None:
+    """Write the report of a run. A file that is gone meanwhile does not make a finished run fail."""
+    from cover.console import say
+    from cover.experiments.run_report import write_run_report
+
+    try:
+        say(f"report: {write_run_report(run)}")
+    except UserError as error:
+        say(f"warning: no report: {error}")
 
 
 def _say_how_to_evaluate(run: Path, recipe: Recipe) -> None:

@@ -15,6 +15,7 @@ from cover.errors import UserError, install, nearest
 from cover.mixture.rates import Data
 from cover.model.backbone import BackboneOptions
 from cover.model.backbones import DEFAULT_OPTIONS, Options
+from cover.model.lora import Lora, Targets
 from cover.yaml_files import is_null
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimizer.momentum": (0, 1),
     "optimizer.warmup": (0, 1),
     "optimizer.max_grad_norm": (0, math.inf),
+    "adapt.frozen_stages": (0, math.inf),
+    "adapt.rank": (1, math.inf),
+    "adapt.alpha": (0, 10**6),
     "cache.stages": (-1, math.inf),
     "cache.views": (0, math.inf),
     "checkpoints.minutes": (0, 10**6),
@@ -172,6 +176,30 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Adapt:
+    """What a run trains of the network of its start (docs/recipes.md).
+
+    Heads are trained in any case, and so are parameters that the start does not have.
+    """
+
+    method: Literal["full", "lora", "probe"] = option(
+        "full",
+        "full: all parameters; lora: additions of low rank to frozen projections; probe: nothing but heads and what "
+        "the start does not have",
+    )
+    frozen_stages: int = option(0, "number of first stages that stay as they are, with the embedding before them")
+    rank: int = option(8, "lora: rank of the additions")
+    alpha: float = option(16.0, "lora: factor of the additions, divided by the rank")
+    targets: Targets = option("attention", "lora: the projections that get one")
+    train: str = option("", "lora, probe: regular expression of further parameters to train, as in norm or bias$")
+
+    @property
+    def lora(self) -> Lora | None:
+        """The settings of the additions of low rank; None without them."""
+        return Lora(self.rank, self.alpha, self.targets) if self.method == "lora" else None
+
+
+@dataclass(frozen=True)
 class Cache:
     """Outputs of frozen first stages, computed once for each sample and view and kept on the disk (docs/caching.md)."""
 
@@ -249,6 +277,7 @@ class Recipe:
     model: Options = option(DEFAULT_OPTIONS, "the network; model.backbone names its family")
     start: Start = option(Start(), "the initial weights")
     augment: Augment = option(Augment(), "augmentation of training pixels")
+    adapt: Adapt = option(Adapt(), "what of the start is trained")
     optimizer: Optimizer = option(Optimizer(), "the optimizer and its schedule")
     ema: float = option(0.0, "decay of the average of the weights that is evaluated and released; 0 for no average")
     label_smoothing: float = option(0.0, "fraction of the target that is spread over all classes")
@@ -293,6 +322,10 @@ class Recipe:
             raise UserError("steps: 0 is as many as data.epochs needs; give that, or a number of steps")
         if self.start.heads == "keep" and not self.start.checkpoint:
             raise UserError("start.heads: keep needs a start.checkpoint with heads")
+        if self.adapt.method != "full" and not self.start.checkpoint:
+            raise UserError(f"adapt.method: {self.adapt.method} adapts a start, and start.checkpoint is empty")
+        if self.adapt.train and self.adapt.method == "full":
+            raise UserError("adapt.train: is for the methods lora and probe; full trains all parameters")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema: {self.ema} is not in [0, 1)")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cover import __version__
+from cover import __version__, config
 from cover.console import say
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.changes import changed_files, report_changed
@@ -27,6 +27,7 @@ from cover.distributed import (
     workers_of_a_rank,
 )
 from cover.errors import UserError
+from cover.evaluation.answers import Answers, write_answers
 from cover.evaluation.cached_views import cache_views
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.protocol import EvaluationTask, find_tasks
@@ -40,8 +41,10 @@ from cover.mixture.prefix_cache import CachedReader, PrefixCache
 from cover.mixture.schedule import Schedule, draw_seed
 from cover.model.backbones import backbone_config
 from cover.model.cover import CoVeR
-from cover.model.release import find_release, load_release, read_config, start_from
+from cover.model.release import find_release, load_release, new_parameters, read_config, start_from
 from cover.training import checkpoint
+from cover.training.adapt import adapt
+from cover.training.adapt import describe as describe_adapted
 from cover.training.budget import budget_for, explain_steps
 from cover.training.caching import open_cache
 from cover.training.guards import FiniteCheck, ReadingCheck, step_warnings
@@ -50,12 +53,13 @@ from cover.training.optim import (
     Ema,
     averaged,
     build_optimizer,
+    freeze,
     freeze_matched,
     freeze_retained,
     learning_rate,
     set_learning_rate,
 )
-from cover.training.recipe import Recipe
+from cover.training.recipe import Adapt, Recipe
 from cover.training.resume import (
     begun_with,
     check_same_data,
@@ -113,9 +117,14 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
     if origin and not first:
         for line in start_from(model, origin, recipe.start.temporal):
             say(line)
+    # A resumed run does not need its start: what was new in it is in the checkpoint.
+    new = checkpoint.new_in(run, first) if first else new_in_run(model, recipe, origin)
+    adapt(model, recipe.adapt, new)
     freeze_unused(model, schedule)
     freeze_retained(model, recipe.data.sets)
     freeze_matched(model, recipe.optimizer.patterns)
+    if recipe.adapt != Adapt():
+        say(describe_adapted(model, recipe.adapt, new))
     model.to(group.device)
 
     # --- the outputs of frozen stages ---------------------------------------------------------------------------------
@@ -188,14 +197,19 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
             log.advance()
             if evaluating and not leaving:
                 with log.spending("evaluation"), averaged(ema):
-                    results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache)
+                    answers: list[Answers] = []
+                    results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache, answers)
                     log.write("dev", done, datasets=results)
+                    if group.leads:
+                        write_answers(run, answers)
             if due(done, recipe.save_every, last or finite.saving):
                 finite.settle()
                 finite.saving = False
                 clock.restart()
                 with log.spending("checkpoint"):
-                    saver.save(done, trained, metadata, {"skipped": finite.skipped, "ranks": group.ranks})
+                    saver.save(
+                        done, trained, metadata, {"skipped": finite.skipped, "ranks": group.ranks, "new": sorted(new)}
+                    )
             if leaving:
                 break
         with log.spending("checkpoint"):
@@ -319,11 +333,15 @@ def build_model(recipe: Recipe, mixture: Mixture, origin: Path | None) -> CoVeR:
     return CoVeR(config, heads, recipe.model.head_dropout)
 
 
+def new_in_run(model: CoVeR, recipe: Recipe, origin: Path | None) -> frozenset[str]:
+    """The parameters of the backbone that the start does not have; without a start, none."""
+    return new_parameters(model, read_config(origin), recipe.start.temporal) if origin else frozenset()
+
+
 def freeze_unused(model: CoVeR, schedule: Schedule) -> None:
     """Freeze the temporal parameters if the mixture has no clips: images alone cannot train them."""
     if all(group.frames == 1 for group in schedule.groups):
-        for name in model.temporal_parameters():
-            model.get_parameter(name).requires_grad_(False)
+        freeze(model, model.temporal_parameters())
 
 
 def step_settings(recipe: Recipe, mixture: Mixture, model: CoVeR, device: torch.device) -> StepSettings:
@@ -347,12 +365,14 @@ def describe(recipe: Recipe, mixture: Mixture, model: CoVeR, origin: Path | None
     """
     before = read_config(origin).datasets if origin else {}
     sets = mixture.describe() | retained_metadata(model.head_list, recipe.data.sets, before)
+    adapted = {"adapt": config.changed(recipe.adapt)} if recipe.adapt != Adapt() else {}
     return {
         "cover": __version__,
         "frames": recipe.data.frames,
         "seed": recipe.seed,
         "steps": recipe.steps,
         "datasets": sets,
+        **adapted,
     }
 
 
@@ -400,11 +420,17 @@ def evaluate_dev(
     group: ProcessGroup,
     workers: int,
     cache: PrefixCache | None = None,
+    answers: list[Answers] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows."""
+    """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows.
+
+    `answers`: takes the answers to the single samples.
+    """
     model.eval()
     results = {
-        task.spec.name: evaluate(model, task, group.device, workers, group=group, prefix=cache, check=False)["plain"]
+        task.spec.name: evaluate(
+            model, task, group.device, workers, group=group, prefix=cache, check=False, answers=answers
+        )["plain"]
         for task in dev_tasks(model, catalog, recipe)
     }
     model.train()

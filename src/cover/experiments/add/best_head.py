@@ -333,10 +333,16 @@ class _FoldHeads:
             return best, answers
         train, test = (rows_of(self.features, rows) for rows in (train_rows, test_rows))
         head = fit(train, len(names), choices[best.kind].kind, choices[best.kind].c)
-        predicted = head.probabilities(test).argmax(1).tolist()
+        scores, predicted = (found.tolist() for found in head.probabilities(test).max(1))
         return best, [
-            {"sample_id": row.sample_id, "group": row.group_id, "class": names[label], "predicted": names[answer]}
-            for row, label, answer in zip(test.rows, test.labels.tolist(), predicted, strict=True)
+            {
+                "sample_id": row.sample_id,
+                "group": row.group_id,
+                "class": names[label],
+                "predicted": names[answer],
+                "confidence": round(score, 6),
+            }
+            for row, label, answer, score in zip(test.rows, test.labels.tolist(), predicted, scores, strict=True)
         ]
 
     def release(self, beside: Path) -> list[Candidate]:

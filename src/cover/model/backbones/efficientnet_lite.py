@@ -29,6 +29,7 @@ from cover.model.backbone import (
     Pixels,
     Rgb,
     count_parts,
+    linears_of,
     note,
     option,
     per_frame,
@@ -322,6 +323,11 @@ class EfficientNetLite(Backbone):
         return self.names_of(
             *(part for block in self._space_time_blocks() for part in (block.temporal_norm, block.temporal_attn))
         )
+
+    def projections(self) -> dict[str, list[nn.Linear]]:
+        if not self.config.depth:
+            return {}
+        return {"attention": linears_of(self, Attention), "mlp": linears_of(self, Mlp)}
 
     def reset_temporal(self, how: Literal["fresh", "copied"]) -> None:
         """Copy the spatial attention into the temporal one, with a last matrix of zero.

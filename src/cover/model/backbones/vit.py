@@ -26,6 +26,7 @@ from cover.model.backbone import (
     Groups,
     Intermediates,
     Pixels,
+    linears_of,
     note,
     option,
 )
@@ -37,13 +38,16 @@ from cover.model.backbones.vit_blocks import (
     LateEncoder,
     Layout,
     ProbePool,
+    SelfAttention,
     ViTBlock,
+    ViTMlp,
     joined,
 )
 from cover.model.backbones.vit_embedding import AXES, TokenEmbedding
 from cover.model.backbones.vit_positions import Grid, Rotary, resized_axis, resized_grid
 from cover.model.backbones.vit_presets import PRESETS
 from cover.model.backbones.vit_token_learner import TokenLearning, Version
+from cover.model.layers import Attention
 from cover.model.pooling import FramePool, Pool, fitted_head
 
 Attending = Literal["joint", "space", "late", "divided", "dot_product"]
@@ -541,6 +545,9 @@ class Vit(Backbone):
         parts: list[nn.Module | Tensor] = [part for block in self.stages() for part in block.temporal_parts()]
         parts += [self.embed.time_embed] if self.config.time == "additive" else []
         return self.names_of(*parts, *([self.late] if self.config.attention == "late" else []))
+
+    def projections(self) -> dict[str, list[nn.Linear]]:
+        return {"attention": linears_of(self, SelfAttention, Attention), "mlp": linears_of(self, ViTMlp)}
 
     def no_decay_parameters(self) -> frozenset[str]:
         embeddings = [*self.embed.tables(), *([self.pool.query] if hasattr(self, "pool") else [])]
