@@ -282,7 +282,7 @@ def test_samples_in_common_are_told_by_their_ids() -> None:
 # --- several data sets ------------------------------------------------------------------------------------------------
 
 # Logarithms of relative risks and their variances of 13 trials of the BCG vaccine (Colditz and others 1994), as in the
-# documentation of R's metafor, which gives the mean -0.7141 and the variance between trials 0.3088 by DerSimonian-Laird.
+# documentation of R's metafor, which gives the mean -0.7141 and the variance of trials 0.3088 by DerSimonian-Laird.
 BCG = (
     (-0.8893, 0.3256), (-1.5854, 0.1946), (-1.3481, 0.4154), (-1.4416, 0.0200), (-0.2175, 0.0512), (-0.7861, 0.0069),
     (-1.6209, 0.2230), (0.0120, 0.0040), (-0.4694, 0.0564), (-1.3713, 0.0730), (-0.3394, 0.0124), (0.4459, 0.5325),

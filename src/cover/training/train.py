@@ -87,7 +87,7 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
             ) from None
 
 
-def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: ExitStack) -> Path:  # noqa: PLR0912, PLR0915
+def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: ExitStack) -> Path:  # noqa: PLR0915
     """The part of a run in this process. `locks` has the lock on the run folder."""
     # --- the data -----------------------------------------------------------------------------------------------------
     run = Path(recipe.out)

@@ -293,8 +293,8 @@ def test_added_blocks_begin_as_nothing(preset: str, attention: str, tmp_path: Pa
     clip = frames[:8]
     turned = model(clip.flip(0), ((1, 8),))["moves"] - model(clip, ((1, 8),))["moves"]
     assert turned.abs().max() > 1e-3
+    model.save_pretrained(tmp_path / "added")
     with pytest.raises(UserError, match=r"model\.added_blocks is 1, this run's 0"):
-        model.save_pretrained(tmp_path / "added")
         start_from(before, tmp_path / "added", "keep")
 
 
