@@ -373,7 +373,7 @@ def _recompute(args: Namespace) -> int:
         metavar="NAME",
         nargs="*",
         type=Path,
-        help="folders of runs of cover train, cover fit or cover add; with --benchmarks: files of cover evaluate --json",
+        help="folders of runs of cover train, cover fit or cover add; with --benchmarks: files of evaluate --json",
     ),
     argument(
         "--benchmarks", action="store_true", help="the accuracies on the article's data sets, published and yours"
