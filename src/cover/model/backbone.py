@@ -415,7 +415,7 @@ class Backbone(nn.Module, ABC):
         """
         if score is None:
             raise UserError(
-                f"rollout: a {self.config.family} backbone has no attention to follow; use --method gradient"
+                f"rollout: is not defined for a {self.config.family} network; use --method gradient"
             )
         check()
         with torch.inference_mode(False), torch.enable_grad():
