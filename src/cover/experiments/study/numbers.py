@@ -182,14 +182,21 @@ def _number(row: StudyRow, name: str, study: StudyRow) -> list[Cell]:
     ]
 
 
+def model_name(options: Mapping[str, Any]) -> str:
+    """The network of a recipe in short, from its options."""
+    names = [options.get(key) for key in ("backbone", "preset", "variant")]
+    attention = f"{options['attention']} attention" if options.get("attention") else ""
+    return joined(*(str(name) for name in names if name), attention, f"{options['size']} pixels")
+
+
 def fact_table(summary: StudyRow) -> Table:
     """The facts that apply to all numbers of the study."""
-    study, model, runs = summary["study"], summary["study"]["model"], summary["runs"]
+    study, runs = summary["study"], summary["runs"]
     steps, seconds = (sum(run[key] or 0 for run in runs) for key in ("steps", "seconds"))
     choice = "; each run takes the best on dev" if len(study["lrs"]) > 1 else ""
     facts = {
         "seeds": ", ".join(map(str, study["seeds"])),
-        "model": f"{model['preset']}, {model['size']} pixels, {study['frames']} frames, {model['attention']} attention",
+        "model": f"{model_name(study['model'])}, {study['frames']} frames",
         "samples in a step": f"{study['batch']} in the full mixture; as many clips for the target alone",
         "learning rates": f"{', '.join(f'{lr:g}' for lr in study['lrs'])}{choice}",
         "checkpoint": f"the best on dev of {study['evaluations']} in a run, by mean rank over its data sets",

@@ -16,7 +16,8 @@ from cover.errors import UserError
 from cover.evaluation.statistics import detectable
 from cover.experiments.study.arms import Grid, measured_subsets
 from cover.experiments.study.comparisons import comparisons_of
-from cover.experiments.study.runner import run_missing
+from cover.experiments.study.networks import finish_networks
+from cover.experiments.study.runner import MARKDOWN, REPORT, RESULTS, run_missing
 from cover.experiments.study.study_file import Study
 from cover.experiments.study.study_report import write_study_report
 from cover.experiments.study.subsets import Subset, SubsetBuilder
@@ -25,33 +26,48 @@ from cover.experiments.study.trivial import trivial_methods
 from cover.locks import alone_in
 from cover.model.release import trained_on
 
-RESULTS, REPORT, MARKDOWN = "results.json", "report.html", "report.md"
-
 
 def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] | None:
     """Run what is missing of a study and write its results and its report.
+
+    With `models`, each network has a report in its own folder, and the report of the study has the table of networks.
 
     `workers`: runs at the same time. With `dry`, only check the study and print its plan. Returns the results, or None
     with `dry`. Raises `UserError`, before the first run, if something is wrong with the study.
     """
     out = Path(study.out)
     catalog = load_catalog(study.catalog)
-    _check_sets(study, catalog)
     builder = SubsetBuilder(catalog, out / "data", study.split, study.fold_dev)
-    _check_counts(study, builder)
-    grid = Grid(study, builder)
+    grids = {}
+    for name, own in study.by_model().items():
+        _check_sets(own, catalog)
+        _check_counts(own, builder)
+        grids[name] = Grid(own, builder)
     planned = plan(study, builder)
-    steps = sum(job.recipe.step_count for job in grid.jobs.values())
-    say(f"{out}: {len(grid.jobs)} runs, {steps:,} steps in all, {len(comparisons_of(study))} comparisons")
+    jobs = [job for grid in grids.values() for job in grid.jobs.values()]
+    comparisons = sum(len(comparisons_of(grid.study)) for grid in grids.values())
+    steps = sum(job.recipe.step_count for job in jobs)
+    say(f"{out}: {len(jobs)} runs, {steps:,} steps in all, {comparisons} comparisons")
     print_plan(planned, study.margin)
     if dry:
         return None
     with alone_in(out):
-        run_missing(list(grid.waves()), builder, out, workers)
-        summary = summarise(study, grid, out, planned, trivial_methods(study, builder, workers))
-        write_json(summary, out / RESULTS)
-        (out / "study.yaml").write_text(config.dump(study), encoding="utf-8")
-        write_study_report(summary, out / REPORT, out / MARKDOWN)
+        for name, grid in grids.items():
+            if name:
+                say(f"network {name}")
+            run_missing(list(grid.waves()), builder, Path(grid.study.out), workers)
+        trivial = trivial_methods(study, builder, workers)
+        summaries = {name: _finish(grid, planned, trivial) for name, grid in grids.items()}
+        return finish_networks(study, grids, summaries) if study.models else summaries[""]
+
+
+def _finish(grid: Grid, planned: Sequence[dict[str, Any]], trivial: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Write the results and the report of a study whose runs are done."""
+    study, out = grid.study, Path(grid.study.out)
+    summary = summarise(study, grid, out, planned, trivial)
+    write_json(summary, out / RESULTS)
+    (out / "study.yaml").write_text(config.dump(study), encoding="utf-8")
+    write_study_report(summary, out / REPORT, out / MARKDOWN)
     return summary
 
 

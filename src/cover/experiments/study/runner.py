@@ -38,6 +38,7 @@ from cover.training.resume import has_started
 from cover.training.retention import best_step, dev_scores
 from cover.training.train import train
 
+RESULTS, REPORT, MARKDOWN = "results.json", "report.html", "report.md"  # files of a study
 CURVE_POINTS = 24  # of a learning curve in a result
 
 
