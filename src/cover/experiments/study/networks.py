@@ -166,15 +166,14 @@ def accuracy_table(summary: StudyRow, size: str) -> Table:
     for (network, origin), own in by(rows, "network", "origin").items():
         of = {(row["dataset"], row["arm"]): row for row in own}
         figures = [figure(of.get(column), verdicts.get((network, *column, size, origin), "")) for column in columns]
-        start = origin_name(study, origin)
-        note = model_name(study["models"][network])
-        body.append([Cell(network, note, narrow=f"from {start}"), Cell(origin, start, "text"), *figures])
+        note = f"{model_name(study['models'][network])}, from {origin_name(study, origin)}"
+        body.append([Cell(network, note), *figures])
     trivial = {row["dataset"]: row for row in summary["trivial"] if row["size"] == size}
     if trivial:
         cells = [trivial_cell(trivial.get(target)) if arm == "alone" else Cell(None) for target, arm in columns]
-        body.append([Cell("trivial", "the best on each set"), Cell(None, "", "text"), *cells])
+        body.append([Cell("trivial", "the best on each set"), *cells])
     heads = [f"{target}, {ARM_NAMES[arm]}" for target, arm in columns]
-    return Table(["network", "start", *heads], body, size_name(study, size), "article")
+    return Table(["network", *heads], body, size_name(study, size))
 
 
 def _against_alone(summary: StudyRow) -> list[StudyRow]:
