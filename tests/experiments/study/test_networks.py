@@ -13,7 +13,7 @@ from cover import config
 from cover.cli import main
 from cover.errors import UserError
 from cover.experiments.study.networks import accuracy_table, report_data
-from cover.experiments.study.study_file import Origin, Size, Study
+from cover.experiments.study.study_file import Origin, Pilot, Size, Study
 from cover.model.backbones.conv3d import Conv3dOptions
 from cover.model.backbones.vit import VitOptions
 
@@ -72,7 +72,9 @@ def test_costs_are_counted_and_timed(summary: dict[str, Any]) -> None:
 
 
 def test_a_second_call_repeats_nothing(done: Path, summary: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", str(done / "study.yaml"), "--jobs", "1"]) == 0
+    file = str(done / "study.yaml")
+    assert main(["study", file, "--worth", "kinetics"]) == 2
+    assert main(["study", file, "--jobs", "1"]) == 0
     assert capfd.readouterr().err.count("2 of 2 runs are done") == 2
     assert json.loads((done / "out/results.json").read_text(encoding="utf-8")) == summary
 
@@ -87,7 +89,7 @@ def test_the_table_marks_a_network_that_gains(summary: dict[str, Any]) -> None:
 def test_without_the_arm_alone_there_are_accuracies_and_no_differences(summary: dict[str, Any]) -> None:
     arms = [row for row in summary["arms"] if row["arm"] != "alone"]
     study = {**summary["study"], "arms": ["videos_images"]}
-    data = report_data({**summary, "study": study, "arms": arms, "comparisons": []})
+    data = report_data({**summary, "study": study, "arms": arms, "comparisons": [], "pooled": []})
     assert data["differences"] == []
     assert [len(row) for row in data["accuracies"][0].rows] == [2, 2, 2]
 
@@ -121,6 +123,7 @@ def test_one_network_needs_no_folder() -> None:
             'origins.scratch.models: unknown "vti"; did you mean "vit"',
         ),
         ({"origins": {"scratch": Origin(models=["vit"])}}, "models.conv: no starting weights"),
+        ({"pilot": Pilot([1.0])}, "pilot.epochs: a pilot is of one network"),
         ({"models": {"../conv": Conv3dOptions()}}, 'models: "../conv"'),
     ],
 )

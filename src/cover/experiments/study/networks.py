@@ -18,10 +18,10 @@ from cover.console import say, write_json
 from cover.experiments.charts import Panel, forest, span_of
 from cover.experiments.report import Cell, Table, percent, points, render_markdown, render_page, write_text
 from cover.experiments.run_files import read_result, write_result
-from cover.experiments.study.arms import ArmRecipes, Grid
+from cover.experiments.study.arms import ArmRecipes
 from cover.experiments.study.numbers import (
-    ARM_NAMES,
     StudyRow,
+    arm_name,
     by,
     joined,
     model_name,
@@ -30,9 +30,10 @@ from cover.experiments.study.numbers import (
     protocol_lines,
     unique,
 )
-from cover.experiments.study.runner import MARKDOWN, REPORT, RESULTS
+from cover.experiments.study.runner import MARKDOWN, REPORT, RESULTS, STUDY
 from cover.experiments.study.study_file import Study
 from cover.experiments.study.study_report import comparison_interval, figure, origin_name, size_name, trivial_cell
+from cover.experiments.study.subsets import SubsetBuilder
 from cover.hardware import pick_device
 from cover.model.backbones import backbone_config
 from cover.model.cover import CoVeR
@@ -44,13 +45,13 @@ from cover.training.step import StepSettings, train_step
 COSTS = "costs.json"
 ROUNDS = 5  # of the timing
 CLASSES = 8  # of the head in the timing
-SHOWN = ("arms", "comparisons", "runs")  # rows of the studies of single networks that the common report has
+SHOWN = ("arms", "comparisons", "pooled", "runs")  # rows of the studies of single networks that the common report has
 
 
-def finish_networks(study: Study, grids: Mapping[str, Grid], summaries: Mapping[str, StudyRow]) -> dict[str, Any]:
+def finish_networks(study: Study, builder: SubsetBuilder, summaries: Mapping[str, StudyRow]) -> dict[str, Any]:
     """Write the results and the report of a study with `models`.
 
-    `grids`, `summaries`: by the name of the network. Returns the results: every row of a network's own results that
+    `summaries`: by the name of the network. Returns the results: every row of a network's own results that
     the report shows has the name of the network.
     """
     out, first = Path(study.out), next(iter(summaries.values()))
@@ -59,10 +60,10 @@ def finish_networks(study: Study, grids: Mapping[str, Grid], summaries: Mapping[
         for kind in SHOWN
     }
     shared = {key: first[key] for key in ("arms_mean", "generated", "planned", "trivial")}
-    costs = network_costs(study, next(iter(grids.values())), out / COSTS)
+    costs = network_costs(study, builder, out / COSTS)
     summary = {"cover": __version__, "study": asdict(study), **shared, "costs": costs, **rows}
     write_json(summary, out / RESULTS)
-    (out / "study.yaml").write_text(config.dump(study), encoding="utf-8")
+    (out / STUDY).write_text(config.dump(study), encoding="utf-8")
     data = report_data(summary)
     write_text(render_page("networks.jinja", **data), out / REPORT)
     write_text(render_markdown("networks.jinja", **data), out / MARKDOWN)
@@ -72,14 +73,14 @@ def finish_networks(study: Study, grids: Mapping[str, Grid], summaries: Mapping[
 # --- costs ------------------------------------------------------------------------------------------------------------
 
 
-def network_costs(study: Study, grid: Grid, kept: Path) -> dict[str, Any]:
+def network_costs(study: Study, builder: SubsetBuilder, kept: Path) -> dict[str, Any]:
     """Parameters without heads, multiply-adds of a clip, and times of every network, with the machine.
 
     The times are of a training step with random pixels, as large as that of the full mixture, and of the forward pass
     of one clip. The networks take turns. `kept`: a file with the costs; they are measured again for other networks.
     """
     device, size = pick_device(study.device), next(iter(study.sizes.values()))
-    recipes = ArmRecipes(grid.study, grid.builder, study.targets[0], size, study.seeds[0], 0)
+    recipes = ArmRecipes(study, builder, study.targets[0], size, study.seeds[0], 0)
     groups = tuple((group.samples, group.frames) for group in recipes.full.groups)
     configs = {name: backbone_config(options, study.frames) for name, options in study.models.items()}
     known = json.dumps([{name: asdict(each) for name, each in configs.items()}, groups, str(device)])
@@ -172,12 +173,14 @@ def accuracy_table(summary: StudyRow, size: str) -> Table:
     if trivial:
         cells = [trivial_cell(trivial.get(target)) if arm == "alone" else Cell(None) for target, arm in columns]
         body.append([Cell("trivial", "the best on each set"), *cells])
-    heads = [f"{target}, {ARM_NAMES[arm]}" for target, arm in columns]
+    heads = [f"{target}, {arm_name(arm)}" for target, arm in columns]
     return Table(["network", *heads], body, size_name(study, size))
 
 
 def _against_alone(summary: StudyRow) -> list[StudyRow]:
-    return [row for row in summary["comparisons"] if row["theirs"] == "alone"]
+    """The comparisons with the target alone, and their means over the targets."""
+    pooled = [{**row, "target": "mean of the data sets"} for row in summary["pooled"]]
+    return [row for row in [*summary["comparisons"], *pooled] if row["theirs"] == "alone"]
 
 
 def _place(row: StudyRow, *keys: str) -> tuple[str, ...]:
@@ -193,7 +196,7 @@ def difference_panels(summary: StudyRow) -> list[Panel]:
     panels = []
     for (target, ours, size), own in by(rows, "target", "ours", "size").items():
         intervals = [comparison_interval(row, _network(row, summary)) for row in own]
-        note = joined(f"{ARM_NAMES[ours]} minus alone", size if len(summary["study"]["sizes"]) > 1 else "")
+        note = joined(f"{arm_name(ours)} minus alone", size if len(summary["study"]["sizes"]) > 1 else "")
         drawing = forest(f"{target}, {note}", intervals, span, margin, "points of top-1")
         panels.append(Panel(target, note, drawing=drawing))
     return panels
@@ -216,7 +219,7 @@ def difference_table(summary: StudyRow) -> Table:
         cells = [_difference(of[column]) if column in of else Cell(None) for column in columns]
         body.append([Cell(_network(own[0], summary)), *cells])
     heads = [
-        joined(target, ARM_NAMES[ours] if several[1] else "", size if several[0] else "")
+        joined(target, arm_name(ours) if several[1] else "", size if several[0] else "")
         for target, ours, size in columns
     ]
     return Table(["network", *heads], body, kind="small")

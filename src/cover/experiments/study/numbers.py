@@ -7,6 +7,7 @@ from typing import Any
 
 from cover.evaluation.statistics import FEW_SOURCES, LEAST_SEEDS, LEVEL
 from cover.experiments.report import Cell, Table, percent, points
+from cover.experiments.study.study_file import WITH, other_set
 
 StudyRow = Mapping[str, Any]
 
@@ -24,6 +25,18 @@ SEEDS_SHOWN = 5  # with more seeds, only the range of their accuracies is shown
 
 
 # --- names and number formats -----------------------------------------------------------------------------------------
+
+
+def arm_name(arm: str) -> str:
+    """The name of an arm in a report.
+
+    >>> arm_name("without:cifar10")
+    'full mixture without cifar10'
+    """
+    other = other_set(arm)
+    if other:
+        return f"target with {other}" if arm.startswith(WITH) else f"full mixture without {other}"
+    return ARM_NAMES[arm]
 
 
 def setting(study: StudyRow, size: str, origin: str) -> str:
@@ -141,14 +154,14 @@ def _split_name(study: StudyRow, row: StudyRow) -> str:
 def number_table(summary: StudyRow) -> Table:
     """One row for each accuracy of the study, with its protocol."""
     study = summary["study"]
-    names = [(row, ARM_NAMES[row["arm"]]) for row in summary["arms"]]
+    names = [(row, arm_name(row["arm"])) for row in summary["arms"]]
     for row in summary["transfers"]:
         source, how = source_of(row["arm"])
         names.append((row, f"from {source}, {HOW_NAMES[how]}"))
-    names += [(row, ARM_NAMES[row["arm"]]) for row in summary["origins"]]
+    names += [(row, arm_name(row["arm"])) for row in summary["origins"]]
     for row in summary["probes"]:
         arm, _, target = row["arm"].partition(":")
-        names.append((row, f"probe after {ARM_NAMES[arm]}, for {target}"))
+        names.append((row, f"probe after {arm_name(arm)}, for {target}"))
     columns = (
         "number",
         "data set",
@@ -182,11 +195,10 @@ def _number(row: StudyRow, name: str, study: StudyRow) -> list[Cell]:
     ]
 
 
-def model_name(options: Mapping[str, Any]) -> str:
-    """The network of a recipe in short, from its options."""
-    names = [options.get(key) for key in ("backbone", "preset", "variant")]
-    attention = f"{options['attention']} attention" if options.get("attention") else ""
-    return joined(*(str(name) for name in names if name), attention, f"{options['size']} pixels")
+def model_name(model: StudyRow) -> str:
+    """The options that name a network, of any family, and the side of its frames."""
+    names = {"backbone": "", "preset": "", "variant": "", "attention": "attention ", "pool": "pool "}
+    return " ".join(f"{word}{model[name]}" for name, word in names.items() if model.get(name)) + f", {model['size']} px"
 
 
 def fact_table(summary: StudyRow) -> Table:

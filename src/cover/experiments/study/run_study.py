@@ -14,61 +14,83 @@ from cover.console import print_table, say, write_json
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.errors import UserError
 from cover.evaluation.statistics import detectable
+from cover.experiments.study.answers import ANSWERS, write_answers
 from cover.experiments.study.arms import Grid, measured_subsets
 from cover.experiments.study.comparisons import comparisons_of
 from cover.experiments.study.networks import finish_networks
-from cover.experiments.study.runner import MARKDOWN, REPORT, RESULTS, run_missing
+from cover.experiments.study.pilot import run_pilot
+from cover.experiments.study.runner import MARKDOWN, REPORT, RESULTS, STUDY, run_missing
 from cover.experiments.study.study_file import Study
 from cover.experiments.study.study_report import write_study_report
 from cover.experiments.study.subsets import Subset, SubsetBuilder
-from cover.experiments.study.summary import summarise
+from cover.experiments.study.summary import results_of, summarise
 from cover.experiments.study.trivial import trivial_methods
+from cover.experiments.study.worth import worth_study
 from cover.locks import alone_in
 from cover.model.release import trained_on
 
 
-def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] | None:
+def run_study(study: Study, workers: int, dry: bool = False, worth: str = "") -> dict[str, Any] | None:
     """Run what is missing of a study and write its results and its report.
 
-    With `models`, each network has a report in its own folder, and the report of the study has the table of networks.
-
-    `workers`: runs at the same time. With `dry`, only check the study and print its plan. Returns the results, or None
-    with `dry`. Raises `UserError`, before the first run, if something is wrong with the study.
+    `workers`: runs at the same time. With `dry`, only check the study and print its plan. `worth`: a target; then the
+    study is that of `worth_study`, in the folder `worth/TARGET` of the study, whose runs it shares. With `models`, each
+    network has results and a report in its own folder, and those of the study are of all networks. Returns the results,
+    or None with `dry`. Raises `UserError`, before the first run, if something is wrong with the study.
     """
-    out = Path(study.out)
+    out, studies = Path(study.out), study.by_model()
+    if worth and study.models:
+        raise UserError(
+            f"--worth: the study has several networks; give {out / next(iter(studies)) / STUDY}, or another"
+        )
     catalog = load_catalog(study.catalog)
     builder = SubsetBuilder(catalog, out / "data", study.split, study.fold_dev)
-    grids = {}
-    for name, own in study.by_model().items():
+    grids = []
+    for own in studies.values():
         _check_sets(own, catalog)
         _check_counts(own, builder)
-        grids[name] = Grid(own, builder)
-    planned = plan(study, builder)
-    jobs = [job for grid in grids.values() for job in grid.jobs.values()]
-    comparisons = sum(len(comparisons_of(grid.study)) for grid in grids.values())
+        grids.append(Grid(worth_study(own, worth) if worth else own, builder))
+    planned = plan(grids[0].study, builder)
+    jobs = [job for grid in grids for job in grid.jobs.values()]
+    comparisons = sum(len(comparisons_of(grid.study)) for grid in grids)
     steps = sum(job.recipe.step_count for job in jobs)
     say(f"{out}: {len(jobs)} runs, {steps:,} steps in all, {comparisons} comparisons")
     print_plan(planned, study.margin)
     if dry:
         return None
     with alone_in(out):
-        for name, grid in grids.items():
-            if name:
-                say(f"network {name}")
-            run_missing(list(grid.waves()), builder, Path(grid.study.out), workers)
         trivial = trivial_methods(study, builder, workers)
-        summaries = {name: _finish(grid, planned, trivial) for name, grid in grids.items()}
-        return finish_networks(study, grids, summaries) if study.models else summaries[""]
+        summaries = {name: _finish(own, builder, workers, planned, trivial, worth) for name, own in studies.items()}
+        return finish_networks(study, builder, summaries) if study.models else summaries[""]
 
 
-def _finish(grid: Grid, planned: Sequence[dict[str, Any]], trivial: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Write the results and the report of a study whose runs are done."""
-    study, out = grid.study, Path(grid.study.out)
-    summary = summarise(study, grid, out, planned, trivial)
-    write_json(summary, out / RESULTS)
-    (out / "study.yaml").write_text(config.dump(study), encoding="utf-8")
-    write_study_report(summary, out / REPORT, out / MARKDOWN)
+def _finish(
+    study: Study,
+    builder: SubsetBuilder,
+    workers: int,
+    planned: Sequence[dict[str, Any]],
+    trivial: Sequence[dict[str, Any]],
+    worth: str,
+) -> dict[str, Any]:
+    """Run what is missing of a study with one network, and write its results and its report."""
+    out, folder = Path(study.out), report_folder(study, worth)
+    say(f"study {out}")
+    chosen, pilot = run_pilot(study, builder, workers, trivial)
+    asked = worth_study(chosen, worth) if worth else chosen
+    grid = Grid(asked, builder)
+    run_missing(list(grid.waves()), builder, out, workers)
+    summary = summarise(asked, grid, out, planned, trivial, pilot)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_answers(grid.measurements, results_of(grid, out), folder / ANSWERS)
+    write_json(summary, folder / RESULTS)
+    (folder / STUDY).write_text(config.dump(study), encoding="utf-8")
+    write_study_report(summary, folder / REPORT, folder / MARKDOWN)
     return summary
+
+
+def report_folder(study: Study, worth: str = "") -> Path:
+    """The folder of the results and the report."""
+    return Path(study.out) / "worth" / worth if worth else Path(study.out)
 
 
 def plan(study: Study, builder: SubsetBuilder) -> list[dict[str, Any]]:
@@ -131,6 +153,9 @@ def _check_sets(study: Study, catalog: Catalog) -> None:
             if media and spec.media != media:
                 raise UserError(f"{key}: {name} holds {spec.media}s")
     _check_origins(study, catalog)
+    shared = sorted({name for origin in study.origins.values() for name in origin.sets} & set(study.images))
+    if shared and "videos_images" in study.arms:
+        say(f"origins: {', '.join(shared)} is in the pre-training and in the mixture: claim (b) asks for other images")
     targets = [name for name in study.targets if name not in study.folds]
     for key, names in (("targets", targets), ("transfer.targets", study.transfer.targets), ("probes", study.probes)):
         for name in names:
