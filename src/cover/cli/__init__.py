@@ -33,7 +33,6 @@ COMMANDS = (
     study_commands.report,
     study_commands.transfer,
     study_commands.study,
-    study_commands.report,
     use_commands.predict,
     use_commands.filter_,
     use_commands.explain,

@@ -128,15 +128,37 @@ def fit(args: Namespace) -> int:
 
 @command(
     "report",
-    "write the report of a run again: data, accuracy, confusions, mistakes, what to try next",
+    "write the report of a run again, or the article's tables with your own results beside them",
     "cover report runs/mine",
-    argument("run", metavar="RUN", nargs="+", type=Path, help="folder of a run of cover train, cover fit or cover add"),
+    argument(
+        "files",
+        metavar="RUN",
+        nargs="*",
+        type=Path,
+        help="folder of a run of cover train, cover fit or cover add; with --benchmarks, files of cover evaluate --json",
+    ),
+    argument(
+        "--benchmarks", action="store_true", help="write the article's tables of accuracies with the given results"
+    ),
+    argument("--pretrain", default="", metavar="TEXT", help="with --benchmarks: what your models were pre-trained on"),
+    argument("--out", type=Path, metavar="FILE", help="with --benchmarks: a Markdown file (default: stdout)"),
 )
 def report(args: Namespace) -> int:
+    from cover.experiments.benchmarks import benchmark_page, read_measured
+    from cover.experiments.report import write_text
     from cover.experiments.run_report import write_run_report
 
-    for run in args.run:
-        print(write_run_report(run))
+    if not args.benchmarks:
+        if not args.files:
+            raise UserError("which run? for example: cover report runs/mine")
+        for run in args.files:
+            print(write_run_report(run))
+        return 0
+    page = benchmark_page(read_measured(args.files), args.pretrain)
+    if args.out is None:
+        print(page, end="")
+    else:
+        print(write_text(page, args.out))
     return 0
 
 
@@ -375,27 +397,6 @@ def _recompute(args: Namespace) -> int:
     rows = recompute(args.recompute)
     columns = ["claim", "target", "ours", "theirs", "size", "points", "95 % interval", "p, Holm", "before", "now"]
     give({"comparisons": rows}, args.json, lambda: print_table(columns, comparison_lines(rows)))
-    return 0
-
-
-@command(
-    "report",
-    "write the article's tables, with published rows and your own measured ones",
-    "cover report --benchmarks results.json",
-    argument("--benchmarks", action="store_true", required=True, help="the accuracies on the article's data sets"),
-    argument("results", metavar="RESULTS", nargs="*", type=Path, help="files of cover evaluate --json"),
-    argument("--pretrain", default="", metavar="TEXT", help="what your models were pre-trained on, for their rows"),
-    argument("--out", type=Path, metavar="FILE", help="a Markdown file (default: stdout)"),
-)
-def report(args: Namespace) -> int:
-    from cover.experiments.benchmarks import benchmark_page, read_measured
-    from cover.experiments.report import write_text
-
-    page = benchmark_page(read_measured(args.results), args.pretrain)
-    if args.out is None:
-        print(page, end="")
-    else:
-        print(write_text(page, args.out))
     return 0
 
 
