@@ -135,7 +135,7 @@ def fit(args: Namespace) -> int:
         metavar="RUN",
         nargs="*",
         type=Path,
-        help="folder of a run of cover train, cover fit or cover add; with --benchmarks, files of cover evaluate --json",
+        help="folder of a run of cover train, fit or add; with --benchmarks, files of cover evaluate --json",
     ),
     argument(
         "--benchmarks", action="store_true", help="write the article's tables of accuracies with the given results"
