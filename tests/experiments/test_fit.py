@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from cover.experiments.fit import choose_folds
 from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
-from cover.model.release import read_config
+from cover.model.release import find_release, read_config
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,11 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "start_is_installed", lambda: False)  # the baseline that takes longest
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "start_is_installed", lambda: False)  # the baseline that takes longest
+        yield
 
 
 def picture(path: Path, value: int) -> None:
@@ -48,69 +50,75 @@ def picture(path: Path, value: int) -> None:
     Image.fromarray(rng.integers(0, 60, (48, 64, 3)).astype(np.uint8) + np.uint8(value)).save(path)
 
 
-@pytest.fixture
-def mixed(sandbox: Path, tmp_path: Path) -> Path:
-    """Two classes of five clips and three pictures each, and a damaged file."""
-    clips = sorted((sandbox.parent / "kinetics_like").rglob("*.mp4"))
-    for number, clip in enumerate(clips[:10]):
-        target = tmp_path / "mixed" / ("serve", "long smash")[number % 2] / f"{number}x.mp4"
+@pytest.fixture(scope="module")
+def mixed(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of three clips and three pictures each, and a damaged file."""
+    folder = tmp_path_factory.mktemp("own") / "mixed"
+    for number, clip in enumerate(sorted((sandbox.parent / "kinetics_like").rglob("*.mp4"))[:6]):
+        target = folder / ("serve", "long smash")[number % 2] / f"{number}x.mp4"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(clip, target)
     for number in range(6):
-        picture(tmp_path / "mixed" / ("serve", "long smash")[number % 2] / f"{number}y.png", 30 * number)
-    (tmp_path / "mixed/serve/broken.mp4").write_bytes(b"no video")
-    return tmp_path / "mixed"
+        picture(folder / ("serve", "long smash")[number % 2] / f"{number}y.png", 30 * number)
+    (folder / "serve/broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(mixed: Path, start: Path) -> Path:
+    """The folder of a run on these files. Shared, never changed."""
+    cover.fit(mixed, mixed.parent / "run", start=str(start))
+    return mixed.parent / "run"
 
 
 def test_from_a_mixed_folder_to_a_report(
-    mixed: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, mixed: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "run"
-    words = ["fit", mixed, "--start", start, "--out", out, "--workers", 0, "--json", tmp_path / "results.json"]
+    """The same command again gives the same release."""
+    before = (run / "model.safetensors").read_bytes()
+    words = ["fit", mixed, "--start", start, "--out", run, "--workers", 0, "--json", tmp_path / "results.json"]
     assert main([str(word) for word in words]) == 1, "a file cannot be used"
     output = capsys.readouterr()
-    assert output.out.splitlines()[-1] == str(out / "report.html")
+    assert output.out.splitlines()[-1] == str(run / "report.html")
     assert "broken.mp4" in output.err
+    assert (run / "model.safetensors").read_bytes() == before
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert {each["kind"] for each in results["candidates"]} == {"linear", "quarters"}
-    assert results["new"]["n_read"] == 16
-    (answers,) = read_answers(out)
+    assert results["new"]["n_read"] == 12
+    (answers,) = read_answers(run)
     assert sorted(answers.classes) == ["long smash", "serve"]
     assert np.mean(np.equal(answers.truth, answers.predicted)) == pytest.approx(results["new"]["value"])
     assert all(0.5 <= score <= 1 for score in answers.confidence)
-    assert [head.name for head in read_config(out).heads] == ["mixed", "known"]
-    page = (out / "report.html").read_text(encoding="utf-8")
+    assert [head.name for head in read_config(run).heads] == ["mixed", "known"]
+    page = (run / "report.html").read_text(encoding="utf-8")
     assert "long smash" in page
     assert "broken.mp4" in page
 
 
-def test_a_picture_is_a_clip_of_its_frame(mixed: Path, start: Path, tmp_path: Path) -> None:
-    fitted = cover.fit(mixed, tmp_path / "run", start=str(start))
-    predictor, path = fitted.predictor(), mixed / "serve/0y.png"
-    still = np.asarray(Image.open(path))
-    as_clip = predictor(np.stack([still] * 4))["mixed"].scores
-    np.testing.assert_allclose(predictor(path, views=None)["mixed"].scores, as_clip, atol=2e-3)
-    manifest = load_catalog(tmp_path / "run/catalog.yaml").manifest("mixed", "train")
-    rows = {row.sample_id: row for row in manifest.rows()}
+def test_a_picture_is_a_clip_of_its_frame(run: Path, mixed: Path) -> None:
+    predictor, path = cover.Predictor.load(run), mixed / "serve/0y.png"
+    as_clip = predictor(np.stack([np.asarray(Image.open(path))] * 4), ["mixed"])["mixed"].scores
+    np.testing.assert_allclose(predictor(path, ["mixed"])["mixed"].scores, as_clip, atol=2e-3)
+    rows = {row.sample_id: row for row in load_catalog(run / "catalog.yaml").manifest("mixed", "train").rows()}
     assert {(row.state, row.frames) for name, row in rows.items() if name.endswith(".png")} == {("ok", 1)}
 
 
-def test_the_same_command_again(mixed: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cover.fit(mixed, tmp_path / "run", start=str(start))
-    before = (tmp_path / "run/model.safetensors").read_bytes()
-    again = cover.fit(mixed, tmp_path / "run", start=str(start))
-    assert (tmp_path / "run/model.safetensors").read_bytes() == before
-    picture(mixed / "serve/7y.png", 250)
-    more = cover.fit(mixed, tmp_path / "run", start=str(start))
+def test_files_that_were_added(start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(6):
+        picture(tmp_path / "set" / ("a", "b")[number % 2] / f"x{number}.png", 40 * number)
+    first = cover.fit(tmp_path / "set", tmp_path / "run", start=str(start), folds=3)
+    picture(tmp_path / "set/a/x7.png", 250)
+    more = cover.fit(tmp_path / "set", tmp_path / "run", start=str(start), folds=3)
     assert "the files have changed" in capsys.readouterr().err
-    assert more.results["new"]["n_read"] == again.results["new"]["n_read"] + 1
+    assert (first.results["new"]["n_read"], more.results["new"]["n_read"]) == (6, 7)
 
 
+@pytest.mark.full
 def test_together_with_another_set(mixed: Path, start: Path, sandbox: Path, tmp_path: Path) -> None:
     fitted = cover.fit(
         mixed, tmp_path / "run", start=str(start), folds=0, together=[f"{sandbox}:imagenet"], heads=["linear"], epochs=1
     )
-    assert {head.name for head in read_config(tmp_path / "run/checkpoints/step-0000002").heads} >= {"mixed", "imagenet"}
+    assert {head.name for head in read_config(find_release(fitted.run)).heads} >= {"mixed", "imagenet"}
     assert [row["dataset"] for row in fitted.results["old"]] == ["imagenet"]
     assert {"alone", "difference"} <= fitted.results["alone"].keys()
 
