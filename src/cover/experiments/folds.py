@@ -37,8 +37,8 @@ from cover.media.decode import Decoder
 from cover.media.sampling import Views
 from cover.mixture.rates import Data
 from cover.model.release import find_release, load_release, trained_on, weights_digest
-from cover.training.recipe import Recipe
-from cover.training.resume import RECIPE, has_started
+from cover.training.recipe import RECIPE, Recipe
+from cover.training.resume import has_started
 from cover.training.train import train
 from cover.yaml_files import Dumper
 

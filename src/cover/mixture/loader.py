@@ -208,10 +208,10 @@ def read_pixels(
 
 
 class PackDataset(Dataset[Pack]):
-    """A data set for a DataLoader of torch, of Lightning or of another trainer: item `step` is the Pack of that step.
+    """A data set for a DataLoader of torch, of Lightning or of another trainer: item `step` is that step's Pack.
 
-    The DataLoader needs `batch_size=None` and no shuffling: the schedule has shuffled. With several processes each
-    takes its slice of every step (`rank` of `ranks`), so the trainer must not divide the steps.
+    The DataLoader needs `batch_size=None` and no shuffling: the schedule has shuffled. With several processes each has
+    its slice of every step (`rank` of `ranks`), so the trainer must not divide the steps.
 
     >>> DataLoader(PackDataset(schedule, reader, steps=100), batch_size=None)
     """
