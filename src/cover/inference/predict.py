@@ -41,6 +41,7 @@ from cover.machine import default_workers
 from cover.media.decode import Decoder, FileProblem, MediaError, check_decoder
 from cover.media.sampling import Views
 from cover.media.source import is_url
+from cover.model.text import PROMPT
 from cover.processes import ProcessPool
 from cover.safe_text import printable
 
@@ -55,8 +56,9 @@ class PredictRequest:
     """The prediction that every file gets: the `top` most likely classes of `heads` (None: all heads).
 
     `views`, as in "1x3": None for the views of each head. `windows`: None for the whole file. `segments`: the rule that
-    makes segments of the windows, which are those of `default_windows` if none are given. All fields are plain data,
-    which can be sent to other machines.
+    makes segments of the windows, which are those of `default_windows` if none are given. `classes`: predicted in place
+    of the heads, in the text `prompt` (`Predictor.load`). All fields are plain data, which can be sent to other
+    machines.
     """
 
     top: int = 5
@@ -65,6 +67,8 @@ class PredictRequest:
     windows: Windows | None = None
     decoder: Decoder = "pyav"
     segments: SegmentRule | None = None
+    classes: tuple[str, ...] = ()
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def predict(
     """
     _check(outputs, options)
     _check_subtitles(files, request, outputs)
-    predictor = Predictor.load(checkpoint, "cpu" if options.engine == "ray" else options.device)
+    device = "cpu" if options.engine == "ray" else options.device
+    predictor = Predictor.load(checkpoint, device, request.classes, request.prompt)
     check_heads(predictor, checkpoint, outputs.embed is not None)
     answerer = Answerer(predictor, request, checkpoint)
     with ExitStack() as stack:
@@ -262,6 +267,7 @@ class Answerer:
             "sampling": {head: str(plan.sampling) for head, plan in self.plans.items()},
             "top": request.top,
             **({"window": windows.seconds, "stride": windows.stride} if windows else {}),
+            **({"classes": list(request.classes), "prompt": request.prompt or PROMPT} if request.classes else {}),
             **({"segments": asdict(request.segments)} if request.segments else {}),
         }
 

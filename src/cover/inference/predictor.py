@@ -21,6 +21,7 @@ from cover.media.sampling import Sampling, Views
 from cover.model.cover import CoVeR
 from cover.model.heads import NOT_FINITE
 from cover.model.release import find_release, load_release
+from cover.model.text import PROMPT, with_classes
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,24 @@ class Predictor:
         self.metadata: dict[str, Any] = {"frames": model.frames, **model.metadata}
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Predictor:
+    def load(
+        cls,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        classes: Sequence[str] = (),
+        prompt: str | None = None,
+    ) -> Predictor:
         """Load the folder of a run, a checkpoint or a release, or a Hub id (`owner/name`). `device` may be `auto`.
 
-        Raises `UserError`.
+        `classes`: with names, the only head is `classes`, made of them by the text network of a CLIP or SigLIP 2.
+        `prompt`: the text of a class, with `{}` where its name goes. Raises `UserError`.
         """
         torch_device = pick_device(device) if isinstance(device, str) else device
-        return cls(load_release(find_release(path)), device=torch_device)
+        folder = find_release(path)
+        model = load_release(folder)
+        if classes:
+            model = with_classes(model, folder, classes, prompt or PROMPT)
+        return cls(model, device=torch_device)
 
     def plan(self, head: str, views: Views | None = None) -> ViewPlan:
         """The views of a video for `head`. `views` replaces the number of views of its data set.

@@ -125,7 +125,9 @@ def test_one_model_of_all_folds_of_a_number(make_grid: MakeGrid) -> None:
         assert len({job.subsets[target].fold for target in SETS}) == 1
         for target in SETS:
             splits = grid.builder.entry(job.subsets[target])["annotations"]
-            trained, measured = ({row.sample_id for row in open_manifest(Path(splits[k])).rows()} for k in ("train", "val"))
+            trained, measured = (
+                {row.sample_id for row in open_manifest(Path(splits[k])).rows()} for k in ("train", "val")
+            )
             assert trained
             assert not trained & measured
     mixed, alone = (drawn(grid, grid.jobs[cell.job]) for cell in _first(grid, "videos_images", "alone"))
