@@ -35,6 +35,7 @@ LAYERS = (
     ("serve",),
     ("synthetic",),
     ("experiments",),
+    ("api",),
     ("doctor",),
     ("cli",),
     ("__main__",),

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from cover import config
+from cover.cli import main
 from cover.errors import UserError
 from cover.model.backbones.movinet import MoViNetOptions
 from cover.model.backbones.timesformer import TimeSformerOptions, timesformer_config
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.release import find_release
-from cover.training.recipe import Adapt, Cache, Checkpoints, Data, Recipe, Start
-from cover.training.resume import RECIPE
+from cover.training.recipe import RECIPE, Adapt, Cache, Checkpoints, Data, Recipe, Start
 from cover.training.train import train
 
 MakeSet = Callable[..., Path]
@@ -103,14 +103,19 @@ def test_low_rank_additions_are_merged_into_their_layers(catalog: Path, start: P
 
 def test_a_run_goes_on_bit_for_bit_without_its_start(catalog: Path, start: Path, tmp_path: Path) -> None:
     """Also with a temporal branch that is new to the start, and is trained as a whole."""
-    recipe = recipe_of(catalog, start, tmp_path / "run", LORA, model=TimeSformerOptions(dropout=0.1), ema=0.9)
-    run = train(replace(recipe, start=Start(str(start), "fresh")))
+    recipe = recipe_of(catalog, start, tmp_path / "run", LORA, ema=0.9)
+    file, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    # its network is that of the start, with these changes
+    model = {"attention": "divided", "dropout": 0.1}
+    changes = {**config.plain(recipe), "model": model, "start": {"checkpoint": str(start), "temporal": "fresh"}}
+    file.write_text(config.dump(changes), encoding="utf-8")
+    assert main(["train", str(file)]) == 0
     whole, temporal = weights_of(run), CoVeR.from_pretrained(run).temporal_parameters()
     assert len(temporal) == 32
     assert temporal <= changed(run, start)
     cut_after(run, 2)
     shutil.rmtree(start)
-    train(config.load(Recipe, run / RECIPE), resume=True)
+    assert main(["train", str(file), "--resume"]) == 0
     again = weights_of(run)
     assert again.keys() == whole.keys()
     assert all(again[name].equal(value) for name, value in whole.items())
@@ -129,7 +134,13 @@ def test_additions_above_frozen_stages_use_one_cache(catalog: Path, start: Path,
     assert begun["adapt"] == {"method": "lora", "frozen_stages": 2, "rank": 2, "alpha": 4, "targets": "both"}
 
 
-@pytest.mark.parametrize(("strategy", "more"), [("fsdp", "--model.checkpointing true"), ("ddp", "--accumulation 2")])
+@pytest.mark.parametrize(
+    ("strategy", "more"),
+    [
+        ("fsdp", "--model.checkpointing true"),
+        pytest.param("ddp", "--accumulation 2 --compile true", marks=pytest.mark.full),
+    ],
+)
 def test_two_ranks_train_additions_as_one(
     catalog: Path, start: Path, tmp_path: Path, launch: Callable[..., Any], strategy: str, more: str
 ) -> None:

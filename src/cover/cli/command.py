@@ -111,6 +111,7 @@ ENGINE = argument(
     default="pool",
     help="pool: processes on this machine; ray: a Ray cluster (default: pool)",
 )
+COMPUTE_ENGINES = ["eager", "compiled", "onnx", "onnx-int8"]  # those of `cover.inference.engines`
 ONE_HEAD = argument("--head", action="append", help="only this head (may be repeated; default: all)")
 DECODER = argument(
     "--decoder",

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 )
 def train(args: Namespace) -> int:
     from cover import config
-    from cover.training.recipe import Recipe, read_recipe
+    from cover.training.recipe import RECIPE, Recipe, read_recipe
 
     if args.keys:
         print("\n".join(config.keys(Recipe)))
@@ -48,11 +48,12 @@ def train(args: Namespace) -> int:
     if args.recipe is None:
         raise UserError("which recipe? for example: cover train recipes/sandbox/cotrain.yaml (--keys lists the fields)")
     # before the slow imports below, so that a mistake in the recipe is reported at once
-    recipe = read_recipe(args.recipe, args.overrides, needs_start=not (args.resume or args.requeue))
+    resumed = args.resume or args.requeue
+    recipe = read_recipe(args.recipe, args.overrides, needs_start=not resumed, resumed=resumed)
     from cover.console import say
     from cover.machine import default_workers
     from cover.training.dev_report import dev_report
-    from cover.training.resume import RECIPE, has_started
+    from cover.training.resume import has_started
     from cover.training.train import Interrupted, train
 
     try:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from cover.cli.command import (
     CATALOG,
+    COMPUTE_ENGINES,
     DAY_S,
     DECODER,
     DEVICE,
-    ENGINE,
     ONE_HEAD,
     WORKERS,
     argument,
@@ -237,7 +237,13 @@ def _probability(text: str) -> float:
         metavar="FILE",
         help="write the features to a .npy file, with the file names in a .csv beside it, or to a .arrow file",
     ),
-    ENGINE,
+    argument(
+        "--engine",
+        choices=[*COMPUTE_ENGINES, "pool", "ray"],
+        default="eager",
+        help="eager: torch; compiled: torch's compiler; onnx, onnx-int8: onnxruntime on the CPU, in float32 or 8-bit"
+        " integers; ray: eager on a Ray cluster (pool is an old name of eager; default: eager)",
+    ),
     json_option("write all rows as one JSON list"),
     WORKERS,
     DEVICE,
@@ -257,7 +263,8 @@ def predict(args: Namespace) -> int:
     rule, (classes, prompt) = _segment_rule(args), _classes(args)
     request = PredictRequest(args.top, heads, args.views, windows, args.decoder, rule, classes, prompt)
     outputs = PredictOutputs(args.format, args.out, args.embed, args.json)
-    options = PredictOptions(args.device, None if args.workers < 0 else args.workers, args.engine)
+    engine = "eager" if args.engine == "pool" else args.engine
+    options = PredictOptions(args.device, None if args.workers < 0 else args.workers, engine)
     return 1 if predict(args.checkpoint, files, request, outputs, options) else 0
 
 
@@ -494,11 +501,26 @@ def _address(text: str) -> str:
         metavar="S",
         help="time limit from upload to answer (default: 30)",
     ),
+    argument(
+        "--engine",
+        choices=COMPUTE_ENGINES,
+        default="eager",
+        help="eager: torch; compiled: torch's compiler; onnx, onnx-int8: onnxruntime on the CPU, in float32 or 8-bit"
+        " integers (default: eager)",
+    ),
+    argument(
+        "--calibration",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="videos and images on which a new engine is compared with eager (default: generated clips)",
+    ),
     workers_option(whole(-1, 1024)),
     DEVICE,
     computes=True,
 )
 def serve(args: Namespace) -> int:
+    from cover.inference.predict import find_inputs
     from cover.serve.middleware import MEGABYTE, Batching, Limits
     from cover.serve.server import ServerOptions, serve
 
@@ -512,6 +534,7 @@ def serve(args: Namespace) -> int:
         queue=args.queue,
     )
     options = ServerOptions(args.host, args.port, args.page, args.key_file, args.spool)
+    files = find_inputs(args.calibration, sys.stdin.buffer) if args.calibration else []
     serve(
         args.checkpoint,
         options,
@@ -519,6 +542,8 @@ def serve(args: Namespace) -> int:
         Batching(args.pack_frames, args.wait_ms / 1000),
         max(1, count_workers(args)),
         args.device,
+        args.engine,
+        files,
     )
     return 0
 

@@ -243,8 +243,9 @@ def evaluate(
     return the result of the whole split. `keep`: called with the scores of every view. `prefix`: the cache of the first
     stages of `model`, which is filled where it lacks a view; variants other than `plain` change pixels and do not use
     it. `check`: raise `UserError` if more than 1 % of the files changed after they were indexed; without it they are
-    only counted. `answers`: takes those of `plain`, for a single-label set. Returns for each variant the metrics (`TopK` and `Outcomes`, or `MeanAveragePrecision` of a
-    multi-label set) and the protocol. A sample whose scores are not finite counts as one that could not be read.
+    only counted. `answers`: takes those of `plain`, for a single-label set. Returns for each variant the metrics
+    (`TopK` and `Outcomes`, or `MeanAveragePrecision` of a multi-label set) and the protocol. A sample whose scores
+    are not finite counts as one that could not be read.
     """
     listed = int(task.evaluated(np.flatnonzero(task.manifest.labelled)).size)
     rows = task.evaluated(task.manifest.usable)[group.rank :: group.ranks]

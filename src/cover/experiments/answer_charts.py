@@ -106,7 +106,7 @@ class CalibrationPanel(Panel):
 
 
 def calibration_panel(answers: Answers) -> CalibrationPanel | None:
-    """The fraction right of the answers of each confidence, with a mark at the mean confidence. None for few answers."""
+    """The fraction right among answers of each confidence, with a mark at their mean. None for few answers."""
     if len(answers.rows) < LEAST_ANSWERS:
         return None
     confidence = np.asarray(answers.confidence)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -44,6 +44,9 @@ from cover.media.source import is_url
 from cover.model.text import PROMPT
 from cover.processes import ProcessPool
 from cover.safe_text import printable
+
+if TYPE_CHECKING:
+    from cover.inference.engines import Engine
 
 FILES_PER_WORKER = 8  # with fewer files, the start of a reading process takes longer than it saves
 FEW = 20  # up to this number of files, no progress is shown
@@ -87,11 +90,14 @@ class PredictOutputs:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """The device, the number of reading processes (None: as many as help), and this machine or a Ray cluster."""
+    """The device, the number of reading processes (None: as many as help), and what computes.
+
+    `engine`: an engine on this machine, or `ray`, which is `eager` on a Ray cluster.
+    """
 
     device: str = "auto"
     workers: int | None = None
-    engine: Literal["pool", "ray"] = "pool"
+    engine: Engine | Literal["ray"] = "eager"
 
 
 def predict(
@@ -104,8 +110,15 @@ def predict(
     """
     _check(outputs, options)
     _check_subtitles(files, request, outputs)
+<<<<<<< HEAD
     device = "cpu" if options.engine == "ray" else options.device
     predictor = Predictor.load(checkpoint, device, request.classes, request.prompt)
+=======
+    if options.engine == "ray":
+        predictor = Predictor.load(checkpoint, "cpu")
+    else:
+        predictor = Predictor.load(checkpoint, options.device, options.engine)
+>>>>>>> main
     check_heads(predictor, checkpoint, outputs.embed is not None)
     answerer = Answerer(predictor, request, checkpoint)
     with ExitStack() as stack:
@@ -114,6 +127,10 @@ def predict(
         if writer.done:
             left = f"{len(remaining)} of {len(files)} files are left"
             say(f"{outputs.out}: continues after {len(writer.done)} rows; {left}")
+        if predictor.graphs:
+            from cover.inference.engines import CALIBRATION_CLIPS, prepare_engine
+
+            prepare_engine(predictor, answerer.view_request, remaining[:CALIBRATION_CLIPS], textures=False)
         meter = stack.enter_context(writer.meter(len(files), len(files) - len(remaining)))
         for answer in _answers(answerer, checkpoint, remaining, options):
             writer.write(answer)
@@ -125,7 +142,7 @@ def predict(
 
 def _check(outputs: PredictOutputs, options: PredictOptions) -> None:
     if outputs.embed and options.engine == "ray":
-        raise UserError("--embed: only --engine pool writes features")
+        raise UserError("--embed: cannot go with --engine ray, which writes no features")
     if outputs.embed and outputs.out and outputs.out.exists():
         raise UserError(f"--embed: cannot continue the rows of an earlier run; give another --out than {outputs.out}")
     if outputs.json and outputs.out and outputs.out.exists() and format_of(outputs.out, outputs.format) == "csv":
@@ -266,6 +283,7 @@ class Answerer:
             "views": {head: str(plan.views) for head, plan in self.plans.items()},
             "sampling": {head: str(plan.sampling) for head, plan in self.plans.items()},
             "top": request.top,
+            **({} if predictor.engine == "eager" else {"engine": predictor.engine}),
             **({"window": windows.seconds, "stride": windows.stride} if windows else {}),
             **({"classes": list(request.classes), "prompt": request.prompt or PROMPT} if request.classes else {}),
             **({"segments": asdict(request.segments)} if request.segments else {}),

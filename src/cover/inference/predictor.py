@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cover.errors import UserError, nearest
 from cover.evaluation.protocol import ViewPlan
@@ -18,10 +19,14 @@ from cover.inference.in_memory import Media, read_media, read_parts
 from cover.inference.views import FileViews, TimeSpan, ViewRequest, Windows
 from cover.media.decode import MediaError
 from cover.media.sampling import Sampling, Views
+from cover.model.backbone import Groups
 from cover.model.cover import CoVeR
 from cover.model.heads import NOT_FINITE
 from cover.model.release import find_release, load_release
 from cover.model.text import PROMPT, with_classes
+
+if TYPE_CHECKING:
+    from cover.inference.engines import Engine, EngineGraphs
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,10 @@ class Predictor:
     def __init__(self, model: CoVeR, device: torch.device | str = "cpu") -> None:
         self.model, self.device = model.to(device).eval(), torch.device(device)
         self.metadata: dict[str, Any] = {"frames": model.frames, **model.metadata}
+        self.graphs: EngineGraphs | None = None  # of an engine other than `eager`
 
     @classmethod
+<<<<<<< HEAD
     def load(
         cls,
         path: str | Path,
@@ -104,6 +111,33 @@ class Predictor:
         if classes:
             model = with_classes(model, folder, classes, prompt or PROMPT)
         return cls(model, device=torch_device)
+=======
+    def load(cls, path: str | Path, device: torch.device | str = "cpu", engine: Engine = "eager") -> Predictor:
+        """Load the folder of a run, a checkpoint or a release, or a Hub id (`owner/name`). `device` may be `auto`.
+
+        `engine`: what computes the network (`cover.inference.engines`). Raises `UserError`.
+        """
+        torch_device = pick_device(device) if isinstance(device, str) else device
+        folder = find_release(path)
+        predictor = cls(load_release(folder), device=torch_device)
+        if engine != "eager":
+            from cover.inference.engines import EngineGraphs
+
+            predictor.graphs = EngineGraphs(engine, predictor.model, folder)
+        return predictor
+
+    @property
+    def engine(self) -> Engine:
+        """What computes the network."""
+        return self.graphs.kind if self.graphs else "eager"
+
+    def pack_features(self, pixels: Tensor, groups: Groups) -> Tensor:
+        """The features `(S, D)` of a Pack. `pixels`: uint8 `(F, 3, size, size)`, on the CPU; see `CoVeR.forward`."""
+        pixels = pixels.to(self.device)
+        if self.graphs:
+            return self.graphs(pixels, groups)
+        return self.model.forward_features(self.model.normalize(pixels), groups)
+>>>>>>> main
 
     def plan(self, head: str, views: Views | None = None) -> ViewPlan:
         """The views of a video for `head`. `views` replaces the number of views of its data set.
@@ -244,8 +278,8 @@ class Predictor:
             (sum(len(clips[number]) for number in same), frames)
             for frames, same in groupby(order, key=lambda number: clips[number].shape[1])
         )
-        pixels = torch.cat([torch.from_numpy(clips[number]).flatten(0, 1) for number in order]).to(self.device)
-        features = self.model.forward_features(self.model.normalize(pixels), groups)  # (sum of views, D)
+        pixels = torch.cat([torch.from_numpy(clips[number]).flatten(0, 1) for number in order])
+        features = self.pack_features(pixels, groups)  # (sum of views, D)
         logits = self.model.forward_head(features)
         probabilities = {head.name: head.probabilities(logits[head.name]).cpu() for head in self.model.head_list}
         sizes = [len(clips[number]) for number in order]

@@ -182,11 +182,10 @@ class BackboneOptions(ABC):
         """The options with another pooling over frames; None if the family has no choice."""
         return None
 
-    def with_late_block(self) -> tuple[Self, str] | None:
-        """The options of a network whose last layers can be trained on fixed outputs of the others.
+    def with_late_block(self) -> Self | None:
+        """The options of a network with one more block over space and time, which adds nothing at first.
 
-        With a regular expression of the names of the parameters to train, as `optimizer.patterns` reads it. None if the
-        family has none.
+        It can be trained on fixed outputs of the others. None if the family has none.
         """
         return None
 

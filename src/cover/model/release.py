@@ -53,8 +53,8 @@ def save_release(
 ) -> None:
     """Write the weights, the configuration, the heads with their class names, `metadata` and a model card.
 
-    Low-rank additions are merged. `weights`: copies of the weights, if training changes those of the model meanwhile. An
-    existing model card is not replaced, because its owner may have edited it.
+    Low-rank additions are merged. `weights`: copies of the weights, if training changes those of the model meanwhile.
+    An existing model card is not replaced, because its owner may have edited it.
     """
     from safetensors.torch import save_file
 
@@ -96,7 +96,17 @@ def load_release(folder: Path) -> CoVeR:
     _check_same(weights, model.state_dict(), folder)
     model.load_state_dict(weights, assign=True)
     model.set_pixel_statistics()
+    _compute_tables(model)
     return model.eval()
+
+
+def _compute_tables(model: CoVeR) -> None:
+    """Give values to the buffers of the backbone that no release stores, because the network computes them itself."""
+    unset = [name for name, buffer in model.backbone.named_buffers() if buffer.is_meta]
+    computed = dict(model.config.build().named_buffers()) if unset else {}
+    for name in unset:
+        module, _, last = name.rpartition(".")
+        model.backbone.get_submodule(module).register_buffer(last, computed[name], persistent=False)
 
 
 def _on_meta(config: ReleaseConfig, heads: tuple[Head, ...], folder: Path) -> CoVeR:

@@ -111,7 +111,7 @@ class Service:
         self._threads = ThreadPoolExecutor(workers, "cover-decode")
         # a thread of its own, so that the pictures of one file do not wait until other files are decoded
         self._painters = ThreadPoolExecutor(1, "cover-pictures")
-        self._batcher = Batcher(predictor.model, predictor.device, batching, self.metrics.forward)
+        self._batcher = Batcher(predictor, batching, self.metrics.forward)
         self.metrics.watch("cover_predictions_under_way", "Requests in progress", lambda: self.under_way)
         self.metrics.watch(
             "cover_decoders_replaced", "Decoding processes that were killed or died", lambda: self._decoders.replaced
@@ -135,6 +135,7 @@ class Service:
             f"{self.predictor.metadata['frames']} frames",
         ]
         facts += [f"step {step:,}"] if isinstance(step, int) else []
+        facts += [] if self.predictor.engine == "eager" else [self.predictor.engine]
         return f"{self.name or 'unnamed'} ({', '.join(facts)})"
 
     @property

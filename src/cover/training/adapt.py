@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable
 
+from cover.console import say
 from cover.errors import UserError, nearest
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.lora import LoraLinear, add_lora
@@ -34,11 +35,11 @@ def adapt(model: CoVeR, settings: Adapt, new: Iterable[str] = ()) -> None:
 
 def first_stages(model: CoVeR, stages: int) -> frozenset[str]:
     """The parameters of the first stages and of all before them. Raises `UserError` if there are not so many stages."""
-    backbone, most = model.backbone, len(model.backbone.stages())
+    most = len(model.backbone.stages())
     if stages > most:
         raise UserError(f"adapt.frozen_stages: {stages}, but this network has {most} stages")
-    names = [name for name, _ in backbone.named_parameters()] if stages else []
-    return frozenset(f"{BACKBONE}{name}" for name in names if backbone.layer_of(name) <= stages)
+    layers = model.backbone.layer_numbers() if stages else {}
+    return frozenset(f"{BACKBONE}{name}" for name, layer in layers.items() if layer <= stages)
 
 
 def _named(model: CoVeR, pattern: str) -> frozenset[str]:
@@ -55,8 +56,10 @@ def _named(model: CoVeR, pattern: str) -> frozenset[str]:
     return found
 
 
-def describe(model: CoVeR, settings: Adapt, new: Container[str]) -> str:
-    """What is trained, in one line."""
+def say_adapted(model: CoVeR, settings: Adapt, new: Container[str]) -> None:
+    """Print in one line what is trained, unless that is all."""
+    if settings == Adapt():
+        return
     parts = []
     if lora := settings.lora:
         layers = sum(isinstance(module, LoraLinear) for module in model.modules())
@@ -68,4 +71,4 @@ def describe(model: CoVeR, settings: Adapt, new: Container[str]) -> str:
         parts.append(f"{len(fresh)} parameters that the start does not have")
     count = count_parameters(model)
     parts.append(f"{count.trained:,} of {count.total:,} numbers are trained")
-    return f"adapt: {settings.method}: {'; '.join(parts)}"
+    say(f"adapt: {settings.method}: {'; '.join(parts)}")

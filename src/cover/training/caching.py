@@ -41,7 +41,7 @@ def open_cache(recipe: Recipe, model: CoVeR, frozen: CoVeR, group: ProcessGroup)
     return cache
 
 
-_ADVICE = "freeze its parameters (optimizer.patterns), or set cache.stages to 0 or to the number of frozen first stages"
+_ADVICE = "freeze it (adapt.frozen_stages), or set cache.stages to 0 or to the number of frozen first stages"
 
 
 def frozen_stages(model: CoVeR) -> int:

@@ -21,6 +21,7 @@ from cover.yaml_files import is_null
 if TYPE_CHECKING:
     from cover.transforms.base import Transform
 
+RECIPE = "recipe.yaml"  # in a run folder
 # Dotted key -> the smallest and the largest allowed value.
 RANGES: dict[str, tuple[float, float]] = {
     "batch": (1, math.inf),
@@ -362,27 +363,32 @@ class Recipe:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = (), needs_start: bool = True) -> Recipe:
+def read_recipe(path: Path, overrides: Sequence[str] = (), needs_start: bool = True, resumed: bool = False) -> Recipe:
     """The recipe in a YAML file with overrides.
 
     Where it has a start, options of `model` that it does not give are those of the start's network. `needs_start`:
-    raise `UserError` if the start is not there; else only a start that is on this machine counts. Raises `UserError` as
-    `cover.config.load`, and if `model.backbone` is another family than the start's.
+    raise `UserError` if the start is not there; else only a start that is on this machine counts. `resumed`: a run that
+    has begun has these options in its own recipe, so its start is not read. Raises `UserError` as `cover.config.load`,
+    and if `model.backbone` is another family than the start's.
     """
-    recipe = config.load(Recipe, path, overrides, partial(_with_network_of_start, path, needs_start))
+    recipe = config.load(Recipe, path, overrides, partial(_with_network_of_start, path, needs_start, resumed))
     if not recipe.out.strip():
         raise UserError("out: empty; name a folder for the run, as in --out runs/mine")
     return recipe
 
 
-def _with_network_of_start(path: Path, needs_start: bool, tree: dict[str, Any]) -> dict[str, Any]:
+def _with_network_of_start(path: Path, needs_start: bool, resumed: bool, tree: dict[str, Any]) -> dict[str, Any]:
     """The plain tree of a recipe with the options of the start's network under `model`."""
     start, model = tree.get("start"), tree.get("model")
     checkpoint = str(start.get("checkpoint") or "") if isinstance(start, dict) else ""
     if not checkpoint or not (is_null(model) or isinstance(model, dict)):
         return tree  # of a wrong type, which `load` reports
+    begun = Path(str(tree.get("out"))) / RECIPE
     try:
-        options = _options_of(checkpoint, needs_start)
+        if resumed and begun.is_file():
+            options: BackboneOptions | None = config.load(Recipe, begun).model
+        else:
+            options = _options_of(checkpoint, needs_start)
     except UserError as error:
         raise UserError(f"{path}: start.checkpoint: {error}") from None
     if options is None:

@@ -43,8 +43,7 @@ from cover.model.backbones import backbone_config
 from cover.model.cover import CoVeR
 from cover.model.release import find_release, load_release, new_parameters, read_config, start_from
 from cover.training import checkpoint
-from cover.training.adapt import adapt
-from cover.training.adapt import describe as describe_adapted
+from cover.training.adapt import adapt, say_adapted
 from cover.training.budget import budget_for, explain_steps
 from cover.training.caching import open_cache
 from cover.training.guards import FiniteCheck, ReadingCheck, step_warnings
@@ -119,12 +118,11 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
             say(line)
     # A resumed run does not need its start: what was new in it is in the checkpoint.
     new = checkpoint.new_in(run, first) if first else new_in_run(model, recipe, origin)
-    adapt(model, recipe.adapt, new)
+    adapt(model, recipe.adapt, new)  # before patterns, which may name its additions
     freeze_unused(model, schedule)
     freeze_retained(model, recipe.data.sets)
     freeze_matched(model, recipe.optimizer.patterns)
-    if recipe.adapt != Adapt():
-        say(describe_adapted(model, recipe.adapt, new))
+    say_adapted(model, recipe.adapt, new)
     model.to(group.device)
 
     # --- the outputs of frozen stages ---------------------------------------------------------------------------------
@@ -137,7 +135,8 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
     optimizer = build_optimizer(model, recipe.optimizer)
     ema = Ema(model, recipe.ema) if recipe.ema else None
     trained = checkpoint.Trained(model, optimizer, ema)
-    facts = checkpoint.restore(run, first, trained, group) if first else {}
+    before = checkpoint.restore(run, first, trained, group) if first else {}
+    facts = {"ranks": group.ranks, "new": sorted(new)}
     model.set_checkpointing(recipe.model.checkpointing)
     if recipe.compile:
         model.compile_stages()
@@ -162,7 +161,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
         **({"caches": [asdict(report) for report in cache.reports]} if cache else {}),
         **log.metadata(),
     )
-    finite = FiniteCheck(run, recipe.nonfinite, group, schedule, mixture, facts.get("skipped", 0))
+    finite = FiniteCheck(run, recipe.nonfinite, group, schedule, mixture, before.get("skipped", 0))
     unreadable = ReadingCheck(recipe.data.sets, recipe.data.unreadable, group)
     saver = checkpoint.Saver(run, group, engine.sharded, recipe.checkpoints)
     clock = checkpoint.SaveClock(recipe.checkpoints.minutes, group.leads)
@@ -197,19 +196,14 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
             log.advance()
             if evaluating and not leaving:
                 with log.spending("evaluation"), averaged(ema):
-                    answers: list[Answers] = []
-                    results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache, answers)
+                    results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache, run)
                     log.write("dev", done, datasets=results)
-                    if group.leads:
-                        write_answers(run, answers)
             if due(done, recipe.save_every, last or finite.saving):
                 finite.settle()
                 finite.saving = False
                 clock.restart()
                 with log.spending("checkpoint"):
-                    saver.save(
-                        done, trained, metadata, {"skipped": finite.skipped, "ranks": group.ranks, "new": sorted(new)}
-                    )
+                    saver.save(done, trained, metadata, {**facts, "skipped": finite.skipped})
             if leaving:
                 break
         with log.spending("checkpoint"):
@@ -420,19 +414,22 @@ def evaluate_dev(
     group: ProcessGroup,
     workers: int,
     cache: PrefixCache | None = None,
-    answers: list[Answers] | None = None,
+    run: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows.
 
-    `answers`: takes the answers to the single samples.
+    `run`: the folder for the answers to the single samples, which the report of the run shows.
     """
     model.eval()
+    answers: list[Answers] = []
     results = {
         task.spec.name: evaluate(
             model, task, group.device, workers, group=group, prefix=cache, check=False, answers=answers
         )["plain"]
         for task in dev_tasks(model, catalog, recipe)
     }
+    if run and group.leads:
+        write_answers(run, answers)
     model.train()
     return results
 

@@ -37,14 +37,13 @@ def recompute(folder: Path) -> list[dict[str, Any]]:
     before = {_name(row): row["verdict"] for row in summary["comparisons"]}
     if (folder / ANSWERS).is_file():
         _from_answers(summary, folder)
-        rows = summary["comparisons"]
         write_json(summary, folder / RESULTS)
         write_study_report(summary, folder / REPORT, folder / MARKDOWN)
-    else:
-        say(f"{folder}: no {ANSWERS}, so from the accuracies of the seeds; the clips are taken as given")
-        rows = _from_seeds(summary)
-        write_json({"comparisons": rows}, folder / JUDGED_AGAIN)
-    return [{**row, "before": before[_name(row)]} for row in rows]
+        return [{**row, "before": before[_name(row)]} for row in summary["comparisons"]]
+    say(f"{folder}: no {ANSWERS}, so from the accuracies of the seeds; the clips are taken as given")
+    rows = [{**row, "before": before[_name(row)]} for row in _from_seeds(summary)]
+    write_json({"comparisons": rows}, folder / JUDGED_AGAIN)
+    return rows
 
 
 def _from_answers(summary: dict[str, Any], folder: Path) -> None:

@@ -138,8 +138,8 @@ class EfficientNetLiteOptions(BackboneOptions):
     def pooled_by(self, pool: Pool) -> EfficientNetLiteOptions:
         return replace(self, pool=pool)
 
-    def with_late_block(self) -> tuple[EfficientNetLiteOptions, str]:
-        return replace(self, depth=self.depth + 1, pool="quarters"), rf"^backbone\.(blocks\.{self.depth}|pool)\."
+    def with_late_block(self) -> EfficientNetLiteOptions:
+        return replace(self, depth=self.depth + 1, pool="quarters")
 
     def check(self) -> None:
         super().check()
