@@ -310,9 +310,9 @@ def _predict_live(args: Namespace) -> int:
     for name in ("views", "segments", "out", "embed", "json"):
         if getattr(args, name):
             raise UserError(f"--live: cannot go with --{name}")
-    if args.format == "csv" or args.engine == "ray" or args.decoder != "pyav":
-        raise UserError("--live: has --format pretty or jsonl, --engine pool and --decoder pyav only")
-    predictor = Predictor.load(args.checkpoint, args.device, *_classes(args))
+    if args.format == "csv" or args.engine not in ("eager", "pool") or args.decoder != "pyav":
+        raise UserError("--live: has --format pretty or jsonl, --engine eager and --decoder pyav only")
+    predictor = Predictor.load(args.checkpoint, args.device, "eager", *_classes(args))
     check_heads(predictor, args.checkpoint, False)
     stride = 1.0 if args.stride is None else args.stride
     request = LiveRequest(args.top, tuple(args.head) if args.head else None, stride, args.window)

@@ -110,15 +110,8 @@ def predict(
     """
     _check(outputs, options)
     _check_subtitles(files, request, outputs)
-<<<<<<< HEAD
-    device = "cpu" if options.engine == "ray" else options.device
-    predictor = Predictor.load(checkpoint, device, request.classes, request.prompt)
-=======
-    if options.engine == "ray":
-        predictor = Predictor.load(checkpoint, "cpu")
-    else:
-        predictor = Predictor.load(checkpoint, options.device, options.engine)
->>>>>>> main
+    here: tuple[str, Engine] = ("cpu", "eager") if options.engine == "ray" else (options.device, options.engine)
+    predictor = Predictor.load(checkpoint, *here, request.classes, request.prompt)
     check_heads(predictor, checkpoint, outputs.embed is not None)
     answerer = Answerer(predictor, request, checkpoint)
     with ExitStack() as stack:

@@ -92,34 +92,26 @@ class Predictor:
         self.graphs: EngineGraphs | None = None  # of an engine other than `eager`
 
     @classmethod
-<<<<<<< HEAD
     def load(
         cls,
         path: str | Path,
         device: torch.device | str = "cpu",
+        engine: Engine = "eager",
         classes: Sequence[str] = (),
         prompt: str | None = None,
     ) -> Predictor:
         """Load the folder of a run, a checkpoint or a release, or a Hub id (`owner/name`). `device` may be `auto`.
 
-        `classes`: with names, the only head is `classes`, made of them by the text network of a CLIP or SigLIP 2.
-        `prompt`: the text of a class, with `{}` where its name goes. Raises `UserError`.
+        `engine`: what computes the network (`cover.inference.engines`). `classes`: with names, the only head is
+        `classes`, made of them by the text network of a CLIP or SigLIP 2; `prompt` is the text of a class, with `{}`
+        where its name goes. Raises `UserError`.
         """
         torch_device = pick_device(device) if isinstance(device, str) else device
         folder = find_release(path)
         model = load_release(folder)
         if classes:
             model = with_classes(model, folder, classes, prompt or PROMPT)
-        return cls(model, device=torch_device)
-=======
-    def load(cls, path: str | Path, device: torch.device | str = "cpu", engine: Engine = "eager") -> Predictor:
-        """Load the folder of a run, a checkpoint or a release, or a Hub id (`owner/name`). `device` may be `auto`.
-
-        `engine`: what computes the network (`cover.inference.engines`). Raises `UserError`.
-        """
-        torch_device = pick_device(device) if isinstance(device, str) else device
-        folder = find_release(path)
-        predictor = cls(load_release(folder), device=torch_device)
+        predictor = cls(model, device=torch_device)
         if engine != "eager":
             from cover.inference.engines import EngineGraphs
 
@@ -137,7 +129,6 @@ class Predictor:
         if self.graphs:
             return self.graphs(pixels, groups)
         return self.model.forward_features(self.model.normalize(pixels), groups)
->>>>>>> main
 
     def plan(self, head: str, views: Views | None = None) -> ViewPlan:
         """The views of a video for `head`. `views` replaces the number of views of its data set.

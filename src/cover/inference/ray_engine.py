@@ -83,7 +83,7 @@ class _PredictWorker:
         import torch
 
         torch.set_num_threads(1)  # Ray gives each worker one core
-        predictor = Predictor.load(place, device, request.classes, request.prompt)
+        predictor = Predictor.load(place, device, "eager", request.classes, request.prompt)
         self._answerer = Answerer(predictor, request, name)
         self._pool = reading_pool(1)
 
