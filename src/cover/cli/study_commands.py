@@ -373,7 +373,7 @@ def _recompute(args: Namespace) -> int:
         metavar="NAME",
         nargs="*",
         type=Path,
-        help="folders of runs of cover train, cover fit or cover add; with --benchmarks: files of cover evaluate --json",
+        help="folders of runs of cover train, cover fit or cover add; with --benchmarks: files of evaluate --json",
     ),
     argument(
         "--benchmarks", action="store_true", help="the accuracies on the article's data sets, published and yours"
@@ -430,7 +430,7 @@ def _count_jobs(jobs: int | None, device: str = "auto") -> int:
     argument("--seed", type=whole(0), default=0, help="seed of the data and the training (default: 0)"),
     argument(
         "--difficulty",
-        choices=["easy", "medium", "hard"],
+        choices=["easy", "hard"],
         default="easy",
         help="difficulty of the data, as in cover sandbox (default: easy)",
     ),

@@ -210,7 +210,7 @@ def read_pixels(
 class PackDataset(Dataset[Pack]):
     """A data set for a DataLoader of torch, of Lightning or of another trainer: item `step` is that step's Pack.
 
-    The DataLoader needs `batch_size=None` and no shuffling: the schedule has shuffled. With several processes each takes
+    The DataLoader needs `batch_size=None` and no shuffling: the schedule has shuffled. With several processes each has
     its slice of every step (`rank` of `ranks`), so the trainer must not divide the steps.
 
     >>> DataLoader(PackDataset(schedule, reader, steps=100), batch_size=None)
