@@ -69,7 +69,7 @@ def test_clips_and_images_have_the_scores_of_eager(
         np.testing.assert_allclose(theirs.scores["act"], ours.scores["act"], atol=tolerance)
     three, one = files_of(checkpoint, kind)[::-1]
     said = capfd.readouterr().err
-    assert str(three) in said and str(one) in said and "of 6 clips and heads" in said
+    assert all(part in said for part in (str(three), str(one), "of 6 clips and heads"))
     stored = {tensor.data_type for tensor in _initializers(three)}
     assert (3 in stored) == (kind == "onnx-int8")  # 3 is ONNX's INT8
 
@@ -145,7 +145,7 @@ def test_onnx_needs_its_packages(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["predict", str(checkpoint), "clip.mp4", "--engine", "onnx-int8", "--device", "cpu"]) == 2
     error = capsys.readouterr().err
-    assert "--engine onnx-int8" in error and "pip install" in error and "[export]" in error
+    assert all(part in error for part in ("--engine onnx-int8", "pip install", "[export]"))
 
 
 @pytest.mark.full

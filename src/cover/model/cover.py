@@ -105,8 +105,8 @@ class CoVeR(nn.Module):
         `frames`: float `(F, 3, H, W)` from `normalize`, clips first. `groups`: `(samples, frames of each sample)`; the
         images (one-frame samples) are one group at the end. `drop`: drop-path factors `(layers, branches, S)`
         (`Backbone.drop_shape`), None in evaluation. `stages`: above 0, `frames` is the output of this many stages
-        (`forward_prefix`) and only the rest of the network runs. `tubes`: as in `Backbone.forward`. Returns head name -> float `(S, classes)`. Raises
-        ValueError if shapes do not fit.
+        (`forward_prefix`) and only the rest of the network runs. `tubes`: as in `Backbone.forward`. Returns head name
+        -> float `(S, classes)`. Raises ValueError if shapes do not fit.
         """
         return self.forward_head(self.forward_features(frames, groups, drop, stages=stages, tubes=tubes))
 

@@ -53,7 +53,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT. Prints the address when the server is ready.
 
-    `calibration`: files on which a new engine is compared with `eager`; without any, on moving textures. At the end it answers all open requests and removes its temporary files.
+    `calibration`: files on which a new engine is compared with `eager`; without any, on moving textures. At the end it
+    answers all open requests and removes its temporary files.
 
     Raises `UserError` if the checkpoint cannot be served, if the address is not available, or if a package is missing.
     """

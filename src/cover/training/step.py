@@ -14,6 +14,7 @@ import torch.nn.functional as fn
 from torch import Tensor
 
 from cover.distributed import LocalStep
+from cover.hardware import wide_dtype
 from cover.model.batch_norm import update_statistics
 from cover.transforms.mixup import Mixup
 
@@ -32,7 +33,8 @@ class StepSettings:
     `batch`: the *scheduled* number of samples of a step over all ranks, by which every loss is divided. It is the same
     constant on every rank and micro-batch, and does not depend on unreadable files. `loss_weights`: float32
     `(data sets,)`. `max_grad_norm`: the largest gradient norm, 0 for no limit. `drop_path`: the rate at the last layer.
-    `drop_tubes`: fraction of the places that are left out of all frames of a sample. `bf16`: autocast of the forward pass to bfloat16. `sigmoid`: the names of the multi-label heads.
+    `drop_tubes`: fraction of the places that are left out of all frames of a sample. `bf16`: autocast of the forward
+    pass to bfloat16. `sigmoid`: the names of the multi-label heads.
     """
 
     batch: int
@@ -53,12 +55,12 @@ class LossSums:
     """
 
     def __init__(self, sets: int, device: torch.device | str) -> None:
-        self.sums = torch.zeros(3, sets, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(3, sets, dtype=wide_dtype(device), device=device)
 
     def add(self, pack: Pack, loss_S: Tensor, hit_S: Tensor) -> None:
         """Add the samples of a Pack. Unreadable samples have weight 0 and do not count."""
         # float64, because float32 sums of many steps would lose digits
-        rows = torch.stack([loss_S.detach() * pack.weight, hit_S * pack.weight, pack.weight]).double()
+        rows = torch.stack([loss_S.detach() * pack.weight, hit_S * pack.weight, pack.weight]).to(self.sums.dtype)
         self.sums.index_add_(1, pack.dataset, rows)
 
     def take(self) -> list[tuple[float, float, int]]:
@@ -146,7 +148,7 @@ def drop_path_factors(seeds_S: Tensor, shape: tuple[int, int], rate: float) -> T
         return None
     layers, branches = shape
     counters = torch.arange(layers * branches, device=seeds_S.device).view(layers, branches, 1) + 1
-    uniform = _random_bits(seeds_S.view(1, 1, -1), counters).double() / 2**24  # a number in [0, 1)
+    uniform = _random_bits(seeds_S.view(1, 1, -1), counters).float() / 2**24  # exact, in [0, 1)
     rates = torch.linspace(0, rate, layers, device=seeds_S.device).view(layers, 1, 1)
     return ((uniform >= rates) / (1 - rates)).float()  # the mean of a factor is 1
 

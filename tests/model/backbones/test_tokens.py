@@ -89,7 +89,8 @@ def test_gradients_reach_the_network_and_the_frames() -> None:
     static, frames = vit(0.0, attention="space"), pictures(2).repeat_interleave(2, 0).requires_grad_()
     static(frames, ((1, 4),)).sum().backward()
     assert all(parameter.grad is not None for parameter in static.parameters())
-    assert frames.grad is not None and frames.grad[[0, 2]].abs().sum() > 0
+    assert frames.grad is not None
+    assert frames.grad[[0, 2]].abs().sum() > 0
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,8 @@ def test_all_places_are_the_whole_network_and_a_place_that_is_left_out_has_no_ef
 def test_places_are_those_of_the_draw() -> None:
     seeds = torch.tensor([5, 6, -(2**62)])
     tubes = retained_tubes(seeds, 49, 0.5)
-    assert tubes is not None and tubes.shape == (3, 24)
+    assert tubes is not None
+    assert tubes.shape == (3, 24)
     assert torch.equal(tubes, torch.cat([retained_tubes(seed[None], 49, 0.5) for seed in seeds]))  # type: ignore
     assert all(len(set(row)) == 24 and row == sorted(row) for row in tubes.tolist())
     many = retained_tubes(torch.arange(4000), 49, 0.5)

@@ -82,8 +82,8 @@ class VitConfig(BackboneConfig):
     (DINOv2's classifiers); this mean after the last norm or before it (`mean_norm`); a learned query (`probe`, SigLIP);
     `probe_depth` blocks and then a learned query (`attentive`, V-JEPA 2). `pool_eps`: of the norms after the blocks, 0
     for `norm_eps`. `static_patches`: patches that differ from those before by at most this are computed once
-    (`vit_static`); None: all are computed. `drop_tokens`: the part of the patches that is left out of a training pass, the same ones in the
-    whole Pack (VATT).
+    (`vit_static`); None: all are computed. `drop_tokens`: the part of the patches that is left out of a training pass,
+    the same ones in the whole Pack (VATT).
 
     `learned_tokens`: the patches of a slot become this many tokens after `learner_after` blocks, 0 for never
     (TokenLearner, version `learner`). `fuser`: they become patches again after each block.
