@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 
-from cover.console import say
 from cover.containers import physical_memory
 from cover.errors import UserError, nearest
 from cover.machine import cores as cores_here
@@ -165,11 +164,7 @@ def make_cluster(
     return Cluster(device, devices, beside, cores, mfu or default_mfu, network, assumed=mfu is None)
 
 
-AUTO = {  # kinds of devices that `auto` tries, the first that can be used -> whether torch says that it is there
-    "cuda": lambda: torch.cuda.is_available(),
-    "mps": lambda: torch.backends.mps.is_available(),
-    "xpu": lambda: torch.xpu.is_available(),
-}
+AUTO = ("cuda", "mps", "xpu")  # kinds of devices that `auto` tries, in this order
 TESTED = ("cuda", "cpu")
 
 
@@ -191,8 +186,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def _first_usable() -> torch.device:
-    for kind, is_there in AUTO.items():
-        if not is_there():
+    from cover.console import say  # here, because a training step needs torch alone
+
+    for kind in AUTO:
+        if not (torch.backends.mps if kind == "mps" else getattr(torch, kind)).is_available():
             continue
         try:
             device = _tried(kind)

@@ -220,7 +220,9 @@ def forward_backward(
     if pack.mix is not None:
         frames, partner_S, lam_S = Mixup.apply(frames, pack.mix, pack.weight, pack.groups)
     drop = drop_path_factors(pack.seed, model.backbone.drop_shape(), settings.drop_path)
-    tubes = retained_tubes(pack.seed, model.backbone.tubes_of(frames.shape[2:]), settings.drop_tubes)  # type: ignore
+    tubes = None
+    if settings.drop_tubes:
+        tubes = retained_tubes(pack.seed, model.backbone.tubes_of(frames.shape[2:]), settings.drop_tubes)
     options = {"stages": pack.stages} if pack.stages else {}
     options |= {} if tubes is None else {"tubes": tubes}
     # The backward pass runs outside autocast, as PyTorch recommends: it uses the dtypes of the forward pass.
