@@ -1,6 +1,6 @@
 # make demo        install into .venv, generate data, train, evaluate, write demo/report.html
 # make test        install with the development tools, then lint, types and tests
-# make test-full   the same with the slow and full-size checks
+# make test-full   the same with the slow and full-size checks, and the notebooks
 # make test-extras lint, the pages and the tests with every optional package installed, as continuous integration runs them
 # make docs        the pages of docs/ as a site in site/
 # make bench       every measurement in benchmarks/
@@ -27,8 +27,9 @@ demo: .venv/.installed
 test: lint
 	$(PYTEST) -m "not full"
 
-test-full: lint
+test-full: lint .venv/.installed-notebooks
 	$(PYTEST)
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --timeout 900 docs/notebooks
 
 # The first prerequisite installs what the others need. Torchcodec needs FFmpeg's libraries and the page's tests need Chromium:
 # without them, pytest names the tests that it skips.
@@ -61,6 +62,11 @@ clean:
 	@echo "installing into .venv with the development tools (some minutes the first time)"
 	@$(INSTALL) -e '.[dev]'
 	@touch .venv/.installed $@
+
+.venv/.installed-notebooks: pyproject.toml constraints.txt | .venv/.created
+	@echo "installing into .venv with what runs the notebooks (some minutes the first time)"
+	@$(INSTALL) -e '.[dev,notebooks]'
+	@touch .venv/.installed .venv/.installed-dev $@
 
 .venv/.installed-docs: pyproject.toml constraints.txt | .venv/.created
 	@echo "installing into .venv with what builds the pages (some minutes the first time)"

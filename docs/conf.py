@@ -15,7 +15,7 @@ project = "CoVeR"
 copyright = "the CoVeR authors, Apache-2.0"
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["images"]
+exclude_patterns = ["images", "notebooks"]
 
 myst_heading_anchors = 4  # the same anchors that GitHub makes of headings
 default_role = "code"  # docstrings have names in single backticks, as Markdown has

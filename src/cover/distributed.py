@@ -29,6 +29,7 @@ from cover.errors import UserError
 from cover.hardware import pick_device
 from cover.machine import cores, default_workers, end_with_launcher
 from cover.model.cover import CoVeR
+from cover.model.lora import merged
 
 
 class LocalStep:
@@ -243,7 +244,7 @@ class DistributedStep(LocalStep):
             return self.model
         weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
         copy = CoVeR(self.model.config, self.model.head_list).to(next(self.model.parameters()).device)
-        copy.load_state_dict(weights)
+        copy.load_state_dict(merged(self.model, weights))
         return copy
 
     @contextmanager

@@ -80,7 +80,7 @@ def test_every_parameter_has_a_layer_and_layers_go_up_with_depth() -> None:
     for block in range(3):
         assert {layer for name, layer in layers.items() if name.startswith(f"blocks.{block}.")} == {block + 1}
     assert {layers[name] for name in ("norm.weight", "norm.bias")} == {4}
-    below = {name: model.layers_below(name) for name, _ in model.named_parameters()}
+    below = {name: model.layers_above()[name] for name, _ in model.named_parameters()}
     assert below == {
         **{f"backbone.{name}": 4 - layer for name, layer in layers.items()},
         "heads.things.weight": 0,
@@ -108,7 +108,7 @@ def test_the_name_of_a_head_says_nothing_of_its_parameters(name: str) -> None:
     model = CoVeR(TimeSformerConfig(**SHAPE), (Head(name, ("a", "b")),))
     assert f"heads.{name}.weight" not in model.temporal_parameters() | model.no_decay_parameters()
     assert f"heads.{name}.bias" in model.no_decay_parameters()
-    assert model.layers_below(f"heads.{name}.weight") == 0
+    assert model.layers_above()[f"heads.{name}.weight"] == 0
 
 
 def test_layer_scale_starts_every_branch_at_its_value() -> None:

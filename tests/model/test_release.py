@@ -14,6 +14,7 @@ import torch
 from cover.cli import main
 from cover.errors import UserError
 from cover.model.backbones.conv3d import Conv3dConfig
+from cover.model.backbones.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
@@ -253,3 +254,22 @@ def test_no_checkpoint_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint in it") as error:
         find_release(tmp_path)
     one_line(error)
+
+
+def test_tables_that_a_network_computes_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release does not store them, and a network without values does not have them."""
+
+    class WithTable(EfficientNetLite):
+        def __init__(self, config: EfficientNetLiteConfig) -> None:
+            super().__init__(config)
+            self.last.register_buffer("table", torch.linspace(0, 1, 1280), persistent=False)
+
+        def forward(self, *arguments: Any) -> torch.Tensor:
+            return super().forward(*arguments) * self.last.table
+
+    monkeypatch.setattr("cover.model.backbones.efficientnet_lite.EfficientNetLite", WithTable)
+    model = CoVeR(EfficientNetLiteConfig(size=32), (Head("moves", ("up", "down")),)).eval()
+    model.save_pretrained(tmp_path)
+    frames = torch.randn(2, 3, 32, 32)
+    loaded = CoVeR.from_pretrained(tmp_path)
+    assert loaded(frames, ((2, 1),))["moves"].equal(model(frames, ((2, 1),))["moves"])

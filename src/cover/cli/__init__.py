@@ -10,6 +10,7 @@ from typing import NoReturn, TypeVar
 from cover import __version__
 from cover.cli import data_commands, study_commands, train_commands, use_commands
 from cover.cli.command import Command, check_json_target
+from cover.cli.completion import SHELLS, PrintCompletion
 from cover.errors import UserError
 from cover.machine import reuse_memory
 from cover.safe_text import printable
@@ -22,6 +23,7 @@ COMMANDS = (
     data_commands.index,
     data_commands.overlap,
     data_commands.prepare,
+    study_commands.fit,
     train_commands.train,
     study_commands.add,
     train_commands.plan,
@@ -30,6 +32,7 @@ COMMANDS = (
     use_commands.evaluate,
     study_commands.transfer,
     study_commands.study,
+    study_commands.report,
     use_commands.predict,
     use_commands.filter_,
     use_commands.explain,
@@ -116,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="cover", description="Co-train one video transformer on several video and image data sets."
     )
     parser.add_argument("--version", action="version", version=f"cover {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        choices=SHELLS,
+        action=PrintCompletion,
+        help='print a completion script; in bash: eval "$(cover --print-completion bash)"',
+    )
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS:
         subparser = parsers.add_parser(

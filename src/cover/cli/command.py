@@ -44,7 +44,8 @@ def command(
     return lambda run: Command(name, help, example, arguments, run, overrides, computes, goes_on)
 
 
-def _path(text: str) -> Path:
+def read_path(text: str) -> Path:
+    """The type of an argument that is a path. Refuses an empty text."""
     if not text.strip():  # as from an unset variable of a shell; Path("") would be the current folder
         raise argparse.ArgumentTypeError("empty; name a file or a folder")
     return Path(text)
@@ -53,7 +54,7 @@ def _path(text: str) -> Path:
 def argument(*names: str, **settings: Any) -> Argument:
     """An argument. The parameters are those of `ArgumentParser.add_argument`. An empty path is refused."""
     if settings.get("type") is Path:
-        settings["type"] = _path
+        settings["type"] = read_path
     return lambda parser: parser.add_argument(*names, **settings)
 
 

@@ -1,7 +1,8 @@
-"""Commands that run whole experiments: add, transfer, study, demo."""
+"""Commands that run whole experiments: fit, report, add, transfer, study, demo."""
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -26,23 +27,115 @@ _JOBS = argument(
 )
 
 
+_HEADS = argument(
+    "--heads",
+    metavar="KIND",
+    nargs="+",
+    choices=["linear", "quarters", "attentive", "late_block"],
+    help="heads to try on the fixed network: linear, quarters, attentive, late_block (default: all for videos; over"
+    " folds without late_block, which takes longest)",
+)
+
+
+@command(
+    "fit",
+    "make a model of your own files: a folder of classes, a csv file or a list",
+    "cover fit clips/ --out runs/mine",
+    argument(
+        "data",
+        metavar="DATA",
+        type=Path,
+        help="a folder with a subfolder for each class, videos and pictures mixed or not; or a list of files, .csv or"
+        " .txt",
+    ),
+    checkpoint("--start", default="efficientnet_lite0", help="weights to start from (default: efficientnet_lite0)"),
+    argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)"),
+    argument(
+        "--group",
+        metavar="COLUMN_OR_PATTERN",
+        help="what stays on one side of a split, such as a scene or a person: a column of the list, or a pattern on the"
+        r" path, as in '(scene\d+)'; none for no groups (default: found in columns, folders and names, and said)",
+    ),
+    argument("--media", choices=["video", "image"], help="only files of this kind (default: both)"),
+    argument(
+        "--columns",
+        metavar="OURS=THEIRS",
+        nargs="+",
+        default=[],
+        help="columns of a csv file, as in path=file label=activity (default: found by names and contents, and said)",
+    ),
+    argument(
+        "--folds",
+        type=whole(0),
+        metavar="K",
+        help="measure by K folds, each trained without one part of whole groups; 0 for one split (default: by the"
+        " number of samples, and said)",
+    ),
+    argument(
+        "--with",
+        dest="beside",
+        metavar="CATALOG:SET",
+        nargs="+",
+        default=[],
+        help="train all weights on these data sets too, and compare with the files alone",
+    ),
+    _HEADS,
+    argument(
+        "--epochs", type=float, metavar="N", help="epochs of the files, where weights are trained (default: by size)"
+    ),
+    argument("--seed", type=whole(0), default=0, help="seed of the training and of the folds (default: 0)"),
+    json_option("write the results as JSON"),
+    WORKERS,
+    DEVICE,
+    computes=True,
+    goes_on=True,
+)
+def fit(args: Namespace) -> int:
+    from cover.experiments.own_files import OwnRequest
+
+    if args.folds == 1:
+        raise UserError("--folds: 1 is no division; give 2 or more, or 0 for one split")
+    columns = read_pairs("--columns", args.columns, "OURS=THEIRS")
+    own = OwnRequest(args.data, args.group, args.media, columns)
+    from cover.experiments.fit import FitRequest, fit, print_fitted
+
+    name = (args.data if args.data.is_dir() else args.data.absolute().parent).resolve().name
+    request = FitRequest(
+        own,
+        args.out or Path("runs") / (name or "mine"),
+        args.start,
+        args.folds,
+        tuple(args.heads or ()),
+        tuple(args.beside),
+        args.epochs,
+        args.seed,
+        args.device,
+        args.workers,
+    )
+    fitted = fit(request)
+
+    def show() -> None:
+        print_fitted(fitted)
+        print(fitted.report)
+
+    give(fitted.results, args.json, show)
+    say_next("predict", request.out, "FILE")
+    say_next("serve", request.out, "--page")
+    say_next("train", fitted.results["recipe"], "--out", request.out.with_name(f"{request.out.name}_2"))
+    new = fitted.results["new"]
+    return 1 if new["n_read"] < new["n_listed"] else 0
+
+
 @command(
     "add",
-    "train a head for one more data set, and evaluate it and the old heads",
-    "cover add efficientnet_lite0 --data clips/ --out runs/mine",
+    "train a head for one more data set of a catalog, and evaluate it and the old heads",
+    "cover add runs/cotrain --data mine --catalog catalog.yaml",
     checkpoint("checkpoint"),
     argument(
         "--data",
         required=True,
         metavar="NAME",
-        help="name of the new data set in the catalog; or a folder with a subfolder for each class, or a list of files"
-        " (train.txt, train.csv), for which a catalog is written",
-    ),
-    argument(
-        "--group",
-        metavar="COLUMN_OR_PATTERN",
-        help="for a folder or a list: what stays on one side of a split, such as a scene or a person: a column of the"
-        r" list, or a pattern on the path, as in '(scene\d+)'",
+        help="name of the new data set in the catalog (cover fit is for a folder or a list without a catalog)",
     ),
     CATALOG,
     argument(
@@ -52,13 +145,7 @@ _JOBS = argument(
         " replay: train all weights on the old and the new data sets; alone: train all weights on the new data set"
         " (default: best for a network that pools frames, as the known starts do, else probe)",
     ),
-    argument(
-        "--heads",
-        metavar="KIND",
-        nargs="+",
-        choices=["linear", "quarters", "attentive", "late_block"],
-        help="for --how best: which heads to try: linear, quarters, attentive, late_block (default: all for videos)",
-    ),
+    _HEADS,
     argument("--epochs", type=float, metavar="N", help="epochs of the new data set (default: by its size, 10 to 50)"),
     argument(
         "--compare", action="store_true", help="also train the same network on the new data set from other weights"
@@ -97,21 +184,21 @@ _JOBS = argument(
 )
 def add(args: Namespace) -> int:
     from cover.experiments.add.add_recipe import AddRequest
-    from cover.experiments.add.own_data import own_files, write_own_catalog
     from cover.experiments.add.run import BESIDE, AddOptions, add, default_method, print_added
+    from cover.experiments.run_report import write_run_report
     from cover.model.release import find_release
 
     if args.epochs is not None and not 0 < args.epochs < 10**6:
         raise UserError(f"--epochs: {args.epochs:g} is no number of epochs; give one above 0, as in 30")
-    release, place = find_release(args.checkpoint), own_files(args.data, args.catalog)
+    if not args.catalog.is_file() and Path(args.data).exists():
+        fit_command = shlex.join(["cover", "fit", args.data, "--start", args.checkpoint])
+        raise UserError(f"--data: {args.data}: is no data set of a catalog; try {fit_command}")
+    release = find_release(args.checkpoint)
     how = args.how or default_method(release)
     if args.heads and how != "best":
         raise UserError(f"--heads: for --how best, and this is --how {how}")
-    if args.group and place is None:
-        raise UserError(f"--group: for a folder or a list; write it into the entry of {args.data} in {args.catalog}")
-    out = args.out or Path("runs") / f"{place.resolve().stem if place else args.data}_{how}"
-    catalog, name = write_own_catalog(place, out, args.group) if place else (args.catalog, args.data)
-    request = AddRequest(release, name, catalog, how, out, args.epochs, args.seed, args.device, args.workers)
+    out = args.out or Path("runs") / f"{args.data}_{how}"
+    request = AddRequest(release, args.data, args.catalog, how, out, args.epochs, args.seed, args.device, args.workers)
     kinds = tuple(args.heads or ())
     options = AddOptions(args.compare, args.baseline, args.split, args.only_recipe, args.overrides, args.folds, kinds)
     results = add(request, options)
@@ -122,7 +209,7 @@ def add(args: Namespace) -> int:
 
     def show() -> None:
         print_added(results)
-        print(out)
+        print(write_run_report(out))
 
     give(results, args.json, show)
     say_next("predict", out, "clip.mp4")
@@ -226,6 +313,19 @@ def transfer(args: Namespace) -> int:
         action="store_true",
         help="check the study, print the number of runs and the smallest difference that they can detect, and stop",
     ),
+    argument(
+        "--worth",
+        metavar="TARGET",
+        default="",
+        help="ask instead how much each other data set of the study is worth to TARGET: the full mixture without it,"
+        " and TARGET with it alone; the results are in OUT/worth/TARGET",
+    ),
+    argument(
+        "--recompute",
+        type=Path,
+        metavar="DIR",
+        help="run nothing: judge the study in DIR again with the statistics of this version",
+    ),
     json_option("write the results as JSON"),
     _JOBS,
     overrides=True,
@@ -234,20 +334,77 @@ def transfer(args: Namespace) -> int:
 )
 def study(args: Namespace) -> int:
     from cover import config
-    from cover.experiments.study.run_study import REPORT, run_study
+    from cover.experiments.study.run_study import REPORT, report_folder, run_study
     from cover.experiments.study.study_file import Study
 
     if args.keys:
         print("\n".join(config.keys(Study)))
         return 0
+    if args.recompute is not None:
+        return _recompute(args)
     if args.study is None:
         raise UserError("which study? for example: cover study recipes/studies/sandbox.yaml (--keys lists the fields)")
     study = config.load(Study, args.study, args.overrides)
-    summary = run_study(study, _count_jobs(args.jobs), args.dry_run)
+    summary = run_study(study, _count_jobs(args.jobs), args.dry_run, args.worth)
     if summary is None:
         say_next("study", args.study, *args.overrides)
         return 0
-    give(summary, args.json, lambda: print(Path(study.out) / REPORT))
+    give(summary, args.json, lambda: print(report_folder(study, args.worth) / REPORT))
+    return 0
+
+
+def _recompute(args: Namespace) -> int:
+    from cover.console import print_table
+    from cover.experiments.study.comparisons import comparison_lines
+    from cover.experiments.study.recompute import recompute
+
+    rows = recompute(args.recompute)
+    columns = ["claim", "target", "ours", "theirs", "size", "points", "95 % interval", "p, Holm", "before", "now"]
+    give({"comparisons": rows}, args.json, lambda: print_table(columns, comparison_lines(rows)))
+    return 0
+
+
+@command(
+    "report",
+    "write the report of a run again, or the article's tables with your own measured rows",
+    "cover report runs/mine\n  cover report --benchmarks results.json",
+    argument(
+        "names",
+        metavar="NAME",
+        nargs="*",
+        type=Path,
+        help="folders of runs of cover train, cover fit or cover add; with --benchmarks: files of evaluate --json",
+    ),
+    argument(
+        "--benchmarks", action="store_true", help="the accuracies on the article's data sets, published and yours"
+    ),
+    argument("--pretrain", default="", metavar="TEXT", help="--benchmarks: what your models were pre-trained on"),
+    argument("--out", type=Path, metavar="FILE", help="--benchmarks: a Markdown file (default: stdout)"),
+)
+def report(args: Namespace) -> int:
+    if args.benchmarks:
+        return _benchmark_report(args)
+    for option in ("pretrain", "out"):
+        if getattr(args, option):
+            raise UserError(f"--{option}: goes with --benchmarks")
+    if not args.names:
+        raise UserError("give the folder of a run, as in cover report runs/mine, or --benchmarks")
+    from cover.experiments.run_report import write_run_report
+
+    for run in args.names:
+        print(write_run_report(run))
+    return 0
+
+
+def _benchmark_report(args: Namespace) -> int:
+    from cover.experiments.benchmarks import benchmark_page, read_measured
+    from cover.experiments.report import write_text
+
+    page = benchmark_page(read_measured(args.names), args.pretrain)
+    if args.out is None:
+        print(page, end="")
+    else:
+        print(write_text(page, args.out))
     return 0
 
 
@@ -273,7 +430,7 @@ def _count_jobs(jobs: int | None, device: str = "auto") -> int:
     argument("--seed", type=whole(0), default=0, help="seed of the data and the training (default: 0)"),
     argument(
         "--difficulty",
-        choices=["easy", "medium", "hard"],
+        choices=["easy", "hard"],
         default="easy",
         help="difficulty of the data, as in cover sandbox (default: easy)",
     ),

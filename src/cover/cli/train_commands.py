@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 )
 def train(args: Namespace) -> int:
     from cover import config
-    from cover.training.recipe import Recipe, read_recipe
+    from cover.training.recipe import RECIPE, Recipe, read_recipe
 
     if args.keys:
         print("\n".join(config.keys(Recipe)))
@@ -48,11 +48,12 @@ def train(args: Namespace) -> int:
     if args.recipe is None:
         raise UserError("which recipe? for example: cover train recipes/sandbox/cotrain.yaml (--keys lists the fields)")
     # before the slow imports below, so that a mistake in the recipe is reported at once
-    recipe = read_recipe(args.recipe, args.overrides, needs_start=not (args.resume or args.requeue))
+    resumed = args.resume or args.requeue
+    recipe = read_recipe(args.recipe, args.overrides, needs_start=not resumed, resumed=resumed)
     from cover.console import say
     from cover.machine import default_workers
     from cover.training.dev_report import dev_report
-    from cover.training.resume import RECIPE, has_started
+    from cover.training.resume import has_started
     from cover.training.train import Interrupted, train
 
     try:
@@ -63,9 +64,21 @@ def train(args: Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes; one of them prints
         for line in dev_report(run, recipe, default_workers() if recipe.workers < 0 else recipe.workers):
             say(line)
+        _write_report(run)
         print(run)
         _say_how_to_evaluate(run, recipe)
     return 0
+
+
+def _write_report(run: Path) -> None:
+    """Write the report of a run. A file that is gone meanwhile does not make a finished run fail."""
+    from cover.console import say
+    from cover.experiments.run_report import write_run_report
+
+    try:
+        say(f"report: {write_run_report(run)}")
+    except UserError as error:
+        say(f"warning: no report: {error}")
 
 
 def _say_how_to_evaluate(run: Path, recipe: Recipe) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cover.cli.command import (
     CATALOG,
@@ -27,6 +27,9 @@ from cover.cli.command import (
     workers_option,
 )
 from cover.errors import UserError
+
+if TYPE_CHECKING:
+    from cover.inference.segments import SegmentRule
 
 
 @command(
@@ -155,6 +158,13 @@ def _evaluate_folds(args: Namespace) -> int:
     return 1 if any(row["n_read"] < row["n_listed"] for row in results) else 0
 
 
+def _probability(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"expected a probability such as 0.5, got {text}; write files before it") from None
+
+
 @command(
     "predict",
     "predict the classes of videos and images",
@@ -163,8 +173,13 @@ def _evaluate_folds(args: Namespace) -> int:
     argument(
         "names",
         metavar="FILE",
-        nargs="+",
+        nargs="*",
         help="videos, images, folders, patterns or URLs; - reads a list of them from stdin",
+    ),
+    argument(
+        "--live",
+        metavar="SOURCE",
+        help="predict a video while it plays: a camera (0), an rtsp:// address, or a file at its own rate",
     ),
     argument(
         "--top", type=whole(1), default=5, metavar="K", help="number of classes to give for each head (default: 5)"
@@ -181,7 +196,8 @@ def _evaluate_folds(args: Namespace) -> int:
         "--stride",
         type=float,
         metavar="SECONDS",
-        help="time from the start of one window to the start of the next (default: the value of --window)",
+        help="time from the start of one window to the start of the next (default: the value of --window; with --live"
+        " from one prediction to the next, 1)",
     ),
     DECODER,
     argument(
@@ -190,10 +206,23 @@ def _evaluate_folds(args: Namespace) -> int:
         help="format of the rows (default: pretty; for --out, its file ending)",
     ),
     argument(
+        "--segments",
+        type=_probability,
+        nargs="?",
+        const=0.5,
+        metavar="P",
+        help="the stretches of a video in which a class has this probability, in place of a row for each window"
+        " (default of P: 0.5; of --window: the span of a clip)",
+    ),
+    argument("--leave", type=float, metavar="P", help="a segment ends below this probability (default: 0.6 of P)"),
+    argument("--gap", type=float, default=0.0, metavar="S", help="join segments of a class so many seconds apart"),
+    argument("--shortest", type=float, default=0.0, metavar="S", help="leave out segments shorter than this"),
+    argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="write the rows to a .jsonl or .csv file; an interrupted run continues with the rows that it lacks",
+        help="write the rows to a .jsonl or .csv file; an interrupted run continues with the rows that it lacks;"
+        " .srt or .vtt: the segments of one video as subtitles",
     ),
     argument(
         "--embed",
@@ -217,15 +246,52 @@ def predict(args: Namespace) -> int:
     from cover.inference.predict import PredictOptions, PredictOutputs, PredictRequest, find_inputs, predict
     from cover.inference.views import Windows
 
+    if args.live:
+        return _predict_live(args)
     files = find_inputs(args.names, sys.stdin.buffer)
     if args.stride is not None and args.window is None:
         raise UserError("--stride: goes with --window SECONDS")
     windows = None if args.window is None else Windows(args.window, args.window if args.stride is None else args.stride)
-    request = PredictRequest(args.top, tuple(args.head) if args.head else None, args.views, windows, args.decoder)
+    heads = tuple(args.head) if args.head else None
+    request = PredictRequest(args.top, heads, args.views, windows, args.decoder, _segment_rule(args))
     outputs = PredictOutputs(args.format, args.out, args.embed, args.json)
     engine = "eager" if args.engine == "pool" else args.engine
     options = PredictOptions(args.device, None if args.workers < 0 else args.workers, engine)
     return 1 if predict(args.checkpoint, files, request, outputs, options) else 0
+
+
+def _segment_rule(args: Namespace) -> SegmentRule | None:
+    from cover.inference.records import subtitles_of
+    from cover.inference.segments import LEAVE, SegmentRule
+
+    enter = args.segments
+    if enter is None and args.out and subtitles_of(args.out):
+        enter = 0.5
+    if enter is None:
+        for name in ("leave", "gap", "shortest"):
+            if getattr(args, name):
+                raise UserError(f"--{name}: goes with --segments")
+        return None
+    return SegmentRule(enter, enter * LEAVE if args.leave is None else args.leave, args.gap, args.shortest)
+
+
+def _predict_live(args: Namespace) -> int:
+    from cover.inference.live import LiveRequest, predict_live
+    from cover.inference.predict import check_heads
+    from cover.inference.predictor import Predictor
+
+    if args.names:
+        raise UserError(f"--live: plays one source; leave {args.names[0]} out")
+    for name in ("views", "segments", "out", "embed", "json"):
+        if getattr(args, name):
+            raise UserError(f"--live: cannot go with --{name}")
+    if args.format == "csv" or args.engine == "ray" or args.decoder != "pyav":
+        raise UserError("--live: has --format pretty or jsonl, --engine pool and --decoder pyav only")
+    predictor = Predictor.load(args.checkpoint, args.device)
+    check_heads(predictor, args.checkpoint, False)
+    stride = 1.0 if args.stride is None else args.stride
+    request = LiveRequest(args.top, tuple(args.head) if args.head else None, stride, args.window)
+    return predict_live(predictor, args.live, request, args.format or "pretty")
 
 
 @command(

@@ -202,6 +202,7 @@ class DatasetSpec:
     `separator`: text between the classes in one cell of a multi-label csv file.
     `given_root`: the key `root` as the catalog has it; it may be relative to the catalog's folder.
     `columns`: our name of a csv column (`path`, `label`, ...) -> its name in the file.
+    `stills`: whether a data set of videos also has pictures. Each is a clip that repeats its one frame.
     """
 
     name: str
@@ -220,6 +221,7 @@ class DatasetSpec:
     group: GroupRule | None = None
     given_root: str = ""
     columns: dict[str, str] = field(default_factory=dict)
+    stills: bool = False
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -373,6 +375,7 @@ def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec:
         group=GroupRule("group") if "group" in columns else keys.take("group", _group_in(form), None),
         given_root=given_root,
         columns=columns,
+        stills=keys.take("stills", _stills_in(media), False),
     )
 
 
@@ -403,6 +406,20 @@ def _media(keys: _Keys, form: str, annotations: dict[str, str]) -> Media:
     if convention and media != convention:
         raise keys.wrong("media", f"{form} holds {convention}s")
     return cast(Media, media)
+
+
+def _stills_in(media: Media) -> Callable[[Any], bool]:
+    """A reader of the key `stills` in an entry of a kind of media."""
+
+    def read(value: Any) -> bool:
+        found = resolve(value)
+        if not isinstance(found, bool):
+            raise UserError(f"expected true or false, got {show(value)}")
+        if found and media == "image":
+            raise UserError("goes with media: video, where it adds the pictures")
+        return found
+
+    return read
 
 
 def _views(convention: Convention, media: Media) -> Views:

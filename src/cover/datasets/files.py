@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cover.errors import UserError
+from cover.media.source import PICTURES
 
 if TYPE_CHECKING:  # the import of pyarrow is slow, and a prediction does not need it
     from cover.media.source import Media
 
 _VIDEO = ".mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .wmv .flv .ts .m2ts .mts .3gp .ogv .ogg .vob .asf .gif .y4m .swf"
 _VIDEO += " .3g2 .divx .dv .f4v .m2t .mxf .qt .rm .264 .265 .h264 .h265 .hevc .ivf .m1v .m2v .mjpeg .mjpg"
-_IMAGE = ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .ppm .pgm .jp2 .avif .heic .heif .gif"
-VIDEO, IMAGE = frozenset(_VIDEO.split()), frozenset(_IMAGE.split())
+VIDEO, IMAGE = frozenset(_VIDEO.split()), PICTURES | {".gif"}
 ENDINGS: dict[Media, frozenset[str]] = {"video": VIDEO, "image": IMAGE}
 _PACKED = re.compile(
     r".+\.(tar|tgz|tbz2?|txz|zip|7z|rar|part|crdownload|aria2|filepart|z\d\d)(\.(gz|bz2|xz|zst|part|\d+|[a-z]{2}))*"

@@ -309,7 +309,7 @@ def _write(catalog: Catalog, plan: _Plan, split: str, lookup: Lookup) -> dict[st
     path, counts = catalog.manifest_path(spec.name, split), _RowCounts()
     try:
         with Meter(f"write {path.name}", total=len(listed)) as meter:
-            rows = counts.count(_rows(listed, lookup.table), meter)
+            rows = counts.count(_rows(spec, listed, lookup.table), meter)
             write_manifest(path, spec.name, split, spec.media, plan.classes, _below(spec.root, rows), _base(spec))
     except OSError as error:
         raise UserError(
@@ -340,9 +340,9 @@ _LISTED, _FACTS = ([field.name for field in fields(kind)] for kind in (ListedSam
 _of_listed, _of_facts = attrgetter(*_LISTED), attrgetter(*_FACTS)
 
 
-def _rows(listed: Iterable[ListedSample], table: FileTable) -> Iterator[Row]:
+def _rows(spec: DatasetSpec, listed: Iterable[ListedSample], table: FileTable) -> Iterator[Row]:
     for item in listed:
-        facts = _of_segment(item, table.facts(item.path))
+        facts = _of_segment(item, _of_picture(spec, table.facts(item.path)))
         size, mtime_ns = table.stamp(item.path) or (None, None)
         values = dict(zip(_LISTED, _of_listed(item))) | dict(zip(_FACTS, _of_facts(facts)))
         yield Row(**values, offset=None, length=None, size=size, mtime_ns=mtime_ns)
@@ -361,6 +361,15 @@ def _base(spec: DatasetSpec) -> str:
     So a catalog can be moved or copied together with its files.
     """
     return spec.given_root if os.path.isabs(spec.given_root) else f"../{spec.given_root}"
+
+
+def _of_picture(spec: DatasetSpec, facts: Facts) -> Facts:
+    """The facts of a file. A picture among videos is too short, unless the catalog says `stills`."""
+    if spec.media == "image" or spec.stills or facts.state != "ok" or facts.fps:
+        return facts
+    return replace(
+        facts, state="too_short", why="a picture; stills: true in the catalog takes it as a clip of one frame"
+    )
 
 
 def _of_segment(item: ListedSample, facts: Facts) -> Facts:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from cover.media.decode import MediaError, probe, probe_deep
+from cover.media.decode import MediaError, is_picture, probe, probe_deep
 from cover.media.source import Media
 from cover.processes import ProcessPool
 
@@ -38,17 +38,21 @@ class Facts:
 
 
 def probe_file(path: str, media: Media, deep: bool = False) -> Facts:
-    """Probe one file, with `deep` to its last frame. It raises nothing for a damaged file; `state` has the result."""
-    damage = ""
+    """Probe one file, with `deep` to its last frame. It raises nothing for a damaged file; `state` has the result.
+
+    A picture among videos is a video of one frame. Only some data sets take it (`stills` in the catalog).
+    """
+    damage, still = "", media == "image" or is_picture(path)
+    kind: Media = "image" if still else "video"
     try:
         if deep:
-            result, damage = probe_deep(path, media)
+            result, damage = probe_deep(path, kind)
         else:
-            result = probe(path, media)
+            result = probe(path, kind)
     except MediaError as error:
         return Facts("unreadable" if os.path.exists(path) else "missing", str(error), deep=deep)
     measured = (result.frames, result.fps, result.width, result.height, result.codec, deep)
-    if media == "video" and result.frames < 2:
+    if not still and result.frames < 2:
         return Facts("too_short", f"{result.frames} decodable frame", *measured)
     return Facts("ok", "", *measured, damage)
 

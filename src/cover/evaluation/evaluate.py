@@ -21,6 +21,7 @@ from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.changes import ChangedFiles, changed_files
 from cover.distributed import ProcessGroup
 from cover.errors import UserError
+from cover.evaluation.answers import Answers
 from cover.evaluation.baselines import baselines, print_baselines, shortfalls
 from cover.evaluation.cached_views import cache_views, cached_batches, trained_cache
 from cover.evaluation.metrics import MeanAveragePrecision, Outcomes, TopK
@@ -236,6 +237,7 @@ def evaluate(
     keep: ScoreCallback | None = None,
     prefix: PrefixCache | None = None,
     check: bool = True,
+    answers: list[Answers] | None = None,
 ) -> dict[Variant, dict[str, Any]]:
     """Evaluate all labelled samples of a split. Each file is decoded once for all views and variants.
 
@@ -246,8 +248,9 @@ def evaluate(
     return the result of the whole split. `keep`: called with the scores of every view. `prefix`: the cache of the first
     stages of `model`, which is filled where it lacks a view; variants other than `plain` change pixels and do not use
     it. `check`: raise `UserError` if more than 1 % of the files changed after they were indexed; without it they are
-    only counted. Returns for each variant the metrics (`TopK` and `Outcomes`, or `MeanAveragePrecision` of a
-    multi-label set) and the protocol. A sample whose scores are not finite counts as one that could not be read.
+    only counted. `answers`: takes those of `plain`, for a single-label set. Returns for each variant the metrics
+    (`TopK` and `Outcomes`, or `MeanAveragePrecision` of a multi-label set) and the protocol. A sample whose scores
+    are not finite counts as one that could not be read.
     """
     listed = int(task.evaluated(np.flatnonzero(task.manifest.labelled)).size)
     rows = task.evaluated(task.manifest.usable)[group.rank :: group.ranks]
@@ -277,9 +280,13 @@ def evaluate(
                     keep(task, variant, own, scores)
     problems += [FileProblem(task.manifest.row(row).path, "unreadable", NOT_FINITE) for row in sorted(not_finite)]
     problems = [problem for part in group.gather(problems) for problem in part]
+    complete = {variant: own.gathered(group) for variant, own in metrics.items()}
+    if answers is not None and "plain" in complete and (outcomes := complete["plain"].outcomes) is not None:
+        split, manifest = task.manifest.split, task.manifest
+        answers.append(Answers.of(task.spec.name, split, manifest, task.classes, listed, outcomes))
     return {
-        variant: {**own.gathered(group).result(task), **_protocol(task, variant, problems, changed)}
-        for variant, own in metrics.items()
+        variant: {**own.result(task), **_protocol(task, variant, problems, changed)}
+        for variant, own in complete.items()
     }
 
 

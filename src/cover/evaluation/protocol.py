@@ -107,6 +107,20 @@ def views_of_frames(
     return _cut(pictures, shown, times, plans)
 
 
+def views_of_stamped_frames(
+    pictures: Sequence[np.ndarray], stamps: Sequence[float], plan: ViewPlan, window: tuple[float, float]
+) -> np.ndarray:
+    """The clips of one window of a video in memory: uint8 `(temporal x spatial, T, 3, size, size)`.
+
+    `pictures`: frames of one size, uint8 `(H, W, 3)`. `stamps`: their ascending times in seconds. Only the frames that
+    a clip shows are scaled.
+    """
+    ((times,),) = _times([plan], [window])
+    shown = (np.searchsorted(np.asarray(stamps), times.ravel() + TOLERANCE, "right") - 1).clip(0)
+    used, places = np.unique(shown, return_inverse=True)
+    return _Crops(np.stack([pictures[number] for number in used])).views(places.reshape(times.shape), plan)
+
+
 def _times(plans: Sequence[ViewPlan], windows: Sequence[tuple[float, float]]) -> list[list[np.ndarray]]:
     """For each window and plan the times of the frames of its views, float64 `(temporal, T)`, in seconds."""
     return [

@@ -36,12 +36,14 @@ class Estimate:
 
     `low`, `high`: None if the samples have a single source, which says nothing about other sources. `p`: only for
     differences, the two-sided p-value of the hypothesis "no difference", without a correction for several tests.
+    `error`: only for differences, the standard error.
     """
 
     value: float
     low: float | None
     high: float | None
     p: float | None = None
+    error: float | None = None
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------
@@ -90,7 +92,61 @@ def difference(ours: npt.ArrayLike, theirs: npt.ArrayLike, sources: npt.ArrayLik
     half = _quantile(freedom, (1 + LEVEL) / 2) * error
     most = max(1.0, float(np.abs(gain).max()))  # a difference of two fractions is within 1
     p = 2 * _distribution(freedom, -abs(value) / error)
-    return Estimate(value, max(-most, value - half), min(most, value + half), p)
+    return Estimate(value, max(-most, value - half), min(most, value + half), p, error)
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A difference over several data sets. `between`: the standard deviation of the true differences over data sets.
+    `error`: the standard error that the interval has."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    error: float
+    between: float
+    sets: int
+
+
+def pooled(estimates: Sequence[Estimate]) -> Pooled | None:
+    """The mean difference over data sets as random effects; None for fewer than two with an error.
+
+    The variance between data sets is that of DerSimonian and Laird (1986). The interval is that of Hartung and Knapp
+    (2001), t with a degree of freedom fewer than data sets, but never with a smaller error than the usual one (Roever,
+    Knapp and Friede 2015). So it holds for data sets like these, and is wide for few of them.
+    """
+    usable = [each for each in estimates if each.error]
+    count = len(usable)
+    if count < 2:
+        return None
+    values = np.array([each.value for each in usable])
+    variances = np.array([each.error or 0.0 for each in usable]) ** 2
+    fixed = 1 / variances
+    heterogeneity = float((fixed * (values - (fixed @ values) / fixed.sum()) ** 2).sum())
+    between = max(0.0, (heterogeneity - (count - 1)) / (fixed.sum() - (fixed**2).sum() / fixed.sum()))
+    weights = 1 / (variances + between)
+    value = float(weights @ values / weights.sum())
+    spread = float((weights * (values - value) ** 2).sum() / (count - 1))
+    error = float((max(1.0, spread) / weights.sum()) ** 0.5)
+    half = _quantile(count - 1, (1 + LEVEL) / 2) * error
+    p = 2 * _distribution(count - 1, -abs(value) / error)
+    return Pooled(value, max(-1.0, value - half), min(1.0, value + half), p, error, float(between**0.5), count)
+
+
+def over_seeds(gains: npt.ArrayLike, samples: int) -> Estimate:
+    """The mean of paired differences of accuracy over seeds, `(R,)`, with its t interval over seeds alone.
+
+    It takes the `samples` clips as given, so an interval over seeds and sources is wider. For results of which only
+    the accuracy of each seed is known. With one seed there is no interval, and p is 1.
+    """
+    values = np.asarray(gains, np.float64)
+    value, count = float(values.mean()), len(values)
+    if count < 2:
+        return Estimate(value, None, None, 1.0)
+    error = max(float(values.var(ddof=1)) / count, 0.25 / count / samples**2) ** 0.5
+    half = _quantile(count - 1, (1 + LEVEL) / 2) * error
+    return Estimate(value, value - half, value + half, 2 * _distribution(count - 1, -abs(value) / error), error)
 
 
 def in_common(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -252,6 +308,14 @@ def detectable_in(gain: Floats, sources: Sequence[str], power: float = 0.8) -> f
         return None
     variance, freedom = _variance_of_mean(gain, np.asarray(sources))
     return _detectable(max(variance, _least_variance(gain)), freedom, power)
+
+
+def detectable_over_seeds(gains: npt.ArrayLike, power: float = 0.8) -> float | None:
+    """`detectable_in` for differences of accuracy of each seed, `(R,)`, with the clips taken as given."""
+    values = np.asarray(gains, np.float64)
+    if len(values) < 2 or not values.any():
+        return None
+    return _detectable(float(values.var(ddof=1)) / len(values), len(values) - 1, power)
 
 
 def _detectable(variance: float, freedom: float, power: float) -> float:

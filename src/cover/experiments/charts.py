@@ -317,15 +317,19 @@ def bar(
     return Bar(label, value, marks)
 
 
-def signed_bar(label: str, note: str, gain: float, most: float, value: str) -> Bar:
+def signed_bar(label: str, note: str, gain: float, most: float, value: str, interval: Point | None = None) -> Bar:
     """A bar from the middle of its track, to the right for a gain and to the left for a loss.
 
-    A gain of `most` (above 0) fills the half of the track.
+    A gain of `most` (above 0) fills the half of the track. `interval`: the ends of a whisker.
     """
     width = 50 * min(abs(gain) / most, 1.0)
     left = 50 - (width if gain < 0 else 0)
     fill = (f"fill {'cotrained' if gain > 0 else 'single'}", f"left:{left:.2f}%;width:{width:.2f}%")
-    return Bar(label, value, [fill, ("middle", "")], note, signed=True)
+    marks = [fill, ("middle", "")]
+    if interval:
+        low, high = (50 + 50 * min(max(end / most, -1.0), 1.0) for end in interval)
+        marks.append(("whisker", f"left:{low:.2f}%;width:{high - low:.2f}%"))
+    return Bar(label, value, marks, note, signed=True)
 
 
 def _percent(fraction: float) -> str:

@@ -23,6 +23,7 @@ from cover.datasets.prepare import prepared_entry
 from cover.datasets.splits import folds
 from cover.distributed import ProcessGroup, started_by_torchrun
 from cover.errors import UserError
+from cover.evaluation.answers import Answers
 from cover.evaluation.baselines import fold_baselines, print_baselines, shortfalls
 from cover.evaluation.cached_views import trained_cache
 from cover.evaluation.evaluate import evaluate
@@ -36,8 +37,8 @@ from cover.media.decode import Decoder
 from cover.media.sampling import Views
 from cover.mixture.rates import Data
 from cover.model.release import find_release, load_release, trained_on, weights_digest
-from cover.training.recipe import Recipe
-from cover.training.resume import RECIPE, has_started
+from cover.training.recipe import RECIPE, Recipe
+from cover.training.resume import has_started
 from cover.training.train import train
 from cover.yaml_files import Dumper
 
@@ -280,10 +281,15 @@ def measure_fold(
     """The results of a fold, data set -> result. They are stored in `path` and reused for the same weights and views.
 
     Each has the protocol and `answers`: the test samples with their group, their class and the predicted class. The
-    predicted class is None if two classes share the highest score. `cache`: the folder of the cached outputs that the
-    run was trained from, None to compute all outputs.
+    predicted class is None if two classes share the highest score, which is its `confidence`. `cache`: the folder of
+    the cached outputs that the run was trained from, None to compute all outputs.
     """
-    stamp = {"weights": weights_digest(run), "views": request.views, "decoder": request.decoder}
+    stamp = {
+        "weights": weights_digest(run),
+        "views": request.views,
+        "decoder": request.decoder,
+        "answers": "with confidence",
+    }
     stored = read_result(path)
     if stored is None or stored["stamp"] != stamp:
         model, device = load_release(find_release(run)), pick_device(request.device)
@@ -318,11 +324,18 @@ class _Predictions:
 
     def _answers(self, task: EvaluationTask) -> Iterator[dict[str, Any]]:
         names = task.classes
-        columns = (self._outcomes.rows.tolist(), self._outcomes.labels.tolist(), self._outcomes.predicted.tolist())
-        for number, label, predicted in zip(*columns, strict=True):
+        found = self._outcomes
+        columns = (found.rows, found.labels, found.predicted, found.confidence)
+        for number, label, predicted, score in zip(*(column.tolist() for column in columns), strict=True):
             row = task.manifest.row(number)
             answer = names[predicted] if predicted >= 0 else None
-            yield {"sample_id": row.sample_id, "group": row.group_id, "class": names[label], "predicted": answer}
+            yield {
+                "sample_id": row.sample_id,
+                "group": row.group_id,
+                "class": names[label],
+                "predicted": answer,
+                "confidence": round(score, 6),
+            }
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -359,6 +372,26 @@ def pooled(results: Sequence[Mapping[str, Any]], request: FoldRequest) -> dict[s
         "by_fold": by_fold,
         "answers": answers,
     }
+
+
+def fold_answers(result: Mapping[str, Any], whole: Catalog) -> Answers:
+    """The answers of `pooled` with their rows in `whole`, as `all_rows` returns it."""
+    manifest = whole.manifest(result["dataset"], "train")
+    rows = {row.sample_id: number for number, row in enumerate(manifest.rows())}
+    place = {name: number for number, name in enumerate(manifest.classes.names)}
+    answers = sorted(result["answers"], key=lambda answer: rows[answer["sample_id"]])
+    return Answers(
+        result["dataset"],
+        f"{result['folds']} folds",
+        str(manifest.path),
+        manifest.digest(),
+        list(manifest.classes.names),
+        result["n_listed"],
+        [rows[answer["sample_id"]] for answer in answers],
+        [place[answer["class"]] for answer in answers],
+        [place.get(answer["predicted"], -1) for answer in answers],
+        [answer["confidence"] for answer in answers],
+    )
 
 
 def print_folds(results: Sequence[dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from cover.console import clock
-from cover.experiments.charts import MARKS, Bar, Line, Panel, bar, line_chart
+from cover.experiments.charts import MARKS, Bar, Line, Panel, Point, bar, line_chart
 from cover.experiments.run_files import RunHistory, read_log
 
 FRAMES_SHOWN = 8  # of a clip
@@ -275,8 +275,8 @@ def _loss_panels(demo: DemoResults, logs: Mapping[str, RunHistory]) -> list[Pane
     for name in _trained_sets(demo, logs):
         classes = demo.datasets.get(name, {}).get("classes")
         guess = (math.log(classes), "guessing") if classes and classes > 1 else None
-        lines = [Line(title, _tone(title), log.losses(name)) for title, log in logs.items()]
-        panels += _curves(name, lines, guess, percent=False)
+        lines = [(title, _tone(title), log.losses(name), True) for title, log in logs.items()]
+        panels += curves(name, lines, guess, percent=False)
     return panels
 
 
@@ -284,14 +284,22 @@ def _dev_panels(demo: DemoResults, logs: Mapping[str, RunHistory]) -> list[Panel
     panels = []
     for name in _trained_sets(demo, logs):
         chance = demo.datasets.get(name, {}).get("chance")
-        lines = [Line(title, _tone(title), log.dev_top1(name), smooth=False) for title, log in logs.items()]
-        panels += _curves(name, lines, None if chance is None else (chance, "chance"), percent=True)
+        lines = [(title, _tone(title), log.dev_top1(name), False) for title, log in logs.items()]
+        panels += curves(name, lines, None if chance is None else (chance, "chance"), percent=True)
     return panels
 
 
-def _curves(name: str, lines: Sequence[Line], reference: tuple[float, str] | None, percent: bool) -> list[Panel]:
-    """A list with the panel of a data set's curves; empty if no run has points."""
-    lines = [line for line in lines if line.points]
+def curves(
+    name: str,
+    given: Sequence[tuple[str, str, Sequence[Point], bool]],
+    reference: tuple[float, str] | None,
+    percent: bool,
+) -> list[Panel]:
+    """A list with the panel of a data set's curves; empty if no run has two points, which a curve needs.
+
+    `given`: label, colour class and points of each run, and whether its running mean is drawn.
+    """
+    lines = [Line(*each) for each in given if len(each[2]) > 1]
     if not lines:
         return []
     drawing = line_chart(name, lines, f"training samples of {name}", reference, percent)
@@ -341,22 +349,26 @@ def _clips(clips: Sequence[PredictedClip]) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
-def film_strip(frames: np.ndarray) -> dict[str, Any]:
-    """Up to eight frames at equal intervals, side by side, as a PNG in a data URI.
+def film_strip(frames: np.ndarray | Sequence[np.ndarray]) -> dict[str, Any]:
+    """Up to eight frames at equal intervals, side by side, as a WebP picture in a data URI.
 
-    `frames`: uint8 `(T, H, W, 3)`, T at least 1.
+    `frames`: uint8 `(H, W, 3)` each, at least one. Their sizes may differ.
     """
-    chosen = frames[np.linspace(0, len(frames) - 1, min(FRAMES_SHOWN, len(frames))).round().astype(int)]
+    chosen = [
+        frames[place] for place in np.linspace(0, len(frames) - 1, min(FRAMES_SHOWN, len(frames))).round().astype(int)
+    ]
     small = [_fitted(frame) for frame in chosen]
-    width, height = small[0].size
-    sheet = Image.new("RGBA", (len(small) * (width + GAP) - GAP, height))
-    for number, frame in enumerate(small):
-        sheet.paste(frame, (number * (width + GAP), 0))
+    height = max(frame.height for frame in small)
+    sheet = Image.new("RGBA", (sum(frame.width + GAP for frame in small) - GAP, height))
+    left = 0
+    for frame in small:
+        sheet.paste(frame, (left, 0))
+        left += frame.width + GAP
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
+    sheet.save(buffer, "WEBP", quality=82)
     # The frames of a short clip are as large as those of other clips. A single image has the full width.
     fraction = 1.0 if len(small) == 1 else len(small) / FRAMES_SHOWN
-    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
     return {"uri": uri, "width": sheet.width, "height": height, "fill": f"{100 * fraction:g}%"}
 
 

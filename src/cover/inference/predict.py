@@ -7,13 +7,16 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal
+
+import numpy as np
 
 from cover.console import Meter, flushed, say, write_json
 from cover.datasets.files import matching, walk
 from cover.errors import UserError
+from cover.evaluation.protocol import ViewPlan
 from cover.inference.features import FeatureFile, list_beside
 from cover.inference.predictor import Predictions, Predictor, ViewOutputs
 from cover.inference.records import (
@@ -22,13 +25,18 @@ from cover.inference.records import (
     OutputFormat,
     ResultRow,
     RowFile,
+    SegmentCsv,
     Write,
     format_of,
     json_line,
     key_of,
     pretty,
+    segment_entry,
+    subtitles_of,
+    write_subtitles,
 )
-from cover.inference.views import FileViews, ViewRequest, Windows, read_files, reading_pool
+from cover.inference.segments import SegmentRule, find_segments
+from cover.inference.views import FileViews, ViewRequest, Windows, read_files, reading_pool, window_of
 from cover.machine import default_workers
 from cover.media.decode import Decoder, FileProblem, MediaError, check_decoder
 from cover.media.sampling import Views
@@ -49,8 +57,9 @@ GPU_BATCH_FRAMES = 512
 class PredictRequest:
     """The prediction that every file gets: the `top` most likely classes of `heads` (None: all heads).
 
-    `views`, as in "1x3": None for the views of each head. `windows`: None for the whole file. All fields are plain
-    data, which can be sent to other machines.
+    `views`, as in "1x3": None for the views of each head. `windows`: None for the whole file. `segments`: the rule that
+    makes segments of the windows, which are those of `default_windows` if none are given. All fields are plain data,
+    which can be sent to other machines.
     """
 
     top: int = 5
@@ -58,6 +67,7 @@ class PredictRequest:
     views: str | None = None
     windows: Windows | None = None
     decoder: Decoder = "pyav"
+    segments: SegmentRule | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ def predict(
     those of the earlier run that this one continues. Raises `UserError`.
     """
     _check(outputs, options)
+    _check_subtitles(files, request, outputs)
     if options.engine == "ray":
         predictor = Predictor.load(checkpoint, "cpu")
     else:
@@ -132,6 +143,15 @@ def _check(outputs: PredictOutputs, options: PredictOptions) -> None:
     _check_apart(outputs)
 
 
+def _check_subtitles(files: Sequence[str], request: PredictRequest, outputs: PredictOutputs) -> None:
+    if outputs.out is None or subtitles_of(outputs.out) is None:
+        return
+    if request.segments is None or outputs.format is not None:
+        raise UserError(f"--out {outputs.out}: subtitles show --segments, and have no --format")
+    if len(files) != 1:
+        raise UserError(f"--out {outputs.out}: subtitles are of one video, and {len(files)} files are given")
+
+
 def _check_apart(outputs: PredictOutputs) -> None:
     """Raise `UserError` if two outputs go to the same file."""
     paths = {"--out": outputs.out, "--json": outputs.json if outputs.json != "-" else None, "--embed": outputs.embed}
@@ -167,19 +187,21 @@ class _AnswerWriter:
     def __init__(self, answerer: Answerer, outputs: PredictOutputs, stack: ExitStack) -> None:
         self._outputs, self._rows, self._earlier, self.failed = outputs, list[ResultRow](), dict[str, ResultRow](), 0
         self._stdout: IO[str] = sys.stdout  # a live display may replace sys.stdout
-        csv_rows = CsvRows(list(answerer.plans), answerer.request.top)
+        csv_rows = (SegmentCsv if answerer.request.segments else CsvRows)(list(answerer.plans), answerer.request.top)
         self._print: Write | None = None
-        self._out = self._features = None
+        self._out: RowFile | None = None
+        self._subtitles = outputs.out if outputs.out and subtitles_of(outputs.out) else None
+        self._features: FeatureFile | None = None
         self.done: set[str] = set()
         if outputs.embed:
             self._features = stack.enter_context(FeatureFile(outputs.embed, answerer.predictor.model.backbone.width))
-        if outputs.out:
+        if outputs.out and not self._subtitles:
             kind = format_of(outputs.out, outputs.format)
             self._out = stack.enter_context(RowFile(outputs.out, kind, csv_rows, answerer.protocol))
             self.done, self.failed = self._out.done, self._out.failed
             if outputs.json and self.done:
                 self._earlier = self._out.rows()
-        elif outputs.json != "-":
+        elif outputs.json != "-" and not self._subtitles:
             csv_text = (lambda row: _on_terminal(csv_rows(row))) if self._stdout.isatty() else csv_rows
             formats: dict[OutputFormat, Write] = {"pretty": pretty, "jsonl": json_line, "csv": csv_text}
             self._print = formats[outputs.format or "pretty"]
@@ -202,6 +224,8 @@ class _AnswerWriter:
                 self._stdout.write(self._print(row))
         if self._out:
             self._out.write(row)
+        if self._subtitles and not answer.failed:
+            write_subtitles(self._subtitles, row)
         if self._features:
             self._features.write(answer)
         if self._outputs.json:
@@ -214,7 +238,7 @@ class _AnswerWriter:
                 new_rows = iter(self._rows)  # in the order of the files without an earlier row
                 write_json([self._earlier.get(key_of(file)) or next(new_rows) for file in files], self._outputs.json)
             for path in (self._outputs.out, self._outputs.embed):
-                if path and self._outputs.json != "-":
+                if path and path.exists() and self._outputs.json != "-":
                     print(path)
         if self._outputs.out and self.failed:
             say(f"{self.failed} of {len(files)} files cannot be used; each has its row with the reason")
@@ -240,8 +264,8 @@ class Answerer:
         self.predictor, self.request = predictor, request
         self.plans = predictor.plans(request.heads, views)
         different = tuple(dict.fromkeys(self.plans.values())) or (predictor.whole(views),)
-        self.view_request = ViewRequest(different, request.decoder, request.windows)
-        windows = request.windows
+        windows = request.windows or (default_windows(different) if request.segments else None)
+        self.view_request = ViewRequest(different, request.decoder, windows)
         self.protocol: ResultRow = {
             "checkpoint": source,
             "step": predictor.metadata.get("step"),
@@ -252,6 +276,7 @@ class Answerer:
             "top": request.top,
             **({} if predictor.engine == "eager" else {"engine": predictor.engine}),
             **({"window": windows.seconds, "stride": windows.stride} if windows else {}),
+            **({"segments": asdict(request.segments)} if request.segments else {}),
         }
 
     def answers(self, files: Sequence[str], pool: ProcessPool) -> Iterator[Answer]:
@@ -267,6 +292,7 @@ class Answerer:
                         self._add(open_, part, span, spans_outputs)
                 self._note(open_, part)
                 if not part.rest:
+                    self._finish(open_)
                     yield open_
                     open_ = None
 
@@ -286,7 +312,8 @@ class Answerer:
 
     def _begin(self, part: FileViews) -> Answer:
         row: ResultRow = {"file": part.file, "media": part.media}
-        row |= {"timeline": {head: [] for head in self.plans}} if self._has_timeline(part) else {"heads": {}}
+        kind = "segments" if self.request.segments else "timeline"
+        row |= {kind: {head: [] for head in self.plans}} if self._has_timeline(part) else {"heads": {}}
         return Answer(row)
 
     def _has_timeline(self, part: FileViews) -> bool:
@@ -299,6 +326,10 @@ class Answerer:
         except MediaError as error:
             answer.fail(FileProblem(part.file, "unreadable", str(error)))
             return
+        answer.features.append((result.start, result.end, outputs[0].features))
+        if "segments" in answer.row:
+            answer.windows.append((span, [each.scores for each in result.values()]))
+            return
         tops = {head: _top(result, head, self.request.top) for head in result}
         if self._has_timeline(part):
             window = {"start": _seconds(result.start), "end": _seconds(result.end)}
@@ -306,7 +337,18 @@ class Answerer:
                 answer.row["timeline"][head].append({**window, "top": top})
         else:
             answer.row["heads"] = tops
-        answer.features.append((result.start, result.end, outputs[0].features))
+
+    def _finish(self, answer: Answer) -> None:
+        """Make segments of all windows of a video."""
+        rule, windows = self.request.segments, answer.windows
+        if rule is None or answer.failed or "segments" not in answer.row:
+            return
+        classes = {head.name: head.classes for head in self.predictor.model.head_list}
+        for place, head in enumerate(self.plans):
+            scores = np.stack([scores[place] for _, scores in windows])
+            found = find_segments([span for span, _ in windows], scores, rule)
+            answer.row["segments"][head] = [segment_entry(each, classes[head][each.label]) for each in found]
+        windows.clear()
 
     def _note(self, answer: Answer, part: FileViews) -> None:
         """Add the problem of a file and the protocol to an answer.
@@ -320,6 +362,12 @@ class Answerer:
             else:
                 answer.problem, answer.row["partial"] = problem, problem.reason
         answer.row["protocol"] = self.protocol
+
+
+def default_windows(plans: Sequence[ViewPlan]) -> Windows:
+    """Windows of the seconds that a clip of the heads spans, four of which begin in that time."""
+    seconds = max(map(window_of, plans))
+    return Windows(seconds, seconds / 4)
 
 
 def _top(results: Predictions, head: str, k: int) -> list[list[Any]]:

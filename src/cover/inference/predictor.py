@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -181,6 +181,28 @@ class Predictor:
         request = ViewRequest(tuple(dict.fromkeys(plans.values())), windows=Windows(window, stride or window))
         parts = read_parts(media, request, fps)
         return [result for part in parts for result in self.predictions(part, request, plans)]
+
+    def live(
+        self,
+        frames: Iterable[tuple[float, Any]],
+        stride: float = 1.0,
+        window: float | None = None,
+        heads: list[str] | None = None,
+        views: Views | None = None,
+    ) -> Iterator[Predictions]:
+        """The predictions for a video while its frames arrive: one every `stride` seconds, and one at the end.
+
+        `frames`: pairs of a time in seconds, never earlier than the one before, and a picture as in a call, all of one
+        size. `window`: the seconds before a prediction that it rests on, its `start` and `end`, counted from the first
+        frame. By default the seconds that a clip of the head spans, or 4 for a head whose clips are parts of a whole
+        video. A stream network reads every frame once, at its own rate, and rests on half of a window or more.
+        `cover.media.live.LiveSource` gives the frames of a camera or an address.
+
+        Raises `UserError` for other frames, and `MediaError` if scores are not finite.
+        """
+        from cover.inference.live import live_predictions
+
+        return live_predictions(self, frames, self.plans(heads, views), stride, window)
 
     def features(
         self, media: Media, head: str | None = None, views: Views | None = None, *, fps: float | None = None

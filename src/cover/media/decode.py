@@ -19,7 +19,7 @@ import numpy as np
 from av.container import InputContainer
 
 from cover.media.image import FOLDER_RATE, decode_folder, decode_image, numbered_images, probe_folder, probe_image
-from cover.media.source import MAX_PIXELS, Decoded, FileProblem, MediaError, Probe, Source, is_plain
+from cover.media.source import MAX_PIXELS, PICTURES, Decoded, FileProblem, MediaError, Probe, Source, is_plain
 from cover.media.stream import Reader, Shape, kinds, open_video
 from cover.media.video import decode_video, first_frame, probe_video, summary
 
@@ -33,6 +33,7 @@ __all__ = [
     "check_decoder",
     "decode_at",
     "decode_image",
+    "is_picture",
     "probe",
     "probe_deep",
 ]
@@ -70,7 +71,8 @@ def decode_at(
     `times`: seconds from the first frame, in any order, with repeats. The frame at t is the last one that starts at or
     before t (within 1 ms). Before the first frame it is the first, past the end the last. `size_hint`: frames with a
     longer short side are scaled down to this many pixels. Display rotation, mirroring and pixel aspect are applied.
-    Decoding uses one thread, and reads no more of the file than these frames need.
+    Decoding uses one thread, and reads no more of the file than these frames need. A picture, by its ending, is a video
+    of one frame, which it shows at all times.
 
     Raises MediaError if the file has no frame or a frame has more than `max_pixels` pixels; for a folder of images,
     also if one of the images is damaged or has another size than the others. Raises UserError if `decoder` is not
@@ -81,6 +83,9 @@ def decode_at(
     assert np.isfinite(wanted).all(), "times are finite"
     if _is_folder(path):
         return decode_folder(os.fspath(path), wanted.tolist(), size_hint, max_pixels)
+    if is_picture(path):
+        picture = decode_image(path, size_hint=size_hint, max_pixels=max_pixels)
+        return Decoded(picture[None], np.zeros(wanted.size, np.int64), None)
     if decoder == "pyav":
         return decode_video(path, wanted.tolist(), size_hint, max_pixels)
     from cover.media.torchcodec import decode_by_torchcodec
@@ -91,6 +96,11 @@ def decode_at(
 
 def _is_folder(path: Source) -> bool:
     return is_plain(path) and os.path.isdir(path)
+
+
+def is_picture(path: Source) -> bool:
+    """Whether the ending of a file is that of a picture."""
+    return os.path.splitext(os.fspath(path))[1].lower() in PICTURES
 
 
 def check_decoder(decoder: Decoder) -> str:

@@ -182,11 +182,10 @@ class BackboneOptions(ABC):
         """The options with another pooling over frames; None if the family has no choice."""
         return None
 
-    def with_late_block(self) -> tuple[Self, str] | None:
-        """The options of a network whose last layers can be trained on fixed outputs of the others.
+    def with_late_block(self) -> Self | None:
+        """The options of a network with one more block over space and time, which adds nothing at first.
 
-        With a regular expression of the names of the parameters to train, as `optimizer.patterns` reads it. None if the
-        family has none.
+        It can be trained on fixed outputs of the others. None if the family has none.
         """
         return None
 
@@ -295,15 +294,22 @@ class Backbone(nn.Module, ABC):
 
     def layer_of(self, parameter: str) -> int:
         """The layer group of a parameter: 0 before the first stage, 1 to n for the stages, n + 1 after the last."""
-        names = [name for name, _ in self.named_parameters()]
-        layers = {name: number for number, stage in enumerate(self.stages(), 1) for name in self.names_of(stage)}
-        # Parameters are listed in the order of the computation: all before the first stage's are embeddings.
-        first = min((names.index(name) for name in layers), default=0)
-        return layers.get(parameter, 0 if names.index(parameter) < first else len(self.stages()) + 1)
+        return self.layer_numbers()[parameter]
+
+    def layer_numbers(self) -> dict[str, int]:
+        """`layer_of` every parameter, by name."""
+        stages = self.stages()
+        of_stage = {id(each): number for number, stage in enumerate(stages, 1) for each in stage.parameters()}
+        layers: dict[str, int] = {}
+        before = 0  # parameters are listed in the order of the computation: all before the first stage's are embeddings
+        for name, parameter in self.named_parameters():
+            layers[name] = of_stage.get(id(parameter), before)
+            before = len(stages) + 1 if layers[name] else 0
+        return layers
 
     def prefix_state(self, stages: int) -> dict[str, Tensor]:
         """The parameters and saved buffers that the output of the first `stages` stages depends on, by name."""
-        layers = {name: self.layer_of(name) for name, _ in self.named_parameters()}
+        layers = self.layer_numbers()
         # A buffer belongs to the layer of the parameters of its module; without any, to the stage that it is in.
         modules = {name.rpartition(".")[0]: layer for name, layer in layers.items()}
         later = {id(buffer) for stage in self.stages()[stages:] for buffer in stage.buffers()}
@@ -332,6 +338,13 @@ class Backbone(nn.Module, ABC):
             id(tensor) for part in parts for tensor in ([part] if isinstance(part, Tensor) else part.parameters())
         }
         return frozenset(name for name, parameter in self.named_parameters() if id(parameter) in wanted)
+
+    def projections(self) -> dict[str, list[nn.Linear]]:
+        """The linear layers of attention, `attention`, and of MLPs, `mlp`, which low-rank adaptation changes.
+
+        Empty for a network without attention.
+        """
+        return {}
 
     def reset_temporal(self, how: Literal["fresh", "copied"]) -> None:
         """Initialise the temporal parameters from the others (`start.temporal` of a recipe).
@@ -455,6 +468,12 @@ class Backbone(nn.Module, ABC):
             raise ValueError(f"groups {groups}: images (one-frame samples) come last, in one group")
         if any(length > 1 and length % pixels.tubelet for _, length in groups):
             raise ValueError(f"groups {groups}: the frames of a clip have to be a multiple of {pixels.tubelet}")
+
+
+def linears_of(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Linear]:
+    """The linear layers that are direct parts of the modules of these kinds."""
+    parts = [module.children() for module in network.modules() if isinstance(module, kinds)]
+    return [part for own in parts for part in own if isinstance(part, nn.Linear)]
 
 
 def count_parts(shapes: Iterable[str], name: str) -> int:

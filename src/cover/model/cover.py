@@ -168,11 +168,11 @@ class CoVeR(nn.Module):
         }
         return frozenset(f"{BACKBONE}{name}" for name in self.backbone.no_decay_parameters()) | biases
 
-    def layers_below(self, parameter: str) -> int:
-        """The number of layer groups above a parameter, for layer-wise rates: 0 for the heads and the last norm."""
-        if not parameter.startswith(BACKBONE):
-            return 0
-        return len(self.backbone.stages()) + 1 - self.backbone.layer_of(parameter.removeprefix(BACKBONE))
+    def layers_above(self) -> dict[str, int]:
+        """Parameter -> the number of layer groups above it, for layer-wise rates: 0 for the heads and the last norm."""
+        top = len(self.backbone.stages()) + 1
+        above = {f"{BACKBONE}{name}": top - layer for name, layer in self.backbone.layer_numbers().items()}
+        return {name: above.get(name, 0) for name, _ in self.named_parameters()}
 
     # --- how it runs --------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head, head_of
 from cover.model.hub import CARD, card, fetch, is_hub_id
 from cover.model.json_values import parse_json
+from cover.model.lora import merged
 from cover.model.release_config import (
     CONFIG,
     FORMAT,
@@ -51,13 +52,14 @@ def save_release(
 ) -> None:
     """Write the weights, the configuration, the heads with their class names, `metadata` and a model card.
 
-    `weights`: copies of the weights, if training changes those of the model meanwhile. An existing model card is not
-    replaced, because its owner may have edited it.
+    Low-rank additions are merged. `weights`: copies of the weights, if training changes those of the model meanwhile.
+    An existing model card is not replaced, because its owner may have edited it.
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().cpu().contiguous() for name, value in (weights or model.state_dict()).items()}
+    whole = merged(model, weights or model.state_dict())
+    state = {name: value.detach().cpu().contiguous() for name, value in whole.items()}
     save_file(state, str(folder / WEIGHTS))
     config = {
         "format": FORMAT,
@@ -93,7 +95,17 @@ def load_release(folder: Path) -> CoVeR:
     _check_same(weights, model.state_dict(), folder)
     model.load_state_dict(weights, assign=True)
     model.set_pixel_statistics()
+    _compute_tables(model)
     return model.eval()
+
+
+def _compute_tables(model: CoVeR) -> None:
+    """Give values to the buffers of the backbone that no release stores, because the network computes them itself."""
+    unset = [name for name, buffer in model.backbone.named_buffers() if buffer.is_meta]
+    computed = dict(model.config.build().named_buffers()) if unset else {}
+    for name in unset:
+        module, _, last = name.rpartition(".")
+        model.backbone.get_submodule(module).register_buffer(last, computed[name], persistent=False)
 
 
 def _on_meta(config: ReleaseConfig, heads: tuple[Head, ...], folder: Path) -> CoVeR:
@@ -191,10 +203,9 @@ def start_from(model: CoVeR, folder: Path, temporal: Temporal) -> list[str]:
     weights, state = read_weights(folder), model.state_dict()
     resized = _fit_embeddings(weights, model)
     # Temporal parameters that are reset may have other names or shapes in the release, or be absent. None are loaded.
-    our_reset = model.temporal_parameters() if reset else frozenset()
-    added = frozenset(f"{BACKBONE}{name}" for name in model.backbone.added_parameters(release.backbone))
+    not_loaded = new_parameters(model, release, temporal)
+    added = model.backbone.added_parameters(release.backbone)
     their_reset = _temporal_names(release, folder) if reset else frozenset()
-    not_loaded = our_reset | added
     wanted = {name: value for name, value in state.items() if name not in not_loaded and head_of(name) not in new}
     usable = {
         name: value for name, value in weights.items() if name not in their_reset and head_of(name) not in left_out
@@ -212,6 +223,12 @@ def start_from(model: CoVeR, folder: Path, temporal: Temporal) -> list[str]:
     notes += [f"added parameters, which change nothing at first: {len(added)}"] if added else []
     notes += [f"new heads, starting at zero: {', '.join(new)}"] if new else []
     return notes + ([f"heads left out: {', '.join(left_out)}"] if left_out else [])
+
+
+def new_parameters(model: CoVeR, release: ReleaseConfig, temporal: Temporal) -> frozenset[str]:
+    """The parameters of the backbone of `model` that `start_from` does not load."""
+    added = frozenset(f"{BACKBONE}{name}" for name in model.backbone.added_parameters(release.backbone))
+    return added | (model.temporal_parameters() if temporal != "keep" else frozenset())
 
 
 def starts_untrained_in_time(folder: Path) -> bool:

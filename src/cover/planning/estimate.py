@@ -24,10 +24,11 @@ from cover.model.profile import FLOAT32, ForwardCost, count_parameters, forward_
 from cover.model.release import find_release, read_config
 from cover.planning.memory import StepMemory, StepOptions, step_memory
 from cover.planning.reading import ReadingCost
+from cover.training.adapt import adapt
 from cover.training.guards import step_warnings
-from cover.training.optim import matches
+from cover.training.optim import freeze, frozen_by
 from cover.training.recipe import Recipe
-from cover.training.train import explain_auto, make_schedule, with_steps
+from cover.training.train import explain_auto, make_schedule, new_in_run, with_steps
 
 LINK_FRACTION = 0.7  # fraction of a link's speed that a ring of devices reaches (assumed)
 MOST_WORKERS = 16  # workers of one device if a recipe has no number (cover.machine.default_workers)
@@ -142,13 +143,20 @@ def retained_classes(recipe: Recipe, trained: Mapping[str, int]) -> dict[str, in
 
 
 def _freeze(model: CoVeR, recipe: Recipe, images_only: bool, retained: Container[str]) -> None:
-    """Freeze the parameters of patterns with `freeze`, retained heads and, without clips, the temporal branch."""
-    patterns = recipe.optimizer.patterns
-    frozen = {name for pattern, names in matches(model, patterns).items() if patterns[pattern].freeze for name in names}
+    """Freeze what `adapt` and patterns freeze, retained heads and, without clips, the temporal branch."""
+    adapt(model, recipe.adapt, _new(model, recipe))
+    frozen = frozen_by(model, recipe.optimizer.patterns)
     frozen |= {name for name, _ in model.named_parameters() if head_of(name) in retained}
     frozen |= model.temporal_parameters() if images_only else frozenset()
-    for name in frozen:
-        model.get_parameter(name).requires_grad_(False)
+    freeze(model, frozen)
+
+
+def _new(model: CoVeR, recipe: Recipe) -> frozenset[str]:
+    """The parameters that the start does not have. Without the start on this machine, those that it resets."""
+    try:
+        return new_in_run(model, recipe, find_release(recipe.start.checkpoint) if recipe.start.checkpoint else None)
+    except UserError:
+        return model.temporal_parameters() if recipe.start.temporal != "keep" else frozenset()
 
 
 def _sets(schedule: Schedule, mixture: Mixture, costs: Mapping[str, ReadingCost], steps: int) -> list[dict[str, Any]]:

@@ -45,23 +45,22 @@ def open_cache(recipe: Recipe, model: CoVeR, frozen: CoVeR, group: ProcessGroup)
     return cache
 
 
-_ADVICE = "freeze its parameters (optimizer.patterns), or set cache.stages to 0 or to the number of frozen first stages"
+_ADVICE = "freeze it (adapt.frozen_stages), or set cache.stages to 0 or to the number of frozen first stages"
 
 
 def frozen_stages(model: CoVeR) -> int:
     """The number of first stages whose outputs training does not change: they and all before them are frozen."""
     backbone = model.backbone
-    layers = [backbone.layer_of(name) for name, parameter in backbone.named_parameters() if parameter.requires_grad]
-    first = min(layers, default=len(backbone.stages()) + 1)  # 0: the embedding
+    layers = backbone.layer_numbers()
+    trained = [layers[name] for name, parameter in backbone.named_parameters() if parameter.requires_grad]
+    first = min(trained, default=len(backbone.stages()) + 1)  # 0: the embedding
     return max(0, first - 1)
 
 
 def _first_trained(model: CoVeR, stages: int) -> str:
-    backbone = model.backbone
+    backbone, layers = model.backbone, model.backbone.layer_numbers()
     name = next(
-        name
-        for name, parameter in backbone.named_parameters()
-        if parameter.requires_grad and backbone.layer_of(name) <= stages
+        name for name, parameter in backbone.named_parameters() if parameter.requires_grad and layers[name] <= stages
     )
     return f"{BACKBONE}{name} is trained"
 

@@ -93,7 +93,7 @@ class SaveJob:
     """A checkpoint to write, with copies of all its tensors, so that training can go on meanwhile."""
 
     step: int
-    model: CoVeR  # only its configuration and heads are read
+    model: CoVeR  # only its configuration, its heads and the factors of low-rank additions are read
     weights: dict[str, Tensor]  # of the release
     state: dict[str, Any]  # of `Trained.state`
     metadata: dict[str, Any]  # of the release
@@ -313,6 +313,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """The `facts` that `Saver.save` stored with a checkpoint, and its list of files."""
     facts: dict[str, Any] = parse_json((folder / COMPLETE).read_text(encoding="utf-8"))
     return facts
+
+
+def new_in(run: Path, step: int) -> frozenset[str]:
+    """The parameters that the start of the run did not have, from its checkpoint of `step`."""
+    return frozenset(read_facts(folder_of(run, step)).get("new", ()))
 
 
 def restore(run: Path, step: int, trained: Trained, group: ProcessGroup) -> dict[str, Any]:

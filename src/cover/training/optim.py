@@ -79,6 +79,19 @@ def freeze_retained(model: CoVeR, trained: Container[str]) -> None:
         say(f"heads kept as they are: {', '.join(retained)}")
 
 
+def freeze(model: CoVeR, names: Container[str]) -> None:
+    """Freeze the parameters with these names."""
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(False)
+
+
+def frozen_by(model: CoVeR, patterns: Mapping[str, Pattern]) -> frozenset[str]:
+    """The names of the parameters that patterns freeze."""
+    matched = matches(model, patterns).items()
+    return frozenset(name for pattern, names in matched if patterns[pattern].freeze for name in names)
+
+
 def freeze_matched(model: CoVeR, patterns: Mapping[str, Pattern]) -> None:
     """Freeze the parameters of patterns with `freeze`, and print a line about every pattern.
 
@@ -86,9 +99,7 @@ def freeze_matched(model: CoVeR, patterns: Mapping[str, Pattern]) -> None:
     """
     for line in describe_patterns(model, patterns):
         say(line)
-    for pattern, names in matches(model, patterns).items():
-        for name in names if patterns[pattern].freeze else ():
-            model.get_parameter(name).requires_grad_(False)
+    freeze(model, frozen_by(model, patterns))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("optimizer.patterns: they freeze every parameter; nothing is left to train")
 
@@ -123,12 +134,12 @@ def place_factors(model: CoVeR, settings: Optimizer) -> dict[str, float]:
     It is `head_lr` for heads, 1 for the temporal branch, and a power of `layer_decay` for all other parameters. The
     temporal branch is new where the rest is pretrained, so it learns at the full rate in every layer.
     """
-    temporal = model.temporal_parameters()
+    temporal, above = model.temporal_parameters(), model.layers_above()
 
     def factor(name: str) -> float:
         if head_of(name):
             return settings.head_lr
-        return 1.0 if name in temporal else float(settings.layer_decay ** model.layers_below(name))
+        return 1.0 if name in temporal else float(settings.layer_decay ** above[name])
 
     return {name: factor(name) for name, _ in model.named_parameters()}
 

@@ -15,11 +15,13 @@ from cover.errors import UserError, install, nearest
 from cover.mixture.rates import Data
 from cover.model.backbone import BackboneOptions
 from cover.model.backbones import DEFAULT_OPTIONS, Options
+from cover.model.lora import Lora, Targets
 from cover.yaml_files import is_null
 
 if TYPE_CHECKING:
     from cover.transforms.base import Transform
 
+RECIPE = "recipe.yaml"  # in a run folder
 # Dotted key -> the smallest and the largest allowed value.
 RANGES: dict[str, tuple[float, float]] = {
     "batch": (1, math.inf),
@@ -38,6 +40,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimizer.momentum": (0, 1),
     "optimizer.warmup": (0, 1),
     "optimizer.max_grad_norm": (0, math.inf),
+    "adapt.frozen_stages": (0, math.inf),
+    "adapt.rank": (1, math.inf),
+    "adapt.alpha": (0, 10**6),
     "cache.stages": (-1, math.inf),
     "cache.views": (0, math.inf),
     "checkpoints.minutes": (0, 10**6),
@@ -172,6 +177,30 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Adapt:
+    """What a run trains of the network of its start (docs/recipes.md).
+
+    Heads are trained in any case, and so are parameters that the start does not have.
+    """
+
+    method: Literal["full", "lora", "probe"] = option(
+        "full",
+        "full: all parameters; lora: additions of low rank to frozen projections; probe: nothing but heads and what "
+        "the start does not have",
+    )
+    frozen_stages: int = option(0, "number of first stages that stay as they are, with the embedding before them")
+    rank: int = option(8, "lora: rank of the additions")
+    alpha: float = option(16.0, "lora: factor of the additions, divided by the rank")
+    targets: Targets = option("attention", "lora: the projections that get one")
+    train: str = option("", "lora, probe: regular expression of further parameters to train, as in norm or bias$")
+
+    @property
+    def lora(self) -> Lora | None:
+        """The settings of the additions of low rank; None without them."""
+        return Lora(self.rank, self.alpha, self.targets) if self.method == "lora" else None
+
+
+@dataclass(frozen=True)
 class Cache:
     """Outputs of frozen first stages, computed once for each sample and view and kept on the disk (docs/caching.md)."""
 
@@ -249,6 +278,7 @@ class Recipe:
     model: Options = option(DEFAULT_OPTIONS, "the network; model.backbone names its family")
     start: Start = option(Start(), "the initial weights")
     augment: Augment = option(Augment(), "augmentation of training pixels")
+    adapt: Adapt = option(Adapt(), "what of the start is trained")
     optimizer: Optimizer = option(Optimizer(), "the optimizer and its schedule")
     ema: float = option(0.0, "decay of the average of the weights that is evaluated and released; 0 for no average")
     label_smoothing: float = option(0.0, "fraction of the target that is spread over all classes")
@@ -293,6 +323,10 @@ class Recipe:
             raise UserError("steps: 0 is as many as data.epochs needs; give that, or a number of steps")
         if self.start.heads == "keep" and not self.start.checkpoint:
             raise UserError("start.heads: keep needs a start.checkpoint with heads")
+        if self.adapt.method != "full" and not self.start.checkpoint:
+            raise UserError(f"adapt.method: {self.adapt.method} adapts a start, and start.checkpoint is empty")
+        if self.adapt.train and self.adapt.method == "full":
+            raise UserError("adapt.train: is for the methods lora and probe; full trains all parameters")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema: {self.ema} is not in [0, 1)")
 
@@ -322,27 +356,32 @@ class Recipe:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = (), needs_start: bool = True) -> Recipe:
+def read_recipe(path: Path, overrides: Sequence[str] = (), needs_start: bool = True, resumed: bool = False) -> Recipe:
     """The recipe in a YAML file with overrides.
 
     Where it has a start, options of `model` that it does not give are those of the start's network. `needs_start`:
-    raise `UserError` if the start is not there; else only a start that is on this machine counts. Raises `UserError` as
-    `cover.config.load`, and if `model.backbone` is another family than the start's.
+    raise `UserError` if the start is not there; else only a start that is on this machine counts. `resumed`: a run that
+    has begun has these options in its own recipe, so its start is not read. Raises `UserError` as `cover.config.load`,
+    and if `model.backbone` is another family than the start's.
     """
-    recipe = config.load(Recipe, path, overrides, partial(_with_network_of_start, path, needs_start))
+    recipe = config.load(Recipe, path, overrides, partial(_with_network_of_start, path, needs_start, resumed))
     if not recipe.out.strip():
         raise UserError("out: empty; name a folder for the run, as in --out runs/mine")
     return recipe
 
 
-def _with_network_of_start(path: Path, needs_start: bool, tree: dict[str, Any]) -> dict[str, Any]:
+def _with_network_of_start(path: Path, needs_start: bool, resumed: bool, tree: dict[str, Any]) -> dict[str, Any]:
     """The plain tree of a recipe with the options of the start's network under `model`."""
     start, model = tree.get("start"), tree.get("model")
     checkpoint = str(start.get("checkpoint") or "") if isinstance(start, dict) else ""
     if not checkpoint or not (is_null(model) or isinstance(model, dict)):
         return tree  # of a wrong type, which `load` reports
+    begun = Path(str(tree.get("out"))) / RECIPE
     try:
-        options = _options_of(checkpoint, needs_start)
+        if resumed and begun.is_file():
+            options: BackboneOptions | None = config.load(Recipe, begun).model
+        else:
+            options = _options_of(checkpoint, needs_start)
     except UserError as error:
         raise UserError(f"{path}: start.checkpoint: {error}") from None
     if options is None:

@@ -25,10 +25,9 @@ from cover.model.release import CHECKPOINTS, steps_saved
 from cover.training import checkpoint
 from cover.training.guards import NONFINITE_FILE
 from cover.training.optim import learning_rate
-from cover.training.recipe import Recipe
+from cover.training.recipe import RECIPE, Recipe
 from cover.training.retention import parse_line
 
-RECIPE = "recipe.yaml"
 # The fields of a recipe that may change on a resume, because they do not change the results of a run.
 CHANGEABLE = (
     "out",

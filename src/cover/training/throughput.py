@@ -5,15 +5,16 @@ from __future__ import annotations
 import resource
 import sys
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 
 from cover.errors import UserError
 from cover.hardware import MATMUL_SIDE, find_device, matmul_rate
 from cover.mixture.schedule import Schedule
+from cover.model.backbone import BackboneConfig, Groups
 from cover.model.cover import CoVeR
-from cover.model.profile import forward_cost, on_meta
+from cover.model.profile import ForwardCost, forward_cost, on_meta
 
 PASSES = 3  # the forward pass, and two products in the backward pass for each of its products
 
@@ -39,9 +40,16 @@ def work_of(model: CoVeR, schedule: Schedule, size: int, stages: int = 0) -> Ste
     `stages`: the number of first stages that do not run, because their output is cached.
     """
     groups = schedule.mean_step
-    on_meta_device = on_meta(model.config, {head.name: len(head.classes) for head in model.head_list})
-    cost = forward_cost(on_meta_device, groups, size, stages)
+    heads = tuple((head.name, len(head.classes)) for head in model.head_list)
+    cost = _cost(model.config, heads, groups, size, stages)
     return StepWork(sum(samples for samples, _ in groups), cost.tokens, 2 * PASSES * cost.multiply_adds)
+
+
+@lru_cache(maxsize=64)  # a study has many runs of the same shapes
+def _cost(
+    config: BackboneConfig, heads: tuple[tuple[str, int], ...], groups: Groups, size: int, stages: int
+) -> ForwardCost:
+    return forward_cost(on_meta(config, dict(heads)), groups, size, stages)
 
 
 def peak_flops(device: torch.device, bf16: bool) -> tuple[float | None, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cover import __version__
+from cover import __version__, config
 from cover.console import say
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.datasets.changes import changed_files, report_changed
@@ -27,6 +27,7 @@ from cover.distributed import (
     workers_of_a_rank,
 )
 from cover.errors import UserError
+from cover.evaluation.answers import Answers, write_answers
 from cover.evaluation.cached_views import cache_views
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.protocol import EvaluationTask, find_tasks
@@ -40,8 +41,9 @@ from cover.mixture.prefix_cache import CachedReader, PrefixCache
 from cover.mixture.schedule import Schedule, draw_seed
 from cover.model.backbones import backbone_config
 from cover.model.cover import CoVeR
-from cover.model.release import find_release, load_release, read_config, start_from
+from cover.model.release import find_release, load_release, new_parameters, read_config, start_from
 from cover.training import checkpoint
+from cover.training.adapt import adapt, say_adapted
 from cover.training.budget import budget_for, explain_steps
 from cover.training.caching import open_cache
 from cover.training.guards import FiniteCheck, ReadingCheck, step_warnings
@@ -50,12 +52,13 @@ from cover.training.optim import (
     Ema,
     averaged,
     build_optimizer,
+    freeze,
     freeze_matched,
     freeze_retained,
     learning_rate,
     set_learning_rate,
 )
-from cover.training.recipe import Recipe
+from cover.training.recipe import Adapt, Recipe
 from cover.training.resume import (
     begun_with,
     check_same_data,
@@ -113,9 +116,13 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
     if origin and not first:
         for line in start_from(model, origin, recipe.start.temporal):
             say(line)
+    # A resumed run does not need its start: what was new in it is in the checkpoint.
+    new = checkpoint.new_in(run, first) if first else new_in_run(model, recipe, origin)
+    adapt(model, recipe.adapt, new)  # before patterns, which may name its additions
     freeze_unused(model, schedule)
     freeze_retained(model, recipe.data.sets)
     freeze_matched(model, recipe.optimizer.patterns)
+    say_adapted(model, recipe.adapt, new)
     model.to(group.device)
 
     # --- the outputs of frozen stages ---------------------------------------------------------------------------------
@@ -128,7 +135,8 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
     optimizer = build_optimizer(model, recipe.optimizer)
     ema = Ema(model, recipe.ema) if recipe.ema else None
     trained = checkpoint.Trained(model, optimizer, ema)
-    facts = checkpoint.restore(run, first, trained, group) if first else {}
+    before = checkpoint.restore(run, first, trained, group) if first else {}
+    facts = {"ranks": group.ranks, "new": sorted(new)}
     model.set_checkpointing(recipe.model.checkpointing)
     if recipe.compile:
         model.compile_stages()
@@ -153,7 +161,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
         **({"caches": [asdict(report) for report in cache.reports]} if cache else {}),
         **log.metadata(),
     )
-    finite = FiniteCheck(run, recipe.nonfinite, group, schedule, mixture, facts.get("skipped", 0))
+    finite = FiniteCheck(run, recipe.nonfinite, group, schedule, mixture, before.get("skipped", 0))
     unreadable = ReadingCheck(recipe.data.sets, recipe.data.unreadable, group)
     saver = checkpoint.Saver(run, group, engine.sharded, recipe.checkpoints)
     clock = checkpoint.SaveClock(recipe.checkpoints.minutes, group.leads)
@@ -188,14 +196,14 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
             log.advance()
             if evaluating and not leaving:
                 with log.spending("evaluation"), averaged(ema):
-                    results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache)
+                    results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache, run)
                     log.write("dev", done, datasets=results)
             if due(done, recipe.save_every, last or finite.saving):
                 finite.settle()
                 finite.saving = False
                 clock.restart()
                 with log.spending("checkpoint"):
-                    saver.save(done, trained, metadata, {"skipped": finite.skipped, "ranks": group.ranks})
+                    saver.save(done, trained, metadata, {**facts, "skipped": finite.skipped})
             if leaving:
                 break
         with log.spending("checkpoint"):
@@ -319,11 +327,15 @@ def build_model(recipe: Recipe, mixture: Mixture, origin: Path | None) -> CoVeR:
     return CoVeR(config, heads, recipe.model.head_dropout)
 
 
+def new_in_run(model: CoVeR, recipe: Recipe, origin: Path | None) -> frozenset[str]:
+    """The parameters of the backbone that the start does not have; without a start, none."""
+    return new_parameters(model, read_config(origin), recipe.start.temporal) if origin else frozenset()
+
+
 def freeze_unused(model: CoVeR, schedule: Schedule) -> None:
     """Freeze the temporal parameters if the mixture has no clips: images alone cannot train them."""
     if all(group.frames == 1 for group in schedule.groups):
-        for name in model.temporal_parameters():
-            model.get_parameter(name).requires_grad_(False)
+        freeze(model, model.temporal_parameters())
 
 
 def step_settings(recipe: Recipe, mixture: Mixture, model: CoVeR, device: torch.device) -> StepSettings:
@@ -348,12 +360,14 @@ def describe(recipe: Recipe, mixture: Mixture, model: CoVeR, origin: Path | None
     """
     before = read_config(origin).datasets if origin else {}
     sets = mixture.describe() | retained_metadata(model.head_list, recipe.data.sets, before)
+    adapted = {"adapt": config.changed(recipe.adapt)} if recipe.adapt != Adapt() else {}
     return {
         "cover": __version__,
         "frames": recipe.data.frames,
         "seed": recipe.seed,
         "steps": recipe.steps,
         "datasets": sets,
+        **adapted,
     }
 
 
@@ -401,13 +415,22 @@ def evaluate_dev(
     group: ProcessGroup,
     workers: int,
     cache: PrefixCache | None = None,
+    run: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows."""
+    """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows.
+
+    `run`: the folder for the answers to the single samples, which the report of the run shows.
+    """
     model.eval()
+    answers: list[Answers] = []
     results = {
-        task.spec.name: evaluate(model, task, group.device, workers, group=group, prefix=cache, check=False)["plain"]
+        task.spec.name: evaluate(
+            model, task, group.device, workers, group=group, prefix=cache, check=False, answers=answers
+        )["plain"]
         for task in dev_tasks(model, catalog, recipe)
     }
+    if run and group.leads:
+        write_answers(run, answers)
     model.train()
     return results
 

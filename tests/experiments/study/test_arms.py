@@ -11,8 +11,9 @@ import pytest
 
 from cover import config
 from cover.datasets.catalog import load_catalog
+from cover.datasets.manifest import open_manifest
 from cover.errors import UserError
-from cover.experiments.study.arms import Grid, Job
+from cover.experiments.study.arms import Grid, Job, Measurement
 from cover.experiments.study.study_file import ARMS, Origin, Size, Study, Transfer
 from cover.experiments.study.subsets import Subset, SubsetBuilder
 from cover.mixture.mixture import Mixture
@@ -106,6 +107,55 @@ def test_at_equal_compute_the_multiply_adds_are_equal(
             if (each.arm, each.target) == (arm, target)
         )
         assert alone == pytest.approx(mixed, rel=0.01)
+
+
+def test_one_model_of_all_folds_of_a_number(make_grid: MakeGrid) -> None:
+    """With `one_model` the mixtures of a fold are one run, measured on every target and trained on no measured clip.
+
+    A target is drawn as often as for its own model.
+    """
+    folds, weights = dict.fromkeys(SETS, 2), {"kinetics": 3, "ssv2": 1, "moments": 2, "imagenet": 6}
+    arms = ["alone", "videos_images", "stills", "permuted"]
+    grid = make_grid(arms=arms, folds=folds, weights=weights, one_model=True, sizes={"whole": Size(3)})
+    runs = {arm: {cell.job for cell in grid.measurements if cell.arm == arm} for arm in arms}
+    counts = {"alone": 6, "videos_images": 2, "stills": 2, "permuted": 6}
+    assert {arm: len(jobs) for arm, jobs in runs.items()} == counts
+    for name in runs["videos_images"]:
+        job = grid.jobs[name]
+        assert job.measured == set(SETS)
+        assert len({job.subsets[target].fold for target in SETS}) == 1
+        for target in SETS:
+            splits = grid.builder.entry(job.subsets[target])["annotations"]
+            rows = {split: list(open_manifest(Path(path)).rows()) for split, path in splits.items()}
+            trained, measured = ({row.sample_id for row in rows[split]} for split in ("train", "val"))
+            assert trained
+            assert not trained & measured
+    mixed, alone = (drawn(grid, grid.jobs[cell.job]) for cell in _first(grid, "videos_images", "alone"))
+    assert alone["kinetics"] == pytest.approx(mixed["kinetics"], abs=12)
+
+
+def test_arms_with_and_without_a_data_set_draw_the_others_as_often(make_grid: MakeGrid) -> None:
+    arms = ["alone", "videos_images", "without:ssv2", "without:imagenet", "with:imagenet", "with:moments"]
+    weights = {"kinetics": 3, "ssv2": 1, "moments": 2, "imagenet": 6}
+    grid = make_grid(targets=["kinetics"], arms=arms, weights=weights, sizes={"whole": Size(6)})
+    counts = {cell.arm: drawn(grid, grid.jobs[cell.job]) for cell in grid.measurements}
+    full = counts["videos_images"]
+    assert set(counts["without:ssv2"]) == {"kinetics", "moments", "imagenet"}
+    assert set(counts["with:imagenet"]) == {"kinetics", "imagenet"}
+    for arm, drawn_by_arm in counts.items():
+        for name, count in drawn_by_arm.items():
+            assert count == pytest.approx(full[name], rel=0.05, abs=12), (arm, name)
+
+
+def test_all_seeds_share_one_pre_training_unless_each_asks_for_its_own(make_grid: MakeGrid) -> None:
+    for each, wanted in ((False, 1), (True, 2)):
+        origins = {"photos": replace(PHOTOS, each_seed=each)}
+        grid = make_grid(seeds=[3, 4], origins=origins, arms=["alone"], targets=["ssv2"])
+        assert len({job.start.name for job in grid.jobs.values() if job.start is not None}) == wanted
+
+
+def _first(grid: Grid, *arms: str) -> list[Measurement]:
+    return [next(cell for cell in grid.measurements if cell.arm == arm) for arm in arms]
 
 
 def test_a_mixture_that_is_the_same_for_all_targets_is_run_once(make_grid: MakeGrid) -> None:

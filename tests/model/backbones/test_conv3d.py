@@ -105,7 +105,7 @@ def test_parameters_by_their_place() -> None:
     assert model.temporal_parameters() == frozenset()
     decayed = {name for name, _ in model.named_parameters()} - model.no_decay_parameters()
     assert decayed == {*(f"backbone.layers.{layer}.conv.weight" for layer in range(3)), "heads.moves.weight"}
-    assert [model.layers_below(f"backbone.layers.{layer}.conv.weight") for layer in range(3)] == [3, 2, 1]
+    assert [model.layers_above()[f"backbone.layers.{layer}.conv.weight"] for layer in range(3)] == [3, 2, 1]
 
 
 def test_heat_is_input_times_gradient() -> None:

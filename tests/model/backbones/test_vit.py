@@ -5,6 +5,7 @@ temporal part begins. `tests/model/starts/test_published_vits.py` holds them aga
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from cover.model.backbones.vit_presets import PRESETS
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.profile import count_parameters, forward_cost, on_meta
+from cover.model.release import start_from
 
 TINY: dict[str, Any] = {"width": 32, "depth": 2, "attention_heads": 2, "hidden": 64, "frames": 8}
 MIXED: Groups = ((2, 8), (1, 4), (2, 1))
@@ -33,6 +35,8 @@ KINDS = [
     {"attention": "joint", "learned_tokens": 3, "learner_after": 1},
     {"attention": "late", "learned_tokens": 3, "learner": "v1.0"},
     {"attention": "joint", "learned_tokens": 3, "fuser": True},
+    {"attention": "space", "added_blocks": 1},
+    {"attention": "joint", "added_blocks": 1},
 ]
 
 
@@ -175,7 +179,8 @@ def test_the_order_of_frames_counts_where_time_has_positions() -> None:
     for kind in KINDS:
         model = build(tiny("vit_b16", **kind))
         one, other = (model.forward_features(x, ((1, 8),)) for x in (frames, frames.flip(0)))
-        blind = kind["attention"] in ("joint", "space") and not {"time", "frame_pool"} & kind.keys()
+        own = {"time", "frame_pool"} | ({"added_blocks"} if kind["attention"] == "space" else set())
+        blind = kind["attention"] in ("joint", "space") and not own & kind.keys()
         assert torch.allclose(one, other, atol=1e-5) == blind, kind
 
 
@@ -264,6 +269,33 @@ def test_parameters_by_their_place() -> None:
 
 
 # --- other sizes and starts -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("preset", "attention"), [("dinov2_b14", "space"), ("eva02_b14", "divided"), ("videomae_b16", "joint")]
+)
+def test_added_blocks_begin_as_nothing(preset: str, attention: str, tmp_path: Path) -> None:
+    """A start without them gives the same features, and clips of another order differ as soon as they are trained."""
+    before = build(tiny(preset, attention=attention))
+    before.save_pretrained(tmp_path)
+    options = before.config.options().with_late_block()
+    assert isinstance(options, VitOptions)
+    model = CoVeR(replace(options, frame_pool=None).config(8, before.config), before.head_list).eval()
+    start_from(model, tmp_path, "keep")
+    frames = pixels(22, model.config.size)
+    torch.testing.assert_close(model(frames, MIXED), before(frames, MIXED))
+    assert model.backbone.prefix_state(2).keys() == before.backbone.prefix_state(2).keys()
+    assert model.config.prefix_values() == before.config.prefix_values()
+    for name in model.backbone.added_parameters(before.config):
+        model.backbone.get_parameter(name).normal_(std=0.2)
+    assert not model(frames, MIXED)["moves"].allclose(before(frames, MIXED)["moves"], atol=1e-3)
+    clip = frames[:8]
+    turned = model(clip.flip(0), ((1, 8),))["moves"] - model(clip, ((1, 8),))["moves"]
+    assert turned.abs().max() > 1e-3
+    model.save_pretrained(tmp_path / "added")
+    with pytest.raises(UserError, match=r"model\.added_blocks is 1, this run's 0"):
+        start_from(before, tmp_path / "added", "keep")
 
 
 def test_tables_of_another_size_or_length() -> None:

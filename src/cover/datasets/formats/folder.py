@@ -1,8 +1,8 @@
 """The format `folder`: one folder per class, `<root>/<split>/<class>/...`, or `<root>/<class>/...` for train alone.
 
 The class order is that of the sorted folder names. A class folder may have subfolders. The catalog's `group` is a
-pattern that is searched in the path below the root. Files with an ending of
-another kind are left out, and a warning gives their number.
+pattern that is searched in the path below the root. Files with an ending of another kind are left out, and a warning
+gives their number; with the catalog's `stills`, a set of videos has pictures too.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ def folder(spec: DatasetSpec, split: str) -> Listing:
     labels = Labels(classes)
     top = spec.annotations[split]
     rows, left_out, links = [], [], FolderLinks(top)
+    endings = ENDINGS[spec.media] | (ENDINGS["image"] if spec.stills else frozenset())
     for name in _class_folders(top, links):
         label = labels.of(name, top)
         for path in walk_all(os.path.join(top, name), links=links):
             sample = os.path.relpath(path, spec.root)
-            if os.path.splitext(path)[1].lower() in ENDINGS[spec.media]:
+            if os.path.splitext(path)[1].lower() in endings:
                 group = spec.group.of_path(sample, str(spec.root), spec.name) if spec.group else None
                 rows.append(ListedSample(sample, sample, path, label, group=group))
             else:
@@ -58,6 +59,8 @@ def _other_media(media: Media, others: Sequence[str]) -> Iterator[str]:
         yield (
             f"{count} files left out have the ending of another kind of media; a data set has one kind:"
             f" `media: {other}` in this entry, or in one of its own, reads them"
+            + ", and stills: true takes them as clips of one frame"
+            * (media == "video")
         )
 
 

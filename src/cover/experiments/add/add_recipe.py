@@ -13,7 +13,7 @@ from cover.mixture.mixture import Mixture
 from cover.mixture.schedule import Schedule
 from cover.model.release import model_like, starts_untrained_in_time
 from cover.training.budget import FROM_START, HEAD_ONLY, Budget
-from cover.training.recipe import Checkpoints, Data, Optimizer, Pattern, Recipe, Start
+from cover.training.recipe import Adapt, Checkpoints, Data, Optimizer, Recipe, Start
 from cover.training.train import make_schedule, with_steps
 
 AddMethod = Literal["best", "probe", "replay", "alone"]
@@ -88,17 +88,16 @@ def add_recipe(request: AddRequest, rows: int, replayed: Mapping[str, int], shar
             heads={head: list(sets) for head, sets in shared.items()},
         )
         batch = round(batch * (1 + REPLAY))
-    optimizer, temporal = FINE, start_temporal(request.release)
-    if request.how == "probe":
-        optimizer, temporal = replace(PROBE, patterns={rf"^(?!heads\.{request.name}\.)": Pattern(freeze=True)}), "keep"
+    probing = request.how == "probe"
     recipe = Recipe(
         data,
         str(request.out),
         0,
         batch,
         model,
-        Start(str(request.release), temporal, "keep"),
-        optimizer=optimizer,
+        Start(str(request.release), "keep" if probing else start_temporal(request.release), "keep"),
+        adapt=Adapt("probe" if probing else "full"),
+        optimizer=PROBE if probing else FINE,
         label_smoothing=SMOOTHING,
         seed=request.seed,
         device=request.device,
@@ -152,6 +151,7 @@ def baseline_recipe(recipe: Recipe, name: str, out: Path, checkpoint: Path | Non
         steps=max(1, round(drawn / batch)),
         batch=batch,
         start=start,
+        adapt=Adapt(),
         optimizer=optimizer,
         augment=augment,
     )

@@ -50,7 +50,7 @@ from cover.mixture.prefix_cache import Dtype
 from cover.mixture.rates import Data
 from cover.model.backbone import BackboneOptions
 from cover.model.release import find_release, load_release, read_config, save_release, start_from
-from cover.training.recipe import Cache, Checkpoints, Optimizer, Pattern, Recipe, Start
+from cover.training.recipe import Adapt, Cache, Checkpoints, Optimizer, Recipe, Start
 from cover.training.resume import has_started
 from cover.training.train import build_model, describe, train
 
@@ -333,10 +333,16 @@ class _FoldHeads:
             return best, answers
         train, test = (rows_of(self.features, rows) for rows in (train_rows, test_rows))
         head = fit(train, len(names), choices[best.kind].kind, choices[best.kind].c)
-        predicted = head.probabilities(test).argmax(1).tolist()
+        scores, predicted = (found.tolist() for found in head.probabilities(test).max(1))
         return best, [
-            {"sample_id": row.sample_id, "group": row.group_id, "class": names[label], "predicted": names[answer]}
-            for row, label, answer in zip(test.rows, test.labels.tolist(), predicted, strict=True)
+            {
+                "sample_id": row.sample_id,
+                "group": row.group_id,
+                "class": names[label],
+                "predicted": names[answer],
+                "confidence": round(score, 6),
+            }
+            for row, label, answer, score in zip(test.rows, test.labels.tolist(), predicted, scores, strict=True)
         ]
 
     def release(self, beside: Path) -> list[Candidate]:
@@ -392,30 +398,25 @@ def _protocol(features: FrozenFeatures, divided: DividedSet, request: AddRequest
 # --- recipes and releases ---------------------------------------------------------------------------------------------
 
 
-def _options(request: AddRequest, kind: HeadKind) -> tuple[BackboneOptions, str] | None:
-    """The network of a head, and which parameters of its backbone are trained; None if the family has no such head."""
+def _options(request: AddRequest, kind: HeadKind) -> BackboneOptions | None:
+    """The network of a head; None if the family has no such head."""
     media = load_catalog(request.catalog).spec(request.name).media
     options = frozen_options(read_config(request.release), media)
     if kind == "linear":
-        return options, ""
+        return options
     if kind == "late_block":
         return options.with_late_block()
-    pooled_options = options.pooled_by(kind)
-    trained = r"^backbone\.pool\." if kind == "attentive" else ""
-    return (pooled_options, trained) if pooled_options else None
+    return options.pooled_by(kind)
 
 
-def _trained_options(request: AddRequest, kind: HeadKind) -> tuple[BackboneOptions, str] | None:
+def _trained_options(request: AddRequest, kind: HeadKind) -> BackboneOptions | None:
     return None if kind in FITTED else _options(request, kind)
 
 
 def frozen_recipe(request: AddRequest, kind: HeadKind) -> Recipe:
     """The recipe of a head on the frozen network: its data, its model and its start."""
-    found, start = _options(request, kind), read_config(request.release)
-    assert found
-    options, trained = found
-    first = rf"^heads\.{request.name}\." + (f"|{trained}" if trained else "")
-    patterns = {first: Pattern(), ".": Pattern(freeze=True)}
+    options, start = _options(request, kind), read_config(request.release)
+    assert options
     return Recipe(
         Data([request.name], str(request.catalog), start.frames),
         str(request.out),
@@ -423,7 +424,8 @@ def frozen_recipe(request: AddRequest, kind: HeadKind) -> Recipe:
         BATCH,
         options,  # type: ignore[arg-type]
         Start(str(request.release), "keep", "keep"),
-        optimizer=replace(TRAINED, patterns=patterns),
+        adapt=Adapt("probe"),
+        optimizer=TRAINED,
         label_smoothing=SMOOTHING,
         seed=request.seed,
         device=request.device,

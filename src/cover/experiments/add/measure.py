@@ -16,6 +16,7 @@ from cover.datasets.catalog import Catalog
 from cover.datasets.manifest import open_manifest
 from cover.distributed import ProcessGroup
 from cover.errors import UserError
+from cover.evaluation.answers import Answers
 from cover.evaluation.cached_views import trained_cache
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.protocol import EvaluationTask, find_tasks
@@ -144,13 +145,14 @@ class SampleResults:
 
     `rows`: int64 `(N,)`, the manifest rows that were read, ascending. `right`: bool `(N,)`, whether the class with the
     highest score is the class of the sample, or one of its classes in a multi-label data set; a tie is wrong.
-    `sources`: int64 `(N,)`, the sources of the samples.
+    `sources`: int64 `(N,)`, the sources of the samples. `answers`: None for a multi-label data set.
     """
 
     protocol: dict[str, Any]
     rows: npt.NDArray[np.int64]
     right: npt.NDArray[np.bool_]
     sources: npt.NDArray[np.int64]
+    answers: Answers | None = None
 
     @property
     def measure(self) -> str:
@@ -182,11 +184,13 @@ class Evaluator:
         stamp["frames"] = read_config(self.release).frames
         result = read_result(path)
         # A stored result counts only for the same samples and the same views.
-        if result is None or result["stamp"] != stamp:
+        if result is None or result["stamp"] != stamp or "answers" not in result:
             result = {"stamp": stamp, **self._evaluate(dataset, split)}
             write_result(result, path)
         rows = np.asarray(result["rows"], np.int64)
-        return SampleResults(result["protocol"], rows, np.asarray(result["right"], bool), manifest.sources(rows))
+        answers = Answers(**result["answers"]) if result["answers"] else None
+        right = np.asarray(result["right"], bool)
+        return SampleResults(result["protocol"], rows, right, manifest.sources(rows), answers)
 
     @cached_property
     def _digest(self) -> str:
@@ -207,12 +211,13 @@ class Evaluator:
             ]
             right.update(zip(numbers, right_answers(scores.mean(1), targets_of(labels, task)).tolist(), strict=True))
 
-        device = pick_device(self.device)
+        device, answers = pick_device(self.device), list[Answers]()
         prefix = None if self.cache is None else trained_cache(model, ProcessGroup(device), self.cache)
-        result = evaluate(model, task, device, self.workers, keep=keep, prefix=prefix)["plain"]
+        result = evaluate(model, task, device, self.workers, keep=keep, prefix=prefix, answers=answers)["plain"]
         rows = sorted(right)
         protocol = {key: result[key] for key in PROTOCOL if key in result}
-        return {"protocol": protocol, "rows": rows, "right": [int(right[row]) for row in rows]}
+        kept = asdict(answers[0]) if answers else None
+        return {"protocol": protocol, "rows": rows, "right": [int(right[row]) for row in rows], "answers": kept}
 
 
 def right_answers(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from cover.datasets.index import index
 from cover.datasets.manifest import Manifest
 from cover.distributed import started_by_torchrun
 from cover.errors import UserError
+from cover.evaluation.answers import write_answers
 from cover.evaluation.baselines import TITLES, baselines, figures, shortfalls, sizes, standing
 from cover.evaluation.statistics import FEW_SOURCES, with_interval
 from cover.experiments.add.add_recipe import BESIDE, AddMethod, AddRequest, add_recipe, baseline_recipe, in_short
@@ -41,7 +42,7 @@ from cover.experiments.add.measure import (
     split_of_new,
     why_absent,
 )
-from cover.experiments.folds import FoldRequest, check_start, divide, run_folds, write_catalog
+from cover.experiments.folds import FoldRequest, check_start, divide, fold_answers, run_folds, write_catalog
 from cover.experiments.run_files import read_log
 from cover.locks import alone_in
 from cover.machine import default_workers
@@ -115,7 +116,7 @@ def _add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
     if options.folds:
         return _add_by_folds(request, options, old, catalog, workers)
     recipe = make_recipe(request, rows, old, catalog, options.overrides)
-    _write_recipe(recipe, beside / "recipe.yaml")
+    write_short_recipe(recipe, beside / "recipe.yaml")
     if options.only_recipe:
         return None
     baseline = find_release(options.baseline) if options.baseline else None  # a wrong path is reported before the work
@@ -126,8 +127,7 @@ def _add(request: AddRequest, options: AddOptions) -> dict[str, Any] | None:
     after = _evaluator(find_release(run), catalog, request, workers)
     new = after.measure(request.name, split)
     results = _results(request, recipe, old, compare_old(before, request.release, after, old, recipe))
-    results["new"] = {"dataset": request.name, **accuracy(new)}
-    results["baselines"] = _baselines(request, new, catalog, workers)
+    _put_new(results, request, new, catalog, workers)
     if options.compare or baseline:
         write_json(results, beside / "results.json")  # here too, because the baseline takes long
         results["compare"] = _compare(request, recipe, new, catalog, baseline, workers)
@@ -159,7 +159,7 @@ def _add_best(request: AddRequest, options: AddOptions, old: OldSets, catalog: C
         name = "--only-recipe" if options.only_recipe else next(iter(options.overrides))
         raise UserError(f"{name}: --how best tries several heads and has no recipe before that; use --how probe")
     video = catalog.spec(request.name).media == "video"
-    kinds = options.kinds or usual_kinds(video, options.folds is not None)
+    kinds, beside = options.kinds or usual_kinds(video, options.folds is not None), request.out / BESIDE
     baseline = find_release(options.baseline) if options.baseline else None
     # The heads are compared on dev, so dev is reported only if there is no other split.
     reported = (
@@ -176,17 +176,16 @@ def _add_best(request: AddRequest, options: AddOptions, old: OldSets, catalog: C
     else:
         assert split
         recipe, candidates = best_head(request, catalog, split, kinds, workers)
-    _write_recipe(recipe, request.out / BESIDE / "recipe.yaml", quiet=True)
+    write_short_recipe(recipe, request.out / BESIDE / "recipe.yaml", quiet=True)
     after = _evaluator(request.out, catalog, request, workers)
     results = _results(request, recipe, old, compare_old(before, request.release, after, old, recipe))
     results["candidates"] = [asdict(each) for each in candidates]
     if options.folds:
-        _put_folds(results, measured)
+        _put_folds(results, measured, request, beside / "all")
     else:
         assert split
         new = after.measure(request.name, split)
-        results["new"] = {"dataset": request.name, **accuracy(new)}
-        results["baselines"] = _baselines(request, new, catalog, workers)
+        _put_new(results, request, new, catalog, workers)
         if options.compare or baseline:
             results["compare"] = _compare(request, recipe, new, catalog, baseline, workers)
     write_json(results, request.out / BESIDE / "results.json")
@@ -209,20 +208,29 @@ def _add_by_folds(
     recipe = _recipe(request, sum(row.state == "ok" for row in rows), replayed, old, options.overrides)
     check_start(recipe, folds)
     write_catalog(whole, catalog, {request.name: (divided[0], {"train": rows})}, recipe.data)
-    _write_recipe(recipe, beside / "recipe.yaml")
+    write_short_recipe(recipe, beside / "recipe.yaml")
     measured = run_folds(recipe, catalog, divided, folds, beside / FOLDS)[request.name]
     splits = {name: split_of(name, catalog, None) for name in old.heads}
     before = measure_old(_evaluator(request.release, catalog, request, workers), old, splits)
     say(f"all {len(rows)} samples: {recipe.out}")
     after = _evaluator(find_release(train_missing(recipe)), catalog, request, workers)
     results = _results(request, recipe, old, compare_old(before, request.release, after, old, recipe))
-    _put_folds(results, measured)
+    _put_folds(results, measured, request, beside / FOLDS / "all" / request.name)
     write_json(results, beside / "results.json")
     return results
 
 
-def _put_folds(results: dict[str, Any], measured: dict[str, Any]) -> None:
-    """Put the accuracy over folds of the new data set into `results`, and the baselines on the same folds."""
+def _put_new(results: dict[str, Any], request: AddRequest, new: SampleResults, catalog: Catalog, workers: int) -> None:
+    """Put the accuracy of the new data set into `results`, and the baselines on the same samples."""
+    results["new"] = {"dataset": request.name, **accuracy(new)}
+    results["baselines"] = _baselines(request, new, catalog, workers)
+    if new.answers:
+        write_answers(request.out, [new.answers])
+
+
+def _put_folds(results: dict[str, Any], measured: dict[str, Any], request: AddRequest, whole: Path) -> None:
+    """As `_put_new`, over folds. `whole`: the folder of the catalog of all samples."""
+    write_answers(request.out, [fold_answers(measured, load_catalog(whole / "catalog.yaml"))])
     results["baselines"] = measured.pop("baselines")
     estimate = {"value": measured["top1"], **measured["top1_interval"]}
     results["new"] = {"measure": "top1", "split": f"{measured['folds']} folds", **estimate, **measured}
@@ -302,7 +310,7 @@ def _recipe(
             raise UserError(str(error).removeprefix(f"{path}: ")) from None
 
 
-def _write_recipe(recipe: Recipe, path: Path, quiet: bool = False) -> None:
+def write_short_recipe(recipe: Recipe, path: Path, quiet: bool = False) -> None:
     """Print the recipe and write it to a file for `cover train`. The file of a run that has started does not change."""
     text = f"# cover train {path}\n{in_short(recipe)}"
     if not quiet:
@@ -336,7 +344,7 @@ def _compare(
     """Train the same network on the new data set without the release, and compare the accuracies."""
     beside = request.out / BESIDE
     baseline = baseline_recipe(recipe, request.name, beside / "baseline", checkpoint)
-    _write_recipe(baseline, beside / "baseline.yaml")
+    write_short_recipe(baseline, beside / "baseline.yaml")
     run = train_missing(baseline)
     theirs = _evaluator(find_release(run), catalog, request, workers).measure(request.name, ours.protocol["split"])
     gain = gain_over(ours, theirs)

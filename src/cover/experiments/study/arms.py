@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from cover import config
-from cover.experiments.study.study_file import Origin, Size, Study, Transfer
+from cover.experiments.study.study_file import WITH, Origin, Size, Study, Transfer, other_set
 from cover.experiments.study.subsets import Subset, SubsetBuilder
 from cover.media.source import Media
 from cover.mixture.dataset import MixtureDataset
@@ -111,8 +112,8 @@ class Grid:
     ) -> None:
         recipes = ArmRecipes(self.study, self.builder, target, self.study.sizes[size], seed, fold)
         recipe, subsets = recipes.recipe(arm, lr)
-        shared = recipes.shared and arm in ("videos", "videos_images")
-        words = [arm, *([] if shared else [target]), size, origin]
+        shared = recipes.shared and (arm in ("videos", "videos_images") or (arm == "stills" and self.study.one_model))
+        words = [arm.replace(":", "_"), *([] if shared else [target]), size, origin]
         words += [f"fold{fold + 1}"] if target in self.study.folds else []
         # All targets of a model take part in the choice of its checkpoint.
         best = ("mean_rank" if shared else target) if self._have_dev else ""
@@ -127,6 +128,7 @@ class Grid:
         origin = self.study.origins[name]
         if not origin.sets:
             return None
+        seed = seed if origin.each_seed else 0
         subsets = {each: Subset(each) for each in origin.sets}
         recipe = replace(
             self._base(seed, origin.lr),
@@ -283,6 +285,7 @@ def base_recipe(study: Study, seed: int, lr: float) -> Recipe:
         optimizer=replace(study.optimizer, lr=lr),
         seed=seed,
         label_smoothing=study.label_smoothing,
+        cache=study.cache,
         device=study.device,
         workers=0,
         log_every=10,
@@ -298,9 +301,9 @@ class ArmRecipes:
 
     def __init__(self, study: Study, builder: SubsetBuilder, target: str, size: Size, seed: int, fold: int) -> None:
         self.study, self.builder, self.target, self.size, self.seed = study, builder, target, size, seed
-        folds = study.folds.get(target, 0)
-        self.subsets = {name: Subset(name) for name in [*(study.mixture or [target]), *study.images]}
-        self.subsets[target] = Subset(target, size.part, folds, fold if folds else 0, seed=seed if size.part < 1 else 0)
+        names = [*(study.mixture or [target]), *study.images]
+        self.subsets = {name: self._subset(name, fold if study.one_model else -1) for name in names}
+        self.subsets[target] = replace(self._subset(target, fold), part=size.part, seed=seed if size.part < 1 else 0)
         self.videos = [name for name in self.subsets if name not in study.images]
         self.counts = {name: builder.count(subset) for name, subset in self.subsets.items()}
         self.rates = self._rates()
@@ -316,14 +319,23 @@ class ArmRecipes:
         epoch = total if self.shared else self.counts[target] / target_fraction  # clips of all videos in an epoch
         self.steps = max(1, round(size.epochs * epoch / self.clips))
 
+    def _subset(self, name: str, fold: int) -> Subset:
+        """A data set, or without its fold number `fold` (from 0; -1: its own training clips)."""
+        folds = self.study.folds.get(name, 0) if fold >= 0 else 0
+        return Subset(name, folds=folds, fold=fold if folds else 0)
+
     @property
     def shared(self) -> bool:
         """Whether all targets have the same mixture, and therefore one run."""
+        if self.study.one_model:
+            return self.size.part == 1 and not self.size.rate
         in_proportion = not self.size.rate and not self.study.weights and self.study.alpha == 1
         return in_proportion and self.size.part == 1 and not self.study.folds.get(self.target)
 
     def recipe(self, arm: str, lr: float) -> tuple[Recipe, dict[str, Subset]]:
         """The recipe of an arm, and its subsets by data-set name."""
+        if other_set(arm):
+            return self._worth(arm, lr)
         names, batch, steps = self._contents(arm)
         subsets = {name: self.subsets[name] for name in names}
         if arm == "permuted":
@@ -331,14 +343,36 @@ class ArmRecipes:
             subsets = {**others, self.target: subsets[self.target]}
         rates = {name: self.rates[name] for name in names}
         if arm == "stills":
-            still = f"{self.target}_stills"
-            subsets[still] = replace(self.subsets[self.target], stills=self.study.stills)
-            rates[still] = sum(self.rates[name] for name in self.study.images)
-        weights = {name: float(rate) for name, rate in rates.items()} if len(subsets) > 1 else {}
-        of_head = {head: [name for name in sets if name in subsets] for head, sets in self.study.heads.items()}
+            of = self.videos if self.shared and self.study.one_model else [self.target]
+            images = sum(self.rates[name] for name in self.study.images) / sum(self.rates[name] for name in of)
+            for name in of:
+                subsets[f"{name}_stills"] = replace(self.subsets[name], stills=self.study.stills)
+                rates[f"{name}_stills"] = images * self.rates[name]
+        return self._of(rates, lr, steps, batch), subsets
+
+    def _of(self, rates: Mapping[str, Any], lr: float, steps: int, batch: int) -> Recipe:
+        """The recipe that trains on the data sets of `rates`."""
+        weights = {name: float(rate) for name, rate in rates.items()} if len(rates) > 1 else {}
+        of_head = {head: [name for name in sets if name in rates] for head, sets in self.study.heads.items()}
         heads = {head: sets for head, sets in of_head.items() if sets}
-        data = Data(list(subsets), frames=self.study.frames, weights=weights, heads=heads)
-        return replace(base_recipe(self.study, self.seed, lr), data=data, steps=steps, batch=batch), subsets
+        data = Data(list(rates), frames=self.study.frames, weights=weights, heads=heads)
+        return replace(base_recipe(self.study, self.seed, lr), data=data, steps=steps, batch=batch)
+
+    def _worth(self, arm: str, lr: float) -> tuple[Recipe, dict[str, Subset]]:
+        """The recipe of an arm with one other data set, or without one, and its subsets.
+
+        Each of its data sets is drawn as often as in the full mixture. Steps have as many clips.
+        """
+        other = other_set(arm)
+        if arm.startswith(WITH):
+            names = [name for name in self.subsets if name in (self.target, other)]
+        else:
+            names = [name for name in self.subsets if name != other]
+        drawn = {name: count for name, count in self.full.drawn(self.steps).items() if name in names}
+        steps = max(1, round(sum(drawn[name] for name in names if name in self.videos) / self.clips))
+        images = sum(drawn[name] for name in names if name not in self.videos)
+        batch = self.clips + (max(1, round(images / steps)) if images else 0)
+        return self._of(drawn, lr, steps, batch), {name: self.subsets[name] for name in names}
 
     def _contents(self, arm: str) -> tuple[list[str], int, int]:
         """The data sets of an arm, its samples in a step, and its steps."""
@@ -376,6 +410,7 @@ class ArmRecipes:
         return step_multiply_adds(self.study.model, self.study.frames, schedule.mean_step)
 
 
+@lru_cache(maxsize=64)
 def step_multiply_adds(model: Options, frames: int, groups: tuple[tuple[int, int], ...]) -> int:
     """Multiply-adds of a network in the forward pass of a step. `groups`: (samples, frames of a sample)."""
     config = backbone_config(model, frames)

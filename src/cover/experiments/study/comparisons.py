@@ -11,9 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from cover.evaluation.statistics import LEVEL, detectable_in, difference, in_common, judge, proportion, sign_flip
+from cover.evaluation.statistics import (
+    LEVEL,
+    Estimate,
+    detectable_in,
+    difference,
+    in_common,
+    judge,
+    pooled,
+    proportion,
+    sign_flip,
+)
 from cover.experiments.study.arms import Measurement
-from cover.experiments.study.study_file import Study
+from cover.experiments.study.study_file import WITH, WITHOUT, Study
 from cover.model.release import trained_on
 
 Key = tuple[str, str, str, str]  # arm, target, size, origin
@@ -133,7 +143,20 @@ def comparisons_of(study: Study) -> list[Comparison]:
         if {ours, theirs} <= set(study.arms_at(size))
         for target in study.targets
     ]
-    return [*pairs, *_between_sources(study), *_between_sizes(study)]
+    return [*pairs, *_worth(study), *_between_sources(study), *_between_sizes(study)]
+
+
+def _worth(study: Study) -> list[Comparison]:
+    """The mixture against the mixture without one data set, and the target with one data set against it alone."""
+    comparisons = []
+    for origin in study.origins:
+        for size in study.sizes:
+            pairs = [("videos_images", arm) for arm in study.arms_at(size) if arm.startswith(WITHOUT)]
+            pairs += [(arm, "alone") for arm in study.arms_at(size) if arm.startswith(WITH)]
+            for ours, theirs in pairs:
+                family = f"worth {WITHOUT if theirs.startswith(WITHOUT) else WITH} {size}, {origin}"
+                comparisons += [Comparison(family, "worth", name, ours, theirs, size, origin) for name in study.targets]
+    return comparisons
 
 
 def _between_sources(study: Study) -> list[Comparison]:
@@ -209,6 +232,7 @@ def compare(study: Study, arms: Mapping[Key, ArmResults], transfers: Mapping[Key
                     "difference": estimate.value,
                     "low": estimate.low,
                     "high": estimate.high,
+                    "error": estimate.error,
                     "level": LEVEL,
                     "p": estimate.p,
                     "p_holm": p,
@@ -222,6 +246,20 @@ def compare(study: Study, arms: Mapping[Key, ArmResults], transfers: Mapping[Key
                 }
             )
     return rows
+
+
+def pool(rows: Sequence[Mapping[str, Any]], margin: float) -> list[dict[str, Any]]:
+    """One row for each family with several targets: the mean difference over the targets, as random effects."""
+    result = []
+    for family in dict.fromkeys(row["family"] for row in rows if row["claim"] != "c"):
+        own = [row for row in rows if row["family"] == family]
+        mean = pooled([Estimate(row["difference"], row["low"], row["high"], row["p"], row["error"]) for row in own])
+        if mean is not None and len({row["target"] for row in own}) == len(own):
+            names = {key: own[0][key] for key in ("family", "claim", "ours", "theirs", "size", "origin")}
+            estimate = Estimate(mean.value, mean.low, mean.high, mean.p)
+            word = judge({family: estimate}, margin)[family][1]
+            result.append({**names, "difference": mean.value, **asdict(mean), "verdict": word})
+    return result
 
 
 def _gain(
@@ -245,3 +283,14 @@ def _minus(ours: ArmResults, theirs: ArmResults) -> tuple[np.ndarray, list[str]]
     mine, others = in_common(ours.ids, theirs.ids)
     sources = [source for source, common in zip(ours.sources, mine, strict=True) if common]
     return ours.right[:, mine].astype(float) - theirs.right[:, others], sources
+
+
+def comparison_lines(rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """Comparisons that were judged again, as texts, with both verdicts."""
+    lines = []
+    for row in rows:
+        ends = [] if row["low"] is None else [f"{100 * row[end]:+.1f}" for end in ("low", "high")]
+        figures = [f"{100 * row['difference']:+.1f}", " to ".join(ends), f"{row['p_holm']:.3f}"]
+        names = [row[key] for key in ("claim", "target", "ours", "theirs", "size")]
+        lines.append([*names, *figures, row["before"], row["verdict"]])
+    return lines

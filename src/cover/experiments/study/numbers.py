@@ -7,6 +7,7 @@ from typing import Any
 
 from cover.evaluation.statistics import FEW_SOURCES, LEAST_SEEDS, LEVEL
 from cover.experiments.report import Cell, Table, percent, points
+from cover.experiments.study.study_file import WITH, other_set
 
 StudyRow = Mapping[str, Any]
 
@@ -24,6 +25,18 @@ SEEDS_SHOWN = 5  # with more seeds, only the range of their accuracies is shown
 
 
 # --- names and number formats -----------------------------------------------------------------------------------------
+
+
+def arm_name(arm: str) -> str:
+    """The name of an arm in a report.
+
+    >>> arm_name("without:cifar10")
+    'full mixture without cifar10'
+    """
+    other = other_set(arm)
+    if other:
+        return f"target with {other}" if arm.startswith(WITH) else f"full mixture without {other}"
+    return ARM_NAMES[arm]
 
 
 def setting(study: StudyRow, size: str, origin: str) -> str:
@@ -141,14 +154,14 @@ def _split_name(study: StudyRow, row: StudyRow) -> str:
 def number_table(summary: StudyRow) -> Table:
     """One row for each accuracy of the study, with its protocol."""
     study = summary["study"]
-    names = [(row, ARM_NAMES[row["arm"]]) for row in summary["arms"]]
+    names = [(row, arm_name(row["arm"])) for row in summary["arms"]]
     for row in summary["transfers"]:
         source, how = source_of(row["arm"])
         names.append((row, f"from {source}, {HOW_NAMES[how]}"))
-    names += [(row, ARM_NAMES[row["arm"]]) for row in summary["origins"]]
+    names += [(row, arm_name(row["arm"])) for row in summary["origins"]]
     for row in summary["probes"]:
         arm, _, target = row["arm"].partition(":")
-        names.append((row, f"probe after {ARM_NAMES[arm]}, for {target}"))
+        names.append((row, f"probe after {arm_name(arm)}, for {target}"))
     columns = (
         "number",
         "data set",
@@ -182,6 +195,12 @@ def _number(row: StudyRow, name: str, study: StudyRow) -> list[Cell]:
     ]
 
 
+def _network(model: StudyRow) -> str:
+    """The options that name a network, of any family."""
+    names = {"backbone": "", "preset": "", "variant": "", "attention": "attention ", "pool": "pool "}
+    return " ".join(f"{word}{model[name]}" for name, word in names.items() if name in model)
+
+
 def fact_table(summary: StudyRow) -> Table:
     """The facts that apply to all numbers of the study."""
     study, model, runs = summary["study"], summary["study"]["model"], summary["runs"]
@@ -189,7 +208,7 @@ def fact_table(summary: StudyRow) -> Table:
     choice = "; each run takes the best on dev" if len(study["lrs"]) > 1 else ""
     facts = {
         "seeds": ", ".join(map(str, study["seeds"])),
-        "model": f"{model['preset']}, {model['size']} pixels, {study['frames']} frames, {model['attention']} attention",
+        "model": f"{_network(model)}, {model['size']} pixels, {study['frames']} frames",
         "samples in a step": f"{study['batch']} in the full mixture; as many clips for the target alone",
         "learning rates": f"{', '.join(f'{lr:g}' for lr in study['lrs'])}{choice}",
         "checkpoint": f"the best on dev of {study['evaluations']} in a run, by mean rank over its data sets",

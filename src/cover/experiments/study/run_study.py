@@ -14,45 +14,62 @@ from cover.console import print_table, say, write_json
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.errors import UserError
 from cover.evaluation.statistics import detectable
+from cover.experiments.study.answers import ANSWERS, write_answers
 from cover.experiments.study.arms import Grid, measured_subsets
 from cover.experiments.study.comparisons import comparisons_of
+from cover.experiments.study.pilot import run_pilot
 from cover.experiments.study.runner import run_missing
 from cover.experiments.study.study_file import Study
 from cover.experiments.study.study_report import write_study_report
 from cover.experiments.study.subsets import Subset, SubsetBuilder
-from cover.experiments.study.summary import summarise
+from cover.experiments.study.summary import results_of, summarise
 from cover.experiments.study.trivial import trivial_methods
+from cover.experiments.study.worth import worth_study
 from cover.locks import alone_in
 from cover.model.release import trained_on
 
 RESULTS, REPORT, MARKDOWN = "results.json", "report.html", "report.md"
 
 
-def run_study(study: Study, workers: int, dry: bool = False) -> dict[str, Any] | None:
+def run_study(study: Study, workers: int, dry: bool = False, worth: str = "") -> dict[str, Any] | None:
     """Run what is missing of a study and write its results and its report.
 
-    `workers`: runs at the same time. With `dry`, only check the study and print its plan. Returns the results, or None
-    with `dry`. Raises `UserError`, before the first run, if something is wrong with the study.
+    `workers`: runs at the same time. With `dry`, only check the study and print its plan. `worth`: a target; then the
+    study is that of `worth_study`, in the folder `worth/TARGET` of the study, whose runs it shares. Returns the
+    results, or None with `dry`. Raises `UserError`, before the first run, if something is wrong with the study.
     """
     out = Path(study.out)
     catalog = load_catalog(study.catalog)
     _check_sets(study, catalog)
     builder = SubsetBuilder(catalog, out / "data", study.split, study.fold_dev)
     _check_counts(study, builder)
-    grid = Grid(study, builder)
-    planned = plan(study, builder)
+    asked = worth_study(study, worth) if worth else study
+    grid = Grid(asked, builder)
+    planned = plan(asked, builder)
     steps = sum(job.recipe.step_count for job in grid.jobs.values())
-    say(f"{out}: {len(grid.jobs)} runs, {steps:,} steps in all, {len(comparisons_of(study))} comparisons")
+    say(f"{out}: {len(grid.jobs)} runs, {steps:,} steps in all, {len(comparisons_of(asked))} comparisons")
     print_plan(planned, study.margin)
     if dry:
         return None
     with alone_in(out):
+        trivial = trivial_methods(study, builder, workers)
+        chosen, pilot = run_pilot(study, builder, workers, trivial)
+        asked = worth_study(chosen, worth) if worth else chosen
+        grid = Grid(asked, builder)
         run_missing(list(grid.waves()), builder, out, workers)
-        summary = summarise(study, grid, out, planned, trivial_methods(study, builder, workers))
-        write_json(summary, out / RESULTS)
-        (out / "study.yaml").write_text(config.dump(study), encoding="utf-8")
-        write_study_report(summary, out / REPORT, out / MARKDOWN)
+        summary = summarise(asked, grid, out, planned, trivial, pilot)
+        folder = report_folder(study, worth)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_answers(grid.measurements, results_of(grid, out), folder / ANSWERS)
+        write_json(summary, folder / RESULTS)
+        (folder / "study.yaml").write_text(config.dump(study), encoding="utf-8")
+        write_study_report(summary, folder / REPORT, folder / MARKDOWN)
     return summary
+
+
+def report_folder(study: Study, worth: str = "") -> Path:
+    """The folder of the results and the report."""
+    return Path(study.out) / "worth" / worth if worth else Path(study.out)
 
 
 def plan(study: Study, builder: SubsetBuilder) -> list[dict[str, Any]]:
@@ -115,6 +132,9 @@ def _check_sets(study: Study, catalog: Catalog) -> None:
             if media and spec.media != media:
                 raise UserError(f"{key}: {name} holds {spec.media}s")
     _check_origins(study, catalog)
+    shared = sorted({name for origin in study.origins.values() for name in origin.sets} & set(study.images))
+    if shared and "videos_images" in study.arms:
+        say(f"origins: {', '.join(shared)} is in the pre-training and in the mixture: claim (b) asks for other images")
     targets = [name for name in study.targets if name not in study.folds]
     for key, names in (("targets", targets), ("transfer.targets", study.transfer.targets), ("probes", study.probes)):
         for name in names:

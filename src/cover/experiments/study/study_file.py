@@ -9,9 +9,10 @@ from typing import Literal
 from cover.config import option
 from cover.errors import UserError, nearest
 from cover.model.backbones import DEFAULT_OPTIONS, Options
-from cover.training.recipe import Augment, Optimizer
+from cover.training.recipe import Augment, Cache, Optimizer
 
-# The training data of a target's model. The last two arms are controls.
+# The training data of a target's model. The last two arms are controls. Beside these there are `with:NAME`, the target
+# and one other data set, and `without:NAME`, as videos_images without one data set.
 ARMS = {
     "alone": "the target alone, with as many of its clips as in every other arm",
     "alone_long": "the target alone, with the compute of the full mixture",
@@ -21,6 +22,13 @@ ARMS = {
     "permuted": "as videos_images, with permuted labels in all data sets except the target",
 }
 HOW = ("finetune", "probe")
+WITH, WITHOUT = "with:", "without:"
+MIXTURES = {"videos", "videos_images", "permuted", "alone_long", "stills"}
+
+
+def other_set(arm: str) -> str:
+    """The data set that an arm `with:NAME` or `without:NAME` names; empty for other arms."""
+    return arm.partition(":")[2]
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Origin:
-    """Starting weights of every arm: a checkpoint, image pre-training for each seed, or random weights."""
+    """Starting weights of every arm: a checkpoint, one image pre-training, or random weights."""
 
     checkpoint: str = option("", "folder of a run, a checkpoint or a release")
     sets: list[str] = option([], "image sets for the pre-training of all non-temporal weights")
     steps: int = option(0, "steps of this pre-training")
+    each_seed: bool = option(False, "one pre-training for each seed of the study; else all runs share one")
     batch: int = option(64, "images in a step of this pre-training")
     lr: float = option(1e-3, "learning rate of this pre-training")
     temporal: Literal["fresh", "copied", "keep"] = option("fresh", "as start.temporal of a recipe")
@@ -71,6 +80,20 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Pilot:
+    """Runs that choose the epochs of the first size, before the study and with seeds of their own.
+
+    The first of `epochs` is taken with which every seed of every arm is above every trivial method, and seeds differ
+    by little. The epochs of the other sizes change by the same factor.
+    """
+
+    epochs: list[float] = option([], "epochs to try, in ascending order; empty for no pilot")
+    seeds: list[int] = option([1000, 1001, 1002], "seeds of its runs; none of the study's own")
+    arms: list[str] = option([], "arms to run; empty: alone and the fullest mixture")
+    spread: float = option(0.04, "largest standard deviation over seeds of the difference of two arms")
+
+
+@dataclass(frozen=True)
 class Study:
     """A study: arms x targets x sizes x origins x seeds."""
 
@@ -86,7 +109,11 @@ class Study:
     images: list[str] = option([], "image sets of the mixture")
     arms: list[str] = option(["alone", "videos", "videos_images"], ", ".join(ARMS))
     origins: dict[str, Origin] = option({"scratch": Origin()}, "name -> starting weights")
-    folds: dict[str, int] = option({}, "target -> number of folds over all its clips, by source")
+    one_model: bool = option(
+        False,
+        "one model of a mixture for all targets; with folds, one for the folds of a number of all video sets",
+    )
+    folds: dict[str, int] = option({}, "video set -> number of folds over all its clips, by source")
     fold_dev: float = option(0.1, "fraction of a fold's training groups for the choice of the checkpoint")
     split: str = option("val", "split that is reported, for targets without folds")
     frames: int = option(8, "frames in a clip")
@@ -100,12 +127,14 @@ class Study:
     optimizer: Optimizer = option(Optimizer(), "as in a recipe; lrs replaces its lr")
     augment: Augment = option(Augment(), "as in a recipe")
     label_smoothing: float = option(0.0, "as in a recipe")
+    cache: Cache = option(Cache(), "as in a recipe; all runs share it")
     stills: int = option(4, "number of images of each training clip of the target, in the arm stills")
     transfer: Transfer = option(Transfer(), "transfers from other models to targets")
     probes: list[str] = option(
         [], "image sets for probes of frozen features, before and after training (at the first of lrs)"
     )
     probe_epochs: float = option(5.0, "epochs of these probes")
+    pilot: Pilot = option(Pilot(), "runs that choose the epochs before the study")
     expected: Expected = option(Expected(), "expected spreads, for the detectable difference")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, xpu")
 
@@ -119,8 +148,9 @@ class Study:
         if not self.out.strip():
             raise UserError("out: empty; name a folder for the study")
         for key, given, known in (
-            ("arms", self.arms, ARMS),
-            ("folds", self.folds, self.targets),
+            ("arms", self.arms, self._known_arms()),
+            ("pilot.arms", self.pilot.arms, self.arms),
+            ("folds", self.folds, [*self.targets, *self.videos]),
             ("transfer.how", self.transfer.how, HOW),
         ):
             for name in given:
@@ -137,7 +167,7 @@ class Study:
         others = all(set(self.videos) - {target} for target in self.targets)
         if "videos" in self.arms and not others:
             raise UserError("arms: videos needs a video set beside each target; give videos, or leave that arm out")
-        if set(self.arms) & {"videos_images", "permuted", "alone_long"} and not (self.images or others):
+        if set(self.arms) & MIXTURES and not (self.images or others):
             raise UserError("arms: a mixture needs videos or images")
         if "stills" in self.arms and not self.images:
             raise UserError("arms: stills replace images; give images")
@@ -157,6 +187,9 @@ class Study:
         for name, folds in self.folds.items():
             if folds < 2:
                 raise UserError(f"folds.{name}: {folds} is not 2 or more")
+        counts = {name: self.folds.get(name, 0) for name in self.mixture}
+        if self.one_model and len(set(counts.values())) > 1:
+            raise UserError(f"folds: one_model needs as many folds of every video set, and they are {counts}")
 
     def _check_numbers(self) -> None:
         if self.split not in ("val", "test"):
@@ -165,6 +198,10 @@ class Study:
             raise UserError("frames: a clip has 2 frames or more; one frame is an image")
         if not 0 <= self.margin < 1:
             raise UserError(f"margin: {self.margin} is not in [0, 1)")
+        if self.pilot.epochs and set(self.pilot.seeds) & set(self.seeds):
+            raise UserError("pilot.seeds: some are seeds of the study; a pilot needs seeds of its own")
+        if self.pilot.epochs and (len(self.pilot.seeds) < 2 or min(self.pilot.epochs) <= 0):
+            raise UserError("pilot: give two seeds or more, and epochs above 0")
         if self.evaluations < 1 or self.stills < 1 or min(self.seeds) < 0:
             raise UserError("evaluations and stills must be 1 or more, seeds 0 or more")
 
@@ -181,6 +218,10 @@ class Study:
             raise UserError(f"transfer.checkpoints: {name} is a source already")
         if not self.transfer.targets:
             raise UserError("transfer.targets: give at least one")
+
+    def _known_arms(self) -> list[str]:
+        sets = dict.fromkeys([*self.mixture, *self.images])
+        return [*ARMS, *(f"{word}{name}" for word in (WITH, WITHOUT) for name in sets)]
 
     def arms_at(self, size: str) -> list[str]:
         """The arms at a size."""

@@ -12,9 +12,9 @@ from cover.evaluation.baselines import TITLES
 from cover.experiments.charts import Bar, Interval, Line, Panel, bar, forest, line_chart, signed_bar, span_of
 from cover.experiments.report import Cell, Table, percent, points, render_markdown, render_page, write_text
 from cover.experiments.study.numbers import (
-    ARM_NAMES,
     HOW_NAMES,
     StudyRow,
+    arm_name,
     between,
     by,
     fact_table,
@@ -30,6 +30,8 @@ from cover.experiments.study.numbers import (
     source_of,
     unique,
 )
+from cover.experiments.study.study_file import WITH, WITHOUT, other_set
+from cover.experiments.study.worth import ranked, set_of
 
 # Classes of the style sheet. Arms of one kind also differ in their dashes, so that colour is not needed.
 ARM_TONES = {
@@ -56,9 +58,18 @@ CLAIMS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "d": ("The gain grows as the target shrinks", ("better",), "needs a second size, the arm alone and a mixture"),
 }
+WORTH = {  # arms of the comparisons of the worth of a data set: the title of their chart
+    WITHOUT: "What the full mixture loses without it",
+    WITH: "What it adds to the target alone",
+}
 SHOWN, NOT_SHOWN, OPPOSITE = "shown", "not shown", "the opposite shown"
 AGAINST_ALONE = {"better": (" ▲", "lead"), "worse": (" ▼", "behind")}  # sign and class of the style sheet
 CLASSES_SHOWN = 6  # at each end of a list of classes
+
+
+def arm_tone(arm: str) -> str:
+    """The class of the style sheet for an arm."""
+    return ARM_TONES.get(arm, "extra dotted")
 
 
 def write_study_report(summary: StudyRow, page: Path, markdown: Path) -> None:
@@ -81,14 +92,20 @@ def report_data(summary: StudyRow) -> dict[str, Any]:
         "accuracies": accuracy_tables(summary),
         "protocol": protocol_lines(summary["arms"], study),
         "arm_meanings": [
-            f"{ARM_NAMES[arm]}: {summary['arms_mean'][arm]}" for arm in unique(row["arm"] for row in summary["arms"])
+            f"{arm_name(arm)}: {summary['arms_mean'][arm]}"
+            for arm in unique(row["arm"] for row in summary["arms"])
+            if arm in summary["arms_mean"]
         ],
         "longer": any(row["arm"] == "alone_long" for row in summary["arms"]),
         "comparisons": comparison_groups(summary),
+        "pooled": pooled_table(summary),
+        "pilot": pilot_table(summary),
+        "worth": worth_panels(summary),
+        "worth_table": worth_table(summary),
         "transfers": transfer_table(summary),
         "transfer_panels": transfer_panels(summary),
         "transfer_protocol": protocol_lines(summary["transfers"], study),
-        "curve_key": [(ARM_TONES[arm], ARM_NAMES[arm]) for arm in unique(row["arm"] for row in summary["curves"])],
+        "curve_key": [(arm_tone(arm), arm_name(arm)) for arm in unique(row["arm"] for row in summary["curves"])],
         "curves": first_curves,
         "other_curves": other_curves,
         "gaps": gap_table(summary),
@@ -106,6 +123,10 @@ def report_data(summary: StudyRow) -> dict[str, Any]:
 
 def title(summary: StudyRow) -> str:
     """The question of the study, with its numbers of data sets and seeds."""
+    worth = unique(row["target"] for row in summary["comparisons"] if row["claim"] == "worth")
+    if worth:
+        seeds = plural(len(summary["study"]["seeds"]), "seed")
+        return f"How much is each data set worth to {', '.join(worth)}? {seeds}"
     targets = unique(row["dataset"] for row in [*summary["arms"], *summary["transfers"]])
     question = "Does co-training help?" if summary["arms"] else "What transfers?"
     return f"{question} {plural(len(targets), 'data set')}, {plural(len(summary['study']['seeds']), 'seed')}"
@@ -166,8 +187,11 @@ def comparison_groups(summary: StudyRow) -> list[dict[str, Any]]:
     """For each claim or control, its forest plots on one scale, and the same numbers as a table."""
     study, margin = summary["study"], 100 * summary["study"]["margin"]
     groups = []
-    for (claim,), rows in by(summary["comparisons"], "claim").items():
+    pooled = {row["family"]: _pooled_interval(row) for row in summary.get("pooled", ())}
+    for (claim,), rows in by([row for row in summary["comparisons"] if row["claim"] != "worth"], "claim").items():
         intervals = {family: [_interval(row) for row in own] for (family,), own in by(rows, "family").items()}
+        for family in intervals.keys() & pooled.keys():
+            intervals[family].append(pooled[family])
         span = span_of([each for own in intervals.values() for each in own], margin)
         panels = []
         for (family,), own in by(rows, "family").items():
@@ -184,8 +208,8 @@ def family_name(row: StudyRow, study: StudyRow) -> str:
         source, how = source_of(row["ours"])
         return f"{source} as source, {HOW_NAMES[how]}, against each other source"
     if row["claim"] == "d":
-        return f"Gain of {ARM_NAMES[row['size']]} over alone, {_sizes_compared(row, study)}"
-    name = f"{ARM_NAMES[row['ours']]}, against {ARM_NAMES[row['theirs']]}"
+        return f"Gain of {arm_name(row['size'])} over alone, {_sizes_compared(row, study)}"
+    name = f"{arm_name(row['ours'])}, against {arm_name(row['theirs'])}"
     note = setting(study, row["size"], row["origin"])
     return f"{name[0].upper()}{name[1:]}" + (f" ({note})" if note else "")
 
@@ -200,6 +224,87 @@ def _interval(row: StudyRow) -> Interval:
     text = f"{points(row['difference'])} ({points_between(row)})"
     low, high = (None if row[end] is None else 100 * row[end] for end in ("low", "high"))
     return Interval(label, 100 * row["difference"], low, high, text, row["verdict"])
+
+
+def _pooled_interval(row: StudyRow) -> Interval:
+    text = f"{points(row['difference'])} ({points_between(row)})"
+    ends = (100 * row["low"], 100 * row["high"])
+    return Interval(f"all {row['sets']} together", 100 * row["difference"], *ends, text, row["verdict"])
+
+
+def pooled_table(summary: StudyRow) -> Table | None:
+    """The mean difference over all targets of each comparison. Summaries of earlier versions have none."""
+    rows = [row for row in summary.get("pooled", ()) if row["claim"] != "worth"]
+    body = [
+        [
+            Cell(family_name(row, summary["study"])),
+            Cell(points(row["difference"]), points_between(row)),
+            Cell(p_value(row["p"])),
+            Cell(row["verdict"], "", "said"),
+            Cell(percent(row["between"]), f"{row['sets']} sets"),
+        ]
+        for row in rows
+    ]
+    columns = ["comparison", "points", "p", "verdict", "spread over sets, points"]
+    return Table(columns, body, kind="small") if rows else None
+
+
+def pilot_table(summary: StudyRow) -> Table | None:
+    """The runs of the pilot; None without one."""
+    pilot = summary.get("pilot")
+    if not pilot:
+        return None
+    body = [
+        [
+            Cell(f"{row['epochs']:g}"),
+            Cell(row["target"], arm_name(row["arm"])),
+            Cell(", ".join(percent(top1) for top1 in row["by_seed"])),
+            Cell(percent(row["trivial"]), "" if row["above"] else "not below every seed"),
+            Cell(percent(row["spread"])),
+        ]
+        for row in pilot["rows"]
+    ]
+    passed = "which pass" if pilot["passed"] else "the most that were tried; none passes"
+    columns = ["epochs", "data set", "top-1 % by seed", "best trivial method", "spread, points"]
+    return Table(columns, body, f"{pilot['epochs']:g} epochs, {passed}", "small")
+
+
+# --- worth of data sets -----------------------------------------------------------------------------------------------
+
+
+def worth_panels(summary: StudyRow) -> list[Panel]:
+    """For each target, what each data set is worth to it, as bars with intervals, the most useful first."""
+    panels = []
+    for (target,), rows in by([row for row in summary["comparisons"] if row["claim"] == "worth"], "target").items():
+        most = max(abs(end) for row in rows for end in (row["low"], row["high"], row["difference"]) if end is not None)
+        for word, title in WORTH.items():
+            bars = [_worth_bar(row, most or 1.0) for row in ranked(rows, word)]
+            if bars:
+                panels.append(Panel(target, title, bars))
+    return panels
+
+
+def _worth_bar(row: StudyRow, most: float) -> Bar:
+    interval = None if row["low"] is None else (row["low"], row["high"])
+    text = f"{points(row['difference'])} ({points_between(row)})"
+    return signed_bar(set_of(row), row["verdict"], row["difference"], most, text, interval)
+
+
+def worth_table(summary: StudyRow) -> Table | None:
+    """The same numbers with p-values; None in a study of something else."""
+    rows = [row for row in summary["comparisons"] if row["claim"] == "worth"]
+    ordered = [row for word in WORTH for row in ranked(rows, word)]
+    body = [
+        [
+            Cell(set_of(row), WORTH[WITHOUT if row["theirs"].startswith(WITHOUT) else WITH]),
+            Cell(points(row["difference"]), points_between(row)),
+            Cell(p_value(row["p_holm"]), _other_p_values(row)),
+            Cell(row["verdict"], "", "said"),
+            Cell(percent(row["detectable"])),
+        ]
+        for row in ordered
+    ]
+    return Table(["data set", "points", "p, Holm", "verdict", "detectable"], body, kind="small") if rows else None
 
 
 def comparison_table(rows: Sequence[StudyRow], summary: StudyRow) -> Table:
@@ -233,8 +338,8 @@ def _pair(row: StudyRow, study: StudyRow) -> str:
         source, how = source_of(row["ours"])
         return f"{source} against {source_of(row['theirs'])[0]}, {HOW_NAMES[how]}"
     if row["claim"] == "d":
-        return f"gain of {ARM_NAMES[row['size']]}: {_sizes_compared(row, study)}"
-    names = f"{ARM_NAMES[row['ours']]} against {ARM_NAMES[row['theirs']]}"
+        return f"gain of {arm_name(row['size'])}: {_sizes_compared(row, study)}"
+    names = f"{arm_name(row['ours'])} against {arm_name(row['theirs'])}"
     return joined(names, setting(study, row["size"], row["origin"]))
 
 
@@ -285,7 +390,7 @@ def _arm_cells(study: StudyRow, arm: str, origin: str, rows: Sequence[StudyRow],
     shared = len(rows) > 1 and len({tuple(row["runs"]) for row in rows}) == 1
     model = "one model for all" if shared else "one model for each" if targets > 1 else ""
     return [
-        Cell(ARM_NAMES[arm], model, narrow=f"from {origin}; {sets}"),
+        Cell(arm_name(arm), model, narrow=f"from {origin}; {sets}"),
         Cell(origin, _origin_name(study, origin), "text"),
         Cell(sets, remark, "text"),
     ]
@@ -293,13 +398,18 @@ def _arm_cells(study: StudyRow, arm: str, origin: str, rows: Sequence[StudyRow],
 
 def _training_sets(study: StudyRow, arm: str) -> tuple[str, str]:
     """The training data sets of an arm, and a note."""
+    if arm.startswith(WITH):
+        return f"that set + {other_set(arm)}", ""
+    if arm.startswith(WITHOUT):
+        return " + ".join(name for name in [*study["videos"], *study["images"]] if name != other_set(arm)), ""
     videos = unique([*study["videos"], *study["targets"]]) if study["videos"] else ["that set"]
     if arm in ("alone", "alone_long"):
         return "that set alone", "longer" if arm == "alone_long" else ""
     if arm == "videos":
         return " + ".join(videos), ""
     if arm == "stills":
-        return " + ".join([*videos, "its stills"]), f"{study['stills']} stills of each training clip"
+        own = "their stills" if study.get("one_model") else "its stills"
+        return " + ".join([*videos, own]), f"{study['stills']} stills of each training clip"
     note = "permuted labels in all sets except that set" if arm == "permuted" else ""
     return " + ".join([*videos, *study["images"]]), note
 
@@ -365,8 +475,8 @@ def probe_groups(summary: StudyRow) -> list[dict[str, Any]]:
     for (origin, size, dataset), rows in by(summary["probes"], "origin", "size", "dataset").items():
         note = setting(study, size, origin)
         before = [row for row in summary["origins"] if (row["origin"], row["dataset"]) == (origin, dataset)]
-        models = [(ARM_NAMES["origin"], "origin", row) for row in before] + _probe_models(rows)
-        bars = [_bar(label, row, ARM_TONES[arm]) for label, arm, row in models]
+        models = [(arm_name("origin"), "origin", row) for row in before] + _probe_models(rows)
+        bars = [_bar(label, row, arm_tone(arm)) for label, arm, row in models]
         lines = protocol_lines([row for *_, row in models], study)
         body = []
         for label, arm, row in models:
@@ -383,7 +493,7 @@ def _probe_models(rows: Sequence[StudyRow]) -> list[tuple[str, str, StudyRow]]:
     models = []
     for (arm, _), same in by(split, "of", "models").items():
         target = "" if len(same) > 1 else f", {same[0]['arm'].partition(':')[2]}"
-        models.append((f"after {ARM_NAMES[arm]}{target}", arm, same[0]))
+        models.append((f"after {arm_name(arm)}{target}", arm, same[0]))
     return models
 
 
@@ -409,7 +519,7 @@ def curve_panels(rows: Sequence[StudyRow], study: StudyRow) -> list[Panel]:
             note = joined(name, setting(study, size, origin))
             rows_with_points = [row for row in own if row[kind]]
             lines = [
-                Line(ARM_NAMES[row["arm"]], ARM_TONES[row["arm"]], row[kind], smooth=False) for row in rows_with_points
+                Line(arm_name(row["arm"]), arm_tone(row["arm"]), row[kind], smooth=False) for row in rows_with_points
             ]
             if lines:
                 label = f"training samples of {target}"
@@ -427,7 +537,7 @@ def gap_table(summary: StudyRow) -> Table | None:
     for (size, origin, arm), rows in by(summary["arms"], "size", "origin", "arm").items():
         own = {row["dataset"]: row["gap"] for row in rows}
         cells = [_gap(own.get(name)) for name in targets]
-        body.append([Cell(ARM_NAMES[arm], setting(summary["study"], size, origin)), *cells])
+        body.append([Cell(arm_name(arm), setting(summary["study"], size, origin)), *cells])
     return Table(["model", *targets], body, kind="small")
 
 
@@ -445,7 +555,7 @@ def rate_table(summary: StudyRow) -> Table:
     names = unique(name for row in summary["rates"] for name in row["seen"])
     body = []
     for row, *_ in by(summary["rates"], "arm", "target", "size").values():
-        head = [Cell(ARM_NAMES[row["arm"]], row["run"]), Cell(f"{row['steps']:,}", f"of {row['batch']:,} samples")]
+        head = [Cell(arm_name(row["arm"]), row["run"]), Cell(f"{row['steps']:,}", f"of {row['batch']:,} samples")]
         body.append(head + [_rate(row, name) for name in names])
     return Table(["mixture", "steps", *names], body, kind="small")
 
@@ -478,7 +588,7 @@ def class_table(row: StudyRow) -> Table:
     shown, left = _largest_changes(row)
     body = [[Cell(name), Cell(points(own["gain"])), Cell(f"{own['items']:,}")] for name, own in shown]
     more = f", {left} classes between these left out" if left else ""
-    name = f"{ARM_NAMES[row['arm']]} against alone, {row['target']}, {row['size']}, from {row['origin']}{more}"
+    name = f"{arm_name(row['arm'])} against alone, {row['target']}, {row['size']}, from {row['origin']}{more}"
     return Table(["class", "gain, points", "clips"], body, name)
 
 
@@ -487,5 +597,5 @@ def class_panel(row: StudyRow, study: StudyRow) -> Panel:
     shown, left = _largest_changes(row)
     most = max(abs(own["gain"]) for _, own in shown) or 1.0
     bars = [signed_bar(name, f"{own['items']} clips", own["gain"], most, points(own["gain"])) for name, own in shown]
-    note = joined(ARM_NAMES[row["arm"]], setting(study, row["size"], row["origin"]))
+    note = joined(arm_name(row["arm"]), setting(study, row["size"], row["origin"]))
     return Panel(row["target"], note, bars, left_out=left)

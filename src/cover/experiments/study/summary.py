@@ -13,12 +13,13 @@ import numpy as np
 from cover import __version__
 from cover.experiments.run_files import read_result
 from cover.experiments.study.arms import Grid, Measurement
-from cover.experiments.study.comparisons import ArmResults, Key, RunResults, compare, results_by_arm
+from cover.experiments.study.comparisons import ArmResults, Key, RunResults, compare, pool, results_by_arm
 from cover.experiments.study.runner import result_path
 from cover.experiments.study.study_file import ARMS, Study
 from cover.synthetic.generate import RECORD
 
 PROTOCOL = ("split", "views", "frames", "sampling", "classes", "class_digest", "n_read", "n_listed", "decoder", "media")
+KINDS = {"arm": "arms", "transfer": "transfers", "probe": "probes", "origin": "origins"}  # kind -> key of its rows
 RUN = ("name", "step", "steps", "seed", "lr", "sets", "seconds", "digest")
 
 
@@ -28,18 +29,20 @@ def summarise(
     out: Path,
     planned: Sequence[Mapping[str, Any]],
     trivial: Sequence[Mapping[str, Any]] = (),
+    pilot: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All numbers of a finished study, as JSON values.
 
     `generated`: whether the catalog is that of a sandbox. `arms`, `transfers`, `probes` and `origins`: one row for each
     accuracy, with its interval over seeds and sources and its protocol. `comparisons`: the rows of
     `comparisons.compare`. `curves`: the learning curves of one seed. `per_class`: the gain of each class. `planned`:
-    the expected detectable differences. `trivial`: the rows of `trivial.trivial_methods`.
+    the expected detectable differences. `pooled`: mean differences over the targets. `trivial`, `pilot`: the rows of
+    `trivial.trivial_methods` and of `pilot.run_pilot`.
     """
-    results = {name: result for name in grid.jobs if (result := read_result(result_path(out, name))) is not None}
-    assert len(results) == len(grid.jobs), "all runs of the study must be finished"
+    results = results_of(grid, out)
     measurements = grid.measurements
-    by_kind = {kind: results_by_arm(measurements, results, kind) for kind in ("arm", "transfer", "probe", "origin")}
+    by_kind = {kind: results_by_arm(measurements, results, kind) for kind in KINDS}
+    comparisons = compare(study, by_kind["arm"], by_kind["transfer"])
     return {
         "cover": __version__,
         "study": asdict(study),
@@ -49,7 +52,9 @@ def summarise(
         "transfers": _rows(study, by_kind["transfer"], results),
         "probes": _rows(study, by_kind["probe"], results),
         "origins": _rows(study, by_kind["origin"], results),
-        "comparisons": compare(study, by_kind["arm"], by_kind["transfer"]),
+        "comparisons": comparisons,
+        "pooled": pool(comparisons, study.margin),
+        "pilot": pilot,
         "planned": list(planned),
         "trivial": list(trivial),
         "per_class": _per_class(by_kind["arm"], results),
@@ -57,6 +62,13 @@ def summarise(
         "rates": _rates(measurements, results),
         "runs": [{key: result[key] for key in RUN} for result in results.values()],
     }
+
+
+def results_of(grid: Grid, out: Path) -> dict[str, dict[str, Any]]:
+    """Job -> its result. All runs must be finished."""
+    results = {name: result for name in grid.jobs if (result := read_result(result_path(out, name))) is not None}
+    assert len(results) == len(grid.jobs), "all runs of the study must be finished"
+    return results
 
 
 def _rows(study: Study, arms: Mapping[Key, ArmResults], results: RunResults) -> list[dict[str, Any]]:

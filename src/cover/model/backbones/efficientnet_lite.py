@@ -29,6 +29,7 @@ from cover.model.backbone import (
     Pixels,
     Rgb,
     count_parts,
+    linears_of,
     note,
     option,
     per_frame,
@@ -137,8 +138,8 @@ class EfficientNetLiteOptions(BackboneOptions):
     def pooled_by(self, pool: Pool) -> EfficientNetLiteOptions:
         return replace(self, pool=pool)
 
-    def with_late_block(self) -> tuple[EfficientNetLiteOptions, str]:
-        return replace(self, depth=self.depth + 1, pool="quarters"), rf"^backbone\.(blocks\.{self.depth}|pool)\."
+    def with_late_block(self) -> EfficientNetLiteOptions:
+        return replace(self, depth=self.depth + 1, pool="quarters")
 
     def check(self) -> None:
         super().check()
@@ -322,6 +323,11 @@ class EfficientNetLite(Backbone):
         return self.names_of(
             *(part for block in self._space_time_blocks() for part in (block.temporal_norm, block.temporal_attn))
         )
+
+    def projections(self) -> dict[str, list[nn.Linear]]:
+        if not self.config.depth:
+            return {}
+        return {"attention": linears_of(self, Attention), "mlp": linears_of(self, Mlp)}
 
     def reset_temporal(self, how: Literal["fresh", "copied"]) -> None:
         """Copy the spatial attention into the temporal one, with a last matrix of zero.

@@ -33,6 +33,7 @@ from cover.model.backbone import (
     Intermediates,
     Pixels,
     count_parts,
+    linears_of,
     no_check,
     note,
     option,
@@ -561,6 +562,9 @@ class TimeSformer(Backbone):
     def temporal_parameters(self) -> frozenset[str]:
         parts = [part for block in self.stages() for part in block.temporal_parts()]
         return self.names_of(*parts, *([self.time_embed] if self.has_time_embedding else []))
+
+    def projections(self) -> dict[str, list[nn.Linear]]:
+        return {"attention": linears_of(self, Attention), "mlp": linears_of(self, Mlp)}
 
     def no_decay_parameters(self) -> frozenset[str]:
         embeddings = [self.cls_token, self.pos_embed, *([self.time_embed] if self.has_time_embedding else [])]

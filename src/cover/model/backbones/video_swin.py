@@ -30,6 +30,7 @@ from cover.model.backbone import (
     Intermediates,
     Pixels,
     Rgb,
+    linears_of,
     note,
     option,
     per_frame,
@@ -390,6 +391,9 @@ class VideoSwin(Backbone):
         """As `Backbone.initialise`: bias tables of deviation 0.02 (released code)."""
         for block in self.stages():
             nn.init.trunc_normal_(block.attn.bias_table, std=0.02)
+
+    def projections(self) -> dict[str, list[nn.Linear]]:
+        return {"attention": linears_of(self, WindowAttention), "mlp": linears_of(self, Mlp)}
 
     def no_decay_parameters(self) -> frozenset[str]:
         return super().no_decay_parameters() | self.names_of(*(block.attn.bias_table for block in self.stages()))

@@ -27,6 +27,7 @@ from cover.model.backbone import (
     Intermediates,
     Pixels,
     Rgb,
+    linears_of,
     note,
     option,
     per_frame,
@@ -373,6 +374,9 @@ class VidTr(Backbone):
         """As `Backbone.initialise`: deviation 0.02 for tokens and positions (ViT)."""
         for embedding in self._embeddings():
             nn.init.trunc_normal_(embedding, std=0.02)
+
+    def projections(self) -> dict[str, list[nn.Linear]]:
+        return {"attention": linears_of(self, SeparableAttention), "mlp": linears_of(self, Mlp)}
 
     def no_decay_parameters(self) -> frozenset[str]:
         return super().no_decay_parameters() | self.names_of(*self._embeddings())

@@ -26,6 +26,7 @@ from cover.model.backbone import (
     Groups,
     Intermediates,
     Pixels,
+    linears_of,
     note,
     option,
 )
@@ -37,7 +38,9 @@ from cover.model.backbones.vit_blocks import (
     LateEncoder,
     Layout,
     ProbePool,
+    SelfAttention,
     ViTBlock,
+    ViTMlp,
     joined,
 )
 from cover.model.backbones.vit_embedding import AXES, TokenEmbedding
@@ -45,6 +48,7 @@ from cover.model.backbones.vit_positions import Grid, Rotary, resized_axis, resi
 from cover.model.backbones.vit_presets import PRESETS
 from cover.model.backbones.vit_static import distinct_frames, patch_values
 from cover.model.backbones.vit_token_learner import TokenLearning, Version
+from cover.model.layers import Attention
 from cover.model.pooling import FramePool, Pool, fitted_head
 
 Attending = Literal["joint", "space", "late", "divided", "dot_product"]
@@ -53,7 +57,10 @@ Position = Literal["learned", "learned_joint", "factorised", "sincos", "none"]
 TokenPool = Literal["class", "class_distillation", "class_mean", "mean", "mean_norm", "probe", "attentive"]
 TWICE = ("class_distillation", "class_mean")  # two features side by side
 # Fields that a run may choose without changing what the weights of a start compute on an image.
-FREE = frozenset(["size", "frames", "mean", "std", "drop_tokens", "static_patches", "frame_pool", "layer_scale"])
+FREE = frozenset(
+    ["size", "frames", "mean", "std", "drop_tokens", "static_patches", "frame_pool", "layer_scale", "added_blocks"]
+)
+AFTER_BLOCKS = ("frame_pool", "added_blocks")  # fields that the outputs of the encoder's blocks do not depend on
 TEMPORAL = ("attention", "time", "time_first", "late_depth", "late_heads", "late_hidden", "late_pool")
 
 
@@ -85,12 +92,15 @@ class VitConfig(BackboneConfig):
     (`vit_static`); None: all are computed. `drop_tokens`: the part of the patches that is left out of a training pass,
     the same ones in the whole Pack (VATT).
 
+    `added_blocks`: blocks after those of the encoder that add nothing at first. They attend over space and time: as the
+    encoder where it is `joint` or `dot_product`, else `divided` with rotary time.
+
     `learned_tokens`: the patches of a slot become this many tokens after `learner_after` blocks, 0 for never
     (TokenLearner, version `learner`). `fuser`: they become patches again after each block.
     """
 
     family: ClassVar[str] = "vit"
-    added_later: ClassVar[frozenset[str]] = frozenset(["static_patches"])
+    added_later: ClassVar[frozenset[str]] = frozenset(["added_blocks", "static_patches"])
 
     frames: int = 8
     width: int = 768
@@ -126,6 +136,7 @@ class VitConfig(BackboneConfig):
     probe_depth: int = 3
     probe_heads: int = 0
     frame_pool: Pool = "mean"
+    added_blocks: int = 0
     drop_tokens: float = 0.0
     static_patches: float | None = None
     learned_tokens: int = 0
@@ -156,6 +167,9 @@ class VitConfig(BackboneConfig):
         side = self.size // self.patch
         return max(1, self.frames // self.tubelet), side, side
 
+    def prefix_values(self) -> dict[str, Any]:
+        return {name: value for name, value in super().prefix_values().items() if name not in AFTER_BLOCKS}
+
     def build(self) -> Vit:
         return Vit(self)
 
@@ -172,6 +186,7 @@ class VitConfig(BackboneConfig):
         clip: dict[str, str] = {**learned, "attention": self.attention, "time": self.time, "pool": self.pool}
         if self.attention in ("space", "divided") and self.frame_pool != "mean":
             clip["frame_pool"] = self.frame_pool
+        clip |= {"added_blocks": str(self.added_blocks)} if self.added_blocks else {}
         return {**clip, "position": self.position if self.rotary == "none" else f"{self.position} + {self.rotary}"}
 
     def difference(self, theirs: VitConfig, temporal: bool) -> str | None:
@@ -185,6 +200,9 @@ class VitConfig(BackboneConfig):
             return (
                 f"its model.layer_scale is {theirs.layer_scale}, this run's {self.layer_scale}: set model.layer_scale"
             )
+        # More blocks begin as the same function. Fewer would drop trained parts of it.
+        if theirs.added_blocks > self.added_blocks:
+            return f"its model.added_blocks is {theirs.added_blocks}, this run's {self.added_blocks}: set it to as many"
         if theirs.frame_pool == "attentive" != self.frame_pool:
             return f"its model.frame_pool is attentive, this run's {self.frame_pool}: set model.frame_pool"
         return None
@@ -208,6 +226,11 @@ class VitConfig(BackboneConfig):
         )
         return replace(settings, **changes)
 
+    def added_block(self) -> BlockSettings:
+        """The settings of a block after those of the encoder."""
+        apart = self.attention in ("space", "late", "divided")
+        return self.block(layer_scale=0.0, **({"attends": "divided", "rotary_time": True} if apart else {}))
+
     def after_blocks(self, **changes: Any) -> BlockSettings:
         """The settings of a block that attends to the output of the encoder, without positions of its own."""
         plain = {"qkv_bias": "all", "mlp_norm": False, "layer_scale": 0.0, "rotary": "none", "attends": "sequence"}
@@ -218,7 +241,7 @@ class VitConfig(BackboneConfig):
         theirs = VitConfig(**PRESETS[preset])
         return {name: getattr(self, name) for name in ARCHITECTURE if getattr(self, name) != getattr(theirs, name)}
 
-    def _problem(self) -> str | None:
+    def _problem(self) -> str | None:  # noqa: PLR0912
         """What does not fit, in one line that begins with a field; None if all fits."""
         halves, channels = self.attention == "dot_product", self.width // max(1, self.attention_heads)
         if self.attention_heads < 1 or self.width % self.attention_heads:
@@ -243,8 +266,10 @@ class VitConfig(BackboneConfig):
             return f"pool: a late encoder reads one feature of a slot, and {self.pool} are two; set it to class"
         if self.learned_tokens and (self.rotary != "none" or self.attention not in ("joint", "space", "late")):
             return "learned_tokens: they have no places, which rotary positions and attention over time in blocks need"
-        if self.learned_tokens and (self.drop_tokens or not 0 <= self.learner_after < self.depth):
-            return f"learner_after: {self.learner_after} is not 0 to {self.depth - 1}, or drop_tokens is not 0"
+        if self.learned_tokens and (self.drop_tokens or self.added_blocks):
+            return "learned_tokens: they go with neither drop_tokens nor added_blocks; set those to 0"
+        if self.learned_tokens and not 0 <= self.learner_after < self.depth:
+            return f"learner_after: {self.learner_after} is not 0 to {self.depth - 1}"
         if self.drop_tokens and self.attention != "joint":
             return f"drop_tokens: is for joint attention, and this is {self.attention}"
         return self._static_problem()
@@ -260,8 +285,9 @@ class VitConfig(BackboneConfig):
             self.learned_tokens or self.drop_tokens or self.pool in ("probe", "attentive")
         ):
             return f"static_patches: cannot go with learned_tokens, drop_tokens or pool {self.pool}"
-        if self.attention != "joint" and (self.tubelet > 1 or self.position not in ("learned", "none")):
-            return "static_patches: need frames that are embedded alone and alike, without tubelets"
+        alike = self.tubelet == 1 and self.position in ("learned", "none") and not self.added_blocks
+        if self.attention != "joint" and not alike:
+            return "static_patches: need frames that are embedded alone and alike, without tubelets and added_blocks"
         return None
 
 
@@ -281,6 +307,7 @@ class VitOptions(BackboneOptions):
     time: Time | None = option(None, "vit: what distinguishes slots, beside the positions" + OF_PRESET)
     frame_pool: Pool | None = option(None, "vit: from the slots of a clip to its feature" + OF_PRESET)
     pool: TokenPool | None = option(None, "vit: from the tokens of a sequence to its feature" + OF_PRESET)
+    added_blocks: int | None = option(None, "vit: space-time blocks after the others, new at first" + OF_PRESET)
     drop_tokens: float | None = option(None, "vit: part of the patches left out of a training pass" + OF_PRESET)
     drop_tubes: float = option(0.0, "fraction of the places that training leaves out of all frames of a sample")
     static_patches: float | None = option(
@@ -329,14 +356,26 @@ class VitOptions(BackboneOptions):
         )
 
     def pooled_by(self, pool: Pool) -> VitOptions | None:
-        attention = self.attention or vit_config(self.preset).attention
-        return replace(self, frame_pool=pool) if attention in ("space", "divided") else None
+        return replace(self, frame_pool=pool) if self._of_preset("attention") in ("space", "divided") else None
+
+    def with_late_block(self) -> VitOptions | None:
+        if self._of_preset("learned_tokens"):
+            return None
+        options = replace(self, added_blocks=self._of_preset("added_blocks") + 1)
+        return options.pooled_by("quarters") or options
+
+    def _of_preset(self, name: str) -> Any:
+        """The value of a field, from the preset if it is not given."""
+        own = getattr(self, name)
+        return getattr(vit_config(self.preset), name) if own is None else own
 
     def check(self) -> None:
         super().check()
         if self.drop_tokens is not None:
             self.check_rates("drop_tokens")
         self.check_rates("drop_tubes")
+        if (self.added_blocks or 0) < 0:
+            raise UserError(f"model.added_blocks: {self.added_blocks} is not 0 or more")
 
 
 def vit_config(preset: str, **changes: Any) -> VitConfig:
@@ -366,7 +405,8 @@ class Vit(Backbone):
         super().__init__()
         self.config = config
         self.embed = TokenEmbedding(config)
-        self.blocks = nn.ModuleList(ViTBlock(config.block()) for _ in range(config.depth))
+        settings = [config.block()] * config.depth + [config.added_block()] * config.added_blocks
+        self.blocks = nn.ModuleList(ViTBlock(each) for each in settings)
         if config.learned_tokens:
             self.learning = TokenLearning(
                 config.block(), config.learned_tokens, config.learner, config.depth - config.learner_after, config.fuser
@@ -415,6 +455,8 @@ class Vit(Backbone):
             self.frame_pool.initialise()
         if self.config.learned_tokens:
             self.learning.initialise()
+        for block in self.stages()[self.config.depth :]:
+            _begin_as_nothing(block)
         self._reset_temporal("fresh")
 
     def reset_temporal(self, how: Literal["fresh", "copied"]) -> None:
@@ -424,7 +466,7 @@ class Vit(Backbone):
         differences (`Attention.init_temporal_differences`). A late encoder starts anew. Raises `UserError` for `space`
         attention, which has none.
         """
-        if self.config.attention == "space":
+        if self.config.attention == "space" and not self.config.added_blocks:
             raise UserError(f"start.temporal: {how}: space attention has no temporal branch; set it to keep")
         self._reset_temporal(how)
 
@@ -440,9 +482,7 @@ class Vit(Backbone):
                 nn.init.trunc_normal_(embedding, std=0.02)
             # Read from the mean, blocks that add nothing leave the mean over the slots.
             for block in cast(Sequence[ViTBlock], self.late.blocks) if not self.late.token else ():
-                for linear in (block.attn.proj, block.mlp.fc2):
-                    nn.init.zeros_(linear.weight)
-                    nn.init.zeros_(linear.bias)
+                _begin_as_nothing(block)
 
     # --- the function -------------------------------------------------------------------------------------------------
 
@@ -534,7 +574,7 @@ class Vit(Backbone):
             self.check_pack(x, groups)
             x_ND, layout = self.embed(x, groups, tubes)
             note(intermediates, "embedded", x_ND)
-        for number in range(stages, self.config.depth):
+        for number in range(stages, len(self.blocks)):
             x_ND, layout = self._run(number, x_ND, layout, None if drop is None else drop[number], intermediates)
         return Embedded(x_ND, layout)
 
@@ -621,12 +661,15 @@ class Vit(Backbone):
         return tuple(self.blocks)  # type: ignore[arg-type]
 
     def drop_shape(self) -> tuple[int, int]:
-        return self.config.depth, 3 if self.config.attention == "divided" else 2
+        return len(self.blocks), 3 if any(block.divided for block in self.stages()) else 2
 
     def temporal_parameters(self) -> frozenset[str]:
         parts: list[nn.Module | Tensor] = [part for block in self.stages() for part in block.temporal_parts()]
         parts += [self.embed.time_embed] if self.config.time == "additive" else []
         return self.names_of(*parts, *([self.late] if self.config.attention == "late" else []))
+
+    def projections(self) -> dict[str, list[nn.Linear]]:
+        return {"attention": linears_of(self, SelfAttention, Attention), "mlp": linears_of(self, ViTMlp)}
 
     def no_decay_parameters(self) -> frozenset[str]:
         embeddings = [*self.embed.tables(), *([self.pool.query] if hasattr(self, "pool") else [])]
@@ -642,8 +685,9 @@ class Vit(Backbone):
 
     def added_parameters(self, theirs: BackboneConfig) -> frozenset[str]:
         assert isinstance(theirs, VitConfig)
-        added = hasattr(self, "frame_pool") and theirs.frame_pool != self.config.frame_pool
-        return self.names_of(self.frame_pool) if added else frozenset()
+        pooled = hasattr(self, "frame_pool") and theirs.frame_pool != self.config.frame_pool
+        blocks = self.stages()[theirs.depth + theirs.added_blocks :]
+        return self.names_of(*blocks, *([self.frame_pool] if pooled else []))
 
     def fitted_head(self, weight: Tensor, theirs: BackboneConfig) -> Tensor:
         assert isinstance(theirs, VitConfig)
@@ -670,6 +714,13 @@ class Vit(Backbone):
             return resized_grid(before, cast(Grid, tuple(ours.shape[:3])))
         token = int(name == "late.pos_embed" and self.late.token)
         return torch.cat([before[:token], resized_axis(before[token:], ours.shape[0] - token)])
+
+
+def _begin_as_nothing(block: ViTBlock) -> None:
+    """Set the last matrices of a block to zero, so that it returns its input."""
+    for linear in (block.attn.proj, block.mlp.fc2):
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
 
 
 def _places(table: Tensor) -> str:

@@ -102,6 +102,12 @@ class SelfAttention(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.zeros(width)))
         self.proj = nn.Linear(width, width)
 
+    def _projected(self, x_ND: Tensor) -> Tensor:
+        if "q_bias" not in self._parameters:
+            projected: Tensor = self.qkv(x_ND)
+            return projected
+        return fn.linear(x_ND, self.qkv.weight, self.bias())
+
     def bias(self) -> Tensor | None:
         """The bias of queries, keys and values `(3 D,)`; that of keys may be zero."""
         if "q_bias" in self._parameters:
@@ -111,7 +117,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, layout: Layout) -> Tensor:
         """`(N, D)` to the same shape."""
-        qkv_N3D = fn.linear(x_ND, self.qkv.weight, self.bias())
+        qkv_N3D = self._projected(x_ND)
         if self.halved:
             mixed = [self._over_time_and_space(part) for part in layout.split_slots(qkv_N3D)]
         else:
