@@ -96,3 +96,12 @@ def lock(file: IO[Any], what: str) -> bool:
 def _owner(file: IO[Any]) -> str:
     """The process that locked a folder; empty for the lock of another file."""
     return str(file.readline()).strip() if file.name.endswith(LOCK) else ""
+
+
+def wait_and_lock(file: IO[Any]) -> None:
+    """Lock a file until it is closed; wait while another process has locked it. No effect without locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise

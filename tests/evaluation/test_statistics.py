@@ -21,6 +21,8 @@ from cover.evaluation.statistics import (
     holm,
     in_common,
     judge,
+    over_seeds,
+    pooled,
     proportion,
     sign_flip,
     verdict,
@@ -275,3 +277,49 @@ def test_a_family_is_judged_by_its_corrected_p_values() -> None:
 def test_samples_in_common_are_told_by_their_ids() -> None:
     mine, theirs = in_common(["a", "b", "d"], ["b", "c", "d"])
     assert (mine.tolist(), theirs.tolist()) == ([False, True, True], [True, False, True])
+
+
+# --- several data sets ------------------------------------------------------------------------------------------------
+
+# Logarithms of relative risks and their variances of 13 trials of the BCG vaccine (Colditz and others 1994), as in the
+# documentation of R's metafor, which gives the mean -0.7141 and the variance of trials 0.3088 by DerSimonian-Laird.
+BCG = (
+    (-0.8893, 0.3256), (-1.5854, 0.1946), (-1.3481, 0.4154), (-1.4416, 0.0200), (-0.2175, 0.0512), (-0.7861, 0.0069),
+    (-1.6209, 0.2230), (0.0120, 0.0040), (-0.4694, 0.0564), (-1.3713, 0.0730), (-0.3394, 0.0124), (0.4459, 0.5325),
+    (-0.0173, 0.0714),
+)  # fmt: skip
+
+
+def test_the_mean_over_data_sets_is_that_of_a_published_example() -> None:
+    mean = pooled([Estimate(value, None, None, error=variance**0.5) for value, variance in BCG])
+    assert mean is not None
+    assert mean.value == pytest.approx(-0.7141, abs=2e-4)
+    assert mean.between**2 == pytest.approx(0.3088, rel=2e-3)
+    assert mean.low < mean.value < mean.high
+
+
+def test_a_mean_over_few_data_sets_that_differ_covers_the_true_one() -> None:
+    """Three sets whose true differences vary by 5 points around 0, each with an error of 2 points."""
+    rng = np.random.default_rng(1)
+    outside = 0
+    for _ in range(400):
+        values = rng.normal(0, 0.05, 3) + rng.normal(0, 0.02, 3)
+        mean = pooled([Estimate(value, None, None, error=0.02) for value in values])
+        assert mean is not None
+        outside += not mean.low <= 0 <= mean.high
+    assert outside <= 0.07 * 400
+
+
+def test_one_data_set_has_no_mean_over_data_sets() -> None:
+    assert pooled([Estimate(0.1, 0.0, 0.2, error=0.05)]) is None
+
+
+def test_differences_known_by_seed_only() -> None:
+    gains = [0.02, 0.05, -0.01, 0.04, 0.03]
+    estimate, expected = over_seeds(gains, 120), stats.ttest_1samp(gains, 0)
+    assert estimate.p == pytest.approx(expected.pvalue)
+    assert [estimate.low, estimate.high] == pytest.approx(list(expected.confidence_interval()))
+    assert over_seeds([0.1], 120).low is None
+    equal = over_seeds([0.0, 0.0, 0.0], 120)  # equal answers have an interval too
+    assert equal.low is not None
+    assert equal.low < 0

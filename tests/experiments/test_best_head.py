@@ -16,11 +16,9 @@ from PIL import Image
 from cover.cli import main
 from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import Row, open_manifest
-from cover.errors import UserError
 from cover.evaluation.evaluate import evaluate_release
 from cover.experiments.add import best_head, run
 from cover.experiments.add.frozen_heads import FrozenFeatures, choose, fit, frozen_features
-from cover.experiments.add.own_data import write_own_catalog
 from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
@@ -123,9 +121,9 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def add(start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+def fit_on(start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     def typed(data: Path, *more: object) -> tuple[int, str]:
-        words = ["add", start, "--data", data, "--out", tmp_path / "run", "--workers", 0, *more]
+        words = ["fit", data, "--start", start, "--out", tmp_path / "run", "--workers", 0, "--folds", 0, *more]
         code = main([str(word) for word in words])
         return code, capsys.readouterr().err
 
@@ -133,9 +131,9 @@ def add(start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Call
 
 
 def test_from_a_folder_to_a_release(
-    add: Callable[..., tuple[int, str]], pictures: Path, start: Path, tmp_path: Path
+    fit_on: Callable[..., tuple[int, str]], pictures: Path, start: Path, tmp_path: Path
 ) -> None:
-    assert add(pictures, "--heads", "linear", "--json", tmp_path / "results.json")[0] == 0
+    assert fit_on(pictures, "--heads", "linear", "--json", tmp_path / "results.json")[0] == 0
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [each["kind"] for each in results["candidates"]] == ["linear"]
     assert results["new"]["value"] > 0.9
@@ -151,21 +149,23 @@ def test_from_a_folder_to_a_release(
 
 
 def test_what_is_reported_was_not_used(
-    add: Callable[..., tuple[int, str]], pictures: Path, start: Path, tmp_path: Path
+    fit_on: Callable[..., tuple[int, str]], pictures: Path, start: Path, tmp_path: Path
 ) -> None:
     """Other labels of the reported samples change nothing of the release."""
-    assert add(pictures, "--heads", "linear")[0] == 0
+    assert fit_on(pictures, "--heads", "linear")[0] == 0
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
     catalog = load_catalog(tmp_path / "run" / "catalog.yaml")
     dev = frozen_features(start, catalog, "pictures", "dev")
     for sample in dev.rows:  # another picture under the same name
         Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(pictures / sample.sample_id)
-    assert add(pictures, "--heads", "linear", "--out", tmp_path / "again")[0] == 0
+    assert fit_on(pictures, "--heads", "linear", "--out", tmp_path / "again")[0] == 0
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == before
 
 
-def test_folds_measure_every_sample_once(add: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path) -> None:
-    assert add(pictures, "--folds", 4, "--group", r"(shot\d)", "--json", tmp_path / "results.json")[0] == 0
+def test_folds_measure_every_sample_once(
+    fit_on: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path
+) -> None:
+    assert fit_on(pictures, "--folds", 4, "--group", r"(shot\d)", "--json", tmp_path / "results.json")[0] == 0
     new = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["new"]
     assert len({answer["sample_id"] for answer in new["answers"]}) == new["n_read"] == 48
     folds_of: dict[str, set[int]] = {}
@@ -177,12 +177,12 @@ def test_folds_measure_every_sample_once(add: Callable[..., tuple[int, str]], pi
 
 
 def test_folds_of_a_trained_head(
-    add: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fit_on: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each fold trains on samples of the other groups only, all from one cache, and so does the final head on all."""
     monkeypatch.setattr(best_head, "STEPS", 20)
     more = ("--folds", 2, "--group", r"(shot\d)", "--heads", "late_block", "--json", tmp_path / "results.json")
-    assert add(pictures, *more)[0] == 0
+    assert fit_on(pictures, *more)[0] == 0
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     new = results["new"]
     assert len({answer["sample_id"] for answer in new["answers"]}) == new["n_read"] == 48
@@ -211,11 +211,13 @@ def test_folds_of_a_trained_head(
     ],
 )
 def test_options_that_do_not_go_together(
-    add: Callable[..., tuple[int, str]], pictures: Path, more: list[str], named: str
+    start: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], named: str
 ) -> None:
-    code, said = add(pictures, *more)
-    assert code == 2
-    assert named in said.splitlines()[-1]
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text(f"mine: {{format: folder, root: {pictures}, dev: 0.2}}", encoding="utf-8")
+    words = ["add", start, "--data", "mine", "--catalog", catalog, "--out", tmp_path / "run", "--workers", 0, *more]
+    assert main([str(word) for word in words]) == 2
+    assert named in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -223,63 +225,12 @@ def test_options_that_do_not_go_together(
     [(["--heads", "quarters"], "quarters"), (["--heads", "attentive", "--folds", "2"], "attentive")],
 )
 def test_heads_that_cannot_be_tried(
-    add: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path, more: list[str], named: str
+    fit_on: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path, more: list[str], named: str
 ) -> None:
-    code, said = add(pictures, *more)
+    code, said = fit_on(pictures, *more)
     assert code == 2
     assert named in said.splitlines()[-1]
     assert not (tmp_path / "run" / "model.safetensors").exists()
-
-
-def test_one_class(add: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path) -> None:
-    for name in ("red", "white"):
-        (pictures / name).rename(tmp_path / name)
-    code, said = add(pictures, "--heads", "linear")
-    assert code == 2
-    assert '"green"' in said.splitlines()[-1]
-    assert not (tmp_path / "run" / "model.safetensors").exists()
-
-
-# --- a catalog for one's own files ------------------------------------------------------------------------------------
-
-
-def test_a_catalog_for_lists(tmp_path: Path, pictures: Path) -> None:
-    files = sorted(path.relative_to(pictures) for path in pictures.rglob("*.png"))
-    lines = [f"{file} {number % 3}\n" for number, file in enumerate(files)]
-    (pictures / "train.txt").write_text("".join(lines[::2]), encoding="utf-8")
-    (pictures / "test.txt").write_text("".join(lines[1::2]), encoding="utf-8")
-    (pictures / "val.csv").write_text("path,label\n", encoding="utf-8")  # of another format: not mixed in
-    (pictures / "classes.txt").write_text("x\ny\nz\n", encoding="utf-8")
-    path, name = write_own_catalog(pictures, tmp_path / "out")
-    spec = load_catalog(path).spec(name)
-    assert (spec.format, spec.splits, spec.dev) == ("list", ("train", "dev", "test"), 0.2)
-    assert spec.classes == str(pictures / "classes.txt")
-
-
-def test_a_catalog_for_a_table_with_splits(tmp_path: Path, pictures: Path) -> None:
-    files = sorted(path.relative_to(pictures) for path in pictures.rglob("*.png"))
-    lines = [
-        f"{file},{number % 3},{('test', 'train')[number % 2]},take{number // 6}\n" for number, file in enumerate(files)
-    ]
-    (pictures / "index.csv").write_text("path,class,split,take\n" + "".join(lines), encoding="utf-8")
-    path, name = write_own_catalog(pictures / "index.csv", tmp_path / "out", group="take")
-    spec = load_catalog(path).spec(name)
-    assert (name, spec.format, spec.splits) == ("pictures", "csv", ("train", "dev", "test"))
-    assert spec.group
-
-
-def test_no_data_in_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty.*train\.txt"):
-        write_own_catalog(tmp_path / "empty", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_catalog_for_other_data_is_not_replaced(tmp_path: Path, pictures: Path) -> None:
-    write_own_catalog(pictures, tmp_path / "out")
-    write_own_catalog(pictures, tmp_path / "out")
-    with pytest.raises(UserError, match="--out"):
-        write_own_catalog(pictures, tmp_path / "out", group="(shot)")
 
 
 @pytest.mark.parametrize(

@@ -547,7 +547,7 @@ def test_the_list_of_features_replaces_nothing_else(typed: Typed, files: Path, t
         (["--stride", "0"], "--stride: goes with --window"),
         (["--out", "rows.txt"], "name it .jsonl or .csv"),
         (["--embed", "f.pt", "--out", "rows.csv"], "name it .npy or .arrow"),
-        (["--embed", "f.npy", "--engine", "ray"], "only --engine pool"),
+        (["--embed", "f.npy", "--engine", "ray"], "--engine ray"),
         (["--embed", "f.npy", "--out", "f.csv"], "f.csv: --out writes it too"),
         (["--embed", "f.npy", "--json", "f.csv"], "f.csv: --json writes it too"),
         (["--embed", "f.npy", "--json", "./f.npy"], "f.npy: --json writes it too"),

@@ -41,7 +41,7 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
         for line in block.splitlines()
     ]
-    assert [command[0] for command in commands] == ["sandbox", "train", *["predict"] * 7, "doctor"]
+    assert [command[0] for command in commands] == ["sandbox", "train", *["predict"] * 8, "doctor"]
     for command in commands:
         if command[0] != "train":  # the run is there
             words = [name for word in command for name in (sorted(glob(word)) or [word])]
@@ -49,6 +49,7 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     capsys.readouterr()
     rows = [json.loads(line) for line in Path("timeline.jsonl").read_text().splitlines()]
     assert all(len(row["timeline"]["kinetics"]) > 2 for row in rows)
+    assert Path("segments.csv").read_text().startswith("file,")
     assert len(np.load("features.npy")) == len(Path("features.csv").read_text().splitlines()) - 1 > 0
     shutil.copy(rows[0]["file"], "clip.mp4")
     names: dict[str, object] = {}

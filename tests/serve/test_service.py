@@ -923,8 +923,7 @@ def test_a_decoding_process_has_bounds(predictor: Predictor, folder: Path) -> No
 def test_a_pack_is_never_larger_than_it_may_be_and_none_waits_for_ever(predictor: Predictor) -> None:
     passes: list[tuple[int, int]] = []
     batcher = Batcher(
-        predictor.model,
-        "cpu",
+        predictor,
         Batching(frames=12, wait_s=0.2),
         lambda samples, frames, seconds: passes.append((samples, frames)),
     )
@@ -952,7 +951,7 @@ class Held:
         self.free = threading.Event()
         batching = Batching(frames=frames, wait_s=0)
         self.batcher = Batcher(
-            predictor.model, "cpu", batching, lambda samples, frames, seconds: self.order.append(f"pack of {samples}")
+            predictor, batching, lambda samples, frames, seconds: self.order.append(f"pack of {samples}")
         )
         begun = threading.Event()
         self.batcher.put_alone(lambda: (begun.set(), self.free.wait(10)), self.until)
@@ -1039,8 +1038,7 @@ def test_who_is_given_up_waits_for_no_room(held: Held) -> None:
 def test_what_is_too_late_is_not_computed(predictor: Predictor) -> None:
     passes: list[int] = []
     batcher = Batcher(
-        predictor.model,
-        "cpu",
+        predictor,
         Batching(frames=100, wait_s=0.2),
         lambda samples, frames, seconds: passes.append(samples),
     )

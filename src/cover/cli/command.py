@@ -100,7 +100,7 @@ def workers_option(read: Callable[[str], int] = int) -> Argument:
 
 
 WORKERS = workers_option()
-DEVICE = argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+DEVICE = argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)")
 CATALOG = argument(
     "--catalog", type=Path, default=Path("catalog.yaml"), help="the data sets' catalog (default: catalog.yaml)"
 )
@@ -111,6 +111,7 @@ ENGINE = argument(
     default="pool",
     help="pool: processes on this machine; ray: a Ray cluster (default: pool)",
 )
+COMPUTE_ENGINES = ["eager", "compiled", "onnx", "onnx-int8"]  # those of `cover.inference.engines`
 ONE_HEAD = argument("--head", action="append", help="only this head (may be repeated; default: all)")
 DECODER = argument(
     "--decoder",

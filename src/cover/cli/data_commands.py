@@ -49,7 +49,7 @@ _DIALS = {
     ),
     argument(
         "--difficulty",
-        choices=["easy", "medium", "hard"],
+        choices=["easy", "hard"],
         default="easy",
         help="values of the options below that are not given (default: easy)",
     ),

@@ -127,20 +127,6 @@ def fit(args: Namespace) -> int:
 
 
 @command(
-    "report",
-    "write the report of a run again: data, accuracy, confusions, mistakes, what to try next",
-    "cover report runs/mine",
-    argument("run", metavar="RUN", nargs="+", type=Path, help="folder of a run of cover train, cover fit or cover add"),
-)
-def report(args: Namespace) -> int:
-    from cover.experiments.run_report import write_run_report
-
-    for run in args.run:
-        print(write_run_report(run))
-    return 0
-
-
-@command(
     "add",
     "train a head for one more data set of a catalog, and evaluate it and the old heads",
     "cover add runs/cotrain --data mine --catalog catalog.yaml",
@@ -378,6 +364,50 @@ def _recompute(args: Namespace) -> int:
     return 0
 
 
+@command(
+    "report",
+    "write the report of a run again, or the article's tables with your own measured rows",
+    "cover report runs/mine\n  cover report --benchmarks results.json",
+    argument(
+        "names",
+        metavar="NAME",
+        nargs="*",
+        type=Path,
+        help="folders of runs of cover train, cover fit or cover add; with --benchmarks: files of evaluate --json",
+    ),
+    argument(
+        "--benchmarks", action="store_true", help="the accuracies on the article's data sets, published and yours"
+    ),
+    argument("--pretrain", default="", metavar="TEXT", help="--benchmarks: what your models were pre-trained on"),
+    argument("--out", type=Path, metavar="FILE", help="--benchmarks: a Markdown file (default: stdout)"),
+)
+def report(args: Namespace) -> int:
+    if args.benchmarks:
+        return _benchmark_report(args)
+    for option in ("pretrain", "out"):
+        if getattr(args, option):
+            raise UserError(f"--{option}: goes with --benchmarks")
+    if not args.names:
+        raise UserError("give the folder of a run, as in cover report runs/mine, or --benchmarks")
+    from cover.experiments.run_report import write_run_report
+
+    for run in args.names:
+        print(write_run_report(run))
+    return 0
+
+
+def _benchmark_report(args: Namespace) -> int:
+    from cover.experiments.benchmarks import benchmark_page, read_measured
+    from cover.experiments.report import write_text
+
+    page = benchmark_page(read_measured(args.names), args.pretrain)
+    if args.out is None:
+        print(page, end="")
+    else:
+        print(write_text(page, args.out))
+    return 0
+
+
 def _count_jobs(jobs: int | None, device: str = "auto") -> int:
     from cover.hardware import pick_device
     from cover.machine import cores
@@ -400,7 +430,7 @@ def _count_jobs(jobs: int | None, device: str = "auto") -> int:
     argument("--seed", type=whole(0), default=0, help="seed of the data and the training (default: 0)"),
     argument(
         "--difficulty",
-        choices=["easy", "medium", "hard"],
+        choices=["easy", "hard"],
         default="easy",
         help="difficulty of the data, as in cover sandbox (default: easy)",
     ),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cover.cli.command import (
     CATALOG,
+    COMPUTE_ENGINES,
     DAY_S,
     DECODER,
     DEVICE,
-    ENGINE,
     ONE_HEAD,
     WORKERS,
     argument,
@@ -27,6 +27,9 @@ from cover.cli.command import (
     workers_option,
 )
 from cover.errors import UserError
+
+if TYPE_CHECKING:
+    from cover.inference.segments import SegmentRule
 
 
 @command(
@@ -155,6 +158,13 @@ def _evaluate_folds(args: Namespace) -> int:
     return 1 if any(row["n_read"] < row["n_listed"] for row in results) else 0
 
 
+def _probability(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"expected a probability such as 0.5, got {text}; write files before it") from None
+
+
 @command(
     "predict",
     "predict the classes of videos and images",
@@ -175,6 +185,13 @@ def _evaluate_folds(args: Namespace) -> int:
         "--top", type=whole(1), default=5, metavar="K", help="number of classes to give for each head (default: 5)"
     ),
     ONE_HEAD,
+    argument(
+        "--classes",
+        metavar="NAMES",
+        help="predict these classes in place of the heads, with the text network of a CLIP or SigLIP 2: names between"
+        " commas, or a file with one per line",
+    ),
+    argument("--prompt", metavar="TEXT", help='text of a class (default: "This is a photo of {}.")'),
     argument("--views", help="views of a file, TEMPORALxSPATIAL (default: as each head says)"),
     argument(
         "--window",
@@ -196,10 +213,23 @@ def _evaluate_folds(args: Namespace) -> int:
         help="format of the rows (default: pretty; for --out, its file ending)",
     ),
     argument(
+        "--segments",
+        type=_probability,
+        nargs="?",
+        const=0.5,
+        metavar="P",
+        help="the stretches of a video in which a class has this probability, in place of a row for each window"
+        " (default of P: 0.5; of --window: the span of a clip)",
+    ),
+    argument("--leave", type=float, metavar="P", help="a segment ends below this probability (default: 0.6 of P)"),
+    argument("--gap", type=float, default=0.0, metavar="S", help="join segments of a class so many seconds apart"),
+    argument("--shortest", type=float, default=0.0, metavar="S", help="leave out segments shorter than this"),
+    argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="write the rows to a .jsonl or .csv file; an interrupted run continues with the rows that it lacks",
+        help="write the rows to a .jsonl or .csv file; an interrupted run continues with the rows that it lacks;"
+        " .srt or .vtt: the segments of one video as subtitles",
     ),
     argument(
         "--embed",
@@ -207,7 +237,13 @@ def _evaluate_folds(args: Namespace) -> int:
         metavar="FILE",
         help="write the features to a .npy file, with the file names in a .csv beside it, or to a .arrow file",
     ),
-    ENGINE,
+    argument(
+        "--engine",
+        choices=[*COMPUTE_ENGINES, "pool", "ray"],
+        default="eager",
+        help="eager: torch; compiled: torch's compiler; onnx, onnx-int8: onnxruntime on the CPU, in float32 or 8-bit"
+        " integers; ray: eager on a Ray cluster (pool is an old name of eager; default: eager)",
+    ),
     json_option("write all rows as one JSON list"),
     WORKERS,
     DEVICE,
@@ -223,10 +259,45 @@ def predict(args: Namespace) -> int:
     if args.stride is not None and args.window is None:
         raise UserError("--stride: goes with --window SECONDS")
     windows = None if args.window is None else Windows(args.window, args.window if args.stride is None else args.stride)
-    request = PredictRequest(args.top, tuple(args.head) if args.head else None, args.views, windows, args.decoder)
+    heads = tuple(args.head) if args.head else None
+    rule, (classes, prompt) = _segment_rule(args), _classes(args)
+    request = PredictRequest(args.top, heads, args.views, windows, args.decoder, rule, classes, prompt)
     outputs = PredictOutputs(args.format, args.out, args.embed, args.json)
-    options = PredictOptions(args.device, None if args.workers < 0 else args.workers, args.engine)
+    engine = "eager" if args.engine == "pool" else args.engine
+    options = PredictOptions(args.device, None if args.workers < 0 else args.workers, engine)
     return 1 if predict(args.checkpoint, files, request, outputs, options) else 0
+
+
+def _classes(args: Namespace) -> tuple[tuple[str, ...], str | None]:
+    """The classes of `--classes`, none without it, and the prompt. Raises `UserError`."""
+    if args.classes is None:
+        if args.prompt is not None:
+            raise UserError("--prompt: goes with --classes")
+        return (), None
+    try:
+        is_file = Path(args.classes).is_file()
+        text = Path(args.classes).read_text(encoding="utf-8") if is_file else args.classes
+    except (OSError, ValueError) as error:
+        raise UserError(f"--classes {args.classes}: cannot be read: {error}") from None
+    names = [name.strip() for name in (text.splitlines() if is_file else text.split(","))]
+    if not any(names):
+        raise UserError("--classes: names no class; write names between commas, or name a file with one per line")
+    return tuple(filter(None, names)), args.prompt
+
+
+def _segment_rule(args: Namespace) -> SegmentRule | None:
+    from cover.inference.records import subtitles_of
+    from cover.inference.segments import LEAVE, SegmentRule
+
+    enter = args.segments
+    if enter is None and args.out and subtitles_of(args.out):
+        enter = 0.5
+    if enter is None:
+        for name in ("leave", "gap", "shortest"):
+            if getattr(args, name):
+                raise UserError(f"--{name}: goes with --segments")
+        return None
+    return SegmentRule(enter, enter * LEAVE if args.leave is None else args.leave, args.gap, args.shortest)
 
 
 def _predict_live(args: Namespace) -> int:
@@ -236,12 +307,12 @@ def _predict_live(args: Namespace) -> int:
 
     if args.names:
         raise UserError(f"--live: plays one source; leave {args.names[0]} out")
-    for name in ("views", "out", "embed", "json"):
+    for name in ("views", "segments", "out", "embed", "json"):
         if getattr(args, name):
             raise UserError(f"--live: cannot go with --{name}")
-    if args.format == "csv" or args.engine == "ray" or args.decoder != "pyav":
-        raise UserError("--live: has --format pretty or jsonl, --engine pool and --decoder pyav only")
-    predictor = Predictor.load(args.checkpoint, args.device)
+    if args.format == "csv" or args.engine not in ("eager", "pool") or args.decoder != "pyav":
+        raise UserError("--live: has --format pretty or jsonl, --engine eager and --decoder pyav only")
+    predictor = Predictor.load(args.checkpoint, args.device, "eager", *_classes(args))
     check_heads(predictor, args.checkpoint, False)
     stride = 1.0 if args.stride is None else args.stride
     request = LiveRequest(args.top, tuple(args.head) if args.head else None, stride, args.window)
@@ -430,11 +501,26 @@ def _address(text: str) -> str:
         metavar="S",
         help="time limit from upload to answer (default: 30)",
     ),
+    argument(
+        "--engine",
+        choices=COMPUTE_ENGINES,
+        default="eager",
+        help="eager: torch; compiled: torch's compiler; onnx, onnx-int8: onnxruntime on the CPU, in float32 or 8-bit"
+        " integers (default: eager)",
+    ),
+    argument(
+        "--calibration",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="videos and images on which a new engine is compared with eager (default: generated clips)",
+    ),
     workers_option(whole(-1, 1024)),
     DEVICE,
     computes=True,
 )
 def serve(args: Namespace) -> int:
+    from cover.inference.predict import find_inputs
     from cover.serve.middleware import MEGABYTE, Batching, Limits
     from cover.serve.server import ServerOptions, serve
 
@@ -448,6 +534,7 @@ def serve(args: Namespace) -> int:
         queue=args.queue,
     )
     options = ServerOptions(args.host, args.port, args.page, args.key_file, args.spool)
+    files = find_inputs(args.calibration, sys.stdin.buffer) if args.calibration else []
     serve(
         args.checkpoint,
         options,
@@ -455,6 +542,8 @@ def serve(args: Namespace) -> int:
         Batching(args.pack_frames, args.wait_ms / 1000),
         max(1, count_workers(args)),
         args.device,
+        args.engine,
+        files,
     )
     return 0
 
@@ -496,6 +585,7 @@ def serve(args: Namespace) -> int:
     ),
     argument("--head", metavar="NAME", help="name for its classifier; none leaves it out (default: the source's name)"),
     argument("--classes", type=Path, metavar="FILE", help="file with the class names, one per line"),
+    argument("--text", action="store_true", help="also import the text network of a CLIP or SigLIP 2"),
     argument("--sampling", metavar="HOW", help="clip sampling: dense@0.27 (interval in seconds), segments or whole"),
     argument(
         "--unused",
@@ -517,7 +607,7 @@ def import_weights(args: Namespace) -> int:
     from cover.model.starts.importing import import_weights, print_report
 
     sizes = ("size", "frames", "attention", "attention_heads", "time", "resize", "head", "classes", "sampling", "key")
-    names = ("backbone", *sizes)
+    names = ("backbone", "text", *sizes)
     options = ImportOptions(**{name: getattr(args, name) for name in names}, unused=tuple(args.unused))
     report = import_weights(args.source, args.out, options)
 
@@ -528,6 +618,8 @@ def import_weights(args: Namespace) -> int:
     give(report, args.json, show)
     if report["head"]:
         say_next("predict", args.out, "clip.mp4")
+    elif args.text:
+        say_next("predict", args.out, "clip.mp4", "--classes", "archery, bowling")
     else:
         say_next("train", "RECIPE", "--start.checkpoint", args.out)
     return 0

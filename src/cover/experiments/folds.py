@@ -281,8 +281,8 @@ def measure_fold(
     """The results of a fold, data set -> result. They are stored in `path` and reused for the same weights and views.
 
     Each has the protocol and `answers`: the test samples with their group, their class and the predicted class. The
-    predicted class is None if two classes share the highest score, which is its `confidence`. `cache`: the folder of the cached outputs that the
-    run was trained from, None to compute all outputs.
+    predicted class is None if two classes share the highest score, which is its `confidence`. `cache`: the folder of
+    the cached outputs that the run was trained from, None to compute all outputs.
     """
     stamp = {
         "weights": weights_digest(run),

@@ -31,10 +31,16 @@ LEAST_GROUPS = 3  # of every class; with fewer, names that look like groups are 
 LEAST_FILES = 1.5  # in a group, on average
 # In this order: a folder in the class folder, and what is before the last number of a file's name.
 _IN_FOLDER = r"(?:^|/)[^/]+/([^/]+)/[^/]+$"
-_BEFORE_NUMBER = r"([^/]*[^/\W_])[ _.-]*(?:[ _-](?:clip|part|take|shot|c|p|t|s))?[ _-]?\(?\d+\)?\.\w+$"
-_WORDS = "group scene person subject session patient actor player source youtube_id video_id recording sequence"
-_GROUP_COLUMN = re.compile(rf"(?:.*_)?(?:{'|'.join(_WORDS.split())})(?:_id|_group)?", re.IGNORECASE)
-_LABEL_COLUMNS = "category target action activity species gesture pose name tag annotation verb sport y".split()
+_BEFORE_NUMBER = r"([^/]+?)[ _.-]+(?:clip|part|take|shot|[cpts])?[ _-]?\(?\d+\)?\.\w+$"
+_GROUP_COLUMN = re.compile(
+    r"(?:.*_)?(?:group|scene|person|subject|session|patient|actor|player|source|youtube_id|video_id|recording|sequence)"
+    r"(?:_id|_group)?",
+    re.IGNORECASE,
+)
+_LABEL_COLUMNS = (
+    *("category", "target", "action", "activity", "species", "gesture", "pose"),
+    *("name", "tag", "annotation", "verb", "sport", "y"),
+)
 _SPLIT_COLUMNS = ("subset", "partition", "set", "phase")
 
 
@@ -191,8 +197,8 @@ def _root_of(folder: Path, paths: Sequence[str], place: Path) -> tuple[Path, lis
     best = max(others, key=there)
     if not there(best):
         raise UserError(
-            f"{place}: its files are not there: {paths[0]} is neither in {folder} nor in a folder inside it; put the list"
-            " where its paths begin"
+            f"{place}: its files are not there: {paths[0]} is neither in {folder} nor in a folder inside it; put the"
+            " list where its paths begin"
         )
     return best, [f"paths of the list are below {best}"]
 
@@ -202,7 +208,7 @@ def _of_table(folder: Path, names: dict[str, str], request: OwnRequest) -> _List
     table = read_table(file, (), {}, {})
     rows = [[stripped(cell) for cell in row] for (_, row), _ in zip(table.rows, range(_READ))]
     cells = {name: [row[place] for row in rows] for place, name in enumerate(table.header) if name}
-    columns = {ours: theirs for ours, theirs in request.columns.items()}
+    columns = dict(request.columns)
     for ours, theirs in columns.items():
         if ours not in COLUMNS or theirs not in cells:
             known = COLUMNS if ours not in COLUMNS else cells
@@ -307,8 +313,8 @@ def _group(listed: _Listed, request: OwnRequest, notes: list[str]) -> Any:
             )
             return {"path": pattern}
     notes.append(
-        "no groups found: clips cut from one recording, or of one person, may be on both sides of a split, which flatters"
-        r" the figures; --group '(scene\d+)' or a column says what belongs together"
+        "no groups found: clips cut from one recording, or of one person, may be on both sides of a split, which"
+        r" flatters the figures; --group '(scene\d+)' or a column says what belongs together"
     )
     return None
 

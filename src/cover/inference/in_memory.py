@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from av.video.frame import VideoFrame
 from PIL import Image
 
 from cover.errors import UserError
@@ -19,8 +20,8 @@ from cover.media.image import picture_of
 from cover.media.source import MAX_PIXELS, check_size
 from cover.processes import ProcessPool
 
-# A path or URL of a file; or a picture; or a clip, as one array or as a list of its frames.
-Media = str | os.PathLike[str] | np.ndarray | torch.Tensor | Image.Image | Sequence[Any]
+# A path or URL of a file; or a picture; or a clip, as one array or as a list or an iterator of its frames.
+Media = str | os.PathLike[str] | np.ndarray | torch.Tensor | Image.Image | Sequence[Any] | Iterator[Any]
 TAKEN = (
     "a predictor takes a path, an image of Pillow, or uint8 RGB pixels: a picture (H, W, 3) or a clip (T, H, W, 3), "
     "with the colours last, or before height and width"
@@ -90,13 +91,20 @@ def _rate_without_fps(count: int, plan: ViewPlan, request: ViewRequest) -> float
 
 
 def frames_of(media: Any) -> np.ndarray:
-    """The frames of a picture or a clip, uint8 `(T, H, W, 3)` RGB; a picture has T = 1. Raises `UserError`."""
+    """The frames of a picture or a clip, uint8 `(T, H, W, 3)` RGB; a picture has T = 1. Raises `UserError`.
+
+    A frame may be one of PyAV. An iterator is read to its end; `Predictor.live` is for one without an end.
+    """
     if isinstance(media, Image.Image):
         return _checked(picture_of(media)[None])
     if isinstance(media, torch.Tensor):
         return _checked(_pixels(media.detach().cpu().numpy()))
     if isinstance(media, np.ndarray):
         return _checked(_pixels(media))
+    if isinstance(media, VideoFrame):
+        return _checked(media.to_ndarray(format="rgb24")[None])
+    if isinstance(media, Iterator):
+        media = list(media)
     if not isinstance(media, Sequence) or isinstance(media, bytes | bytearray) or not media:
         raise UserError(f"{TAKEN}; not {_name(media)}")
     if isinstance(media[0], str | os.PathLike):

@@ -22,22 +22,16 @@ from cover.evaluation.protocol import HINT_SLACK, ViewPlan, views_of_stamped_fra
 from cover.inference.in_memory import frames_of
 from cover.inference.predictor import Predictions, Predictor, ViewOutputs
 from cover.inference.records import ResultRow, json_line
-from cover.inference.views import SHORTEST, FileViews, ViewRequest, Windows
+from cover.inference.views import SHORTEST, FileViews, ViewRequest, Windows, window_of
 from cover.media.live import LiveSource
 from cover.media.source import TOLERANCE, MediaError
 from cover.model.backbones.movinet import MoViNet, StreamState
 from cover.safe_text import printable
 from cover.transforms.crop import view_crops
 
-WINDOW_S = 4.0  # seconds that a head sees whose clips are parts of a whole video
 MOST_HELD = 512  # frames of a window in memory; a longer window holds every n-th frame
 MOST_REPEATS = 8  # times that a stream network reads the same frame, where a video has a lower frame rate
 LINE = 110  # columns of the line on a terminal
-
-
-def window_of(plan: ViewPlan) -> float:
-    """The seconds of video that a clip of a head spans, which its windows have if nobody says otherwise."""
-    return plan.frames * plan.sampling.interval if plan.sampling.kind == "dense" else WINDOW_S
 
 
 def live_predictions(

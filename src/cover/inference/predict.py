@@ -7,13 +7,16 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal
+
+import numpy as np
 
 from cover.console import Meter, flushed, say, write_json
 from cover.datasets.files import matching, walk
 from cover.errors import UserError
+from cover.evaluation.protocol import ViewPlan
 from cover.inference.features import FeatureFile, list_beside
 from cover.inference.predictor import Predictions, Predictor, ViewOutputs
 from cover.inference.records import (
@@ -22,19 +25,28 @@ from cover.inference.records import (
     OutputFormat,
     ResultRow,
     RowFile,
+    SegmentCsv,
     Write,
     format_of,
     json_line,
     key_of,
     pretty,
+    segment_entry,
+    subtitles_of,
+    write_subtitles,
 )
-from cover.inference.views import FileViews, ViewRequest, Windows, read_files, reading_pool
+from cover.inference.segments import SegmentRule, find_segments
+from cover.inference.views import FileViews, ViewRequest, Windows, read_files, reading_pool, window_of
 from cover.machine import default_workers
 from cover.media.decode import Decoder, FileProblem, MediaError, check_decoder
 from cover.media.sampling import Views
 from cover.media.source import is_url
+from cover.model.text import PROMPT
 from cover.processes import ProcessPool
 from cover.safe_text import printable
+
+if TYPE_CHECKING:
+    from cover.inference.engines import Engine
 
 FILES_PER_WORKER = 8  # with fewer files, the start of a reading process takes longer than it saves
 FEW = 20  # up to this number of files, no progress is shown
@@ -46,8 +58,10 @@ GPU_BATCH_FRAMES = 512
 class PredictRequest:
     """The prediction that every file gets: the `top` most likely classes of `heads` (None: all heads).
 
-    `views`, as in "1x3": None for the views of each head. `windows`: None for the whole file. All fields are plain
-    data, which can be sent to other machines.
+    `views`, as in "1x3": None for the views of each head. `windows`: None for the whole file. `segments`: the rule that
+    makes segments of the windows, which are those of `default_windows` if none are given. `classes`: predicted in place
+    of the heads, in the text `prompt` (`Predictor.load`). All fields are plain data, which can be sent to other
+    machines.
     """
 
     top: int = 5
@@ -55,6 +69,9 @@ class PredictRequest:
     views: str | None = None
     windows: Windows | None = None
     decoder: Decoder = "pyav"
+    segments: SegmentRule | None = None
+    classes: tuple[str, ...] = ()
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,11 +90,14 @@ class PredictOutputs:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """The device, the number of reading processes (None: as many as help), and this machine or a Ray cluster."""
+    """The device, the number of reading processes (None: as many as help), and what computes.
+
+    `engine`: an engine on this machine, or `ray`, which is `eager` on a Ray cluster.
+    """
 
     device: str = "auto"
     workers: int | None = None
-    engine: Literal["pool", "ray"] = "pool"
+    engine: Engine | Literal["ray"] = "eager"
 
 
 def predict(
@@ -89,7 +109,9 @@ def predict(
     those of the earlier run that this one continues. Raises `UserError`.
     """
     _check(outputs, options)
-    predictor = Predictor.load(checkpoint, "cpu" if options.engine == "ray" else options.device)
+    _check_subtitles(files, request, outputs)
+    here: tuple[str, Engine] = ("cpu", "eager") if options.engine == "ray" else (options.device, options.engine)
+    predictor = Predictor.load(checkpoint, *here, request.classes, request.prompt)
     check_heads(predictor, checkpoint, outputs.embed is not None)
     answerer = Answerer(predictor, request, checkpoint)
     with ExitStack() as stack:
@@ -98,6 +120,10 @@ def predict(
         if writer.done:
             left = f"{len(remaining)} of {len(files)} files are left"
             say(f"{outputs.out}: continues after {len(writer.done)} rows; {left}")
+        if predictor.graphs:
+            from cover.inference.engines import CALIBRATION_CLIPS, prepare_engine
+
+            prepare_engine(predictor, answerer.view_request, remaining[:CALIBRATION_CLIPS], textures=False)
         meter = stack.enter_context(writer.meter(len(files), len(files) - len(remaining)))
         for answer in _answers(answerer, checkpoint, remaining, options):
             writer.write(answer)
@@ -109,7 +135,7 @@ def predict(
 
 def _check(outputs: PredictOutputs, options: PredictOptions) -> None:
     if outputs.embed and options.engine == "ray":
-        raise UserError("--embed: only --engine pool writes features")
+        raise UserError("--embed: cannot go with --engine ray, which writes no features")
     if outputs.embed and outputs.out and outputs.out.exists():
         raise UserError(f"--embed: cannot continue the rows of an earlier run; give another --out than {outputs.out}")
     if outputs.json and outputs.out and outputs.out.exists() and format_of(outputs.out, outputs.format) == "csv":
@@ -117,6 +143,15 @@ def _check(outputs: PredictOutputs, options: PredictOptions) -> None:
             f"--json: cannot list the rows of an earlier .csv; leave it out, or give another --out than {outputs.out}"
         )
     _check_apart(outputs)
+
+
+def _check_subtitles(files: Sequence[str], request: PredictRequest, outputs: PredictOutputs) -> None:
+    if outputs.out is None or subtitles_of(outputs.out) is None:
+        return
+    if request.segments is None or outputs.format is not None:
+        raise UserError(f"--out {outputs.out}: subtitles show --segments, and have no --format")
+    if len(files) != 1:
+        raise UserError(f"--out {outputs.out}: subtitles are of one video, and {len(files)} files are given")
 
 
 def _check_apart(outputs: PredictOutputs) -> None:
@@ -154,19 +189,21 @@ class _AnswerWriter:
     def __init__(self, answerer: Answerer, outputs: PredictOutputs, stack: ExitStack) -> None:
         self._outputs, self._rows, self._earlier, self.failed = outputs, list[ResultRow](), dict[str, ResultRow](), 0
         self._stdout: IO[str] = sys.stdout  # a live display may replace sys.stdout
-        csv_rows = CsvRows(list(answerer.plans), answerer.request.top)
+        csv_rows = (SegmentCsv if answerer.request.segments else CsvRows)(list(answerer.plans), answerer.request.top)
         self._print: Write | None = None
-        self._out = self._features = None
+        self._out: RowFile | None = None
+        self._subtitles = outputs.out if outputs.out and subtitles_of(outputs.out) else None
+        self._features: FeatureFile | None = None
         self.done: set[str] = set()
         if outputs.embed:
             self._features = stack.enter_context(FeatureFile(outputs.embed, answerer.predictor.model.backbone.width))
-        if outputs.out:
+        if outputs.out and not self._subtitles:
             kind = format_of(outputs.out, outputs.format)
             self._out = stack.enter_context(RowFile(outputs.out, kind, csv_rows, answerer.protocol))
             self.done, self.failed = self._out.done, self._out.failed
             if outputs.json and self.done:
                 self._earlier = self._out.rows()
-        elif outputs.json != "-":
+        elif outputs.json != "-" and not self._subtitles:
             csv_text = (lambda row: _on_terminal(csv_rows(row))) if self._stdout.isatty() else csv_rows
             formats: dict[OutputFormat, Write] = {"pretty": pretty, "jsonl": json_line, "csv": csv_text}
             self._print = formats[outputs.format or "pretty"]
@@ -189,6 +226,8 @@ class _AnswerWriter:
                 self._stdout.write(self._print(row))
         if self._out:
             self._out.write(row)
+        if self._subtitles and not answer.failed:
+            write_subtitles(self._subtitles, row)
         if self._features:
             self._features.write(answer)
         if self._outputs.json:
@@ -201,7 +240,7 @@ class _AnswerWriter:
                 new_rows = iter(self._rows)  # in the order of the files without an earlier row
                 write_json([self._earlier.get(key_of(file)) or next(new_rows) for file in files], self._outputs.json)
             for path in (self._outputs.out, self._outputs.embed):
-                if path and self._outputs.json != "-":
+                if path and path.exists() and self._outputs.json != "-":
                     print(path)
         if self._outputs.out and self.failed:
             say(f"{self.failed} of {len(files)} files cannot be used; each has its row with the reason")
@@ -227,8 +266,8 @@ class Answerer:
         self.predictor, self.request = predictor, request
         self.plans = predictor.plans(request.heads, views)
         different = tuple(dict.fromkeys(self.plans.values())) or (predictor.whole(views),)
-        self.view_request = ViewRequest(different, request.decoder, request.windows)
-        windows = request.windows
+        windows = request.windows or (default_windows(different) if request.segments else None)
+        self.view_request = ViewRequest(different, request.decoder, windows)
         self.protocol: ResultRow = {
             "checkpoint": source,
             "step": predictor.metadata.get("step"),
@@ -237,7 +276,10 @@ class Answerer:
             "views": {head: str(plan.views) for head, plan in self.plans.items()},
             "sampling": {head: str(plan.sampling) for head, plan in self.plans.items()},
             "top": request.top,
+            **({} if predictor.engine == "eager" else {"engine": predictor.engine}),
             **({"window": windows.seconds, "stride": windows.stride} if windows else {}),
+            **({"classes": list(request.classes), "prompt": request.prompt or PROMPT} if request.classes else {}),
+            **({"segments": asdict(request.segments)} if request.segments else {}),
         }
 
     def answers(self, files: Sequence[str], pool: ProcessPool) -> Iterator[Answer]:
@@ -253,6 +295,7 @@ class Answerer:
                         self._add(open_, part, span, spans_outputs)
                 self._note(open_, part)
                 if not part.rest:
+                    self._finish(open_)
                     yield open_
                     open_ = None
 
@@ -272,7 +315,8 @@ class Answerer:
 
     def _begin(self, part: FileViews) -> Answer:
         row: ResultRow = {"file": part.file, "media": part.media}
-        row |= {"timeline": {head: [] for head in self.plans}} if self._has_timeline(part) else {"heads": {}}
+        kind = "segments" if self.request.segments else "timeline"
+        row |= {kind: {head: [] for head in self.plans}} if self._has_timeline(part) else {"heads": {}}
         return Answer(row)
 
     def _has_timeline(self, part: FileViews) -> bool:
@@ -285,6 +329,10 @@ class Answerer:
         except MediaError as error:
             answer.fail(FileProblem(part.file, "unreadable", str(error)))
             return
+        answer.features.append((result.start, result.end, outputs[0].features))
+        if "segments" in answer.row:
+            answer.windows.append((span, [each.scores for each in result.values()]))
+            return
         tops = {head: _top(result, head, self.request.top) for head in result}
         if self._has_timeline(part):
             window = {"start": _seconds(result.start), "end": _seconds(result.end)}
@@ -292,7 +340,18 @@ class Answerer:
                 answer.row["timeline"][head].append({**window, "top": top})
         else:
             answer.row["heads"] = tops
-        answer.features.append((result.start, result.end, outputs[0].features))
+
+    def _finish(self, answer: Answer) -> None:
+        """Make segments of all windows of a video."""
+        rule, windows = self.request.segments, answer.windows
+        if rule is None or answer.failed or "segments" not in answer.row:
+            return
+        classes = {head.name: head.classes for head in self.predictor.model.head_list}
+        for place, head in enumerate(self.plans):
+            scores = np.stack([scores[place] for _, scores in windows])
+            found = find_segments([span for span, _ in windows], scores, rule)
+            answer.row["segments"][head] = [segment_entry(each, classes[head][each.label]) for each in found]
+        windows.clear()
 
     def _note(self, answer: Answer, part: FileViews) -> None:
         """Add the problem of a file and the protocol to an answer.
@@ -306,6 +365,12 @@ class Answerer:
             else:
                 answer.problem, answer.row["partial"] = problem, problem.reason
         answer.row["protocol"] = self.protocol
+
+
+def default_windows(plans: Sequence[ViewPlan]) -> Windows:
+    """Windows of the seconds that a clip of the heads spans, four of which begin in that time."""
+    seconds = max(map(window_of, plans))
+    return Windows(seconds, seconds / 4)
 
 
 def _top(results: Predictions, head: str, k: int) -> list[list[Any]]:

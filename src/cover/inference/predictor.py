@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cover.errors import UserError, nearest
 from cover.evaluation.protocol import ViewPlan
@@ -18,9 +19,14 @@ from cover.inference.in_memory import Media, read_media, read_parts
 from cover.inference.views import FileViews, TimeSpan, ViewRequest, Windows
 from cover.media.decode import MediaError
 from cover.media.sampling import Sampling, Views
+from cover.model.backbone import Groups
 from cover.model.cover import CoVeR
 from cover.model.heads import NOT_FINITE
 from cover.model.release import find_release, load_release
+from cover.model.text import PROMPT, with_classes
+
+if TYPE_CHECKING:
+    from cover.inference.engines import Engine, EngineGraphs
 
 
 @dataclass(frozen=True)
@@ -83,15 +89,46 @@ class Predictor:
     def __init__(self, model: CoVeR, device: torch.device | str = "cpu") -> None:
         self.model, self.device = model.to(device).eval(), torch.device(device)
         self.metadata: dict[str, Any] = {"frames": model.frames, **model.metadata}
+        self.graphs: EngineGraphs | None = None  # of an engine other than `eager`
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Predictor:
+    def load(
+        cls,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        engine: Engine = "eager",
+        classes: Sequence[str] = (),
+        prompt: str | None = None,
+    ) -> Predictor:
         """Load the folder of a run, a checkpoint or a release, or a Hub id (`owner/name`). `device` may be `auto`.
 
-        Raises `UserError`.
+        `engine`: what computes the network (`cover.inference.engines`). `classes`: with names, the only head is
+        `classes`, made of them by the text network of a CLIP or SigLIP 2; `prompt` is the text of a class, with `{}`
+        where its name goes. Raises `UserError`.
         """
         torch_device = pick_device(device) if isinstance(device, str) else device
-        return cls(load_release(find_release(path)), device=torch_device)
+        folder = find_release(path)
+        model = load_release(folder)
+        if classes:
+            model = with_classes(model, folder, classes, prompt or PROMPT)
+        predictor = cls(model, device=torch_device)
+        if engine != "eager":
+            from cover.inference.engines import EngineGraphs
+
+            predictor.graphs = EngineGraphs(engine, predictor.model, folder)
+        return predictor
+
+    @property
+    def engine(self) -> Engine:
+        """What computes the network."""
+        return self.graphs.kind if self.graphs else "eager"
+
+    def pack_features(self, pixels: Tensor, groups: Groups) -> Tensor:
+        """The features `(S, D)` of a Pack. `pixels`: uint8 `(F, 3, size, size)`, on the CPU; see `CoVeR.forward`."""
+        pixels = pixels.to(self.device)
+        if self.graphs:
+            return self.graphs(pixels, groups)
+        return self.model.forward_features(self.model.normalize(pixels), groups)
 
     def plan(self, head: str, views: Views | None = None) -> ViewPlan:
         """The views of a video for `head`. `views` replaces the number of views of its data set.
@@ -232,8 +269,8 @@ class Predictor:
             (sum(len(clips[number]) for number in same), frames)
             for frames, same in groupby(order, key=lambda number: clips[number].shape[1])
         )
-        pixels = torch.cat([torch.from_numpy(clips[number]).flatten(0, 1) for number in order]).to(self.device)
-        features = self.model.forward_features(self.model.normalize(pixels), groups)  # (sum of views, D)
+        pixels = torch.cat([torch.from_numpy(clips[number]).flatten(0, 1) for number in order])
+        features = self.pack_features(pixels, groups)  # (sum of views, D)
         logits = self.model.forward_head(features)
         probabilities = {head.name: head.probabilities(logits[head.name]).cpu() for head in self.model.head_list}
         sizes = [len(clips[number]) for number in order]

@@ -13,6 +13,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from cover.errors import UserError
+from cover.inference.segments import Cue, Segment, srt, vtt
 from cover.locks import lock
 from cover.media.decode import FileProblem
 from cover.safe_text import csv_line, json_text, printable, read_cell
@@ -28,11 +29,13 @@ class Answer:
     """The row of a file, its problem or None, and its features.
 
     `features`: for each window start and end in seconds, and float32 `(D,)`. For a whole file, start and end are None.
+    `windows`: the windows that become segments: start and length in seconds, and for each head float32 `(classes,)`.
     """
 
     row: ResultRow
     problem: FileProblem | None = None
     features: list[tuple[float | None, float | None, np.ndarray]] = field(default_factory=list)
+    windows: list[tuple[tuple[float, float], list[np.ndarray]]] = field(default_factory=list)
 
     @property
     def failed(self) -> bool:
@@ -69,6 +72,12 @@ def pretty(row: ResultRow) -> str:
             classes = ", ".join(f"{name} {score:.1%}" for name, score in window["top"])
             span = f"{window['start']:8.2f} - {window['end']:8.2f} s"
             lines.append(printable(f"  {'' if number else head:<12} {span}  {classes}"))
+    for head, segments in row.get("segments", {}).items():
+        for number, each in enumerate(segments):
+            text = f"{each['start']:8.2f} - {each['end']:8.2f} s  {each['class']} {each['score']:.1%}"
+            lines.append(printable(f"  {'' if number else head:<12} {text}"))
+        if not segments:
+            lines.append(printable(f"  {head:<12} no segment"))
     return "\n".join(lines) + "\n"
 
 
@@ -106,12 +115,60 @@ class CsvRows:
         return [cell for pair in padded for cell in pair]
 
 
+class SegmentCsv(CsvRows):
+    """Rows as CSV with one line per segment. A video without any has one line; so has an image for each head."""
+
+    @property
+    def header(self) -> list[str]:
+        return [*_FIXED, "head", "class", "score", "peak"]
+
+    def _lines(self, row: ResultRow) -> Iterator[list[object]]:
+        protocol = json.dumps(row["protocol"], ensure_ascii=False)
+        before, behind = [row["file"], row.get("media")], [row.get("partial"), row.get("error"), protocol]
+        segments = [(head, each) for head, found in row.get("segments", {}).items() for each in found]
+        for head, each in segments:
+            times = [each["start"], each["end"]]
+            yield [*before, *times, *behind, head, each["class"], each["score"], each["peak"]]
+        best = [[head, *top[0], top[0][1]] for head, top in row.get("heads", {}).items()]
+        for cells in best if segments or best else [[None] * 4]:
+            yield [*before, None, None, *behind, *cells]
+
+
+def segment_entry(segment: Segment, name: str) -> ResultRow:
+    """A segment as plain JSON values, with the name of its class."""
+    start, end = round(segment.start, 3), round(segment.end, 3)
+    return {"start": start, "end": end, "class": name, "score": round(segment.score, 6), "peak": round(segment.peak, 6)}
+
+
+def subtitles_of(path: Path) -> Callable[[Sequence[Cue]], str] | None:
+    """The function that writes the subtitles of a file, by its ending; None for any other file."""
+    return {".srt": srt, ".vtt": vtt}.get(path.suffix.lower())
+
+
+def write_subtitles(path: Path, row: ResultRow) -> None:
+    """Write the segments of a row as subtitles, as a whole file at once. Raises `UserError`."""
+    form, heads = subtitles_of(path), row.get("segments", {})
+    assert form is not None, "the ending was checked"
+    cues = [
+        (each["start"], each["end"], f"{head}: " * (len(heads) > 1) + f"{each['class']} {each['score']:.0%}")
+        for head, segments in heads.items()
+        for each in segments
+    ]
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(form(cues), encoding="utf-8", errors="backslashreplace")
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written: {error.strerror or error}") from None
+
+
 def format_of(path: Path, requested: OutputFormat | None) -> OutputFormat:
     """The format of a file: the requested one, else that of its ending. Raises `UserError` if there is none."""
     endings: dict[str, OutputFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
     format_ = requested or endings.get(path.suffix.lower())
     if format_ is None or format_ == "pretty":
-        raise UserError(f"--out {path}: name it .jsonl or .csv, or give --format jsonl or csv")
+        raise UserError(f"--out {path}: name it .jsonl, .csv, .srt or .vtt, or give --format jsonl or csv")
     return format_
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CHUNK_FRAMES = 256  # approximate number of frames that are decoded at a time; large pictures take 300 MB
 SHORTEST = 0.01  # seconds; of a window or a stride
+WINDOW_S = 4.0  # seconds of a window for a head whose clips are parts of a whole video
 
 TimeSpan = tuple[float, float]  # start and length in seconds
 Clips = list[np.ndarray]  # for each plan uint8 (views, T, 3, size, size)
@@ -55,6 +56,11 @@ class Windows:
         if last - starts[-1] > SHORTEST:
             starts.append(last)
         return [(start, self.seconds) for start in starts]
+
+
+def window_of(plan: ViewPlan) -> float:
+    """The seconds of video that a clip of a head spans, which its windows have if nobody says otherwise."""
+    return plan.frames * plan.sampling.interval if plan.sampling.kind == "dense" else WINDOW_S
 
 
 @dataclass(frozen=True)

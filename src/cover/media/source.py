@@ -20,7 +20,12 @@ import numpy as np
 Media = Literal["video", "image"]
 AnyPath = str | os.PathLike[str]
 # Endings of files with one picture. A gif is not among them, because it may be a video.
-PICTURES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .ppm .pgm .jp2 .avif .heic .heif".split())
+PICTURES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif"),
+        *(".tiff", ".ppm", ".pgm", ".jp2", ".avif", ".heic", ".heif"),
+    )
+)
 MAX_PIXELS = 100_000_000
 # Seconds that the time stamp of a frame may be late. Containers round time stamps to their tick, often a millisecond.
 TOLERANCE = 1e-3

@@ -207,13 +207,24 @@ def read_pixels(
     return decoded.frames, decoded.partial
 
 
-class _Steps(Dataset[Pack]):
-    """A map-style data set for the DataLoader: the item at index `step` is the Pack of that step."""
+class PackDataset(Dataset[Pack]):
+    """A data set for a DataLoader of torch, of Lightning or of another trainer: item `step` is that step's Pack.
 
-    def __init__(self, schedule: Schedule, reader: Reader, rank: int, ranks: int) -> None:
-        self.schedule, self.reader, self.rank, self.ranks = schedule, reader, rank, ranks
+    The DataLoader needs `batch_size=None` and no shuffling: the schedule has shuffled. With several processes each has
+    its slice of every step (`rank` of `ranks`), so the trainer must not divide the steps.
+
+    >>> DataLoader(PackDataset(schedule, reader, steps=100), batch_size=None)
+    """
+
+    def __init__(self, schedule: Schedule, reader: Reader, steps: int, rank: int = 0, ranks: int = 1) -> None:
+        self.schedule, self.reader, self.steps, self.rank, self.ranks = schedule, reader, steps, rank, ranks
+
+    def __len__(self) -> int:
+        return self.steps
 
     def __getitem__(self, step: int) -> Pack:
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of {self.steps}")
         draws = self.schedule.rank_step(step, self.rank, self.ranks)
         pack = collate([self.reader.read_all(group) for group in draws], self.reader.stages)
         pairing = self.schedule.pairing
@@ -230,13 +241,13 @@ def packs(
     """
     for dataset in reader.datasets:
         dataset.manifest.check_unchanged()
-    steps = _Steps(schedule, reader, rank, ranks)
+    steps = PackDataset(schedule, reader, last, rank, ranks)
     if reader.stages:
         return _read_ahead(steps, first, last)
     return from_workers(_loader(steps, first, last, workers))
 
 
-def _loader(steps: _Steps, first: int, last: int, workers: int) -> DataLoader[Pack]:
+def _loader(steps: PackDataset, first: int, last: int, workers: int) -> DataLoader[Pack]:
     # This is not a ProcessPool of cover.processes: a DataLoader passes tensors through shared memory. A pipe would
     # copy every frame twice.
     return DataLoader(
@@ -285,7 +296,7 @@ def _size_of(folder: str) -> str:
     return f"{facts.f_blocks * facts.f_frsize / 1e6:.3g} MB"
 
 
-def _read_ahead(steps: _Steps, first: int, last: int) -> Iterator[Pack]:
+def _read_ahead(steps: PackDataset, first: int, last: int) -> Iterator[Pack]:
     """The Packs of cached outputs, read by a thread.
 
     Processes would not be faster: there is nothing to decode, and a thread passes a Pack on without a copy.

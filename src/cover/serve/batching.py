@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cover.console import say
-from cover.model.cover import CoVeR
+from cover.inference.predictor import Predictor
 from cover.model.heads import NOT_FINITE
 from cover.serve.middleware import Batching, Refused, late
 
@@ -74,8 +74,8 @@ class Batcher:
 
     HELD_PACKS = 4
 
-    def __init__(self, model: CoVeR, device: torch.device | str, batching: Batching, observe: Observe) -> None:
-        self._model, self._device, self._batching, self._observe = model.to(device).eval(), device, batching, observe
+    def __init__(self, predictor: Predictor, batching: Batching, observe: Observe) -> None:
+        self._predictor, self._batching, self._observe = predictor, batching, observe
         self._waiting: deque[_ViewsTask] = deque()
         self._alone: deque[_ExclusiveTask] = deque()
         self._frames, self._closed, self._pack_was_last = 0, False, False
@@ -205,11 +205,12 @@ class Batcher:
         counts: dict[int, int] = {}  # frames of a clip -> number of clips
         for task in pack:
             counts[task.views.shape[1]] = counts.get(task.views.shape[1], 0) + task.views.shape[0]
-        pixels = torch.cat([torch.from_numpy(task.views).flatten(0, 1) for task in pack]).to(self._device)
-        logits = self._model(self._model.normalize(pixels), tuple((count, frames) for frames, count in counts.items()))
+        pixels = torch.cat([torch.from_numpy(task.views).flatten(0, 1) for task in pack])
+        groups, model = tuple((count, frames) for frames, count in counts.items()), self._predictor.model
+        logits = model.forward_head(self._predictor.pack_features(pixels, groups))
         sizes = [task.views.shape[0] for task in pack]
         # head -> for each task, float32 (views, classes)
-        scores = {head.name: head.probabilities(logits[head.name]).cpu().split(sizes) for head in self._model.head_list}
+        scores = {head.name: head.probabilities(logits[head.name]).cpu().split(sizes) for head in model.head_list}
         return [{name: _mean(of_head[number]) for name, of_head in scores.items()} for number in range(len(pack))]
 
 

@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from cover.processes import begin_preloading
 from cover.serve.middleware import App, Batching, Limits
 
 if TYPE_CHECKING:
+    from cover.inference.engines import Engine
     from cover.serve.service import Service
 
 INSTALL = install("serve")
@@ -41,11 +42,19 @@ class ServerOptions:
 
 
 def serve(
-    checkpoint: str | Path, options: ServerOptions, limits: Limits, batching: Batching, workers: int, device: str
+    checkpoint: str | Path,
+    options: ServerOptions,
+    limits: Limits,
+    batching: Batching,
+    workers: int,
+    device: str,
+    engine: Engine = "eager",
+    calibration: Sequence[str] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT. Prints the address when the server is ready.
 
-    At the end it answers all open requests and removes its temporary files.
+    `calibration`: files on which a new engine is compared with `eager`; without any, on moving textures. At the end it
+    answers all open requests and removes its temporary files.
 
     Raises `UserError` if the checkpoint cannot be served, if the address is not available, or if a package is missing.
     """
@@ -54,10 +63,16 @@ def serve(
     begin_preloading("cover.serve.decoding")  # at the same time as this process imports torch
     from cover.hardware import pick_device
     from cover.inference.predictor import Predictor
+    from cover.inference.views import ViewRequest
     from cover.serve.service import Service
     from cover.serve.uploads import UploadFolder
 
-    predictor = Predictor.load(checkpoint, pick_device(device))
+    predictor = Predictor.load(checkpoint, pick_device(device), engine)
+    plans = tuple(dict.fromkeys(predictor.plans().values()))
+    if predictor.graphs and plans:
+        from cover.inference.engines import CALIBRATION_CLIPS, prepare_engine
+
+        prepare_engine(predictor, ViewRequest(plans), calibration[:CALIBRATION_CLIPS], textures=True)
     with _exit_on_sigterm():
         try:
             uploads = UploadFolder(options.spool)

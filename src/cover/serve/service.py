@@ -26,7 +26,7 @@ from cover.model.heads import Head
 from cover.serve.batching import Batcher, Scores
 from cover.serve.decoding import DecodedFile, DecodeRequest, Decoders
 from cover.serve.middleware import Batching, Limits, Refused, busy, late
-from cover.serve.responses import ExplainResponse, PredictResponse, class_scores, frames, windows
+from cover.serve.responses import ExplainResponse, PredictResponse, class_scores, frames, segments, windows
 from cover.serve.uploads import UploadFolder, receive
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class Service:
         self._threads = ThreadPoolExecutor(workers, "cover-decode")
         # a thread of its own, so that the pictures of one file do not wait until other files are decoded
         self._painters = ThreadPoolExecutor(1, "cover-pictures")
-        self._batcher = Batcher(predictor.model, predictor.device, batching, self.metrics.forward)
+        self._batcher = Batcher(predictor, batching, self.metrics.forward)
         self.metrics.watch("cover_predictions_under_way", "Requests in progress", lambda: self.under_way)
         self.metrics.watch(
             "cover_decoders_replaced", "Decoding processes that were killed or died", lambda: self._decoders.replaced
@@ -135,6 +135,7 @@ class Service:
             f"{self.predictor.metadata['frames']} frames",
         ]
         facts += [f"step {step:,}"] if isinstance(step, int) else []
+        facts += [] if self.predictor.engine == "eager" else [self.predictor.engine]
         return f"{self.name or 'unnamed'} ({', '.join(facts)})"
 
     @property
@@ -225,9 +226,10 @@ class Service:
         clips, parts = await _all(pending.clips), [await _all(window) for window in pending.windows]
         self.metrics.stage("model", time.monotonic() - decoded)
         pixels = pending.pixels
-        whole, *rest = [class_scores(self._predictions(names, pixels, scores), query.top) for scores in (clips, *parts)]
-        timeline = windows(rest, pixels.seconds)
-        return PredictResponse(pixels.media, round(pixels.seconds, 3), whole, timeline, pixels.damage)
+        predictions, *rest = [self._predictions(names, pixels, scores) for scores in (clips, *parts)]
+        whole, seconds = class_scores(predictions, query.top), pixels.seconds
+        timeline = windows([class_scores(part, query.top) for part in rest], seconds)
+        return PredictResponse(pixels.media, round(seconds, 3), whole, timeline, segments(rest, seconds), pixels.damage)
 
     async def _explain(
         self, path: Path, query: ExplainQuery, deadline: float, given_up: threading.Event

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from cover.errors import UserError
 
 FPS = 12
-Difficulty = Literal["easy", "medium", "hard"]
+Difficulty = Literal["easy", "hard"]
 # The named difficulties. Each dial makes the samples harder, from 0 (none) to 1 (hard).
 DIFFICULTIES: dict[Difficulty, dict[str, float]] = {
     "easy": {
@@ -22,18 +22,6 @@ DIFFICULTIES: dict[Difficulty, dict[str, float]] = {
         "occlusion": 0.0,
         "pan": 0.0,
         "uneven_speed": 0.0,
-    },
-    "medium": {
-        "clutter": 0.4,
-        "shake": 0.05,
-        "distractors": 0.4,
-        "noise": 0.15,
-        "low_contrast": 0.75,
-        "small_objects": 0.7,
-        "tilt": 0.5,
-        "occlusion": 0.3,
-        "pan": 0.0,
-        "uneven_speed": 0.2,
     },
     "hard": {
         "clutter": 0.6,

@@ -87,7 +87,7 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
             ) from None
 
 
-def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: ExitStack) -> Path:  # noqa: PLR0912, PLR0915
+def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: ExitStack) -> Path:  # noqa: PLR0915
     """The part of a run in this process. `locks` has the lock on the run folder."""
     # --- the data -----------------------------------------------------------------------------------------------------
     run = Path(recipe.out)
@@ -114,7 +114,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
     exclusions = count_exclusions(run, first, mixture)
     metadata = describe(recipe, mixture, model, origin)
     if origin and not first:
-        for line in start_from(model, origin, recipe.start.temporal):
+        for line in start_from(model, origin, recipe.start.temporal, recipe.start.text):
             say(line)
     # A resumed run does not need its start: what was new in it is in the checkpoint.
     new = checkpoint.new_in(run, first) if first else new_in_run(model, recipe, origin)
@@ -196,11 +196,8 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
             log.advance()
             if evaluating and not leaving:
                 with log.spending("evaluation"), averaged(ema):
-                    answers: list[Answers] = []
-                    results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache, answers)
+                    results = evaluate_dev(engine.whole(), catalog, recipe, group, workers, cache, run)
                     log.write("dev", done, datasets=results)
-                    if group.leads:
-                        write_answers(run, answers)
             if due(done, recipe.save_every, last or finite.saving):
                 finite.settle()
                 finite.saving = False
@@ -350,6 +347,7 @@ def step_settings(recipe: Recipe, mixture: Mixture, model: CoVeR, device: torch.
         label_smoothing=recipe.label_smoothing,
         max_grad_norm=recipe.optimizer.max_grad_norm,
         drop_path=recipe.model.drop_path,
+        drop_tubes=getattr(recipe.model, "drop_tubes", 0.0),  # of the families that have it
         bf16=recipe.precision == "bf16",
         sigmoid=tuple(head.name for head in model.head_list if head.loss == "sigmoid"),
     )
@@ -417,19 +415,22 @@ def evaluate_dev(
     group: ProcessGroup,
     workers: int,
     cache: PrefixCache | None = None,
-    answers: list[Answers] | None = None,
+    run: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The results of every data set with a `dev` split, by its own protocol. Each rank evaluates a part of the rows.
 
-    `answers`: takes the answers to the single samples.
+    `run`: the folder for the answers to the single samples, which the report of the run shows.
     """
     model.eval()
+    answers: list[Answers] = []
     results = {
         task.spec.name: evaluate(
             model, task, group.device, workers, group=group, prefix=cache, check=False, answers=answers
         )["plain"]
         for task in dev_tasks(model, catalog, recipe)
     }
+    if run and group.leads:
+        write_answers(run, answers)
     model.train()
     return results
 

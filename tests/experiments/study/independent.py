@@ -54,6 +54,7 @@ def recomputed(folder):
 
 
 if __name__ == "__main__":
-    for row, (mean, low, high) in recomputed(Path(sys.argv[1])):
-        printed = [f"{100 * row[key]:+.2f}" for key in ("difference", "low", "high")]
-        print(row["target"], row["ours"], row["theirs"], row["size"], *printed, "|", *(f"{100 * x:+.2f}" for x in (mean, low, high)))
+    for row, own in recomputed(Path(sys.argv[1])):
+        printed = [row[key] for key in ("difference", "low", "high")]
+        names = [row[key] for key in ("target", "ours", "theirs", "size")]
+        print(*names, *(f"{100 * value:+.2f}" for value in (*printed, *own)))

@@ -110,22 +110,24 @@ def test_at_equal_compute_the_multiply_adds_are_equal(
 
 
 def test_one_model_of_all_folds_of_a_number(make_grid: MakeGrid) -> None:
-    """With `one_model` the mixtures of a fold are one run, which every target is measured on, and no clip of a
-    measured fold is in it. The exposures of each target are those of its own model."""
+    """With `one_model` the mixtures of a fold are one run, measured on every target and trained on no measured clip.
+
+    A target is drawn as often as for its own model.
+    """
     folds, weights = dict.fromkeys(SETS, 2), {"kinetics": 3, "ssv2": 1, "moments": 2, "imagenet": 6}
     arms = ["alone", "videos_images", "stills", "permuted"]
     grid = make_grid(arms=arms, folds=folds, weights=weights, one_model=True, sizes={"whole": Size(3)})
     runs = {arm: {cell.job for cell in grid.measurements if cell.arm == arm} for arm in arms}
-    assert {arm: len(jobs) for arm, jobs in runs.items()} == {
-        "alone": 6, "videos_images": 2, "stills": 2, "permuted": 6,
-    }  # fmt: skip
+    counts = {"alone": 6, "videos_images": 2, "stills": 2, "permuted": 6}
+    assert {arm: len(jobs) for arm, jobs in runs.items()} == counts
     for name in runs["videos_images"]:
         job = grid.jobs[name]
         assert job.measured == set(SETS)
         assert len({job.subsets[target].fold for target in SETS}) == 1
         for target in SETS:
             splits = grid.builder.entry(job.subsets[target])["annotations"]
-            trained, measured = ({row.sample_id for row in open_manifest(Path(splits[k])).rows()} for k in ("train", "val"))
+            rows = {split: list(open_manifest(Path(path)).rows()) for split, path in splits.items()}
+            trained, measured = ({row.sample_id for row in rows[split]} for split in ("train", "val"))
             assert trained
             assert not trained & measured
     mixed, alone = (drawn(grid, grid.jobs[cell.job]) for cell in _first(grid, "videos_images", "alone"))

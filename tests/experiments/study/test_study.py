@@ -239,3 +239,52 @@ def test_a_co_trained_source_that_knows_the_target_is_refused(
     command = ["transfer", "--source", source, "--target", "moments", "--catalog", str(sandbox), "--epochs", "1"]
     assert main([*command, "--out", str(tmp_path / "moved")]) == 2
     assert "leaves the target out" in capfd.readouterr().err
+
+
+def test_a_pilot_chooses_the_epochs_with_seeds_of_its_own(
+    sandbox: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No arm of so few steps is above a thumbnail, so the most epochs are taken, and it is said."""
+    more = "seeds: [0]\narms: [alone]\npilot: {epochs: [0.5, 1], seeds: [7, 8]}\n"
+    file = tmp_path / "study.yaml"
+    text = TEXT.format(catalog=sandbox, out=tmp_path / "study").replace("seeds: [0, 1]\n", "")
+    text = text.replace("arms: [alone, videos_images]\n", "")
+    file.write_text(text.replace("epochs: 1", "epochs: 2") + more, encoding="utf-8")
+    assert main(["study", str(file), "--jobs", "1"]) == 0
+    result = json.loads((tmp_path / "study/results.json").read_text(encoding="utf-8"))
+    assert result["pilot"]["epochs"] == 1
+    assert not result["pilot"]["passed"]
+    assert result["study"]["sizes"]["whole"]["epochs"] == 1
+    assert {(row["epochs"], len(row["by_seed"])) for row in result["pilot"]["rows"]} == {(0.5, 2), (1, 2)}
+    assert {run["seed"] for run in result["runs"]} == {0}
+    assert "none passes" in capfd.readouterr().err
+
+
+def test_the_worth_of_each_data_set(done: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It shares the runs of the study, and its ranking is that of its differences."""
+    before = stamps(done / "study")
+    assert main(["study", str(done / "study.yaml"), "--worth", "kinetics", "--jobs", "1"]) == 0
+    assert capfd.readouterr().out.strip().endswith("study/worth/kinetics/report.html")
+    after = stamps(done / "study")
+    assert {name: after[name] for name in before} == before
+    folder = done / "study/worth/kinetics"
+    result = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    rows = [row for row in result["comparisons"] if row["claim"] == "worth"]
+    assert {(row["ours"], row["theirs"]) for row in rows} == {
+        ("videos_images", "without:moments"),
+        ("videos_images", "without:imagenet"),
+        ("with:moments", "alone"),
+        ("with:imagenet", "alone"),
+    }
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    without = sorted((row for row in rows if "without" in row["theirs"]), key=lambda row: -row["difference"])
+    places = [page.index(f">{row['theirs'].partition(':')[2]}<", page.index("full mixture loses")) for row in without]
+    assert places == sorted(places)
+    assert main(["study", "--recompute", str(folder)]) == 0
+    again = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert again["comparisons"] == result["comparisons"]
+
+
+def test_worth_of_an_unknown_target_is_refused(done: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", str(done / "study.yaml"), "--worth", "kinetic"]) == 2
+    assert "kinetics" in capfd.readouterr().err

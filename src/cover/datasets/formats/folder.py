@@ -1,8 +1,8 @@
 """The format `folder`: one folder per class, `<root>/<split>/<class>/...`, or `<root>/<class>/...` for train alone.
 
 The class order is that of the sorted folder names. A class folder may have subfolders. The catalog's `group` is a
-pattern that is searched in the path below the root. Files with an ending of
-another kind are left out, and a warning gives their number; with the catalog's `stills`, a set of videos has pictures too.
+pattern that is searched in the path below the root. Files with an ending of another kind are left out, and a warning
+gives their number; with the catalog's `stills`, a set of videos has pictures too.
 """
 
 from __future__ import annotations

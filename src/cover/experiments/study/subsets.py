@@ -75,6 +75,8 @@ class SubsetBuilder:
         self.catalog, self.folder, self.split, self.dev = catalog, folder, split, dev
         self._excluded: dict[str, Any] = {}
         self._entries: dict[Subset, dict[str, Any]] = {}
+        self._counts: dict[Subset, int] = {}
+        self._digests: dict[Subset, str] = {}
 
     def entry(self, subset: Subset) -> dict[str, Any]:
         """The catalog entry of a subset. Its manifests are written first if they do not exist.
@@ -87,8 +89,10 @@ class SubsetBuilder:
 
     def count(self, subset: Subset) -> int:
         """The number of training clips or images."""
-        paths = self.entry(subset)["annotations"]
-        return len(open_manifest(Path(paths["train"])).usable) if "train" in paths else 0
+        if subset not in self._counts:
+            paths = self.entry(subset)["annotations"]
+            self._counts[subset] = len(open_manifest(Path(paths["train"])).usable) if "train" in paths else 0
+        return self._counts[subset]
 
     def lacks(self, subset: Subset) -> bool:
         """Whether a subset has no split to measure on."""
@@ -96,6 +100,11 @@ class SubsetBuilder:
 
     def digest(self, subset: Subset) -> str:
         """12 hex digits of a hash over sampling and views, and the classes and rows of every split, without paths."""
+        if subset not in self._digests:
+            self._digests[subset] = self._digest(subset)
+        return self._digests[subset]
+
+    def _digest(self, subset: Subset) -> str:
         entry = self.entry(subset)
         content: list[Any] = [{key: entry[key] for key in READ_BY}]
         for split, path in entry["annotations"].items():

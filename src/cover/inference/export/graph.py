@@ -110,23 +110,27 @@ def _place(output: Path, out: Path) -> None:
 # --- graph ------------------------------------------------------------------------------------------------------------
 
 
-class Classifier(nn.Module):
-    """A module whose graph is exported.
+class FeatureGraph(nn.Module):
+    """A module whose graph is exported: the features of clips.
 
-    Input: `clips`, uint8 `(B, frames, 3, size, size)`, RGB. Output: for each head its probabilities, float32
-    `(B, classes)`. It changes `model`: `Backbone.simplify` gives the backbone a simpler graph of the same function.
+    Input: `clips`, uint8 `(B, frames, 3, size, size)`, RGB. Output: the backbone's features, float32 `(B, D)`. It
+    changes `model`: `Backbone.simplify` gives the backbone a simpler graph of the same function.
     """
 
-    def __init__(self, model: CoVeR, heads: Sequence[Head], frames: int) -> None:
+    outputs: tuple[str, ...] = ("features",)
+
+    def __init__(self, model: CoVeR, frames: int) -> None:
         super().__init__()
-        self.model, self.chosen, self.frames = model.eval(), tuple(heads), frames
+        self.model, self.frames = model.eval(), frames
         model.backbone.simplify()
 
+    def features(self, clips: Tensor) -> Tensor:
+        """The features `(B, D)` of clips."""
+        group = (clips.shape[0], self.frames)
+        return self.model.forward_features(self.model.normalize(clips.flatten(0, 1)), (group,))
+
     def forward(self, clips: Tensor) -> dict[str, Tensor]:
-        features = self.model.forward_features(
-            self.model.normalize(clips.flatten(0, 1)), ((clips.shape[0], self.frames),)
-        )
-        return {head.name: head.probabilities(self.model.heads[head.name](features)) for head in self.chosen}
+        return {"features": self.features(clips)}
 
     def example(self, batch: int) -> Tensor:
         """Random clips, the same ones in each call."""
@@ -135,11 +139,23 @@ class Classifier(nn.Module):
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def trace(classifier: Classifier) -> ExportedProgram:
-    """The graph of a classifier, for any number of clips, at least 1."""
+class Classifier(FeatureGraph):
+    """A `FeatureGraph` whose outputs are the probabilities of each of `heads`, float32 `(B, classes)`."""
+
+    def __init__(self, model: CoVeR, heads: Sequence[Head], frames: int) -> None:
+        super().__init__(model, frames)
+        self.chosen, self.outputs = tuple(heads), tuple(head.name for head in heads)
+
+    def forward(self, clips: Tensor) -> dict[str, Tensor]:
+        features = self.features(clips)
+        return {head.name: head.probabilities(self.model.heads[head.name](features)) for head in self.chosen}
+
+
+def trace(graph: FeatureGraph) -> ExportedProgram:
+    """The graph of a module, for any number of clips, at least 1."""
     shapes = {INPUT: {0: Dim("batch", min=1)}}
     with torch.no_grad():
-        return torch.export.export(classifier, (classifier.example(2),), dynamic_shapes=shapes)
+        return torch.export.export(graph, (graph.example(2),), dynamic_shapes=shapes)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from cover.inference.export.graph import (
     METADATA_KEY,
     Classifier,
     ExportRequest,
+    FeatureGraph,
     check_file,
     data_of,
     load_heads,
@@ -43,7 +44,7 @@ def export_onnx(
     Returns the largest difference of a probability from torch on random clips. Raises `UserError`, and writes nothing,
     if a probability is not finite or, without `int8`, if the difference is more than 1e-4.
     """
-    _check_packages()
+    check_packages("--format onnx")
     check_file(out, ".onnx")
     request = load_heads(checkpoint, heads)
     _check_names(request)
@@ -52,13 +53,9 @@ def export_onnx(
     classifier = Classifier(request.model, request.heads, length)
     with quiet(), write_then_rename(out) as path:
         if int8:
-            float32 = path.with_name("float32.onnx")
-            _save(classifier, metadata, float32)
-            _round(float32, path)
-            float32.unlink()
-            data_of(float32).unlink(missing_ok=True)
+            save_rounded(classifier, path, metadata)
         else:
-            _save(classifier, metadata, path)
+            save_graph(classifier, path, metadata)
         difference = _difference(classifier, path, out)
         if not int8 and difference > LARGEST_DIFFERENCE:
             raise UserError(
@@ -68,10 +65,11 @@ def export_onnx(
         return difference
 
 
-def _check_packages() -> None:
+def check_packages(option: str) -> None:
+    """Raise `UserError`, which begins with `option`, if a package of the extra `export` is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--format onnx: needs the package {missing[0]}: {install('export')}")
+        raise UserError(f"{option}: needs the package {missing[0]}: {install('export')}")
 
 
 def _check_names(request: ExportRequest) -> None:
@@ -82,15 +80,39 @@ def _check_names(request: ExportRequest) -> None:
         )
 
 
-def _save(classifier: Classifier, metadata: str, path: Path) -> None:
+def save_graph(graph: FeatureGraph, path: Path, metadata: str | None = None, opset: int | None = None) -> None:
+    """Write an ONNX model of a graph, with `metadata`. `opset`: the version of ONNX's operators (None: torch's)."""
     program = torch.onnx.export(
-        trace(classifier), dynamo=True, input_names=[INPUT], dynamic_shapes={INPUT: {0: "batch"}}, verbose=False
+        trace(graph),
+        dynamo=True,
+        input_names=[INPUT],
+        dynamic_shapes={INPUT: {0: "batch"}},
+        verbose=False,
+        opset_version=opset,
     )
     assert program is not None
-    _rename(program.model, [head.name for head in classifier.chosen])
-    program.model.metadata_props[METADATA_KEY] = metadata
-    size = sum(value.numel() * value.element_size() for value in classifier.state_dict().values())
+    _rename(program.model, graph.outputs)
+    if metadata is not None:
+        program.model.metadata_props[METADATA_KEY] = metadata
+    size = sum(value.numel() * value.element_size() for value in graph.state_dict().values())
     program.save(path, external_data=size > LARGEST)
+
+
+def save_rounded(
+    graph: FeatureGraph, path: Path, metadata: str | None = None, opset: int | None = None, bits: int = 7
+) -> None:
+    """As `save_graph`, with matrices of 8-bit integers, of which `bits` are used.
+
+    With 7 bits, the sum of two products fits into 16 bits, as CPUs without VNNI need it.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    float32 = path.with_name(f"float32-{path.name}")
+    save_graph(graph, float32, metadata, opset)
+    matrices = ["MatMul"]
+    quantize_dynamic(float32, path, matrices, per_channel=True, reduce_range=bits < 8, weight_type=QuantType.QInt8)
+    for file in (float32, data_of(float32)):
+        file.unlink(missing_ok=True)
 
 
 def _rename(model: Any, heads: Sequence[str]) -> None:
@@ -110,17 +132,6 @@ def _rename(model: Any, heads: Sequence[str]) -> None:
         value.name = head
 
 
-def _round(float32: Path, path: Path) -> None:
-    """Convert the model in the file `float32` to 8-bit weights and write it to `path`."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    # reduce_range gives 7 bits: on CPUs without VNNI, a sum of two products of 8 bits does not fit into 16 bits.
-    matrices = ["MatMul"]
-    quantize_dynamic(
-        float32, path, op_types_to_quantize=matrices, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8
-    )
-
-
 def _difference(classifier: Classifier, path: Path, out: Path) -> float:
     """The largest difference of a probability between torch and the ONNX model in `path`, on random clips.
 
@@ -129,7 +140,7 @@ def _difference(classifier: Classifier, path: Path, out: Path) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [head.name for head in classifier.chosen]
+    names = list(classifier.outputs)
     difference = 0.0
     for count in COMPARED:
         clips = classifier.example(count)

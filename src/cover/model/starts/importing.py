@@ -35,6 +35,7 @@ from cover.model.starts.formats import (
 )
 from cover.model.starts.known import licence_of
 from cover.model.starts.report import COPIED, LOADED, NEW, RESIZED, UNUSED, counts, dtype_notes, row
+from cover.model.starts.text_networks import add_text, check_text
 from cover.model.starts.vit_published import MODEL_TYPES as VIT_TYPES
 from cover.model.weight_files import FLOATS, not_finite, wrong_dtype
 
@@ -56,11 +57,15 @@ def import_weights(source: str, out: Path, options: ImportOptions = AS_IT_IS) ->
         raise UserError(f"{out}: is there already; choose a new folder with --out")
     checkpoint = read_source(source, options.key)
     try:
+        if options.text:
+            check_text(checkpoint)
         model, report = convert_checkpoint(checkpoint, options)
     except UserError as error:
         raise UserError(f"{checkpoint.path}: {error}") from None
     try:
         save_release(out, model, report.pop("metadata"))
+        if options.text:
+            add_text(checkpoint, out, report)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
     return {"source": source, "out": str(out), **report}
