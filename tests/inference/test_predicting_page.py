@@ -51,7 +51,6 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     capsys.readouterr()
     rows = [json.loads(line) for line in Path("timeline.jsonl").read_text().splitlines()]
     assert all(len(row["timeline"]["kinetics"]) > 2 for row in rows)
-    assert Path("segments.csv").read_text().startswith("file,")
     assert len(np.load("features.npy")) == len(Path("features.csv").read_text().splitlines()) - 1 > 0
     assert "-->" in Path("clip.srt").read_text()
     names: dict[str, object] = {}
