@@ -139,7 +139,7 @@ class Study:
     probe_epochs: float = option(5.0, "epochs of these probes")
     pilot: Pilot = option(Pilot(), "runs that choose the epochs before the study")
     expected: Expected = option(Expected(), "expected spreads, for the detectable difference")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, xpu")
 
     def __post_init__(self) -> None:
         self._check_names()

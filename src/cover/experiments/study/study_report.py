@@ -117,8 +117,15 @@ def report_data(summary: StudyRow) -> dict[str, Any]:
         "planned": planned_table(summary),
         "facts": fact_table(summary),
         "numbers": number_table(summary),
-        "command": f"cover study {shlex.quote(str(Path(study['out']) / 'study.yaml'))}",
+        "command": _command(summary),
     }
+
+
+def _command(summary: StudyRow) -> str:
+    """The command that runs the study again."""
+    worth = unique(row["target"] for row in summary["comparisons"] if row["claim"] == "worth")
+    words = [str(Path(summary["study"]["out"]) / "study.yaml"), *(["--worth", worth[0]] if worth else [])]
+    return f"cover study {' '.join(map(shlex.quote, words))}"
 
 
 def title(summary: StudyRow) -> str:
@@ -289,8 +296,8 @@ def worth_panels(summary: StudyRow) -> list[Panel]:
 
 def _worth_bar(row: StudyRow, most: float) -> Bar:
     interval = None if row["low"] is None else (row["low"], row["high"])
-    text = f"{points(row['difference'])} ({points_between(row)})"
-    return signed_bar(set_of(row), row["verdict"], row["difference"], most, text, interval)
+    note = f"{points_between(row)}, {row['verdict']}"
+    return signed_bar(set_of(row), note, row["difference"], most, points(row["difference"]), interval)
 
 
 def worth_table(summary: StudyRow) -> Table | None:
