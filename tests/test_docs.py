@@ -203,10 +203,11 @@ def quicker(words: list[str]) -> list[str]:
     less = {
         "train": ["--steps", "2"],
         "add": ["--epochs", "1"],
+        "fit": ["--heads", "linear"],
         "transfer": ["--jobs", "1", "--seeds", "1", "--epochs", "1"],
     }
     few = less.get(words[0], [])
-    return few if words[0] in ("transfer", "import-weights", "describe") else [*few, "--workers", "0"]
+    return few if words[0] in ("transfer", "import-weights", "describe", "explain") else [*few, "--workers", "0"]
 
 
 def link_sandbox(sandbox: Path, trained: Path) -> None:

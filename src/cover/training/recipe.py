@@ -69,6 +69,11 @@ class Start:
     heads: Literal["drop", "keep"] = option(
         "drop", "heads of the checkpoint that this run does not train: drop them, or keep them unchanged"
     )
+    text: str = option(
+        "",
+        "where a checkpoint has a text network (import-weights --text): new heads start from this text about their "
+        "classes, as in 'a photo of {}'; empty for zero",
+    )
 
 
 @dataclass(frozen=True)
@@ -286,7 +291,7 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = option("fp32", "precision of the forward pass")
     compile: bool = option(False, "torch.compile, stage by stage")
     seed: int = option(0, "seed of all random numbers")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, xpu")
     workers: int = option(-1, "reading processes; -1 for one per core, 0 for none")
     log_every: int = option(20, "steps per line of log.jsonl")
     cache: Cache = option(Cache(), "outputs of frozen first stages, kept on the disk")
@@ -323,6 +328,8 @@ class Recipe:
             raise UserError("steps: 0 is as many as data.epochs needs; give that, or a number of steps")
         if self.start.heads == "keep" and not self.start.checkpoint:
             raise UserError("start.heads: keep needs a start.checkpoint with heads")
+        if self.start.text and not self.start.checkpoint:
+            raise UserError("start.text: needs a start.checkpoint with a text network (cover import-weights --text)")
         if self.adapt.method != "full" and not self.start.checkpoint:
             raise UserError(f"adapt.method: {self.adapt.method} adapts a start, and start.checkpoint is empty")
         if self.adapt.train and self.adapt.method == "full":
