@@ -51,7 +51,9 @@ FACTOR_RUNS: dict[str, dict[str, Any]] = {
     "cifar10-dev": {"steps": 300, "batch": 64, "crop_scale": [0.6, 1.0]},
     "sports22-dev": {"steps": 300, "batch": 64, "crop_scale": [0.6, 1.0]},
     "utinteraction6": {"steps": 200, "batch": 16, "crop_scale": [0.6, 1.0]},
+    "tennis7": {"steps": 200, "batch": 16, "crop_scale": [0.6, 1.0]},
 }
+_JOINT = {"backbone": "vit", "preset": "vit_mini8", "size": 32, "attention": "joint", "time": "additive"}
 # Factor -> what it changes of the recipe; `steps` and `batch` are factors on those of the base. `initial` says which
 # initial values of earlier versions are put back.
 FACTORS: dict[str, dict[str, Any]] = {
@@ -80,6 +82,10 @@ FACTORS: dict[str, dict[str, Any]] = {
     "no flips": {"augment.flip": False},
     "no colour": {"augment.colour": 0.0},
     "conv3d": {"model": {"backbone": "conv3d"}},
+    "half of the places": {"model.drop_tubes": 0.5},
+    "joint": {"model": _JOINT},
+    "joint, static patches": {"model": _JOINT | {"static_patches": 0.03}},
+    "joint, static patches, half of the places": {"model": _JOINT | {"static_patches": 0.03, "drop_tubes": 0.5}},
 }
 
 # Set -> setting -> the recipe of its runs, in part. Both networks have the same steps, samples and pixels.

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from _clips import make_clips
 from _measure import ratio, show, where, write
 
-from cover.evaluation.protocol import ViewPlan, read_views
+from cover.evaluation.protocol import ViewPlan, read_scaled
 from cover.machine import reuse_memory
 from cover.media.decode import decode_at, probe
 from cover.media.sampling import Sampling, Views, train_times
@@ -143,7 +143,7 @@ class Clips:
         """All views of a file, as evaluation reads them."""
         file = number % len(self.sources)
         plan = ViewPlan(self.sampling, Views(10, 3), FRAMES, SIZE)
-        return read_views(self.sources[file], "video", [plan], self.metadata[file].duration)
+        return read_scaled(self.sources[file], "video", plan, self.metadata[file].duration)
 
     def every_frame(self, number: int) -> object:
         return every_frame(self.sources[number % len(self.sources)], rgb=True)

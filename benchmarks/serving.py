@@ -1,12 +1,13 @@
-"""Throughput, latency and memory of a server, with and without shared forward passes.
+"""Throughput, latency and memory of a server: with each engine, and with and without shared forward passes.
 
     python benchmarks/serving.py                                # one minute for each server, in turns of 15 s
     python benchmarks/serving.py --seconds 300 --clients 16 --json serving.json
+    python benchmarks/serving.py --servers eager onnx-int8
 
-It starts `cover serve` twice for one checkpoint (S/16 at 112, clips of 8 frames, random weights). One server computes
-every file alone. Clients send clips and images without a pause to one server at a time, while the other is idle. Times
-are those of whole requests on the loopback interface. Memory is that of the server and its processes, as the
-proportional set size, in which shared pages count once.
+It starts several servers, `cover serve`, for one checkpoint (S/16 at 112, clips of 8 frames, random weights). Clients
+send clips and images without a pause to one server at a time, while the others are idle. Times are those of whole
+requests on the loopback interface. Memory is that of the server and its processes, as the proportional set size, in
+which shared pages count once.
 """
 
 from __future__ import annotations
@@ -40,7 +41,14 @@ from cover.model.heads import Head
 from cover.model.release import save_release
 
 CLASSES, FRAMES, SIZE = 400, 8, 112
-SERVERS = {"shared": [], "alone": ["--pack-frames", "1", "--wait-ms", "0"]}
+ALONE = ["--pack-frames", "1", "--wait-ms", "0"]  # every file in a forward pass of its own
+SERVERS = {
+    "eager": [],
+    "eager, alone": ALONE,
+    "onnx": ["--engine", "onnx"],
+    "onnx-int8": ["--engine", "onnx-int8"],
+    "onnx-int8, alone": ["--engine", "onnx-int8", *ALONE],
+}
 PIECE_S = 15.0
 
 
@@ -157,10 +165,14 @@ def _proportional_mb(pid: int) -> float:
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def row(name: str, server: Server) -> list[str]:
-    """The row of the table of a server: requests per second, latency, errors and memory."""
-    rate = sum(map(len, server.times.values())) / server.seconds
-    cells = [name, f"{rate:.1f}"]
+def rate_of(server: Server) -> float:
+    """The requests that a server answered in a second."""
+    return sum(map(len, server.times.values())) / server.seconds
+
+
+def row(name: str, server: Server, first: Server) -> list[str]:
+    """The row of the table of a server: requests per second, also as a multiple of the first server's, and the rest."""
+    cells = [name, f"{rate_of(server):.1f}", f"{rate_of(server) / rate_of(first):.2f}"]
     for times in server.times.values():
         cuts = statistics.quantiles(times, n=100) if len(times) > 1 else [0.0] * 99
         cells.append(" / ".join(f"{1e3 * cuts[percent - 1]:.0f}" for percent in (50, 95, 99)))
@@ -173,13 +185,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="seconds of load for each server")
     parser.add_argument("--clients", type=int, default=8, help="clients at the same time")
     parser.add_argument("--files", type=int, default=3, help="number of clips, and of images")
+    parser.add_argument("--servers", nargs="+", choices=list(SERVERS), default=list(SERVERS), metavar="SERVER")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     metadata = where(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         release, files = make_release(folder / "release"), make_files(folder, args.files)
-        servers = {name: stack.enter_context(started(release, folder, options)) for name, options in SERVERS.items()}
+        servers = {name: stack.enter_context(started(release, folder, SERVERS[name])) for name in args.servers}
         for server in servers.values():
             load(server, files, args.clients, min(5.0, args.seconds))  # a warm-up that does not count
             server.seconds, server.errors, server.megabytes = 0.0, {}, []
@@ -190,8 +203,17 @@ def main() -> None:
                 load(server, files, args.clients, args.seconds / pieces)
     machine = f"{metadata['date']}, {metadata['device']}, {metadata['threads']} threads"
     title = f"{machine}, {args.clients} clients, {args.seconds:g} s each"
-    columns = ["passes", "files/s", "clip, p50 / p95 / p99 ms", "image", "errors", "MB, first to last piece"]
-    show(title, columns, [row(name, server) for name, server in servers.items()])
+    columns = [
+        "server",
+        "files/s",
+        "times the first",
+        "clip, p50 / p95 / p99 ms",
+        "image",
+        "errors",
+        "MB, first to last piece",
+    ]
+    first = next(iter(servers.values()))
+    show(title, columns, [row(name, server, first) for name, server in servers.items()])
     facts = {
         name: {key: value for key, value in vars(server).items() if key not in ("process", "port")}
         for name, server in servers.items()

@@ -18,6 +18,9 @@ from cover.containers import allowed_cores, cpu_quota
 if "torch" not in sys.modules:
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
         os.environ["GOMP_SPINCOUNT"] = "1000"
+    # What Apple's GPU lacks is computed on the CPU; torch says so in one line for each operation.
+    if sys.platform == "darwin":
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     if cpu_quota() is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(allowed_cores()))
 

@@ -38,11 +38,9 @@ class LocalStep:
     def __init__(self, model: CoVeR) -> None:
         self.model = model
 
-    def __call__(self, frames: Tensor, groups: Any, drop: Tensor | None, stages: int = 0) -> dict[str, Tensor]:
-        """The logits of every head, as in `CoVeR.forward`. `stages` is passed on only if it is not 0, so that the
-        network may be one without it.
-        """
-        logits: dict[str, Tensor] = self.model(frames, groups, drop, **({"stages": stages} if stages else {}))
+    def __call__(self, frames: Tensor, groups: Any, drop: Tensor | None, **options: Any) -> dict[str, Tensor]:
+        """The logits of every head, as in `CoVeR.forward`, with its `options` if there are any."""
+        logits: dict[str, Tensor] = self.model(frames, groups, drop, **options)
         return logits
 
     def part(self, last: bool) -> AbstractContextManager[None]:
@@ -209,11 +207,11 @@ class _Replica(nn.Module):
         self.network = network
 
     def forward(
-        self, frames: Tensor | None = None, groups: Any = (), drop: Tensor | None = None, stages: int = 0
+        self, frames: Tensor | None = None, groups: Any = (), drop: Tensor | None = None, **options: Any
     ) -> Any:
         if frames is None:
             return torch.stack([p.flatten()[0] * 0 for p in self.network.parameters() if p.requires_grad]).sum()
-        return self.network(frames, groups, drop, **({"stages": stages} if stages else {}))
+        return self.network(frames, groups, drop, **options)
 
 
 class DistributedStep(LocalStep):
@@ -233,10 +231,8 @@ class DistributedStep(LocalStep):
         elif group.ranks > 1:
             self.ddp = replicate(model)
 
-    def __call__(self, frames: Tensor, groups: Any, drop: Tensor | None, stages: int = 0) -> dict[str, Tensor]:
-        logits: dict[str, Tensor] = (self.ddp or self.model)(
-            frames, groups, drop, **({"stages": stages} if stages else {})
-        )
+    def __call__(self, frames: Tensor, groups: Any, drop: Tensor | None, **options: Any) -> dict[str, Tensor]:
+        logits: dict[str, Tensor] = (self.ddp or self.model)(frames, groups, drop, **options)
         return logits
 
     def total(self, value: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def _check_name(device: str) -> None:
     try:
         torch.device("cpu" if device == "auto" else device)
     except (RuntimeError, ImportError):
-        raise UserError(f'--device "{device}" is no device; give auto, cpu, cuda or cuda:1') from None
+        raise UserError(f'--device "{device}" is no device; give auto, cpu, cuda, cuda:1, mps or xpu') from None
 
 
 def _missing_device(device: str) -> Iterator[CheckResult]:

@@ -164,16 +164,54 @@ def make_cluster(
     return Cluster(device, devices, beside, cores, mfu or default_mfu, network, assumed=mfu is None)
 
 
+AUTO = ("cuda", "mps", "xpu")  # kinds of devices that `auto` tries, in this order
+TESTED = ("cuda", "cpu")
+
+
 def pick_device(name: str) -> torch.device:
-    """The torch device of a name; `auto` is the first GPU, or else the CPU. Raises `UserError` if it cannot be used."""
+    """The torch device of a name. Raises `UserError` if it cannot be used.
+
+    `auto` is the first of `AUTO` that can be used, or else the CPU. It is said if one is there and cannot be used, and
+    if this software has never been tested on the one that is chosen.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _first_usable()
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # reading a number fails on a device that computes nothing
+        return _tried(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
         raise UserError(
-            f"device: {name or 'an empty name'} cannot be used: {reason}; give auto, cpu, cuda or cuda:1"
+            f"device: {name or 'an empty name'} cannot be used: {_reason(error)}; give auto, cpu, cuda, cuda:1, mps"
+            " or xpu"
         ) from None
+
+
+def _first_usable() -> torch.device:
+    from cover.console import say  # here, because a training step needs torch alone
+
+    for kind in AUTO:
+        if not (torch.backends.mps if kind == "mps" else getattr(torch, kind)).is_available():
+            continue
+        try:
+            device = _tried(kind)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            say(f"device auto: {kind} is there but cannot be used: {_reason(error)}")
+            continue
+        if kind not in TESTED:
+            say(f"device auto: {kind}, on which nothing has been tested; if results look wrong, give --device cpu")
+        return device
+    return torch.device("cpu")
+
+
+def _tried(name: str) -> torch.device:
+    device = torch.device(name)
+    torch.zeros(1, device=device).item()  # reading a number fails on a device that computes nothing
     return device
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+
+
+def wide_dtype(device: torch.device | str) -> torch.dtype:
+    """The dtype of exact sums: float64, or float32 on MPS, which has no float64."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cover.evaluation import protocol
-from cover.evaluation.protocol import ViewPlan, read_views
+from cover.evaluation.protocol import ViewPlan, read_scaled, read_views
 from cover.media.decode import MediaError
 from cover.media.sampling import Sampling, Views
 
@@ -50,6 +50,17 @@ def test_views_by_hand(tmp_path: Path, width: int, height: int) -> None:
             left, top = int((width - 48) * fraction), int((height - 48) * fraction)
             wanted = at(frames, times)[:, top : top + 48, left : left + 48].transpose(0, 3, 1, 2)
             assert np.array_equal(clips[3 * view + crop], wanted)
+
+
+@pytest.mark.parametrize("spatial", [1, 3])
+def test_views_of_frames_that_are_in_memory_once(tmp_path: Path, spatial: int) -> None:
+    """As many pixels as the frames have, and the clips of `read_views` from them, also of a file that is scaled."""
+    write(tmp_path / "a.mkv", 96, 64)
+    plan = ViewPlan(Sampling("dense", 0.2), Views(4, spatial), 5, 48)
+    (wanted,), _ = read_views(str(tmp_path / "a.mkv"), "video", [plan], COUNT / RATE)
+    views, _ = read_scaled(str(tmp_path / "a.mkv"), "video", plan, COUNT / RATE)
+    assert np.array_equal(views.clips(lambda pixels: pixels).numpy(), wanted)
+    assert views.frames.shape[0] == len(np.unique(views.shown)) <= COUNT
 
 
 def test_dense_clips_beyond_the_end_repeat_the_last_frame(tmp_path: Path) -> None:

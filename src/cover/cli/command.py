@@ -100,7 +100,7 @@ def workers_option(read: Callable[[str], int] = int) -> Argument:
 
 
 WORKERS = workers_option()
-DEVICE = argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+DEVICE = argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)")
 CATALOG = argument(
     "--catalog", type=Path, default=Path("catalog.yaml"), help="the data sets' catalog (default: catalog.yaml)"
 )

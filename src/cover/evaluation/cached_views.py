@@ -69,11 +69,15 @@ def _outputs(
     workers: int,
 ) -> Iterator[Computed]:
     """The outputs of all views of the rows in `missing`. A file is opened once for all its views."""
-    views = task.view_count
+    views, device = task.view_count, model.mean.device
+    blank = torch.zeros(views, task.clip_frames, 3, plan.size, plan.size, device=device)
+
+    def prepare(pixels: Tensor) -> Tensor:
+        return model.normalize(pixels.to(device))
+
     for batch in read_batches(task, plan, np.unique(missing[:, 0]), workers):
-        blank = np.zeros((views, task.clip_frames, 3, plan.size, plan.size), np.uint8)
-        clips = np.stack([blank if clips is None else clips for _, _, clips, _ in batch])
-        pixels = model.normalize(torch.from_numpy(clips).to(model.mean.device).flatten(0, 2))
+        clips = [blank if sample is None else sample.clips(prepare) for _, _, sample, _ in batch]
+        pixels = torch.cat(clips).flatten(0, 1)
         group = (len(batch) * views, task.clip_frames)
         outputs = model.forward_prefix(pixels, (group,), cache.stages).unflatten(0, group)
         entries = [(number, view) for number, *_ in batch for view in range(views)]

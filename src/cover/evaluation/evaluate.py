@@ -25,7 +25,7 @@ from cover.evaluation.answers import Answers
 from cover.evaluation.baselines import baselines, print_baselines, shortfalls
 from cover.evaluation.cached_views import cache_views, cached_batches, trained_cache
 from cover.evaluation.metrics import MeanAveragePrecision, Outcomes, TopK
-from cover.evaluation.protocol import EvaluationTask, find_tasks
+from cover.evaluation.protocol import EvaluationTask, ScaledViews, find_tasks
 from cover.evaluation.statistics import with_interval
 from cover.evaluation.view_reader import batches
 from cover.hardware import pick_device
@@ -39,21 +39,26 @@ from cover.model.release import find_release, load_release
 Variant = Literal["plain", "shuffled", "reversed", "single"]
 
 
-def apply_variant(clips: np.ndarray, variant: Variant, numbers: list[int], seed: int) -> np.ndarray:
-    """The clips `(B, V, T, 3, H, W)` of a variant: in another order, or the middle frame alone.
+def apply_variant(views: ScaledViews, variant: Variant, number: int, seed: int) -> ScaledViews:
+    """The views of a variant: the frames in another order, or the middle frame alone.
 
-    `numbers`: the manifest rows of the samples. The shuffled order depends on the seed and the row only, so it is the
-    same for every batch size.
+    `number`: the manifest row of the sample. The shuffled order depends on the seed and the row only, so it is the same
+    for every batch size.
     """
+    shown = views.shown
     if variant == "single":
-        return clips[:, :, clips.shape[2] // 2, None]
+        shown = shown[:, shown.shape[1] // 2, None]
     if variant == "reversed":
-        return np.ascontiguousarray(clips[:, :, ::-1])
+        shown = shown[:, ::-1].copy()
     if variant == "shuffled":
-        ordered = np.tile(np.arange(clips.shape[2]), (clips.shape[1], 1))
-        orders = np.stack([np.random.default_rng([seed, number]).permuted(ordered, axis=1) for number in numbers])
-        return np.take_along_axis(clips, orders[..., None, None, None], axis=2)
-    return clips
+        ordered = np.tile(np.arange(shown.shape[1]), (len(shown), 1))
+        order = np.random.default_rng([seed, number]).permuted(ordered, axis=1)
+        shown = np.take_along_axis(shown, order, axis=1)
+    return replace(views, shown=shown)
+
+
+def _of_variant(views: Sequence[ScaledViews], variant: Variant, numbers: list[int], seed: int) -> list[ScaledViews]:
+    return [apply_variant(each, variant, number, seed) for each, number in zip(views, numbers, strict=True)]
 
 
 # --- score file ---
@@ -263,9 +268,10 @@ def evaluate(
             read = cached_batches(task, rows, cached, problems, meter.advance)
         else:
             read = batches(task, plan, rows, workers, problems, meter.advance)
-        for numbers, labels, clips in read:
+        for numbers, labels, views in read:
             for variant in variants:
-                scores = _scores(model, apply_variant(clips, variant, numbers, seed), task, device, stages)
+                shown = views if stages else _of_variant(views, variant, numbers, seed)
+                scores = _scores(model, shown, task, device, stages)
                 good = finite_samples(scores)
                 own, scores = [number for number, finite in zip(numbers, good.tolist()) if finite], scores[good]
                 not_finite |= set(numbers) - set(own)
@@ -346,18 +352,24 @@ def _protocol(
 
 @torch.inference_mode()
 def _scores(
-    model: CoVeR, clips: np.ndarray, task: EvaluationTask, device: torch.device | str, stages: int = 0
+    model: CoVeR,
+    samples: list[ScaledViews] | np.ndarray,
+    task: EvaluationTask,
+    device: torch.device | str,
+    stages: int = 0,
 ) -> Tensor:
     """The softmax or sigmoid over the task's classes for every view, float32 `(B, V, classes)`, on the CPU.
 
-    `clips`: uint8 pixels, or with `stages` the output of so many stages.
+    `samples`: views, or with `stages` the output of so many stages, `(B, V, T, ...)`.
     """
-    samples, views, frames = clips.shape[:3]
-    x = torch.from_numpy(clips).to(device).flatten(0, 2)
-    groups = ((samples * views, frames),)
-    scores = model(x.float(), groups, stages=stages) if stages else model(model.normalize(x), groups)
+    if isinstance(samples, np.ndarray):
+        x, views, frames = torch.from_numpy(samples).to(device).flatten(0, 2).float(), *samples.shape[1:3]
+    else:
+        x = torch.cat([each.clips(lambda pixels: model.normalize(pixels.to(device))) for each in samples]).flatten(0, 1)
+        views, frames = samples[0].shown.shape
+    scores = model(x, ((len(samples) * views, frames),), stages=stages)
     logits = scores[task.head.name]
-    return task.head.probabilities(logits[:, task.columns.to(device)]).view(samples, views, -1).cpu()
+    return task.head.probabilities(logits[:, task.columns.to(device)]).view(len(samples), views, -1).cpu()
 
 
 def evaluate_release(

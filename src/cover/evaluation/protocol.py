@@ -5,7 +5,7 @@ A video is opened and decoded once for all its views.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from cover.media.sampling import Sampling, Views, view_times
 from cover.media.source import TOLERANCE, Source
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
-from cover.transforms.crop import view_crops
+from cover.transforms.crop import crop_corners, short_side_scaled, view_crops
 
 if TYPE_CHECKING:
     from cover.media.source import Media
@@ -57,6 +57,18 @@ def read_views(
     """
     (clips,), partial = read_windows(path, media, plans, [(start, duration)], decoder)
     return clips, partial
+
+
+def read_scaled(
+    path: Source, media: Media, plan: ViewPlan, duration: float = 0.0, start: float = 0.0, decoder: Decoder = "pyav"
+) -> tuple[ScaledViews, str | None]:
+    """As `read_views` for one plan, without a copy of the pixels for each view."""
+    hint = HINT_SLACK * plan.size
+    if media == "image":
+        return ScaledViews.of(decode_image(path, size_hint=hint)[None], np.zeros((1, 1), np.int64), plan), None
+    ((times,),) = _times([plan], [(start, duration)])
+    decoded = decode_at(path, times.ravel().tolist(), size_hint=hint, decoder=decoder)
+    return ScaledViews.of(decoded.pictures, np.reshape(decoded.shown, times.shape), plan), decoded.partial
 
 
 def read_windows(
@@ -148,6 +160,38 @@ class _Crops:
             for crop, view in zip(crops, views[temporal, :, number], strict=True):
                 view[...] = crop[place]
         return views.reshape(-1, *views.shape[2:])
+
+
+@dataclass(frozen=True)
+class ScaledViews:
+    """The V views of a file as places in its scaled frames, which are in memory once.
+
+    `frames`: uint8 `(M, h, w, 3)`, with a short side of `size`. `shown`: int64 `(V, T)`, the frames of each view.
+    `corners`: top and left of the spatial views, which take turns.
+    """
+
+    frames: np.ndarray
+    shown: np.ndarray
+    corners: Sequence[tuple[int, int]]
+    size: int
+
+    @classmethod
+    def of(cls, pictures: np.ndarray, shown: np.ndarray, plan: ViewPlan) -> ScaledViews:
+        """The views of `pictures`, uint8 `(M, H, W, 3)`. `shown`: int64 `(temporal, T)`, indices of pictures."""
+        scaled, spatial = short_side_scaled(pictures, plan.size).permute(0, 2, 3, 1).numpy(), plan.views.spatial
+        corners = crop_corners((scaled.shape[1], scaled.shape[2]), plan.size, spatial)
+        return cls(scaled, np.repeat(shown, spatial, axis=0), corners, plan.size)
+
+    def clips(self, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+        """The views `(V, T, 3, size, size)`, of frames that `prepare` has put on their device and normalised."""
+        frames = prepare(torch.from_numpy(self.frames).permute(0, 3, 1, 2))
+        shown, spatial = torch.from_numpy(self.shown), len(self.corners)
+        shape = *self.shown.shape, 3, self.size, self.size
+        clips = torch.empty(shape, dtype=frames.dtype, device=frames.device)
+        for number, (top, left) in enumerate(self.corners):
+            crop = frames[:, :, top : top + self.size, left : left + self.size]
+            clips[number::spatial] = crop[shown[number::spatial].to(frames.device)]
+        return clips
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cover.datasets.manifest import Row
-from cover.evaluation.protocol import EvaluationTask, ViewPlan, read_views
+from cover.evaluation.protocol import EvaluationTask, ScaledViews, ViewPlan, read_scaled
 from cover.media.decode import FileProblem, MediaError
 from cover.mixture.loader import START_METHOD, from_workers, labels_of, one_thread
 
 BATCH_FRAMES = 512  # approximate frames of one forward pass
 
 # Row number, labels, views or None, problem or None.
-ReadSample = tuple[int, list[int], np.ndarray | None, FileProblem | None]
+ReadSample = tuple[int, list[int], ScaledViews | None, FileProblem | None]
 
 
 class _EvaluationRows(Dataset[ReadSample]):
@@ -35,14 +35,14 @@ class _EvaluationRows(Dataset[ReadSample]):
         row = self.task.manifest.row(number)
         labels = [int(self.task.relabel[label]) for label in labels_of(row)]
         try:
-            clips, partial = self._views(row)
+            views, partial = self._views(row)
         except MediaError as error:
             return number, labels, None, FileProblem(row.path, "unreadable", str(error))
-        return number, labels, clips[0], FileProblem(row.path, "partial", partial) if partial else None
+        return number, labels, views, FileProblem(row.path, "partial", partial) if partial else None
 
-    def _views(self, row: Row) -> tuple[list[np.ndarray], str | None]:
+    def _views(self, row: Row) -> tuple[ScaledViews, str | None]:
         media, decoder = self.task.manifest.media, self.task.decoder
-        return read_views(row.source, media, [self.plan], row.seconds, row.start or 0.0, decoder)
+        return read_scaled(row.source, media, self.plan, row.seconds, row.start or 0.0, decoder)
 
 
 def batch_size(task: EvaluationTask) -> int:
@@ -53,7 +53,7 @@ def batch_size(task: EvaluationTask) -> int:
 def read_batches(task: EvaluationTask, plan: ViewPlan, rows: np.ndarray, workers: int) -> Iterator[list[ReadSample]]:
     """The samples of `rows` (int64) in their order, in batches: row number, labels, views and problem of each.
 
-    The views are uint8 `(V, T, 3, H, W)`, None if the file could not be read.
+    The views are None if the file could not be read.
     """
     task.manifest.check_unchanged()
     loader: DataLoader[Any] = DataLoader(
@@ -74,19 +74,19 @@ def batches(
     workers: int,
     problems: list[FileProblem],
     count: Callable[[int], None],
-) -> Iterator[tuple[list[int], Tensor, np.ndarray]]:
-    """`(row numbers, targets, clips)` of the readable rows among `rows` (int64), in batches of B samples.
+) -> Iterator[tuple[list[int], Tensor, list[ScaledViews]]]:
+    """`(row numbers, targets, views)` of the readable rows among `rows` (int64), in batches of B samples.
 
-    `targets`: see `targets_of`. `clips`: uint8 `(B, V, T, 3, H, W)`, V views. Records of damaged and unreadable files
+    `targets`: see `targets_of`. Records of damaged and unreadable files
     are added to `problems`. `count` is called with the number of rows of each batch, readable or not.
     """
     for batch in read_batches(task, plan, rows, workers):
         problems += [problem for *_, problem in batch if problem]
-        read = [(number, labels, clips) for number, labels, clips, _ in batch if clips is not None]
+        read = [(number, labels, views) for number, labels, views, _ in batch if views is not None]
         count(len(batch))
         if read:
-            numbers, labels, clips = zip(*read)
-            yield list(numbers), targets_of(labels, task), np.stack(clips)
+            numbers, labels, views = zip(*read)
+            yield list(numbers), targets_of(labels, task), list(views)
 
 
 def targets_of(labels: Sequence[list[int]], task: EvaluationTask) -> Tensor:

@@ -234,6 +234,9 @@ class Backbone(nn.Module, ABC):
         says; None is the same as all ones. `intermediates`: a dictionary that the pass fills with its intermediate
         tensors. A sample has the same feature whatever other groups are in the Pack. Raises ValueError if shapes do not
         fit.
+
+        A family with the option `drop_tubes` also takes `tubes`, int64 `(S, K)`: the places of the patches that a
+        training pass computes, the same ones in all frames of a sample. None is the same as all places.
         """
 
     @abstractmethod
@@ -272,6 +275,10 @@ class Backbone(nn.Module, ABC):
     def drop_shape(self) -> tuple[int, int]:
         """(layers, branches of a layer) of the drop-path factors; (0, 0) for a network without drop-path."""
         return (0, 0)
+
+    def tubes_of(self, sides: tuple[int, int]) -> int:
+        """The number of places of a frame with these sides (height, width) that `drop_tubes` can leave out."""
+        return (sides[0] // self.pixels.multiple) * (sides[1] // self.pixels.multiple)
 
     def drop_layers_within(self, stages: int) -> int:
         """The number of layers of `drop_shape` that are in the first `stages` stages; by default a stage is a layer."""
@@ -414,9 +421,7 @@ class Backbone(nn.Module, ABC):
         Raises `UserError` if the network has no such map.
         """
         if score is None:
-            raise UserError(
-                f"rollout: a {self.config.family} backbone has no attention to follow; use --method gradient"
-            )
+            raise UserError(f"rollout: is not defined for a {self.config.family} network; use --method gradient")
         check()
         with torch.inference_mode(False), torch.enable_grad():
             frames = frames.clone().requires_grad_()

@@ -92,17 +92,23 @@ class CoVeR(nn.Module):
         return ((x if frames.is_floating_point() else x / 255) - self.mean) / self.std
 
     def forward(
-        self, frames: Tensor, groups: Groups, drop: Tensor | None = None, *, stages: int = 0
+        self,
+        frames: Tensor,
+        groups: Groups,
+        drop: Tensor | None = None,
+        *,
+        stages: int = 0,
+        tubes: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Logits of every head for every sample of a Pack.
 
         `frames`: float `(F, 3, H, W)` from `normalize`, clips first. `groups`: `(samples, frames of each sample)`; the
         images (one-frame samples) are one group at the end. `drop`: drop-path factors `(layers, branches, S)`
         (`Backbone.drop_shape`), None in evaluation. `stages`: above 0, `frames` is the output of this many stages
-        (`forward_prefix`) and only the rest of the network runs. Returns head name -> float `(S, classes)`. Raises
-        ValueError if shapes do not fit.
+        (`forward_prefix`) and only the rest of the network runs. `tubes`: as in `Backbone.forward`. Returns head name
+        -> float `(S, classes)`. Raises ValueError if shapes do not fit.
         """
-        return self.forward_head(self.forward_features(frames, groups, drop, stages=stages))
+        return self.forward_head(self.forward_features(frames, groups, drop, stages=stages, tubes=tubes))
 
     def forward_features(
         self,
@@ -112,11 +118,13 @@ class CoVeR(nn.Module):
         intermediates: Intermediates | None = None,
         *,
         stages: int = 0,
+        tubes: Tensor | None = None,
     ) -> Tensor:
         """The feature of every sample, float `(S, D)`. Arguments are those of `Backbone.forward` and of `forward`."""
         if stages:
             return self.backbone.forward_suffix(frames, groups, stages, drop, intermediates)
-        features: Tensor = self.backbone(frames, groups, drop, intermediates)
+        chosen = {} if tubes is None else {"tubes": tubes}  # families without `drop_tubes` do not take it
+        features: Tensor = self.backbone(frames, groups, drop, intermediates, **chosen)
         return features
 
     @torch.no_grad()

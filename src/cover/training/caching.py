@@ -34,6 +34,10 @@ def open_cache(recipe: Recipe, model: CoVeR, frozen: CoVeR, group: ProcessGroup)
             f"model.drop_path: {recipe.model.drop_path:g} drops branches in the {stages} stages of cache.stages;"
             " set it to 0, or cache.stages to a smaller number"
         )
+    if getattr(recipe.model, "drop_tubes", 0.0):
+        raise UserError(
+            "model.drop_tubes: leaves out places of the stages that cache.stages keeps; set one of them to 0"
+        )
     if _drops_out(model, stages):
         raise UserError(
             "model.dropout: it drops values in the stages that cache.stages keeps; set it to 0, or cache.stages to 0"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cover.console import clock, say
 from cover.errors import UserError, install
+from cover.hardware import wide_dtype
 from cover.media.decode import FileProblem
 from cover.mixture.mixture import Mixture
 from cover.mixture.pack import Pack
@@ -273,7 +274,9 @@ class RunLog:
         counts = self.tally.take()  # waits for the device, so the clock is read after it
         seconds = self._clock.take()
         self._totals = {phase: self._totals[phase] + spent for phase, spent in seconds.items()}
-        own = torch.tensor([1.0, len(self._problems), *seconds.values()], dtype=torch.float64, device=self.device)
+        own = torch.tensor(
+            [1.0, len(self._problems), *seconds.values()], dtype=wide_dtype(self.device), device=self.device
+        )
         self._ranks, damaged, *spent = self.reduce(own).tolist()
         return counts, {phase: total / self._ranks for phase, total in zip(seconds, spent, strict=True)}, int(damaged)
 

@@ -291,7 +291,7 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = option("fp32", "precision of the forward pass")
     compile: bool = option(False, "torch.compile, stage by stage")
     seed: int = option(0, "seed of all random numbers")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, xpu")
     workers: int = option(-1, "reading processes; -1 for one per core, 0 for none")
     log_every: int = option(20, "steps per line of log.jsonl")
     cache: Cache = option(Cache(), "outputs of frozen first stages, kept on the disk")

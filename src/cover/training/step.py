@@ -14,6 +14,7 @@ import torch.nn.functional as fn
 from torch import Tensor
 
 from cover.distributed import LocalStep
+from cover.hardware import wide_dtype
 from cover.model.batch_norm import update_statistics
 from cover.transforms.mixup import Mixup
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cover.mixture.pack import Pack
     from cover.model.cover import CoVeR
 
+TUBE_COUNTER = 1 << 32  # the counters of retained places begin here, beyond those of drop-path
 SampleLosses = list[tuple[Tensor, Tensor]]  # for each micro-batch the seeds of its draws and their losses, (S,) each
 
 
@@ -31,7 +33,8 @@ class StepSettings:
     `batch`: the *scheduled* number of samples of a step over all ranks, by which every loss is divided. It is the same
     constant on every rank and micro-batch, and does not depend on unreadable files. `loss_weights`: float32
     `(data sets,)`. `max_grad_norm`: the largest gradient norm, 0 for no limit. `drop_path`: the rate at the last layer.
-    `bf16`: autocast of the forward pass to bfloat16. `sigmoid`: the names of the multi-label heads.
+    `drop_tubes`: fraction of the places that are left out of all frames of a sample. `bf16`: autocast of the forward
+    pass to bfloat16. `sigmoid`: the names of the multi-label heads.
     """
 
     batch: int
@@ -39,6 +42,7 @@ class StepSettings:
     label_smoothing: float = 0.0
     max_grad_norm: float = 1.0
     drop_path: float = 0.0
+    drop_tubes: float = 0.0
     bf16: bool = False
     sigmoid: tuple[str, ...] = ()
 
@@ -51,12 +55,12 @@ class LossSums:
     """
 
     def __init__(self, sets: int, device: torch.device | str) -> None:
-        self.sums = torch.zeros(3, sets, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(3, sets, dtype=wide_dtype(device), device=device)
 
     def add(self, pack: Pack, loss_S: Tensor, hit_S: Tensor) -> None:
         """Add the samples of a Pack. Unreadable samples have weight 0 and do not count."""
         # float64, because float32 sums of many steps would lose digits
-        rows = torch.stack([loss_S.detach() * pack.weight, hit_S * pack.weight, pack.weight]).double()
+        rows = torch.stack([loss_S.detach() * pack.weight, hit_S * pack.weight, pack.weight]).to(self.sums.dtype)
         self.sums.index_add_(1, pack.dataset, rows)
 
     def take(self) -> list[tuple[float, float, int]]:
@@ -143,15 +147,34 @@ def drop_path_factors(seeds_S: Tensor, shape: tuple[int, int], rate: float) -> T
     if rate == 0:
         return None
     layers, branches = shape
-    # A random number for each (draw, layer, branch): a golden-ratio counter, then the finaliser of splitmix64. The
-    # constants are the usual unsigned ones, written as int64; products wrap around.
     counters = torch.arange(layers * branches, device=seeds_S.device).view(layers, branches, 1) + 1
-    x = seeds_S.view(1, 1, -1) + counters * -7046029254386353131
-    x = (x ^ (x >> 30)) * -4658895280553007687
-    x = (x ^ (x >> 27)) * -7723592293110705685
-    uniform = ((x ^ (x >> 31)) & 0xFFFFFF).double() / 2**24  # the lowest 24 bits as a number in [0, 1)
+    uniform = _random_bits(seeds_S.view(1, 1, -1), counters).float() / 2**24  # exact, in [0, 1)
     rates = torch.linspace(0, rate, layers, device=seeds_S.device).view(layers, 1, 1)
     return ((uniform >= rates) / (1 - rates)).float()  # the mean of a factor is 1
+
+
+def retained_tubes(seeds_S: Tensor, places: int, rate: float) -> Tensor | None:
+    """The places that are computed of each sample, int64 `(S, K)` in ascending order. None if `rate` is 0.
+
+    They are a function of the seed of the draw (int64 `(S,)`) alone. K is the same for all samples: `places` times
+    1 - `rate`, rounded, and at least 1.
+    """
+    if rate == 0:
+        return None
+    counters = torch.arange(places, device=seeds_S.device) + TUBE_COUNTER
+    order = _random_bits(seeds_S[:, None], counters).argsort(dim=1, stable=True)
+    return order[:, : max(1, round(places * (1 - rate)))].sort(1).values
+
+
+def _random_bits(seeds: Tensor, counters: Tensor) -> Tensor:
+    """24 random bits for each seed and counter: a golden-ratio counter, then the finaliser of splitmix64.
+
+    The constants are the usual unsigned ones, written as int64; products wrap around.
+    """
+    x = seeds + counters * -7046029254386353131
+    x = (x ^ (x >> 30)) * -4658895280553007687
+    x = (x ^ (x >> 27)) * -7723592293110705685
+    return (x ^ (x >> 31)) & 0xFFFFFF
 
 
 # --- the step ---------------------------------------------------------------------------------------------------------
@@ -197,10 +220,15 @@ def forward_backward(
     if pack.mix is not None:
         frames, partner_S, lam_S = Mixup.apply(frames, pack.mix, pack.weight, pack.groups)
     drop = drop_path_factors(pack.seed, model.backbone.drop_shape(), settings.drop_path)
+    tubes = None
+    if settings.drop_tubes:
+        tubes = retained_tubes(pack.seed, model.backbone.tubes_of(frames.shape[2:]), settings.drop_tubes)
+    options = {"stages": pack.stages} if pack.stages else {}
+    options |= {} if tubes is None else {"tubes": tubes}
     # The backward pass runs outside autocast, as PyTorch recommends: it uses the dtypes of the forward pass.
     with torch.autocast(pack.frames.device.type, torch.bfloat16, enabled=settings.bf16):
         # Networks that benchmarks compare with take frames alone.
-        logits = (engine or model)(frames, pack.groups, drop, **({"stages": pack.stages} if pack.stages else {}))
+        logits = (engine or model)(frames, pack.groups, drop, **options)
     loss_S, hit_S = sample_losses(logits, pack.targets, settings.label_smoothing, pack.multi_hot, settings.sigmoid)
     # Every loss is linear in its targets, so the loss of mixed targets is the mixture of the two losses.
     weighted_S = loss_S if pack.class_weight is None else loss_S * pack.class_weight

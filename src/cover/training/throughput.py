@@ -62,6 +62,8 @@ def peak_flops(device: torch.device, bf16: bool) -> tuple[float | None, str]:
         threads = torch.get_num_threads()
         matrices = f"{MATMUL_SIDE} x {MATMUL_SIDE} matrices"
         return _cpu_rate(threads), f"measured: fp32 product of {matrices}, {threads} threads"
+    if device.type != "cuda":
+        return None, "unknown device"
     try:
         gpu = find_device("auto")
     except UserError:

@@ -347,6 +347,7 @@ def step_settings(recipe: Recipe, mixture: Mixture, model: CoVeR, device: torch.
         label_smoothing=recipe.label_smoothing,
         max_grad_norm=recipe.optimizer.max_grad_norm,
         drop_path=recipe.model.drop_path,
+        drop_tubes=getattr(recipe.model, "drop_tubes", 0.0),  # of the families that have it
         bf16=recipe.precision == "bf16",
         sigmoid=tuple(head.name for head in model.head_list if head.loss == "sigmoid"),
     )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as fn
+from torch import Tensor
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 RATIO = (3 / 4, 4 / 3)  # width to height of random crops
@@ -48,7 +49,7 @@ def crop_resize(frames: np.ndarray, box: Box, size: int) -> np.ndarray:
     `frames`: uint8 `(T, H, W, 3)`. Returns uint8 `(T, 3, size, size)`.
     """
     left, top, right, bottom = box
-    return _scaled(frames[:, top:bottom, left:right], size, size)
+    return _scaled(frames[:, top:bottom, left:right], size, size).contiguous().numpy()
 
 
 def view_crops(frames: np.ndarray, size: int, crops: int) -> list[np.ndarray]:
@@ -56,21 +57,31 @@ def view_crops(frames: np.ndarray, size: int, crops: int) -> list[np.ndarray]:
 
     `frames`: uint8 `(T, H, W, 3)`. Returns `crops` arrays, uint8 `(T, 3, size, size)`. They share memory.
     """
-    height, width = frames.shape[1:3]
-    short = min(width, height)
-    scaled = _scaled(frames, round(height * size / short), round(width * size / short))
-    fractions = [crop / (crops - 1) for crop in range(crops)] if crops > 1 else [0.5]
-    spare_y, spare_x = scaled.shape[2] - size, scaled.shape[3] - size  # one of them is 0
-    corners = [(int(spare_y * fraction), int(spare_x * fraction)) for fraction in fractions]
+    scaled = short_side_scaled(frames, size).contiguous().numpy()
+    corners = crop_corners((scaled.shape[2], scaled.shape[3]), size, crops)
     return [scaled[:, :, top : top + size, left : left + size] for top, left in corners]
 
 
-def _scaled(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+def short_side_scaled(frames: np.ndarray, size: int) -> Tensor:
+    """Frames resized to a short side of `size`, uint8 `(T, H, W, 3)` to `(T, 3, h, w)`, colours last in memory."""
+    height, width = frames.shape[1:3]
+    short = min(width, height)
+    return _scaled(frames, round(height * size / short), round(width * size / short))
+
+
+def crop_corners(sides: tuple[int, int], size: int, crops: int) -> list[tuple[int, int]]:
+    """Top and left of `crops` squares of `size` pixels along the long side of frames of these sides (height, width)."""
+    fractions = [crop / (crops - 1) for crop in range(crops)] if crops > 1 else [0.5]
+    spare_y, spare_x = sides[0] - size, sides[1] - size  # one of them is 0
+    return [(int(spare_y * fraction), int(spare_x * fraction)) for fraction in fractions]
+
+
+def _scaled(frames: np.ndarray, height: int, width: int) -> Tensor:
     """uint8 `(T, H, W, 3)` to `(T, 3, height, width)`. Torch's 8-bit path gives the same pixels as Pillow, faster."""
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     if pixels.shape[2:] != (height, width):
         pixels = fn.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
-    return pixels.contiguous().numpy()
+    return pixels
 
 
 # --- flips ---

@@ -23,6 +23,7 @@ import torch.nn.functional as fn
 from torch import Tensor
 
 from cover.errors import UserError
+from cover.hardware import wide_dtype
 from cover.transforms.base import FrameGroups, Stage, Transform
 
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
@@ -209,7 +210,7 @@ def brightness(clips: Tensor, factors: Tensor) -> Tensor:
 
 def contrast(clips: Tensor, factors: Tensor) -> Tensor:
     """Scale all values about the mean grey of the clip."""
-    mean = (_grey(clips).double().mean((1, 2, 3, 4)) + 0.5).floor().float()[:, None, None]
+    mean = (_grey(clips).to(wide_dtype(clips.device)).mean((1, 2, 3, 4)) + 0.5).floor().float()[:, None, None]
     return _from_tables(clips, mean + factors[:, None, None] * (_levels(clips) - mean))
 
 

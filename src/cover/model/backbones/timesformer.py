@@ -198,6 +198,7 @@ class TimeSformerOptions(BackboneOptions):
     )
     image_temporal: Literal["attend", "skip"] = option("attend", "whether images pass the temporal branch")
     dropout: float = option(0.0, "dropout rate after the embedding and in every branch")
+    drop_tubes: float = option(0.0, "fraction of the places that training leaves out of all frames of a sample")
     layer_scale: float = option(0.0, "initial value of a factor per channel on every branch; 0 for no factor")
     patch_embed: Literal["auto", "linear", "conv"] = option(
         "auto",
@@ -233,7 +234,7 @@ class TimeSformerOptions(BackboneOptions):
 
     def check(self) -> None:
         super().check()
-        self.check_rates("dropout")
+        self.check_rates("dropout", "drop_tubes")
         if not self.layer_scale >= 0:
             raise UserError(f"model.layer_scale: {self.layer_scale} is not 0 or more")
 
@@ -446,7 +447,12 @@ class TimeSformer(Backbone):
     # --- the function -------------------------------------------------------------------------------------------------
 
     def forward(
-        self, frames: Tensor, groups: Groups, drop: Tensor | None = None, intermediates: Intermediates | None = None
+        self,
+        frames: Tensor,
+        groups: Groups,
+        drop: Tensor | None = None,
+        intermediates: Intermediates | None = None,
+        tubes: Tensor | None = None,
     ) -> Tensor:
         """As `Backbone.forward`. `drop`: `(depth, 3, S)`, for the temporal branch, the spatial branch and the MLP.
 
@@ -454,7 +460,10 @@ class TimeSformer(Backbone):
         `blocks.3.spatial` and `blocks.3.mlp` as they are added and the output `blocks.3`, all `(F, N, D)`, and at the
         end `features`, `(S, D)`.
         """
-        return self.forward_suffix(frames, groups, 0, drop, intermediates)
+        self.check_pack(frames, groups)
+        x_FND = self.drop(self._embed(frames, groups, tubes))
+        note(intermediates, "embedded", x_FND)
+        return self._features(x_FND, groups, 0, drop, intermediates)
 
     def forward_prefix(self, frames: Tensor, groups: Groups, stages: int) -> Tensor:
         """As `Backbone.forward_prefix`, the tokens `(F, N, D)` after `stages` blocks."""
@@ -478,10 +487,12 @@ class TimeSformer(Backbone):
     ) -> Tensor:
         """As `Backbone.forward_suffix`. `intermediates` receives the entries of the blocks that run."""
         if not stages:
-            self.check_pack(x, groups)
-            x = self.drop(self._embed(x, groups))
-            note(intermediates, "embedded", x)
-        x_FND = x
+            return self(x, groups, drop, intermediates)  # type: ignore[no-any-return]
+        return self._features(x, groups, stages, drop, intermediates)
+
+    def _features(
+        self, x_FND: Tensor, groups: Groups, stages: int, drop: Tensor | None, intermediates: Intermediates | None
+    ) -> Tensor:
         rotations = self._rotations(groups, x_FND.device)
         drop_F = None if drop is None else per_frame(drop, groups)[..., None, None]  # (depth, 3, F, 1, 1)
         for number, block in enumerate(self.stages()[stages:], stages):
@@ -499,14 +510,20 @@ class TimeSformer(Backbone):
         """The normalised class token of every sample, `(S, D)`, from the output of the last block, `(F, N, D)`."""
         return self.norm(self._class_tokens(x_FND, groups))
 
-    def _embed(self, frames: Tensor, groups: Groups) -> Tensor:
-        """Frames `(F, 3, H, W)` to tokens `(F, N, D)`: patches, positions, times and the class token."""
+    def _embed(self, frames: Tensor, groups: Groups, tubes: Tensor | None = None) -> Tensor:
+        """Frames `(F, 3, H, W)` to tokens `(F, N, D)`: patches, positions, times and the class token.
+
+        `tubes`: as in `Backbone.forward`.
+        """
         x_FDhw = self.patch_embed(motion_input(frames, groups, self.config.motion))
         # The size of the frames may differ from `config.size`, for instance in evaluation.
         position = resized_positions(self.pos_embed, (x_FDhw.shape[2], x_FDhw.shape[3]), self.config.resize)
         x_FPD = x_FDhw.flatten(2).transpose(1, 2) + position[:, 1:]
         if self.has_time_embedding:  # for patches alone: the class token belongs to no frame (released code)
             x_FPD = x_FPD + self._time(groups)[:, None]
+        if tubes is not None:
+            places_FK = per_frame(tubes.T, groups).T
+            x_FPD = x_FPD.gather(1, places_FK[..., None].expand(-1, -1, x_FPD.shape[-1]))
         return torch.cat([(self.cls_token + position[:, :1]).expand(x_FPD.shape[0], -1, -1), x_FPD], dim=1)
 
     def _time(self, groups: Groups) -> Tensor:

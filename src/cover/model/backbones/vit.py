@@ -11,7 +11,7 @@ sequences, N tokens of all samples together, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -24,9 +24,11 @@ from cover.model.backbone import (
     BackboneConfig,
     BackboneOptions,
     Groups,
+    Heat,
     Intermediates,
     Pixels,
     linears_of,
+    no_check,
     note,
     option,
 )
@@ -46,6 +48,7 @@ from cover.model.backbones.vit_blocks import (
 from cover.model.backbones.vit_embedding import AXES, TokenEmbedding
 from cover.model.backbones.vit_positions import Grid, Rotary, resized_axis, resized_grid
 from cover.model.backbones.vit_presets import PRESETS
+from cover.model.backbones.vit_static import distinct_frames, patch_values
 from cover.model.backbones.vit_token_learner import TokenLearning, Version
 from cover.model.layers import Attention
 from cover.model.pooling import FramePool, Pool, fitted_head
@@ -56,7 +59,9 @@ Position = Literal["learned", "learned_joint", "factorised", "sincos", "none"]
 TokenPool = Literal["class", "class_distillation", "class_mean", "mean", "mean_norm", "probe", "attentive"]
 TWICE = ("class_distillation", "class_mean")  # two features side by side
 # Fields that a run may choose without changing what the weights of a start compute on an image.
-FREE = frozenset(["size", "frames", "mean", "std", "drop_tokens", "frame_pool", "layer_scale", "added_blocks"])
+FREE = frozenset(
+    ["size", "frames", "mean", "std", "drop_tokens", "static_patches", "frame_pool", "layer_scale", "added_blocks"]
+)
 AFTER_BLOCKS = ("frame_pool", "added_blocks")  # fields that the outputs of the encoder's blocks do not depend on
 TEMPORAL = ("attention", "time", "time_first", "late_depth", "late_heads", "late_hidden", "late_pool")
 
@@ -85,8 +90,9 @@ class VitConfig(BackboneConfig):
     `pool`: the feature of a sequence: the class token; this beside the distillation token or the mean of the patches
     (DINOv2's classifiers); this mean after the last norm or before it (`mean_norm`); a learned query (`probe`, SigLIP);
     `probe_depth` blocks and then a learned query (`attentive`, V-JEPA 2). `pool_eps`: of the norms after the blocks, 0
-    for `norm_eps`. `drop_tokens`: the part of the patches that is left out of a training pass, the same ones in the
-    whole Pack (VATT).
+    for `norm_eps`. `static_patches`: patches that differ from those before by at most this are computed once
+    (`vit_static`); None: all are computed. `drop_tokens`: the part of the patches that is left out of a training pass,
+    the same ones in the whole Pack (VATT).
 
     `added_blocks`: blocks after those of the encoder that add nothing at first. They attend over space and time: as the
     encoder where it is `joint` or `dot_product`, else `divided` with rotary time.
@@ -96,7 +102,7 @@ class VitConfig(BackboneConfig):
     """
 
     family: ClassVar[str] = "vit"
-    added_later: ClassVar[frozenset[str]] = frozenset(["added_blocks"])
+    added_later: ClassVar[frozenset[str]] = frozenset(["added_blocks", "static_patches"])
 
     frames: int = 8
     width: int = 768
@@ -134,6 +140,7 @@ class VitConfig(BackboneConfig):
     frame_pool: Pool = "mean"
     added_blocks: int = 0
     drop_tokens: float = 0.0
+    static_patches: float | None = None
     learned_tokens: int = 0
     learner: Version = "v1.1"
     learner_after: int = 0
@@ -267,6 +274,22 @@ class VitConfig(BackboneConfig):
             return f"learner_after: {self.learner_after} is not 0 to {self.depth - 1}"
         if self.drop_tokens and self.attention != "joint":
             return f"drop_tokens: is for joint attention, and this is {self.attention}"
+        return self._static_problem()
+
+    def _static_problem(self) -> str | None:
+        if self.static_patches is None:
+            return None
+        if not 0 <= self.static_patches <= 1:
+            return f"static_patches: {self.static_patches} is no difference of pixels, 0 to 1"
+        if self.attention not in ("joint", "space", "late"):
+            return f"static_patches: are for joint, space and late attention, and this is {self.attention}"
+        if self.attention == "joint" and (
+            self.learned_tokens or self.drop_tokens or self.pool in ("probe", "attentive")
+        ):
+            return f"static_patches: cannot go with learned_tokens, drop_tokens or pool {self.pool}"
+        alike = self.tubelet == 1 and self.position in ("learned", "none") and not self.added_blocks
+        if self.attention != "joint" and not alike:
+            return "static_patches: need frames that are embedded alone and alike, without tubelets and added_blocks"
         return None
 
 
@@ -288,6 +311,12 @@ class VitOptions(BackboneOptions):
     pool: TokenPool | None = option(None, "vit: from the tokens of a sequence to its feature" + OF_PRESET)
     added_blocks: int | None = option(None, "vit: space-time blocks after the others, new at first" + OF_PRESET)
     drop_tokens: float | None = option(None, "vit: part of the patches left out of a training pass" + OF_PRESET)
+    drop_tubes: float = option(0.0, "fraction of the places that training leaves out of all frames of a sample")
+    static_patches: float | None = option(
+        None,
+        "vit: patches that differ from those before by at most this are computed once, from 0 (equal) to 1; not set:"
+        " all are computed",
+    )
     layer_scale: float | None = option(None, "vit: initial LayerScale, 0 for none" + OF_PRESET)
     late_depth: int | None = option(None, "vit: layers of the late encoder" + OF_PRESET)
     late_heads: int | None = option(None, "vit: attention heads of the late encoder" + OF_PRESET)
@@ -346,6 +375,7 @@ class VitOptions(BackboneOptions):
         super().check()
         if self.drop_tokens is not None:
             self.check_rates("drop_tokens")
+        self.check_rates("drop_tubes")
         if (self.added_blocks or 0) < 0:
             raise UserError(f"model.added_blocks: {self.added_blocks} is not 0 or more")
 
@@ -459,7 +489,12 @@ class Vit(Backbone):
     # --- the function -------------------------------------------------------------------------------------------------
 
     def forward(
-        self, frames: Tensor, groups: Groups, drop: Tensor | None = None, intermediates: Intermediates | None = None
+        self,
+        frames: Tensor,
+        groups: Groups,
+        drop: Tensor | None = None,
+        intermediates: Intermediates | None = None,
+        tubes: Tensor | None = None,
     ) -> Tensor:
         """As `Backbone.forward`. `drop`: `(depth, branches, S)`: with `divided` the temporal branch, then the others.
 
@@ -467,7 +502,21 @@ class Vit(Backbone):
         `blocks.3.mlp` and `blocks.3.temporal` as they are added and the output `blocks.3`, all `(N, D)`, and at the end
         `features`, `(S, D)`.
         """
-        return self.forward_suffix(frames, groups, 0, drop, intermediates)
+        if self.embed.static is None or self.config.attention == "joint" or frames.device.type == "meta":
+            return self._features(frames, groups, 0, drop, intermediates, tubes)
+        self.check_pack(frames, groups)
+        std = torch.tensor(self.config.std, device=frames.device).view(3, 1, 1)
+        values = patch_values(frames.detach(), std, self.config.patch, 1)
+        distinct = distinct_frames(values, groups, self.embed.static)
+        drop = None if drop is None else drop[..., distinct.sample]
+        tubes = None if tubes is None else tubes[distinct.sample]
+        x_ND, layout = self._encoded(
+            frames[distinct.frames], ((len(distinct.frames), 1),), 0, drop, intermediates, tubes
+        )
+        features = joined([self._of_sequences(part, None) for part in layout.split(x_ND)])[distinct.place]
+        features = self._over_slots(features, self.embed.slots(groups))
+        note(intermediates, "features", features)
+        return features
 
     def forward_prefix(self, frames: Tensor, groups: Groups, stages: int) -> Tensor:
         """As `Backbone.forward_prefix`, `(F, C + P, D)`: the tokens of each frame's slot after `stages` blocks.
@@ -477,6 +526,8 @@ class Vit(Backbone):
         """
         if not stages:
             return frames
+        if self.embed.static is not None:
+            raise UserError("cache.stages: a network with model.static_patches has no fixed tokens; set it to 0")
         self.check_pack(frames, groups)
         with self.as_in_evaluation():
             x_ND, layout = self.embed(frames, groups)
@@ -493,17 +544,41 @@ class Vit(Backbone):
         intermediates: Intermediates | None = None,
     ) -> Tensor:
         """As `Backbone.forward_suffix`. `intermediates` receives the entries of the blocks that run."""
+        return self._features(x, groups, stages, drop, intermediates)
+
+    def _features(
+        self,
+        x: Tensor,
+        groups: Groups,
+        stages: int,
+        drop: Tensor | None,
+        intermediates: Intermediates | None,
+        tubes: Tensor | None = None,
+    ) -> Tensor:
+        x_ND, layout = self._encoded(x, groups, stages, drop, intermediates, tubes)
+        features = self.pooled(x_ND, layout)
+        note(intermediates, "features", features)
+        return features
+
+    def _encoded(
+        self,
+        x: Tensor,
+        groups: Groups,
+        stages: int,
+        drop: Tensor | None,
+        intermediates: Intermediates | None,
+        tubes: Tensor | None,
+    ) -> Embedded:
+        """The output of the last block."""
         if stages:
             x_ND, layout = self.embed.from_frames(x, groups, learned=self._are_learned(stages))
         else:
             self.check_pack(x, groups)
-            x_ND, layout = self.embed(x, groups)
+            x_ND, layout = self.embed(x, groups, tubes)
             note(intermediates, "embedded", x_ND)
         for number in range(stages, len(self.blocks)):
             x_ND, layout = self._run(number, x_ND, layout, None if drop is None else drop[number], intermediates)
-        features = self.pooled(x_ND, layout)
-        note(intermediates, "features", features)
-        return features
+        return Embedded(x_ND, layout)
 
     def _run(
         self,
@@ -539,27 +614,39 @@ class Vit(Backbone):
 
     def pooled(self, x_ND: Tensor, layout: Layout) -> Tensor:
         """The feature of every sample, `(S, D)`, from the output of the last block, `(N, D)`."""
-        features = joined([self._of_sequences(part) for part in layout.split(x_ND)])
+        lengths = layout.lengths or [None] * len(layout.sequences)
+        parts = zip(layout.split(x_ND), lengths, strict=True)
+        return self._over_slots(joined([self._of_sequences(*part) for part in parts]), layout.slots)
+
+    def _over_slots(self, features: Tensor, slots: Groups) -> Tensor:
+        """The feature of every sample, `(S, D)`, from those of its sequences."""
         if self.config.attention == "late":
-            return self.late(features, layout.slots)
+            return self.late(features, slots)
         if self.config.attention == "joint":
             return features
-        return self.frame_pool(features, layout.slots)
+        return self.frame_pool(features, slots)
 
-    def _of_sequences(self, x_BLD: Tensor) -> Tensor:
-        """The feature of each sequence."""
+    def _of_sequences(self, x_BLD: Tensor, lengths_BL: Tensor | None) -> Tensor:
+        """The feature of each sequence. `lengths_BL`: as in `Layout`."""
         pool, prefix = self.config.pool, self.config.prefix
+
+        def mean(x_BPD: Tensor) -> Tensor:
+            if lengths_BL is None:
+                return x_BPD.mean(1)
+            weights = lengths_BL[:, prefix:, None].to(x_BPD.dtype)
+            return (x_BPD * weights).sum(1) / weights.sum(1)
+
         if pool == "class":
             return self.norm(x_BLD[:, 0])  # without a class token the first patch (VideoMAE's released code)
         if pool == "class_distillation":
             return self.norm(x_BLD[:, :2]).flatten(1)
         if pool == "class_mean":
             x_BLD = self.norm(x_BLD)
-            return torch.cat([x_BLD[:, 0], x_BLD[:, prefix:].mean(1)], -1)
+            return torch.cat([x_BLD[:, 0], mean(x_BLD[:, prefix:])], -1)
         if pool == "mean_norm":
-            return self.norm(x_BLD[:, prefix:].mean(1))
+            return self.norm(mean(x_BLD[:, prefix:]))
         if pool == "mean":
-            return self.norm(x_BLD[:, prefix:]).mean(1)
+            return mean(self.norm(x_BLD[:, prefix:]))
         return self.pool(self.norm(x_BLD))
 
     def _per_token(self, drop: Tensor, layout: Layout) -> Tensor:
@@ -567,7 +654,20 @@ class Vit(Backbone):
         parts = zip(drop.split([samples for samples, _ in layout.samples], dim=-1), layout.samples, strict=True)
         return torch.cat([part.repeat_interleave(tokens, dim=-1) for part, (_, tokens) in parts], dim=-1)[..., None]
 
+    def heat(
+        self, frames: Tensor, score: Callable[[Tensor], Tensor] | None, check: Callable[[], None] = no_check
+    ) -> Heat:
+        """As `Backbone.heat`: attention roll-out without a `score`, input x gradient with one."""
+        if score is not None:
+            return super().heat(frames, score, check)
+        from cover.model.backbones.vit_rollout import rollout
+
+        return rollout(self, frames, check)
+
     # --- parameters ---------------------------------------------------------------------------------------------------
+
+    def simplify(self) -> None:
+        self.embed.static = None  # an exported graph computes all patches: their number cannot depend on the clip
 
     def stages(self) -> Sequence[ViTBlock]:
         return tuple(self.blocks)  # type: ignore[arg-type]

@@ -52,7 +52,8 @@ class Layout(NamedTuple):
 
     `sequences`: `(B, L)` of consecutive sequences that attend in one call. `slots`: `(S, T)` of each group. `samples`:
     the samples of each group, and the tokens of each. `place`: rows and columns of the patches of a slot. `rotations`:
-    for each entry of `sequences` its rotary angles, or None.
+    for each entry of `sequences` its rotary angles, or None. `lengths`: for each entry the number of equal tokens that
+    each of its tokens stands for, `(B, L)`; None if it is 1 everywhere.
     """
 
     sequences: tuple[tuple[int, int], ...]
@@ -60,6 +61,7 @@ class Layout(NamedTuple):
     samples: tuple[tuple[int, int], ...]
     place: tuple[int, int]
     rotations: list[Rotation | None]
+    lengths: list[Tensor] | None = None
 
     def split(self, x_NC: Tensor) -> list[Tensor]:
         """The sequences of each entry, `(B, L, C)`."""
@@ -100,7 +102,8 @@ class SelfAttention(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.zeros(width)))
         self.proj = nn.Linear(width, width)
 
-    def _projected(self, x_ND: Tensor) -> Tensor:
+    def projected(self, x_ND: Tensor) -> Tensor:
+        """Queries, keys and values, `(N, D)` to `(N, 3 D)`."""
         if "q_bias" not in self._parameters:
             projected: Tensor = self.qkv(x_ND)
             return projected
@@ -115,18 +118,21 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, layout: Layout) -> Tensor:
         """`(N, D)` to the same shape."""
-        qkv_N3D = self._projected(x_ND)
+        qkv_N3D = self.projected(x_ND)
         if self.halved:
             mixed = [self._over_time_and_space(part) for part in layout.split_slots(qkv_N3D)]
         else:
-            parts = zip(layout.split(qkv_N3D), layout.rotations, strict=True)
-            mixed = [self._within(part, rotation) for part, rotation in parts]
+            lengths = layout.lengths or [None] * len(layout.sequences)
+            parts = zip(layout.split(qkv_N3D), layout.rotations, lengths, strict=True)
+            mixed = [self._within(*part) for part in parts]
         return self.proj(joined(mixed))
 
-    def _within(self, qkv_BL3D: Tensor, rotation: Rotation | None) -> Tensor:
+    def _within(self, qkv_BL3D: Tensor, rotation: Rotation | None, lengths_BL: Tensor | None) -> Tensor:
         q, k, v = qkv_BL3D.unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, L, H, d), views
         q, k = turned(q, rotation, self.rotary), turned(k, rotation, self.rotary)
-        return _attend(q, k, v).flatten(0, 1)
+        # exp(score + log(n)) is n exp(score): the token counts as n equal ones
+        mask = None if lengths_BL is None else lengths_BL.to(q.dtype).log()[:, None, None]
+        return _attend(q, k, v, mask).flatten(0, 1)
 
     def _over_time_and_space(self, qkv_STL3D: Tensor) -> Tensor:
         """The first half of the heads attends over slots, the second within them (ViViT, model 4)."""
@@ -138,9 +144,10 @@ class SelfAttention(nn.Module):
         return torch.cat([over_time, over_space], -1).flatten(0, 1)
 
 
-def _attend(q_BLHd: Tensor, k_BLHd: Tensor, v_BLHd: Tensor) -> Tensor:
-    """Attention of every query to the keys of its sequence, `(B, L, D)`."""
-    out = fn.scaled_dot_product_attention(q_BLHd.transpose(1, 2), k_BLHd.transpose(1, 2), v_BLHd.transpose(1, 2))
+def _attend(q_BLHd: Tensor, k_BLHd: Tensor, v_BLHd: Tensor, mask_BHLL: Tensor | None = None) -> Tensor:
+    """Attention of every query to the keys of its sequence, `(B, L, D)`. `mask_BHLL` is added to the scores."""
+    q, k, v = q_BLHd.transpose(1, 2), k_BLHd.transpose(1, 2), v_BLHd.transpose(1, 2)
+    out = fn.scaled_dot_product_attention(q, k, v, mask_BHLL)
     return out.transpose(1, 2).flatten(2)
 
 

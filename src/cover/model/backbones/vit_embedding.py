@@ -8,6 +8,7 @@ together, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -24,6 +25,7 @@ from cover.model.backbones.vit_positions import (
     rotary_angles,
     sincos_table,
 )
+from cover.model.backbones.vit_static import Runs, patch_values, run_means, runs_of, unchanged
 from cover.model.layers import Rotation
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class TokenEmbedding(nn.Module):
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.static = config, config.static_patches
         width, patch, (slots, rows, columns) = config.width, config.patch, config.grid
         if config.tubelet == 1:
             self.patches: nn.Module = nn.Conv2d(3, width, patch, patch, bias=config.patch_bias)
@@ -67,51 +69,73 @@ class TokenEmbedding(nn.Module):
         names = [*self.before, "pos_before", "pos_embed", *AXES, "time_embed"]
         return [cast(Tensor, self._parameters[name]) for name in names if name in self._parameters]
 
-    def forward(self, frames: Tensor, groups: Groups) -> Embedded:
-        """Frames `(F, 3, H, W)` to the tokens of the Pack."""
+    def forward(self, frames: Tensor, groups: Groups, tubes: Tensor | None = None) -> Embedded:
+        """Frames `(F, 3, H, W)` to the tokens of the Pack. `tubes`: as in `Backbone.forward`."""
         slots, maps = self.slots(groups), self._patches(frames, groups)  # (slots, D, h, w)
         rows, columns = maps.shape[2:]
-        before, retained = self._before(), self._retained(slots, rows * columns, frames.device)
+        before, patches_each, joint = self._before(), rows * columns, self.config.attention == "joint"
+        runs = self._runs(frames, groups, slots)
+        if runs:  # every sample has its own number of tokens
+            slots = tuple((1, each) for samples, each in slots for _ in range(samples))
+        retained = [run.first[None] for run in runs] if runs else self._retained(slots, patches_each, tubes, maps)
         sequences, parts = [], maps.flatten(2).transpose(1, 2).split([count * each for count, each in slots])
-        for part, (samples, each) in zip(parts, slots, strict=True):
+        for number, (part, (samples, each)) in enumerate(zip(parts, slots, strict=True)):
             patches = part.unflatten(0, (samples, each))  # (S, T, P, D)
             position = self._positions((each, rows, columns), patches.device)
-            patches = patches if position is None else patches + position
-            patches = patches.flatten(1, 2) if self.config.attention == "joint" else patches.flatten(0, 1)
+            added = runs and position is not None and len(position) > 1  # other values in every slot
+            patches = patches if position is None or added else patches + position
+            patches = patches.flatten(1, 2) if joint else patches.flatten(0, 1)
             if retained:
-                patches = patches[:, retained[each]]
+                patches = patches.gather(1, retained[number][..., None].expand(-1, -1, patches.shape[-1]))
+            if added:
+                patches = patches + run_means(position, runs[number], patches_each)
             if before is not None:
                 patches = torch.cat([before.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], 1)
             sequences.append(patches.flatten(0, 1))
         x_ND = joined(sequences)
         x_ND = self.norm(x_ND) if self.config.entry_norm else x_ND
-        return Embedded(x_ND, self.layout(slots, (rows, columns), frames.device, retained))
+        return Embedded(x_ND, self.layout(slots, (rows, columns), frames.device, retained, runs))
 
     def slots(self, groups: Groups) -> Groups:
         """The groups in slots in place of frames."""
         return tuple((samples, max(1, frames // self.config.tubelet)) for samples, frames in groups)
 
     def layout(
-        self, slots: Groups, place: tuple[int, int], device: torch.device, retained: dict[int, Tensor] | None = None
+        self,
+        slots: Groups,
+        place: tuple[int, int],
+        device: torch.device,
+        retained: Sequence[Tensor] = (),
+        runs: Sequence[Runs] = (),
     ) -> Layout:
         """Where the tokens lie. Consecutive groups with sequences of equal length attend in one call.
 
-        `place`: rows and columns of a slot. `retained`: as `_retained`.
+        `place`: rows and columns of a slot. `retained`: as `_retained`. `runs`: as `_runs`.
         """
-        joint, retained = self.config.attention == "joint", retained or {}
+        joint, prefix = self.config.attention == "joint", self.config.prefix
+        entries: list[list[int]] = []  # the groups of each entry of `sequences`
         sequences: list[tuple[int, int]] = []
-        of_samples, lengths = [], []
-        for samples, each in slots:
-            patches = len(retained[each]) if retained else (each if joint else 1) * place[0] * place[1]
-            count, length = samples if joint else samples * each, self.config.prefix + patches
+        of_samples = []
+        for number, (samples, each) in enumerate(slots):
+            patches = retained[number].shape[1] if retained else (each if joint else 1) * place[0] * place[1]
+            count, length = samples if joint else samples * each, prefix + patches
             of_samples.append((samples, length if joint else each * length))
             if sequences and sequences[-1][1] == length:
                 sequences[-1] = sequences[-1][0] + count, length
+                entries[-1].append(number)
             else:
                 sequences.append((count, length))
-                lengths.append(each if joint else 1)
-        rotations = [self._rotation((each, *place), retained.get(each), device) for each in lengths]
-        return Layout(tuple(sequences), slots, tuple(of_samples), place, rotations)
+                entries.append([number])
+        rotations = []
+        for numbers in entries:
+            rows = [retained[number] for number in numbers] if retained else []
+            most = max(slots[number][1] for number in numbers) if joint else 1
+            rotations.append(self._rotation((most, *place), rows, device))
+        lengths = []
+        for numbers in entries if runs else []:
+            length = torch.stack([runs[number].length for number in numbers])
+            lengths.append(fn.pad(length, (prefix, 0), value=1))
+        return Layout(tuple(sequences), slots, tuple(of_samples), place, rotations, lengths if runs else None)
 
     # --- the tokens ---------------------------------------------------------------------------------------------------
 
@@ -160,23 +184,51 @@ class TokenEmbedding(nn.Module):
             position = times if position is None else position + times
         return position
 
-    def _retained(self, slots: Groups, patches: int, device: torch.device) -> dict[int, Tensor]:
-        """Slots of a sample -> the patches that a training pass retains (DropToken, VATT); empty if all are."""
+    def _retained(self, slots: Groups, patches: int, tubes: Tensor | None, like: Tensor) -> list[Tensor]:
+        """For each group the patches that a training pass retains of each sequence, int64 `(B, K)`; empty if all are.
+
+        `tubes`: the same places in all slots of a sample. Else `drop_tokens`: any patches (DropToken, VATT).
+        """
+        if tubes is not None:
+            parts = tubes.split([samples for samples, _ in slots])
+            return [self._in_slots(part, each, patches) for part, (_, each) in zip(parts, slots, strict=True)]
         if not (self.training and self.config.drop_tokens):
-            return {}
+            return []
         rows = {}
         for each in dict.fromkeys(each for _, each in slots):
             count = max(1, round((1 - self.config.drop_tokens) * each * patches))
-            rows[each] = torch.randperm(each * patches, device=device)[:count].sort().values
-        return rows
+            rows[each] = torch.randperm(each * patches, device=like.device)[:count].sort().values
+        return [rows[each].expand(samples, -1) for samples, each in slots]
 
-    def _rotation(self, grid: Grid, retained: Tensor | None, device: torch.device) -> Rotation | None:
-        """The rotary angles of one sequence, of its retained patches alone if only some are."""
+    def _in_slots(self, places_SK: Tensor, slots: int, patches: int) -> Tensor:
+        """Places of samples as patches of their sequences, `(B, K')`."""
+        if self.config.attention != "joint":
+            return places_SK.repeat_interleave(slots, 0)
+        offsets = torch.arange(slots, device=places_SK.device)[:, None] * patches
+        return (places_SK[:, None] + offsets).flatten(1)
+
+    def _runs(self, frames: Tensor, groups: Groups, slots: Groups) -> list[Runs]:
+        """The runs of equal patches of every sample, with joint attention; empty without `static_patches`."""
+        if self.static is None or self.config.attention != "joint" or frames.device.type == "meta":
+            return []
+        std = torch.tensor(self.config.std, device=frames.device).view(3, 1, 1)
+        runs = []
+        for part, (_, length), group in zip(
+            frames.split([samples * length for samples, length in groups]), groups, slots, strict=True
+        ):
+            tubelet = self.config.tubelet if length > 1 else 1
+            values = patch_values(part, std, self.config.patch, tubelet).unflatten(0, group)
+            runs += [runs_of(repeats) for repeats in unchanged(values, self.static)]
+        return runs
+
+    def _rotation(self, grid: Grid, retained: Sequence[Tensor], device: torch.device) -> Rotation | None:
+        """The rotary angles of the sequences of one entry: of their retained patches alone if only some are."""
         config, channels = self.config, self.config.width // self.config.attention_heads
         angles = rotary_angles(config.rotary, config.prefix, grid, channels, config.rotary_grid, device)
-        if angles is None or retained is None:
+        if angles is None or not retained:
             return angles
-        rows = torch.cat([torch.arange(config.prefix, device=device), config.prefix + retained])
+        rows = fn.pad(config.prefix + joined(list(retained)), (config.prefix, 0))
+        rows[:, : config.prefix] = torch.arange(config.prefix, device=device)
         return angles[0][rows], angles[1][rows]
 
     # --- one entry per frame ------------------------------------------------------------------------------------------
