@@ -1,7 +1,6 @@
-"""Measurements of time and memory: contenders take turns, round by round, in one process.
+"""Measurements of time and memory, with the turns of `cover.planning.timing`.
 
-The speed of a machine can drift by a factor of two within minutes, so a single time says little. Two times of one round
-are seconds apart and can be compared. Results are medians of times, and medians of the ratios within a round.
+Results are medians of times, and medians of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -10,41 +9,22 @@ import gc
 import json
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from cover.planning.timing import Work, in_turns, once, wait_for
+
+__all__ = ["Work", "by_operation", "in_turns", "matmul", "once", "peak_bytes", "ratio", "show", "where", "write"]
+
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
-
-Work = Callable[[], object]
-
-
-def in_turns(contenders: Mapping[str, Work], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """The seconds of every contender in every round. The first call of each does not count.
-
-    The order rotates by one place each round, so that no contender is always first.
-    """
-    for work in contenders.values():
-        work()
-    names, seconds = list(contenders), {name: [] for name in contenders}
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            seconds[name].append(once(contenders[name], device))
-    return seconds
-
-
-def once(work: Work, device: torch.device) -> float:
-    """The seconds of one call, including all work of the device."""
-    _wait(device)
-    began = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - began
 
 
 def ratio(seconds: Mapping[str, list[float]], name: str, to: str) -> float:
@@ -63,7 +43,7 @@ def matmul(device: torch.device, dtype: torch.dtype) -> tuple[Work, float]:
 def peak_bytes(work: Work, device: torch.device) -> int:
     """The largest memory of tensors during `work` minus their memory before it, in bytes, as the allocator counts."""
     gc.collect()
-    _wait(device)
+    wait_for(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -125,8 +105,3 @@ def write(results: Any, target: str | None) -> None:
     """Write the results as JSON into the file `target`; nothing if it is None."""
     if target:
         Path(target).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -37,6 +37,7 @@ from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.profile import forward_cost, on_meta
+from cover.planning.timing import random_pack
 from cover.training.step import StepSettings, train_step
 
 CLASSES = 400
@@ -114,21 +115,6 @@ class Contender:
         return peak_bytes(self.train, device) - gradients
 
 
-def make_pack(groups: Groups, size: int, device: torch.device) -> Pack:
-    """A Pack with random pixels and classes."""
-    generator = torch.Generator().manual_seed(0)
-    samples, frames = sum(count for count, _ in groups), sum(count * length for count, length in groups)
-    pack = Pack(
-        frames=torch.randint(0, 256, (frames, 3, size, size), dtype=torch.uint8, generator=generator),
-        groups=groups,
-        dataset=torch.zeros(samples, dtype=torch.int64),
-        targets=torch.randint(0, CLASSES, (samples, 1), generator=generator),
-        weight=torch.ones(samples),
-        seed=torch.zeros(samples, dtype=torch.int64),
-    )
-    return pack.to(device)
-
-
 def part_of(pack: Pack, number: int) -> Pack:
     """One group of a Pack as a separate Pack."""
     before, (count, length) = pack.groups[:number], pack.groups[number]
@@ -166,7 +152,7 @@ def contenders(work: Workload, device: torch.device, bf16: bool, compiled: bool)
 def networks(work: Workload, device: torch.device) -> dict[str, tuple[Callable[[], nn.Module], list[Pack]]]:
     """Name -> a function that builds the network, and the Packs of its batch."""
     groups = work.groups[device.type]
-    pack = make_pack(groups, work.size, device)
+    pack = random_pack(groups, work.size, CLASSES, device)
     separate = [part_of(pack, number) for number in range(len(groups))]
     ours = randomised(CoVeR(work.config(), (Head(HEAD, tuple(map(str, range(CLASSES)))),)))
     lengths = tuple(length for _, length in groups)

@@ -31,8 +31,9 @@ from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.profile import count_parameters, forward_cost, on_meta
 from cover.planning.memory import StepOptions, step_memory
+from cover.planning.timing import random_pack
 from cover.training.step import StepSettings, train_step
-from model import CLASSES, HEAD, make_pack
+from model import CLASSES, HEAD
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def measure(case: Case, device: torch.device, bf16: bool, mfu: float, rounds: in
     config = named_config(case.preset, size=case.size, frames=case.groups[0][1])
     network = CoVeR(config, (Head(HEAD, tuple(map(str, range(CLASSES)))),)).to(device).train()
     network.set_checkpointing(case.checkpointing)
-    pack = make_pack(case.groups, case.size, device)
+    pack = random_pack(case.groups, case.size, CLASSES, device)
     settings = StepSettings(len(pack.seed), torch.ones(1, device=device), bf16=bf16)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-5, fused=True)
 

@@ -49,14 +49,15 @@ def child(seconds: float) -> None:
     from cover.model.backbones import named_config
     from cover.model.cover import CoVeR
     from cover.model.heads import Head
+    from cover.planning.timing import random_pack
     from cover.training.step import StepSettings
-    from model import CLASSES, HEAD, Contender, make_pack, randomised
+    from model import CLASSES, HEAD, Contender, randomised
 
     reuse_memory()
     device = torch.device("cpu")
     config = named_config("mini", size=SIZE, frames=FRAMES)
     network = randomised(CoVeR(config, (Head(HEAD, tuple(map(str, range(CLASSES)))),)))
-    pack = make_pack(((CLIPS, FRAMES),), SIZE, device)
+    pack = random_pack(((CLIPS, FRAMES),), SIZE, CLASSES, device)
     row = Contender(network, [pack], StepSettings(CLIPS, torch.ones(1)))
     for _ in range(3):
         row.train()

@@ -53,7 +53,7 @@ OPTIONAL = {
     "gradio",
     "torchcodec",
 }
-OPTIONAL |= {"prometheus_client", "tensorboard", "wandb", "trackio", "shtab"}
+OPTIONAL |= {"tokenizers", "prometheus_client", "tensorboard", "wandb", "trackio", "shtab"}
 
 
 def room_of(module: Path) -> str:

@@ -43,9 +43,7 @@ def test_what_segments_cover(rows: list[list[float]], window: float, leave: floa
                     place += step
         assert covered == wanted
         for each in own:
-            inside = [
-                scores[n, label] for n, (start, end) in enumerate(cells) if each.start <= start and end <= each.end
-            ]
+            inside = scores[[each.start <= start and end <= each.end for start, end in cells], label]
             assert (each.score, each.peak) == pytest.approx((inside.mean(), inside.max()))
 
 
@@ -91,10 +89,8 @@ def test_subtitles_are_read_back(tmp_path: Path, form: object, ending: str) -> N
     path.write_text(form(CUES), encoding="utf-8")
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux() if packet.size]
-        read = [
-            (float(p.pts * p.time_base), float((p.pts + p.duration) * p.time_base), bytes(p).decode()) for p in packets
-        ]
-    times = [time for each in read for time in each[:2]]
+        times = [float(ticks * each.time_base) for each in packets for ticks in (each.pts, each.pts + each.duration)]
+        read = [bytes(packet).decode() for packet in packets]
     assert times == pytest.approx([0.0, 1.25, 0.5, 0.501, 1.0, 2.0, 3661.5, 3662.0])
     odd = {"srt": "run ‹b›& --› (x)", "vtt": "run &lt;b&gt;&amp; --&gt; {x}"}
     assert read == ["läuft 80%", "a moment", "-", odd[ending]]

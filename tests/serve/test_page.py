@@ -197,11 +197,45 @@ def served(folder: Path, *options: str) -> Iterator[str]:
 
 def asked(url: str, file: Path) -> dict[str, Any]:
     request = urllib.request.Request(
-        f"{url}/v1/predict?top=5&timeline=8", file.read_bytes(), {"content-type": "video/webm"}
+        f"{url}/v1/predict?top=5&timeline=16", file.read_bytes(), {"content-type": "video/webm"}
     )
     with urllib.request.urlopen(request) as response:
         result: dict[str, Any] = json.load(response)
         return result
+
+
+def assert_segments(browser: Browser, wanted: dict[str, Any]) -> None:
+    """Every segment is a button at its time in the lane of its head."""
+    shown = browser.value(
+        "[...document.querySelectorAll('.lane')].map(lane => [...lane.querySelectorAll('button')].map(b => "
+        "[b.textContent, parseFloat(b.style.left), parseFloat(b.style.width)]))"
+    )
+    seconds = wanted["seconds"]
+    assert len(shown) == len(wanted["segments"]) == 3
+    assert sum(map(len, shown)) >= 1  # the head with a single class is sure of it all the time
+    for lane, segments in zip(shown, wanted["segments"].values(), strict=True):
+        assert [name for name, *_ in lane] == [each["name"] for each in segments]
+        for (_, left, width), each in zip(lane, segments, strict=True):
+            assert left == pytest.approx(100 * each["start"] / seconds, abs=0.01)
+            assert width == pytest.approx(100 * (each["end"] - each["start"]) / seconds, abs=0.01)
+
+
+def walk_by_keyboard(browser: Browser) -> None:
+    """The arrows move by a part of the video, Home goes to its beginning, and what is there is said."""
+
+    def press(key: str, code: int) -> None:
+        for kind in ("keyDown", "keyUp"):
+            browser.tell("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    browser.value("document.getElementById('scrub').focus()")
+    press("Home", 36)
+    browser.wait_for("document.querySelector('video').currentTime === 0")
+    press("ArrowRight", 39)
+    browser.wait_for("Math.abs(document.querySelector('video').currentTime - .25) < .06")
+    press("ArrowRight", 39)
+    browser.wait_for("Math.abs(document.querySelector('video').currentTime - .5) < .06")
+    browser.wait_for("document.getElementById('scrub').ariaValueText.startsWith('0.5 seconds: ')")
+    browser.wait_for("document.querySelectorAll('.lane i')[0].style.left === '12.5%'")
 
 
 def test_the_names_of_a_clip(browser: Browser, folder: Path) -> None:
@@ -218,16 +252,18 @@ def test_the_names_of_a_clip(browser: Browser, folder: Path) -> None:
             "...[...s.querySelectorAll('.guess > span:first-child')].map(e => e.textContent)])"
         )
         assert shown == [[head, *(guess["name"] for guess in guesses)] for head, guesses in wanted["heads"].items()]
+        assert_segments(browser, wanted)
         bars = browser.value("[...document.querySelectorAll('progress')].map(bar => bar.value)")
         assert bars == pytest.approx(
             [guess["probability"] for guesses in wanted["heads"].values() for guess in guesses], abs=1e-6
         )
         cells = browser.value("[...document.querySelectorAll('#timeline tr')].map(row => row.cells.length)")
-        assert cells == [9, 9, 9, 9]
+        assert cells == [17, 17, 17, 17]
         assert browser.wait_for("document.querySelector('video').videoWidth") == 320
-        browser.wait_for("document.querySelectorAll('#timeline .now').length === 4")  # it plays, and the part is marked
-        browser.value("document.querySelectorAll('#timeline button')[6].click()")
+        browser.wait_for("document.querySelectorAll('#parts .now').length === 4")  # it plays, and the part is marked
+        browser.value("document.querySelectorAll('#parts button')[12].click()")
         browser.wait_for("document.querySelector('video').currentTime >= 3")
+        walk_by_keyboard(browser)
         browser.screenshot("clip.png")
         assert browser.value("document.documentElement.scrollWidth <= innerWidth")
         browser.tell("Emulation.setDeviceMetricsOverride", width=390, height=1400, deviceScaleFactor=2, mobile=True)

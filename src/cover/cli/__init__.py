@@ -32,7 +32,6 @@ COMMANDS = (
     use_commands.evaluate,
     study_commands.transfer,
     study_commands.study,
-    study_commands.report,
     use_commands.predict,
     use_commands.filter_,
     use_commands.explain,

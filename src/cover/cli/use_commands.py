@@ -185,6 +185,13 @@ def _probability(text: str) -> float:
         "--top", type=whole(1), default=5, metavar="K", help="number of classes to give for each head (default: 5)"
     ),
     ONE_HEAD,
+    argument(
+        "--classes",
+        metavar="NAMES",
+        help="predict these classes in place of the heads, with the text network of a CLIP or SigLIP 2: names between"
+        " commas, or a file with one per line",
+    ),
+    argument("--prompt", metavar="TEXT", help='text of a class (default: "This is a photo of {}.")'),
     argument("--views", help="views of a file, TEMPORALxSPATIAL (default: as each head says)"),
     argument(
         "--window",
@@ -253,11 +260,29 @@ def predict(args: Namespace) -> int:
         raise UserError("--stride: goes with --window SECONDS")
     windows = None if args.window is None else Windows(args.window, args.window if args.stride is None else args.stride)
     heads = tuple(args.head) if args.head else None
-    request = PredictRequest(args.top, heads, args.views, windows, args.decoder, _segment_rule(args))
+    rule, (classes, prompt) = _segment_rule(args), _classes(args)
+    request = PredictRequest(args.top, heads, args.views, windows, args.decoder, rule, classes, prompt)
     outputs = PredictOutputs(args.format, args.out, args.embed, args.json)
     engine = "eager" if args.engine == "pool" else args.engine
     options = PredictOptions(args.device, None if args.workers < 0 else args.workers, engine)
     return 1 if predict(args.checkpoint, files, request, outputs, options) else 0
+
+
+def _classes(args: Namespace) -> tuple[tuple[str, ...], str | None]:
+    """The classes of `--classes`, none without it, and the prompt. Raises `UserError`."""
+    if args.classes is None:
+        if args.prompt is not None:
+            raise UserError("--prompt: goes with --classes")
+        return (), None
+    try:
+        is_file = Path(args.classes).is_file()
+        text = Path(args.classes).read_text(encoding="utf-8") if is_file else args.classes
+    except (OSError, ValueError) as error:
+        raise UserError(f"--classes {args.classes}: cannot be read: {error}") from None
+    names = [name.strip() for name in (text.splitlines() if is_file else text.split(","))]
+    if not any(names):
+        raise UserError("--classes: names no class; write names between commas, or name a file with one per line")
+    return tuple(filter(None, names)), args.prompt
 
 
 def _segment_rule(args: Namespace) -> SegmentRule | None:
@@ -285,9 +310,9 @@ def _predict_live(args: Namespace) -> int:
     for name in ("views", "segments", "out", "embed", "json"):
         if getattr(args, name):
             raise UserError(f"--live: cannot go with --{name}")
-    if args.format == "csv" or args.engine == "ray" or args.decoder != "pyav":
-        raise UserError("--live: has --format pretty or jsonl, --engine pool and --decoder pyav only")
-    predictor = Predictor.load(args.checkpoint, args.device)
+    if args.format == "csv" or args.engine not in ("eager", "pool") or args.decoder != "pyav":
+        raise UserError("--live: has --format pretty or jsonl, --engine eager and --decoder pyav only")
+    predictor = Predictor.load(args.checkpoint, args.device, "eager", *_classes(args))
     check_heads(predictor, args.checkpoint, False)
     stride = 1.0 if args.stride is None else args.stride
     request = LiveRequest(args.top, tuple(args.head) if args.head else None, stride, args.window)
@@ -560,6 +585,7 @@ def serve(args: Namespace) -> int:
     ),
     argument("--head", metavar="NAME", help="name for its classifier; none leaves it out (default: the source's name)"),
     argument("--classes", type=Path, metavar="FILE", help="file with the class names, one per line"),
+    argument("--text", action="store_true", help="also import the text network of a CLIP or SigLIP 2"),
     argument("--sampling", metavar="HOW", help="clip sampling: dense@0.27 (interval in seconds), segments or whole"),
     argument(
         "--unused",
@@ -581,7 +607,7 @@ def import_weights(args: Namespace) -> int:
     from cover.model.starts.importing import import_weights, print_report
 
     sizes = ("size", "frames", "attention", "attention_heads", "time", "resize", "head", "classes", "sampling", "key")
-    names = ("backbone", *sizes)
+    names = ("backbone", "text", *sizes)
     options = ImportOptions(**{name: getattr(args, name) for name in names}, unused=tuple(args.unused))
     report = import_weights(args.source, args.out, options)
 
@@ -592,6 +618,8 @@ def import_weights(args: Namespace) -> int:
     give(report, args.json, show)
     if report["head"]:
         say_next("predict", args.out, "clip.mp4")
+    elif args.text:
+        say_next("predict", args.out, "clip.mp4", "--classes", "archery, bowling")
     else:
         say_next("train", "RECIPE", "--start.checkpoint", args.out)
     return 0

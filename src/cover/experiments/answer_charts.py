@@ -11,6 +11,7 @@ import numpy as np
 
 from cover.datasets.manifest import Manifest
 from cover.evaluation.answers import Answers
+from cover.evaluation.metrics import calibration_error
 from cover.experiments.charts import Bar, Panel, bar
 from cover.experiments.examples import row_strip
 from cover.experiments.report import Cell, Table
@@ -113,14 +114,12 @@ def calibration_panel(answers: Answers) -> CalibrationPanel | None:
     right = np.equal(answers.predicted, answers.truth)
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     bars: list[Bar] = []
-    error = 0.0
     for number in np.unique(place):
         own = place == number
         mean, fraction = float(confidence[own].mean()), float(right[own].mean())
-        error += own.sum() / len(own) * abs(mean - fraction)
         label = f"{100 * number // BINS} to {100 * (number + 1) // BINS} % sure"
         bars.append(bar(label, fraction, f"{int(right[own].sum())} of {int(own.sum())}", "pretrained", mean))
-    return CalibrationPanel("", bars=bars, value=float(error))
+    return CalibrationPanel("", bars=bars, value=calibration_error(confidence, right))
 
 
 def mistakes(answers: Answers, manifest: Manifest) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ LEAST_GROUPS = 3  # of every class; with fewer, names that look like groups are 
 LEAST_FILES = 1.5  # in a group, on average
 # In this order: a folder in the class folder, and what is before the last number of a file's name.
 _IN_FOLDER = r"(?:^|/)[^/]+/([^/]+)/[^/]+$"
-_BEFORE_NUMBER = r"([^/]*[^/\W_])[ _.-]*(?:[ _-](?:clip|part|take|shot|c|p|t|s))?[ _-]?\(?\d+\)?\.\w+$"
+_BEFORE_NUMBER = r"([^/]+?)[ _.-]+(?:clip|part|take|shot|[cpts])?[ _-]?\(?\d+\)?\.\w+$"
 _GROUP_COLUMN = re.compile(
     r"(?:.*_)?(?:group|scene|person|subject|session|patient|actor|player|source|youtube_id|video_id|recording|sequence)"
     r"(?:_id|_group)?",

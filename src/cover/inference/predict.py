@@ -41,6 +41,7 @@ from cover.machine import default_workers
 from cover.media.decode import Decoder, FileProblem, MediaError, check_decoder
 from cover.media.sampling import Views
 from cover.media.source import is_url
+from cover.model.text import PROMPT
 from cover.processes import ProcessPool
 from cover.safe_text import printable
 
@@ -58,8 +59,9 @@ class PredictRequest:
     """The prediction that every file gets: the `top` most likely classes of `heads` (None: all heads).
 
     `views`, as in "1x3": None for the views of each head. `windows`: None for the whole file. `segments`: the rule that
-    makes segments of the windows, which are those of `default_windows` if none are given. All fields are plain data,
-    which can be sent to other machines.
+    makes segments of the windows, which are those of `default_windows` if none are given. `classes`: predicted in place
+    of the heads, in the text `prompt` (`Predictor.load`). All fields are plain data, which can be sent to other
+    machines.
     """
 
     top: int = 5
@@ -68,6 +70,8 @@ class PredictRequest:
     windows: Windows | None = None
     decoder: Decoder = "pyav"
     segments: SegmentRule | None = None
+    classes: tuple[str, ...] = ()
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,10 +110,8 @@ def predict(
     """
     _check(outputs, options)
     _check_subtitles(files, request, outputs)
-    if options.engine == "ray":
-        predictor = Predictor.load(checkpoint, "cpu")
-    else:
-        predictor = Predictor.load(checkpoint, options.device, options.engine)
+    here: tuple[str, Engine] = ("cpu", "eager") if options.engine == "ray" else (options.device, options.engine)
+    predictor = Predictor.load(checkpoint, *here, request.classes, request.prompt)
     check_heads(predictor, checkpoint, outputs.embed is not None)
     answerer = Answerer(predictor, request, checkpoint)
     with ExitStack() as stack:
@@ -224,8 +226,8 @@ class _AnswerWriter:
                 self._stdout.write(self._print(row))
         if self._out:
             self._out.write(row)
-        if self._subtitles and not answer.failed:
-            write_subtitles(self._subtitles, row)
+        if self._subtitles and not answer.failed and not write_subtitles(self._subtitles, row):
+            say(f"{self._subtitles}: empty, since no class reaches the probability of --segments")
         if self._features:
             self._features.write(answer)
         if self._outputs.json:
@@ -276,6 +278,7 @@ class Answerer:
             "top": request.top,
             **({} if predictor.engine == "eager" else {"engine": predictor.engine}),
             **({"window": windows.seconds, "stride": windows.stride} if windows else {}),
+            **({"classes": list(request.classes), "prompt": request.prompt or PROMPT} if request.classes else {}),
             **({"segments": asdict(request.segments)} if request.segments else {}),
         }
 

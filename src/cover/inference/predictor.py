@@ -23,6 +23,7 @@ from cover.model.backbone import Groups
 from cover.model.cover import CoVeR
 from cover.model.heads import NOT_FINITE
 from cover.model.release import find_release, load_release
+from cover.model.text import PROMPT, with_classes
 
 if TYPE_CHECKING:
     from cover.inference.engines import Engine, EngineGraphs
@@ -91,14 +92,26 @@ class Predictor:
         self.graphs: EngineGraphs | None = None  # of an engine other than `eager`
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu", engine: Engine = "eager") -> Predictor:
+    def load(
+        cls,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        engine: Engine = "eager",
+        classes: Sequence[str] = (),
+        prompt: str | None = None,
+    ) -> Predictor:
         """Load the folder of a run, a checkpoint or a release, or a Hub id (`owner/name`). `device` may be `auto`.
 
-        `engine`: what computes the network (`cover.inference.engines`). Raises `UserError`.
+        `engine`: what computes the network (`cover.inference.engines`). `classes`: with names, the only head is
+        `classes`, made of them by the text network of a CLIP or SigLIP 2; `prompt` is the text of a class, with `{}`
+        where its name goes. Raises `UserError`.
         """
         torch_device = pick_device(device) if isinstance(device, str) else device
         folder = find_release(path)
-        predictor = cls(load_release(folder), device=torch_device)
+        model = load_release(folder)
+        if classes:
+            model = with_classes(model, folder, classes, prompt or PROMPT)
+        predictor = cls(model, device=torch_device)
         if engine != "eager":
             from cover.inference.engines import EngineGraphs
 

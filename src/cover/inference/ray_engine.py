@@ -83,7 +83,8 @@ class _PredictWorker:
         import torch
 
         torch.set_num_threads(1)  # Ray gives each worker one core
-        self._answerer = Answerer(Predictor.load(place, device), request, name)
+        predictor = Predictor.load(place, device, "eager", request.classes, request.prompt)
+        self._answerer = Answerer(predictor, request, name)
         self._pool = reading_pool(1)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

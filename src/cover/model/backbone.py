@@ -421,9 +421,7 @@ class Backbone(nn.Module, ABC):
         Raises `UserError` if the network has no such map.
         """
         if score is None:
-            raise UserError(
-                f"rollout: a {self.config.family} backbone has no attention to follow; use --method gradient"
-            )
+            raise UserError(f"rollout: is not defined for a {self.config.family} network; use --method gradient")
         check()
         with torch.inference_mode(False), torch.enable_grad():
             frames = frames.clone().requires_grad_()

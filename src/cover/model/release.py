@@ -37,6 +37,7 @@ from cover.model.release_config import (
 )
 from cover.model.starts.checkpoint_files import ENDINGS
 from cover.model.starts.known import KNOWN, cached_release, known_start, nearest_start
+from cover.model.text import TEXT_FILES, start_heads
 from cover.model.weight_files import digest_of, read_checked
 
 CHECKPOINTS = "checkpoints"  # the subfolder of a run folder
@@ -173,7 +174,7 @@ def _from_hub(repo: str, revision: str | None) -> Path:
     if any(start.name == repo for start in KNOWN):
         raise UserError(advice)
     try:
-        folder = fetch(repo, [WEIGHTS, CONFIG, CARD], revision)
+        folder = fetch(repo, [WEIGHTS, CONFIG, CARD, *TEXT_FILES], revision)
     except UserError as error:
         raise UserError(f"{error}; if it is a checkpoint of another library, {import_command(repo)}") from None
     try:
@@ -188,11 +189,12 @@ def _from_hub(repo: str, revision: str | None) -> Path:
 # --- starting from a release ------------------------------------------------------------------------------------------
 
 
-def start_from(model: CoVeR, folder: Path, temporal: Temporal) -> list[str]:
+def start_from(model: CoVeR, folder: Path, temporal: Temporal, prompt: str = "") -> list[str]:
     """Load the weights of a release into `model`: its backbone, and the heads that both have.
 
     `temporal`: `keep` the temporal parameters of the release, or initialise them from the others
-    (`Backbone.reset_temporal`). Embeddings of another image size or clip length are resized. New heads start at zero.
+    (`Backbone.reset_temporal`). Embeddings of another image size or clip length are resized. New heads start at zero,
+    or with a `prompt` from the texts of their classes (`cover.model.text.start_heads`).
     Returns notes for the log, the first with the number of loaded tensors. Raises `UserError` if the two networks
     differ, or if a head of the same name has other classes or another loss.
     """
@@ -217,11 +219,14 @@ def start_from(model: CoVeR, folder: Path, temporal: Temporal) -> list[str]:
         model.zero_head(name)
     if temporal != "keep":
         model.backbone.reset_temporal(temporal)
+    if prompt:
+        start_heads(model, folder, new, prompt)
     notes = [f"{len(usable)} tensors loaded from {folder}"]
     notes += [f"resized: {', '.join(resized)}"] if resized else []
     notes += [f"temporal branch {temporal}: made from the spatial attention, its last matrix zero"] if reset else []
     notes += [f"added parameters, which change nothing at first: {len(added)}"] if added else []
-    notes += [f"new heads, starting at zero: {', '.join(new)}"] if new else []
+    begin = "from the texts of their classes" if prompt else "at zero"
+    notes += [f"new heads, starting {begin}: {', '.join(new)}"] if new else []
     return notes + ([f"heads left out: {', '.join(left_out)}"] if left_out else [])
 
 

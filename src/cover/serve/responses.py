@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cover.inference.predictor import Prediction
+from cover.inference.segments import SegmentRule, find_segments
 
 DIGITS = 6
 
@@ -34,10 +35,26 @@ class TimelinePart:
 
 
 @dataclass(frozen=True)
+class SegmentPart:
+    """A stretch of a video in which a class is seen. `start` and `end` are in seconds.
+
+    `probability`, `peak`: the mean and the largest of its parts.
+    """
+
+    start: float
+    end: float
+    name: str
+    probability: float
+    peak: float
+
+
+@dataclass(frozen=True)
 class PredictResponse:
     """The most likely classes of every head for a file.
 
     `seconds`: length of a video; 0 for an image. `timeline`: the equal parts of a video, if they were requested.
+    `segments`: for every head the neighbouring parts that show a class, joined: one of them has a probability of at
+    least 0.5, all at least 0.3.
     `damage`: what is damaged in a file of which enough could be read; null if nothing is.
     """
 
@@ -45,6 +62,7 @@ class PredictResponse:
     seconds: float
     heads: dict[str, list[ClassScore]]
     timeline: list[TimelinePart]
+    segments: dict[str, list[SegmentPart]]
     damage: str | None
 
 
@@ -113,6 +131,19 @@ def _data_url(frame: np.ndarray) -> str:
     out = io.BytesIO()
     Image.fromarray(frame.transpose(1, 2, 0)).save(out, "JPEG", quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def segments(parts: Sequence[Sequence[Prediction]], seconds: float) -> dict[str, list[SegmentPart]]:
+    """The segments of every head, from the predictions for the equal parts of a video of `seconds`."""
+    length = seconds / max(1, len(parts))
+    spans = [(number * length, length) for number in range(len(parts))]
+    return {
+        head[0].head: [
+            SegmentPart(round(each.start, 3), round(each.end, 3), head[0].classes[each.label], each.score, each.peak)
+            for each in find_segments(spans, np.stack([prediction.scores for prediction in head]), SegmentRule())
+        ]
+        for head in zip(*parts)
+    }
 
 
 def windows(results: Sequence[Mapping[str, list[ClassScore]]], seconds: float) -> list[TimelinePart]:

@@ -26,7 +26,7 @@ from cover.model.heads import Head
 from cover.serve.batching import Batcher, Scores
 from cover.serve.decoding import DecodedFile, DecodeRequest, Decoders
 from cover.serve.middleware import Batching, Limits, Refused, busy, late
-from cover.serve.responses import ExplainResponse, PredictResponse, class_scores, frames, windows
+from cover.serve.responses import ExplainResponse, PredictResponse, class_scores, frames, segments, windows
 from cover.serve.uploads import UploadFolder, receive
 
 T = TypeVar("T")
@@ -226,9 +226,10 @@ class Service:
         clips, parts = await _all(pending.clips), [await _all(window) for window in pending.windows]
         self.metrics.stage("model", time.monotonic() - decoded)
         pixels = pending.pixels
-        whole, *rest = [class_scores(self._predictions(names, pixels, scores), query.top) for scores in (clips, *parts)]
-        timeline = windows(rest, pixels.seconds)
-        return PredictResponse(pixels.media, round(pixels.seconds, 3), whole, timeline, pixels.damage)
+        predictions, *rest = [self._predictions(names, pixels, scores) for scores in (clips, *parts)]
+        whole, seconds = class_scores(predictions, query.top), pixels.seconds
+        timeline = windows([class_scores(part, query.top) for part in rest], seconds)
+        return PredictResponse(pixels.media, round(seconds, 3), whole, timeline, segments(rest, seconds), pixels.damage)
 
     async def _explain(
         self, path: Path, query: ExplainQuery, deadline: float, given_up: threading.Event

@@ -69,6 +69,11 @@ class Start:
     heads: Literal["drop", "keep"] = option(
         "drop", "heads of the checkpoint that this run does not train: drop them, or keep them unchanged"
     )
+    text: str = option(
+        "",
+        "where a checkpoint has a text network (import-weights --text): new heads start from this text about their "
+        "classes, as in 'a photo of {}'; empty for zero",
+    )
 
 
 @dataclass(frozen=True)
@@ -323,6 +328,8 @@ class Recipe:
             raise UserError("steps: 0 is as many as data.epochs needs; give that, or a number of steps")
         if self.start.heads == "keep" and not self.start.checkpoint:
             raise UserError("start.heads: keep needs a start.checkpoint with heads")
+        if self.start.text and not self.start.checkpoint:
+            raise UserError("start.text: needs a start.checkpoint with a text network (cover import-weights --text)")
         if self.adapt.method != "full" and not self.start.checkpoint:
             raise UserError(f"adapt.method: {self.adapt.method} adapts a start, and start.checkpoint is empty")
         if self.adapt.train and self.adapt.method == "full":

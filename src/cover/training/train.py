@@ -114,7 +114,7 @@ def train_in_group(group: ProcessGroup, recipe: Recipe, resume: bool, locks: Exi
     exclusions = count_exclusions(run, first, mixture)
     metadata = describe(recipe, mixture, model, origin)
     if origin and not first:
-        for line in start_from(model, origin, recipe.start.temporal):
+        for line in start_from(model, origin, recipe.start.temporal, recipe.start.text):
             say(line)
     # A resumed run does not need its start: what was new in it is in the checkpoint.
     new = checkpoint.new_in(run, first) if first else new_in_run(model, recipe, origin)

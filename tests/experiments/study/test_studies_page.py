@@ -20,7 +20,7 @@ def test_the_blocks_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert [kind for kind, _ in BLOCKS] == ["sh", "yaml", "sh", "python", "sh"]
+    assert [kind for kind, _ in BLOCKS] == ["sh", "yaml", "sh", "python", "sh", "sh", "sh"]
     for kind, text in BLOCKS:
         if kind == "yaml":
             Path("small.yaml").write_text(text, encoding="utf-8")

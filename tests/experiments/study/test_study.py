@@ -245,9 +245,10 @@ def test_a_pilot_chooses_the_epochs_with_seeds_of_its_own(
     sandbox: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """No arm of so few steps is above a thumbnail, so the most epochs are taken, and it is said."""
-    more = "seeds: [0]\npilot: {epochs: [0.5, 1], seeds: [7, 8]}\n"
+    more = "seeds: [0]\narms: [alone]\npilot: {epochs: [0.5, 1], seeds: [7, 8]}\n"
     file = tmp_path / "study.yaml"
     text = TEXT.format(catalog=sandbox, out=tmp_path / "study").replace("seeds: [0, 1]\n", "")
+    text = text.replace("arms: [alone, videos_images]\n", "")
     file.write_text(text.replace("epochs: 1", "epochs: 2") + more, encoding="utf-8")
     assert main(["study", str(file), "--jobs", "1"]) == 0
     result = json.loads((tmp_path / "study/results.json").read_text(encoding="utf-8"))

@@ -120,6 +120,9 @@ def test_an_inflated_image_network(golden_cases: Callable[[str], Any], name: str
     for frames in (2, 8):
         clips = images[:, None].expand(-1, frames, -1, -1, -1).flatten(0, 1)
         case.check(f"image_repeated_to_{frames}", backbone(clips, ((2, frames),)))
+    # The file does not say how the clip was made; its output of the patch embedding shows it.
+    moving = torch.stack([images, images.flip(-1), images.flip(-2), -images], 1).flatten(0, 1)
+    case.check("moving_clip_4_frames", backbone(moving, ((2, 4),)))
     zeros = network(weights, window=7, image_frames="zeros")
     case.check("one_frame_zero_padded_by_the_reference", zeros(images, ((2, 1),)))
     if reference := case.facts.get("two_d_reference"):

@@ -22,7 +22,7 @@ from cover.model.backbones.vit import Vit, VitConfig
 from cover.model.cover import CoVeR
 from cover.model.starts.checkpoint_files import ForeignCheckpoint
 from cover.model.starts.conventions import ImportOptions
-from cover.model.starts.vit import convert_vit
+from cover.model.starts.importing import convert_checkpoint
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TOLERANCE = 1e-5  # of the largest absolute value, for networks of every size
@@ -119,8 +119,8 @@ def settings(name: str, case: dict[str, Any]) -> dict[str, Any]:
 def imported(name: str, case: dict[str, Any], state: dict[str, Tensor], **changes: Any) -> CoVeR:
     """The model that the import makes of a case."""
     checkpoint = ForeignCheckpoint(Path(name), name, state, config=settings(name, case))
-    options = ImportOptions(attention="dot_product" if name == "scenic_vivit4" else None)
-    model, report = convert_vit(checkpoint, options, lambda _: "theirs")
+    options = ImportOptions(backbone="vit", head="theirs", attention="dot_product" if name == "scenic_vivit4" else None)
+    model, report = convert_checkpoint(checkpoint, options)
     accounted = [source for row in report["tensors"] for source in row["source"]]
     assert set(accounted) == set(state)
     assert not report["counts"]["left new"]["tensors"]

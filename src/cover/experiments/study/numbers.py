@@ -195,20 +195,20 @@ def _number(row: StudyRow, name: str, study: StudyRow) -> list[Cell]:
     ]
 
 
-def _network(model: StudyRow) -> str:
-    """The options that name a network, of any family."""
+def model_name(model: StudyRow) -> str:
+    """The options that name a network, of any family, and the side of its frames."""
     names = {"backbone": "", "preset": "", "variant": "", "attention": "attention ", "pool": "pool "}
-    return " ".join(f"{word}{model[name]}" for name, word in names.items() if name in model)
+    return " ".join(f"{word}{model[name]}" for name, word in names.items() if model.get(name)) + f", {model['size']} px"
 
 
 def fact_table(summary: StudyRow) -> Table:
     """The facts that apply to all numbers of the study."""
-    study, model, runs = summary["study"], summary["study"]["model"], summary["runs"]
+    study, runs = summary["study"], summary["runs"]
     steps, seconds = (sum(run[key] or 0 for run in runs) for key in ("steps", "seconds"))
     choice = "; each run takes the best on dev" if len(study["lrs"]) > 1 else ""
     facts = {
         "seeds": ", ".join(map(str, study["seeds"])),
-        "model": f"{_network(model)}, {model['size']} pixels, {study['frames']} frames",
+        "model": f"{model_name(study['model'])}, {study['frames']} frames",
         "samples in a step": f"{study['batch']} in the full mixture; as many clips for the target alone",
         "learning rates": f"{', '.join(f'{lr:g}' for lr in study['lrs'])}{choice}",
         "checkpoint": f"the best on dev of {study['evaluations']} in a run, by mean rank over its data sets",

@@ -15,12 +15,12 @@ from cover.evaluation.statistics import Estimate, detectable_over_seeds, judge, 
 from cover.experiments.run_files import read_result
 from cover.experiments.study.answers import ANSWERS, read_answers
 from cover.experiments.study.comparisons import compare, pool, results_by_arm
+from cover.experiments.study.runner import MARKDOWN, REPORT, RESULTS, STUDY
 from cover.experiments.study.study_file import Study
 from cover.experiments.study.study_report import write_study_report
 from cover.experiments.study.summary import KINDS
 from cover.experiments.study.worth import worth_study
 
-RESULTS, REPORT, MARKDOWN, STUDY = "results.json", "report.html", "report.md", "study.yaml"
 JUDGED_AGAIN = "judged_again.json"
 
 
@@ -34,6 +34,8 @@ def recompute(folder: Path) -> list[dict[str, Any]]:
     summary = read_result(folder / RESULTS)
     if summary is None:
         raise UserError(f"{folder}: no {RESULTS} is there; give the folder of a study that has been run")
+    if networks := summary["study"].get("models"):
+        raise UserError(f"{folder}: a study of several networks; give {folder / next(iter(networks))}, or another")
     before = {_name(row): row["verdict"] for row in summary["comparisons"]}
     if (folder / ANSWERS).is_file():
         _from_answers(summary, folder)

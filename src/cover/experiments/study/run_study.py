@@ -17,8 +17,9 @@ from cover.evaluation.statistics import detectable
 from cover.experiments.study.answers import ANSWERS, write_answers
 from cover.experiments.study.arms import Grid, measured_subsets
 from cover.experiments.study.comparisons import comparisons_of
+from cover.experiments.study.networks import finish_networks
 from cover.experiments.study.pilot import run_pilot
-from cover.experiments.study.runner import run_missing
+from cover.experiments.study.runner import MARKDOWN, REPORT, RESULTS, STUDY, run_missing
 from cover.experiments.study.study_file import Study
 from cover.experiments.study.study_report import write_study_report
 from cover.experiments.study.subsets import Subset, SubsetBuilder
@@ -28,42 +29,62 @@ from cover.experiments.study.worth import worth_study
 from cover.locks import alone_in
 from cover.model.release import trained_on
 
-RESULTS, REPORT, MARKDOWN = "results.json", "report.html", "report.md"
-
 
 def run_study(study: Study, workers: int, dry: bool = False, worth: str = "") -> dict[str, Any] | None:
     """Run what is missing of a study and write its results and its report.
 
     `workers`: runs at the same time. With `dry`, only check the study and print its plan. `worth`: a target; then the
-    study is that of `worth_study`, in the folder `worth/TARGET` of the study, whose runs it shares. Returns the
-    results, or None with `dry`. Raises `UserError`, before the first run, if something is wrong with the study.
+    study is that of `worth_study`, in the folder `worth/TARGET` of the study, whose runs it shares. With `models`, each
+    network has results and a report in its own folder, and those of the study are of all networks. Returns the results,
+    or None with `dry`. Raises `UserError`, before the first run, if something is wrong with the study.
     """
-    out = Path(study.out)
+    out, studies = Path(study.out), study.by_model()
+    if worth and study.models:
+        raise UserError(
+            f"--worth: the study has several networks; give {out / next(iter(studies)) / STUDY}, or another"
+        )
     catalog = load_catalog(study.catalog)
-    _check_sets(study, catalog)
     builder = SubsetBuilder(catalog, out / "data", study.split, study.fold_dev)
-    _check_counts(study, builder)
-    asked = worth_study(study, worth) if worth else study
-    grid = Grid(asked, builder)
-    planned = plan(asked, builder)
-    steps = sum(job.recipe.step_count for job in grid.jobs.values())
-    say(f"{out}: {len(grid.jobs)} runs, {steps:,} steps in all, {len(comparisons_of(asked))} comparisons")
+    grids = []
+    for own in studies.values():
+        _check_sets(own, catalog)
+        _check_counts(own, builder)
+        grids.append(Grid(worth_study(own, worth) if worth else own, builder))
+    planned = plan(grids[0].study, builder)
+    jobs = [job for grid in grids for job in grid.jobs.values()]
+    comparisons = sum(len(comparisons_of(grid.study)) for grid in grids)
+    steps = sum(job.recipe.step_count for job in jobs)
+    say(f"{out}: {len(jobs)} runs, {steps:,} steps in all, {comparisons} comparisons")
     print_plan(planned, study.margin)
     if dry:
         return None
     with alone_in(out):
         trivial = trivial_methods(study, builder, workers)
-        chosen, pilot = run_pilot(study, builder, workers, trivial)
-        asked = worth_study(chosen, worth) if worth else chosen
-        grid = Grid(asked, builder)
-        run_missing(list(grid.waves()), builder, out, workers)
-        summary = summarise(asked, grid, out, planned, trivial, pilot)
-        folder = report_folder(study, worth)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_answers(grid.measurements, results_of(grid, out), folder / ANSWERS)
-        write_json(summary, folder / RESULTS)
-        (folder / "study.yaml").write_text(config.dump(study), encoding="utf-8")
-        write_study_report(summary, folder / REPORT, folder / MARKDOWN)
+        summaries = {name: _finish(own, builder, workers, planned, trivial, worth) for name, own in studies.items()}
+        return finish_networks(study, builder, summaries) if study.models else summaries[""]
+
+
+def _finish(
+    study: Study,
+    builder: SubsetBuilder,
+    workers: int,
+    planned: Sequence[dict[str, Any]],
+    trivial: Sequence[dict[str, Any]],
+    worth: str,
+) -> dict[str, Any]:
+    """Run what is missing of a study with one network, and write its results and its report."""
+    out, folder = Path(study.out), report_folder(study, worth)
+    say(f"study {out}")
+    chosen, pilot = run_pilot(study, builder, workers, trivial)
+    asked = worth_study(chosen, worth) if worth else chosen
+    grid = Grid(asked, builder)
+    run_missing(list(grid.waves()), builder, out, workers)
+    summary = summarise(asked, grid, out, planned, trivial, pilot)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_answers(grid.measurements, results_of(grid, out), folder / ANSWERS)
+    write_json(summary, folder / RESULTS)
+    (folder / STUDY).write_text(config.dump(study), encoding="utf-8")
+    write_study_report(summary, folder / REPORT, folder / MARKDOWN)
     return summary
 
 

@@ -38,6 +38,8 @@ from cover.training.resume import has_started
 from cover.training.retention import best_step, dev_scores
 from cover.training.train import train
 
+# files of a study
+RESULTS, REPORT, MARKDOWN, STUDY = "results.json", "report.html", "report.md", "study.yaml"
 CURVE_POINTS = 24  # of a learning curve in a result
 
 

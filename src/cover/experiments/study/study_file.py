@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from cover.config import option
@@ -52,6 +53,7 @@ class Origin:
     batch: int = option(64, "images in a step of this pre-training")
     lr: float = option(1e-3, "learning rate of this pre-training")
     temporal: Literal["fresh", "copied", "keep"] = option("fresh", "as start.temporal of a recipe")
+    models: list[str] = option([], "only for these of models; empty for all of them")
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Study:
     lrs: list[float] = option([1e-3], "peak learning rates to try in every arm; the best on dev counts")
     evaluations: int = option(4, "number of evaluations on dev in a run; the best checkpoint is measured")
     model: Options = option(DEFAULT_OPTIONS, "as in a recipe")
+    models: dict[str, Options] = option({}, "name -> a network, in place of model: the whole study with each of them")
     optimizer: Optimizer = option(Optimizer(), "as in a recipe; lrs replaces its lr")
     augment: Augment = option(Augment(), "as in a recipe")
     label_smoothing: float = option(0.0, "as in a recipe")
@@ -143,6 +146,7 @@ class Study:
         self._check_parts()
         self._check_numbers()
         self._check_transfer()
+        self._check_models()
 
     def _check_names(self) -> None:
         if not self.out.strip():
@@ -218,6 +222,33 @@ class Study:
             raise UserError(f"transfer.checkpoints: {name} is a source already")
         if not self.transfer.targets:
             raise UserError("transfer.targets: give at least one")
+
+    def _check_models(self) -> None:
+        if self.models and self.pilot.epochs:
+            raise UserError("pilot.epochs: a pilot is of one network, and models needs the same epochs for all of them")
+        for name, origin in self.origins.items():
+            for model in origin.models:
+                if model not in self.models:
+                    raise UserError(f'origins.{name}.models: unknown "{model}"{nearest(model, self.models)}')
+        for name in self.models:
+            if name != Path(name).name or name.startswith("."):
+                raise UserError(f'models: "{name}" names a folder of the study; give a name without slashes')
+            if not self._origins_of(name):
+                raise UserError(f"models.{name}: no starting weights; name it in origins.NAME.models")
+
+    def by_model(self) -> dict[str, Study]:
+        """The study with each of `models`, in a folder of its own; without `models`, the study itself by no name."""
+        return {
+            name: replace(self, out=str(Path(self.out) / name), model=model, models={}, origins=self._origins_of(name))
+            for name, model in self.models.items()
+        } or {"": self}
+
+    def _origins_of(self, model: str) -> dict[str, Origin]:
+        return {
+            name: replace(origin, models=[])
+            for name, origin in self.origins.items()
+            if model in (origin.models or [model])
+        }
 
     def _known_arms(self) -> list[str]:
         sets = dict.fromkeys([*self.mixture, *self.images])

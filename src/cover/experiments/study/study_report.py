@@ -117,8 +117,15 @@ def report_data(summary: StudyRow) -> dict[str, Any]:
         "planned": planned_table(summary),
         "facts": fact_table(summary),
         "numbers": number_table(summary),
-        "command": f"cover study {shlex.quote(str(Path(study['out']) / 'study.yaml'))}",
+        "command": _command(summary),
     }
+
+
+def _command(summary: StudyRow) -> str:
+    """The command that runs the study again."""
+    worth = unique(row["target"] for row in summary["comparisons"] if row["claim"] == "worth")
+    words = [str(Path(summary["study"]["out"]) / "study.yaml"), *(["--worth", worth[0]] if worth else [])]
+    return f"cover study {' '.join(map(shlex.quote, words))}"
 
 
 def title(summary: StudyRow) -> str:
@@ -189,7 +196,7 @@ def comparison_groups(summary: StudyRow) -> list[dict[str, Any]]:
     groups = []
     pooled = {row["family"]: _pooled_interval(row) for row in summary.get("pooled", ())}
     for (claim,), rows in by([row for row in summary["comparisons"] if row["claim"] != "worth"], "claim").items():
-        intervals = {family: [_interval(row) for row in own] for (family,), own in by(rows, "family").items()}
+        intervals = {family: [comparison_interval(row) for row in own] for (family,), own in by(rows, "family").items()}
         for family in intervals.keys() & pooled.keys():
             intervals[family].append(pooled[family])
         span = span_of([each for own in intervals.values() for each in own], margin)
@@ -219,8 +226,11 @@ def _sizes_compared(row: StudyRow, study: StudyRow) -> str:
     return f"{row['ours']} against {row['theirs']}{origin}"
 
 
-def _interval(row: StudyRow) -> Interval:
-    label = f"{row['target']} (against {source_of(row['theirs'])[0]})" if row["claim"] == "c" else row["target"]
+def comparison_interval(row: StudyRow, label: str = "") -> Interval:
+    """The row of a comparison in a forest plot. `label`: its name, by default that of the target."""
+    label = label or row["target"]
+    if row["claim"] == "c":
+        label += f" (against {source_of(row['theirs'])[0]})"
     text = f"{points(row['difference'])} ({points_between(row)})"
     low, high = (None if row[end] is None else 100 * row[end] for end in ("low", "high"))
     return Interval(label, 100 * row["difference"], low, high, text, row["verdict"])
@@ -286,8 +296,8 @@ def worth_panels(summary: StudyRow) -> list[Panel]:
 
 def _worth_bar(row: StudyRow, most: float) -> Bar:
     interval = None if row["low"] is None else (row["low"], row["high"])
-    text = f"{points(row['difference'])} ({points_between(row)})"
-    return signed_bar(set_of(row), row["verdict"], row["difference"], most, text, interval)
+    note = f"{points_between(row)}, {row['verdict']}"
+    return signed_bar(set_of(row), note, row["difference"], most, points(row["difference"]), interval)
 
 
 def worth_table(summary: StudyRow) -> Table | None:
@@ -360,11 +370,11 @@ def accuracy_tables(summary: StudyRow) -> list[Table]:
         body = []
         for (origin, arm), own in by(rows, "origin", "arm").items():
             of = {row["dataset"]: row for row in own}
-            figures = [_figure(of.get(name), verdicts.get((arm, name, size, origin), "")) for name in targets]
+            figures = [figure(of.get(name), verdicts.get((arm, name, size, origin), "")) for name in targets]
             body.append([*_arm_cells(study, arm, origin, own, len(targets)), *figures])
         body += _trivial_row(summary, size, targets)
         columns = ["model", "pre-train", "fine-tune", *targets]
-        tables.append(Table(columns, body, _size_name(study, size), "article"))
+        tables.append(Table(columns, body, size_name(study, size), "article"))
     return tables
 
 
@@ -374,10 +384,11 @@ def _trivial_row(summary: StudyRow, size: str, targets: Sequence[str]) -> list[l
     if not of:
         return []
     head = [Cell("trivial", "the best on each set", narrow="the same clips"), Cell(None, "", "text")]
-    return [[*head, Cell("that set alone", "", "text"), *(_trivial_cell(of.get(name)) for name in targets)]]
+    return [[*head, Cell("that set alone", "", "text"), *(trivial_cell(of.get(name)) for name in targets)]]
 
 
-def _trivial_cell(row: StudyRow | None) -> Cell:
+def trivial_cell(row: StudyRow | None) -> Cell:
+    """The best trivial method on a target."""
     if row is None:
         return Cell(None)
     best = row[row["best"]]
@@ -391,7 +402,7 @@ def _arm_cells(study: StudyRow, arm: str, origin: str, rows: Sequence[StudyRow],
     model = "one model for all" if shared else "one model for each" if targets > 1 else ""
     return [
         Cell(arm_name(arm), model, narrow=f"from {origin}; {sets}"),
-        Cell(origin, _origin_name(study, origin), "text"),
+        Cell(origin, origin_name(study, origin), "text"),
         Cell(sets, remark, "text"),
     ]
 
@@ -414,20 +425,23 @@ def _training_sets(study: StudyRow, arm: str) -> tuple[str, str]:
     return " + ".join([*videos, *study["images"]]), note
 
 
-def _origin_name(study: StudyRow, name: str) -> str:
+def origin_name(study: StudyRow, name: str) -> str:
+    """The starting weights in words."""
     origin = study["origins"][name]
     if origin["sets"]:
         return f"{', '.join(origin['sets'])}, {origin['steps']:,} steps"
     return origin["checkpoint"] or "random weights"
 
 
-def _size_name(study: StudyRow, name: str) -> str:
+def size_name(study: StudyRow, name: str) -> str:
+    """A size with its part and its epochs."""
     size = study["sizes"][name]
     rate = f", {percent(size['rate'])} % of the clips of a mixture" if size["rate"] else ""
     return f"{name}: {100 * size['part']:g} % of the training clips, {size['epochs']:g} epochs{rate}"
 
 
-def _figure(row: StudyRow | None, verdict: str) -> Cell:
+def figure(row: StudyRow | None, verdict: str) -> Cell:
+    """An accuracy with its interval, and a sign of the verdict against the target alone."""
     if row is None:
         return Cell(None)
     sign, tone = AGAINST_ALONE.get(verdict, ("", ""))

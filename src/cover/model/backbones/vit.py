@@ -11,7 +11,7 @@ sequences, N tokens of all samples together, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -24,9 +24,11 @@ from cover.model.backbone import (
     BackboneConfig,
     BackboneOptions,
     Groups,
+    Heat,
     Intermediates,
     Pixels,
     linears_of,
+    no_check,
     note,
     option,
 )
@@ -651,6 +653,16 @@ class Vit(Backbone):
         """Drop-path factors of samples `(branches, S)` for their tokens, `(branches, N, 1)`."""
         parts = zip(drop.split([samples for samples, _ in layout.samples], dim=-1), layout.samples, strict=True)
         return torch.cat([part.repeat_interleave(tokens, dim=-1) for part, (_, tokens) in parts], dim=-1)[..., None]
+
+    def heat(
+        self, frames: Tensor, score: Callable[[Tensor], Tensor] | None, check: Callable[[], None] = no_check
+    ) -> Heat:
+        """As `Backbone.heat`: attention roll-out without a `score`, input x gradient with one."""
+        if score is not None:
+            return super().heat(frames, score, check)
+        from cover.model.backbones.vit_rollout import rollout
+
+        return rollout(self, frames, check)
 
     # --- parameters ---------------------------------------------------------------------------------------------------
 

@@ -102,7 +102,8 @@ class SelfAttention(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.zeros(width)))
         self.proj = nn.Linear(width, width)
 
-    def _projected(self, x_ND: Tensor) -> Tensor:
+    def projected(self, x_ND: Tensor) -> Tensor:
+        """Queries, keys and values, `(N, D)` to `(N, 3 D)`."""
         if "q_bias" not in self._parameters:
             projected: Tensor = self.qkv(x_ND)
             return projected
@@ -117,7 +118,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, layout: Layout) -> Tensor:
         """`(N, D)` to the same shape."""
-        qkv_N3D = self._projected(x_ND)
+        qkv_N3D = self.projected(x_ND)
         if self.halved:
             mixed = [self._over_time_and_space(part) for part in layout.split_slots(qkv_N3D)]
         else:

@@ -57,7 +57,8 @@ class ImportOptions:
     families can read. `attention`, `time`: only for image networks. `head`: the name of the
     classifier; `none` leaves it out. `classes`: a file with one class name per line. `sampling`: as in a catalog.
     `unused`: names, or beginnings of names, of tensors that the import leaves out. `key`: the dotted key of the
-    dictionary in a pickled file that contains the tensors.
+    dictionary in a pickled file that contains the tensors. `text`: whether the text network of a CLIP or SigLIP 2 is
+    imported too.
     """
 
     size: int | None = None
@@ -72,6 +73,7 @@ class ImportOptions:
     sampling: str | None = None
     unused: tuple[str, ...] = ()
     key: str | None = None
+    text: bool = False
 
 
 @dataclass(frozen=True)

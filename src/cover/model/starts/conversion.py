@@ -17,6 +17,7 @@ from cover.model.starts.checkpoint_files import ForeignCheckpoint
 from cover.model.starts.conventions import ImportOptions, PixelStatistics
 from cover.model.starts.formats import ForeignFormat, Names, Translation
 
+NO_HEAD = "none"  # the option `--head` that leaves the classifier out
 FAMILY_OPTIONS = ("attention", "attention_heads", "time", "resize")  # of an import; they are for some families only
 
 
@@ -27,7 +28,8 @@ class Conversion:
     `translation`: our names of the backbone and `head.weight`, `head.bias` -> tensors. They must be all tensors of the
     network of `config`. `wanted`: our name -> the names that the checkpoint should have. `changes`: our name -> how the
     tensor was changed. `unused`: names in the file -> why they are left out. `sampling`, `views`: for the data set of
-    the head. `notes`: lines for the report.
+    the head. `notes`: lines for the report. `new`: our names that the checkpoint lacks and the network initialises ->
+    what becomes of them. `labels`: the format in whose way the checkpoint names its classes, `form` if None.
     """
 
     form: ForeignFormat
@@ -40,6 +42,8 @@ class Conversion:
     changes: Mapping[str, str] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    new: Mapping[str, str] = field(default_factory=dict)
+    labels: ForeignFormat | None = None
 
 
 Converter = Callable[[ForeignCheckpoint, Mapping[str, Tensor], ImportOptions], Conversion | None]

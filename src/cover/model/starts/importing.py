@@ -19,10 +19,10 @@ from cover.model.backbones.timesformer import TimeSformerConfig, resized_positio
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head
 from cover.model.release import save_release
-from cover.model.starts import movinet, video_swin, vidtr
+from cover.model.starts import movinet, video_swin, vidtr, vit
 from cover.model.starts.checkpoint_files import AVERAGES, ForeignCheckpoint, read_source
 from cover.model.starts.conventions import ImportOptions, classes_of, network_of, pixels_of, seconds_between_frames
-from cover.model.starts.conversion import Conversion, Converter
+from cover.model.starts.conversion import NO_HEAD, Conversion, Converter
 from cover.model.starts.formats import (
     HEAD,
     TRANSFORMERS_TIMESFORMER,
@@ -35,15 +35,13 @@ from cover.model.starts.formats import (
 )
 from cover.model.starts.known import licence_of
 from cover.model.starts.report import COPIED, LOADED, NEW, RESIZED, UNUSED, counts, dtype_notes, row
-from cover.model.starts.vit import convert_vit
+from cover.model.starts.text_networks import add_text, check_text
 from cover.model.starts.vit_published import MODEL_TYPES as VIT_TYPES
-from cover.model.starts.vit_published import is_published_vit
 from cover.model.weight_files import FLOATS, not_finite, wrong_dtype
 
-NO_HEAD = "none"
 MODEL_TYPES = ("timesformer", "vit", "swin")  # of transformers
 # of the families other than TimeSformer
-CONVERTERS: tuple[Converter, ...] = (video_swin.convert, vidtr.convert, movinet.convert)
+CONVERTERS: tuple[Converter, ...] = (vit.convert, video_swin.convert, vidtr.convert, movinet.convert)
 AS_IT_IS = ImportOptions()
 SHOWING_SIZES = ("patch_embed.weight", "pos_embed", "blocks.0.mlp.fc1.weight")  # `network_of` reads their shapes
 
@@ -59,19 +57,22 @@ def import_weights(source: str, out: Path, options: ImportOptions = AS_IT_IS) ->
         raise UserError(f"{out}: is there already; choose a new folder with --out")
     checkpoint = read_source(source, options.key)
     try:
-        model, report = _convert(checkpoint, options)
+        if options.text:
+            check_text(checkpoint)
+        model, report = convert_checkpoint(checkpoint, options)
     except UserError as error:
         raise UserError(f"{checkpoint.path}: {error}") from None
     try:
         save_release(out, model, report.pop("metadata"))
+        if options.text:
+            add_text(checkpoint, out, report)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
     return {"source": source, "out": str(out), **report}
 
 
-def _convert(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoVeR, dict[str, Any]]:
-    if is_published_vit(checkpoint, options):
-        return _converted_vit(checkpoint, options)
+def convert_checkpoint(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoVeR, dict[str, Any]]:
+    """The model of a foreign checkpoint, and the report, with the `metadata` of a release. Raises `UserError`."""
     state, left_out = _chosen(checkpoint, options)
     for convert in CONVERTERS:
         if conversion := convert(checkpoint, state, options):
@@ -120,13 +121,13 @@ def _converted(
     """The model and the report of a checkpoint of another family than TimeSformer."""
     form, translation, pixels = conversion.form, conversion.translation, conversion.pixels
     config = dataclasses.replace(conversion.config, mean=pixels.mean, std=pixels.std)
-    head, named_by = _head_of(checkpoint, form, translation, options)
+    head, named_by = _head_of(checkpoint, conversion.labels or form, translation, options)
     left_out = {**conversion.unused, **left_out}
     if head is None:
         translation, left_out = _without_head(translation, left_out)
     model = CoVeR(config, (head,) if head else ()).eval()
     _check_complete(conversion, translation, model)
-    rows = _load(model, translation, conversion.changes)
+    rows = _load(model, translation, conversion)
     rows += [row(None, (name,), UNUSED, checkpoint.tensors[name], why) for name, why in left_out.items()]
     settings = ", ".join(f"{name} {value}" for name, value in config.summary().items())
     report = {
@@ -155,39 +156,37 @@ def _check_complete(conversion: Conversion, translation: Translation, model: CoV
     """Raises `UserError` if a tensor of the network is missing, has another shape or no floats."""
     for name, value in model.state_dict().items():
         ours = _foreign_name(name)
+        if ours in conversion.new:
+            continue
         if ours not in translation.tensors:
             raise UserError(f"the tensor {conversion.wanted.get(ours, (ours,))[0]} is missing")
         _check_tensor(translation, ours, value)
 
 
-def _load(model: CoVeR, translation: Translation, changes: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Load the tensors of a complete translation into the model; returns a row of the report for each of them."""
-    state, rows = {}, []
-    for name in model.state_dict():
+def _load(model: CoVeR, translation: Translation, conversion: Conversion) -> list[dict[str, Any]]:
+    """Load the tensors of a translation into the model; returns a row of the report for each of the model's."""
+    state, rows = model.state_dict(), []
+    for name in state:
         ours = _foreign_name(name)
+        if ours in conversion.new:
+            continue
         state[name] = translation.tensors[ours].float()
-        fate = RESIZED if ours in changes else LOADED
-        rows.append(row(name, translation.sources[ours], fate, state[name], changes.get(ours, "")))
+        if problem := not_finite(state[name]):
+            raise UserError(f"{' + '.join(translation.sources[ours])} {problem}")
     model.load_state_dict(state)
+    if model.backbone.temporal_parameters() & conversion.new.keys():
+        model.backbone.reset_temporal("fresh")
+    for name, value in model.state_dict().items():
+        ours = _foreign_name(name)
+        if ours in conversion.new:
+            rows.append(row(name, (), NEW, value, conversion.new[ours]))
+        else:
+            change = conversion.changes.get(ours, "")
+            rows.append(row(name, translation.sources[ours], RESIZED if change else LOADED, value, change))
     return rows
 
 
 # --- the tensors of the checkpoint ------------------------------------------------------------------------------------
-
-
-def _converted_vit(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[CoVeR, dict[str, Any]]:
-    """The model and the report of a published plain vision transformer."""
-    _check_unused(checkpoint, options)
-    model, report = convert_vit(checkpoint, options, lambda wanted: _head_name(wanted, checkpoint))
-    for name, value in model.state_dict().items():
-        if problem := not_finite(value):
-            raise UserError(f"{name} {problem}")
-    settings = ", ".join(f"{name} {value}" for name, value in model.config.summary().items())
-    report["network"] = f"{model.config.family}, {settings}, {model.config.frames} x {model.config.size} px"
-    report["notes"] = _file_notes(checkpoint)
-    if licence := licence_of(checkpoint.name):
-        report["metadata"]["imported"]["licence"] = licence
-    return model, report
 
 
 def _check_unused(checkpoint: ForeignCheckpoint, options: ImportOptions) -> None:
@@ -203,9 +202,9 @@ def _chosen(checkpoint: ForeignCheckpoint, options: ImportOptions) -> tuple[dict
     """The tensors of the checkpoint without those that `--unused` leaves out, and these: name -> reason."""
     _check_unused(checkpoint, options)
     kind = checkpoint.config.get("model_type")
-    if kind not in (None, *MODEL_TYPES):
-        if options.backbone == "timesformer" and kind in VIT_TYPES:
-            raise UserError(f"--backbone timesformer: a {kind} has parts that a TimeSformer lacks; leave it out")
+    if options.backbone == "timesformer" and kind in VIT_TYPES and kind not in MODEL_TYPES:
+        raise UserError(f"--backbone timesformer: a {kind} has parts that a TimeSformer lacks; leave it out")
+    if kind not in (None, *MODEL_TYPES, *VIT_TYPES):
         known = ", ".join(sorted({*MODEL_TYPES, *VIT_TYPES}))
         raise UserError(f"config.json: model_type {kind}: known are {known}")
     left_out = {name: "named with --unused" for name in checkpoint.tensors if name.startswith(options.unused)}
