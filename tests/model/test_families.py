@@ -58,7 +58,8 @@ def allowed(work: Any) -> bool:
     try:
         work()
     except UserError as error:
-        assert "\n" not in str(error)
+        if "\n" in str(error):
+            raise
         return False
     return True
 

@@ -30,6 +30,7 @@ COMMANDS = (
     train_commands.describe,
     train_commands.starts,
     use_commands.evaluate,
+    study_commands.report,
     study_commands.transfer,
     study_commands.study,
     use_commands.predict,

@@ -295,7 +295,4 @@ def print_fitted(fitted: Fitted) -> None:
 def _percent(found: Any) -> str:
     if not isinstance(found, Mapping):
         return f"{found:.1%}"
-    if "value" in found:
-        return with_interval(found["value"], found["low"], found["high"])
-    interval = found.get("top1_interval") or {}
-    return with_interval(found["top1"], interval.get("low"), interval.get("high"))
+    return with_interval(found["value"] if "value" in found else found["top1"], found["low"], found["high"])

@@ -148,6 +148,7 @@ def _set(record: RunRecord, name: str) -> dict[str, Any]:
         "calibration": calibration_panel(answers) if answers else None,
         "mistakes": mistakes(answers, _manifest(answers)) if answers else [],
         "counts": _class_counts(manifests),
+        "video": any(manifest.media == "video" for manifest in manifests),
     }
 
 
@@ -324,10 +325,8 @@ def _advice(record: RunRecord, sets: Sequence[Mapping[str, Any]]) -> list[str]:
     if any(note.startswith("no groups") for note in record.results.get("notes", [])):
         lines.append("Say what belongs together (--group), if clips come from one recording or show one person.")
     tried = {each["kind"] for each in record.results.get("candidates") or []}
-    if tried and "late_block" not in tried:
-        lines.append(
-            "A late space-time block takes minutes more and often gains where motion counts: --heads late_block."
-        )
+    if tried and "late_block" not in tried and any(own["video"] for own in sets):
+        lines.append("A late space-time block takes minutes and can gain where motion counts: --heads late_block.")
     return lines
 
 

@@ -226,8 +226,8 @@ class _AnswerWriter:
                 self._stdout.write(self._print(row))
         if self._out:
             self._out.write(row)
-        if self._subtitles and not answer.failed:
-            write_subtitles(self._subtitles, row)
+        if self._subtitles and not answer.failed and not write_subtitles(self._subtitles, row):
+            say(f"{self._subtitles}: empty, since no class reaches the probability of --segments")
         if self._features:
             self._features.write(answer)
         if self._outputs.json:

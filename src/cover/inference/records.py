@@ -145,8 +145,8 @@ def subtitles_of(path: Path) -> Callable[[Sequence[Cue]], str] | None:
     return {".srt": srt, ".vtt": vtt}.get(path.suffix.lower())
 
 
-def write_subtitles(path: Path, row: ResultRow) -> None:
-    """Write the segments of a row as subtitles, as a whole file at once. Raises `UserError`."""
+def write_subtitles(path: Path, row: ResultRow) -> int:
+    """Write the segments of a row as subtitles, as a whole file at once; returns their number. Raises `UserError`."""
     form, heads = subtitles_of(path), row.get("segments", {})
     assert form is not None, "the ending was checked"
     cues = [
@@ -161,6 +161,7 @@ def write_subtitles(path: Path, row: ResultRow) -> None:
         beside.replace(path)
     except OSError as error:
         raise UserError(f"--out {path}: cannot be written: {error.strerror or error}") from None
+    return len(cues)
 
 
 def format_of(path: Path, requested: OutputFormat | None) -> OutputFormat:
