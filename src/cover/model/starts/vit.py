@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from cover.errors import UserError
-from cover.media.sampling import Sampling
 from cover.model.backbones.vit import Vit, VitConfig
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head
@@ -36,6 +35,8 @@ def convert(checkpoint: ForeignCheckpoint, state: Mapping[str, Tensor], options:
     An image ViT that can become a TimeSformer is none unless the options say so. Raises `UserError` if it is no network
     of this package.
     """
+    from cover.media.sampling import Sampling
+
     if not is_published_vit(checkpoint, options):
         return None
     found = published(checkpoint, options.unused)
