@@ -29,7 +29,7 @@ test: lint
 
 test-full: lint .venv/.installed-notebooks
 	$(PYTEST)
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --timeout 900 docs/notebooks
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout 900 --timeout 1800 docs/notebooks
 
 # The first prerequisite installs what the others need. Torchcodec needs FFmpeg's libraries and the page's tests need Chromium:
 # without them, pytest names the tests that it skips.

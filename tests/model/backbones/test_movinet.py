@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from parity import GoldenCase, close, golden_cases, strong
 from torch import Tensor
 
 from cover.cli import main
@@ -27,12 +24,7 @@ from cover.model.profile import count_parameters, forward_cost, on_meta
 from cover.model.starts.formats import HEAD
 from cover.model.starts.movinet import published_names
 
-GOLDEN = Path(__file__).parents[2] / "golden"
-CASES = {
-    case["case"]: case
-    for file in ("movinet_base.json", "movinet_stream.json")
-    for case in json.loads((GOLDEN / file).read_text())["cases"]
-}
+CASES = golden_cases("movinet_base.json") | golden_cases("movinet_stream.json")
 TINY = [name for name in CASES if not name.endswith("172_strong")]
 STREAMS = pytest.mark.parametrize("stream", [False, True], ids=["base", "stream"])
 MIXED: Groups = ((2, 5), (1, 3), (2, 1))
@@ -41,45 +33,10 @@ MIXED: Groups = ((2, 5), (1, 3), (2, 1))
 # --- published outputs ------------------------------------------------------------------------------------------------
 
 
-def published_state(case: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict of a case in the published names, filled by the rule of the golden files."""
-    keys = case["keys"]
-    if isinstance(keys, str):
-        keys = CASES[f"{keys.removeprefix('same as case ')}"]["keys"]
-    rule, state = case["fill"], {}
-    for name, shape in keys.items():
-        last = re.split(r"[./]", name)[-1]
-        if last == "num_batches_tracked":
-            state[name] = torch.tensor(0)
-            continue
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + rule["seed"])
-        values = torch.randn(tuple(shape), generator=generator)
-        if last == "running_mean":
-            values = 0.2 * values
-        elif last == "running_var":
-            values = 0.5 + 0.5 * values.abs()
-        elif last == "alpha":
-            values = 0.5 + 0.2 * values
-        elif values.ndim >= 2:
-            values = values * (rule["gain"] / math.sqrt(values[0].numel()))
-        elif last == "weight":
-            values = 1 + 0.2 * values
-        else:
-            values = rule["bias"] * values
-        state[name] = values
-    return state
-
-
-def clips_of(case: Mapping[str, Any]) -> Tensor:
-    """The input of a case, `(N, T, 3, H, W)`."""
-    generator = torch.Generator().manual_seed(int(re.findall(r"manual_seed\((\d+)\)", case["input"]["rule"])[0]))
-    return torch.randn(case["input"]["shape"], generator=generator).transpose(1, 2)
-
-
-def imported(case: Mapping[str, Any], folder: Path) -> CoVeR:
+def imported(case: GoldenCase, folder: Path) -> CoVeR:
     """The release that an import makes of the case's state dict."""
     file = folder / "modelA0_statedict_v3"
-    torch.save(published_state(case), file)
+    torch.save(case.weights(), file)
     assert main(["import-weights", str(file), "--out", str(folder / "release"), "--head", "k600"]) == 0
     return CoVeR.from_pretrained(folder / "release")
 
@@ -91,37 +48,31 @@ def logits_of(model: CoVeR, clips: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", [*TINY, *(pytest.param(n, marks=pytest.mark.full) for n in CASES if n not in TINY)])
 def test_published_outputs(name: str, tmp_path: Path) -> None:
     case = CASES[name]
-    model, clips = imported(case, tmp_path), clips_of(case)
-    assert count_parameters(model).total == case["parameters"]
+    model, clips = imported(case, tmp_path), case.input().transpose(1, 2)
+    assert count_parameters(model).total == case.facts["parameters"]
     with torch.no_grad():
-        _compare(logits_of(model, clips), case["outputs"]["logits"])
+        case.check("logits", logits_of(model, clips))
         done, state, backbone = 0, None, model.backbone
         assert isinstance(backbone, MoViNet)
-        for length in case.get("chunks", ()):
+        for length in case.facts.get("chunks", ()):
             features, state = backbone.stream(clips[:, done : done + length], state)
             done += length
-            _compare(model.forward_head(features)["k600"], case["outputs"][f"logits_after_{done}_frames"])
-
-
-def _compare(ours: Tensor, wanted: Mapping[str, Any]) -> None:
-    values = ours.flatten()[:: wanted.get("every", 1)]
-    assert list(ours.shape) == wanted["shape"]
-    assert (values - torch.tensor(wanted["values"])).abs().max() <= 1e-5 * wanted["max_abs"]
+            case.check(f"logits_after_{done}_frames", model.forward_head(features)["k600"])
 
 
 @pytest.mark.parametrize("name", ["A0_base_t5_64_strong", "A0_stream_t8_64_strong"])
 def test_published_maps(name: str, tmp_path: Path) -> None:
     case = CASES[name]
-    model, clips, seen = imported(case, tmp_path), clips_of(case), {}
+    model, clips, seen = imported(case, tmp_path), case.input().transpose(1, 2), {}
     with torch.no_grad():
         model.forward_features(clips.flatten(0, 1), ((len(clips), clips.shape[1]),), None, seen)
     names = {"conv1": "stem", "conv7": "last"}
-    blocks = [key for key in case["keys"] if key.endswith(".alpha")]
+    blocks = [key for key in case.keys if key.endswith(".alpha")]
     names |= {key.removesuffix(".alpha"): f"blocks.{number}" for number, key in enumerate(blocks)}
-    compared = case["stages"].keys() & names.keys()
+    compared = case.facts["stages"].keys() & names.keys()
     assert len(compared) >= 8
     for theirs in compared:
-        wanted, ours = case["stages"][theirs], seen[names[theirs]]
+        wanted, ours = case.facts["stages"][theirs], seen[names[theirs]]
         ours = ours.unflatten(0, (len(clips), -1)).transpose(1, 2)
         assert list(ours.shape) == wanted["shape"]
         got = [*ours.flatten()[:4].tolist(), *ours.flatten()[-2:].tolist(), float(ours.std(correction=0))]
@@ -151,28 +102,12 @@ def test_sizes(name: str, parameters: int, adds: float) -> None:
 
 
 def build(stream: bool, **changes: Any) -> CoVeR:
-    """Every parameter and every statistic random and strong, so that no branch is near zero."""
-    model = CoVeR(MoViNetConfig(stream=stream, **changes), (Head("k", ("a", "b")),)).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            values = torch.randn(value.shape, generator=generator)
-            if name.endswith("running_var"):
-                value.copy_(0.5 + 0.5 * values.abs())
-            elif value.ndim >= 2:
-                value.copy_(values * 1.2 / math.sqrt(value[0].numel()))
-            elif value.is_floating_point():
-                centre = 1 if "norm.weight" in name else 0.5 if name.endswith("alpha") else 0
-                value.copy_(centre + 0.2 * values)
-    return model
+    model = CoVeR(MoViNetConfig(stream=stream, **changes), (Head("k", ("a", "b")),))
+    return strong(model, embeddings="^$", gain=1.2)
 
 
 def pixels(count: int, height: int = 32, width: int = 32) -> Tensor:
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(1))
-
-
-def close(ours: Tensor, wanted: Tensor) -> bool:
-    return bool((ours - wanted).abs().max() <= 1e-5 * wanted.abs().max())
 
 
 @STREAMS
@@ -183,8 +118,8 @@ def test_a_pack_equals_its_samples_alone(stream: bool, sides: tuple[int, int]) -
         packed = model.forward_features(frames, MIXED)
         alone = [model.forward_features(part, ((1, len(part)),))[0] for part in frames.split([5, 5, 3, 1, 1])]
         swapped = model.forward_features(torch.cat([frames[5:10], frames[:5], frames[10:]]), MIXED)
-    assert close(packed, torch.stack(alone))
-    assert close(swapped, packed[[1, 0, 2, 3, 4]])
+    close(packed, torch.stack(alone))
+    close(swapped, packed[[1, 0, 2, 3, 4]])
 
 
 @STREAMS
@@ -195,7 +130,7 @@ def test_prefix_and_suffix_are_the_whole(stream: bool) -> None:
         for stages in (0, 1, 5, len(model.backbone.stages())):
             prefix = model.forward_prefix(frames, MIXED, stages)
             assert len(prefix) == 15
-            assert close(model.forward_features(prefix, MIXED, stages=stages), wanted)
+            close(model.forward_features(prefix, MIXED, stages=stages), wanted)
 
 
 @STREAMS
@@ -227,7 +162,7 @@ def test_a_stream_in_chunks_is_the_whole_clip(lengths: list[int]) -> None:
         done += chunk.shape[1]
         so_far = clips[:, :done].flatten(0, 1)
         with torch.no_grad():
-            assert close(features, model.forward_features(so_far, ((2, done),)))
+            close(features, model.forward_features(so_far, ((2, done),)))
     assert state is not None
     assert state.count == 8
 
@@ -247,8 +182,9 @@ def test_an_image_of_a_base_network_has_zeros_around_it() -> None:
         for value in (v for v in flat.state_dict().values() if v.ndim == 5):
             value[:, :, [tap for tap in range(value.shape[2]) if tap != value.shape[2] // 2]] = 0
         wanted = flat.forward_features(torch.cat([image, image]), ((1, 2),))
-        assert close(model.forward_features(image, ((1, 1),)), wanted)
-        assert not close(model.forward_features(torch.cat([image, image]), ((1, 2),)), wanted)
+        close(model.forward_features(image, ((1, 1),)), wanted)
+        with pytest.raises(AssertionError):
+            close(model.forward_features(torch.cat([image, image]), ((1, 2),)), wanted)
 
 
 def test_a_stream_forgets_nothing_and_trains_nothing() -> None:
@@ -287,8 +223,9 @@ def test_drop_path() -> None:
         assert torch.equal(model.forward_features(frames, groups, drop), plain)
         drop[:, :, 1] = 0
         dropped = model.forward_features(frames, groups, drop)
-        assert close(dropped[[0, 2]], plain[[0, 2]])
-        assert not close(dropped[1], plain[1])
+        close(dropped[[0, 2]], plain[[0, 2]])
+        with pytest.raises(AssertionError):
+            close(dropped[1], plain[1])
     assert [model.backbone.drop_layers_within(stages) for stages in (0, 1, 2, 17)] == [0, 0, 1, 15]
 
 
@@ -335,7 +272,7 @@ def saved(state: dict[str, Tensor], folder: Path) -> str:
 
 
 def test_the_report_of_an_import(tmp_path: Path) -> None:
-    state = {f"module.{name}": value for name, value in published_state(BASE).items()}
+    state = {f"module.{name}": value for name, value in BASE.weights().items()}
     source = saved({"state_dict": state}, tmp_path)
     command = ["import-weights", source, "--out", str(tmp_path / "release"), "--json", str(tmp_path / "report.json")]
     assert main([*command, "--head", "none", "--size", "64", "--frames", "8"]) == 0
@@ -386,7 +323,7 @@ def test_a_variant_is_seen_by_its_tensors(tmp_path: Path) -> None:
     ],
 )
 def test_weights_that_do_not_fit(change: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = published_state(BASE)
+    state = BASE.weights()
     change(state)
     assert main(["import-weights", saved(state, tmp_path), "--out", str(tmp_path / "release")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -395,7 +332,7 @@ def test_weights_that_do_not_fit(change: Any, message: str, tmp_path: Path, caps
 
 @pytest.mark.parametrize("option", ["--attention=joint", "--time=rotary", "--resize=nearest", "--attention-heads=2"])
 def test_options_of_transformers(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = saved(published_state(BASE), tmp_path)
+    source = saved(BASE.weights(), tmp_path)
     assert main(["import-weights", source, "--out", str(tmp_path / "release"), option]) == 2
     assert option.split("=", maxsplit=1)[0] in capsys.readouterr().err
 

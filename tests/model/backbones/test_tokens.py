@@ -77,6 +77,12 @@ def test_a_slow_change_is_not_lost() -> None:
     assert len(noted["embedded"]) == 1 + 2 * 9
 
 
+def test_a_roll_out_has_every_patch() -> None:
+    static, frames = vit(0.5, attention="joint"), pictures(1).repeat(4, 1, 1, 1)
+    torch.testing.assert_close(static.heat(frames, None).heat, vit(None, attention="joint").heat(frames, None).heat)
+    assert static.embed.static == 0.5
+
+
 @torch.no_grad()
 def test_tubelets_that_do_not_change() -> None:
     changes = {"attention": "joint", "tubelet": 2}

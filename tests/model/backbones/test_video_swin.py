@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from parity import close, golden_cases, strong
 from torch import Tensor
 
 from cover.errors import UserError
@@ -34,27 +34,12 @@ SMALL = {"channels": 16, "depths": (2, 2), "attention_heads": (2, 4), "window": 
 
 
 def build(**changes: Any) -> CoVeR:
-    """Every parameter random and strong; the scales of norms around 1."""
-    model = CoVeR(VideoSwinConfig(**{**SMALL, **changes}), (Head("moves", ("up", "down")),)).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name and name.endswith("weight"):
-                parameter.normal_(1.0, 0.2, generator=generator)
-            elif "bias_table" in name or parameter.ndim < 2:
-                parameter.normal_(0.0, 0.4, generator=generator)
-            else:
-                parameter.normal_(0.0, 1.5 * parameter[0].numel() ** -0.5, generator=generator)
-    return model
+    config = VideoSwinConfig(**{**SMALL, **changes})
+    return strong(CoVeR(config, (Head("moves", ("up", "down")),)), embeddings="bias_table")
 
 
 def pixels(count: int, height: int = 40, width: int = 52) -> Tensor:
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(1))
-
-
-def close(result: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
-    assert result.shape == wanted.shape
-    assert float((result - wanted).detach().abs().max()) < tolerance * float(wanted.detach().abs().max())
 
 
 def network(weights: dict[str, Tensor], **changes: Any) -> VideoSwin:
@@ -87,7 +72,7 @@ RELEASED = [
 
 @torch.no_grad()
 @pytest.mark.parametrize(("file", "name"), RELEASED, ids=[name for _, name in RELEASED])
-def test_outputs_of_the_released_code(golden_cases: Callable[[str], Any], file: str, name: str) -> None:
+def test_outputs_of_the_released_code(file: str, name: str) -> None:
     case = golden_cases(file)[name]
     # The released code completes the pair of a single frame with zeros.
     backbone = network(case.weights(), image_frames="zeros")
@@ -102,7 +87,7 @@ def test_outputs_of_the_released_code(golden_cases: Callable[[str], Any], file: 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["inflate_w7_image_224_strong", "inflate_w12_to_w7_bicubic_strong"])
-def test_an_inflated_image_network(golden_cases: Callable[[str], Any], name: str) -> None:
+def test_an_inflated_image_network(name: str) -> None:
     case = golden_cases("video_swin_inflation.json")[name]
     weights = case.weights()
     backbone, images = network(weights, window=7), case.input()
@@ -132,7 +117,7 @@ def test_an_inflated_image_network(golden_cases: Callable[[str], Any], name: str
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["tiny_strong", "tiny_faint"])
-def test_images_of_transformers_swin(golden_cases: Callable[[str], Any], name: str) -> None:
+def test_images_of_transformers_swin(name: str) -> None:
     case = golden_cases("swin2d_hf.json")[name]
     weights, images = case.weights(), case.input()
     for groups, frames in ((((2, 1),), images), (((2, 4),), images[:, None].expand(-1, 4, -1, -1, -1).flatten(0, 1))):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from parity import close, golden_cases, strong
 from torch import Tensor
 
 from cover.errors import UserError
@@ -30,27 +30,12 @@ EACH = pytest.mark.parametrize("kind", KINDS)
 
 
 def build(kind: str, **changes: Any) -> CoVeR:
-    """Every parameter random and strong; the scales of norms around 1."""
-    model = CoVeR(VidTrConfig(**{**SMALL, **KINDS[kind], **changes}), (Head("moves", ("up", "down")),)).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name and name.endswith("weight"):
-                parameter.normal_(1.0, 0.2, generator=generator)
-            elif "token" in name or "pos" in name or parameter.ndim < 2:
-                parameter.normal_(0.0, 0.4, generator=generator)
-            else:
-                parameter.normal_(0.0, 1.5 * parameter[0].numel() ** -0.5, generator=generator)
-    return model
+    config = VidTrConfig(**{**SMALL, **KINDS[kind], **changes})
+    return strong(CoVeR(config, (Head("moves", ("up", "down")),)), embeddings="token|pos")
 
 
 def pixels(count: int, height: int = 24, width: int = 24) -> Tensor:
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(1))
-
-
-def close(result: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
-    assert result.shape == wanted.shape
-    assert float((result - wanted).detach().abs().max()) < tolerance * float(wanted.detach().abs().max())
 
 
 # --- the released code ------------------------------------------------------------------------------------------------
@@ -111,12 +96,12 @@ def check(case: Any, tolerance: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize(("file", "name"), RELEASED, ids=["-".join(case) for case in RELEASED])
-def test_outputs_of_the_released_code(golden_cases: Callable[[str], Any], file: str, name: str) -> None:
+def test_outputs_of_the_released_code(file: str, name: str) -> None:
     check(golden_cases(file)[name])
 
 
 @pytest.mark.full
-def test_outputs_of_the_released_code_at_full_size(golden_cases: Callable[[str], Any]) -> None:
+def test_outputs_of_the_released_code_at_full_size() -> None:
     check(golden_cases("vidtr_S.json")["vidtr_s_8x224_strong"], 1e-4)
     # Two frames are nearly equal in one of its decisions, so another rounding may drop the other one.
     check(golden_cases("cvidtr_S.json")["cvidtr_s_8x224_strong"], 1e-3)

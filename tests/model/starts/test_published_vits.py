@@ -1,21 +1,18 @@
 """Published plain vision transformers compute after their import what their own code computed.
 
-The references are the files in tests/golden: outputs of other implementations, for weights that a rule makes
-(`filled`). Their `fill_check` shows that the rule makes the same weights here.
+The references are the files in tests/golden: outputs of other implementations for weights that a rule makes (`parity`).
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from parity import GOLDEN, GoldenCase, golden_cases
 from torch import Tensor
 
 from cover.model.backbones.vit import Vit, VitConfig
@@ -24,64 +21,17 @@ from cover.model.starts.checkpoint_files import ForeignCheckpoint
 from cover.model.starts.conventions import ImportOptions
 from cover.model.starts.importing import convert_checkpoint
 
-GOLDEN = Path(__file__).parents[2] / "golden"
-TOLERANCE = 1e-5  # of the largest absolute value, for networks of every size
 FILES = re.compile(r"clip_|deit_|dinov|siglip_|timm_|umt|videomae|vit_hf|vivit|scenic_vivit|vjepa2|tokenlearner_vit")
 LARGE = 1e7  # parameters; a case above takes seconds
-EMBEDDING = re.compile(
-    r"(^|[./])(pos_embed\w*|\w*positional_embedding|pos_embedding|position_embeddings?|cls(_token|_s|_t|_\w*Transformer)?"
-    r"|\w*_tokens?|class_embedding|probe|latent|relative_position_bias_table)(\.weight|\.embedding)?$"
-)
 
 
 def cases() -> list[Any]:
     found = []
     for path in sorted(path for path in GOLDEN.glob("*.json") if FILES.match(path.name)):
-        for case in json.loads(path.read_text())["cases"]:
-            marks = [pytest.mark.full] if case["parameters"] > LARGE else []
-            found.append(pytest.param(path.stem, case["case"], id=f"{path.stem}-{case['case']}", marks=marks))
+        for case, golden in golden_cases(path.name).items():
+            marks = [pytest.mark.full] if golden.facts["parameters"] > LARGE else []
+            found.append(pytest.param(path.stem, case, id=f"{path.stem}-{case}", marks=marks))
     return found
-
-
-def read(name: str, case: str) -> dict[str, Any]:
-    """A case with its keys."""
-    all_cases = {each["case"]: each for each in json.loads((GOLDEN / f"{name}.json").read_text())["cases"]}
-    found = all_cases[case]
-    if isinstance(found["keys"], str):
-        found["keys"] = all_cases[found["keys"].removeprefix("same as case ")]["keys"]
-    return found
-
-
-def filled(case: dict[str, Any]) -> dict[str, Tensor]:
-    """The published state dict, by the rule of the files: strong enough that every part shows, with `faint`
-    cases whose small variances show the epsilons of norms.
-    """
-    state, rule = {}, case["fill"]
-    for name, shape in case["keys"].items():
-        last = re.split(r"[./]", name)[-1]
-        if last == "bias_mask":
-            state[name] = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(shape[0] // 3)
-            continue
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + rule["seed"])
-        value = torch.randn(tuple(shape), generator=generator)
-        if last in ("gamma", "gamma_1", "gamma_2", "lambda1"):
-            value = 0.5 + 0.2 * value
-        elif value.ndim >= 2 and rule["emb"] is not None and EMBEDDING.search(name):
-            value = rule["emb"] * value
-        elif value.ndim >= 2:
-            value = value * (rule["gain"] / math.sqrt(value.numel() / shape[-1 if last == "kernel" else 0]))
-        elif last in ("weight", "scale"):
-            value = 1 + 0.2 * value
-        else:
-            value = rule["bias"] * value
-        state[name] = value
-    check = case["fill_check"]
-    total = sum(
-        value.double().abs().sum() for name, value in state.items() if "periods" not in name and "bias_mask" not in name
-    )
-    assert math.isclose(total, check["sum_abs"], rel_tol=1e-6)
-    torch.testing.assert_close(state[check["name"]].flatten()[:3], torch.tensor(check["first"]))
-    return state
 
 
 def settings(name: str, case: dict[str, Any]) -> dict[str, Any]:
@@ -131,10 +81,10 @@ def imported(name: str, case: dict[str, Any], state: dict[str, Tensor], **change
     return model
 
 
-def pack(case: dict[str, Any]) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
+def pack(golden: GoldenCase) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
     """The input of a case as the frames of a Pack."""
-    shape = case["input"]["shape"]
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    case, shape = golden.facts, golden.facts["input"]["shape"]
+    x = golden.input()
     layout = case["input"]["layout"].replace("(T,)", "T," * (len(shape) == 5)).split(",")
     if layout == ["N", "H", "W", "C"]:
         return x.permute(0, 3, 1, 2), ((shape[0], 1),)
@@ -144,15 +94,15 @@ def pack(case: dict[str, Any]) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
     return x.flatten(0, 1), ((x.shape[0], x.shape[1]),)
 
 
-def outputs(model: CoVeR, case: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
+def outputs(model: CoVeR, golden: GoldenCase, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our values of every output that a file may have."""
-    frames, groups = pack(case)
+    frames, groups = pack(golden)
     kept: dict[str, Tensor] = {}
     features = model.forward_features(frames, groups, intermediates=kept)
     backbone = model.backbone
     assert isinstance(backbone, Vit)
     config: VitConfig = backbone.config
-    raw = kept[f"blocks.{config.depth - 1}"].unflatten(0, (case["input"]["shape"][0], -1))
+    raw = kept[f"blocks.{config.depth - 1}"].unflatten(0, (golden.facts["input"]["shape"][0], -1))
     tokens = raw if config.pool == "mean_norm" else backbone.norm(raw)
     found = {"features": features, "pooled": features, "tokens_before_post_norm": raw, "tokens": tokens}
     if config.pool in ("mean", "attentive"):
@@ -178,8 +128,8 @@ def outputs(model: CoVeR, case: dict[str, Any], state: dict[str, Tensor]) -> dic
 
 @pytest.mark.parametrize(("name", "case_name"), cases())
 def test_a_published_network(name: str, case_name: str) -> None:
-    case = read(name, case_name)
-    state = filled(case)
+    golden = golden_cases(f"{name}.json")[case_name]
+    case, state = golden.facts, golden.weights()
     changes: dict[str, Any] = {}
     if case["arguments"].get("attention_config", {}).get("attention_order") == "space_time":
         changes["time_first"] = False  # the tensors do not show it
@@ -188,13 +138,9 @@ def test_a_published_network(name: str, case_name: str) -> None:
     if "probe" in case["arguments"]:
         changes["probe_heads"] = case["arguments"]["probe"]["num_heads"]
     model = imported(name, case, state, **changes)
-    ours = outputs(model, case, state)
-    for output, expected in case["outputs"].items():
-        found = ours[output]
-        assert list(found.shape) == expected["shape"]
-        values = found.flatten()[:: expected.get("every", 1)]
-        difference = (values - torch.tensor(expected["values"])).abs().max().item()
-        assert difference <= TOLERANCE * expected["max_abs"], f"{output}: {difference / expected['max_abs']:.1e}"
+    ours = outputs(model, golden, state)
+    for output in case["outputs"]:
+        golden.check(output, ours[output])
     if case["parameters"] < LARGE:
         sum(found.float().square().sum() for found in ours.values()).backward()  # type: ignore[union-attr]
         for parameter_name, parameter in model.named_parameters():

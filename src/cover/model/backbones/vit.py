@@ -662,7 +662,11 @@ class Vit(Backbone):
             return super().heat(frames, score, check)
         from cover.model.backbones.vit_rollout import rollout
 
-        return rollout(self, frames, check)
+        static, self.embed.static = self.embed.static, None  # the map has a place for every patch
+        try:
+            return rollout(self, frames, check)
+        finally:
+            self.embed.static = static
 
     # --- parameters ---------------------------------------------------------------------------------------------------
 

@@ -76,9 +76,11 @@ def _recorded(network: Vit, frames: Tensor, check: Callable[[], None]) -> Calls:
             hooks.append(module.register_forward_pre_hook(before))
         if isinstance(module, ViTBlock) and module.divided:
             hooks.append(module.temporal_norm.register_forward_hook(after))
+    static, network.embed.static = network.embed.static, None  # every patch has its own token
     try:
         network(frames, ((1, len(frames)),))
     finally:
+        network.embed.static = static
         for hook in hooks:
             hook.remove()
     return calls

@@ -77,6 +77,9 @@ def convert_checkpoint(checkpoint: ForeignCheckpoint, options: ImportOptions) ->
     for convert in CONVERTERS:
         if conversion := convert(checkpoint, state, options):
             return _converted(checkpoint, conversion, left_out, options)
+    kind = checkpoint.config.get("model_type")
+    if kind in VIT_TYPES and kind not in MODEL_TYPES:
+        raise UserError(f"config.json: model_type {kind}: its tensors are those of another network")
     form, translation = _translated(checkpoint, state)
     pixels = pixels_of(checkpoint, form)
     origin = dataclasses.replace(network_of(checkpoint, form, translation, options), mean=pixels.mean, std=pixels.std)
