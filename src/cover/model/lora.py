@@ -11,7 +11,6 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
