@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -242,7 +242,7 @@ class DistributedStep(LocalStep):
         """A network that one process can use: the network, or a copy from all shards. Every rank must call it."""
         if not self.sharded:
             return self.model
-        weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
+        weights: Mapping[str, Any] = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
         copy = CoVeR(self.model.config, self.model.head_list).to(next(self.model.parameters()).device)
         copy.load_state_dict(merged(self.model, weights))
         return copy

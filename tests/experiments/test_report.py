@@ -115,7 +115,7 @@ def test_every_number_is_on_the_page(tmp_path: Path, parse: Any) -> None:
     expected += ["19:19", "1:01", "8:25", "50.00", "7.14", "400", "151", "3.7", "61 %", "27 %", "a.mp4", "17", "2.13.0"]
     expected += ["cover evaluate out/checkpoint --shuffle-frames", "+2.8 points", "co-training"]
     assert [words for words in expected if words not in page.words] == []
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 2
     assert page.tags.count("img") == 2
     assert list(path.parent.iterdir()) == [path]
 
@@ -194,7 +194,7 @@ def test_torn_and_missing_logs_are_said_and_drawn_around(tmp_path: Path, parse: 
     assert "co-training: 1 unreadable line left out." in page.words
     assert "single: a: gone.jsonl: No such file or directory." in page.words
     assert "pre-training: no train line in its log." in page.words
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 1, "one point is no curve"
     assert read_log(torn).losses("a") == [(8, 2.0), (16, 1.5)]
     assert read_log(torn).losses("b") == [(8, 1.0)]
 

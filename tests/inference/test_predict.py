@@ -545,7 +545,7 @@ def test_the_list_of_features_replaces_nothing_else(typed: Typed, files: Path, t
         (["--window", "2", "--stride", "nan"], "--stride: expected seconds"),
         (["--stride", "1"], "--stride: goes with --window"),
         (["--stride", "0"], "--stride: goes with --window"),
-        (["--out", "rows.txt"], "name it .jsonl or .csv"),
+        (["--out", "rows.txt"], "name it .jsonl, .csv"),
         (["--embed", "f.pt", "--out", "rows.csv"], "name it .npy or .arrow"),
         (["--embed", "f.npy", "--engine", "ray"], "--engine ray"),
         (["--embed", "f.npy", "--out", "f.csv"], "f.csv: --out writes it too"),

@@ -155,6 +155,19 @@ def test_two_ranks_train_additions_as_one(
     assert changed(run, start) == changed(alone, start)
 
 
+def test_plan_and_describe_count_what_is_trained(catalog: Path, start: Path, tmp_path: Path) -> None:
+    file, facts = tmp_path / "recipe.yaml", tmp_path / "facts.json"
+    file.write_text(config.dump(recipe_of(catalog, start, tmp_path / "run", LORA)), encoding="utf-8")
+    width, hidden, blocks, rank = 128, 512, 4, 2
+    attention = rank * (width + 3 * width) + rank * (width + width)
+    mlp, heads = 2 * rank * (width + hidden), 2 * (2 * width + 2)
+    assert main(["plan", str(file), "--decode-ms", "1", "--image-ms", "1", "--json", str(facts)]) == 0
+    step = json.loads(facts.read_text(encoding="utf-8"))["step"]
+    assert step["parameters_trained"] == blocks * (attention + mlp) + heads
+    assert main(["describe", "mini", "--lora", "2", "--json", str(facts)]) == 0
+    assert json.loads(facts.read_text(encoding="utf-8"))["parameters_trained"] == blocks * 2 * attention
+
+
 # --- nothing but heads, and further parameters ------------------------------------------------------------------------
 
 

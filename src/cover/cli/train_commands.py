@@ -240,12 +240,16 @@ def _say_how_to_start(args: Namespace) -> None:
     argument("--views", default="1x3", help="views of a sample in evaluation, TEMPORALxSPATIAL (default: 1x3)"),
     argument("--batch", type=whole(0), default=8, metavar="CLIPS", help="clips in a training step (default: 8)"),
     argument("--images", type=whole(0), default=0, metavar="N", help="images in a training step (default: 0)"),
+    argument(
+        "--lora", type=whole(1), metavar="RANK", help="a step trains additions of this rank to attention, and the heads"
+    ),
     json_option("write the figures as JSON, not rounded"),
 )
 def describe(args: Namespace) -> int:
     from cover.media.sampling import Views
     from cover.model.backbones import named_config
     from cover.model.describe import describe, print_description, read_heads
+    from cover.model.lora import Lora
     from cover.model.release import find_release
     from cover.model.release_config import read_config
     from cover.model.starts.known import known_start
@@ -263,7 +267,8 @@ def describe(args: Namespace) -> int:
         heads = heads or {head.name: len(head.classes) for head in release.heads}
     else:
         config = named_config(args.preset, **changes)
-    facts = describe(config, heads, (views.temporal, views.spatial), args.batch, args.images)
+    lora = Lora(args.lora) if args.lora else None
+    facts = describe(config, heads, (views.temporal, views.spatial), args.batch, args.images, lora)
     give({"preset": args.preset, **facts}, args.json, lambda: print_description(args.preset, facts))
     return 0
 

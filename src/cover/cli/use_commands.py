@@ -263,7 +263,7 @@ def predict(args: Namespace) -> int:
     rule, (classes, prompt) = _segment_rule(args), _classes(args)
     request = PredictRequest(args.top, heads, args.views, windows, args.decoder, rule, classes, prompt)
     outputs = PredictOutputs(args.format, args.out, args.embed, args.json)
-    engine = "eager" if args.engine == "pool" else args.engine
+    engine: Any = "eager" if args.engine == "pool" else args.engine
     options = PredictOptions(args.device, None if args.workers < 0 else args.workers, engine)
     return 1 if predict(args.checkpoint, files, request, outputs, options) else 0
 

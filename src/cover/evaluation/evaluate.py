@@ -5,7 +5,7 @@ Every readable sample is evaluated once. No sample is dropped, padded or replace
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -37,6 +37,9 @@ from cover.model.heads import NOT_FINITE, finite_samples
 from cover.model.release import find_release, load_release
 
 Variant = Literal["plain", "shuffled", "reversed", "single"]
+
+
+_Samples = list[ScaledViews] | np.ndarray  # views, or outputs of the first stages of a network, `(B, V, T, ...)`
 
 
 def apply_variant(views: ScaledViews, variant: Variant, number: int, seed: int) -> ScaledViews:
@@ -264,13 +267,14 @@ def evaluate(
     problems: list[FileProblem] = []
     not_finite: set[int] = set()  # manifest rows with such scores in any variant
     with Meter(f"evaluate {task.spec.name} {task.manifest.split}", len(rows)) as meter:
+        read: Iterator[tuple[list[int], Tensor, _Samples]]
         if cached:
             read = cached_batches(task, rows, cached, problems, meter.advance)
         else:
             read = batches(task, plan, rows, workers, problems, meter.advance)
         for numbers, labels, views in read:
             for variant in variants:
-                shown = views if stages else _of_variant(views, variant, numbers, seed)
+                shown = views if isinstance(views, np.ndarray) else _of_variant(views, variant, numbers, seed)
                 scores = _scores(model, shown, task, device, stages)
                 good = finite_samples(scores)
                 own, scores = [number for number, finite in zip(numbers, good.tolist()) if finite], scores[good]
@@ -353,7 +357,7 @@ def _protocol(
 @torch.inference_mode()
 def _scores(
     model: CoVeR,
-    samples: list[ScaledViews] | np.ndarray,
+    samples: _Samples,
     task: EvaluationTask,
     device: torch.device | str,
     stages: int = 0,

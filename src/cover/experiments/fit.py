@@ -23,7 +23,7 @@ from cover.evaluation.answers import write_answers
 from cover.evaluation.baselines import TITLES, baselines, shortfalls
 from cover.evaluation.statistics import with_interval
 from cover.experiments.add.add_recipe import BESIDE, AddMethod, AddRequest, add_recipe
-from cover.experiments.add.best_head import HeadKind, print_candidates
+from cover.experiments.add.best_head import MOST_SAMPLES, HeadKind, print_candidates
 from cover.experiments.add.measure import Evaluator, accuracy, gain_over, split_of, split_of_new, why_absent
 from cover.experiments.add.run import AddOptions, add, default_method, train_missing, write_short_recipe
 from cover.experiments.folds import FoldRequest, divide
@@ -98,18 +98,18 @@ def fit(request: FitRequest) -> Fitted:
     path = write_own_catalog(own, request.out, request.own.place)
     workers = default_workers() if request.workers < 0 else request.workers
     _index(path, own.name, request.out, workers)
+    catalog = load_catalog(path)
     add_request = AddRequest(
         release,
         own.name,
         path,
-        default_method(release),
+        _method(release, catalog, own.name),
         request.out,
         request.epochs,
         request.seed,
         request.device,
         request.workers,
     )
-    catalog = load_catalog(path)
     if request.beside:
         results = _cotrain(request, add_request, catalog, workers)
     else:
@@ -124,11 +124,19 @@ def fit(request: FitRequest) -> Fitted:
     return Fitted(request.out, write_run_report(request.out), results)
 
 
+def _method(release: Path, catalog: Catalog, name: str) -> AddMethod:
+    """`best`, or a head that is trained step by step if none can be fitted: many samples, or several classes each."""
+    splits = [split for split in catalog.spec(name).splits if catalog.has_manifest(name, split)]
+    manifests = [catalog.manifest(name, split) for split in splits]
+    large = sum(len(manifest.usable) for manifest in manifests) > MOST_SAMPLES
+    return "probe" if large or manifests[0].classes.many else default_method(release)
+
+
 def _kinds(request: FitRequest, how: AddMethod, folds: int, media: Media) -> tuple[HeadKind, ...]:
     """The heads to try. Over folds, those that are trained step by step would be trained once more for every fold."""
     if how != "best":
         if request.kinds:
-            raise UserError(f"--heads: the network of {request.start} cannot pool frames; it takes a head of one kind")
+            raise UserError(f"--heads: {request.start} gets one head that is trained step by step; leave --heads out")
         return ()
     fitted: tuple[HeadKind, ...] = ("linear", "quarters") if media == "video" else ("linear",)
     return request.kinds or (fitted if folds else ())
@@ -280,7 +288,7 @@ def _with_others(path: Path, beside: Sequence[str]) -> Path:
 def print_fitted(fitted: Fitted) -> None:
     """Print the heads that were tried, and the accuracy beside what trivial methods reach."""
     results = fitted.results
-    if results["candidates"]:
+    if results.get("candidates"):
         print_candidates(results["candidates"])
     new, base = results["new"], results["baselines"]
     rows = [[title, _percent(base[key])] for key, title in TITLES.items() if base.get(key) is not None]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,10 @@ _LABEL_COLUMNS = (
     *("name", "tag", "annotation", "verb", "sport", "y"),
 )
 _SPLIT_COLUMNS = ("subset", "partition", "set", "phase")
+
+
+# Cells by column, the file, and the columns that are taken already -> the column that was found.
+_Finder = Callable[[dict[str, list[str]], str, dict[str, str]], str | None]
 
 
 @dataclass(frozen=True)
@@ -216,10 +220,11 @@ def _of_table(folder: Path, names: dict[str, str], request: OwnRequest) -> _List
     notes: list[str] = []
     if not rows:
         return _Listed({}, folder, [], notes)
-    for ours, find in (("path", _path_column), ("label", _label_column), ("split", _split_column)):
-        if ours not in columns and ours not in cells and (theirs := find(cells, file, columns)):
-            columns[ours] = theirs
-            notes.append(f'column "{theirs}" is taken for the {ours}; --columns {ours}=NAME takes another')
+    finders: dict[str, _Finder] = {"path": _path_column, "label": _label_column, "split": _split_column}
+    for ours, find in finders.items():
+        if ours not in columns and ours not in cells and (found := find(cells, file, columns)):
+            columns[ours] = found
+            notes.append(f'column "{found}" is taken for the {ours}; --columns {ours}=NAME takes another')
     entry: dict[str, Any] = {"annotations": names}
     splits = _splits_in(cells.get(columns.get("split", "split"), []))
     if len(names) == 1 and splits:

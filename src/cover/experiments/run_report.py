@@ -326,7 +326,9 @@ def _advice(record: RunRecord, sets: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append("Say what belongs together (--group), if clips come from one recording or show one person.")
     tried = {each["kind"] for each in record.results.get("candidates") or []}
     if tried and "late_block" not in tried and any(own["video"] for own in sets):
-        lines.append("A late space-time block takes minutes and can gain where motion counts: --heads late_block.")
+        lines.append(
+            "A late space-time block takes minutes more, and can gain where motion counts: --heads late_block."
+        )
     return lines
 
 

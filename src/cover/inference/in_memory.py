@@ -103,7 +103,7 @@ def frames_of(media: Any) -> np.ndarray:
         return _checked(_pixels(media))
     if isinstance(media, VideoFrame):
         return _checked(media.to_ndarray(format="rgb24")[None])
-    if isinstance(media, Iterator):
+    if isinstance(media, Iterator) and not hasattr(media, "read"):  # an open file iterates over its lines
         media = list(media)
     if not isinstance(media, Sequence) or isinstance(media, bytes | bytearray) or not media:
         raise UserError(f"{TAKEN}; not {_name(media)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -77,7 +77,7 @@ def _checked(frames: Iterable[tuple[float, Any]], size: int) -> Iterator[tuple[f
 
 
 def _steps(
-    frames: Iterator[tuple[float, np.ndarray]], readers: list[_SlidingWindow] | list[_Streams], stride: float
+    frames: Iterator[tuple[float, np.ndarray]], readers: Sequence[_SlidingWindow | _Streams], stride: float
 ) -> Iterator[float]:
     """The end of every prediction, at multiples of `stride` and at the end. Each reader has the frames before it.
 

@@ -9,6 +9,7 @@ from typing import Any
 from cover.errors import UserError
 from cover.model.backbone import BackboneConfig
 from cover.model.cover import CoVeR
+from cover.model.lora import Lora, add_lora
 from cover.model.profile import FLOAT32, count_parameters, forward_cost, on_meta, pack_of, trace_step
 
 SETTINGS = {"image_temporal": "images in the temporal branch"}  # setting -> its name in the table
@@ -28,15 +29,20 @@ def read_heads(text: str) -> dict[str, int]:
 
 
 def describe(
-    config: BackboneConfig, heads: Mapping[str, int], views: tuple[int, int], batch: int, images: int
+    config: BackboneConfig,
+    heads: Mapping[str, int],
+    views: tuple[int, int],
+    batch: int,
+    images: int,
+    lora: Lora | None = None,
 ) -> dict[str, Any]:
     """All figures of a network, as plain JSON values.
 
     They are for one clip of `config.frames` frames, for one image, for an evaluation protocol of `views` (temporal
     offsets, crops) and for a training step. The step has one Pack of `batch` clips and `images` images, fp32 parameters
-    and AdamW. Raises `UserError`.
+    and AdamW. `lora`: it trains only these additions and the heads. Raises `UserError`.
     """
-    model = on_meta(config, heads)
+    model = _network(config, heads, lora)
     clip = forward_cost(model, pack_of(1, config.frames, 0), config.size)
     image = forward_cost(model, pack_of(0, config.frames, 1), config.size)
     return {
@@ -47,8 +53,16 @@ def describe(
         "multiply_adds_per_view": clip.multiply_adds,
         "multiply_adds_per_protocol": views[0] * views[1] * clip.multiply_adds,
         "multiply_adds_per_image": image.multiply_adds,
-        **_of_step(model, config, batch, images),
+        **_of_step(model, config, batch, images, lora),
     }
+
+
+def _network(config: BackboneConfig, heads: Mapping[str, int], lora: Lora | None) -> CoVeR:
+    model = on_meta(config, heads)
+    if lora:
+        model.backbone.requires_grad_(False)
+        add_lora(model.backbone, lora)
+    return model
 
 
 def _of_weights(model: CoVeR, config: BackboneConfig, heads: Mapping[str, int]) -> dict[str, Any]:
@@ -63,16 +77,17 @@ def _of_weights(model: CoVeR, config: BackboneConfig, heads: Mapping[str, int]) 
         "parameters_body": count.body,
         "parameters_temporal": count.temporal,
         "parameters_heads": count.heads,
+        "parameters_trained": count.trained,
         "parameter_bytes": FLOAT32 * count.total,
-        "gradient_bytes": FLOAT32 * count.total,
-        "optimizer_bytes": 2 * FLOAT32 * count.total,  # AdamW's two running means
+        "gradient_bytes": FLOAT32 * count.trained,
+        "optimizer_bytes": 2 * FLOAT32 * count.trained,  # AdamW's two running means
     }
 
 
-def _of_step(model: CoVeR, config: BackboneConfig, batch: int, images: int) -> dict[str, Any]:
+def _of_step(model: CoVeR, config: BackboneConfig, batch: int, images: int, lora: Lora | None) -> dict[str, Any]:
     groups = pack_of(batch, config.frames, images)
     # Without a head there is no loss, so no activation would be stored for a backward pass.
-    trained = model if model.heads else on_meta(config, {"any": 1})
+    trained = model if model.heads else _network(config, {"any": 1}, lora)
     activations = {}
     for bf16 in (False, True):
         trace = trace_step(trained, groups, config.size, bf16, backward=False)
@@ -98,6 +113,11 @@ def _network_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("  body", short(facts["parameters_body"])),
         ("    temporal branch", short(facts["parameters_temporal"])),
         (f"  heads ({heads})", short(facts["parameters_heads"])),
+        *(
+            [("  trained", short(facts["parameters_trained"]))]
+            if facts["parameters_trained"] < facts["parameters"]
+            else []
+        ),
         ("tokens of a clip", f"{facts['tokens_per_clip']:,}"),
         ("tokens of an image", f"{facts['tokens_per_image']:,}"),
         ("multiply-adds of a view", short(facts["multiply_adds_per_view"])),

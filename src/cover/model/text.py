@@ -203,7 +203,7 @@ def start_heads(model: CoVeR, folder: Path, names: Sequence[str], prompt: str) -
             texts_NE = encoder(texts_of(head.classes, prompt))
             weight_NE = network.log_scale.exp() * (texts_NE - texts_NE.mean(0)) / usual
             weight = weight_NE if network.image_proj is None else weight_NE @ network.image_proj.weight
-            model.heads[head.name].weight.copy_(weight)  # type: ignore[operator, union-attr]
+            model.heads[head.name].weight.copy_(weight)  # type: ignore[operator]
 
 
 def _check_width(model: CoVeR, encoder: TextEncoder, folder: Path) -> None:

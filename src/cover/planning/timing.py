@@ -24,7 +24,8 @@ def in_turns(contenders: Mapping[str, Work], rounds: int, device: torch.device) 
     """
     for work in contenders.values():
         work()
-    names, seconds = list(contenders), {name: [] for name in contenders}
+    names = list(contenders)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:

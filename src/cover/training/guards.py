@@ -172,7 +172,7 @@ def step_warnings(recipe: Recipe, mixture: Mixture, schedule: Schedule) -> list[
     if recipe.start.checkpoint:
         return []
     key = "data.epochs or steps" if recipe.data.epochs else "steps"
-    way = ", or start from trained weights (start.checkpoint, or cover add START)"
+    way = ", or start from trained weights (start.checkpoint, or cover fit DIR for files of your own)"
     if recipe.step_count < FEW_UPDATES:
         text = f"steps: {recipe.step_count} updates from random weights: a network learns little in fewer than about"
         return [f"{text} {FEW_UPDATES}; raise {key} (--steps {FEW_UPDATES} or more){way}"]

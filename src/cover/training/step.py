@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as fn
@@ -222,8 +222,9 @@ def forward_backward(
     drop = drop_path_factors(pack.seed, model.backbone.drop_shape(), settings.drop_path)
     tubes = None
     if settings.drop_tubes:
-        tubes = retained_tubes(pack.seed, model.backbone.tubes_of(frames.shape[2:]), settings.drop_tubes)
-    options = {"stages": pack.stages} if pack.stages else {}
+        places = model.backbone.tubes_of((frames.shape[2], frames.shape[3]))
+        tubes = retained_tubes(pack.seed, places, settings.drop_tubes)
+    options: dict[str, Any] = {"stages": pack.stages} if pack.stages else {}
     options |= {} if tubes is None else {"tubes": tubes}
     # The backward pass runs outside autocast, as PyTorch recommends: it uses the dtypes of the forward pass.
     with torch.autocast(pack.frames.device.type, torch.bfloat16, enabled=settings.bf16):

@@ -268,7 +268,7 @@ def pilot_table(summary: StudyRow) -> Table | None:
         [
             Cell(f"{row['epochs']:g}"),
             Cell(row["target"], arm_name(row["arm"])),
-            Cell(", ".join(percent(top1) for top1 in row["by_seed"])),
+            Cell(", ".join(percent(top1) or "-" for top1 in row["by_seed"])),
             Cell(percent(row["trivial"]), "" if row["above"] else "not below every seed"),
             Cell(percent(row["spread"])),
         ]

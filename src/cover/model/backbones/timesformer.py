@@ -487,7 +487,7 @@ class TimeSformer(Backbone):
     ) -> Tensor:
         """As `Backbone.forward_suffix`. `intermediates` receives the entries of the blocks that run."""
         if not stages:
-            return self(x, groups, drop, intermediates)  # type: ignore[no-any-return]
+            return self.forward(x, groups, drop, intermediates)
         return self._features(x, groups, stages, drop, intermediates)
 
     def _features(

@@ -614,7 +614,7 @@ class Vit(Backbone):
 
     def pooled(self, x_ND: Tensor, layout: Layout) -> Tensor:
         """The feature of every sample, `(S, D)`, from the output of the last block, `(N, D)`."""
-        lengths = layout.lengths or [None] * len(layout.sequences)
+        lengths: Sequence[Tensor | None] = layout.lengths or [None] * len(layout.sequences)
         parts = zip(layout.split(x_ND), lengths, strict=True)
         return self._over_slots(joined([self._of_sequences(*part) for part in parts]), layout.slots)
 

@@ -8,6 +8,7 @@ sequence, N tokens of all sequences together, D width, H heads, d channels of a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -122,7 +123,7 @@ class SelfAttention(nn.Module):
         if self.halved:
             mixed = [self._over_time_and_space(part) for part in layout.split_slots(qkv_N3D)]
         else:
-            lengths = layout.lengths or [None] * len(layout.sequences)
+            lengths: Sequence[Tensor | None] = layout.lengths or [None] * len(layout.sequences)
             parts = zip(layout.split(qkv_N3D), layout.rotations, lengths, strict=True)
             mixed = [self._within(*part) for part in parts]
         return self.proj(joined(mixed))

@@ -82,13 +82,13 @@ class TokenEmbedding(nn.Module):
         for number, (part, (samples, each)) in enumerate(zip(parts, slots, strict=True)):
             patches = part.unflatten(0, (samples, each))  # (S, T, P, D)
             position = self._positions((each, rows, columns), patches.device)
-            added = runs and position is not None and len(position) > 1  # other values in every slot
-            patches = patches if position is None or added else patches + position
+            moving = position if runs and position is not None and len(position) > 1 else None  # differs between slots
+            patches = patches if position is None or moving is not None else patches + position
             patches = patches.flatten(1, 2) if joint else patches.flatten(0, 1)
             if retained:
                 patches = patches.gather(1, retained[number][..., None].expand(-1, -1, patches.shape[-1]))
-            if added:
-                patches = patches + run_means(position, runs[number], patches_each)
+            if moving is not None:
+                patches = patches + run_means(moving, runs[number], patches_each)
             if before is not None:
                 patches = torch.cat([before.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], 1)
             sequences.append(patches.flatten(0, 1))
@@ -133,8 +133,8 @@ class TokenEmbedding(nn.Module):
             rotations.append(self._rotation((most, *place), rows, device))
         lengths = []
         for numbers in entries if runs else []:
-            length = torch.stack([runs[number].length for number in numbers])
-            lengths.append(fn.pad(length, (prefix, 0), value=1))
+            own = torch.stack([runs[number].length for number in numbers])
+            lengths.append(fn.pad(own, (prefix, 0), value=1))
         return Layout(tuple(sequences), slots, tuple(of_samples), place, rotations, lengths if runs else None)
 
     # --- the tokens ---------------------------------------------------------------------------------------------------

@@ -58,7 +58,8 @@ class KnownStart:
             return f"cover predict {self.name} photo.jpg"
         if self.url:
             return f"cover import-weights {self.url.rpartition('/')[2]} --out FOLDER"
-        return f"cover import-weights {self.name} --out FOLDER"
+        text = " --text" if self.what.endswith("images with text") else ""
+        return f"cover import-weights {self.name}{text} --out FOLDER"
 
     @property
     def config(self) -> EfficientNetLiteConfig:
