@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
-import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
@@ -40,12 +39,11 @@ class LoraLinear(nn.Linear):
         nn.Module.__init__(self)  # not that of Linear, which would make a second weight
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # The frozen matrix has its name in the state of the network, behind the property of the same name.
-        self._parameters["weight"] = linear.weight
+        self._parameters["weight"] = cast(nn.Parameter, linear.weight)
         self.bias = linear.bias
         self.scale = lora.alpha / lora.rank
-        like = {"dtype": linear.weight.dtype, "device": linear.weight.device}
-        self.lora_a = nn.Parameter(torch.empty(lora.rank, linear.in_features, **like))
-        self.lora_b = nn.Parameter(torch.zeros(linear.out_features, lora.rank, **like))
+        self.lora_a = nn.Parameter(linear.weight.new_empty(lora.rank, linear.in_features))
+        self.lora_b = nn.Parameter(linear.weight.new_zeros(linear.out_features, lora.rank))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as the released code
 
     @property

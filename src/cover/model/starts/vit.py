@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from cover.errors import UserError
-from cover.model.backbones.vit import Vit, VitConfig
+from cover.model.backbones.vit import VitConfig
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head
 from cover.model.starts.checkpoint_files import ForeignCheckpoint
@@ -137,7 +136,7 @@ def _new(found: Published, config: VitConfig, model: CoVeR) -> dict[str, str]:
 def _fitted(found: Published, config: VitConfig) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors with tables of positions of the size of `config`, and how those were changed."""
     with torch.device("meta"):  # only its shapes are used
-        network = cast(Vit, config.build())
+        network = config.build()
     fitted = dict(found.tensors)
     network.fit_embeddings(fitted)
     changes = {
