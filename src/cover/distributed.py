@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -244,7 +244,7 @@ class DistributedStep(LocalStep):
             return self.model
         weights: Mapping[str, Any] = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
         copy = CoVeR(self.model.config, self.model.head_list).to(next(self.model.parameters()).device)
-        copy.load_state_dict(merged(self.model, weights))
+        copy.load_state_dict(merged(self.model, cast(dict[str, Tensor], weights)))
         return copy
 
     @contextmanager

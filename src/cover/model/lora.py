@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch.nn.functional as fn
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class LoraLinear(nn.Linear):
         nn.Module.__init__(self)  # not that of Linear, which would make a second weight
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # The frozen matrix has its name in the state of the network, behind the property of the same name.
-        self._parameters["weight"] = linear.weight  # type: ignore[assignment]
+        self._parameters["weight"] = cast(nn.Parameter, linear.weight)
         self.bias = linear.bias
         self.scale = lora.alpha / lora.rank
         self.lora_a = nn.Parameter(linear.weight.new_empty(lora.rank, linear.in_features))
