@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ def live_predictions(
     seconds = {plan: window or window_of(plan) for plan in views}
     request = ViewRequest(tuple(views), windows=Windows(max(seconds.values()), stride))
     streams = isinstance(predictor.model.backbone, MoViNet) and predictor.model.backbone.config.stream
-    kind = _Streams if streams else _SlidingWindow
+    kind: Callable[[Predictor, ViewPlan, float], _Reader] = _Streams if streams else _SlidingWindow
     readers = [kind(predictor, plan, seconds[plan]) for plan in views]
 
     def at(end: float) -> Predictions:
@@ -76,9 +76,7 @@ def _checked(frames: Iterable[tuple[float, Any]], size: int) -> Iterator[tuple[f
         yield seconds, frame[0]
 
 
-def _steps(
-    frames: Iterator[tuple[float, np.ndarray]], readers: Sequence[_SlidingWindow | _Streams], stride: float
-) -> Iterator[float]:
+def _steps(frames: Iterator[tuple[float, np.ndarray]], readers: Sequence[_Reader], stride: float) -> Iterator[float]:
     """The end of every prediction, at multiples of `stride` and at the end. Each reader has the frames before it.
 
     Steps that no frame separates, after a gap, are one step.
@@ -102,6 +100,15 @@ def _steps(
         for reader in readers:
             reader.read_until(end)
         yield end
+
+
+class _Reader(Protocol):
+    """What looks at the frames of a video for one plan. Times are in seconds from the first frame."""
+
+    def add(self, stamp: float, frame: np.ndarray) -> None: ...
+    def read_until(self, end: float) -> None: ...
+    def start(self, end: float) -> float: ...
+    def outputs(self, end: float) -> ViewOutputs: ...
 
 
 class _SlidingWindow:

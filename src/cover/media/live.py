@@ -147,7 +147,7 @@ def _open_device(source: str) -> InputContainer:
     if camera and not os.path.exists(file):
         raise MediaError(f"there is no camera {file}")
     try:
-        return av.open(file, format=kind, options=dict(options), timeout=PATIENCE_S)
+        return av.open(file, mode="r", format=kind, options=dict(options), timeout=PATIENCE_S)
     except av.FFmpegError as error:
         raise MediaError(f"cannot be opened: {reason(error)}", error.errno) from error
 

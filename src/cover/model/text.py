@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as fn
@@ -203,7 +203,7 @@ def start_heads(model: CoVeR, folder: Path, names: Sequence[str], prompt: str) -
             texts_NE = encoder(texts_of(head.classes, prompt))
             weight_NE = network.log_scale.exp() * (texts_NE - texts_NE.mean(0)) / usual
             weight = weight_NE if network.image_proj is None else weight_NE @ network.image_proj.weight
-            model.heads[head.name].weight.copy_(weight)  # type: ignore[operator]
+            cast(nn.Linear, model.heads[head.name]).weight.copy_(weight)
 
 
 def _check_width(model: CoVeR, encoder: TextEncoder, folder: Path) -> None:
