@@ -105,6 +105,7 @@ def test_the_single_runs_are_the_cotraining_with_one_set(demo: DemoRun) -> None:
         "checkpoint": str(demo.out / "runs" / "pretrain"),
         "temporal": "fresh",
         "heads": "drop",
+        "text": "",
     }
 
 

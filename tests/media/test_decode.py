@@ -472,7 +472,7 @@ def test_a_name_with_a_pattern_opens_no_other_file(tmp_path: Path) -> None:
     for number in range(3):
         Image.fromarray(numbered(number)).save(tmp_path / f"{number}.png")
     (tmp_path / "%d.png").write_bytes(b"x")
-    with pytest.raises(MediaError, match="not a video"):
+    with pytest.raises(MediaError, match="not an image"):
         decode_at(tmp_path / "%d.png", [0.0])
 
 

@@ -208,6 +208,7 @@ def test_the_article_s_network_and_its_arithmetic() -> None:
     assert again["time"]["compute"] == pytest.approx(seconds * 4 / 3)
 
 
+@pytest.mark.full
 def test_the_ring_s_bytes() -> None:
     """DDP 2 (N-1) / N of the gradients, FSDP 3 (N-1) / N of the weights; over machines by the network."""
     near, far = planned(full()), planned(full(), devices=16)

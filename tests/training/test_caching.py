@@ -154,7 +154,7 @@ BOTTOM = r"^backbone\.(patch_embed|cls_token|pos_embed)"
     [
         (Cache(-1), MINI, {}, "cache.stages: -1 .*backbone.cls_token is trained"),
         (Cache(-1), MINI, {r"blocks\.[01]\.": Pattern(freeze=True)}, "backbone.cls_token is trained"),
-        (Cache(3), MINI, FROZEN, r"cache.stages: 3, but backbone\.blocks\.2\..* is trained.*optimizer.patterns"),
+        (Cache(3), MINI, FROZEN, r"cache.stages: 3, but backbone\.blocks\.2\..* is trained.*adapt.frozen_stages"),
         (Cache(-1), MINI, {BOTTOM: Pattern(freeze=True)}, r"cache.stages: -1 .*backbone\.blocks\.0\..* is trained"),
         (Cache(5), MINI, {"backbone": Pattern(freeze=True)}, "cache.stages: 5 is not in 1 to 4"),
         (Cache(-1), replace(MINI, drop_path=0.1), FROZEN, "model.drop_path: 0.1"),

@@ -340,6 +340,7 @@ def test_options_of_transformers(option: str, tmp_path: Path, capsys: pytest.Cap
 # --- from an import to an exported graph ------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @STREAMS
 @pytest.mark.timeout(900)
 def test_from_an_import_to_an_exported_graph(
