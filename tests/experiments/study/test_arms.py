@@ -215,6 +215,24 @@ def test_the_co_trained_source_of_a_transfer_leaves_the_target_out(make_grid: Ma
     assert len(same) == 1, "equal steps and clips"
 
 
+def test_a_transfer_in_folds_measures_every_clip_once_and_no_source_has_seen_it(make_grid: MakeGrid) -> None:
+    sources = {"kinetics": ["kinetics"], "moments": ["moments"], "cover": [*SETS, "imagenet"]}
+    transfer = Transfer(sources, {}, ["moments"], folds=True, how=["probe"])
+    grid = make_grid(arms=["alone"], folds={"moments": 3}, transfer=transfer)
+    cells = [each for each in grid.measurements if each.kind == "transfer"]
+    assert {cell.arm for cell in cells} == {"kinetics:probe", "cover:probe"}, "the source moments has seen the clips"
+    for arm in ("kinetics:probe", "cover:probe"):
+        jobs = [grid.jobs[cell.job] for cell in cells if cell.arm == arm]
+        measured = [row.sample_id for job in jobs for row in grid.builder.measured(job.subsets["moments"]).rows()]
+        assert len(jobs) == 3
+        assert len(measured) == len(set(measured))
+        assert all("moments" not in job.start.subsets for job in jobs if job.start is not None)
+        for job in jobs:
+            train = open_manifest(Path(grid.builder.entry(job.subsets["moments"])["annotations"]["train"]))
+            own = {row.sample_id for row in grid.builder.measured(job.subsets["moments"]).rows()}
+            assert not own & {row.sample_id for row in train.rows()}
+
+
 def test_a_size_may_leave_arms_out(make_grid: MakeGrid) -> None:
     sizes = {"whole": Size(6), "half": Size(6, 0.5, arms=["alone"])}
     grid = make_grid(sizes=sizes, transfer=Transfer({"cover": SETS}, {}, ["moments"], size="half"))

@@ -148,26 +148,34 @@ class Grid:
         origin = transfer.origin or next(iter(self.study.origins))
         start = self._origin(origin, seed) if transfer.sources else None
         for target in transfer.targets:
+            folds = self.study.transfer_folds(target)
             for source, sets in transfer.sources.items():
+                if folds and sets == [target]:
+                    continue  # it has seen the measured clips
                 others = [name for name in sets if len(sets) == 1 or name != target]
-                self._transfer(target, source, self._source(others, origin, seed, start), seed)
+                self._transfer(target, source, self._source(others, origin, seed, start), seed, folds)
             for source, checkpoint in transfer.checkpoints.items():
-                self._transfer(target, source, checkpoint, seed)
+                self._transfer(target, source, checkpoint, seed, folds)
 
-    def _transfer(self, target: str, source: str, start: Job | str, seed: int) -> None:
+    def _transfer(self, target: str, source: str, start: Job | str, seed: int, folds: int) -> None:
         """Add the transfers from one source to one target. `start`: the job of the source, or its checkpoint."""
+        for fold in range(max(1, folds)):
+            self._transfer_fold(target, source, start, seed, folds, fold)
+
+    def _transfer_fold(self, target: str, source: str, start: Job | str, seed: int, folds: int, fold: int) -> None:
         size = self.study.transfer.size or next(iter(self.study.sizes))
-        study = replace(self.study, folds={})
-        recipes = ArmRecipes(study, self.builder, target, study.sizes[size], seed, 0)
+        study = replace(self.study, folds={target: folds} if folds else {})
+        recipes = ArmRecipes(study, self.builder, target, study.sizes[size], seed, fold)
         best = target if self._have_dev else ""
         for how in self.study.transfer.how:
             for lr in self.study.lrs:
                 recipe, subsets = recipes.recipe("alone", lr)
                 recipe, words = fresh_head(recipe, target, how), [how, source, "to", target]
+                words += [f"fold{fold + 1}"] if folds else []
                 job = self._job(words, recipe, subsets, start, WITH_TIME, seed, lr, best)
                 job.measured.add(target)
                 self.measurements.append(
-                    Measurement("transfer", f"{source}:{how}", target, size, "", seed, 0, lr, job.name, target)
+                    Measurement("transfer", f"{source}:{how}", target, size, "", seed, fold, lr, job.name, target)
                 )
 
     def _source(self, sets: Sequence[str], origin: str, seed: int, start: Job | None) -> Job:

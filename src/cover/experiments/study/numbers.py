@@ -146,8 +146,9 @@ def protocol_lines(rows: Sequence[StudyRow], study: StudyRow) -> list[str]:
 
 
 def _split_name(study: StudyRow, row: StudyRow) -> str:
-    """The folds of an arm's data set, or the split of the study. The split in the row is an internal name."""
-    folds = study["folds"].get(row["dataset"]) if row["arm"] in study["arms"] else None
+    """The folds of a row's data set, or the split of the study. The split in the row is an internal name."""
+    in_folds = row["arm"] in study["arms"] or study["transfer"].get("folds")
+    folds = study["folds"].get(row["dataset"]) if in_folds else None
     return f"{folds} folds over all clips" if folds else f"split {study['split']}"
 
 

@@ -157,7 +157,8 @@ def _check_sets(study: Study, catalog: Catalog) -> None:
     if shared and "videos_images" in study.arms:
         say(f"origins: {', '.join(shared)} is in the pre-training and in the mixture: claim (b) asks for other images")
     targets = [name for name in study.targets if name not in study.folds]
-    for key, names in (("targets", targets), ("transfer.targets", study.transfer.targets), ("probes", study.probes)):
+    moved = [name for name in study.transfer.targets if not study.transfer_folds(name)]
+    for key, names in (("targets", targets), ("transfer.targets", moved), ("probes", study.probes)):
         for name in names:
             if study.split not in catalog.spec(name).splits:
                 raise UserError(f"{key}: {name} has no split {study.split}; set split, or folds.{name}")

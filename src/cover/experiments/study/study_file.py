@@ -62,7 +62,8 @@ class Transfer:
 
     sources: dict[str, list[str]] = option({}, "name -> its data sets; if there are several, the target is left out")
     checkpoints: dict[str, str] = option({}, "name -> folder of a run, a checkpoint or a release that is a source")
-    targets: list[str] = option([], "video sets; measured on split, even if they have folds")
+    targets: list[str] = option([], "video sets")
+    folds: bool = option(False, "measure a target that has folds on them, by sources that were not trained on it")
     how: list[str] = option(["finetune"], "finetune: train all weights; probe: train the head only")
     size: str = option("", "one of sizes, for the targets (default: the first)")
     origin: str = option("", "one of origins, for the sources (default: the first)")
@@ -257,6 +258,10 @@ class Study:
     def arms_at(self, size: str) -> list[str]:
         """The arms at a size."""
         return [arm for arm in self.arms if arm in (self.sizes[size].arms or self.arms)]
+
+    def transfer_folds(self, target: str) -> int:
+        """The number of folds that a target of transfers is measured on; 0: on `split`."""
+        return self.folds.get(target, 0) if self.transfer.folds else 0
 
     @property
     def mixture(self) -> list[str]:

@@ -100,8 +100,9 @@ def _rows(study: Study, arms: Mapping[Key, ArmResults], results: RunResults) -> 
 
 
 def _split(study: Study, dataset: str, origin: str) -> str:
-    """The split that is measured, or the folds. Transfers have no origin and no folds."""
-    return f"{study.folds[dataset]} folds" if dataset in study.folds and origin else study.split
+    """The split that is measured, or the folds. Transfers have no origin, and folds if `transfer.folds` says so."""
+    folds = study.folds.get(dataset, 0) if origin else study.transfer_folds(dataset)
+    return f"{folds} folds" if folds else study.split
 
 
 def _counted(runs: Sequence[Mapping[str, Any]], dataset: str, key: str) -> int:
