@@ -41,7 +41,7 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
         for line in block.splitlines()
     ]
-    assert [command[0] for command in commands] == ["sandbox", "train", *["predict"] * 10, "doctor"]
+    assert [command[0] for command in commands] == ["sandbox", "train", *["predict"] * 10]
     for command in commands:
         if "clip.mp4" in command and not Path("clip.mp4").exists():
             shutil.copy(sorted(glob("sandbox/kinetics_like/val/*.mp4"))[0], "clip.mp4")
