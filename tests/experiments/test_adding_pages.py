@@ -120,7 +120,7 @@ def test_own_data(
     monkeypatch.chdir(tmp_path)
     Path("sandbox").symlink_to(sandbox.parent)
     make_clips(sandbox)
-    assert write_files(OWN) == ["catalog.yaml", "scratch.yaml", "start.yaml", "groups.yaml"]
+    assert write_files(OWN) == ["catalog.yaml", "scratch.yaml", "groups.yaml"]
     for spec in load_catalog("groups.yaml").specs.values():
         assert spec.group
         assert spec.group.of_path("serve/court3_001.mp4", "", spec.name) == "court3"
@@ -131,10 +131,6 @@ def test_own_data(
         "plan",
         "train",
         "evaluate",
-        "sandbox",
-        "index",
-        "train",
-        "add",
         "train",
         "evaluate",
         "predict",
