@@ -1,6 +1,7 @@
 """How often the intervals of an accuracy contain the truth, and how often tests see a difference where there is none.
 
     python benchmarks/intervals.py                    # two tables, about three minutes; JSON with --json FILE
+    python benchmarks/intervals.py --answers studies/real_start     # the test on real runs that differ in seeds alone
 
 Every cell is simulated: accuracies of clustered samples with a known mean, and pairs of methods without a true
 difference. Intervals are at 95 %, so 95 % of them should contain the truth and 5 % of the tests should reject.
@@ -12,7 +13,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from _measure import write
 
 from cover.console import print_table
 from cover.evaluation.statistics import detectable_in, difference, proportion
+from cover.experiments.study.answers import ANSWERS, read_answers
+from cover.experiments.study.comparisons import results_by_arm
 
 SOURCES, SAMPLES = (3, 5, 10, 30, 100), 20  # sources of 1 to SAMPLES samples
 ACCURACIES, CORRELATIONS = (0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 1.0), (0.0, 0.05, 0.2, 0.5)
@@ -126,11 +129,34 @@ def null_cells() -> Iterator[NullCell]:
             yield NullCell(seeds, clips, each, spread if seeds > 1 else 0.0, of_sources)
 
 
+def split_seeds(folder: Path) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: the tests that reject, in %, among all halves of the seeds of an arm of a kept study.
+
+    Both halves are the same arm, so there is no true difference. Splits of the same seeds are not independent.
+    """
+    measurements, results = read_answers(folder / ANSWERS)
+    rows, everything = [], []
+    for (arm, target, size, _), own in results_by_arm(measurements, results, "arm").items():
+        seeds, rejected = len(own.right), []
+        for first in combinations(range(seeds), seeds // 2):
+            if seeds % 2 or 0 in first:  # with an even number of seeds, every split would be there twice
+                second = [seed for seed in range(seeds) if seed not in first][: len(first)]
+                result = difference(own.right[list(first)], own.right[second], own.sources)
+                rejected.append(result.p is not None and result.p < 0.05)
+        everything += rejected
+        rows.append([target, arm, size, str(len(rejected)), f"{100 * np.mean(rejected):.1f}"])
+    rows.append(["all", "", "", str(len(everything)), f"{100 * np.mean(everything):.1f}"])
+    return ["data set", "arm", "size", "splits of the seeds", "rejected, %"], rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=1000, help="simulated studies of a cell (default: 1000)")
+    parser.add_argument("--answers", type=Path, metavar="STUDY", help="folder of a kept study with answers.arrow")
     parser.add_argument("--json")
     args = parser.parse_args()
+    if args.answers:
+        return print_table(*split_seeds(args.answers))
     covered = {cell: cell.coverage(args.studies) for cell in accuracy_cells()}
     nulls = {cell: cell.rejected(args.studies) for cell in null_cells()}
     print_table(*accuracy_table(covered))
