@@ -54,6 +54,7 @@ ELSEWHERE = {
     "exporting": ("tests/inference/test_exporting_page.py", "sh python"),
     "explaining": ("tests/inference/test_explaining_page.py", "sh python"),
     "filter": ("tests/inference/test_web_filter.py", "sh yaml"),
+    "hub": ("tests/cli/test_hub_page.py", "sh yaml"),
     "indexing": ("tests/datasets/test_indexing_page.py", "sh"),
     "logs": ("tests/training/test_logging.py", "sh python"),
     "many_machines": ("tests/training/test_distributed.py", "sh"),

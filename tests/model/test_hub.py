@@ -71,7 +71,8 @@ def test_a_run_is_a_release(trained: Path) -> None:
     assert model.metadata["step"] == 4
     assert [head.name for head in model.head_list] == ["kinetics", "ssv2", "moments", "imagenet"]
     (card,) = trained.glob("checkpoints/*/README.md")
-    assert "\n- imagenet: " in card.read_text(encoding="utf-8")
+    assert "| imagenet | " in card.read_text(encoding="utf-8").split("## Training data")[1]
+    assert "from random weights" in card.read_text(encoding="utf-8")
 
 
 def test_the_card(tmp_path: Path) -> None:
@@ -82,8 +83,9 @@ def test_the_card(tmp_path: Path) -> None:
     assert {"video-classification", "image-classification"} <= set(front_matter(card)["tags"])
     for head in HEADS:
         assert f"| {head.name} | {len(head.classes)} | `{ClassList.of(head.classes, '').digest}` |" in card
-    assert "- moves: 12,345 videos\n" in card
-    assert "- things" not in card  # nothing says how many there were
+    data = card.split("## Training data")[1].split("## ")[0]
+    assert "| moves | 12,345 videos | not stated |\n" in data
+    assert "things" not in data  # nothing says how many there were
     assert "16 x 16 px, 4 frames" in card
 
 

@@ -19,11 +19,14 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.release import save_release
+from cover.model.text import TextConfig, TextNetwork, save_text
 from cover.serve.middleware import Limits
 from cover.serve.server import KEEP_ALIVE_S
 
@@ -40,7 +43,14 @@ def folder(tmp_path: Path) -> Path:
     model = CoVeR(TimeSformerConfig(width=16, depth=1, attention_heads=2, patch=8, size=16), heads)
     for head in heads:
         model.zero_head(head.name)
-    save_release(tmp_path / "runs" / "cotrain", model, {"step": 1, "frames": 2, "datasets": sets})
+    for name in ("cotrain", "first", "second"):
+        save_release(tmp_path / "runs" / name, model, {"step": 1, "frames": 2, "datasets": sets})
+    save_release(tmp_path / "runs" / "clip", CoVeR(model.config), {"step": 0, "frames": 2})
+    words = ["<pad>", "<unk>", "archery", "bowling"]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.save(str(tmp_path / "words.json"))
+    text = TextConfig("clip", 16, 1, 2, 24, len(words), 16, 12, 16, True, "gelu_quick", 1e-5)
+    save_text(tmp_path / "runs" / "clip", TextNetwork(text), tmp_path / "words.json")
     Image.new("RGB", (60, 40)).save(tmp_path / "photo.jpg")
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
@@ -59,9 +69,13 @@ def test_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     text = PAGE.read_text(encoding="utf-8").replace("8000", port)
-    (start,), (clip, photo, timeline), (make_key,) = (
+    (start,), (clip, photo, timeline), (compare,), (classes,), (make_key,) = (
         block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     )
+    # One server for the whole page: its first command, with the models of its second and one with a text network.
+    common = shlex.split(start)[3:]
+    assert shlex.split(compare)[-len(common) :] == common
+    start = shlex.join([*shlex.split(start)[:3], *shlex.split(compare)[2 : -len(common)], "runs/clip", *common])
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     command = [sys.executable, "-m", *shlex.split(start), "--spool", str(folder), "--workers", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -75,6 +89,9 @@ def test_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert list(typed(photo)["heads"]) == ["imagenet"]
             assert [part["end"] for part in typed(timeline)["timeline"]] == [0.5, 1, 1.5, 2]
             assert executed(code) == "{'ssv2': 'up', 'imagenet': 'a'}\n"
+            assert list(typed(classes)["heads"]) == ["classes"]
+            done = subprocess.run(["curl", "-s", f"http://127.0.0.1:{port}/v1/models"], capture_output=True, check=True)
+            assert [each["name"] for each in json.loads(done.stdout)] == ["cotrain", "first", "second", "clip"]
             for route in re.findall(r"GET (/\S*)`", text):
                 done = subprocess.run(
                     ["curl", "-sf", f"http://127.0.0.1:{port}{route}"], capture_output=True, check=False

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 from cover import __version__
-from cover.cli import data_commands, study_commands, train_commands, use_commands
+from cover.cli import data_commands, hub_commands, study_commands, train_commands, use_commands
 from cover.cli.command import Command, check_json_target
 from cover.cli.completion import SHELLS, PrintCompletion
 from cover.errors import UserError
@@ -39,6 +39,8 @@ COMMANDS = (
     use_commands.serve,
     use_commands.import_weights,
     use_commands.export,
+    hub_commands.push,
+    hub_commands.pull,
     data_commands.doctor,
     study_commands.demo,
 )

@@ -96,6 +96,7 @@ def sandbox(args: Namespace) -> int:
         metavar="I/N",
         help="probe only part I of N, as in 3/16; when all parts are done, index without --shard joins them",
     ),
+    argument("--update", action="store_true", help="take the newest version of data sets on the Hub (hf://)"),
     ENGINE,
     json_option("write the table as JSON"),
     WORKERS,
@@ -107,7 +108,8 @@ def index(args: Namespace) -> int:
 
     if args.shard is not None:
         return _index_share(args)
-    results = index(args.catalog, count_workers(args), args.names or None, args.force, args.deep, args.engine)
+    names = args.names or None
+    results = index(args.catalog, count_workers(args), names, args.force, args.deep, args.engine, args.update)
     give(results, args.json, lambda: print_index(results))
     count = sum(map(unusable, results))
     if count:

@@ -432,8 +432,8 @@ def _address(text: str) -> str:
 @command(
     "serve",
     "predict the classes of uploaded files over HTTP",
-    "cover serve runs/cotrain --page --port 8000",
-    checkpoint("checkpoint"),
+    "cover serve runs/cotrain --page --port 8000\n  cover serve runs/first runs/second --page",
+    checkpoint("names", nargs="+", help="the models, each as in cover predict; the page compares two or more"),
     argument(
         "--host",
         type=_address,
@@ -442,6 +442,13 @@ def _address(text: str) -> str:
     ),
     argument("--port", type=whole(0, 65535), default=8000, help="port; 0 takes any free one (default: 8000)"),
     argument("--page", action="store_true", help="also serve a web page at / for uploads"),
+    argument(
+        "--frame",
+        action="append",
+        default=[],
+        metavar="SITE",
+        help="a site that may show the page in a frame, as in https://huggingface.co (may be repeated)",
+    ),
     argument(
         "--key-file",
         type=Path,
@@ -533,10 +540,10 @@ def serve(args: Namespace) -> int:
         deadline_s=args.deadline,
         queue=args.queue,
     )
-    options = ServerOptions(args.host, args.port, args.page, args.key_file, args.spool)
+    options = ServerOptions(args.host, args.port, args.page, args.key_file, args.spool, tuple(args.frame))
     files = find_inputs(args.calibration, sys.stdin.buffer) if args.calibration else []
     serve(
-        args.checkpoint,
+        args.names,
         options,
         limits,
         Batching(args.pack_frames, args.wait_ms / 1000),
@@ -633,10 +640,10 @@ def import_weights(args: Namespace) -> int:
     checkpoint("checkpoint"),
     argument(
         "--format",
-        choices=["onnx", "torch", "transformers"],
+        choices=["onnx", "torch", "transformers", "space"],
         required=True,
         help="onnx: one model for onnxruntime; torch: a .pt2 file for torch.export.load; transformers: a folder for"
-        " TimesformerForVideoClassification",
+        " TimesformerForVideoClassification; space: a folder for a Space of the Hub, a container with the page",
     ),
     argument(
         "--head",
@@ -650,7 +657,7 @@ def import_weights(args: Namespace) -> int:
         type=Path,
         required=True,
         metavar="PATH",
-        help="a new file NAME.onnx or NAME.pt2, or a new folder for transformers",
+        help="a new file NAME.onnx or NAME.pt2, or a new folder for transformers or space",
     ),
     argument(
         "--frames",
@@ -666,6 +673,8 @@ def export(args: Namespace) -> int:
 
     if args.int8 and args.format != "onnx":
         raise UserError(f"--int8: goes with --format onnx, not {args.format}")
+    if args.format == "space":
+        return _export_space(args)
     if args.format == "transformers":
         _check_for_transformers(args)
         export_transformers(args.checkpoint, args.head[0] if args.head else None, args.out)
@@ -679,6 +688,18 @@ def export(args: Namespace) -> int:
         usage = f'onnxruntime.InferenceSession("{args.out}")'
     print(args.out)
     say(f"next, in Python: {usage}")
+    return 0
+
+
+def _export_space(args: Namespace) -> int:
+    from cover.serve.space import export_space
+
+    for name in ("head", "frames"):
+        if getattr(args, name):
+            raise UserError(f"--{name}: cannot go with --format space, which serves the whole model")
+    export_space(args.checkpoint, args.out)
+    print(args.out)
+    say_next("push", args.checkpoint, "OWNER/NAME", "--space")
     return 0
 
 

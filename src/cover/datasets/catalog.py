@@ -16,7 +16,7 @@ import csv
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from itertools import chain, islice
@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cover.datasets.files import media_of, subfolders, unpack_hint, walk
+from cover.datasets.hub_roots import download, is_hub_root, local_folder
 from cover.datasets.manifest import SPLITS, Manifest, open_manifest, root_below
 from cover.errors import UserError, nearest
 from cover.media.sampling import Sampling, Views
@@ -203,6 +204,7 @@ class DatasetSpec:
     `given_root`: the key `root` as the catalog has it; it may be relative to the catalog's folder.
     `columns`: our name of a csv column (`path`, `label`, ...) -> its name in the file.
     `stills`: whether a data set of videos also has pictures. Each is a clip that repeats its one frame.
+    `licence`: the terms of the data set, for model cards; empty if the catalog does not say them.
     """
 
     name: str
@@ -222,6 +224,7 @@ class DatasetSpec:
     given_root: str = ""
     columns: dict[str, str] = field(default_factory=dict)
     stills: bool = False
+    licence: str = ""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -242,13 +245,17 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The data sets of one catalog file, by name."""
+    """The data sets of one catalog file, by name. `not_loaded`: those on the Hub that were not downloaded yet."""
 
     path: Path
     specs: dict[str, DatasetSpec]
+    not_loaded: tuple[str, ...] = ()
 
     def spec(self, name: str) -> DatasetSpec:
         """The data set `name`. Raises UserError, with the nearest name, if the catalog does not have it."""
+        if name in self.not_loaded:
+            command = self.index_command(name)
+            raise UserError(f"{self.path.name}: {name}.root: was not downloaded, or is gone; run `{command}`")
         if name not in self.specs:
             raise UserError(f'{self.path.name}: no data set "{name}"{nearest(name, self.specs)}')
         return self.specs[name]
@@ -298,13 +305,31 @@ def load_catalog(path: str | Path) -> Catalog:
     tree = read_yaml(path)
     if not tree:
         raise UserError(f"{path.name}: no data set in it; write one as `name: {{format: folder, root: /data/mine}}`")
-    return Catalog(path, {name: _read_entry(path, name, keys) for name, keys in tree.items()})
+    specs = {name: _read_entry(path, name, keys) for name, keys in tree.items()}
+    there = {name: spec for name, spec in specs.items() if spec is not None}
+    return Catalog(path, there, tuple(name for name in specs if name not in there))
+
+
+def download_roots(path: str | Path, names: Sequence[str] | None = None, update: bool = False) -> None:
+    """Download the data sets `names` (default: all) that are on the Hub. `update`: their newest version.
+
+    Raises UserError for an invalid catalog or root, or if the Hub does not give it.
+    """
+    path = Path(path).absolute()
+    for name, keys in read_yaml(path).items():
+        root = keys.get("root") if isinstance(keys, dict) else None
+        if is_hub_root(root) and (names is None or name in names):
+            try:
+                download(path, str(root), update)
+            except UserError as error:
+                raise UserError(f"{path.name}: {name}.root: {error}") from None
 
 
 # --- reading one entry ---
 
 
-def _read_entry(path: Path, name: str, value: Any) -> DatasetSpec:
+def _read_entry(path: Path, name: str, value: Any) -> DatasetSpec | None:
+    """One data set, None if it is on the Hub and was not downloaded yet."""
     try:
         return _read_spec(path, name, value)
     except PermissionError as error:
@@ -338,7 +363,7 @@ class _Keys:
 _KNOWN = tuple(field.name for field in fields(DatasetSpec) if field.name not in ("name", "given_root"))
 
 
-def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec:
+def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec | None:
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII):
         raise UserError(f"{path.name}: {name!r} cannot name a data set: use letters, digits, _ and -")
     if not isinstance(values, dict):
@@ -350,6 +375,11 @@ def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec:
     form = keys.take("format", _format_in(path.parent))
     convention = convention_of(form)
     given_root = keys.take("root", _text)
+    if is_hub_root(given_root):
+        folder = keys.take("root", lambda text: local_folder(path, str(text)))
+        if folder is None:
+            return None
+        given_root = str(folder)
     root = root_below(path.parent, given_root)
     annotations = _annotations(keys, form, root)
     media = _media(keys, form, annotations)
@@ -376,6 +406,7 @@ def _read_spec(path: Path, name: str, values: Any) -> DatasetSpec:
         given_root=given_root,
         columns=columns,
         stills=keys.take("stills", _stills_in(media), False),
+        licence=keys.take("licence", _text, ""),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from cover.console import Meter, print_table, say
 from cover.datasets.annotations import ListedSample
-from cover.datasets.catalog import Catalog, DatasetSpec, convention_of, load_catalog
+from cover.datasets.catalog import Catalog, DatasetSpec, convention_of, download_roots, load_catalog
 from cover.datasets.files import few, is_text, unpack_hint
 from cover.datasets.formats import list_splits
 from cover.datasets.manifest import SPLITS, STATES, ClassList, Row, write_manifest
@@ -140,10 +140,12 @@ def index(
     force: bool = False,
     deep: bool = False,
     engine: EngineName = "pool",
+    update: bool = False,
 ) -> list[dict[str, Any]]:
     """Probe the files of the data sets `names` (default: all) and write their manifests.
 
-    `workers`, `force`, `deep`, `engine`: see `ProbeOptions`. Returns one dict per data set and split:
+    Data sets on the Hub are downloaded first, with `update` in their newest version. `workers`, `force`, `deep`,
+    `engine`: see `ProbeOptions`. Returns one dict per data set and split:
 
     - `dataset`, `split`, `manifest` (path), `classes` (number), `class_digest`;
     - `listed`, and the rows in each state: `ok`, `missing`, `unreadable`, `too_short`;
@@ -155,6 +157,7 @@ def index(
     Raises UserError for an invalid catalog or list, before any file is opened.
     """
     options = ProbeOptions(workers, force, deep, engine)
+    download_roots(catalog_path, names, update)
     catalog, plans = _plans(catalog_path, names)
     with options.prober() as prober:
         return [result for plan in plans for result in _index_one(catalog, plan, prober, force)]
@@ -168,6 +171,7 @@ def index_share(
     Returns one dict per data set: `dataset`, `shard`, `files` (of this shard), `probed`, the states and `partial` as in
     `index`, and `probe_cache` (path). Raises UserError as `index`.
     """
+    download_roots(catalog_path, names)
     catalog, plans = _plans(catalog_path, names)
     with options.prober() as prober:
         return [_probe_share(catalog, plan, shard, prober, options.force) for plan in plans]

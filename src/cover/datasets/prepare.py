@@ -311,4 +311,5 @@ def prepared_entry(spec: DatasetSpec, manifests: dict[str, str]) -> dict[str, An
         "sampling": kind,
         "views": str(spec.views),
         "crop_scale": list(spec.crop_scale),
+        **({"licence": spec.licence} if spec.licence else {}),
     }

@@ -110,12 +110,12 @@ def _title(record: RunRecord) -> str:
 def _lede(record: RunRecord) -> str:
     texts = []
     for each in record.answers:
-        estimate = with_interval(*_top1(each))
+        estimate = with_interval(*top1_of(each))
         texts.append(f"{estimate} of {len(each.rows):,} samples of {each.dataset} are right ({each.measured}).")
     return " ".join(texts) or "This run has measured no data set with one class for each sample."
 
 
-def _top1(answers: Answers) -> tuple[float, float | None, float | None]:
+def top1_of(answers: Answers) -> tuple[float, float | None, float | None]:
     """Top-1 with the ends of its interval over sources."""
     right = np.equal(answers.predicted, answers.truth)
     found = proportion(right, _manifest(answers).sources(np.asarray(answers.rows, np.int64)))
@@ -205,7 +205,7 @@ def _ladder(record: RunRecord, name: str, answers: Answers | None) -> Panel | No
     if (alone := record.results.get("alone")) and record.results["new"]["dataset"] == name:
         bars.append(_bar("these files alone, frozen start", *_estimate(alone["alone"]), "single", chance))
     if answers and answers.rows:
-        bars.append(_bar("this model", *_top1(answers), "cotrained", chance))
+        bars.append(_bar("this model", *top1_of(answers), "cotrained", chance))
     notes = [standing(base["behind"])] if base.get("behind") else []
     return Panel(name, bars=bars, protocol=notes) if bars else None
 

@@ -143,6 +143,7 @@ class Mixture:
                 "train_samples": len(each.rows),
                 "not_ok": {state: count for state, count in each.manifest.counts().items() if count and state != "ok"},
                 "draws_digest": each.manifest.draws_digest(),
+                **({"licence": each.spec.licence} if each.spec.licence else {}),
             }
             for each in self.datasets
         }

@@ -208,10 +208,12 @@ class CoVeR(nn.Module):
         """Upload a release to the Hub; returns its address.
 
         The repository is created if it does not exist. The model card states no licence, so please add one. A card that
-        the repository already has is not replaced. Raises `UserError` if the upload fails.
+        its owner has changed is not replaced. `cover push` writes a fuller card. Raises `UserError` if the upload
+        fails.
         """
-        from cover.model.hub import upload
+        from cover.hub import upload
+        from cover.model.card import is_edited
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return upload(Path(folder), repo_id, private, commit_message)
+            return upload(Path(folder), repo_id, private, commit_message, keep_card=is_edited)

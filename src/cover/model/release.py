@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from cover.errors import UserError
+from cover.hub import CARD, check_hub_id, fetch, is_hub_id
 from cover.model.backbone import BackboneOptions
 from cover.model.backbones import Options
+from cover.model.card import card
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head, head_of
-from cover.model.hub import CARD, card, fetch, is_hub_id
 from cover.model.json_values import parse_json
 from cover.model.lora import merged
 from cover.model.release_config import (
@@ -41,6 +42,7 @@ from cover.model.text import TEXT_FILES, start_heads
 from cover.model.weight_files import digest_of, read_checked
 
 CHECKPOINTS = "checkpoints"  # the subfolder of a run folder
+PULLED = Path(".cache") / "huggingface"  # in a folder into which the Hub's client has downloaded
 
 Temporal = Literal["fresh", "copied", "keep"]
 
@@ -168,13 +170,13 @@ def is_on_hub(name: str) -> bool:
     return is_hub_id(name) and not Path(name).parent.exists()
 
 
-def _from_hub(repo: str, revision: str | None) -> Path:
-    """Download a release. Raises `UserError` if the repository has none."""
+def _from_hub(repo: str, revision: str | None, out: Path | None = None) -> Path:
+    """Download a release, into the folder `out` or the Hub's cache. Raises `UserError` if the repository has none."""
     advice = f"{repo}: {import_advice(repo)}"
     if any(start.name == repo for start in KNOWN):
         raise UserError(advice)
     try:
-        folder = fetch(repo, [WEIGHTS, CONFIG, CARD, *TEXT_FILES], revision)
+        folder = fetch(repo, [WEIGHTS, CONFIG, CARD, *TEXT_FILES], revision, out)
     except UserError as error:
         raise UserError(f"{error}; if it is a checkpoint of another library, {import_command(repo)}") from None
     try:
@@ -183,6 +185,20 @@ def _from_hub(repo: str, revision: str | None) -> Path:
         raise UserError(advice) from None
     if not isinstance(values, dict) or not {"heads", "metadata"} <= values.keys():
         raise UserError(advice)
+    return folder
+
+
+def pull(repo: str, out: Path | None = None, revision: str | None = None) -> Path:
+    """Download a release from the Hub, into the folder `out` or into the Hub's cache; returns its folder.
+
+    An interrupted download goes on. Raises `UserError` if the Hub does not give it, if it is no release of cover, if a
+    file is damaged, or if `out` has other files.
+    """
+    check_hub_id(repo)
+    if out is not None and out.exists() and not (out / PULLED).is_dir() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already; choose a new folder with --out")
+    folder = _from_hub(repo, revision, out)
+    load_release(folder)
     return folder
 
 

@@ -243,6 +243,11 @@ def save_text(folder: Path, network: TextNetwork, tokenizer: Path) -> None:
     shutil.copyfile(tokenizer, folder / TOKENIZER)
 
 
+def has_text(folder: Path) -> bool:
+    """Whether a release has a text network."""
+    return all((folder / file).is_file() for file in TEXT_FILES)
+
+
 def load_text(folder: Path) -> TextNetwork:
     """The text network of a release folder, in evaluation mode. Raises `UserError` if its files are damaged."""
     path = folder / TEXT_CONFIG

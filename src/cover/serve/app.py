@@ -4,16 +4,18 @@ import asyncio
 import base64
 import hashlib
 import html
+import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from cover import __version__
+from cover.model.text import PROMPT
 from cover.serve.middleware import BUG, App, LimitsMiddleware, Receive, Refused
-from cover.serve.responses import ErrorResponse, ExplainResponse, PredictResponse, StatusResponse
+from cover.serve.responses import ErrorResponse, ExplainResponse, ModelDescription, PredictResponse, StatusResponse
 from cover.serve.service import ExplainQuery, PredictQuery, Service
 from cover.serve.uploads import FIELD
 
@@ -33,7 +35,9 @@ REASONS = {
     500: "a bug; the server's log has a line about it",
     503: "the server is about to stop, or too busy to answer in time",
 }
-MOST_WINDOWS, MOST_CLASSES, LONGEST_HEAD, LONGEST_CLASS = 32, 1000, 200, 1000
+MOST_WINDOWS, MOST_CLASSES, LONGEST_HEAD, LONGEST_CLASS, LONGEST_NAME = 32, 1000, 200, 1000, 200
+MOST_TYPED, LONGEST_TYPED = 100, 100  # class names of a request, characters of a name and of the prompt
+MODEL_NOTE = "name of a model of the server (default: the first)"
 _FORM = {"type": "object", "required": [FIELD], "properties": {FIELD: {"type": "string", "format": "binary"}}}
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 BODY = {
@@ -49,10 +53,11 @@ BODY = {
 }
 
 
-def make_app(service: Service, page: bool = False, key: str | None = None) -> App:
+def make_app(service: Service, page: bool = False, key: str | None = None, frames: Sequence[str] = ()) -> App:
     """The application of a service, behind its `LimitsMiddleware`.
 
-    `page` adds the web page at `/`. `key` is the key that clients must send; None: no key.
+    `page` adds the web page at `/`. `key` is the key that clients must send; None: no key. `frames`: sites that may
+    show the page in a frame.
     """
     from fastapi import FastAPI
 
@@ -63,7 +68,7 @@ def make_app(service: Service, page: bool = False, key: str | None = None) -> Ap
     _add_predict(app, service, key is not None)
     _add_explain(app, service, key is not None)
     if page:
-        add_page(app, service.title)
+        add_page(app, [model.describe() for model in service.models.values()], frames)
     routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     return LimitsMiddleware(app, service.limits, service.metrics.answered, routes, key)
 
@@ -102,8 +107,10 @@ def _add_error_handlers(app: Any) -> None:
 
 
 def _add_routes(app: Any, service: Service, key: bool) -> None:
-    from fastapi import Response
+    from fastapi import Query, Response
     from fastapi.responses import JSONResponse
+
+    model_rule = Query(max_length=LONGEST_NAME, description=MODEL_NOTE)
 
     @app.get("/healthz", responses=_reasons(key=False), summary="Whether the process is alive")
     async def healthz() -> StatusResponse:
@@ -125,19 +132,34 @@ def _add_routes(app: Any, service: Service, key: bool) -> None:
         text, kind = service.metrics.render()
         return Response(text, headers={"content-type": kind})
 
+    @app.get("/v1/models", responses=_reasons(key=key), summary="The models with their heads and data sets")
+    async def models() -> list[ModelDescription]:
+        return [model.describe() for model in service.models.values()]
+
     @app.get(
-        "/v1/model", responses=_reasons(key=key), response_class=JSONResponse, summary="The heads and their classes"
+        "/v1/model",
+        responses=_reasons(422, key=key),
+        response_class=JSONResponse,
+        summary="The heads of a model and their classes",
     )
-    async def model() -> dict[str, list[str]]:
-        return {name: list(head.classes) for name, head in service.heads.items()}
+    async def model(model: Annotated[str, model_rule] = "") -> dict[str, list[str]]:
+        return {name: list(head.classes) for name, head in service.model(model).heads.items()}
 
 
 def _add_predict(app: Any, service: Service, key: bool) -> None:
     from fastapi import Query, Request
+    from pydantic import StringConstraints
 
+    TypedName = Annotated[str, StringConstraints(max_length=LONGEST_TYPED)]
     top_rule = Query(ge=1, le=MOST_CLASSES, description="classes of each head")
     head_rule = Query(max_length=LONGEST_HEAD, description="only this head (may be repeated)")
     window_rule = Query(ge=0, le=MOST_WINDOWS, description="also predict each of this number of equal parts of a video")
+    model_rule = Query(max_length=LONGEST_NAME, description=MODEL_NOTE)
+    typed_rule = Query(
+        max_length=MOST_TYPED,
+        description="class names in place of the heads, where the model has a text network (may be repeated)",
+    )
+    prompt_rule = Query(max_length=LONGEST_TYPED, description=f'text of such a class (default: "{PROMPT}")')
 
     @app.post(
         "/v1/predict",
@@ -150,8 +172,11 @@ def _add_predict(app: Any, service: Service, key: bool) -> None:
         top: Annotated[int, top_rule] = 5,
         head: Annotated[list[str], head_rule] = [],  # noqa: B006
         timeline: Annotated[int, window_rule] = 0,
+        model: Annotated[str, model_rule] = "",
+        classes: Annotated[list[TypedName], typed_rule] = [],  # noqa: B006
+        prompt: Annotated[str, prompt_rule] = "",
     ) -> PredictResponse:
-        query = PredictQuery(tuple(dict.fromkeys(head)), top, timeline)
+        query = PredictQuery(tuple(dict.fromkeys(head)), top, timeline, model, tuple(classes), prompt)
         return await _answered(request, service, query, lambda path: service.predict(path, query))
 
 
@@ -164,6 +189,7 @@ def _add_explain(app: Any, service: Service, key: bool) -> None:
         max_length=LONGEST_CLASS,
         description="the class whose score is explained (default: the head's most likely class)",
     )
+    model_rule = Query(max_length=LONGEST_NAME, description=MODEL_NOTE)
 
     @app.post(
         "/v1/explain",
@@ -172,9 +198,12 @@ def _add_explain(app: Any, service: Service, key: bool) -> None:
         summary="Explain a head's prediction: the frames of one view, with a heat map of their patches",
     )
     async def explain(
-        request: Request, head: Annotated[str, head_rule], class_name: Annotated[str | None, class_rule] = None
+        request: Request,
+        head: Annotated[str, head_rule],
+        class_name: Annotated[str | None, class_rule] = None,
+        model: Annotated[str, model_rule] = "",
     ) -> ExplainResponse:
-        query = ExplainQuery(head, class_name)
+        query = ExplainQuery(head, class_name, model)
         return await _answered(request, service, query, lambda path: service.explain(path, query))
 
 
@@ -222,13 +251,13 @@ async def _disconnected(receive: Receive) -> None:
 # --- the page, which uses the same routes as every other client -------------------------------------------------------
 
 
-def add_page(app: Any, title: str) -> None:
-    """Add the page at `/`. `title`: the model that it asks."""
+def add_page(app: Any, models: Sequence[ModelDescription], frames: Sequence[str] = ()) -> None:
+    """Add the page at `/`. `models`: those that it asks."""
     from fastapi.responses import HTMLResponse
 
-    text = (files(__package__) / "page.html").read_text(encoding="utf-8").replace("MODEL", html.escape(title))
+    text = page_text(models)
     headers = {
-        "content-security-policy": _policy(text),
+        "content-security-policy": _policy(text, frames),
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
     }
@@ -238,12 +267,24 @@ def add_page(app: Any, title: str) -> None:
         return HTMLResponse(text, headers=headers)
 
 
-def _policy(text: str) -> str:
+def page_text(models: Sequence[ModelDescription]) -> str:
+    """The page in one file: its style, its script and the models that it asks are in it."""
+    folder = files(__package__) / "page"
+    parts = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
+    # As JSON in an element that is not executed. A name cannot end the element, because `<` is written as an escape.
+    data = json.dumps([asdict(model) for model in models]).replace("<", "\\u003c")
+    title = html.escape(" and ".join(model.name or "unnamed" for model in models))
+    filled = {"TITLE": title, "STYLE": parts["page.css"], "SCRIPT": parts["page.js"], "MODELS": data}
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], parts["page.html"])
+
+
+def _policy(text: str, frames: Sequence[str]) -> str:
     """A content security policy: only the page's own style and script, pictures from memory, and this server."""
     style, script = (_digest(re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)) for tag in ("style", "script"))
+    ancestors = " ".join(frames) or "'none'"
     return (
-        f"default-src 'none'; style-src {style}; script-src {script}; connect-src 'self';"
-        " img-src blob: data:; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; style-src {style}; script-src {script}; connect-src 'self'; img-src blob: data:;"
+        f" media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors {ancestors}"
     )
 
 

@@ -99,6 +99,34 @@ class ExplainResponse:
 
 
 @dataclass(frozen=True)
+class HeadDescription:
+    """A head: the number of its classes, its data sets with their training samples (null: not known), its loss."""
+
+    classes: int
+    datasets: dict[str, int | None]
+    multi_label: bool
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model of the server.
+
+    `text`: whether it predicts class names that are typed (`classes` of a prediction). `live_seconds`: what a live
+    prediction looks at.
+    """
+
+    name: str
+    network: str
+    pixels: int
+    frames: int
+    step: int | None
+    engine: str
+    heads: dict[str, HeadDescription]
+    text: bool
+    live_seconds: float
+
+
+@dataclass(frozen=True)
 class ErrorResponse:
     """The reason why there is no result, in one line."""
 

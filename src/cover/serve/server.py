@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import sys
 import time
@@ -31,7 +32,7 @@ SHORTEST_KEY = 16
 class ServerOptions:
     """Address of a server, whether it has the web page, the file of its key, and the folder for uploads.
 
-    If `spool` is None, uploads are in the system's temporary folder.
+    If `spool` is None, uploads are in the system's temporary folder. `frames`: sites that may show the page in a frame.
     """
 
     host: str = "127.0.0.1"
@@ -39,10 +40,11 @@ class ServerOptions:
     page: bool = False
     key_file: Path | None = None
     spool: Path | None = None
+    frames: tuple[str, ...] = ()
 
 
 def serve(
-    checkpoint: str | Path,
+    checkpoints: Sequence[str | Path],
     options: ServerOptions,
     limits: Limits,
     batching: Batching,
@@ -53,33 +55,43 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT. Prints the address when the server is ready.
 
+    `checkpoints`: the models; requests that name none get the first.
+
     `calibration`: files on which a new engine is compared with `eager`; without any, on moving textures. At the end it
     answers all open requests and removes its temporary files.
 
     Raises `UserError` if the checkpoint cannot be served, if the address is not available, or if a package is missing.
     """
     check_extra()
+    check_frames(options)
     key = read_key(options.key_file)
     begin_preloading("cover.serve.decoding")  # at the same time as this process imports torch
     from cover.hardware import pick_device
     from cover.inference.predictor import Predictor
     from cover.inference.views import ViewRequest
+    from cover.model.release import find_release
+    from cover.model.text import TextEncoder, has_text
     from cover.serve.service import Service
     from cover.serve.uploads import UploadFolder
 
-    predictor = Predictor.load(checkpoint, pick_device(device), engine)
-    plans = tuple(dict.fromkeys(predictor.plans().values()))
-    if predictor.graphs and plans:
-        from cover.inference.engines import CALIBRATION_CLIPS, prepare_engine
+    models = []
+    for name, checkpoint in zip(model_names(checkpoints), checkpoints, strict=True):
+        folder = find_release(checkpoint)
+        predictor = Predictor.load(folder, pick_device(device), engine)
+        plans = tuple(dict.fromkeys(predictor.plans().values()))
+        if predictor.graphs and plans:
+            from cover.inference.engines import CALIBRATION_CLIPS, prepare_engine
 
-        prepare_engine(predictor, ViewRequest(plans), calibration[:CALIBRATION_CLIPS], textures=True)
+            prepare_engine(predictor, ViewRequest(plans), calibration[:CALIBRATION_CLIPS], textures=True)
+        models.append((name, predictor, TextEncoder(folder) if has_text(folder) else None))
     with _exit_on_sigterm():
         try:
             uploads = UploadFolder(options.spool)
         except OSError as error:
             raise UserError(f"--spool {options.spool}: cannot create a folder here: {error.strerror}") from None
         try:
-            service = Service(predictor, limits, batching, workers, uploads, _name(checkpoint))
+            (name, predictor, encoder), *others = models
+            service = Service(predictor, limits, batching, workers, uploads, name, encoder, others)
         except BaseException:
             uploads.close()
             raise
@@ -87,9 +99,25 @@ def serve(
             asyncio.run(_listen(service, options, key))
 
 
-def _name(checkpoint: str | Path) -> str:
-    """The name of a checkpoint: of a folder its own name without the path, else the Hub id."""
-    return Path(checkpoint).resolve().name if Path(checkpoint).exists() else str(checkpoint)
+def model_names(checkpoints: Sequence[str | Path]) -> list[str]:
+    """A name for each checkpoint: of a folder its own name without the path, else the Hub id.
+
+    Folders of the same name get as many of the folders above as tell them apart. Raises `UserError` if a checkpoint is
+    given twice.
+
+    >>> model_names(["runs/a/release", "runs/b/release"])
+    ['a/release', 'b/release']
+    """
+    paths = [Path(each).absolute().parts if Path(each).exists() else (str(each),) for each in checkpoints]
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            raise UserError(f"{checkpoints[number]}: is given twice")
+    names = [path[-1] for path in paths]
+    for depth in range(2, max(map(len, paths), default=0) + 1):
+        if len(set(names)) == len(names):
+            break
+        names = ["/".join(path[-depth:]) if names.count(name) > 1 else name for path, name in zip(paths, names)]
+    return names
 
 
 @contextmanager
@@ -111,6 +139,15 @@ def check_extra() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"cover serve needs {error.name}: {INSTALL}") from None
+
+
+def check_frames(options: ServerOptions) -> None:
+    """Raise `UserError` if `frames` has something else than a site, or if there is no page to show."""
+    if options.frames and not options.page:
+        raise UserError("--frame: goes with --page")
+    for site in options.frames:
+        if not re.fullmatch(r"https?://[\w.-]+(:\d+)?", site, re.ASCII):
+            raise UserError(f"--frame {site}: write the address of a site, as in https://huggingface.co")
 
 
 def read_key(file: Path | None) -> str | None:
@@ -159,7 +196,9 @@ def uvicorn_config(app: App, limits: Limits, host: str, port: int) -> Any:
 async def _listen(service: Service, options: ServerOptions, key: str | None) -> None:
     from cover.serve.app import make_app
 
-    config = uvicorn_config(make_app(service, options.page, key), service.limits, options.host, options.port)
+    config = uvicorn_config(
+        make_app(service, options.page, key, options.frames), service.limits, options.host, options.port
+    )
     try:
         sockets = [config.bind_socket()]
     except SystemExit:

@@ -23,9 +23,11 @@ from cover.inference.explain import ONE_VIEW, frame_times, heat_of
 from cover.inference.predictor import Prediction, Predictor
 from cover.media.decode import MediaError
 from cover.model.heads import Head
-from cover.serve.batching import Batcher, Scores
+from cover.model.text import PROMPT, TextEncoder, texts_of
+from cover.serve.batching import Scores
 from cover.serve.decoding import DecodedFile, DecodeRequest, Decoders
 from cover.serve.middleware import Batching, Limits, Refused, busy, late
+from cover.serve.models import ServedModel
 from cover.serve.responses import ExplainResponse, PredictResponse, class_scores, frames, segments, windows
 from cover.serve.uploads import UploadFolder, receive
 
@@ -36,19 +38,27 @@ GRACE_S = 5.0  # seconds after a request's deadline in which a result that is re
 
 @dataclass(frozen=True)
 class PredictQuery:
-    """Parameters of a prediction: the heads (empty: all), the number of classes, and the number of parts of a video."""
+    """Parameters of a prediction: the heads (empty: all), the number of classes, and the number of parts of a video.
+
+    `model`: its name, empty for the first one. `classes`: class names to predict in place of the heads, with `prompt`
+    as their text, by the text network of the model.
+    """
 
     heads: tuple[str, ...] = ()
     top: int = 5
     windows: int = 0
+    model: str = ""
+    classes: tuple[str, ...] = ()
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
 class ExplainQuery:
-    """Parameters of an explanation: the head and the class (None: the most likely class)."""
+    """Parameters of an explanation: the head, the class (None: the most likely class), and the model as above."""
 
     head: str
     class_name: str | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,14 @@ class _PendingPrediction:
     pixels: DecodedFile
     clips: list[Future[Scores]]
     windows: list[list[Future[Scores]]]
+
+
+@dataclass(frozen=True)
+class _PendingTyped:
+    """A decoded file whose scores for typed class names the model computes: of the whole file, then of each window."""
+
+    pixels: DecodedFile
+    result: Future[list[Prediction]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,7 @@ class _PendingExplanation:
 
 
 class Service:
-    """One checkpoint with its decoding processes and its model thread. Its coroutines run on one event loop."""
+    """The models of a server with their decoding processes. Its coroutines run on one event loop."""
 
     def __init__(
         self,
@@ -92,26 +110,22 @@ class Service:
         workers: int,
         uploads: UploadFolder,
         name: str = "",
+        encoder: TextEncoder | None = None,
+        others: Sequence[tuple[str, Predictor, TextEncoder | None]] = (),
     ) -> None:
-        """`name`: of the checkpoint, for the page.
+        """`name`: of the checkpoint. `encoder`: its text network. `others`: more models, with their names.
 
-        Raises `UserError` if the checkpoint has no heads, or if the views of a head are not known.
+        Raises `UserError` if a model has nothing to predict, or if the views of a head are not known.
         """
-        self.name = name
-        self.predictor, self.limits, self.uploads = predictor, limits, uploads
-        self.heads = {head.name: head for head in predictor.model.head_list}
-        if not self.heads:
-            raise UserError(
-                "the checkpoint has no head, so there is nothing to predict; train one with start.checkpoint"
-            )
-        self.plans = {name: predictor.plan(name) for name in self.heads}
-        self.classes = {name: frozenset(head.classes) for name, head in self.heads.items()}
+        self.limits, self.uploads = limits, uploads
         self.metrics, self.draining, self.under_way, self.explaining = Metrics(), False, 0, 0
+        self.models: dict[str, ServedModel] = {}
+        for each, its_predictor, its_encoder in ((name, predictor, encoder), *others):
+            self.models[each] = ServedModel(each, its_predictor, batching, self.metrics.forward, its_encoder)
         self._decoders = Decoders(workers, limits)
         self._threads = ThreadPoolExecutor(workers, "cover-decode")
         # a thread of its own, so that the pictures of one file do not wait until other files are decoded
         self._painters = ThreadPoolExecutor(1, "cover-pictures")
-        self._batcher = Batcher(predictor, batching, self.metrics.forward)
         self.metrics.watch("cover_predictions_under_way", "Requests in progress", lambda: self.under_way)
         self.metrics.watch(
             "cover_decoders_replaced", "Decoding processes that were killed or died", lambda: self._decoders.replaced
@@ -120,41 +134,42 @@ class Service:
     def close(self) -> None:
         """End the threads and processes and remove the upload folder. Call it when all requests are answered."""
         self._decoders.close()
-        self._batcher.close()
+        for model in self.models.values():
+            model.batcher.close()
         self._threads.shutdown(cancel_futures=True)
         self._painters.shutdown(cancel_futures=True)
         self.uploads.close()
 
     @property
-    def title(self) -> str:
-        """The model in one line: the name of the checkpoint, its network and its training step."""
-        model, step = self.predictor.model, self.predictor.metadata.get("step")
-        facts = [
-            model.config.family,
-            f"{model.backbone.pixels.size} pixels",
-            f"{self.predictor.metadata['frames']} frames",
-        ]
-        facts += [f"step {step:,}"] if isinstance(step, int) else []
-        facts += [] if self.predictor.engine == "eager" else [self.predictor.engine]
-        return f"{self.name or 'unnamed'} ({', '.join(facts)})"
+    def first(self) -> ServedModel:
+        """The model of requests that name none."""
+        return next(iter(self.models.values()))
+
+    def model(self, name: str) -> ServedModel:
+        """The model of this name, the first one for an empty name. Raises `Refused` if there is none."""
+        if name and name not in self.models:
+            raise Refused(422, f'the server has no model "{name}"{nearest(name, self.models)}')
+        return self.models[name] if name else self.first
 
     @property
     def ready(self) -> bool:
         """Whether the service accepts requests."""
-        return not self.draining and self._batcher.alive
+        return not self.draining and all(model.batcher.alive for model in self.models.values())
 
     def check(self, query: PredictQuery | ExplainQuery) -> None:
-        """Raise `Refused` for an unknown head, an unknown class, or too many explanations at the same time.
+        """Raise `Refused` for an unknown model, head or class, or too many explanations at the same time.
 
         The message does not suggest a similar class: a head may have tens of thousands, and the search would block the
         event loop.
         """
+        model = self.model(query.model)
         for name in (query.head,) if isinstance(query, ExplainQuery) else query.heads:
-            if name not in self.heads:
-                raise Refused(422, f'the checkpoint has no head "{name}"{nearest(name, self.heads)}')
+            if name not in model.heads:
+                raise Refused(422, f'the checkpoint has no head "{name}"{nearest(name, model.heads)}')
         if isinstance(query, PredictQuery):
+            _check_typed(model, query)
             return
-        if query.class_name is not None and query.class_name not in self.classes[query.head]:
+        if query.class_name is not None and query.class_name not in model.classes[query.head]:
             raise Refused(422, f'the head "{query.head}" has no class "{query.class_name}"; GET /v1/model lists them')
         self._check_room_to_explain()
 
@@ -214,29 +229,43 @@ class Service:
             raise late() from None
         finally:
             given_up.set()
-            self._batcher.drop_given_up()
+            for model in self.models.values():
+                model.batcher.drop_given_up()
 
     async def _predict(
         self, path: Path, query: PredictQuery, deadline: float, given_up: threading.Event
     ) -> PredictResponse:
-        names = query.heads or tuple(self.heads)
-        request = DecodeRequest(str(path), tuple(self.plans[name] for name in names), query.windows)
-        pending = await self._timed("decode", self._in_thread(self._request_scores, request, deadline, given_up))
+        model = self.model(query.model)
+        if query.classes:
+            return await self._predict_typed(model, path, query, deadline, given_up)
+        names = query.heads or tuple(model.heads)
+        request = DecodeRequest(str(path), tuple(model.plans[name] for name in names), query.windows)
+        decoding = self._in_thread(self._request_scores, model, request, deadline, given_up)
+        pending = await self._timed("decode", decoding)
         decoded = time.monotonic()
         clips, parts = await _all(pending.clips), [await _all(window) for window in pending.windows]
         self.metrics.stage("model", time.monotonic() - decoded)
         pixels = pending.pixels
-        predictions, *rest = [self._predictions(names, pixels, scores) for scores in (clips, *parts)]
-        whole, seconds = class_scores(predictions, query.top), pixels.seconds
-        timeline = windows([class_scores(part, query.top) for part in rest], seconds)
-        return PredictResponse(pixels.media, round(seconds, 3), whole, timeline, segments(rest, seconds), pixels.damage)
+        results = [_predictions(model, names, pixels, scores) for scores in (clips, *parts)]
+        return _response(pixels, results, query.top)
+
+    async def _predict_typed(
+        self, model: ServedModel, path: Path, query: PredictQuery, deadline: float, given_up: threading.Event
+    ) -> PredictResponse:
+        assert model.typed, "checked before"
+        request = DecodeRequest(str(path), (model.typed.plan,), query.windows)
+        decoding = self._in_thread(self._request_typed, model, request, query, deadline, given_up)
+        pending = await self._timed("decode", decoding)
+        predictions = await self._timed("model", asyncio.wrap_future(pending.result))
+        return _response(pending.pixels, [[each] for each in predictions], query.top)
 
     async def _explain(
         self, path: Path, query: ExplainQuery, deadline: float, given_up: threading.Event
     ) -> ExplainResponse:
-        plan = self.plans[query.head]
+        model = self.model(query.model)
+        plan = model.plans[query.head]
         request = DecodeRequest(str(path), (plan, replace(plan, views=ONE_VIEW)))
-        decoding = self._in_thread(self._request_explanation, request, query, deadline, given_up)
+        decoding = self._in_thread(self._request_explanation, model, request, query, deadline, given_up)
         pending = await self._timed("decode", decoding)
         explanation = await self._timed("explain", asyncio.wrap_future(pending.result))
         pixels, view, name = pending.pixels, pending.view, explanation.class_name
@@ -256,15 +285,38 @@ class Service:
         self.metrics.stage(stage, time.monotonic() - began)
         return result
 
-    def _request_scores(self, request: DecodeRequest, deadline: float, given_up: threading.Event) -> _PendingPrediction:
+    def _request_scores(
+        self, model: ServedModel, request: DecodeRequest, deadline: float, given_up: threading.Event
+    ) -> _PendingPrediction:
         """Decode a file and pass its clips to the model. Runs in a thread, because it waits for both."""
         pixels = self._pixels(request, deadline, given_up)
-        put = partial(self._batcher.put, deadline=deadline, given_up=given_up)
+        put = partial(model.batcher.put, deadline=deadline, given_up=given_up)
         clips = [put(views) for views in pixels.clips]
         return _PendingPrediction(pixels, clips, [[put(views) for views in window] for window in pixels.windows])
 
+    def _request_typed(
+        self,
+        model: ServedModel,
+        request: DecodeRequest,
+        query: PredictQuery,
+        deadline: float,
+        given_up: threading.Event,
+    ) -> _PendingTyped:
+        """Decode a file and pass it to the model with class names. Runs in a thread, because it waits."""
+        assert model.typed, "checked before"
+        pixels = self._pixels(request, deadline, given_up)
+        check = partial(_check_needed, deadline, given_up)
+        clips = [pixels.clips[0], *(window[0] for window in pixels.windows)]
+        work = partial(model.typed.scores, query.classes, query.prompt, clips, check)
+        return _PendingTyped(pixels, model.batcher.put_alone(work, deadline, given_up))
+
     def _request_explanation(
-        self, request: DecodeRequest, query: ExplainQuery, deadline: float, given_up: threading.Event
+        self,
+        model: ServedModel,
+        request: DecodeRequest,
+        query: ExplainQuery,
+        deadline: float,
+        given_up: threading.Event,
     ) -> _PendingExplanation:
         """Decode a file and pass it to the model for an explanation. Runs in a thread, because it waits.
 
@@ -274,8 +326,8 @@ class Service:
         clips, (view,) = (pixels.clips[index] for index in pixels.place)
         pixels.clips.clear()
         check = partial(_check_needed, deadline, given_up)
-        work = partial(_explain, self.predictor, self.heads[query.head], query.class_name, [clips], view, check)
-        return _PendingExplanation(pixels, view, self._batcher.put_alone(work, deadline, given_up))
+        work = partial(_explain, model.predictor, model.heads[query.head], query.class_name, [clips], view, check)
+        return _PendingExplanation(pixels, view, model.batcher.put_alone(work, deadline, given_up))
 
     def _pixels(self, request: DecodeRequest, deadline: float, given_up: threading.Event) -> DecodedFile:
         _check_needed(deadline, given_up)
@@ -283,11 +335,42 @@ class Service:
         _check_needed(deadline, given_up)
         return pixels
 
-    def _predictions(self, names: Sequence[str], pixels: DecodedFile, scores: Sequence[Scores]) -> list[Prediction]:
-        return [
-            Prediction(name, self.heads[name].classes, scores[index][name])
-            for name, index in zip(names, pixels.place, strict=True)
-        ]
+
+def _predictions(
+    model: ServedModel, names: Sequence[str], pixels: DecodedFile, scores: Sequence[Scores]
+) -> list[Prediction]:
+    return [
+        Prediction(name, model.heads[name].classes, scores[index][name])
+        for name, index in zip(names, pixels.place, strict=True)
+    ]
+
+
+def _response(pixels: DecodedFile, results: Sequence[Sequence[Prediction]], top: int) -> PredictResponse:
+    """The response from the predictions of the whole file, then of each of its parts."""
+    (whole, *parts), seconds = results, pixels.seconds
+    timeline = windows([class_scores(part, top) for part in parts], seconds)
+    found = segments(parts, seconds)
+    return PredictResponse(pixels.media, round(seconds, 3), class_scores(whole, top), timeline, found, pixels.damage)
+
+
+def _check_typed(model: ServedModel, query: PredictQuery) -> None:
+    """Raise `Refused` for typed class names that the model cannot take, or if it needs some."""
+    if not query.classes:
+        if query.prompt:
+            raise Refused(422, "prompt: goes with classes")
+        if not model.heads:
+            raise Refused(422, "the model has no head: name the classes, as in classes=archery&classes=bowling")
+        return
+    if model.typed is None:
+        raise Refused(422, f'the model "{model.name}" has no text network, so it knows only the classes of its heads')
+    if query.heads:
+        raise Refused(422, "head: cannot go with classes")
+    if len(set(query.classes)) < len(query.classes) or not all(name.strip() for name in query.classes):
+        raise Refused(422, "classes: give names, each once")
+    try:
+        texts_of(query.classes, query.prompt or PROMPT)
+    except UserError as error:
+        raise Refused(422, str(error)) from None
 
 
 def _check_needed(deadline: float, given_up: threading.Event) -> None:

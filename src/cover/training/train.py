@@ -367,8 +367,21 @@ def describe(recipe: Recipe, mixture: Mixture, model: CoVeR, origin: Path | None
         "seed": recipe.seed,
         "steps": recipe.steps,
         "datasets": sets,
+        "start": _start_of(recipe, origin),
         **adapted,
     }
+
+
+def _start_of(recipe: Recipe, origin: Path | None) -> dict[str, str]:
+    """The weights of others that a run comes from, with their format and licence if known; empty for random weights.
+
+    A run that starts from another run has the start of that one.
+    """
+    if origin is None or not recipe.start.checkpoint:
+        return {}
+    before = read_config(origin).metadata
+    known = before.get("imported") or before.get("start") or {"weights": Path(recipe.start.checkpoint).name}
+    return {key: known[key] for key in ("weights", "format", "licence") if key in known}
 
 
 def make_up(schedule: Schedule, mixture: Mixture) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cover.errors import UserError
-from cover.model.hub import fetch, is_hub_id
+from cover.hub import fetch, is_hub_id
 from cover.model.json_values import parse_json
 from cover.model.weight_files import read_safetensors
 

@@ -1,0 +1,184 @@
+"""`cover push`: a release with a full model card, or a Space with its page, on the Hugging Face Hub.
+
+cover push runs/mine me/mine --licence apache-2.0
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cover.console import say, tell
+from cover.errors import UserError
+from cover.evaluation.answers import Answers
+from cover.evaluation.baselines import TITLES
+from cover.experiments.run_report import RunRecord, top1_of
+from cover.hub import CARD, RepoKind, check_hub_id, upload
+from cover.model.card import CardFacts, CardResult, card, is_edited
+from cover.model.release import find_release, load_release, read_config
+from cover.model.text import has_text
+from cover.serve.space import copy_release, export_space
+from cover.yaml_files import show
+
+
+@dataclass(frozen=True)
+class PushRequest:
+    """What is pushed where.
+
+    `licence`: of the weights, as the Hub spells it. `results`: a file of `cover evaluate --json` for the card.
+    `space`: push a Space with the page of the model. `dry_run`: print what would be pushed, and push nothing.
+    """
+
+    checkpoint: str
+    repo: str
+    private: bool = False
+    message: str = ""
+    licence: str = ""
+    results: Path | None = None
+    replace_card: bool = False
+    space: bool = False
+    dry_run: bool = False
+
+
+def push(request: PushRequest) -> str:
+    """Push a release or a Space; returns its address, empty for a dry run. Raises `UserError`."""
+    check_hub_id(request.repo)
+    name = request.repo.rpartition("/")[2]
+    with tempfile.TemporaryDirectory(prefix="cover-push-") as temporary:
+        folder = Path(temporary) / name
+        if request.space:
+            export_space(request.checkpoint, folder, name)
+        else:
+            _prepare(request, folder)
+        if request.dry_run:
+            _show(folder)
+            return ""
+        message = request.message or f"Upload a {'page' if request.space else 'release'} by cover push"
+        kind: RepoKind = "space" if request.space else "model"
+        keep = (lambda text: False) if request.replace_card else is_edited
+        return upload(folder, request.repo, request.private, message, None, kind, keep)
+
+
+def _prepare(request: PushRequest, folder: Path) -> None:
+    """Copy a release into the new folder `folder`, with a card that says all that its run knows."""
+    release = find_release(request.checkpoint)
+    model = load_release(release)  # also checks that the weights are not damaged
+    given = results_of_file(request.results) if request.results else []
+    copy_release(release, folder)
+    written = folder / CARD
+    if written.is_file() and is_edited(written.read_text(encoding="utf-8")) and not request.replace_card:
+        say(f"{release / CARD}: someone has changed it, so it is pushed as it is (--replace-card writes a new one)")
+        return
+    results = _joined(results_of_run(request.checkpoint), given)
+    facts = CardFacts(request.repo, request.licence, results, has_text(release))
+    written.write_text(card(model, model.metadata, facts), encoding="utf-8")
+
+
+def _show(folder: Path) -> None:
+    tell((folder / CARD).read_text(encoding="utf-8").rstrip("\n"))
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    own = [path.relative_to(folder) for path in files]
+    shown = ", ".join(str(path) for path in own[:6]) + (f" and {len(own) - 6} more" if own[6:] else "")
+    say(f"would push {len(own)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB: {shown}")
+
+
+# --- what a run has measured ------------------------------------------------------------------------------------------
+
+
+def results_of_run(run: str | Path) -> list[CardResult]:
+    """The results that lie in a run folder; none if it is a release alone, or if its manifests are gone.
+
+    Raises `UserError` if there is no release.
+    """
+    folder = find_release(run)
+    try:
+        record = RunRecord.read(Path(run))
+    except UserError:
+        return []
+    release = read_config(folder)
+    results = []
+    for answers in record.answers:
+        if answers.rows:
+            views = release.datasets.get(answers.dataset, {})
+            results.append(_of_answers(record, answers, views, release.frames))
+    return results
+
+
+def _of_answers(record: RunRecord, answers: Answers, views: Mapping[str, Any], frames: int) -> CardResult:
+    try:
+        top1, low, high = top1_of(answers)
+    except UserError:  # its manifest was removed or indexed again, so the sources of the samples are not known
+        right = sum(t == p for t, p in zip(answers.truth, answers.predicted, strict=True))
+        top1, low, high = right / len(answers.rows), None, None
+    base = record.baselines.get(answers.dataset) or {}
+    media = str(views.get("media", "video"))
+    return CardResult(
+        dataset=answers.dataset,
+        measured=answers.measured,
+        media=media,
+        metric="top1",
+        value=top1,
+        low=low,
+        high=high,
+        n_read=len(answers.rows),
+        n_listed=answers.listed,
+        frames=frames if media == "video" else 1,
+        views=str(views.get("views", "")),
+        baselines=_baselines(base),
+        behind=tuple(TITLES.get(each, each) for each in base.get("behind") or ()),
+    )
+
+
+def _baselines(found: Mapping[str, Any]) -> dict[str, float]:
+    """Title of a trivial method -> its top-1."""
+    values = {title: found.get(key) for key, title in TITLES.items()}
+    return {
+        title: float(value["top1"] if isinstance(value, Mapping) else value)
+        for title, value in values.items()
+        if value is not None
+    }
+
+
+def results_of_file(path: Path) -> list[CardResult]:
+    """The results in a file of `cover evaluate --json`. Raises `UserError` if it is no such file."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
+            raise TypeError("no list")
+        return [_of_row(row) for row in rows if row["variant"] == "plain"]
+    except OSError as error:
+        raise UserError(f"--results {path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"a result lacks {show(error.args[0])}" if isinstance(error, KeyError) else "it is another file"
+        raise UserError(f"--results {path}: expected what `cover evaluate --json` writes; {reason}") from None
+
+
+def _of_row(row: Mapping[str, Any]) -> CardResult:
+    metric = "map" if row["multi_label"] else "top1"
+    interval = row.get("top1_interval") or {}
+    base = row.get("baselines") or {}
+    return CardResult(
+        dataset=row["dataset"],
+        measured=row["split"],
+        media=row["media"],
+        metric=metric,
+        value=float(row[metric]),
+        low=interval.get("low") if metric == "top1" else None,
+        high=interval.get("high") if metric == "top1" else None,
+        n_read=int(row["n_read"]),
+        n_listed=int(row["n_listed"]),
+        frames=int(row["frames"]),
+        views=row["views"],
+        baselines=_baselines(base),
+        behind=tuple(TITLES.get(each, each) for each in base.get("behind") or ()),
+    )
+
+
+def _joined(measured: list[CardResult], given: list[CardResult]) -> tuple[CardResult, ...]:
+    """All results; those of the file take the place of the run's own for the same data set and split."""
+    known = {(each.dataset, each.measured) for each in given}
+    return (*(each for each in measured if (each.dataset, each.measured) not in known), *given)
