@@ -22,6 +22,7 @@ COMMANDS = (
     data_commands.sandbox,
     data_commands.index,
     data_commands.overlap,
+    data_commands.labels,
     data_commands.prepare,
     study_commands.fit,
     train_commands.train,

@@ -1,4 +1,4 @@
-"""Commands about data and this machine: sandbox, index, overlap, prepare, doctor."""
+"""Commands about data and this machine: sandbox, index, overlap, labels, prepare, doctor."""
 
 from __future__ import annotations
 
@@ -161,6 +161,31 @@ def overlap(args: Namespace) -> int:
     results = overlap(args.catalog, count_workers(args), args.names or None, args.frames, args.out)
     give(results, args.json, lambda: print_overlap(results))
     say_next("train", "RECIPE", "--data.catalog", args.catalog)
+    return 0
+
+
+@command(
+    "labels",
+    "relate the classes of data sets by their names, and propose shared heads",
+    "cover labels sandbox/catalog.yaml",
+    argument("catalog", metavar="CATALOG", type=Path, help="a catalog whose data sets are indexed"),
+    NAMES,
+    argument(
+        "--near",
+        type=float,
+        default=0.8,
+        metavar="S",
+        help="similarity, from 0 to 1, from which two names are near (default: 0.8)",
+    ),
+    json_option("write all pairs as JSON"),
+)
+def labels(args: Namespace) -> int:
+    from cover.datasets.labels import as_json, print_labels, related_sets
+
+    if not 0 < args.near <= 1:
+        raise UserError(f"--near {args.near:g}: expected a similarity above 0 and at most 1")
+    relations = related_sets(args.catalog, args.names or None, args.near)
+    give(as_json(relations), args.json, lambda: print_labels(relations))
     return 0
 
 
