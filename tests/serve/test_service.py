@@ -484,7 +484,7 @@ def test_every_error_is_documented_in_one_shape(server: Server) -> None:
         assert set(record["requestBody"]["content"]) >= {"multipart/form-data", "video/*"}
     assert list(result["components"]["schemas"]["ErrorResponse"]["properties"]) == ["error"]
     requested = result["paths"]["/v1/explain"]["post"]["parameters"]
-    assert {each["name"]: each["required"] for each in requested} == {"head": True, "class": False}
+    assert {each["name"]: each["required"] for each in requested} == {"head": True, "class": False, "model": False}
 
 
 def test_the_page_loads_nothing_from_elsewhere(server: Server) -> None:

@@ -79,7 +79,8 @@ def _prepare(request: PushRequest, folder: Path) -> None:
 
 
 def _show(folder: Path) -> None:
-    tell((folder / CARD).read_text(encoding="utf-8").rstrip("\n"))
+    for line in (folder / CARD).read_text(encoding="utf-8").splitlines():
+        tell(line)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     own = [path.relative_to(folder) for path in files]
     shown = ", ".join(str(path) for path in own[:6]) + (f" and {len(own) - 6} more" if own[6:] else "")

@@ -5,7 +5,7 @@ const percent = fraction => (100 * fraction).toFixed(1) + "\u00a0%";
 // As GET /v1/models gives them: name, network, pixels, frames, step, heads, text, live_seconds.
 const MODELS = JSON.parse(at("about").textContent);
 const SEVERAL = MODELS.length > 1;
-// One entry for each file: its file, status (waiting, predicting, done, failed), text, result, item of the list, controller.
+// One entry for each file: its file, status (waiting, predicting, done, failed), text, result, controller, button.
 let entries = [], selected = null, working = false, address = null, explaining = new AbortController();
 let typed = { names: [], prompt: "" };
 
@@ -139,18 +139,24 @@ function again(which) {
   work();
 }
 
+// The buttons stay as they are, so that one keeps the focus while its text changes.
 function drawQueue() {
   at("files").hidden = !entries.length;
-  at("queue").replaceChildren(...entries.map(entry => {
-    const item = create("li"), button = create("button");
+  if (!entries.length) at("queue").replaceChildren();
+  for (const entry of entries) {
+    if (!entry.button) {
+      const item = create("li");
+      entry.button = create("button");
+      entry.button.type = "button";
+      entry.button.append(create("span", entry.file.name), create("span"));
+      entry.button.onclick = () => select(entry);
+      item.append(entry.button);
+      at("queue").append(item);
+    }
     const best = entry.result ? entry.result.outputs.map(output => output.guesses[0].name).slice(0, 3).join(", ") : entry.text;
-    button.type = "button";
-    button.append(create("span", entry.file.name), create("span", best, entry.status === "failed" ? "bad" : "soft"));
-    if (entry === selected) button.setAttribute("aria-current", "true");
-    button.onclick = () => { select(entry); at("queue").querySelector("[aria-current]").focus(); };
-    item.append(button);
-    return item;
-  }));
+    Object.assign(entry.button.lastChild, { textContent: best, className: entry.status === "failed" ? "bad" : "soft" });
+    entry.button.setAttribute("aria-current", String(entry === selected));
+  }
 }
 
 function select(entry) {
@@ -213,6 +219,7 @@ function guessRow(guess) {
 // A section for each head. Models that have a head of the same name stand side by side in it.
 function drawNames({ outputs }) {
   const heads = [...new Set(outputs.map(output => output.head))];
+  at("names").className = SEVERAL ? "several" : "";
   at("names").replaceChildren(...heads.map(head => {
     const section = create("section"), same = outputs.filter(output => output.head === head);
     section.append(create("h2", head));
@@ -412,7 +419,7 @@ const live = { stream: null, timer: 0, recorders: new Set(), busy: false, droppe
 
 async function startLive() {
   if (!navigator.mediaDevices || !window.MediaRecorder) {
-    say("this browser gives no camera to the page; it needs https or localhost", true);
+    say("this browser gives no camera to the page; that needs an encrypted connection, or localhost", true);
     return;
   }
   at("camera").disabled = true;
@@ -492,15 +499,16 @@ async function predictPiece(clip, end) {
 }
 
 function drawLive({ outputs }, end) {
-  const delay = (performance.now() - end) / 1000, at_s = (end - live.began) / 1000;
+  const delay = (performance.now() - end) / 1000, since = (end - live.began) / 1000;
   at("now").replaceChildren(...outputs.map(output => {
     const box = create("div");
     box.append(create("h3", output.title), ...output.guesses.map(guessRow));
     return box;
   }));
-  const best = outputs.map(output => (outputs.length > 1 ? output.title + ": " : "") + output.guesses[0].name).join("; ");
+  const told = more => outputs.map(output => (outputs.length > 1 ? output.title + ": " : "") + output.guesses[0].name + more(output.guesses[0])).join("; ");
+  const best = told(() => "");
   if (at("said").textContent !== best) at("said").textContent = best;  // so that a screen reader speaks at a change only
-  at("past").prepend(create("li", at_s.toFixed(0) + " s: " + best + " " + percent(outputs[0].guesses[0].probability)));
+  at("past").prepend(create("li", since.toFixed(0) + "\u00a0s: " + told(guess => " " + percent(guess.probability))));
   while (at("past").children.length > PAST) at("past").lastChild.remove();
   say("camera: " + delay.toFixed(1) + " s behind" + (live.dropped ? ", " + live.dropped + " clips left out" : ""));
 }
