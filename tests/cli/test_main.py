@@ -17,6 +17,7 @@ WORDS = (
     "sandbox",
     "index",
     "overlap",
+    "labels",
     "prepare",
     "fit",
     "train",
@@ -34,6 +35,8 @@ WORDS = (
     "serve",
     "import-weights",
     "export",
+    "push",
+    "pull",
     "doctor",
     "demo",
 )

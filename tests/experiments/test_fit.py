@@ -21,6 +21,7 @@ from cover.errors import UserError
 from cover.evaluation import baselines
 from cover.evaluation.answers import read_answers
 from cover.experiments.fit import choose_folds
+from cover.experiments.publish import results_of_run
 from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
@@ -90,6 +91,11 @@ def test_from_a_mixed_folder_to_a_report(
     assert np.mean(np.equal(answers.truth, answers.predicted)) == pytest.approx(results["new"]["value"])
     assert all(0.5 <= score <= 1 for score in answers.confidence)
     assert [head.name for head in read_config(run).heads] == ["mixed", "known"]
+    (measured,) = results_of_run(run)
+    new, base = results["new"], results["baselines"]
+    assert (measured.value, measured.low, measured.high) == pytest.approx((new["value"], new["low"], new["high"]))
+    assert measured.baselines["thumbnail"] == base["thumbnail"]["top1"]
+    assert read_config(run).metadata["start"] == {"weights": start.name}
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "long smash" in page
     assert "broken.mp4" in page

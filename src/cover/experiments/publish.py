@@ -14,9 +14,9 @@ from typing import Any
 
 from cover.console import say, tell
 from cover.errors import UserError
-from cover.evaluation.answers import Answers
+from cover.evaluation.answers import Answers, read_answers
 from cover.evaluation.baselines import TITLES
-from cover.experiments.run_report import RunRecord, top1_of
+from cover.experiments.run_report import read_baselines, top1_of
 from cover.hub import CARD, RepoKind, check_hub_id, upload
 from cover.model.card import CardFacts, CardResult, card, is_edited
 from cover.model.release import find_release, load_release, read_config
@@ -91,31 +91,29 @@ def _show(folder: Path) -> None:
 
 
 def results_of_run(run: str | Path) -> list[CardResult]:
-    """The results that lie in a run folder; none if it is a release alone, or if its manifests are gone.
+    """The results that lie in a run folder; none if it is a release alone.
 
-    Raises `UserError` if there is no release.
+    If its manifests are gone, they have no intervals. Raises `UserError` if there is no release.
     """
-    folder = find_release(run)
-    try:
-        record = RunRecord.read(Path(run))
-    except UserError:
-        return []
-    release = read_config(folder)
-    results = []
-    for answers in record.answers:
-        if answers.rows:
-            views = release.datasets.get(answers.dataset, {})
-            results.append(_of_answers(record, answers, views, release.frames))
-    return results
+    release, baselines = read_config(find_release(run)), read_baselines(Path(run))
+    return [
+        _of_answers(
+            answers,
+            baselines.get(answers.dataset) or {},
+            release.datasets.get(answers.dataset, {}),
+            release.frames,
+        )
+        for answers in read_answers(Path(run))
+        if answers.rows
+    ]
 
 
-def _of_answers(record: RunRecord, answers: Answers, views: Mapping[str, Any], frames: int) -> CardResult:
+def _of_answers(answers: Answers, base: Mapping[str, Any], views: Mapping[str, Any], frames: int) -> CardResult:
     try:
         top1, low, high = top1_of(answers)
     except UserError:  # its manifest was removed or indexed again, so the sources of the samples are not known
         right = sum(t == p for t, p in zip(answers.truth, answers.predicted, strict=True))
         top1, low, high = right / len(answers.rows), None, None
-    base = record.baselines.get(answers.dataset) or {}
     media = str(views.get("media", "video"))
     return CardResult(
         dataset=answers.dataset,

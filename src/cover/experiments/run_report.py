@@ -65,9 +65,7 @@ class RunRecord:
                 f"{run}: no run to report: it has neither {LOG} nor the results of cover fit; give a run folder"
             )
         recipe = config.load(Recipe, paths[0]) if paths else None
-        base = read_result(run / BASELINES) or {}
-        if results.get("new"):
-            base = {results["new"]["dataset"]: results["baselines"]}
+        base = read_baselines(run)
         own = run / "catalog.yaml"
         path = own if own.is_file() else Path(recipe.data.catalog) if recipe else own
         catalog = load_catalog(path) if path.is_file() else None
@@ -78,6 +76,14 @@ class RunRecord:
         """The data sets of the run."""
         trained = self.recipe.data.sets if self.recipe else []
         return list(dict.fromkeys([*(each.dataset for each in self.answers), *trained]))
+
+
+def read_baselines(run: Path) -> dict[str, Any]:
+    """Data set -> its baselines, from the folder of a run of `cover train`, `cover fit` or `cover add`."""
+    results = read_result(run / RESULTS) or {}
+    return (
+        {results["new"]["dataset"]: results["baselines"]} if results.get("new") else read_result(run / BASELINES) or {}
+    )
 
 
 def write_run_report(run: str | Path) -> Path:
