@@ -4,12 +4,16 @@ while it is built.
 
 from __future__ import annotations
 
+import os
 import re
 
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
-from cover import __version__
+from cover import __version__, config
+from cover.cli import help_texts
+from cover.experiments.study.study_file import Study
+from cover.training.recipe import Recipe
 
 project = "CoVeR"
 copyright = "the CoVeR authors, Apache-2.0"
@@ -50,7 +54,20 @@ def links_to_studies(app: Sphinx, page: str, source: list[str]) -> None:
     )
 
 
+def commands(app: Sphinx, page: str, source: list[str]) -> None:
+    """The reference of commands and keys: what `--help` and `--keys` print."""
+    if page != "commands":
+        return
+    os.environ["COLUMNS"] = "100"  # argparse wraps its help at this width
+    texts = {f"cover {name}": text for name, text in help_texts().items()}
+    texts |= {"Keys of a recipe": "\n".join(config.keys(Recipe)), "Keys of a study": "\n".join(config.keys(Study))}
+    for title, text in texts.items():
+        block = "\n".join(f"   {line}".rstrip() for line in text.splitlines())
+        source[0] += f"\n{title}\n{'-' * len(title)}\n\n.. code-block:: text\n\n{block}\n"
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", table_of_contents)
     app.connect("source-read", links_to_studies)
+    app.connect("source-read", commands)
     app.add_lexer("csv", TextLexer)  # Pygments has none of that name

@@ -25,7 +25,10 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
-from cover.cli import main
+from cover import config
+from cover.cli import help_texts, main
+from cover.experiments.study.study_file import Study
+from cover.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -305,6 +308,14 @@ def prose_of(page: Path) -> str:
     return re.sub(r"`[^`\n]*`", "`x`", re.sub(r"^ {4}.*$", "", text, flags=re.MULTILINE))
 
 
+def code_of(text: str) -> str:
+    """What stands in code on a page: blocks, indented lines and spans, each on a line of its own."""
+    blocks = re.findall(r"^```\S*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    spans = [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", rest)]
+    return "\n".join([*blocks, *re.findall(r"^ {4}(.*)$", rest, re.MULTILINE), *spans])
+
+
 def anchors_of(page: Path) -> set[str]:
     """What GitHub makes of the headings of a page."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
@@ -330,7 +341,25 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_the_index_lists_every_page_once() -> None:
     listed = re.findall(r"^- \[.+?\]\((\w+)\.\w+\): ", PAGES["index"].read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(listed) == sorted([*(PAGES.keys() - {"README", "index"}), "api"])
+    assert sorted(listed) == sorted([*(PAGES.keys() - {"README", "index"}), "api", "commands"])
+
+
+def test_commands_and_options_on_the_pages_exist() -> None:
+    """Also those within sentences, which no test executes. The reference of commands has the rest."""
+    texts = help_texts()
+    keys = {f"--{line.partition(':')[0]}" for schema in (Recipe, Study) for line in config.keys(schema)}
+    count = 0
+    for path in PAGES.values():
+        for name, words in re.findall(
+            r"^cover ([a-z][\w-]+)(.*)$", code_of(path.read_text(encoding="utf-8")), re.MULTILINE
+        ):
+            assert name in texts, f"{path.name}: cover {name}"
+            known = {*re.findall(r"--[\w-]+", texts[name]), *keys}
+            for option in re.findall(r"(?<!\S)--[a-z][\w.-]*", words):
+                count += 1
+                is_known = option in known or any(key.startswith(f"{option}.") for key in keys)
+                assert is_known or option.startswith("--model."), f"{path.name}: cover {name} {option}"
+    assert count > 100
 
 
 def test_no_page_knows_a_machine_s_paths() -> None:
@@ -384,4 +413,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
         command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert built.returncode == 0, built.stderr
-    assert {path.stem for path in (tmp_path / "site").glob("*.html")} >= {*PAGES.keys(), "api"} - {"README"}
+    assert {path.stem for path in (tmp_path / "site").glob("*.html")} >= {*PAGES.keys(), "api", "commands"} - {"README"}
+    commands = (tmp_path / "site/commands.html").read_text(encoding="utf-8")
+    for shown in ("usage: cover predict", "--engine", "checkpoints.minutes", "fold_dev"):
+        assert shown in commands

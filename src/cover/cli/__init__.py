@@ -10,7 +10,7 @@ from typing import NoReturn, TypeVar
 from cover import __version__
 from cover.cli import data_commands, hub_commands, study_commands, train_commands, use_commands
 from cover.cli.command import Command, check_json_target
-from cover.cli.completion import SHELLS, PrintCompletion
+from cover.cli.completion import SHELLS, PrintCompletion, subparsers
 from cover.errors import UserError
 from cover.machine import reuse_memory
 from cover.safe_text import printable
@@ -107,6 +107,11 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Command, argparse.Namespace
 
 def _is_name(word: str) -> bool:
     return word == "-" or not word.startswith("-")
+
+
+def help_texts() -> dict[str, str]:
+    """Command -> what its `--help` prints: for the reference of commands."""
+    return {name: parser.format_help() for name, parser in subparsers(_parser()).items()}
 
 
 class _OneLineParser(argparse.ArgumentParser):

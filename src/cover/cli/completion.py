@@ -30,7 +30,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
         import shtab
     except ImportError as missing:
         raise UserError(f"--print-completion needs shtab: {install('completion')}") from missing
-    for name, command in _commands(parser).items():
+    for name, command in subparsers(parser).items():
         for option in [f"--{key}" for key in _keys_of(name)]:
             if option not in command._option_string_actions:
                 command.add_argument(option, metavar="VALUE")
@@ -40,7 +40,8 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
     return str(shtab.complete(parser, shell))
 
 
-def _commands(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+def subparsers(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """Command -> its parser."""
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return commands.choices
 
