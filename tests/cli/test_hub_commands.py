@@ -56,6 +56,7 @@ def results(folder: Path) -> Path:
         "split": "val",
         "variant": "plain",
         "media": "video",
+        "step": 70,
         "multi_label": False,
         "top1": 0.8125,
         "top1_interval": {"low": 0.7, "high": 0.9},
@@ -214,6 +215,14 @@ def test_a_file_that_holds_no_results(
     line = refused("push", release, "me/moves", "--results", tmp_path / "other.json")
     assert "other.json" in line
     assert "cover evaluate --json" in line
+
+
+def test_results_of_another_step(refused: Callable[..., str], hub: Hub, release: Path, tmp_path: Path) -> None:
+    path = results(tmp_path)
+    path.write_text(path.read_text().replace('"step": 70', '"step": 60'))
+    line = refused("push", release, "me/moves", "--results", path)
+    assert "step 60" in line
+    assert "step 70" in line
 
 
 def test_the_settings_that_users_have(hub: Hub, release: Path, tmp_path: Path) -> None:

@@ -19,11 +19,16 @@ import pytest
 import torch
 from axe import find_axe, findings
 from browser import CHROMIUM, Browser
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
+from cover.inference.predictor import Predictor
 from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.release import save_release
+from cover.model.text import TextConfig, TextNetwork, save_text
 
 pytest.importorskip(
     "uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'"
@@ -329,6 +334,44 @@ def test_two_models_side_by_side(browser: Browser, folder: Path) -> None:
             browser.look(width, scheme, f"models_{name}", 3200)
             assert_accessible(browser)
         assert browser.complaints() == []
+
+
+def test_class_names_that_are_typed(browser: Browser, folder: Path) -> None:
+    """The field is there for a model with a text network; without names its heads answer, here a hint."""
+    words = ["<pad>", "<unk>", "cat", "dog", "horse"]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "words.json"))
+    network = TextNetwork(TextConfig("clip", 16, 1, 2, 24, len(words), 16, 12, 32, True, "gelu_quick", 1e-5))
+    model = CoVeR(TimeSformerConfig(width=32, depth=1, attention_heads=2, patch=8, size=32))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in (*network.parameters(), *model.parameters()):
+            parameter.normal_(0, 0.4, generator=generator)
+    save_release(folder / "text", model, {"step": 0, "frames": 4})
+    save_text(folder / "text", network, folder / "words.json")
+    with served(folder, releases=("text",)) as url:
+        browser.open(f"{url}/")
+        browser.choose(folder / "clip.webm")
+        browser.wait_for("document.getElementById('state').textContent.includes('name the classes')")
+        browser.value("document.getElementById('classes').focus()")
+        for line in ("cat", "dog", "a horse"):
+            browser.tell("Input.insertText", text=line + "\n")
+        browser.value("document.getElementById('prompt').focus()")
+        browser.tell("Input.insertText", text="one {}")
+        browser.press("Enter", 13, "\r")
+        browser.wait_for("document.querySelectorAll('.guess').length === 3")
+        shown = browser.value(
+            "[...document.querySelectorAll('.guess > span:first-child')].map(each => each.textContent)"
+        )
+        classes = ("cat", "dog", "a horse")
+        wanted = Predictor.load(folder / "text", classes=classes, prompt="one {}")(folder / "clip.webm")
+        assert shown == [name for name, _ in wanted.top(3)]
+        assert browser.value("document.getElementById('reasons').hidden") is True
+        for name, (width, scheme) in LOOKS.items():
+            browser.look(width, scheme, f"typed_{name}", 1900)
+            assert_accessible(browser)
+        assert [text for text in browser.complaints() if "422" not in text] == []
 
 
 def test_the_camera(tmp_path: Path, folder: Path, url: str) -> None:

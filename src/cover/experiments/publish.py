@@ -67,7 +67,7 @@ def _prepare(request: PushRequest, folder: Path) -> None:
     """Copy a release into the new folder `folder`, with a card that says all that its run knows."""
     release = find_release(request.checkpoint)
     model = load_release(release)  # also checks that the weights are not damaged
-    given = results_of_file(request.results) if request.results else []
+    given = results_of_file(request.results, model.metadata.get("step")) if request.results else []
     copy_release(release, folder)
     written = folder / CARD
     if written.is_file() and is_edited(written.read_text(encoding="utf-8")) and not request.replace_card:
@@ -142,18 +142,25 @@ def _baselines(found: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def results_of_file(path: Path) -> list[CardResult]:
-    """The results in a file of `cover evaluate --json`. Raises `UserError` if it is no such file."""
+def results_of_file(path: Path, step: int | None) -> list[CardResult]:
+    """The results in a file of `cover evaluate --json`.
+
+    `step`: of the release. Raises `UserError` if the file is another one, or of another step.
+    """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(rows, list):
             raise TypeError("no list")
-        return [_of_row(row) for row in rows if row["variant"] == "plain"]
+        others = sorted({row["step"] for row in rows if row.get("step") not in (None, step)})
+        results = [_of_row(row) for row in rows if row["variant"] == "plain"]
     except OSError as error:
         raise UserError(f"--results {path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"a result lacks {show(error.args[0])}" if isinstance(error, KeyError) else "it is another file"
         raise UserError(f"--results {path}: expected what `cover evaluate --json` writes; {reason}") from None
+    if others:
+        raise UserError(f"--results {path}: was measured at step {others[0]}, and this release is of step {step}")
+    return results
 
 
 def _of_row(row: Mapping[str, Any]) -> CardResult:
