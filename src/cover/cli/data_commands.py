@@ -173,9 +173,9 @@ def overlap(args: Namespace) -> int:
     argument(
         "--near",
         type=float,
-        default=0.8,
+        default=0.85,
         metavar="S",
-        help="similarity, from 0 to 1, from which two names are near (default: 0.8)",
+        help="similarity, from 0 to 1, from which two names are near (default: 0.85)",
     ),
     json_option("write all pairs as JSON"),
 )

@@ -29,7 +29,7 @@ function drawModels() {
     const facts = [model.network, model.pixels + " pixels", model.frames + " frames"];
     if (model.step !== null) facts.push("step " + model.step.toLocaleString("en"));
     if (model.engine !== "eager") facts.push(model.engine);
-    title.append(create("b", model.name || "unnamed"), " (" + facts.join(", ") + "): " + (count === 1 ? "1 head" : count + " heads") + (model.text ? ", and any class names" : ""));
+    title.append(create("b", model.name || "unnamed"), " (" + facts.join(", ") + "): " + [count ? (count === 1 ? "1 head" : count + " heads") : "", model.text ? "class names that you type" : ""].filter(text => text).join(", and "));
     list.append(...Object.entries(model.heads).map(([name, head]) => create("li", name + ": " + headFacts(name, head))));
     box.append(title, list);
     box.open = !SEVERAL && count <= 4;
