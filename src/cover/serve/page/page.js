@@ -1,5 +1,5 @@
 "use strict";
-const WINDOWS = 16, LIVE_STRIDE_S = 1, PAST = 60;
+const WINDOWS = 16, RECORDERS = 4, PAST = 60;
 const at = id => document.getElementById(id);
 const percent = fraction => (100 * fraction).toFixed(1) + "\u00a0%";
 // As GET /v1/models gives them: name, network, pixels, frames, step, heads, text, live_seconds.
@@ -413,7 +413,7 @@ function heatMap(rows, most, opacity) {
   return canvas;
 }
 
-// --- the camera: short clips, one every second, each a file of its own ------------------------------------------------
+// --- the camera: overlapping short clips, each a file of its own; at most RECORDERS are recorded at a time -------------
 
 const live = { stream: null, timer: 0, recorders: new Set(), busy: false, dropped: 0, began: 0, controller: new AbortController() };
 
@@ -448,7 +448,7 @@ async function startLive() {
   live.stream.getVideoTracks()[0].onended = stopLive;
   say("the camera is on; the first prediction comes after " + windowSeconds().toFixed(1) + " s");
   record();
-  live.timer = setInterval(record, 1000 * LIVE_STRIDE_S);
+  live.timer = setInterval(record, 1000 * Math.max(1, windowSeconds() / RECORDERS));
 }
 
 function stopLive() {
