@@ -218,7 +218,8 @@ def test_the_co_trained_source_of_a_transfer_leaves_the_target_out(make_grid: Ma
 def test_a_transfer_in_folds_measures_every_clip_once_and_no_source_has_seen_it(make_grid: MakeGrid) -> None:
     sources = {"kinetics": ["kinetics"], "moments": ["moments"], "cover": [*SETS, "imagenet"]}
     transfer = Transfer(sources, {}, ["moments"], folds=True, how=["probe"])
-    grid = make_grid(arms=["alone"], folds={"moments": 3}, transfer=transfer)
+    folds = dict.fromkeys(SETS, 3)
+    grid = make_grid(arms=["alone"], targets=["moments"], folds=folds, one_model=True, transfer=transfer)
     cells = [each for each in grid.measurements if each.kind == "transfer"]
     assert {cell.arm for cell in cells} == {"kinetics:probe", "cover:probe"}, "the source moments has seen the clips"
     for arm in ("kinetics:probe", "cover:probe"):

@@ -164,7 +164,7 @@ class Grid:
 
     def _transfer_fold(self, target: str, source: str, start: Job | str, seed: int, folds: int, fold: int) -> None:
         size = self.study.transfer.size or next(iter(self.study.sizes))
-        study = replace(self.study, folds={target: folds} if folds else {})
+        study = self.study if folds else replace(self.study, folds={})
         recipes = ArmRecipes(study, self.builder, target, study.sizes[size], seed, fold)
         best = target if self._have_dev else ""
         for how in self.study.transfer.how:
