@@ -15,6 +15,7 @@ from cover.cli import main
 from cover.errors import UserError
 from cover.experiments.study.answers import read_answers, write_answers
 from cover.experiments.study.arms import Measurement
+from cover.experiments.study.recompute import recompute
 
 SCRIPT = runpy.run_path(str(Path(__file__).with_name("independent.py")))
 KEPT = sorted(path.parent for path in (Path(__file__).parents[3] / "studies").rglob("answers.arrow"))
@@ -69,6 +70,20 @@ def test_judging_a_kept_study_again_changes_nothing(folder: Path, tmp_path: Path
     assert after["comparisons"] == before["comparisons"]
     assert after["pooled"] == before["pooled"]
     assert (tmp_path / "report.html").is_file()
+
+
+def test_judging_again_adds_a_comparison_that_an_earlier_version_did_not_have(tmp_path: Path) -> None:
+    folder = next(each for each in KEPT if each.name == "real_start")
+    for name in ("answers.arrow", "study.yaml"):
+        shutil.copy(folder / name, tmp_path / name)
+    kept = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    of = [row["ours"] == "alone_long" for row in kept["comparisons"]]
+    earlier = {**kept, "comparisons": [row for row, new in zip(kept["comparisons"], of, strict=True) if not new]}
+    (tmp_path / "results.json").write_text(json.dumps(earlier), encoding="utf-8")
+    judged = recompute(tmp_path)
+    assert any(of)
+    assert [row["before"] == "" for row in judged] == of
+    assert [row["difference"] for row in judged] == [row["difference"] for row in kept["comparisons"]]
 
 
 def test_a_study_kept_without_answers_is_judged_over_its_seeds(

@@ -167,4 +167,5 @@ def test_every_question_is_known_before_anything_is_run() -> None:
     assert ("videos_images", "alone") in pairs
     assert ("videos_images", "videos") in pairs
     assert ("videos_images", "stills") in pairs
+    assert ("alone_long", "alone") in pairs
     assert {each.target for each in requested} == {"hills", "rivers", "woods"}

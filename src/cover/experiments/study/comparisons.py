@@ -85,6 +85,7 @@ PAIRS = (
     ("videos_images", "videos", "b"),
     ("videos_images", "stills", "control"),
     ("permuted", "alone", "control"),
+    ("alone_long", "alone", "control"),
 )
 
 

@@ -41,7 +41,8 @@ def recompute(folder: Path) -> list[dict[str, Any]]:
         _from_answers(summary, folder)
         write_json(summary, folder / RESULTS)
         write_study_report(summary, folder / REPORT, folder / MARKDOWN)
-        return [{**row, "before": before[_name(row)]} for row in summary["comparisons"]]
+        # An earlier version may not have had a comparison.
+        return [{**row, "before": before.get(_name(row), "")} for row in summary["comparisons"]]
     say(f"{folder}: no {ANSWERS}, so from the accuracies of the seeds; the clips are taken as given")
     rows = [{**row, "before": before[_name(row)]} for row in _from_seeds(summary)]
     write_json({"comparisons": rows}, folder / JUDGED_AGAIN)

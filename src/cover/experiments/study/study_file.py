@@ -63,10 +63,10 @@ class Transfer:
     sources: dict[str, list[str]] = option({}, "name -> its data sets; if there are several, the target is left out")
     checkpoints: dict[str, str] = option({}, "name -> folder of a run, a checkpoint or a release that is a source")
     targets: list[str] = option([], "video sets")
-    folds: bool = option(False, "measure a target that has folds on them, by sources that were not trained on it")
     how: list[str] = option(["finetune"], "finetune: train all weights; probe: train the head only")
     size: str = option("", "one of sizes, for the targets (default: the first)")
     origin: str = option("", "one of origins, for the sources (default: the first)")
+    folds: bool = option(False, "measure a target that has folds on them, by sources that were not trained on it")
 
     @property
     def wanted(self) -> bool:
