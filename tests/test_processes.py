@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from cover.errors import UserError
-from cover.processes import ProcessPool, WorkerLost, begin_preloading
+from cover.processes import ProcessPool, WorkerLost, start_method
 
 
 def double_or_die(number: int) -> int:
@@ -186,7 +186,7 @@ def test_a_pool_ends_at_once_with_all_its_processes() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no server of forks")
 def test_new_processes_come_from_one_that_has_imported_what_they_need() -> None:
-    begin_preloading("cover.media.decode")
+    start_method("cover.media.decode")
     with ProcessPool(1, preload="cover.media.decode") as pool:
         (pid,) = pool.map(whoami, [0])
         assert pid != os.getpid()
@@ -198,7 +198,7 @@ import os, sys, time
 from cover.processes import ProcessPool
 from tests.test_processes import sleep, whoami
 if __name__ == "__main__":
-    with ProcessPool(2) as pool:
+    with ProcessPool(2, preload=PRELOAD) as pool:
         pool.start()
         print(*[worker._process.pid for worker in pool._all], flush=True)
         list(pool.map(sleep, [60.0] * 9))
@@ -206,11 +206,14 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked at in /proc")
+@pytest.mark.parametrize("preload", [None, "cover.media.decode"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_of_a_command_that_is_ended(tmp_path: Path, number: signal.Signals) -> None:
+def test_nothing_is_left_of_a_command_that_is_ended(
+    tmp_path: Path, number: signal.Signals, preload: str | None
+) -> None:
     """Ctrl-C reaches every process of the terminal; a kill reaches the command alone."""
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT.replace("PRELOAD", repr(preload)))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     command = [sys.executable, str(script)]
     with subprocess.Popen(

@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from cover.errors import UserError
@@ -30,6 +28,10 @@ from cover.hardware import pick_device
 from cover.machine import cores, default_workers, end_with_launcher
 from cover.model.cover import CoVeR
 from cover.model.lora import merged
+
+# FSDP and distributed checkpoints are imported where they are used: their import takes half as long as that of torch.
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 class LocalStep:
@@ -242,6 +244,8 @@ class DistributedStep(LocalStep):
         """A network that one process can use: the network, or a copy from all shards. Every rank must call it."""
         if not self.sharded:
             return self.model
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
         weights: Mapping[str, Any] = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
         copy = CoVeR(self.model.config, self.model.head_list).to(next(self.model.parameters()).device)
         copy.load_state_dict(merged(self.model, cast(dict[str, Tensor], weights)))
@@ -250,8 +254,8 @@ class DistributedStep(LocalStep):
     @contextmanager
     def part(self, last: bool) -> Iterator[None]:
         """As `LocalStep.part`: the ranks communicate only after the `last` micro-batch."""
-        if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(last)
+        if self.sharded:
+            cast("FSDPModule", self.model).set_requires_gradient_sync(last)
         if self.ddp is None or last:
             yield
             return
@@ -290,6 +294,8 @@ def _sum(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]
 
 def shard(model: CoVeR) -> None:
     """Shard `model` with FSDP2, stage by stage, in place. Gradients are summed."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
     for stage in model.backbone.stages():
         fully_shard(stage)
     fully_shard(model)

@@ -28,7 +28,7 @@ from cover.evaluation.protocol import ViewPlan, read_views
 from cover.machine import default_workers
 from cover.media.decode import MediaError
 from cover.media.sampling import Sampling, Views
-from cover.mixture.loader import START_METHOD, one_thread
+from cover.mixture.loader import one_thread, reading_processes
 from cover.mixture.pack import Pack, Sample, collate
 from cover.model.backbones import named_config
 from cover.model.cover import CoVeR
@@ -371,7 +371,7 @@ def _read(path: Path, workers: int) -> tuple[CheckResult, Pack | None]:
         collate_fn=_pack,
         worker_init_fn=one_thread,
         timeout=WAIT_S if workers else 0,
-        multiprocessing_context=START_METHOD if workers else None,
+        multiprocessing_context=reading_processes(workers),
     )
     fix = (
         "run it again with --workers 0; if that works, reading processes cannot start or cannot pass on their batches"

@@ -25,8 +25,10 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from typing import Any, Self, TypeVar
 
 from cover.machine import end_with_parent
@@ -72,7 +74,7 @@ class ProcessPool:
     ) -> None:
         self.workers, self.replaced = workers, 0
         self._closing, self._closed = threading.Lock(), False
-        new = partial(_Worker, begin, _context(preload), not children)
+        new = partial(_Worker, begin, start_method(preload if workers else None), not children)
         self._all = [new() for _ in range(workers)]
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for worker in self._all:
@@ -271,21 +273,33 @@ class _Worker:
             self._process.join()
 
 
-def _context(preload: str | None) -> Any:
+def start_method(preload: str | None) -> BaseContext:
+    """How processes are started: as new interpreters, or forked from a server that has imported the module `preload`.
+
+    This starts the server. There is one server in a process; it keeps the module of its first call.
+    """
     if preload is None or sys.platform == "win32":
         return multiprocessing.get_context("spawn")
+    from multiprocessing.forkserver import ensure_running
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
+    with _ignored_interrupts():
+        ensure_running()
     return context
 
 
-def begin_preloading(module: str) -> None:
-    """Start the server process of a pool with this `preload` in advance, so that it imports the module meanwhile."""
-    if sys.platform != "win32":
-        from multiprocessing.forkserver import ensure_running
-
-        _context(module)
-        ensure_running()
+@contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """Processes that are started inside ignore Ctrl-C, also while they import modules."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread may change signals
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
 
 
 # --- in the worker ----------------------------------------------------------------------------------------------------

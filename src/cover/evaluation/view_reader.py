@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from cover.datasets.manifest import Row
 from cover.evaluation.protocol import EvaluationTask, ScaledViews, ViewPlan, read_scaled
 from cover.media.decode import FileProblem, MediaError
-from cover.mixture.loader import START_METHOD, from_workers, labels_of, one_thread
+from cover.mixture.loader import from_workers, labels_of, one_thread, reading_processes
 
 BATCH_FRAMES = 512  # approximate frames of one forward pass
 
@@ -61,7 +61,7 @@ def read_batches(task: EvaluationTask, plan: ViewPlan, rows: np.ndarray, workers
         batch_size=batch_size(task),
         num_workers=min(workers, len(rows)),
         collate_fn=list,
-        multiprocessing_context=START_METHOD if workers and len(rows) else None,
+        multiprocessing_context=reading_processes(min(workers, len(rows))),
         worker_init_fn=one_thread,
     )
     return from_workers(loader)

@@ -131,7 +131,7 @@ def _read_spans(path: str, spans: list[TimeSpan], request: ViewRequest) -> FileV
 
 def reading_pool(workers: int) -> ProcessPool:
     """A pool of processes for `read_files`."""
-    return ProcessPool(workers, _begin_reading)
+    return ProcessPool(workers, _begin_reading, preload=__name__)
 
 
 def _begin_reading() -> None:

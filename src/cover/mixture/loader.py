@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.context import BaseContext
 from multiprocessing.queues import Queue
 from typing import Any, Protocol, TypeVar
 
@@ -30,12 +31,12 @@ from cover.mixture.dataset import LabelMap, MixtureDataset
 from cover.mixture.pack import Pack, Sample, collate
 from cover.mixture.schedule import Draw, Schedule
 from cover.model.heads import Head
+from cover.processes import start_method
 from cover.transforms.base import Transform
 from cover.transforms.crop import apply_flip, crop_resize, draw_flip, random_box
 
 T = TypeVar("T")
 SHARED_MEMORY, FULL = "/dev/shm", "No space left on device"
-START_METHOD = "forkserver"  # a forked child of a process with torch threads can hang
 CACHED_AHEAD = 3  # Packs of cached outputs that are read in advance
 HINT_SLACK = 2  # frames are decoded at up to this many times the size that the smallest crop needs
 
@@ -256,10 +257,19 @@ def _loader(steps: PackDataset, first: int, last: int, workers: int) -> DataLoad
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        multiprocessing_context=START_METHOD if workers else None,
+        multiprocessing_context=reading_processes(workers),
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=one_thread,
     )
+
+
+def reading_processes(workers: int) -> BaseContext | None:
+    """How a `DataLoader` starts its processes; None if it has none.
+
+    A forked child of a process with torch threads can hang. These are forked from a server process, which imports
+    torch and the readers once for all of them.
+    """
+    return start_method(__name__) if workers else None
 
 
 def from_workers(loader: DataLoader[T]) -> Iterator[T]:

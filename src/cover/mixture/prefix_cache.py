@@ -32,7 +32,7 @@ from cover.distributed import ProcessGroup
 from cover.errors import UserError
 from cover.media.decode import FileProblem
 from cover.mixture.dataset import MixtureDataset
-from cover.mixture.loader import START_METHOD, SampleReader, labels_of, one_thread
+from cover.mixture.loader import SampleReader, labels_of, one_thread, reading_processes
 from cover.mixture.pack import Pack, Sample, augment_uint8, collate
 from cover.mixture.prefix_files import FORMAT, PrefixFiles, check_space, folder_of, gigabytes, other_caches
 from cover.mixture.schedule import Draw, Schedule
@@ -267,7 +267,7 @@ class PrefixCache:
                 batch_size=None,
                 num_workers=workers,
                 collate_fn=_unchanged,
-                multiprocessing_context=START_METHOD if workers else None,
+                multiprocessing_context=reading_processes(workers),
                 worker_init_fn=one_thread,
             )
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -113,7 +113,21 @@ class ForwardCost(NamedTuple):
     tokens: int
 
 
-@lru_cache(maxsize=64)
+@dataclass(frozen=True)
+class _Structure:
+    """What the cost of a network depends on. Networks of one structure are measured once in a process."""
+
+    config: BackboneConfig
+    modules: str
+    parameters: tuple[tuple[torch.Size, bool], ...]  # shape, and whether it is trained
+    model: CoVeR = field(compare=False)
+
+    @classmethod
+    def of(cls, model: CoVeR) -> _Structure:
+        parameters = tuple((each.shape, each.requires_grad) for each in model.parameters())
+        return cls(model.config, repr(model), parameters, model)
+
+
 def forward_cost(model: CoVeR, groups: Groups, size: int, stages: int = 0) -> ForwardCost:
     """The cost of a forward pass of a network on the meta device (`on_meta`), with frames of `size` pixels.
 
@@ -124,7 +138,13 @@ def forward_cost(model: CoVeR, groups: Groups, size: int, stages: int = 0) -> Fo
     has two gradients of the same cost. The count is for the published function: it ignores that a module may multiply
     two of its matrices first (`merging`).
     """
-    network = _copy_without_numbers(model, "meta").eval()  # a copy, because hooks and `merging` change the module
+    return _forward_cost(_Structure.of(model), groups, size, stages)
+
+
+@lru_cache(maxsize=64)
+def _forward_cost(structure: _Structure, groups: Groups, size: int, stages: int) -> ForwardCost:
+    # a copy, because hooks and `merging` change the module
+    network = _copy_without_numbers(structure.model, "meta").eval()
     for module in network.modules():
         if hasattr(module, "merging"):
             module.merging = False  # type: ignore[assignment]
@@ -184,7 +204,6 @@ class StepTrace:
         return tuple(moment._replace(activations=moment.activations - dropped[moment.stage]) for moment in self.moments)
 
 
-@lru_cache(maxsize=64)
 def trace_step(
     model: CoVeR, groups: Groups, size: int, bf16: bool = False, byte_masks: bool = True, backward: bool = True
 ) -> StepTrace:
@@ -195,9 +214,16 @@ def trace_step(
     value, as on a GPU; a CPU stores the float factors. `backward=False` stops after the forward pass and takes less
     than half the time.
     """
+    return _trace_step(_Structure.of(model), groups, size, bf16, byte_masks, backward)
+
+
+@lru_cache(maxsize=64)
+def _trace_step(
+    structure: _Structure, groups: Groups, size: int, bf16: bool, byte_masks: bool, backward: bool
+) -> StepTrace:
     count = sum(samples * length for samples, length in groups)
     with FakeTensorMode():  # operations compute shapes and allocate nothing
-        network = _copy_without_numbers(model, "cpu").train()
+        network = _copy_without_numbers(structure.model, "cpu").train()
         pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)
         with _Tracker(network, byte_masks) as tracker:
             frames = network.normalize(pixels)

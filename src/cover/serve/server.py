@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cover.console import say
 from cover.errors import UserError, install
-from cover.processes import begin_preloading
+from cover.processes import start_method
 from cover.serve.middleware import App, Batching, Limits
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def serve(
     check_extra()
     check_frames(options)
     key = read_key(options.key_file)
-    begin_preloading("cover.serve.decoding")  # at the same time as this process imports torch
+    start_method("cover.serve.decoding")  # at the same time as this process imports torch
     from cover.hardware import pick_device
     from cover.inference.predictor import Predictor
     from cover.inference.views import ViewRequest

@@ -144,7 +144,7 @@ def _run_wave(orders: Sequence[Order], out: Path, workers: int, meter: Meter) ->
     run = partial(run_order, out=out)
     try:
         # An error ends the pool and all runs in it. They continue from their checkpoints in the next call.
-        with ProcessPool(workers, partial(_begin_worker, threads), children=True) as pool:
+        with ProcessPool(workers, partial(_begin_worker, threads), preload=__name__, children=True) as pool:
             for ((order, _),) in pool.as_completed(run, orders):
                 meter.advance(note=order.name, work=order.recipe.step_count)
     except WorkerLost:
