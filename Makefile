@@ -28,7 +28,7 @@ test: lint
 	$(PYTEST) -m "not full"
 
 test-full: lint .venv/.installed-notebooks
-	$(PYTEST)
+	$(PYTEST) --hypothesis-profile full
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout 900 --timeout 1800 docs/notebooks
 
 # The first prerequisite installs what the others need. Torchcodec needs FFmpeg's libraries and the page's tests need Chromium:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import numpy as np
@@ -13,7 +15,9 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-settings.register_profile("cover", deadline=None)  # how fast an example runs says more of the machine than of the code
+# How fast an example runs says more of the machine than of the code.
+settings.register_profile("cover", deadline=None, max_examples=50)
+settings.register_profile("full", deadline=None)
 settings.load_profile("cover")
 torch.set_num_threads(1)  # the tests run side by side, and their models are too small for threads
 
@@ -113,14 +117,23 @@ def spoil() -> Callable[[Path], None]:
 
 
 def write_noise(path: Path, seed: int) -> None:
+    path.write_bytes(noise(path.suffix, seed))
+
+
+@cache
+def noise(suffix: str, seed: int) -> bytes:
+    """The bytes of a file. Encoding takes longer than all else in many a test."""
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 256, (12, 6, 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
-    if path.suffix == ".png":
-        Image.fromarray(frames[0]).save(path)
-        return
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height = 64, 48
-        for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"noise{suffix}"
+        if suffix == ".png":
+            Image.fromarray(frames[0]).save(path)
+            return path.read_bytes()
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height = 64, 48
+            for pixels in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+        return path.read_bytes()

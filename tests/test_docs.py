@@ -226,7 +226,7 @@ def bring_recipes(sandbox: Path, trained: Path) -> None:
 def bring_clips(sandbox: Path, trained: Path) -> None:
     """A folder for each class, made of training clips of other sets."""
     link_sandbox(sandbox, trained)
-    for number, clip in enumerate(sorted((sandbox.parent / "moments_like/training").rglob("*.mp4"))[:16]):
+    for number, clip in enumerate(sorted((sandbox.parent / "moments_like/training").rglob("*.mp4"))[:10]):
         target = Path("clips") / ("serve", "smash")[number % 2] / f"{number:03}.mp4"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(clip, target)

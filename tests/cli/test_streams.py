@@ -14,7 +14,8 @@ from cover.cli import main
 from cover.model.release import steps_saved
 from cover.streams import standard_streams
 
-LONG = [sys.executable, "-m", "cover", "train", "--keys"]
+COVER = [sys.executable, "-m", "cover"]
+LONG, SHORT = [*COVER, "train", "--keys"], [*COVER, "--help"]  # with torch, and without
 
 
 def shell(redirected: str, command: list[str] = LONG) -> subprocess.CompletedProcess[str]:
@@ -24,7 +25,7 @@ def shell(redirected: str, command: list[str] = LONG) -> subprocess.CompletedPro
 
 
 def test_a_full_stdout_is_one_line() -> None:
-    for command in (LONG, [*LONG[:3], "--help"]):
+    for command in (LONG, SHORT):
         ended = shell(">/dev/full", command)
         assert ended.returncode == 2
         assert "stdout: cannot be written: No space left on device" in ended.stderr
@@ -32,7 +33,7 @@ def test_a_full_stdout_is_one_line() -> None:
 
 
 def test_a_reader_that_ends_is_no_error() -> None:
-    ended = shell("| head -1")
+    ended = shell("| head -1", SHORT)
     assert ended.stderr == ""
     assert ended.stdout.count("\n") == 1
     reader, writer = os.pipe()
@@ -43,9 +44,9 @@ def test_a_reader_that_ends_is_no_error() -> None:
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-", "2>/dev/full"])
 def test_a_closed_stream_is_not_missed(closed: str) -> None:
-    ended = shell(closed)
+    ended = shell(closed, SHORT)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout == "" if ">&- " in closed or closed == ">&-" else ended.stdout.count("\n") > 50
+    assert ended.stdout == "" if ">&- " in closed or closed == ">&-" else ended.stdout.count("\n") > 20
 
 
 def test_a_file_does_not_take_the_place_of_a_closed_stream(tmp_path: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import commands
 import pytest
 import yaml
 
@@ -28,8 +27,7 @@ class DemoRun:
 
 
 def cover(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command, environment = [sys.executable, "-m", "cover", *arguments], {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return commands.run(*arguments)
 
 
 @pytest.fixture(scope="module")

@@ -8,20 +8,19 @@ import csv
 import io
 import json
 import os
-import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import av
+import commands
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from commands import Command
 from PIL import Image
 
 import cover
@@ -284,25 +283,13 @@ def test_a_killed_run_goes_on(release: Path, files: Path, tmp_path: Path) -> Non
     for copy in copies:
         copy.write_bytes((files / "a.mp4").read_bytes())
     out = tmp_path / "rows.jsonl"
-    command = [
-        sys.executable,
-        "-m",
-        "cover",
-        "predict",
-        str(release),
-        *map(str, copies),
-        "--out",
-        str(out),
-        "--workers",
-        "0",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+    command = ["predict", release, *copies, "--out", out, "--workers", "0"]
+    with Command(*command) as running:
         while running.poll() is None and not (out.exists() and out.stat().st_size):
             time.sleep(0.02)
         running.send_signal(signal.SIGKILL)
     assert out.stat().st_size > 0
-    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    done = commands.run(*command)
     assert done.returncode == 0, done.stderr
     assert [row["file"] for row in rows_in(out)] == list(map(str, copies))
 
@@ -377,12 +364,10 @@ def test_the_list_of_a_run_that_went_on_has_all_rows(typed: Typed, files: Path, 
 # --- places that are full ---------------------------------------------------------------------------------------------
 
 
-def limited(limit: str, release: Path, *arguments: object, stdout: str = "/dev/null") -> tuple[int, str]:
+def limited(file_bytes: int | None, *arguments: object, stdout: str = "/dev/null") -> tuple[int, str]:
     """Exit code and stderr of a process under a limit on the size of the files it writes."""
-    words = [sys.executable, "-m", "cover", "predict", str(release), *map(str, arguments)]
-    line = f"{limit}; exec {shlex.join(words)} > {stdout}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=False)
+    with Path(stdout).open("w") as file:
+        done = commands.run("predict", *arguments, file_bytes=file_bytes, stdout=file.fileno())
     return done.returncode, done.stderr
 
 
@@ -391,9 +376,9 @@ def test_a_full_disk_ends_rows_in_one_line(release: Path, files: Path, tmp_path:
     out = tmp_path / name
     arguments = (release, files / "a.mp4", files / "c, d.mp4", files / "e.png", "--out", out)
     record = f"cover predict: --out {out}: cannot be written: File too large; the same command continues from here\n"
-    assert limited("ulimit -f 1", *arguments) == (2, record)
+    assert limited(1024, *arguments) == (2, record)
     assert out.stat().st_size == 1024
-    assert limited("true", *arguments)[0] == 0
+    assert limited(None, *arguments)[0] == 0
 
 
 @pytest.mark.parametrize(("name", "window"), [("f.npy", 0.05), ("f.arrow", 0.5)])
@@ -401,7 +386,7 @@ def test_a_full_disk_ends_features_in_one_line(
     release: Path, files: Path, tmp_path: Path, name: str, window: float
 ) -> None:
     target = tmp_path / name
-    code, err = limited("ulimit -f 1", release, files / "c, d.mp4", "--embed", target, "--window", window)
+    code, err = limited(1024, release, files / "c, d.mp4", "--embed", target, "--window", window)
     assert (code, len(err.splitlines())) == (2, 1), err
     assert err.startswith(f"cover predict: --embed {target}: cannot be written: ")
     assert "oo large" in err
@@ -413,19 +398,16 @@ def test_stdout_that_is_full(
     release: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, err = limited("true", release, files / "a.mp4", *options, stdout="/dev/full")
+    code, err = limited(None, release, files / "a.mp4", *options, stdout="/dev/full")
     assert (code, err) == (2, "cover predict: stdout: cannot be written: No space left on device\n")
 
 
 def test_stdout_that_nobody_reads(release: Path, files: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "cover", "predict", str(release), str(files / "a.mp4")]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=writing, stderr=subprocess.PIPE, check=False
-    )
+    done = commands.run("predict", release, files / "a.mp4", stdout=writing)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (141, b"")
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 # --- timelines --------------------------------------------------------------------------------------------------------
@@ -620,8 +602,7 @@ def test_from_the_hubs_cache(release: Path, files: Path, tmp_path: Path) -> None
         (snapshot / file.name).write_bytes(file.read_bytes())
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs/main").write_text("0123")
-    command = [sys.executable, "-m", "cover", "predict", "me/mine", str(files / "a.mp4"), "--json", "-"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = commands.run("predict", "me/mine", files / "a.mp4", "--json", "-", env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["protocol"]["checkpoint"] == "me/mine"

@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {"width": 32, "depth": 2, "attention_heads": 2, "hidden":
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # the name in the table -> a small network
     "timesformer": ("mini", {"frames": 4}),
     "vit": ("vit_b16", {**TINY, "attention": "divided", "time": "rotary"}),
-    "video_swin": ("video_swin/mini", {"frames": 4}),
+    "video_swin": ("video_swin/mini", {"frames": 4, "size": 56}),
     "vidtr": ("vidtr/mini", {"frames": 4}),
     "vidtr, compact": ("vidtr/C-mini", {"frames": 4}),
     "movinet": ("movinet_a0", {"size": 64, "frames": 4}),

@@ -21,7 +21,7 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [  # with the number of adapted
     ("eva02_b14", {**TINY, "size": 28}, 2 * 4),  # biases of queries and values alone, SwiGLU
     ("vit_b16", {**TINY, "attention": "late"}, (2 + 4) * 4),
     ("vjepa2_l16", {**TINY, "pool": "attentive"}, (2 + 3) * 4 + 2),
-    ("video_swin/mini", {}, 4 * 4),
+    ("video_swin/mini", {"frames": 4, "size": 56}, 4 * 4),
     ("vidtr/mini", {}, 4 * 4),
     ("vidtr/C-mini", {}, 4 * 4),
     ("lite0", {"size": 32, "frames": 4, "depth": 1}, 6),

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import pickle
 import shutil
 import signal
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Command
 from PIL import Image
 
 from cover.cli import main
@@ -32,8 +32,7 @@ from cover.serve.uploads import UploadFolder
 pytest.importorskip(
     "uvicorn", reason="the extra `serve` is not installed: pip install -c constraints.txt -e '.[serve]'"
 )
-COVER = [sys.executable, "-m", "cover"]
-Start = Callable[..., tuple[subprocess.Popen[str], int]]
+Start = Callable[..., tuple[Command, int]]
 
 
 @pytest.fixture(scope="module")
@@ -55,25 +54,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start(folder: Path) -> Iterator[Start]:
     """Starts a server on a free port: start("--page") -> its process and port. It is over when the test is."""
-    running: list[subprocess.Popen[str]] = []
+    running: list[Command] = []
 
-    def started(*options: str) -> tuple[subprocess.Popen[str], int]:
-        command = [
-            *COVER,
-            "serve",
-            str(folder / "release"),
-            "--port",
-            "0",
-            "--workers",
-            "1",
-            "--spool",
-            str(folder / "spool"),
-            *options,
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    def started(*options: str) -> tuple[Command, int]:
+        places = ["--port", "0", "--workers", "1", "--spool", folder / "spool"]
+        server = Command("serve", folder / "release", *places, *options)
         running.append(server)
-        assert server.stdout
         return server, int(server.stdout.readline().strip().removeprefix("http://127.0.0.1:"))
 
     yield started
@@ -89,7 +75,7 @@ def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[i
         return response.status, json.loads(response.read())
 
 
-def members(server: subprocess.Popen[str]) -> set[int]:
+def members(server: Command) -> set[int]:
     """The processes of a server: itself and all that descend from it."""
     rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.split()
     parents = dict(zip(map(int, rows[::2]), map(int, rows[1::2])))

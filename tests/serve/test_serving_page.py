@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from commands import Command
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -77,13 +76,10 @@ def test_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shlex.split(compare)[-len(common) :] == common
     start = shlex.join([*shlex.split(start)[:3], *shlex.split(compare)[2 : -len(common)], "runs/clip", *common])
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    command = [sys.executable, "-m", *shlex.split(start), "--spool", str(folder), "--workers", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    ) as server:
+    name, *words = shlex.split(start)
+    assert name == "cover"
+    with Command(*words, "--spool", folder, "--workers", "1") as server:
         try:
-            assert server.stdout
             assert server.stdout.readline() == f"http://127.0.0.1:{port}\n"
             assert {head: len(item) for head, item in typed(clip)["heads"].items()} == {"ssv2": 2, "imagenet": 3}
             assert list(typed(photo)["heads"]) == ["imagenet"]

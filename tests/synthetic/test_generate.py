@@ -162,8 +162,8 @@ def test_same_seed_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
 
 
 def test_another_seed_gives_other_pixels_and_names(tmp_path: Path) -> None:
-    generate(tmp_path / "one", TINY, workers=1)
-    generate(tmp_path / "other", dataclasses.replace(TINY, seed=1), workers=1)
+    generate(tmp_path / "one", TINY, workers=0)
+    generate(tmp_path / "other", dataclasses.replace(TINY, seed=1), workers=0)
     media = (".mp4", ".webm", ".JPEG")
     one, other = (
         {path.read_bytes() for path in files(tmp_path / name, "**/*") if path.suffix in media}
@@ -213,21 +213,21 @@ def test_every_dial_is_in_the_record(sandbox: Path) -> None:
 
 def test_a_folder_that_was_written_before_a_dial_existed_has_it_at_zero(tmp_path: Path) -> None:
     easy = dataclasses.replace(TINY, **dials("easy"))
-    catalog = generate(tmp_path / "data", easy, workers=1)
+    catalog = generate(tmp_path / "data", easy, workers=0)
     record = json.loads((tmp_path / "data/sandbox.json").read_text())
     del record["settings"]["pan"], record["settings"]["tilt"]
     (tmp_path / "data/sandbox.json").write_text(json.dumps(record))
     catalog.unlink()
-    assert generate(tmp_path / "data", easy, workers=1) == catalog
+    assert generate(tmp_path / "data", easy, workers=0) == catalog
     assert not catalog.exists()
     with pytest.raises(UserError, match=r"other settings \(pan\)"):
-        generate(tmp_path / "data", dataclasses.replace(easy, pan=0.5), workers=1)
+        generate(tmp_path / "data", dataclasses.replace(easy, pan=0.5), workers=0)
 
 
 def test_val_is_the_number_of_validation_files_of_each_class(tmp_path: Path) -> None:
     few = dataclasses.replace(TINY, val=2, relation="shared")
     folder = tmp_path / "data"
-    generate(folder, few, workers=1)
+    generate(folder, few, workers=0)
     assert Counter(row[0] for row in rows(folder / "kinetics_like/annotations/val.csv")[1:]) == dict.fromkeys(
         CLASSES["kinetics"], 2
     )
@@ -242,7 +242,7 @@ def test_val_is_the_number_of_validation_files_of_each_class(tmp_path: Path) -> 
     assert json.loads((folder / "sandbox.json").read_text())["settings"]["val"] == 2
     assert [few.count(name, "train", 8) for name in ("kinetics", "ssv2")] == [8, 8]
     with pytest.raises(UserError, match=r"other settings \(val\)"):
-        generate(folder, dataclasses.replace(few, val=3), workers=1)
+        generate(folder, dataclasses.replace(few, val=3), workers=0)
 
 
 def test_more_validation_files_leave_the_others_as_they_are() -> None:
@@ -253,35 +253,35 @@ def test_more_validation_files_leave_the_others_as_they_are() -> None:
 
 def test_finished_sandbox_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "data"
-    catalog = generate(folder, TINY, workers=1)
+    catalog = generate(folder, TINY, workers=0)
     changed = {path: path.stat().st_mtime_ns for path in files(folder, "**/*")}
-    assert generate(folder, TINY, workers=1) == catalog
+    assert generate(folder, TINY, workers=0) == catalog
     assert "already holds this sandbox" in capsys.readouterr().err
     assert changed == {path: path.stat().st_mtime_ns for path in files(folder, "**/*")}
 
 
 def test_broken_off_sandbox_is_completed(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    generate(folder, TINY, workers=1)
+    generate(folder, TINY, workers=0)
     whole = every_byte(folder)
     record = json.loads((folder / "sandbox.json").read_text())
     (folder / "sandbox.json").write_text(json.dumps({**record, "finished": False}))
     (folder / "catalog.yaml").unlink()
     files(folder, "ssv2_like/*/*.webm")[0].unlink()
-    generate(folder, TINY, workers=1)
+    generate(folder, TINY, workers=0)
     assert every_byte(folder) == whole
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
-    generate(tmp_path / "data", TINY, workers=1)
+    generate(tmp_path / "data", TINY, workers=0)
     with pytest.raises(UserError, match=r"other settings \(noise\)"):
-        generate(tmp_path / "data", dataclasses.replace(TINY, noise=0.5), workers=1)
+        generate(tmp_path / "data", dataclasses.replace(TINY, noise=0.5), workers=0)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="holds no sandbox"):
-        generate(tmp_path, TINY, workers=1)
+        generate(tmp_path, TINY, workers=0)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

@@ -241,7 +241,7 @@ def test_a_rank_is_killed_and_torchrun_starts_anew(
     model = TimeSformerOptions(drop_path=0.2, dropout=0.1)
     recipe = long(sandbox, tmp_path / "run", model=model, ema=0.9, distributed=Distributed(strategy))
     file, run = written(recipe, tmp_path), tmp_path / "run"
-    running = launch("train", file, ranks=2, restarts=2)
+    running = launch("train", file, ranks=2, torchrun=True, restarts=2)
     running.until(lambda: bool(steps_saved(run)) and max(losses(run)) % 5 == 3)
     os.kill(running.ranks()[1], signal.SIGKILL)
     code, said = running.ended()
@@ -255,7 +255,7 @@ def test_a_rank_is_killed_and_torchrun_starts_anew(
 
 def test_termination_of_torchrun_saves_and_leaves(sandbox: Path, tmp_path: Path, launch: Launch) -> None:
     run = tmp_path / "run"
-    running = launch("train", written(long(sandbox, run, steps=2000, save_every=0), tmp_path), ranks=2)
+    running = launch("train", written(long(sandbox, run, steps=2000, save_every=0), tmp_path), ranks=2, torchrun=True)
     running.until(lambda: run.exists() and (run / "log.jsonl").exists() and len(losses(run)) > 2)
     running.process.send_signal(signal.SIGTERM)
     code, _ = running.ended()
@@ -299,7 +299,7 @@ def test_a_value_that_is_not_a_number_on_one_rank(sandbox: Path, tmp_path: Path,
     script.write_text(POISON)
     recipe = make_recipe(sandbox, run, steps=6, save_every=3)
     code, said = launch(
-        "train", written(recipe, tmp_path), "--nonfinite.policy", policy, ranks=2, script=script
+        "train", written(recipe, tmp_path), "--nonfinite.policy", policy, ranks=2, torchrun=True, script=script
     ).ended()
     (line,) = [json.loads(text) for text in (run / "nonfinite.jsonl").read_text().splitlines()]
     assert (line["step"], line["cause"]) == (4, "loss")
@@ -317,8 +317,10 @@ def test_a_value_that_is_not_a_number_on_one_rank(sandbox: Path, tmp_path: Path,
         assert all(value.isfinite().all() for value in weights_of(run).values())
 
 
+@pytest.mark.full
 def test_a_batch_that_the_ranks_cannot_share(sandbox: Path, tmp_path: Path, launch: Launch) -> None:
-    code, said = launch("train", written(make_recipe(sandbox, tmp_path / "run", batch=6), tmp_path), ranks=2).ended()
+    recipe = written(make_recipe(sandbox, tmp_path / "run", batch=6), tmp_path)
+    code, said = launch("train", recipe, ranks=2, torchrun=True).ended()
     assert code != 0
     assert said.count("not a multiple of ranks x accumulation = 2") == 1
     assert not (tmp_path / "run").exists()

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -351,10 +352,8 @@ def test_wandb_offline(sandbox: Path, tmp_path: Path) -> None:
     recipe, run = make_recipe(sandbox, tmp_path / "run", log=Log(wandb="cover-tests")), tmp_path / "run"
     (tmp_path / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
     for more in ([], ["--resume"]):
-        command = [sys.executable, "-m", "cover", "train", str(tmp_path / "recipe.yaml"), *more]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={**os.environ, "WANDB_MODE": "offline"}
-        )
+        command = ["train", tmp_path / "recipe.yaml", *more]
+        done = commands.run(*command, env={**os.environ, "WANDB_MODE": "offline"})
         assert (done.returncode, done.stdout.strip()) == (0, str(run)), done.stderr
         assert "wandb:" not in done.stderr
     first, second = sorted((run / "wandb").glob("offline-run-*/run-*.wandb"))

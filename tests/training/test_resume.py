@@ -51,7 +51,7 @@ def test_twenty_kills(sandbox: Path, tmp_path: Path, launch: Callable, ranks: in
     assert code == 0, said
     chance, last = random.Random(0), 0
     for number in range(KILLS):
-        running = launch("train", recipe_file, "--requeue", ranks=ranks)
+        running = launch("train", recipe_file, "--requeue", ranks=ranks, torchrun=ranks > 0)
         running.until(partial(started, run, last, time.time_ns()))
         time.sleep(chance.uniform(0, 1.5))
         for pid in running.ranks() if number % 2 else []:  # else they end with their torchrun

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from commands import Command
 from safetensors.torch import load_file
 
 from cover import config
@@ -180,16 +178,14 @@ def test_a_file_lost_after_indexing_is_counted_and_named(
 STEPS, SAVE_EVERY = 16, 4
 
 
-def cover(*arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "cover", "train", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+def cover(*arguments: str) -> Command:
+    return Command("train", *arguments)
 
 
-def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+def wait_for(process: Command, ready: Callable[[], bool]) -> None:
     while not ready():
         if process.poll() is not None:
-            pytest.fail(f"ended too early:\n{process.stderr.read() if process.stderr else ''}")
+            pytest.fail(f"ended too early:\n{process.stderr.read()}")
         time.sleep(0.01)
 
 

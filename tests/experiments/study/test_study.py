@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import Command
 
 from cover.cli import main
 from cover.evaluation.evaluate import evaluate_release
@@ -130,11 +128,7 @@ def test_a_dry_run_says_what_could_be_found_and_runs_nothing(
 
 def test_a_killed_study_goes_on_to_the_same_results(done: Path, sandbox: Path, tmp_path: Path) -> None:
     file = write(tmp_path, sandbox)
-    command = [sys.executable, "-m", "cover", "study", str(file), "--jobs", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True
-    )
+    process = Command("study", file, "--jobs", "2", start_new_session=True)
     until = time.monotonic() + 120
     while not stamps(tmp_path / "study"):
         assert process.poll() is None, process.communicate()[1]
