@@ -225,6 +225,7 @@ def test_results_of_another_step(refused: Callable[..., str], hub: Hub, release:
     assert "step 70" in line
 
 
+@pytest.mark.full
 def test_the_settings_that_users_have(hub: Hub, release: Path, tmp_path: Path) -> None:
     """A process of its own, which reads HF_ENDPOINT, HF_TOKEN and HF_HOME."""
     settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": WRITE, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}

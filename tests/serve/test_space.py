@@ -67,6 +67,7 @@ def test_the_container_installs_what_serving_needs(space: Path) -> None:
     assert not list(space.rglob("__pycache__"))
 
 
+@pytest.mark.full
 def test_its_command_serves_the_page(space: Path, tmp_path: Path) -> None:
     """The package in the folder runs, not the one that is installed, and the site of the Hub may frame the page."""
     with socket.create_server(("127.0.0.1", 0)) as free:
