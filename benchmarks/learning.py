@@ -61,6 +61,7 @@ FACTORS: dict[str, dict[str, Any]] = {
     "initial scale 0.02": {"initial": "scale"},
     "classifiers zero": {"initial": "heads"},
     "patch_embed linear": {"model.patch_embed": "linear"},
+    "patch_embed both": {"model.patch_embed": "both"},
     "all three": {"initial": "scale and heads", "model.patch_embed": "linear"},
     "crops 0.3 to 1": {"crop_scale": [0.3, 1.0]},
     "motion differences": {"model.motion": "differences"},

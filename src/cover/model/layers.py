@@ -279,6 +279,22 @@ class ConvStem(nn.Sequential):
         super().__init__(OrderedDict(layers))
 
 
+class SummedPatchEmbed(nn.Module):
+    """The sum of a `ConvStem` and of one linear map of each patch, with the shapes of `ConvStem`.
+
+    The convolutions describe texture. The linear map is a shortcut past their nonlinear layers: the difference of the
+    tokens of two frames holds the map of the difference of the frames, from which attention over time reads movement.
+    """
+
+    def __init__(self, width: int, patch: int, channels: int = 3) -> None:
+        super().__init__()
+        self.conv = ConvStem(width, patch, channels)
+        self.linear = nn.Conv2d(channels, width, patch, patch)
+
+    def forward(self, x_FChw: Tensor) -> Tensor:
+        return self.conv(x_FChw) + self.linear(x_FChw)
+
+
 class SameConv2d(nn.Conv2d):
     """A convolution with the padding of TensorFlow's SAME: an odd pixel goes to the right and the bottom."""
 

@@ -20,7 +20,7 @@ from cover.model.backbones import named_config
 from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
-from cover.model.layers import ConvStem, attend_along, attend_over_time, rotate, rotation_of
+from cover.model.layers import ConvStem, SummedPatchEmbed, attend_along, attend_over_time, rotate, rotation_of
 
 SHAPE: dict[str, Any] = {"width": 32, "depth": 3, "attention_heads": 4, "patch": 8, "size": 24, "frames": 4}
 HEADS = (Head("motion", ("up", "down", "left")), Head("things", ("cat", "dog", "cow", "owl", "bee")))
@@ -30,7 +30,12 @@ MODES = pytest.mark.parametrize(
     + [{"attention": a, "time": t} for a in ("joint", "space") for t in ("rotary", "additive")]
     + [{"time": "additive", "image_time": "first", "layer_scale": 0.5}]
     # not `conv` with `differences`: a GroupNorm of zeros makes gradients of its bias, which are 0, out of rounding
-    + [{"motion": "differences"}, {"motion": "both"}, {"patch_embed": "conv", "motion": "both"}],
+    + [
+        {"motion": "differences"},
+        {"motion": "both"},
+        {"patch_embed": "conv", "motion": "both"},
+        {"patch_embed": "both"},
+    ],
     ids=lambda mode: "-".join(map(str, mode.values())),
 )
 
@@ -424,6 +429,23 @@ def test_a_convolutional_stem_is_its_convolutions_one_after_another() -> None:
         ConvStem(64, 14)
 
 
+def test_a_summed_patch_embedding_is_a_stem_plus_a_linear_map_whose_differences_are_those_of_the_frames() -> None:
+    torch.manual_seed(0)
+    embed, x = SummedPatchEmbed(64, 8), torch.randn(3, 3, 32, 48)
+    stem = ConvStem(64, 8)
+    stem.load_state_dict(
+        {name.removeprefix("conv."): v for name, v in embed.state_dict().items() if "linear" not in name}
+    )
+    linear = embed(x) - stem(x)
+    assert tuple(linear.shape) == (3, 64, 4, 6)
+    # What the sum adds is linear in the pixels, apart from its bias.
+    torch.testing.assert_close(
+        linear[1] - linear[0], fn.conv2d(x[1:2] - x[:1], embed.state_dict()["linear.weight"], stride=8)[0]
+    )
+    with pytest.raises(ValueError, match="14"):
+        TimeSformerConfig(patch=14, size=224, patch_embed="both").check()
+
+
 @pytest.mark.parametrize("patch_embed", ["linear", "conv"])
 def test_both_is_the_sum_of_an_embedding_of_frames_and_one_of_differences(patch_embed: str) -> None:
     """Of the first convolution, which is linear in its input."""
@@ -481,8 +503,8 @@ def test_a_temporal_difference_branch_computes_what_changes_between_frames() -> 
     assert (moving[middle] + backwards.flip(0)[middle]).abs().max() < 0.25 * moving[middle].abs().max()
 
 
-@pytest.mark.parametrize("patch_embed", ["linear", "conv"])
-def test_a_new_model_starts_as_an_image_vit_with_small_heads(patch_embed: Literal["linear", "conv"]) -> None:
+@pytest.mark.parametrize("patch_embed", ["linear", "conv", "both"])
+def test_a_new_model_starts_as_an_image_vit_with_small_heads(patch_embed: Literal["linear", "conv", "both"]) -> None:
     torch.manual_seed(0)
     model = CoVeR(TimeSformerConfig(**SHAPE, patch_embed=patch_embed), HEADS)
     frames = pixels(5)

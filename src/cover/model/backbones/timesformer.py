@@ -46,6 +46,7 @@ from cover.model.layers import (
     Mlp,
     Motion,
     Rotation,
+    SummedPatchEmbed,
     attend_over_time,
     clip_and_image_frames,
     motion_channels,
@@ -77,7 +78,8 @@ class TimeSformerConfig(BackboneConfig):
     to an image, none or the first entry (as in the released code with T = 1). `resize`: the interpolation of position
     embeddings for another size than `size`; the released code uses `nearest`. `layer_scale`: the initial value of a
     factor per channel on every branch (CaiT), 0 for no factor. `patch_embed`: one linear map of each patch, as in
-    published checkpoints, or a stem of stride-2 convolutions (`ConvStem`), which learns more from few samples.
+    published checkpoints, a stem of stride-2 convolutions (`ConvStem`), which learns more from few pictures, or the sum
+    of both (`SummedPatchEmbed`), which learns movement too.
     `motion`: what the patch embedding receives: the frames, as in published checkpoints, the differences between
     neighbouring frames, or both (`motion_input`). An image has no differences: they are zero.
     """
@@ -105,7 +107,7 @@ class TimeSformerConfig(BackboneConfig):
     resize: Literal["bicubic", "nearest"] = "bicubic"
     dropout: float = 0.0
     layer_scale: float = 0.0
-    patch_embed: Literal["linear", "conv"] = "linear"
+    patch_embed: Literal["linear", "conv", "both"] = "linear"
     motion: Motion = "frames"
     norm_eps: float = 1e-6
 
@@ -125,8 +127,8 @@ class TimeSformerConfig(BackboneConfig):
             )
         if self.size % self.patch:
             raise ValueError(f"patch: {self.patch} does not divide the size, {self.size}")
-        if self.patch_embed == "conv" and (self.patch < 2 or self.patch.bit_count() != 1):
-            raise ValueError(f"patch: {self.patch} is no power of two, which patch_embed conv needs")
+        if self.patch_embed != "linear" and (self.patch < 2 or self.patch.bit_count() != 1):
+            raise ValueError(f"patch: {self.patch} is no power of two, which patch_embed {self.patch_embed} needs")
         if not 1 <= self.width * self.mlp_ratio <= MOST_CHANNELS:
             raise ValueError(f"mlp_ratio: {self.mlp_ratio} gives an MLP of no channels, or of too many")
         if not 0 <= self.dropout < 1:
@@ -200,11 +202,11 @@ class TimeSformerOptions(BackboneOptions):
     dropout: float = option(0.0, "dropout rate after the embedding and in every branch")
     drop_tubes: float = option(0.0, "fraction of the places that training leaves out of all frames of a sample")
     layer_scale: float = option(0.0, "initial value of a factor per channel on every branch; 0 for no factor")
-    patch_embed: Literal["auto", "linear", "conv"] = option(
+    patch_embed: Literal["auto", "linear", "conv", "both"] = option(
         "auto",
         "linear: one map of each patch, as in published checkpoints; conv: a stem of stride-2 convolutions, which "
-        "learns more from few samples; auto: as in the starting checkpoint, else conv for mini and linear for the "
-        "ViT sizes",
+        "learns more from few pictures; both: their sum, which learns movement too; auto: as in the starting "
+        "checkpoint, else both for mini and linear for the ViT sizes",
     )
     motion: Literal["auto", "frames", "differences", "both"] = option(
         "auto",
@@ -253,13 +255,15 @@ def timesformer_config(preset: str, **changes: Any) -> TimeSformerConfig:
     sizes = {"patch": int(patch or default_patch), "size": default_size}
     # `mini` is trained from random weights. The other presets mostly start from published weights, which embed patches
     # by one linear map.
-    embed = "conv" if name == "mini" else "linear"
+    embed = "both" if name == "mini" else "linear"
     config = TimeSformerConfig(**{**shape, **sizes, "patch_embed": embed, **changes})
     if config.size % config.patch:
         raise UserError(f"image size {config.size} is not a multiple of the patch {config.patch}")
-    if config.patch_embed == "conv" and config.patch.bit_count() != 1:
+    if config.patch_embed != "linear" and config.patch.bit_count() != 1:
         size = f"{preset} has {config.patch} px"
-        raise UserError(f"model.patch_embed: conv needs a patch that is a power of two, and {size}; use linear")
+        raise UserError(
+            f"model.patch_embed: {config.patch_embed} needs a patch that is a power of two, and {size}; use linear"
+        )
     return config
 
 
@@ -400,10 +404,12 @@ class TimeSformer(Backbone):
         super().__init__()
         self.config, self.width = config, config.width
         channels = motion_channels(config.motion)
-        if config.patch_embed == "conv":
-            self.patch_embed: nn.Module = ConvStem(config.width, config.patch, channels)
-        else:
+        self.patch_embed: nn.Module
+        if config.patch_embed == "linear":
             self.patch_embed = nn.Conv2d(channels, config.width, config.patch, config.patch)
+        else:
+            stem = ConvStem if config.patch_embed == "conv" else SummedPatchEmbed
+            self.patch_embed = stem(config.width, config.patch, channels)
         # These three and the blocks have the names and shapes of the released code.
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width))  # entry 0 is for the class token
@@ -424,8 +430,8 @@ class TimeSformer(Backbone):
 
     def initialise(self) -> None:
         """As `Backbone.initialise`: Kaiming values for the convolutional stem, deviation 0.02 for embeddings (ViT)."""
-        if isinstance(self.patch_embed, ConvStem):
-            for module in self.patch_embed.modules():
+        for stem in (module for module in self.patch_embed.modules() if isinstance(module, ConvStem)):
+            for module in stem.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
