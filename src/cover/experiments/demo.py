@@ -38,7 +38,6 @@ from cover.training.resume import has_started
 from cover.training.train import train
 
 SETS = ["kinetics", "ssv2", "moments", "imagenet"]
-ALONE = ("ssv2", "kinetics")  # trained alone too: movement shows the classes of the first, appearance of the second
 COTRAINING = "co-training on all four"
 PRETRAIN_STEPS, PRETRAIN_BATCH, PRETRAIN_LR = 1200, 64, 1e-3
 COTRAIN_STEPS, COTRAIN_BATCH, COTRAIN_LR = 1000, 40, 1e-3
@@ -120,10 +119,10 @@ def _demo(out: Path, scale: float, seed: int, difficulty: Difficulty, device: st
 
 
 def recipes(out: Path, catalog: Path, scale: float, seed: int, device: str, workers: int) -> dict[str, Recipe]:
-    """The recipes of the demo by title, in order: image pre-training, co-training, and each data set of `ALONE` alone.
+    """The recipes of the demo by title, in order: image pre-training, co-training, and each data set alone.
 
-    The runs on one data set have the same starting weights, learning rate schedule, augmentation and clips per step as
-    co-training. They draw as many samples of their data set as co-training does.
+    The runs on one data set have the same starting weights, learning rate schedule, augmentation and clips per step, or
+    images per step, as co-training. They draw as many samples of their data set as co-training does.
     """
     base = Recipe(Data(SETS, str(catalog)), "", 1, seed=seed, device=device, workers=workers)
     pretrain = replace(
@@ -144,20 +143,22 @@ def recipes(out: Path, catalog: Path, scale: float, seed: int, device: str, work
         start=start,
         optimizer=Optimizer(lr=COTRAIN_LR),
     )
-    drawn, clips = cotrain_draws(cotrain)
+    drawn, sizes = cotrain_draws(cotrain)
     planned = {"image pre-training": pretrain, COTRAINING: cotrain}
-    for name in ALONE:
-        alone = replace(cotrain.data, sets=[name])
+    for name in SETS:
+        alone, size = replace(cotrain.data, sets=[name]), sizes[name]
+        steps = max(1, round(drawn[name] / size))
         planned[_single(name)] = replace(
-            cotrain, data=alone, out=str(out / f"runs/single_{name}"), batch=clips, steps=round(drawn[name] / clips)
+            cotrain, data=alone, out=str(out / f"runs/single_{name}"), batch=size, steps=steps
         )
     return planned
 
 
-def cotrain_draws(recipe: Recipe) -> tuple[dict[str, int], int]:
-    """The number of samples of each data set in a run, and the number of clips in a step."""
+def cotrain_draws(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
+    """By data set: the number of its samples in a run, and the size of its part of a step, the clips or the images."""
     steps, schedule = schedule_of(recipe)
-    return schedule.drawn(steps), sum(group.samples for group in schedule.groups if group.frames > 1)
+    sizes = {dataset.name: group.samples for group in schedule.groups for dataset in group.datasets}
+    return schedule.drawn(steps), sizes
 
 
 def _single(name: str) -> str:
@@ -181,7 +182,7 @@ def run_or_reuse(recipe: Recipe) -> Path:
 
 
 def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, workers: int) -> dict[str, dict[str, Any]]:
-    """One row per data set: chance, the top-1 of trivial methods, of the co-trained model and of that trained alone.
+    """One row per data set: chance, the top-1 of trivial methods, of the co-trained model and of one of this set alone.
 
     The co-trained model is also measured on shuffled frames and on a single frame.
     """
@@ -201,7 +202,7 @@ def measure(runs: dict[str, Path], catalog: Catalog, device: torch.device, worke
             **{key: plain[key] for key in REPORTED},
         }
         answers[name] = {COTRAINED[variant]: result["answers"] for variant, result in variants.items()}
-    for name in ALONE:
+    for name in SETS:
         single = _top1(runs[_single(name)], [name], catalog, device, workers, ("plain",))
         rows[name]["single"] = single[name]["plain"]["top1"]
         answers[name]["single"] = single[name]["plain"]["answers"]
