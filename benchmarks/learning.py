@@ -58,9 +58,10 @@ _JOINT = {"backbone": "vit", "preset": "vit_mini8", "size": 32, "attention": "jo
 # initial values of earlier versions are put back.
 FACTORS: dict[str, dict[str, Any]] = {
     "base": {},
-    "initial scale 0.02": {"initial": "scale"},
-    "classifiers zero": {"initial": "heads"},
+    "initial scale 0.02": {"initial": "scale", "model.patch_embed": "conv"},
+    "classifiers zero": {"initial": "heads", "model.patch_embed": "conv"},
     "patch_embed linear": {"model.patch_embed": "linear"},
+    "patch_embed conv": {"model.patch_embed": "conv"},
     "patch_embed both": {"model.patch_embed": "both"},
     "all three": {"initial": "scale and heads", "model.patch_embed": "linear"},
     "crops 0.3 to 1": {"crop_scale": [0.3, 1.0]},

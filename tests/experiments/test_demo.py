@@ -40,13 +40,21 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
 def test_it_ends_well_and_says_where_the_report_is_and_what_to_type_next(demo: DemoRun) -> None:
     assert demo.done.returncode == 0, demo.done.stderr
     assert "Traceback" not in demo.done.stderr
-    report, following = demo.done.stdout.splitlines()[-2:]
+    report, following, own = demo.done.stdout.splitlines()[-3:]
+    assert own.startswith("next:   cover fit ")
     assert report == f"report: {demo.out / 'report.html'}"
     command, *arguments = shlex.split(following.removeprefix("next:"))
     assert command == "cover"
     predicted = cover(*arguments)
     assert predicted.returncode == 0, predicted.stderr
     assert all(name in predicted.stdout for name in SETS)
+
+
+def test_what_is_wrong_with_the_own_files_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    done = cover("demo", "--out", str(tmp_path / "demo"), "--own", str(tmp_path / "absent"))
+    assert done.returncode == 2
+    assert str(tmp_path / "absent") in done.stderr
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_command_names_a_difficulty_that_is_not_the_default() -> None:

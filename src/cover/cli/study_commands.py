@@ -434,6 +434,13 @@ def _count_jobs(jobs: int | None, device: str = "auto") -> int:
         default="easy",
         help="difficulty of the data, as in cover sandbox (default: easy)",
     ),
+    argument(
+        "--own",
+        type=Path,
+        metavar="DIR",
+        help="your own files, one subfolder for each class: a second page shows what the start efficientnet_lite0 "
+        "makes of them (default: generated clips, where its weights are installed)",
+    ),
     WORKERS,
     DEVICE,
     computes=True,
@@ -442,5 +449,5 @@ def _count_jobs(jobs: int | None, device: str = "auto") -> int:
 def demo(args: Namespace) -> int:
     from cover.experiments.demo import demo
 
-    demo(args.out, args.scale, args.seed, args.difficulty, args.device, count_workers(args))
+    demo(args.out, args.scale, args.seed, args.difficulty, args.device, count_workers(args), args.own)
     return 0

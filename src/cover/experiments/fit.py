@@ -91,7 +91,7 @@ def fit(request: FitRequest) -> Fitted:
 
     The same request goes on where an interrupted one ended. Raises `UserError`.
     """
-    release = _start(request.start)
+    release = find_start(request.start)
     own = own_data(request.own)
     for note in own.notes:
         say(f"{own.name}: {note}")
@@ -142,7 +142,8 @@ def _kinds(request: FitRequest, how: AddMethod, folds: int, media: Media) -> tup
     return request.kinds or (fitted if folds else ())
 
 
-def _start(name: str) -> Path:
+def find_start(name: str) -> Path:
+    """The release folder of a start. Raises `UserError` if its weights are not installed."""
     known = known_start(name)
     if known and known.package and known.weights() is None:
         raise UserError(
