@@ -49,7 +49,7 @@ _DIALS = {
     ),
     argument(
         "--difficulty",
-        choices=["easy", "hard"],
+        choices=["easy", "medium", "hard"],
         default="easy",
         help="values of the options below that are not given (default: easy)",
     ),

@@ -430,7 +430,7 @@ def _count_jobs(jobs: int | None, device: str = "auto") -> int:
     argument("--seed", type=whole(0), default=0, help="seed of the data and the training (default: 0)"),
     argument(
         "--difficulty",
-        choices=["easy", "hard"],
+        choices=["easy", "medium", "hard"],
         default="easy",
         help="difficulty of the data, as in cover sandbox (default: easy)",
     ),

@@ -43,7 +43,7 @@ from cover.training.train import train
 SETS = ["kinetics", "ssv2", "moments", "imagenet"]
 COTRAINING = "co-training on all four"
 PRETRAIN_STEPS, PRETRAIN_BATCH, PRETRAIN_LR = 1200, 64, 1e-3
-COTRAIN_STEPS, COTRAIN_BATCH, COTRAIN_LR = 1000, 40, 1e-3
+COTRAIN_STEPS, COTRAIN_BATCH, COTRAIN_LR = 800, 40, 1e-3
 SCALED_LEAST_STEPS = 6
 CLIPS_EACH = 3
 SECOND_PAGE, LEAST_CLIPS = "moments_like/validation", 80  # folder of class folders, and how many clips it needs

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from cover.errors import UserError
 
 FPS = 12
-Difficulty = Literal["easy", "hard"]
+Difficulty = Literal["easy", "medium", "hard"]
 # The named difficulties. Each dial makes the samples harder, from 0 (none) to 1 (hard).
 DIFFICULTIES: dict[Difficulty, dict[str, float]] = {
     "easy": {
@@ -22,6 +22,18 @@ DIFFICULTIES: dict[Difficulty, dict[str, float]] = {
         "occlusion": 0.0,
         "pan": 0.0,
         "uneven_speed": 0.0,
+    },
+    "medium": {
+        "clutter": 0.4,
+        "shake": 0.1,
+        "distractors": 0.3,
+        "noise": 0.1,
+        "low_contrast": 0.5,
+        "small_objects": 0.4,
+        "tilt": 0.3,
+        "occlusion": 0.2,
+        "pan": 0.1,
+        "uneven_speed": 0.2,
     },
     "hard": {
         "clutter": 0.6,

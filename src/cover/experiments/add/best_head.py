@@ -65,6 +65,7 @@ TITLES: dict[HeadKind, str] = {
 MOST_SAMPLES = 20_000  # a logistic regression on more takes longer than training a head step by step
 HELD_OUT = 0.2  # fraction of the training samples on which heads are compared, if there is no other split for that
 STEPS, BATCH, VIEWS = 300, 32, 2  # of the heads that are trained step by step; augmented views of each sample
+LATE_BLOCK_STEPS = 100  # one takes 30 times as long as a step of a head; 80 fit some hundreds of clips
 TRAINED = Optimizer(lr=1e-3, weight_decay=0.05, warmup=0.1)
 FITTED: frozenset[HeadKind] = frozenset(["linear", "quarters"])  # the kinds that are fitted, not trained
 # Numbers on the disk. Features are few numbers, and fitted heads use them too; maps of a late stage are many.
@@ -178,7 +179,7 @@ class _Trial:
             self.workers,
             _cache(self.catalog, name),
         ).measure(name, "dev")
-        return Candidate(kind, f"{STEPS} steps", float(measured.right.mean()), time.monotonic() - began)
+        return Candidate(kind, f"{_steps(kind)} steps", float(measured.right.mean()), time.monotonic() - began)
 
     def run(self, kind: HeadKind) -> Path:
         """Train a head that is trained step by step, or resume it; returns its run folder."""
@@ -409,6 +410,10 @@ def _options(request: AddRequest, kind: HeadKind) -> BackboneOptions | None:
     return options.pooled_by(kind)
 
 
+def _steps(kind: HeadKind) -> int:
+    return LATE_BLOCK_STEPS if kind == "late_block" else STEPS
+
+
 def _trained_options(request: AddRequest, kind: HeadKind) -> BackboneOptions | None:
     return None if kind in FITTED else _options(request, kind)
 
@@ -420,7 +425,7 @@ def frozen_recipe(request: AddRequest, kind: HeadKind) -> Recipe:
     return Recipe(
         Data([request.name], str(request.catalog), start.frames),
         str(request.out),
-        STEPS,
+        _steps(kind),
         BATCH,
         options,  # type: ignore[arg-type]
         Start(str(request.release), "keep", "keep"),
