@@ -29,7 +29,7 @@ from unittest.mock import patch
 import torch
 import yaml
 from _measure import show
-from _real_sets import FOLDS, IMAGES, entry_of, real_catalogs
+from _real_sets import FOLDS, entry_of, real_catalogs
 from torch import nn
 
 import cover.model.cover as network
@@ -54,22 +54,19 @@ FACTOR_RUNS: dict[str, dict[str, Any]] = {
     "tennis7": {"steps": 200, "batch": 16, "crop_scale": [0.6, 1.0]},
 }
 _JOINT = {"backbone": "vit", "preset": "vit_mini8", "size": 32, "attention": "joint", "time": "additive"}
+_FRAMES, _CONV = {"model.motion": "frames"}, {"model.patch_embed": "conv"}
 # Factor -> what it changes of the recipe; `steps` and `batch` are factors on those of the base. `initial` says which
 # initial values of earlier versions are put back.
 FACTORS: dict[str, dict[str, Any]] = {
     "base": {},
-    "initial scale 0.02": {"initial": "scale", "model.patch_embed": "conv"},
-    "classifiers zero": {"initial": "heads", "model.patch_embed": "conv"},
-    "patch_embed linear": {"model.patch_embed": "linear"},
-    "patch_embed conv": {"model.patch_embed": "conv"},
-    "patch_embed both": {"model.patch_embed": "both"},
-    "all three": {"initial": "scale and heads", "model.patch_embed": "linear"},
+    "motion frames": _FRAMES,
+    "patch_embed conv": _FRAMES | _CONV,
+    "patch_embed linear": _FRAMES | {"model.patch_embed": "linear"},
+    "initial scale 0.02": _FRAMES | _CONV | {"initial": "scale"},
+    "classifiers zero": _FRAMES | _CONV | {"initial": "heads"},
+    "all three": _FRAMES | {"initial": "scale and heads", "model.patch_embed": "linear"},
     "crops 0.3 to 1": {"crop_scale": [0.3, 1.0]},
     "motion differences": {"model.motion": "differences"},
-    "motion both": {"model.motion": "both"},
-    "both, 48 px": {"model.motion": "both", "model.size": 48},
-    "both, 16 frames": {"model.motion": "both", "data.frames": 16},
-    "both, twice the steps": {"model.motion": "both", "steps": 2.0},
     "lr 3e-4": {"optimizer.lr": 3e-4},
     "lr 2e-3": {"optimizer.lr": 2e-3},
     "half the steps": {"steps": 0.5},
@@ -104,7 +101,7 @@ _BUDGETS: dict[str, dict[str, Any]] = {
 _LONGER = {"cifar10": 5500, "sports22": 2400, "caltech100": 2400}  # steps, about as many as 10 minutes of one thread
 TARGET_RUNS: dict[str, dict[str, dict[str, Any]]] = {
     dataset: {
-        "mini": shared | ({"model.motion": "both"} if dataset not in IMAGES else {}),
+        "mini": shared,
         "conv3d": shared | {"model": {"backbone": "conv3d"}},
     }
     for dataset, shared in _BUDGETS.items()
@@ -289,7 +286,7 @@ def jobs_of(args: argparse.Namespace, available: list[str]) -> list[Job]:
         jobs = list(target_jobs(sets, args.factors, args.seeds))
         return [job for job in jobs if not args.folds or job.fold in args.folds]
     # `make bench` has no real sets, and not the hours that all settings take.
-    usual = list(FACTORS) if args.data else ["base", "motion both"]
+    usual = list(FACTORS) if args.data else ["base", "motion frames"]
     return list(factor_jobs(sets, args.factors or usual, args.seeds))
 
 

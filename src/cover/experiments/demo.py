@@ -42,7 +42,7 @@ from cover.training.train import train
 
 SETS = ["kinetics", "ssv2", "moments", "imagenet"]
 COTRAINING = "co-training on all four"
-PRETRAIN_STEPS, PRETRAIN_BATCH, PRETRAIN_LR = 1200, 64, 1e-3
+PRETRAIN_STEPS, PRETRAIN_BATCH, PRETRAIN_LR = 1000, 64, 1e-3
 COTRAIN_STEPS, COTRAIN_BATCH, COTRAIN_LR = 800, 40, 1e-3
 SCALED_LEAST_STEPS = 6
 CLIPS_EACH = 3

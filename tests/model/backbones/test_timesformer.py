@@ -476,7 +476,8 @@ def test_differences_ignore_what_does_not_change() -> None:
 
 def test_motion_follows_the_starting_checkpoint_unless_the_recipe_says_otherwise() -> None:
     theirs = TimeSformerOptions(motion="both").config(4)
-    assert TimeSformerOptions().config(4).motion == "frames"
+    assert TimeSformerOptions().config(4).motion == "both"
+    assert TimeSformerOptions(preset="B/16", size=224).config(4).motion == "frames"
     assert TimeSformerOptions().config(4, theirs).motion == "both"
     other = TimeSformerOptions(motion="differences").config(4, theirs)
     assert "model.motion" in (other.difference(theirs, temporal=False) or "")

@@ -211,7 +211,7 @@ class TimeSformerOptions(BackboneOptions):
     motion: Literal["auto", "frames", "differences", "both"] = option(
         "auto",
         "what is embedded: frames, differences between neighbouring frames, or both; auto: as in the starting "
-        "checkpoint, else frames",
+        "checkpoint, else both for mini and frames for the ViT sizes",
     )
 
     def config(self, frames: int, inherited: BackboneConfig | None = None) -> TimeSformerConfig:
@@ -253,10 +253,9 @@ def timesformer_config(preset: str, **changes: Any) -> TimeSformerConfig:
     default_patch, default_size = (8, 32) if name == "mini" else (16, 224)
     shape: dict[str, Any] = {"width": width, "depth": depth, "attention_heads": heads}
     sizes = {"patch": int(patch or default_patch), "size": default_size}
-    # `mini` is trained from random weights. The other presets mostly start from published weights, which embed patches
-    # by one linear map.
-    embed = "both" if name == "mini" else "linear"
-    config = TimeSformerConfig(**{**shape, **sizes, "patch_embed": embed, **changes})
+    if name == "mini":  # it is trained from random weights; the others mostly start from published ones
+        shape |= {"patch_embed": "both", "motion": "both"}
+    config = TimeSformerConfig(**{**shape, **sizes, **changes})
     if config.size % config.patch:
         raise UserError(f"image size {config.size} is not a multiple of the patch {config.patch}")
     if config.patch_embed != "linear" and config.patch.bit_count() != 1:
