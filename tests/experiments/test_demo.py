@@ -58,7 +58,7 @@ def test_what_is_wrong_with_the_own_files_is_said_before_anything_is_trained(tmp
 
 
 def test_the_command_names_a_difficulty_that_is_not_the_default() -> None:
-    commands = [environment(Path("out"), 1.0, 0, difficulty)["command"] for difficulty in ("easy", "hard")]
+    commands = [environment(Path("out"), 1.0, 0, difficulty)["command"] for difficulty in ("medium", "hard")]
     assert commands == [
         "cover demo --out out --scale 1 --seed 0",
         "cover demo --out out --scale 1 --seed 0 --difficulty hard",
@@ -68,7 +68,7 @@ def test_the_command_names_a_difficulty_that_is_not_the_default() -> None:
 def test_the_results_keep_their_contract(demo: DemoRun) -> None:
     results = json.loads((demo.out / "results.json").read_text())
     assert results["wall_seconds"] > 0
-    assert results["difficulty"] == "easy"
+    assert results["difficulty"] == "medium"
     assert tuple(results["datasets"]) == SETS
     for name, row in results["datasets"].items():
         assert row["chance"] == 1 / row["classes"]

@@ -197,17 +197,17 @@ def test_every_dial_changes_pixels_and_no_length(dial: str) -> None:
     assert (one != other).any()
 
 
-def test_easy_is_easier_than_the_default_by_every_dial() -> None:
-    assert set(DIFFICULTIES) == {"easy", "hard"}
-    assert all(DIFFICULTIES["easy"][dial] <= DIFFICULTIES["hard"][dial] for dial in DIALS)
-    assert dials("easy") == {dial: getattr(Settings(), dial) for dial in DIALS}
+def test_each_difficulty_is_harder_than_the_one_before_by_every_dial() -> None:
+    easy, medium, hard = (DIFFICULTIES[name] for name in ("easy", "medium", "hard"))
+    assert all(easy[dial] <= medium[dial] <= hard[dial] for dial in DIALS)
+    assert dials("medium") == {dial: getattr(Settings(), dial) for dial in DIALS}
     assert dials("easy", noise=0.5, tilt=None) == {**DIFFICULTIES["easy"], "noise": 0.5}
 
 
 def test_every_dial_is_in_the_record(sandbox: Path) -> None:
     assert set(DIALS) <= {field.name for field in dataclasses.fields(Settings)}
     settings = json.loads((sandbox / "sandbox.json").read_text())["settings"]
-    assert {dial: settings[dial] for dial in DIALS} == dials("easy", noise=0.05)
+    assert {dial: settings[dial] for dial in DIALS} == dials("medium", noise=0.05)
     assert "val" not in settings
 
 
@@ -304,5 +304,5 @@ def test_wrong_settings_name_the_key(key: str, value: object) -> None:
 
 
 def test_an_unknown_difficulty_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match='difficulty is "default": give one of easy, hard'):
+    with pytest.raises(UserError, match='difficulty is "default": give one of easy, medium, hard'):
         dials("default")  # type: ignore[arg-type]

@@ -27,9 +27,9 @@ def table(first: str) -> dict[str, list[str]]:
 def test_the_dials_are_those_of_the_code() -> None:
     rows = table("dial")
     assert tuple(rows) == DIALS
-    for name, (*_, easy, hard) in rows.items():
-        values = [DIFFICULTIES[difficulty][name] for difficulty in ("easy", "hard")]
-        assert [float(cell) for cell in (easy, hard)] == values
+    for name, (*_, easy, medium, hard) in rows.items():
+        values = [DIFFICULTIES[difficulty][name] for difficulty in ("easy", "medium", "hard")]
+        assert [float(cell) for cell in (easy, medium, hard)] == values
 
 
 def test_the_counts_are_those_of_the_code() -> None:
@@ -48,9 +48,9 @@ def test_its_commands_write_what_they_say(tmp_path: Path, monkeypatch: pytest.Mo
     settings = {path.parent.name: json.loads(path.read_text())["settings"] for path in tmp_path.glob("*/sandbox.json")}
     values = {name: {dial: values[dial] for dial in DIALS} for name, values in settings.items()}
     assert values == {
-        "sandbox": dials("easy"),
+        "sandbox": dials("medium"),
         "harder": dials("hard"),
-        "mine": dials("easy", noise=0.1, occlusion=0.5),
+        "mine": dials("medium", noise=0.1, occlusion=0.5),
     }
     assert settings["mine"]["seed"] == 1
     assert all(values["val"] == 1 for values in settings.values())

@@ -50,8 +50,8 @@ _DIALS = {
     argument(
         "--difficulty",
         choices=["easy", "medium", "hard"],
-        default="easy",
-        help="values of the options below that are not given (default: easy)",
+        default="medium",
+        help="values of the options below that are not given (default: medium)",
     ),
     *(
         argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"{text}, from 0 (none) to 1 (hard)")

@@ -431,8 +431,8 @@ def _count_jobs(jobs: int | None, device: str = "auto") -> int:
     argument(
         "--difficulty",
         choices=["easy", "medium", "hard"],
-        default="easy",
-        help="difficulty of the data, as in cover sandbox (default: easy)",
+        default="medium",
+        help="difficulty of the data, as in cover sandbox (default: medium)",
     ),
     argument(
         "--own",
