@@ -290,7 +290,7 @@ def test_other_libraries_checkpoints_on_the_hub(tmp_path: Path, monkeypatch: Any
         find_release("google/vit-base-patch16-224")
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
-    monkeypatch.setattr("cover.model.release.fetch", lambda repo, patterns, revision: snapshot)
+    monkeypatch.setattr("cover.model.release.fetch", lambda *given: snapshot)
     for content in (None, "{", "[]", '{"model_type": "vit", "backbone": "resnet"}'):
         if content is not None:
             (snapshot / "config.json").write_text(content)
