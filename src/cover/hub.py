@@ -37,13 +37,16 @@ def fetch(
 ) -> Path:
     """Download the files of a Hub repository that match `patterns`; returns their folder.
 
-    They go into the Hub's cache, or into the folder `out`. An interrupted download goes on. If the Hub cannot be
-    reached, the files come from the cache. Raises `UserError` if the repository or revision does not exist, if access
-    is denied, or if the machine is offline and the cache lacks the files.
+    They go into the Hub's cache, or into the folder `out`; then `patterns` are names, and what the repository lacks is
+    removed from it. An interrupted download goes on. If the Hub cannot be reached, the files come from the cache; with `out`,
+    that is an error, because the folder may have another version. Raises `UserError` if the repository or revision does
+    not exist, if access is denied, or if the machine is offline and the cache lacks the files.
     """
     here = "no such folder here, and " if kind == "model" and out is None else ""
-    with _door(repo, f"{repo}: {here}the Hub does not give it", kind, revision):
-        from huggingface_hub import snapshot_download
+    if out is not None:
+        revision = commit_of(repo, revision, kind)
+    with _user_errors(repo, f"{repo}: {here}the Hub does not give it", kind, revision):
+        from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
@@ -57,12 +60,15 @@ def fetch(
             )
         except LocalEntryNotFoundError:
             raise UserError(f"{repo}: {here}it is not in the Hub's cache, nor can the Hub be reached") from None
+        if out is not None:
+            for name in set(patterns) - set(HfApi().list_repo_files(repo, revision=revision, repo_type=kind)):
+                (out / name).unlink(missing_ok=True)
         return Path(folder)
 
 
 def commit_of(repo: str, revision: str | None = None, kind: RepoKind = "model") -> str:
     """The commit of a branch or tag, by default of the newest version. Raises `UserError` as `fetch`."""
-    with _door(repo, f"{repo}: the Hub does not give it", kind, revision):
+    with _user_errors(repo, f"{repo}: the Hub does not give it", kind, revision):
         from huggingface_hub import HfApi
 
         return str(HfApi().repo_info(repo, repo_type=kind, revision=revision).sha)
@@ -73,18 +79,18 @@ def upload(
     repo: str,
     private: bool,
     message: str,
-    files: Sequence[str] | None = None,
     kind: RepoKind = "model",
     keep_card: Callable[[str], bool] = lambda card: False,
+    replace: Sequence[str] = (),
 ) -> str:
     """Upload the files of `folder` into a repository; returns its address. Raises `UserError`.
 
-    `files`: patterns of those to upload, by default all. The repository is created if it does not exist. A card
-    (README.md) that it has is replaced, unless `keep_card` is true of its text.
+    The repository is created if it does not exist. A card (README.md) that it has is replaced, unless `keep_card` is
+    true of its text. `replace`: patterns of files that are deleted from the repository if `folder` lacks them.
     """
     check_hub_id(repo)
     failed = f"{repo}: cannot be uploaded"
-    with _door(repo, failed, kind):
+    with _user_errors(repo, failed, kind):
         from huggingface_hub import HfApi, get_token
 
         if get_token() is None:
@@ -98,8 +104,8 @@ def upload(
             repo_id=repo,
             repo_type=kind,
             commit_message=message,
-            allow_patterns=None if files is None else list(files),
             ignore_patterns=None if present is None or not keep_card(present) else [CARD],
+            delete_patterns=list(replace) or None,
         )
         return str(address)
 
@@ -114,7 +120,7 @@ def _card_of(repo: str) -> str | None:
 
 
 @contextmanager
-def _door(repo: str, failed: str, kind: RepoKind = "model", revision: str | None = None) -> Iterator[None]:
+def _user_errors(repo: str, failed: str, kind: RepoKind = "model", revision: str | None = None) -> Iterator[None]:
     """In this block, every exception of the Hub's client becomes a `UserError` that begins with `failed`.
 
     The client and the libraries below it have no common base of their exceptions. Environment variables of a wrong
@@ -176,7 +182,7 @@ def _cause(error: Exception) -> str:
     """A hint at a setting of the environment that can be the cause; empty if there is none."""
     if isinstance(error, ValueError) and "literal" in str(error):
         for name, value in sorted(os.environ.items()):
-            if name.startswith(("HF_", "HUGGINGFACE_")) and value in str(error):
+            if name.startswith(("HF_", "HUGGINGFACE_")) and "TOKEN" not in name and repr(value) in str(error):
                 return f" (the environment variable {name} is {value!r})"
     if isinstance(error, ImportError) and "socks" in str(error).lower():
         return " (a proxy in the environment is a SOCKS proxy: pip install socksio)"

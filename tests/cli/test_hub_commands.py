@@ -124,7 +124,8 @@ def test_a_card_that_someone_changed_stays(cover: Cover, hub: Hub, release: Path
     cover("push", release, "me/moves", "--licence", "mit")
     assert b"license: mit" in repository.files()["README.md"]  # nobody has changed it, so the newer one counts
     repository.commit({"README.md": b"---\nlicense: mit\n---\nmine\n"})
-    cover("push", release, "me/moves", *["--replace-card"] * replace)
+    _, _, err = cover("push", release, "me/moves", *["--replace-card"] * replace)
+    assert ("it stays" in err) is not replace
     assert (b"mine" in repository.files()["README.md"]) is not replace
 
 
@@ -136,6 +137,44 @@ def test_an_edited_card_of_the_release_is_pushed(cover: Cover, hub: Hub, release
     _, _, err = cover("push", folder, "me/moves")
     assert "pushed as it is" in err
     assert b"# Our moves" in hub.repositories["model", "me/moves"].files()["README.md"]
+
+
+def test_an_edited_card_of_the_release_replaces_one_that_was_pushed(
+    cover: Cover, hub: Hub, release: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "edited"
+    load_release(release).save_pretrained(folder)
+    for text in ("first", "second"):
+        (folder / "README.md").write_text(f"---\nlicense: mit\n---\n{text}\n")
+        assert cover("push", folder, "me/moves")[0] == 0
+        assert text.encode() in hub.repositories["model", "me/moves"].files()["README.md"]
+
+
+@pytest.mark.parametrize("kind", ["model", "space"])
+def test_what_a_release_has_no_more_is_removed(cover: Cover, hub: Hub, release: Path, kind: str) -> None:
+    """A text network of the release before would be taken for one of this release."""
+    below = "model/" if kind == "space" else ""
+    old = [f"{below}{name}" for name in ("text.safetensors", "text.json", "tokenizer.json")]
+    hub.create(kind, "me/moves").commit({**dict.fromkeys(old, b"{}"), "notes.txt": b"mine"})
+    assert cover("push", release, "me/moves", *["--space"] * (kind == "space"))[0] == 0
+    left = hub.repositories[kind, "me/moves"].files()
+    assert not set(old) & set(left)
+    assert {"notes.txt", f"{below}config.json"} <= set(left)
+
+
+def test_a_folder_becomes_what_is_pulled(
+    cover: Cover, refused: Callable[..., str], hub: Hub, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cover("push", release, "me/moves")
+    repository, out = hub.repositories["model", "me/moves"], tmp_path / "pulled"
+    first = repository.commits[-1][0]
+    repository.commit({"text.json": b"{}"})
+    assert cover("pull", "me/moves", "--out", out)[0] == 0
+    assert (out / "text.json").is_file()
+    assert cover("pull", "me/moves", "--out", out, "--revision", first)[0] == 0
+    assert not (out / "text.json").exists()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert "cannot be reached" in refused("pull", "me/other", "--out", out)
 
 
 def test_what_was_pushed_already_is_not_sent_again(cover: Cover, hub: Hub, release: Path) -> None:

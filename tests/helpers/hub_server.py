@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -43,9 +43,9 @@ class Repository:
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
 
-    def commit(self, files: dict[str, bytes], message: str = "") -> str:
-        """Add files to the newest commit; returns the id of the new one."""
-        merged = {**self.files(), **files}
+    def commit(self, files: dict[str, bytes], message: str = "", deleted: Collection[str] = ()) -> str:
+        """Add files to the newest commit, and delete some; returns the id of the new one."""
+        merged = {path: data for path, data in {**self.files(), **files}.items() if path not in deleted}
         text = f"{len(self.commits)} {message} {sorted(merged)}".encode() + b"".join(merged.values())
         self.commits.append((hashlib.sha1(text).hexdigest(), merged))
         return self.commits[-1][0]
@@ -298,7 +298,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({})
 
     def _commit(self, repository: Repository, lines: list[dict[str, Any]]) -> None:
-        files, message = dict[str, bytes](), ""
+        files, deleted, message = dict[str, bytes](), set[str](), ""
         for line in lines:
             value = line["value"]
             if line["key"] == "header":
@@ -309,9 +309,11 @@ class _Handler(BaseHTTPRequestHandler):
                 if value["oid"] not in self.hub.objects:
                     raise Problem(400, f"{value['path']}: its content was not uploaded")
                 files[value["path"]] = self.hub.objects[value["oid"]]
+            elif line["key"] == "deletedFile":
+                deleted.add(value["path"])
             else:
                 raise Problem(400, f"unknown operation {line['key']}")
-        oid = repository.commit(files, message)
+        oid = repository.commit(files, message, deleted)
         self._json({"commitUrl": f"{self.hub.url}/{repository.name}/commit/{oid}", "commitOid": oid, "success": True})
 
     # --- reading ---

@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from cover.experiments.run_report import read_baselines, top1_of
 from cover.hub import CARD, RepoKind, check_hub_id, upload
 from cover.model.card import CardFacts, CardResult, card, is_edited
 from cover.model.release import find_release, load_release, read_config
-from cover.model.text import has_text
-from cover.serve.space import copy_release, export_space
+from cover.model.text import TEXT_FILES, has_text
+from cover.serve.space import FOLDERS, copy_release, export_space
 from cover.yaml_files import show
 
 
@@ -50,21 +51,34 @@ def push(request: PushRequest) -> str:
     name = request.repo.rpartition("/")[2]
     with tempfile.TemporaryDirectory(prefix="cover-push-") as temporary:
         folder = Path(temporary) / name
+        edited = False
         if request.space:
             export_space(request.checkpoint, folder, name)
         else:
-            _prepare(request, folder)
+            edited = _prepare(request, folder)
         if request.dry_run:
             _show(folder)
             return ""
         message = request.message or f"Upload a {'page' if request.space else 'release'} by cover push"
         kind: RepoKind = "space" if request.space else "model"
-        keep = (lambda text: False) if request.replace_card else is_edited
-        return upload(folder, request.repo, request.private, message, None, kind, keep)
+        keep = partial(_keep_card, request.repo, request.replace_card or edited)
+        replace = [f"{each}/*" for each in FOLDERS] if request.space else TEXT_FILES
+        return upload(folder, request.repo, request.private, message, kind, keep, replace)
 
 
-def _prepare(request: PushRequest, folder: Path) -> None:
-    """Copy a release into the new folder `folder`, with a card that says all that its run knows."""
+def _keep_card(repo: str, replace: bool, text: str) -> bool:
+    """Whether the card `text` of a repository stays, because someone has changed it there. `replace`: never."""
+    keep = not replace and is_edited(text)
+    if keep:
+        say(f"{repo}: someone has changed {CARD} on the Hub, so it stays (--replace-card writes a new one)")
+    return keep
+
+
+def _prepare(request: PushRequest, folder: Path) -> bool:
+    """Copy a release into the new folder `folder`, with a card that says all that its run knows.
+
+    Returns whether the card is one that someone has changed.
+    """
     release = find_release(request.checkpoint)
     model = load_release(release)  # also checks that the weights are not damaged
     given = results_of_file(request.results, model.metadata.get("step")) if request.results else []
@@ -72,10 +86,11 @@ def _prepare(request: PushRequest, folder: Path) -> None:
     written = folder / CARD
     if written.is_file() and is_edited(written.read_text(encoding="utf-8")) and not request.replace_card:
         say(f"{release / CARD}: someone has changed it, so it is pushed as it is (--replace-card writes a new one)")
-        return
+        return True
     results = _joined(results_of_run(request.checkpoint), given)
     facts = CardFacts(request.repo, request.licence, results, has_text(release))
     written.write_text(card(model, model.metadata, facts), encoding="utf-8")
+    return False
 
 
 def _show(folder: Path) -> None:

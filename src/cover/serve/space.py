@@ -22,7 +22,8 @@ from cover.model.text import TEXT_FILES, has_text
 
 PORT = 7860  # the one that a Space shows
 SITE = "https://huggingface.co"  # shows a Space in a frame
-MODEL = "model"  # subfolder of the release
+MODEL, PACKAGE = "model", "cover"  # subfolders of the release and of this package
+FOLDERS = (MODEL, PACKAGE)
 LONGEST_NOTE = 60  # characters of a short description
 EXTRAS = ("serve", "text")
 DOCKERFILE = """# A Space of the Hub: the page of a model. It also runs anywhere else:
@@ -63,7 +64,7 @@ def export_space(checkpoint: str | Path, out: Path, name: str = "") -> None:
         beside.mkdir()
         copy_release(folder, beside / MODEL)
         shutil.copytree(
-            Path(cover.__file__).parent, beside / "cover", ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+            Path(cover.__file__).parent, beside / PACKAGE, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
         )
         title = name or _title(checkpoint)
         note = ", ".join(head.name for head in heads) or "any class names"
