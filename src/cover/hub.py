@@ -37,10 +37,12 @@ def fetch(
 ) -> Path:
     """Download the files of a Hub repository that match `patterns`; returns their folder.
 
-    They go into the Hub's cache, or into the folder `out`; then `patterns` are names, and what the repository lacks is
-    removed from it. An interrupted download goes on. If the Hub cannot be reached, the files come from the cache; with `out`,
-    that is an error, because the folder may have another version. Raises `UserError` if the repository or revision does
-    not exist, if access is denied, or if the machine is offline and the cache lacks the files.
+    They go into the Hub's cache, or into the folder `out`. With `out`, `patterns` are names, and a file of such a name
+    that the repository lacks is removed from the folder. An interrupted download goes on. If the Hub cannot be reached,
+    the files come from the cache; with `out` this is an error, because the folder may have another version.
+
+    Raises `UserError` if the repository or revision does not exist, if access is denied, or if the machine is offline
+    and the cache lacks the files.
     """
     here = "no such folder here, and " if kind == "model" and out is None else ""
     if out is not None:

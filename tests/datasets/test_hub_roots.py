@@ -12,6 +12,7 @@ import pytest
 from hub_server import Hub, Repository, served_hub, use_hub
 from PIL import Image
 
+from cover.cli import main
 from cover.datasets.catalog import load_catalog
 from cover.datasets.hub_roots import HubRoot
 from cover.datasets.index import index
@@ -129,6 +130,8 @@ def test_only_what_is_indexed_is_downloaded(hub: Hub, animals: Repository, tmp_p
         "hf://datasets/animals",
         "hf://spaces/me/animals",
         "hf://datasets/me/animals/../../etc",
+        "hf://datasets/me/animals//etc",
+        "hf://datasets/me/animals/small/./dogs",
         "hf://datasets/me/animals@",
         "hf://",
     ],
@@ -155,6 +158,36 @@ def test_pins_that_are_damaged_or_name_a_folder_that_is_gone(hub: Hub, animals: 
         load_catalog(path)
 
 
+def test_a_folder_with_characters_of_patterns(hub: Hub, animals: Repository, tmp_path: Path) -> None:
+    files = {path.replace("small", "set [1]"): data for path, data in animals.files().items() if "small" in path}
+    animals.commit(files)
+    assert index(write(tmp_path, "hf://datasets/me/animals/set [1]"), 0)[0]["ok"] == 6
+
+
+def test_a_root_that_another_process_pins_meanwhile(
+    hub: Hub, animals: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, pins = write(tmp_path, "hf://datasets/me/animals/small"), tmp_path / "manifests" / "hub.json"
+    other = {"hf://datasets/me/other": {"commit": "0" * 40, "folder": str(tmp_path)}}
+    pins.parent.mkdir()
+
+    def pin_other(*args: object, **settings: object) -> None:
+        pins.write_text(json.dumps(other))
+        http_get(*args, **settings)  # type: ignore[arg-type]
+
+    from huggingface_hub.file_download import http_get
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", pin_other)
+    index(path, 0)
+    assert set(json.loads(pins.read_text())) == {*other, "hf://datasets/me/animals/small"}
+
+
 def test_a_folder_that_is_not_there(hub: Hub, animals: Repository, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no files below tiny"):
         index(write(tmp_path, "hf://datasets/me/animals/tiny"), 0)
+
+
+def test_parts_take_no_newer_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, "hf://datasets/me/animals/small")
+    assert main(["index", str(path), "--shard", "1/2", "--update"]) == 2
+    assert "--update: cannot go with --shard" in capsys.readouterr().err

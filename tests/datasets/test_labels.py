@@ -61,6 +61,7 @@ def test_each_name_is_in_one_pair_and_the_surest_is_taken() -> None:
 def test_nothing_in_common() -> None:
     assert pairs(["a", "the"], ["b", "x"]) == []
     assert pairs([], ["b"]) == []
+    assert pairs(["+", "👍"], ["-", "👎"]) == []
     assert pairs(["läuft"], ["la\u0308uft"]) == [("normalised", "läuft", "la\u0308uft")]
 
 

@@ -6,6 +6,7 @@ All commands, and later runs of `cover index`, use this commit. So a data set do
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -40,7 +41,7 @@ class HubRoot:
         """
         match = _ROOT.fullmatch(text)
         folder = match["folder"] or "" if match else ""
-        if not match or ".." in folder.split("/"):
+        if not match or (folder and {"", ".", ".."} & set(folder.split("/"))):
             raise UserError(f"{text}: expected hf://datasets/OWNER/NAME, with @REVISION and /FOLDER where wanted")
         return cls(text, match["repo"], match["revision"], folder)
 
@@ -80,16 +81,17 @@ def download(catalog: Path, text: str, update: bool = False) -> Path:
 
     `update`: take the newest commit of the branch. An interrupted download goes on. Raises `UserError`.
     """
-    root, pins = HubRoot.parse(text), read_pins(catalog)
-    pinned = pins.get(text, {}).get("commit")
+    root = HubRoot.parse(text)
+    pinned = read_pins(catalog).get(text, {}).get("commit")
     commit = pinned if pinned and not update else root.revision
     if not commit or not COMMIT.fullmatch(commit):
         commit = commit_of(root.repo, commit, "dataset")
-    patterns = [f"{root.folder}/*"] if root.folder else ["*"]
+    patterns = [f"{glob.escape(root.folder)}/*"] if root.folder else ["*"]
     folder = Path(os.path.normpath(fetch(root.repo, patterns, commit, kind="dataset") / root.folder))
     if not folder.is_dir():
         raise UserError(f"{text}: {root.repo} has no files below {root.folder} at {commit[:12]}")
-    _write_pins(catalog, {**pins, text: {"commit": commit, "folder": str(folder)}})
+    # The download may take hours, in which another process may have pinned another root.
+    _write_pins(catalog, {**read_pins(catalog), text: {"commit": commit, "folder": str(folder)}})
     return folder
 
 

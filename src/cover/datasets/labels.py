@@ -28,7 +28,7 @@ Kind = Literal["exact", "normalised", "near"]
 # 0.85 finds 6 of 13 and no wrong one; between Kinetics-400 and 600, 0.8 takes "playing darts" for "playing cards".
 NEAR = 0.85
 QUALIFIED = 0.9  # similarity of names of which one has a qualifier in brackets, as "hugging" and "hugging (not baby)"
-SHARES = 0.5  # fraction of the smaller set's classes, exact ones, from which a shared head is proposed
+SHARED_FROM = 0.5  # fraction of the smaller set's classes, exact ones, from which a shared head is proposed
 SHOWN = 20  # pairs on the terminal
 _SMALL_WORDS = frozenset(["a", "an", "the", "of", "to", "in", "on", "at", "with", "and", "or", "something", "someone"])
 
@@ -63,10 +63,10 @@ class LabelRelation:
         return sum(pair.kind == kind for pair in self.pairs)
 
     @property
-    def shares(self) -> bool:
+    def can_share_head(self) -> bool:
         """Whether so many names are equal that a shared head makes sense."""
         smaller = min(self.left_classes, self.right_classes)
-        return self.same_kind and self.count("exact") >= max(1, SHARES * smaller)
+        return self.same_kind and self.count("exact") >= max(1, SHARED_FROM * smaller)
 
 
 def normalised(name: str) -> str:
@@ -76,7 +76,7 @@ def normalised(name: str) -> str:
     'playing guitar acoustic'
     """
     text = unicodedata.normalize("NFKC", name).casefold()
-    return " ".join(re.sub(r"[\W_]+", " ", text).split())
+    return " ".join(re.sub(r"[\W_]+", " ", text).split()) or name  # signs alone, as "+", say what the class is
 
 
 def relate(left: Sequence[str], right: Sequence[str], near: float = NEAR) -> tuple[LabelPair, ...]:
@@ -170,10 +170,10 @@ def _classes(catalog: Catalog, name: str) -> ClassList:
 
 
 def shared_heads(relations: Sequence[LabelRelation]) -> list[list[str]]:
-    """Groups of data sets that can share a head: those that `LabelRelation.shares` connects."""
+    """Groups of data sets that can share a head: those that `LabelRelation.can_share_head` connects."""
     groups: list[list[str]] = []
     for relation in relations:
-        if not relation.shares:
+        if not relation.can_share_head:
             continue
         known = [group for group in groups if relation.left in group or relation.right in group]
         joined = list(dict.fromkeys([*(name for group in known for name in group), relation.left, relation.right]))
