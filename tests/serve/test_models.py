@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import threading
 import time
 import urllib.error
@@ -28,8 +30,9 @@ from cover.model.release import save_release
 from cover.model.text import TextConfig, TextEncoder, TextNetwork, save_text
 from cover.serve.app import make_app, page_text
 from cover.serve.middleware import Batching, Limits
+from cover.serve.responses import PredictResponse
 from cover.serve.server import model_names, uvicorn_config
-from cover.serve.service import Service
+from cover.serve.service import PredictQuery, Service
 from cover.serve.uploads import UploadFolder
 
 uvicorn = pytest.importorskip(
@@ -146,6 +149,32 @@ def test_typed_classes(url: str, folder: Path, prompt: str) -> None:
         assert status == 200, answer
         wanted = Predictor.load(folder / "clip", classes=classes, prompt=prompt or None)
         check(answer, wanted(folder / "photo.png"))
+
+
+def test_typed_files_that_wait_for_the_model_are_few(folder: Path) -> None:
+    """Their pixels are in memory, so no more than `workers` files are decoded while the model is busy."""
+
+    async def three_at_once(service: Service) -> list[PredictResponse]:
+        query, free = PredictQuery(classes=("cat", "dog")), threading.Event()
+        service.first.batcher.put_alone(free.wait, time.monotonic() + 60)
+        requests = [asyncio.ensure_future(service.predict(folder / "photo.png", query)) for _ in range(3)]
+        while not decoded(service):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        assert decoded(service) == 1
+        free.set()
+        return await asyncio.gather(*requests)
+
+    model, uploads = Predictor.load(folder / "clip"), UploadFolder(folder)
+    limits, encoder = Limits(deadline_s=60, decode_s=60), TextEncoder(folder / "clip")
+    with closing(Service(model, limits, Batching(), 1, uploads, "clip", encoder)) as service:
+        first, *others = asyncio.run(three_at_once(service))
+        assert others == [first, first]
+
+
+def decoded(service: Service) -> int:
+    match = re.search(r'cover_stage_seconds_count\{stage="decode"\} (\d+)', service.metrics.render()[0].decode())
+    return int(match[1]) if match else 0
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def with_classes(model: CoVeR, folder: Path, classes: Sequence[str], prompt: str
     if not classes or len(set(classes)) < len(classes):
         raise UserError("classes: give names, each once, as in --classes 'archery, bowling'")
     encoder = TextEncoder(folder)
-    _check_width(model, encoder, folder)
+    check_width(folder, model, encoder)
     config = encoder.network.config
     model.head_list = (Head(ZERO_SHOT, tuple(classes), config.loss),)
     model.heads = nn.ModuleDict({ZERO_SHOT: TextClassifier(encoder.network, encoder(texts_of(classes, prompt)))})
@@ -190,7 +190,7 @@ def start_heads(model: CoVeR, folder: Path, names: Sequence[str], prompt: str) -
     usual length. This is measured on pictures of noise: norms before the projection make it nearly constant.
     """
     encoder = TextEncoder(folder)
-    _check_width(model, encoder, folder)
+    check_width(folder, model, encoder)
     network = encoder.network
     size, training = model.backbone.pixels.size, model.training
     generator = torch.Generator().manual_seed(0)
@@ -206,12 +206,13 @@ def start_heads(model: CoVeR, folder: Path, names: Sequence[str], prompt: str) -
             cast(nn.Linear, model.heads[head.name]).weight.copy_(weight)
 
 
-def _check_width(model: CoVeR, encoder: TextEncoder, folder: Path) -> None:
+def check_width(name: str | Path, model: CoVeR, encoder: TextEncoder) -> None:
+    """Raise `UserError` if the text network of the release `name` is for images of another network."""
     width = encoder.network.config.image_width
     if model.backbone.width != width:
         raise UserError(
-            f"{folder}: its text network compares features of {width} numbers, and those of this network have"
-            f" {model.backbone.width}"
+            f"{name}: its text network compares features of {width} numbers, and those of this network have"
+            f" {model.backbone.width}; import the weights again with --text"
         )
 
 

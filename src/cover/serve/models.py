@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -16,12 +15,12 @@ from cover.inference.predictor import Prediction, Predictor
 from cover.inference.views import window_of
 from cover.media.sampling import Sampling, Views
 from cover.model.heads import NOT_FINITE, Head
-from cover.model.text import PROMPT, ZERO_SHOT, TextClassifier, TextEncoder, texts_of
+from cover.model.text import PROMPT, ZERO_SHOT, TextClassifier, TextEncoder, check_width, texts_of
 from cover.serve.batching import Batcher, Observe
 from cover.serve.middleware import Batching, Refused
 from cover.serve.responses import HeadDescription, ModelDescription
 
-KEPT_CLASSIFIERS = 16  # lists of typed classes whose embeddings are kept
+CACHED_CLASSIFIERS = 16  # lists of typed classes whose embeddings stay in memory
 
 
 class ServedModel:
@@ -42,17 +41,8 @@ class ServedModel:
             )
         self.plans = {name: predictor.plan(name) for name in self.heads}
         self.classes = {name: frozenset(head.classes) for name, head in self.heads.items()}
-        self.typed = TypedClasses(predictor, encoder) if encoder else None
+        self.typed = TypedClasses(name, predictor, encoder) if encoder else None
         self.batcher = Batcher(predictor, batching, observe)
-
-    @property
-    def title(self) -> str:
-        """The model in one line: the name of the checkpoint, its network and its training step."""
-        found = self.describe()
-        facts = [found.network, f"{found.pixels} pixels", f"{found.frames} frames"]
-        facts += [] if found.step is None else [f"step {found.step:,}"]
-        facts += [] if found.engine == "eager" else [found.engine]
-        return f"{self.name or 'unnamed'} ({', '.join(facts)})"
 
     def describe(self) -> ModelDescription:
         """The model for clients, without its class names."""
@@ -66,7 +56,9 @@ class ServedModel:
             )
             for name, head in self.heads.items()
         }
-        plans = self.plans.values() or [self.typed.plan] if self.typed else self.plans.values()
+        plans = list(self.plans.values())
+        if self.typed and not plans:
+            plans = [self.typed.plan]
         return ModelDescription(
             self.name,
             model.config.family,
@@ -86,18 +78,12 @@ class TypedClasses:
     It is used in the thread of the model only, by one call at a time.
     """
 
-    def __init__(self, predictor: Predictor, encoder: TextEncoder) -> None:
-        width = predictor.model.backbone.width
-        if encoder.network.config.image_width != width:
-            raise UserError(
-                f"the text network compares features of {encoder.network.config.image_width} numbers, and"
-                f" those of the network have {width}; import the weights again with --text"
-            )
+    def __init__(self, name: str, predictor: Predictor, encoder: TextEncoder) -> None:
+        check_width(name, predictor.model, encoder)
         self._predictor, self._encoder = predictor, encoder
         size = predictor.model.backbone.pixels.size
         self.plan = ViewPlan(Sampling("segments"), Views(1, 1), predictor.metadata["frames"], size)
-        self._kept: OrderedDict[tuple[tuple[str, ...], str], TextClassifier] = OrderedDict()
-        self._lock = threading.Lock()
+        self._classifiers: OrderedDict[tuple[tuple[str, ...], str], TextClassifier] = OrderedDict()
 
     def scores(
         self, classes: tuple[str, ...], prompt: str, clips: Sequence[np.ndarray], check: Callable[[], None]
@@ -122,15 +108,13 @@ class TypedClasses:
 
     def _classifier(self, classes: tuple[str, ...], prompt: str) -> TextClassifier:
         key = (classes, prompt)
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+        if key in self._classifiers:
+            self._classifiers.move_to_end(key)
+            return self._classifiers[key]
         embeddings = self._encoder(texts_of(classes, prompt or PROMPT))
         # A copy, because the text network stays on the CPU, where the texts are.
         classifier = copy.deepcopy(TextClassifier(self._encoder.network, embeddings)).to(self._predictor.device).eval()
-        with self._lock:
-            self._kept[key] = classifier
-            while len(self._kept) > KEPT_CLASSIFIERS:
-                self._kept.popitem(last=False)
+        self._classifiers[key] = classifier
+        if len(self._classifiers) > CACHED_CLASSIFIERS:
+            self._classifiers.popitem(last=False)
         return classifier

@@ -124,6 +124,8 @@ class Service:
             self.models[each] = ServedModel(each, its_predictor, batching, self.metrics.forward, its_encoder)
         self._decoders = Decoders(workers, limits)
         self._threads = ThreadPoolExecutor(workers, "cover-decode")
+        # Files with typed class names that are decoded or wait for the model, so that their pixels have a limit too.
+        self._typed_files = asyncio.Semaphore(workers)
         # a thread of its own, so that the pictures of one file do not wait until other files are decoded
         self._painters = ThreadPoolExecutor(1, "cover-pictures")
         self.metrics.watch("cover_predictions_under_way", "Requests in progress", lambda: self.under_way)
@@ -254,9 +256,10 @@ class Service:
     ) -> PredictResponse:
         assert model.typed, "checked before"
         request = DecodeRequest(str(path), (model.typed.plan,), query.windows)
-        decoding = self._in_thread(self._request_typed, model, request, query, deadline, given_up)
-        pending = await self._timed("decode", decoding)
-        predictions = await self._timed("model", asyncio.wrap_future(pending.result))
+        async with self._typed_files:
+            decoding = self._in_thread(self._request_typed, model, request, query, deadline, given_up)
+            pending = await self._timed("decode", decoding)
+            predictions = await self._timed("model", asyncio.wrap_future(pending.result))
         return _response(pending.pixels, [[each] for each in predictions], query.top)
 
     async def _explain(
@@ -348,9 +351,14 @@ def _predictions(
 def _response(pixels: DecodedFile, results: Sequence[Sequence[Prediction]], top: int) -> PredictResponse:
     """The response from the predictions of the whole file, then of each of its parts."""
     (whole, *parts), seconds = results, pixels.seconds
-    timeline = windows([class_scores(part, top) for part in parts], seconds)
-    found = segments(parts, seconds)
-    return PredictResponse(pixels.media, round(seconds, 3), class_scores(whole, top), timeline, found, pixels.damage)
+    return PredictResponse(
+        pixels.media,
+        round(seconds, 3),
+        class_scores(whole, top),
+        windows([class_scores(part, top) for part in parts], seconds),
+        segments(parts, seconds),
+        pixels.damage,
+    )
 
 
 def _check_typed(model: ServedModel, query: PredictQuery) -> None:
