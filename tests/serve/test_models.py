@@ -136,7 +136,7 @@ def test_the_page_names_them_and_no_name_is_markup(service: Service) -> None:
     text = page_text([model.describe() for model in service.models.values()])
     assert text.count("</script>") == 2
     assert "&lt;/script&gt;&lt;b&gt;" in text  # in its title
-    data = text.split('id="about">')[1].split("</script>")[0]
+    data = text.split('id="model-data">')[1].split("</script>")[0]
     assert [each["name"] for each in json.loads(data)] == ["first", ODD, "clip"]
 
 

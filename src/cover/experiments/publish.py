@@ -147,9 +147,9 @@ def _of_answers(answers: Answers, base: Mapping[str, Any], views: Mapping[str, A
     )
 
 
-def _baselines(found: Mapping[str, Any]) -> dict[str, float]:
+def _baselines(results: Mapping[str, Any]) -> dict[str, float]:
     """Title of a trivial method -> its top-1."""
-    values = {title: found.get(key) for key, title in TITLES.items()}
+    values = {title: results.get(key) for key, title in TITLES.items()}
     return {
         title: float(value["top1"] if isinstance(value, Mapping) else value)
         for title, value in values.items()

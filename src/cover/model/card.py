@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cover.hub import is_hub_id
 from cover.model.backbone import Pixels
 from cover.model.heads import Head
 
@@ -122,7 +123,7 @@ def _front_matter(model: CoVeR, metadata: Mapping[str, Any], facts: CardFacts) -
         tasks.reverse()
     values: dict[str, Any] = {"license": facts.licence} if facts.licence else {}
     values |= {"library_name": "cover-video", "pipeline_tag": tasks[0], "tags": [*tasks, model.config.family, "cover"]}
-    if (weights := _start(metadata).get("weights", "")) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", weights):
+    if is_hub_id(weights := _start(metadata).get("weights", "")):
         values["base_model"] = weights
     if facts.results:
         values["metrics"] = sorted({_METRICS[each.metric][0] for each in facts.results})
@@ -159,8 +160,8 @@ def _network(model: CoVeR, frames: int) -> str:
 
 def _start(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     """Weights, format and licence of the weights of others that a release is made of or has started from."""
-    found: Mapping[str, Any] = metadata.get("imported") or metadata.get("start") or {}
-    return found
+    start: Mapping[str, Any] = metadata.get("imported") or metadata.get("start") or {}
+    return start
 
 
 def _origin(metadata: Mapping[str, Any]) -> str:
@@ -175,8 +176,8 @@ def _origin(metadata: Mapping[str, Any]) -> str:
     )
     if not start.get("weights"):
         return f"{steps}, from random weights.\n" if steps and "start" in metadata else f"{steps}.\n" if steps else ""
-    kept = "The network's own weights are those of its start; the classifier was fitted"
-    return f"{steps or kept}. It started from {source}.{licence}\n"
+    fitted = "The network's own weights are those of its start; the classifier was fitted"
+    return f"{steps or fitted}. It started from {source}.{licence}\n"
 
 
 def _results(results: Sequence[CardResult]) -> str:

@@ -109,7 +109,8 @@ def _requirements(text: bool) -> str:
         try:
             lines.append(f"{name}=={metadata.version(name).partition('+')[0]}\n")
         except metadata.PackageNotFoundError:
-            raise UserError(f"a Space needs {name}, whose version here it takes: {install(extras[-1])}") from None
+            command = install(extra[1] if extra else "serve")
+            raise UserError(f"a Space needs {name}, whose version here it takes: {command}") from None
     return "".join(sorted(set(lines), key=str.casefold))
 
 

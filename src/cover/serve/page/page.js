@@ -3,7 +3,7 @@ const WINDOWS = 16, RECORDERS = 4, PAST = 60;
 const at = id => document.getElementById(id);
 const percent = fraction => (100 * fraction).toFixed(1) + "\u00a0%";
 // As GET /v1/models gives them: name, network, pixels, frames, step, heads, text, live_seconds.
-const MODELS = JSON.parse(at("about").textContent);
+const MODELS = JSON.parse(at("model-data").textContent);
 const SEVERAL = MODELS.length > 1;
 // One entry for each file: its file, status (waiting, predicting, done, failed), text, result, controller, button.
 let entries = [], selected = null, working = false, address = null, explaining = new AbortController();
@@ -106,17 +106,17 @@ async function work() {
 }
 
 async function predict(entry) {
-  const began = performance.now();
-  entry.controller = new AbortController();
+  const began = performance.now(), controller = entry.controller = new AbortController(), { signal } = controller;
   update(entry, "predicting", "predicting \u2026");
   try {
-    entry.result = await predictWithAll(entry.file, { top: 5, timeline: WINDOWS }, entry.controller.signal);
-    const { media, seconds, damage } = entry.result, what = media === "video" ? "a video of " + seconds.toFixed(1) + " s" : "an image";
+    const result = await predictWithAll(entry.file, { top: 5, timeline: WINDOWS }, signal);
+    if (signal.aborted) return;  // asked again with other class names, or removed, while the answer arrived
+    entry.result = result;
+    const { media, seconds, damage } = result, what = media === "video" ? "a video of " + seconds.toFixed(1) + " s" : "an image";
     update(entry, "done", what + ", predicted in " + ((performance.now() - began) / 1000).toFixed(1) + " s" + (damage ? "; damaged: " + damage : ""));
   } catch (error) {
-    const gone = entry.controller.signal.aborted;
-    entry.controller.abort();  // what other models still do for this file
-    if (gone) return;
+    if (signal.aborted) return;
+    controller.abort();  // what other models still do for this file
     entry.locked = error.status === 401;
     update(entry, "failed", problem(error));
   }
@@ -505,10 +505,10 @@ function drawLive({ outputs }, end) {
     box.append(create("h3", output.title), ...output.guesses.map(guessRow));
     return box;
   }));
-  const told = more => outputs.map(output => (outputs.length > 1 ? output.title + ": " : "") + output.guesses[0].name + more(output.guesses[0])).join("; ");
-  const best = told(() => "");
+  const summary = more => outputs.map(output => (outputs.length > 1 ? output.title + ": " : "") + output.guesses[0].name + more(output.guesses[0])).join("; ");
+  const best = summary(() => "");
   if (at("said").textContent !== best) at("said").textContent = best;  // so that a screen reader speaks at a change only
-  at("past").prepend(create("li", since.toFixed(0) + "\u00a0s: " + told(guess => " " + percent(guess.probability))));
+  at("past").prepend(create("li", since.toFixed(0) + "\u00a0s: " + summary(guess => " " + percent(guess.probability))));
   while (at("past").children.length > PAST) at("past").lastChild.remove();
   say("camera: " + delay.toFixed(1) + " s behind" + (live.dropped ? ", " + live.dropped + " clips left out" : ""));
 }
