@@ -226,6 +226,15 @@ def test_transfer_of_checkpoints_to_a_set_that_they_do_not_know(
     assert "2 of 2 runs are done" in capfd.readouterr().err
 
 
+def test_a_source_of_a_transfer_is_not_measured_on_its_own_sets(sandbox: Path, tmp_path: Path) -> None:
+    command = ["study", str(write(tmp_path, sandbox)), "--jobs", "1", "--arms", "[]", "--seeds", "[0]"]
+    transfer = ["--transfer.sources", "{both: [kinetics, imagenet]}", "--transfer.targets", "[moments]"]
+    assert main([*command, *transfer, "--transfer.how", "[probe]"]) == 0
+    results = [json.loads(path.read_text()) for path in (tmp_path / "study/results").glob("*.json")]
+    measured = {result["name"].partition(".")[0]: set(result["measured"]) for result in results}
+    assert measured == {"source": set(), "probe": {"moments"}}
+
+
 def test_a_co_trained_source_that_knows_the_target_is_refused(
     sandbox: Path, done: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -208,7 +208,9 @@ def _measure(order: Order, run: Path, out: Path) -> None:
     catalog = load_catalog(out / "catalogs" / f"{order.name}.yaml")
     prefix = trained_cache(model, ProcessGroup(device), order.recipe.cache.folder)
     measured = {}
-    for task in find_tasks(catalog, model, model.frames, MEASURED, list(order.measured)):
+    # Without names, all data sets would be measured; a source of transfers is measured on none.
+    tasks = find_tasks(catalog, model, model.frames, MEASURED, list(order.measured)) if order.measured else []
+    for task in tasks:
         predictions = _ArmPredictions()
         result = evaluate(model, task, device, 0, keep=predictions.add, prefix=prefix)["plain"]
         measured[task.spec.name] = {**result, **predictions.items(task)}
