@@ -21,6 +21,16 @@ def install(extra: str) -> str:
     return f"pip install -c constraints.txt -e '.[{extra}]'"
 
 
+def similar(word: str, known: Iterable[str]) -> str:
+    """A hint that names the valid word closest to `word`, empty if none is close.
+
+    >>> similar("--ot", ["--out", "--seed"])
+    '; did you mean "--out"?'
+    """
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint that names the valid word closest to `word`. If none is close, it lists the valid words.
 
@@ -30,8 +40,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     '; did you mean "kinetics"?'
     """
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if close:
-        return f'; did you mean "{close[0]}"?'
+    if hint := similar(word, known):
+        return hint
     more = f" and {len(known) - MOST_KNOWN} more" if len(known) > MOST_KNOWN else ""
     return f"; known: {', '.join(known[:MOST_KNOWN])}{more}" if known else ""

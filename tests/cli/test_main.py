@@ -63,7 +63,14 @@ def test_help_lists_every_command_and_train_every_key(cover: Cover) -> None:
 
 def test_no_command_is_the_help_and_a_wrong_one_is_named(cover: Cover, refused: Callable[..., str]) -> None:
     assert cover() == cover("--help")
-    assert "trian" in refused("trian")
+    assert 'trian; did you mean "train"?' in refused("trian")
+    assert "did you mean" not in refused("xyz")
+
+
+def test_a_wrong_option_is_answered_with_the_right_one(refused: Callable[..., str]) -> None:
+    assert '--ot; did you mean "--out"?' in refused("fit", "clips", "--ot", "runs/mine")
+    assert '--foldz=3; did you mean "--folds"?' in refused("fit", "clips", "--foldz=3")
+    assert "did you mean" not in refused("fit", "clips", "--colour-of-the-sky", "blue")
 
 
 @pytest.mark.parametrize("command", WORDS)

@@ -45,6 +45,20 @@ def test_a_table_with_other_columns(touch: Callable[..., Path], tmp_path: Path) 
     assert "group" not in given.entry
 
 
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"label": "clas"}, "x.csv has no column clas; it has file, sport"),
+        ({"lable": "sport"}, "lable is none of path, label"),
+    ],
+)
+def test_columns_that_are_not_there(touch: Callable[..., Path], columns: dict[str, str], named: str) -> None:
+    folder = touch("set", "a.mp4")
+    (folder / "x.csv").write_text("file,sport\na.mp4,x\nb.mp4,y\n", encoding="utf-8")
+    with pytest.raises(UserError, match=named):
+        own_data(OwnRequest(folder / "x.csv", columns=columns))
+
+
 def test_a_list_with_spaces_in_labels(touch: Callable[..., Path], tmp_path: Path) -> None:
     folder = touch("set", "a 1.mp4", "b.mp4")
     (folder / "mine.txt").write_text("a 1.mp4 drop shot\nb.mp4 long serve\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from cover import __version__
 from cover.cli import data_commands, hub_commands, study_commands, train_commands, use_commands
 from cover.cli.command import Command, check_json_target
 from cover.cli.completion import SHELLS, PrintCompletion, subparsers
-from cover.errors import UserError
+from cover.errors import UserError, similar
 from cover.machine import reuse_memory
 from cover.safe_text import printable
 from cover.streams import standard_streams
@@ -91,6 +91,9 @@ def _flushed(run: Callable[[], T]) -> T:
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Command, argparse.Namespace]:
     parser = _parser()
+    first = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+    if first and not first.startswith("-") and first not in subparsers(parser):  # argparse would list every command
+        parser.error(f"unknown command {first}{similar(first, subparsers(parser))} (see cover --help)")
     args, rest = parser.parse_known_args(arguments)
     if args.command is None:
         parser.print_help()
@@ -100,7 +103,8 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Command, argparse.Namespace
         args.names = [*args.names, *filter(_is_name, rest)]
         rest = [word for word in rest if not _is_name(word)]
     if rest and not command.overrides:
-        parser.error(f"{command.name}: unknown argument {rest[0]} (see cover {command.name} --help)")
+        hint = similar(rest[0].partition("=")[0], subparsers(parser)[command.name]._option_string_actions)
+        parser.error(f"{command.name}: unknown argument {rest[0]}{hint} (see cover {command.name} --help)")
     args.overrides = rest
     return command, args
 

@@ -214,9 +214,10 @@ def _of_table(folder: Path, names: dict[str, str], request: OwnRequest) -> _List
     cells = {name: [row[place] for row in rows] for place, name in enumerate(table.header) if name}
     columns = dict(request.columns)
     for ours, theirs in columns.items():
-        if ours not in COLUMNS or theirs not in cells:
-            known = COLUMNS if ours not in COLUMNS else cells
-            raise UserError(f"--columns: {ours}={theirs}: give OURS=THEIRS with one of {', '.join(known)}")
+        if ours not in COLUMNS:
+            raise UserError(f"--columns {ours}={theirs}: {ours} is none of {', '.join(COLUMNS)}")
+        if theirs not in cells:
+            raise UserError(f"--columns {ours}={theirs}: {file} has no column {theirs}; it has {', '.join(cells)}")
     notes: list[str] = []
     if not rows:
         return _Listed({}, folder, [], notes)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cover.console import say
-from cover.errors import UserError, nearest
+from cover.errors import UserError, similar
 from cover.mixture.dataset import retained_heads
 from cover.model.batch_norm import batch_norms
 from cover.model.cover import CoVeR
@@ -45,8 +45,7 @@ def matches(model: CoVeR, patterns: Mapping[str, Pattern]) -> dict[str, list[str
             raise UserError(
                 f'optimizer.patterns: all that "{pattern}" finds is decided by "{theirs}" before it; put it first'
             )
-        hint = nearest(pattern, names)
-        example = hint if "did you mean" in hint else f"; parameters are named as in {names[-1]}"
+        example = similar(pattern, names) or f"; parameters are named as in {names[-1]}"
         raise UserError(f'optimizer.patterns: "{pattern}" finds no parameter{example}')
     return matched
 

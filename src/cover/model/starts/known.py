@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cover.errors import UserError, nearest
+from cover.errors import UserError, similar
 from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig, Variant
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head
@@ -227,8 +227,7 @@ def nearest_start(name: str) -> str:
     """A hint for a name that is no checkpoint: the known start closest to it; empty if none is close."""
     if start := next((start for start in KNOWN if start.url and start.name == name), None):
         return f"; it is a file: download {start.url}, then {start.command}"
-    hint = nearest(name, [start.name for start in KNOWN if start.package])
-    return hint if hint.startswith("; did you mean") else ""
+    return similar(name, [start.name for start in KNOWN if start.package])
 
 
 def print_starts(rows: Sequence[dict[str, Any]]) -> None:
