@@ -16,7 +16,14 @@ from cover.cli import main
 from cover.datasets.catalog import load_catalog
 from cover.datasets.index import index
 from cover.evaluation.answers import Answers, read_answers, write_answers
-from cover.experiments.answer_charts import MOST_CLASSES, calibration_panel, class_panel, confusion_table, confusions
+from cover.experiments.answer_charts import (
+    MOST_CLASSES,
+    calibration_panel,
+    class_panel,
+    confusion_table,
+    confusions,
+    mistakes,
+)
 from cover.experiments.run_report import write_run_report
 
 NAMES = ["<blink>bold</blink>", "other & more", "third"]
@@ -77,6 +84,18 @@ def test_a_page(run: Path, parse: Any, capsys: pytest.CaptureFixture[str]) -> No
     )
     shown = page.words[page.words.index("The surest mistakes") : page.words.index("Calibration")]
     assert re.findall(r"^(\d+) %$", shown, re.MULTILINE) == [f"{100 * score:.0f}" for score in surest[:8]]
+
+
+def test_a_picture_among_videos_is_shown_as_a_picture(run: Path) -> None:
+    catalog = run / "catalog.yaml"
+    catalog.write_text(
+        "mine: {format: list, root: ../set, dev: 0, classes: classes.txt, media: video, stills: true}", encoding="utf-8"
+    )
+    index(catalog, 0)
+    (answers,) = read_answers(run)
+    shown = mistakes(answers, load_catalog(catalog).manifest("mine", "train"))
+    assert shown
+    assert all(each["still"] and each["strip"] for each in shown)
 
 
 def test_the_numbers_of_the_charts(run: Path) -> None:

@@ -135,7 +135,7 @@ def _mistake(answers: Answers, place: int, manifest: Manifest) -> dict[str, Any]
     row = manifest.row(answers.rows[place])
     said, sure = answers.classes[answers.predicted[place]], answers.confidence[place]
     return {
-        "still": manifest.media == "image",
+        "still": manifest.media == "image" or not row.fps,  # a picture among videos too
         "strip": row_strip(row, manifest.media),
         "path": row.sample_id,
         "name": Path(row.sample_id).name,
