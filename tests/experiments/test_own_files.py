@@ -59,6 +59,13 @@ def test_columns_that_are_not_there(touch: Callable[..., Path], columns: dict[st
         own_data(OwnRequest(folder / "x.csv", columns=columns))
 
 
+def test_a_class_column_in_another_spelling_beside_one_that_repeats(touch: Callable[..., Path]) -> None:
+    folder = touch("set", *(f"{number}.mp4" for number in range(4)))
+    rows = [f"{number}.mp4;{'ab'[number % 2]};{'xy'[number // 2]}" for number in range(4)]
+    (folder / "x.csv").write_text("\n".join(["video;Klasse;notes", *rows]), encoding="utf-8")
+    assert own_data(OwnRequest(folder / "x.csv")).entry["columns"] == {"path": "video", "label": "Klasse"}
+
+
 def test_a_list_with_spaces_in_labels(touch: Callable[..., Path], tmp_path: Path) -> None:
     folder = touch("set", "a 1.mp4", "b.mp4")
     (folder / "mine.txt").write_text("a 1.mp4 drop shot\nb.mp4 long serve\n", encoding="utf-8")

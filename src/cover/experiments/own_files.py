@@ -253,7 +253,7 @@ def _label_column(cells: dict[str, list[str]], file: str, taken: dict[str, str])
     if not {"class", "labels", "classes"}.isdisjoint(cells) or not {"class", "labels", "classes"}.isdisjoint(taken):
         return None
     free = {name: column for name, column in cells.items() if name not in taken.values() and name != "split"}
-    usual = [name for name in free if name.lower() in _LABEL_COLUMNS or re.search("label|class", name, re.I)]
+    usual = [name for name in free if name.lower() in _LABEL_COLUMNS or re.search("label|class|klass", name, re.I)]
     repeated = [name for name, column in free.items() if _repeats(column)]
     found = usual[:1] if len(usual) == 1 else repeated
     if len(found) != 1:
