@@ -129,7 +129,9 @@ def _index_share(args: Namespace) -> int:
     from cover.datasets.index import IndexShard, ProbeOptions, index_share, print_share
 
     if args.update:
-        raise UserError("--update: cannot go with --shard; name the version in the catalog, as in root: hf://...@COMMIT")
+        raise UserError(
+            "--update: cannot go with --shard; name the version in the catalog, as in root: hf://...@COMMIT"
+        )
     how = ProbeOptions(count_workers(args), args.force, args.deep, args.engine)
     results = index_share(args.catalog, IndexShard.parse(args.shard), how, args.names or None)
     give(results, args.json, lambda: print_share(results))
