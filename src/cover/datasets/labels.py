@@ -146,7 +146,8 @@ def related_sets(
     classes = {name: _classes(catalog, name) for name in chosen}
     if len(classes) < 2:
         raise UserError(
-            f"{catalog.path.name}: comparing labels takes two data sets that are indexed; {len(classes)} is"
+            f"{catalog.path}: names relate two or more indexed data sets, and there is {', '.join(classes) or 'none'}; "
+            f"add another, or run `{catalog.index_command()}`"
         )
     return [_relation((one, classes[one]), (other, classes[other]), near) for one, other in combinations(classes, 2)]
 

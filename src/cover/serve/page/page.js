@@ -27,7 +27,7 @@ function drawModels() {
   at("models").append(...MODELS.map(model => {
     const box = create("details"), title = create("summary"), list = create("ul"), count = Object.keys(model.heads).length;
     const facts = [model.network, model.pixels + " pixels", model.frames + " frames"];
-    if (model.step !== null) facts.push("step " + model.step.toLocaleString("en"));
+    if (model.step) facts.push("step " + model.step.toLocaleString("en"));
     if (model.engine !== "eager") facts.push(model.engine);
     title.append(create("b", model.name || "unnamed"), " (" + facts.join(", ") + "): " + [count ? (count === 1 ? "1 head" : count + " heads") : "", model.text ? "class names that you type" : ""].filter(text => text).join(", and "));
     list.append(...Object.entries(model.heads).map(([name, head]) => create("li", name + ": " + headFacts(name, head))));
