@@ -84,6 +84,8 @@ FACTORS: dict[str, dict[str, Any]] = {
     "half of the places": {"model.drop_tubes": 0.5},
     "joint": {"model": _JOINT},
     "joint, static patches": {"model": _JOINT | {"static_patches": 0.03}},
+    "joint, 4 times the steps": {"model": _JOINT, "steps": 4.0},
+    "joint, static patches, 4 times the steps": {"model": _JOINT | {"static_patches": 0.03}, "steps": 4.0},
     "joint, static patches, half of the places": {"model": _JOINT | {"static_patches": 0.03, "drop_tubes": 0.5}},
 }
 
