@@ -354,7 +354,9 @@ def _most_confused(answers: Answers) -> str:
 
 def _commands(record: RunRecord) -> list[str]:
     run, results = record.run, record.results
-    words: list[list[Any]] = [["predict", run, "FILE"], ["serve", run, "--page"]]
+    new = results.get("new") or {}
+    head = ["--head", new["dataset"]] if "dataset" in new else []  # the start's own heads answer too
+    words: list[list[Any]] = [["predict", run, "FILE", *head], ["serve", run, "--page"]]
     if results.get("recipe"):
         words.append(["train", results["recipe"], "--out", run.with_name(f"{run.name}_2")])
     elif record.recipe:
