@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cover.containers import allowed_cores, cpu_quota, memory_limit
+from cover.containers import allowed_cores, cores_are_shared, cpu_quota, memory_limit
 
 REAL = Path("/sys/fs/cgroup/cpu")  # version 1
 
@@ -79,6 +79,17 @@ def test_recorded_groups(
 def test_another_system(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path, tmp_path / "none") is None
     assert memory_limit(tmp_path, tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("running", "shared"),
+    [("1/200", False), (f"{1 + (os.cpu_count() or 1)}/200", True), ("no number", False)],
+    ids=["this process alone", "one more for each core", "another format"],
+)
+def test_other_processes_that_run(running: str, shared: bool, tmp_path: Path) -> None:
+    (tmp_path / "loadavg").write_text(f"0.50 0.40 0.30 {running} 4711\n")
+    assert cores_are_shared(tmp_path / "loadavg") is shared
+    assert not cores_are_shared(tmp_path / "absent")
 
 
 def test_at_least_one_core_and_no_more_than_there_are(tmp_path: Path) -> None:

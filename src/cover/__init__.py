@@ -10,14 +10,15 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cover.containers import allowed_cores, cpu_quota
+from cover.containers import allowed_cores, cores_are_shared, cpu_quota
 
 # torch starts a thread for each core of the machine, also where a container may use fewer. The threads of an operation
 # spin while they wait for each other; beside other work on the machine, that takes the core from the thread that they
-# wait for, so they spin for microseconds only (docs/performance.md). torch reads both when it is imported.
+# wait for, so they spin for a short time only, and for a shorter one if there is such work now (docs/performance.md).
+# torch reads both variables when it is imported.
 if "torch" not in sys.modules:
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
-        os.environ["GOMP_SPINCOUNT"] = "1000"
+        os.environ["GOMP_SPINCOUNT"] = "100" if cores_are_shared() else "1000"
     # What Apple's GPU lacks is computed on the CPU; torch says so in one line for each operation.
     if sys.platform == "darwin":
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")

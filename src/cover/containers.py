@@ -1,15 +1,18 @@
-"""The limits of a container on processor time and memory, from the control groups of Linux (versions 1 and 2).
+"""The limits of a container on processor time and memory, from the control groups of Linux (versions 1 and 2), and
+whether other processes need the cores.
 
-It imports nothing heavy: `cover` reads the limits before torch is imported, which then starts as many threads.
+It imports nothing heavy: `cover` reads both before torch is imported, which then starts its threads.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+LOAD = Path("/proc/loadavg")  # three averages, running/all tasks of the machine, the last process id
 NO_LIMIT = 1 << 60  # bytes; version 1 writes a number near 2^63 where there is no limit
 
 
@@ -36,6 +39,22 @@ def allowed_cores(groups: Path = GROUPS, own: Path = OWN_GROUPS) -> int:
     present = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(groups, own)
     return present if quota is None else max(1, min(present, int(quota)))
+
+
+def cores_are_shared(load: Path = LOAD) -> bool:
+    """Whether other processes now need some of the cores that this process would use. False where Linux does not say.
+
+    A process counts if it runs at all of three moments, two milliseconds apart, so a short task does not.
+    """
+    others = []
+    for moment in range(3):
+        time.sleep(0.002 * bool(moment))
+        try:
+            running, _ = load.read_text().split()[3].split("/")
+        except (OSError, ValueError, IndexError):
+            return False
+        others.append(int(running) - 1)
+    return min(others) + allowed_cores() > (os.cpu_count() or 1)
 
 
 def physical_memory() -> int:

@@ -347,7 +347,9 @@ def study(args: Namespace) -> int:
     study = config.load(Study, args.study, args.overrides)
     summary = run_study(study, _count_jobs(args.jobs), args.dry_run, args.worth)
     if summary is None:
-        say_next("study", args.study, *args.overrides)
+        worth = ["--worth", args.worth] if args.worth else []
+        jobs = ["--jobs", args.jobs] if args.jobs else []
+        say_next("study", args.study, *worth, *jobs, *args.overrides)
         return 0
     give(summary, args.json, lambda: print(report_folder(study, args.worth) / REPORT))
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -124,6 +125,15 @@ def test_a_dry_run_says_what_could_be_found_and_runs_nothing(
     assert "4 runs" in err
     assert f"next: cover study {file}" in err
     assert not (tmp_path / "study/runs").exists()
+
+
+def test_the_next_command_after_a_dry_run_has_all_its_options(
+    sandbox: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, sandbox)
+    options = ["--worth", "kinetics", "--jobs", "1", "--seeds", "[0]"]
+    assert main(["study", str(file), "--dry-run", *options]) == 0
+    assert f"next: cover study {file} {shlex.join(options)}" in capfd.readouterr().err
 
 
 def test_a_killed_study_goes_on_to_the_same_results(done: Path, sandbox: Path, tmp_path: Path) -> None:
