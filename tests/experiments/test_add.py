@@ -37,7 +37,7 @@ from cover.mixture.mixture import Mixture
 from cover.model.backbones.timesformer import TimeSformerConfig, TimeSformerOptions
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
-from cover.model.release import find_release, save_release
+from cover.model.release import find_release, read_config, save_release
 from cover.training.recipe import Augment, Data, Optimizer, Pattern, Recipe, SetAugment
 from cover.training.train import train, with_steps
 
@@ -128,6 +128,7 @@ def test_a_probe_leaves_all_that_was_known_as_it_is(add: Add, release: Path, san
     result = add("probe", "--compare")
     run = tmp_path / "run"
     assert moved(release, run) == set()
+    assert read_config(find_release(run)).metadata["default_head"] == "ssv2"
     before, after = top1(release, sandbox), top1(run, sandbox)
     assert {name: after[name] for name in before} == before, (
         "what is said to be unchanged is not measured again: here it is"

@@ -91,6 +91,7 @@ def test_from_a_mixed_folder_to_a_report(
     assert np.mean(np.equal(answers.truth, answers.predicted)) == pytest.approx(results["new"]["value"])
     assert all(0.5 <= score <= 1 for score in answers.confidence)
     assert [head.name for head in read_config(run).heads] == ["mixed", "known"]
+    assert list(cover.Predictor.load(run)(mixed / "serve/0y.png")) == ["mixed"], "not the head of the start"
     (measured,) = results_of_run(run)
     new, base = results["new"], results["baselines"]
     assert (measured.value, measured.low, measured.high) == pytest.approx((new["value"], new["low"], new["high"]))

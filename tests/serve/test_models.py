@@ -140,6 +140,22 @@ def test_the_page_names_them_and_no_name_is_markup(service: Service) -> None:
     assert [each["name"] for each in json.loads(data)] == ["first", ODD, "clip"]
 
 
+def test_the_head_that_answers_where_none_is_named(folder: Path, tmp_path: Path) -> None:
+    heads = (Head("start", ("a", "b")), Head("own", ("c", "d")))
+    model = CoVeR(TimeSformerConfig(width=32, depth=1, attention_heads=2, patch=8, size=16), heads)
+    sets = {head.name: SETS["ssv2"] for head in heads}
+    save_release(tmp_path / "own", model, {"frames": 2, "datasets": sets, "default_head": "own"})
+    limits, uploads = Limits(deadline_s=60, decode_s=60), UploadFolder(tmp_path)
+    with closing(Service(Predictor.load(tmp_path / "own"), limits, Batching(), 1, uploads)) as service:
+        answers = [
+            asyncio.run(service.predict(folder / "photo.png", PredictQuery(names)))
+            for names in ((), ("start",), ("start", "own"))
+        ]
+        description = service.first.describe()
+    assert [list(answer.heads) for answer in answers] == [["own"], ["start"], ["start", "own"]]
+    assert (list(description.heads), description.default_heads) == (["start", "own"], ["own"])
+
+
 @pytest.mark.parametrize("prompt", ["", "a clip of {}"])
 def test_typed_classes(url: str, folder: Path, prompt: str) -> None:
     classes = ("cat", "dog", "a horse")

@@ -68,7 +68,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.4, generator=generator)
-    save_release(folder / "release", model, {"step": 1, "frames": 4, "datasets": sets})
+    facts = {"step": 1, "frames": 4, "datasets": sets}
+    save_release(folder / "release", model, facts)
+    save_release(folder / "own", model, {**facts, "default_head": "kinetics"})
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.4, generator=generator)
@@ -415,6 +417,20 @@ def write_camera(path: Path) -> None:
             luma = np.full((height, width), 60, np.uint8)
             luma[80:160, 10 * number : 10 * number + 80] = 220
             file.write(b"FRAME\n" + luma.tobytes() + np.full(height * width // 2, 128, np.uint8).tobytes())
+
+
+def test_heads_that_answer_where_they_are_asked(browser: Browser, folder: Path) -> None:
+    """A box asks the heads that do not answer by default."""
+    with served(folder, releases=("own",)) as url:
+        browser.open(f"{url}/")
+        browser.choose(folder / "clip.webm")
+        browser.wait_for("document.querySelectorAll('#names h2').length === 1")
+        heads = "[...document.querySelectorAll('#names h2')].map(each => each.textContent)"
+        assert browser.value(heads) == ["kinetics"]
+        browser.value("document.querySelector('#models input').click()")
+        browser.wait_for(f"{heads}.length === 3")
+        assert_accessible(browser)
+        browser.screenshot("heads.png")
 
 
 def test_keyboard_alone(browser: Browser, folder: Path, url: str) -> None:

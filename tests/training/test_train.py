@@ -376,6 +376,13 @@ def test_a_name_that_no_head_can_have(make_set: MakeSet, tmp_path: Path) -> None
     one_line(error)
 
 
+def test_a_default_head_that_the_model_lacks(make_set: MakeSet, tmp_path: Path) -> None:
+    recipe = make_recipe(make_set({"a.png": "x", "b.png": "y"}, name="pets"), tmp_path / "run", ["pets"])
+    with pytest.raises(UserError, match=r'default_head: .*no head "pet"; did you mean "pets"') as error:
+        train(replace(recipe, default_head="pet"))
+    one_line(error)
+
+
 def test_a_folder_that_cannot_be_made(sandbox: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written") as error:

@@ -112,7 +112,11 @@ ENGINE = argument(
     help="pool: processes on this machine; ray: a Ray cluster (default: pool)",
 )
 COMPUTE_ENGINES = ["eager", "compiled", "onnx", "onnx-int8"]  # those of `cover.inference.engines`
-ONE_HEAD = argument("--head", action="append", help="only this head (may be repeated; default: all)")
+ONE_HEAD = argument(
+    "--head",
+    action="append",
+    help="only this head (may be repeated; default: the one that cover fit or cover add made, else all)",
+)
 DECODER = argument(
     "--decoder",
     default="pyav",

@@ -119,7 +119,7 @@ def fit(args: Namespace) -> int:
         print(fitted.report)
 
     give(fitted.results, args.json, show)
-    say_next("predict", request.out, "FILE", "--head", fitted.results["new"]["dataset"])
+    say_next("predict", request.out, "FILE")
     say_next("serve", request.out, "--page")
     say_next("train", fitted.results["recipe"], "--out", request.out.with_name(f"{request.out.name}_2"))
     new = fitted.results["new"]

@@ -326,7 +326,11 @@ def _predict_live(args: Namespace) -> int:
     checkpoint("teacher"),
     argument("names", metavar="NAME", nargs="*", help="web data sets, whose labels are the classes of their queries"),
     CATALOG,
-    argument("--head", metavar="NAME", help="the teacher's head (default: its only one)"),
+    argument(
+        "--head",
+        metavar="NAME",
+        help="the teacher's head (default: its only one, or the one that cover fit or cover add made)",
+    ),
     argument("--threshold", type=float, default=0.5, metavar="P", help="lowest probability to keep (default: 0.5)"),
     argument(
         "--class-threshold",
@@ -650,7 +654,8 @@ def import_weights(args: Namespace) -> int:
         metavar="NAME",
         action="append",
         default=[],
-        help="only this head; may be repeated, except for transformers (default: all; transformers: the only head)",
+        help="only this head; may be repeated, except for transformers (default: the one that cover fit or"
+        " cover add made, else all; transformers: the only head)",
     ),
     argument(
         "--out",

@@ -354,9 +354,7 @@ def _most_confused(answers: Answers) -> str:
 
 def _commands(record: RunRecord) -> list[str]:
     run, results = record.run, record.results
-    new = results.get("new") or {}
-    head = ["--head", new["dataset"]] if "dataset" in new else []  # the start's own heads answer too
-    words: list[list[Any]] = [["predict", run, "FILE", *head], ["serve", run, "--page"]]
+    words: list[list[Any]] = [["predict", run, "FILE"], ["serve", run, "--page"]]
     if results.get("recipe"):
         words.append(["train", results["recipe"], "--out", run.with_name(f"{run.name}_2")])
     elif record.recipe:

@@ -178,9 +178,9 @@ def frame_times(plan: ViewPlan, frames: int, seconds: float) -> tuple[float, ...
 
 
 def _heads(predictor: Predictor, options: ExplainOptions) -> list[Head]:
-    """The requested heads. If a class is given, only those heads that have it."""
+    """The requested heads, else those that answer by default. If a class is given, only the heads that have it."""
     known = {head.name: head for head in predictor.model.head_list}
-    names = options.heads or tuple(known)
+    names = options.heads or tuple(head.name for head in predictor.model.default_heads)
     predictor.plans(names)  # raises for an unknown head
     heads = [known[name] for name in dict.fromkeys(names)]
     class_name = options.class_name

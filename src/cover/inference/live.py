@@ -209,7 +209,7 @@ class _Streams:
 
 @dataclass(frozen=True)
 class LiveRequest:
-    """A prediction of the `top` most likely classes of `heads` (None: all) every `stride` seconds.
+    """A prediction of the `top` most likely classes of `heads` (None: the default ones) every `stride` seconds.
 
     `window`: seconds of video that it rests on; None for the span of a clip of each head.
     """

@@ -149,8 +149,8 @@ class Predictor:
         return ViewPlan(sampling, views or own, self.metadata["frames"], self.model.backbone.pixels.size)
 
     def plans(self, heads: Sequence[str] | None = None, views: Views | None = None) -> dict[str, ViewPlan]:
-        """The `plan` of each of `heads`, by default of all heads."""
-        return {head: self.plan(head, views) for head in heads or [head.name for head in self.model.head_list]}
+        """The `plan` of each of `heads`, by default of `CoVeR.default_heads`."""
+        return {head: self.plan(head, views) for head in heads or [head.name for head in self.model.default_heads]}
 
     def whole(self, views: Views | None = None) -> ViewPlan:
         """The views of a video for a model without heads: frames at equal intervals over the whole video."""
@@ -160,7 +160,7 @@ class Predictor:
     def __call__(
         self, media: Media, heads: list[str] | None = None, views: Views | None = None, *, fps: float | None = None
     ) -> Predictions:
-        """The predictions of `heads` (by default all) for a video or an image.
+        """The predictions of `heads` for a video or an image, by default of `CoVeR.default_heads`.
 
         `media`: a path or URL, an image of Pillow, or pixels in memory: uint8 RGB, an array or a tensor, a picture
         `(H, W, 3)` or a clip `(T, H, W, 3)`, also with the colours before height and width, or a list of the frames of
@@ -220,11 +220,12 @@ class Predictor:
     def features(
         self, media: Media, head: str | None = None, views: Views | None = None, *, fps: float | None = None
     ) -> np.ndarray:
-        """The backbone's features of a file, float32 `(D,)`: the mean over the views of `head` (default: the first).
+        """The backbone's features of a file, float32 `(D,)`: the mean over the views of `head` (default: the first
+        of `CoVeR.default_heads`).
 
         `media` and `fps`: as in a call. Raises as a call.
         """
-        heads = [head] if head else [each.name for each in self.model.head_list[:1]]
+        heads = [head] if head else [each.name for each in self.model.default_heads[:1]]
         request = ViewRequest(tuple(self.plans(heads, views).values()) if heads else (self.whole(views),))
         ((clips,),) = read_media(media, request, fps).clips
         return self.run([clips])[0].checked().features

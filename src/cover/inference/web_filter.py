@@ -140,8 +140,8 @@ def _check(names: Sequence[str], options: FilterOptions) -> None:
 
 def _head_of(predictor: Predictor, name: str | None) -> Head:
     heads = {head.name: head for head in predictor.model.head_list}
-    if name is None and len(heads) == 1:
-        return next(iter(heads.values()))
+    if name is None and len(predictor.model.default_heads) == 1:
+        return predictor.model.default_heads[0]
     if name is None:
         raise UserError(f"which head? give --head with one of {', '.join(heads) or 'a checkpoint that has a head'}")
     if name not in heads:

@@ -91,7 +91,7 @@ def card(model: CoVeR, metadata: Mapping[str, Any], facts: CardFacts = NO_FACTS)
         _network(model, frames),
         _origin(metadata),
         _results(facts.results),
-        _heads(model.head_list, sets),
+        _heads(model, metadata),
         _data(sets),
         _limits(model.head_list, metadata, facts.results),
         _pixels(pixels, frames),
@@ -211,9 +211,10 @@ def _figure(result: CardResult) -> str:
     return f"**{100 * result.value:.1f}**{title} ({100 * result.low:.1f} to {100 * result.high:.1f})"
 
 
-def _heads(heads: tuple[Head, ...], sets: Mapping[str, Any]) -> str:
+def _heads(model: CoVeR, metadata: Mapping[str, Any]) -> str:
     from cover.datasets.manifest import class_digest
 
+    heads, sets = model.head_list, metadata.get("datasets", {})
     if not heads:
         return "It has no classifier: use it as a starting point for training.\n"
     rows = [
@@ -226,7 +227,10 @@ def _heads(heads: tuple[Head, ...], sets: Mapping[str, Any]) -> str:
         for head in heads
         if head.loss == "sigmoid"
     ]
-    notes = "\n" + "".join(shared + multi_label) if shared or multi_label else ""
+    default = metadata.get("default_head")
+    alone = [f"- {default} answers where no head is named; `--head` names others.\n"] if heads[1:] and default else []
+    lines = alone + shared + multi_label
+    notes = "\n" + "".join(lines) if lines else ""
     return "## Heads\n\n" + _table(["head", "classes", "digest of the class list", "clips, views"], rows) + notes
 
 

@@ -23,7 +23,7 @@ class CoVeR(nn.Module):
     """A backbone with one linear classifier for each head.
 
     `config`: of the backbone. `head_dropout`: dropout rate before the classifiers. `metadata`: plain JSON values that a
-    release stores (frames of a clip, data sets, views, step).
+    release stores (frames of a clip, data sets, views, step, the head that answers by default).
 
     The initial scale of matrices and kernels follows the width of their input. Heads start small, not at zero, because
     a random backbone would get no gradient through zeros at the first step. On a pretrained backbone they start at zero
@@ -62,6 +62,12 @@ class CoVeR(nn.Module):
     def frames(self) -> int:
         """Frames of a clip, from the metadata, or else from the configuration."""
         return int(self.metadata.get("frames", self.config.frames))
+
+    @property
+    def default_heads(self) -> tuple[Head, ...]:
+        """The heads that answer where none is named: the one that the metadata state as `default_head`, else all."""
+        own = tuple(head for head in self.head_list if head.name == self.metadata.get("default_head"))
+        return own or self.head_list
 
     def set_pixel_statistics(self) -> None:
         """Set the buffers `mean` and `std`, each `(3, 1, 1)`, from the configuration.

@@ -58,7 +58,7 @@ def read_config(folder: Path) -> ReleaseConfig:
         shapes = shapes_in(folder / WEIGHTS)
         backbone = config_from(values["backbone"], "backbone", of_backbone(shapes))
         heads = _heads_from(values["heads"], shapes)
-        return ReleaseConfig(backbone, heads, _dropout_from(values), _metadata_from(values["metadata"]))
+        return ReleaseConfig(backbone, heads, _dropout_from(values), _metadata_from(values["metadata"], heads))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -124,7 +124,7 @@ def _dropout_from(values: dict[str, Any]) -> float:
     return float(rate)
 
 
-def _metadata_from(values: Any) -> dict[str, Any]:
+def _metadata_from(values: Any, heads: tuple[Head, ...]) -> dict[str, Any]:
     """The metadata, of which only the parts that are used are checked. Raises ValueError."""
     from cover.media.sampling import Sampling, Views
 
@@ -133,6 +133,9 @@ def _metadata_from(values: Any) -> dict[str, Any]:
     frames, datasets = values.get("frames", 1), values.get("datasets", {})
     if type(frames) is not int or not 1 <= frames <= MOST_FRAMES:
         raise ValueError(f"metadata.frames: expected a whole number in [1, {MOST_FRAMES}], got {show(frames)}")
+    default = values.get("default_head")
+    if default is not None and default not in [head.name for head in heads]:
+        raise ValueError(f"metadata.default_head: the model has no head {show(default)}")
     if not isinstance(datasets, dict) or not all(isinstance(record, dict) for record in datasets.values()):
         raise ValueError("metadata.datasets: expected an object for each data set")
     for name, record in datasets.items():

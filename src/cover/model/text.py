@@ -178,7 +178,7 @@ def with_classes(model: CoVeR, folder: Path, classes: Sequence[str], prompt: str
     model.head_list = (Head(ZERO_SHOT, tuple(classes), config.loss),)
     model.heads = nn.ModuleDict({ZERO_SHOT: TextClassifier(encoder.network, encoder(texts_of(classes, prompt)))})
     sets = {ZERO_SHOT: {"media": "image", "sampling": "segments", "views": "1x1"}}
-    model.metadata = {**model.metadata, "datasets": sets}
+    model.metadata = {**model.metadata, "datasets": sets, "default_head": ZERO_SHOT}
     return model.eval()
 
 

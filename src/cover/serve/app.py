@@ -152,7 +152,7 @@ def _add_predict(app: Any, service: Service, key: bool) -> None:
 
     TypedName = Annotated[str, StringConstraints(max_length=LONGEST_TYPED)]
     top_rule = Query(ge=1, le=MOST_CLASSES, description="classes of each head")
-    head_rule = Query(max_length=LONGEST_HEAD, description="only this head (may be repeated)")
+    head_rule = Query(max_length=LONGEST_HEAD, description="only this head (may be repeated; default: default_heads)")
     window_rule = Query(ge=0, le=MOST_WINDOWS, description="also predict each of this number of equal parts of a video")
     model_rule = Query(max_length=LONGEST_NAME, description=MODEL_NOTE)
     typed_rule = Query(

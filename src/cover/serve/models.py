@@ -39,6 +39,7 @@ class ServedModel:
             raise UserError(
                 "the checkpoint has no head, so there is nothing to predict; train one with start.checkpoint"
             )
+        self.default_heads = tuple(head.name for head in predictor.model.default_heads)
         self.plans = {name: predictor.plan(name) for name in self.heads}
         self.classes = {name: frozenset(head.classes) for name, head in self.heads.items()}
         self.typed = TypedClasses(name, predictor, encoder) if encoder else None
@@ -67,6 +68,7 @@ class ServedModel:
             step if isinstance(step, int) else None,
             self.predictor.engine,
             heads,
+            list(self.default_heads),
             self.typed is not None,
             round(max(window_of(plan) for plan in plans), 2),
         )

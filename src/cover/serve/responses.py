@@ -111,6 +111,7 @@ class HeadDescription:
 class ModelDescription:
     """A model of the server.
 
+    `default_heads`: the heads that answer a request that names none.
     `text`: whether it predicts class names that are typed (`classes` of a prediction). `live_seconds`: what a live
     prediction looks at.
     """
@@ -122,6 +123,7 @@ class ModelDescription:
     step: int | None
     engine: str
     heads: dict[str, HeadDescription]
+    default_heads: list[str]
     text: bool
     live_seconds: float
 

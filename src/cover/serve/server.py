@@ -78,7 +78,8 @@ def serve(
     for name, checkpoint in zip(model_names(checkpoints), checkpoints, strict=True):
         folder = find_release(checkpoint)
         predictor = Predictor.load(folder, pick_device(device), engine)
-        plans = tuple(dict.fromkeys(predictor.plans().values()))
+        heads = [head.name for head in predictor.model.head_list]  # requests may name any
+        plans = tuple(dict.fromkeys(predictor.plans(heads).values()))
         if predictor.graphs and plans:
             from cover.inference.engines import CALIBRATION_CLIPS, prepare_engine
 

@@ -38,7 +38,9 @@ GRACE_S = 5.0  # seconds after a request's deadline in which a result that is re
 
 @dataclass(frozen=True)
 class PredictQuery:
-    """Parameters of a prediction: the heads (empty: all), the number of classes, and the number of parts of a video.
+    """Parameters of a prediction: the heads, the number of classes, and the number of parts of a video.
+
+    `heads`: empty for those of the model that answer by default.
 
     `model`: its name, empty for the first one. `classes`: class names to predict in place of the heads, with `prompt`
     as their text, by the text network of the model.
@@ -240,7 +242,7 @@ class Service:
         model = self.model(query.model)
         if query.classes:
             return await self._predict_typed(model, path, query, deadline, given_up)
-        names = query.heads or tuple(model.heads)
+        names = query.heads or model.default_heads
         request = DecodeRequest(str(path), tuple(model.plans[name] for name in names), query.windows)
         decoding = self._in_thread(self._request_scores, model, request, deadline, given_up)
         pending = await self._timed("decode", decoding)

@@ -53,7 +53,7 @@ def export_space(checkpoint: str | Path, out: Path, name: str = "") -> None:
     Raises `UserError` if there is no release, if it has nothing to predict with, or if `out` is there already.
     """
     folder = find_release(checkpoint)
-    heads = load_release(folder).head_list  # also checks that the weights are not damaged
+    heads = load_release(folder).default_heads  # also checks that the weights are not damaged
     if not heads and not has_text(folder):
         raise UserError(f"{folder}: has no head, so its page would have nothing to show; train or fit one")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -133,5 +133,5 @@ def _front_matter(title: str, note: str) -> str:
     head = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     return (
         f"---\n{head}---\n\n# {title}\n\nThe page of a video and image model: drop a file or use the camera, and see"
-        f" the classes of every head.\nThe model is in `{MODEL}/`, its card is `{MODEL}/{CARD}`.\n"
+        f" its classes.\nThe model is in `{MODEL}/`, its card is `{MODEL}/{CARD}`.\n"
     )

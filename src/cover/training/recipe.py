@@ -285,6 +285,9 @@ class Recipe:
     augment: Augment = option(Augment(), "augmentation of training pixels")
     adapt: Adapt = option(Adapt(), "what of the start is trained")
     optimizer: Optimizer = option(Optimizer(), "the optimizer and its schedule")
+    default_head: str = option(
+        "", "the head that predict, explain, serve and export take where none is named; empty for all heads"
+    )
     ema: float = option(0.0, "decay of the average of the weights that is evaluated and released; 0 for no average")
     label_smoothing: float = option(0.0, "fraction of the target that is spread over all classes")
     accumulation: int = option(1, "micro-batches per step")

@@ -31,6 +31,7 @@ from cover.training.retention import parse_line
 # The fields of a recipe that may change on a resume, because they do not change the results of a run.
 CHANGEABLE = (
     "out",
+    "default_head",
     "device",
     "workers",
     "accumulation",

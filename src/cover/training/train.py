@@ -26,7 +26,7 @@ from cover.distributed import (
     started_by_torchrun,
     workers_of_a_rank,
 )
-from cover.errors import UserError
+from cover.errors import UserError, nearest
 from cover.evaluation.answers import Answers, write_answers
 from cover.evaluation.cached_views import cache_views
 from cover.evaluation.evaluate import evaluate
@@ -323,6 +323,10 @@ def build_model(recipe: Recipe, mixture: Mixture, origin: Path | None) -> CoVeR:
             raise UserError(f'data.sets: "{head.name}" cannot name a head; rename it in the catalog, or in data.heads')
     if release and recipe.start.heads == "keep":
         heads = with_retained(heads, release.heads)
+    names = [head.name for head in heads]
+    if recipe.default_head and recipe.default_head not in names:
+        hint = nearest(recipe.default_head, names)
+        raise UserError(f'default_head: the model of this run has no head "{recipe.default_head}"{hint}')
     config = backbone_config(recipe.model, recipe.data.frames, release.backbone if release else None)
     return CoVeR(config, heads, recipe.model.head_dropout)
 
@@ -368,6 +372,7 @@ def describe(recipe: Recipe, mixture: Mixture, model: CoVeR, origin: Path | None
         "steps": recipe.steps,
         "datasets": sets,
         "start": _start_of(recipe, origin),
+        **({"default_head": recipe.default_head} if recipe.default_head else {}),
         **adapted,
     }
 

@@ -429,6 +429,7 @@ def frozen_recipe(request: AddRequest, kind: HeadKind) -> Recipe:
         BATCH,
         options,  # type: ignore[arg-type]
         Start(str(request.release), "keep", "keep"),
+        default_head=request.name,
         adapt=Adapt("probe"),
         optimizer=TRAINED,
         label_smoothing=SMOOTHING,

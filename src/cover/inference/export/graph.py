@@ -44,7 +44,10 @@ class ExportRequest:
 
 
 def load_heads(checkpoint: str | Path, names: Sequence[str]) -> ExportRequest:
-    """Load the heads `names` (empty: all) of a run, a checkpoint, a release folder or a Hub id. Raises `UserError`."""
+    """Load the heads `names` of a run, a checkpoint, a release folder or a Hub id. Raises `UserError`.
+
+    Without names they are those that answer by default (`CoVeR.default_heads`).
+    """
     folder = find_release(checkpoint)
     model = load_release(folder)
     known = {each.name: each for each in model.head_list}
@@ -53,7 +56,8 @@ def load_heads(checkpoint: str | Path, names: Sequence[str]) -> ExportRequest:
     for name in names:
         if name not in known:
             raise UserError(f'{folder}: has no head "{name}"{nearest(name, known)}')
-    return ExportRequest(folder, model, tuple(known[name] for name in dict.fromkeys(names or known)))
+    chosen = tuple(known[name] for name in dict.fromkeys(names))
+    return ExportRequest(folder, model, chosen or model.default_heads)
 
 
 def check_file(out: Path, ending: str) -> None:
@@ -224,9 +228,10 @@ def _digest(path: Path) -> str:
 
 
 def export_torch(checkpoint: str | Path, heads: Sequence[str], out: Path, frames: int | None = None) -> None:
-    """Write `heads` (empty: all) to a .pt2 file for `torch.export.load`. Its extra file `cover.json` is the metadata.
+    """Write `heads` (empty: as `load_heads`) to a .pt2 file for `torch.export.load`.
 
-    `frames`: frames of a clip (default: as in training; 1 for images). Raises `UserError`.
+    Its extra file `cover.json` is the metadata. `frames`: frames of a clip (default: as in training; 1 for images).
+    Raises `UserError`.
     """
     check_file(out, ".pt2")
     request = load_heads(checkpoint, heads)

@@ -35,7 +35,7 @@ LARGEST = 1_900_000_000  # bytes of weights in one file; the limit of an ONNX fi
 def export_onnx(
     checkpoint: str | Path, heads: Sequence[str], out: Path, frames: int | None = None, int8: bool = False
 ) -> float:
-    """Write `heads` (empty: all) as outputs of one ONNX model, with its metadata.
+    """Write `heads` (empty: as `load_heads`) as outputs of one ONNX model, with its metadata.
 
     `frames`: frames of a clip (default: as in training; 1 for images). `int8`: the matrices of linear layers become
     8-bit integers, and activations are rounded at run time. Weights of more than 1.9 GB go to a second file,

@@ -2,7 +2,7 @@
 const WINDOWS = 16, RECORDERS = 4, PAST = 60;
 const at = id => document.getElementById(id);
 const percent = fraction => (100 * fraction).toFixed(1) + "\u00a0%";
-// As GET /v1/models gives them: name, network, pixels, frames, step, heads, text, live_seconds.
+// As GET /v1/models gives them: name, network, pixels, frames, step, heads, default_heads, text, live_seconds.
 const MODELS = JSON.parse(at("model-data").textContent);
 const SEVERAL = MODELS.length > 1;
 // One entry for each file: its file, status (waiting, predicting, done, failed), text, result, controller, button.
@@ -32,10 +32,20 @@ function drawModels() {
     title.append(create("b", model.name || "unnamed"), " (" + facts.join(", ") + "): " + [count ? (count === 1 ? "1 head" : count + " heads") : "", model.text ? "class names that you type" : ""].filter(text => text).join(", and "));
     list.append(...Object.entries(model.heads).map(([name, head]) => create("li", name + ": " + headFacts(name, head))));
     box.append(title, list);
+    if (model.default_heads.length < count) box.append(allHeads(model));
     box.open = !SEVERAL && count <= 4;
     return box;
   }));
   at("typed").hidden = !MODELS.some(model => model.text);
+}
+
+// Only the own head of a fitted model answers, unless the others are asked for too.
+function allHeads(model) {
+  const label = create("label"), box = create("input");
+  box.type = "checkbox";
+  box.onchange = () => { model.asked = box.checked ? Object.keys(model.heads) : []; again(() => true); };
+  label.append(box, " ask all heads, not only " + model.default_heads.join(", "));
+  return label;
 }
 
 function headFacts(name, head) {
@@ -68,6 +78,7 @@ function routeOf(what, model, values) {
     for (const name of typed.names) query.append("classes", name);
     if (typed.names.length && typed.prompt) query.set("prompt", typed.prompt);
   }
+  if (what === "predict" && !query.has("classes")) for (const name of model.asked || []) query.append("head", name);
   return "v1/" + what + "?" + query;
 }
 
