@@ -468,10 +468,19 @@ def test_heat_of_any_number_of_patches(browser: Browser, folder: Path, url: str)
 def test_a_file_that_cannot_be_read_and_a_key(browser: Browser, folder: Path) -> None:
     with served(folder, "--key-file", str(folder / "key")) as url:
         browser.open(f"{url}/")
+        page = browser.value("document.documentElement.outerHTML")
+        assert "kinetics" not in page
+        assert "<title>release" not in page
         browser.choose(folder / "broken.mp4")
-        browser.wait_for("document.getElementById('state').textContent.includes('send the key')")
+        browser.wait_for("document.getElementById('state').textContent.includes('needs its key')")
         assert browser.value("document.getElementById('ask').hidden") is False
-        browser.value(f"document.getElementById('key').value = '{KEY}'; document.getElementById('ask').requestSubmit()")
+        give = "document.getElementById('key').value = '{}'; document.getElementById('ask').requestSubmit()"
+        browser.value(give.format("wrong"))
+        browser.wait_for("document.getElementById('state').textContent.includes('not the key')")
+        browser.screenshot("key.png")
+        browser.value(give.format(KEY))
+        browser.wait_for("document.getElementById('models').textContent.includes('kinetics')")
+        assert browser.value("document.getElementById('ask').hidden") is True
         browser.wait_for("document.getElementById('state').textContent.includes('cannot be read')")
         browser.screenshot("broken.png")
         assert browser.value("document.getElementById('names').children.length") == 0

@@ -819,6 +819,7 @@ def test_a_key(service: Service, folder: Path) -> None:
         clip = (folder / "0.mp4").read_bytes()
         for path in ("/healthz", "/readyz", "/", "/openapi.json"):
             assert server.ask("GET", path)[0] == 200
+            assert "ssv2" not in str(server.ask("GET", path)[1]), "a name that needs the key"
         for item in (
             {},
             {"authorization": "Bearer wrong"},

@@ -68,7 +68,8 @@ def make_app(service: Service, page: bool = False, key: str | None = None, frame
     _add_predict(app, service, key is not None)
     _add_explain(app, service, key is not None)
     if page:
-        add_page(app, [model.describe() for model in service.models.values()], frames)
+        # The page needs no key, so with a key it is without names, and asks for the models when it has the key.
+        add_page(app, [] if key else [model.describe() for model in service.models.values()], frames)
     routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     return LimitsMiddleware(app, service.limits, service.metrics.answered, routes, key)
 
@@ -252,7 +253,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def add_page(app: Any, models: Sequence[ModelDescription], frames: Sequence[str] = ()) -> None:
-    """Add the page at `/`. `models`: those that it asks."""
+    """Add the page at `/`. `models`: those that it asks; none if it has to request them with a key."""
     from fastapi.responses import HTMLResponse
 
     text = page_text(models)
@@ -268,12 +269,12 @@ def add_page(app: Any, models: Sequence[ModelDescription], frames: Sequence[str]
 
 
 def page_text(models: Sequence[ModelDescription]) -> str:
-    """The page in one file: its style, its script and the models that it asks are in it."""
+    """The page in one file: its style, its script and the models that it asks, if they are given, are in it."""
     folder = files(__package__) / "page"
     parts = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
     # As JSON in an element that is not executed. A name cannot end the element, because `<` is written as an escape.
     data = json.dumps([asdict(model) for model in models]).replace("<", "\\u003c")
-    title = html.escape(" and ".join(model.name or "unnamed" for model in models))
+    title = html.escape(" and ".join(model.name or "unnamed" for model in models) or "a model")
     filled = {"TITLE": title, "STYLE": parts["page.css"], "SCRIPT": parts["page.js"], "MODELS": data}
     return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], parts["page.html"])
 

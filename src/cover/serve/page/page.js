@@ -3,8 +3,9 @@ const WINDOWS = 16, RECORDERS = 4, PAST = 60;
 const at = id => document.getElementById(id);
 const percent = fraction => (100 * fraction).toFixed(1) + "\u00a0%";
 // As GET /v1/models gives them: name, network, pixels, frames, step, heads, default_heads, text, live_seconds.
-const MODELS = JSON.parse(at("model-data").textContent);
-const SEVERAL = MODELS.length > 1;
+// Where the server needs a key they are not in the page, and come with the first request that has the key.
+let models = JSON.parse(at("model-data").textContent);
+const several = () => models.length > 1;
 // One entry for each file: its file, status (waiting, predicting, done, failed), text, result, controller, button.
 let entries = [], selected = null, working = false, address = null, explaining = new AbortController();
 let typed = { names: [], prompt: "" };
@@ -24,7 +25,7 @@ function say(text, bad) {
 // --- the models ------------------------------------------------------------------------------------------------------
 
 function drawModels() {
-  at("models").append(...MODELS.map(model => {
+  at("models").append(...models.map(model => {
     const box = create("details"), title = create("summary"), list = create("ul"), count = Object.keys(model.heads).length;
     const facts = [model.network, model.pixels + " pixels", model.frames + " frames"];
     if (model.step) facts.push("step " + model.step.toLocaleString("en"));
@@ -33,10 +34,11 @@ function drawModels() {
     list.append(...Object.entries(model.heads).map(([name, head]) => create("li", name + ": " + headFacts(name, head))));
     box.append(title, list);
     if (model.default_heads.length < count) box.append(allHeads(model));
-    box.open = !SEVERAL && count <= 4;
+    box.open = !several() && count <= 4;
     return box;
   }));
-  at("typed").hidden = !MODELS.some(model => model.text);
+  at("models").hidden = !models.length;
+  at("typed").hidden = !models.some(model => model.text);
 }
 
 // Only the own head of a fitted model answers, unless the others are asked for too.
@@ -56,24 +58,37 @@ function headFacts(name, head) {
 
 // --- requests --------------------------------------------------------------------------------------------------------
 
-async function send(file, route, signal) {
-  const form = new FormData(), headers = {};
-  form.append("file", file);
-  if (at("key").value) headers.Authorization = "Bearer " + at("key").value;
-  const response = await fetch(route, { method: "POST", body: form, headers, signal });
+function send(file, route, signal) {
+  const body = new FormData();
+  body.append("file", file);
+  return request(route, { method: "POST", body, signal });
+}
+
+async function request(route, options) {
+  const headers = at("key").value ? { Authorization: "Bearer " + at("key").value } : {};
+  const response = await fetch(route, { ...options, headers });
   const body = await response.json();
   if (response.status === 401) at("ask").hidden = false;
   if (!response.ok) throw Object.assign(new Error(body.error), { status: response.status });
   return body;
 }
 
+async function loadModels(signal) {
+  if (models.length) return;
+  const found = await request("v1/models", { signal });
+  if (models.length) return;  // another request was earlier
+  models = found;
+  drawModels();
+}
+
 function problem(error) {
+  if (error.status === 401) return at("key").value ? "this is not the key of this server" : "this server needs its key first";
   return error instanceof TypeError ? "the server does not answer, or it refused the upload" : error.message;
 }
 
 function routeOf(what, model, values) {
   const query = new URLSearchParams(values);
-  if (SEVERAL) query.set("model", model.name);
+  if (several()) query.set("model", model.name);
   if (what === "predict" && model.text) {
     for (const name of typed.names) query.append("classes", name);
     if (typed.names.length && typed.prompt) query.set("prompt", typed.prompt);
@@ -84,11 +99,12 @@ function routeOf(what, model, values) {
 
 // The answers of all models to a file, as one result: an output for each head of each model.
 async function predictWithAll(file, values, signal) {
-  const answers = await Promise.all(MODELS.map(model => send(file, routeOf("predict", model, values), signal)));
+  await loadModels(signal);
+  const answers = await Promise.all(models.map(model => send(file, routeOf("predict", model, values), signal)));
   const outputs = answers.flatMap((answer, number) => Object.entries(answer.heads).map(([head, guesses]) => ({
-    model: MODELS[number],
+    model: models[number],
     head,
-    title: SEVERAL ? head + " \u00b7 " + MODELS[number].name : head,
+    title: several() ? head + " \u00b7 " + models[number].name : head,
     guesses,
     segments: answer.segments[head] || [],
     best: answer.timeline.map(part => part.heads[head][0]),
@@ -230,11 +246,11 @@ function guessRow(guess) {
 // A section for each head. Models that have a head of the same name stand side by side in it.
 function drawNames({ outputs }) {
   const heads = [...new Set(outputs.map(output => output.head))];
-  at("names").className = SEVERAL ? "several" : "";
+  at("names").className = several() ? "several" : "";
   at("names").replaceChildren(...heads.map(head => {
     const section = create("section"), same = outputs.filter(output => output.head === head);
     section.append(create("h2", head));
-    if (!SEVERAL) {
+    if (!several()) {
       section.append(...same[0].guesses.map(guessRow));
       return section;
     }
@@ -435,6 +451,13 @@ async function startLive() {
   }
   at("camera").disabled = true;
   try {
+    await loadModels();
+  } catch (error) {
+    at("camera").disabled = false;
+    say("camera: " + problem(error), true);
+    return;
+  }
+  try {
     live.stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, height: { ideal: 480 } }, audio: false });
   } catch (error) {
     say(error.name === "NotAllowedError" ? "the camera was not allowed" : "no camera: " + error.message, true);
@@ -477,7 +500,7 @@ function stopLive() {
 }
 
 function windowSeconds() {
-  return Math.min(10, Math.max(.5, ...MODELS.map(model => model.live_seconds)));
+  return Math.min(10, Math.max(.5, ...models.map(model => model.live_seconds)));
 }
 
 function record() {
@@ -527,10 +550,21 @@ function drawLive({ outputs }, end) {
 // --- what the user does ----------------------------------------------------------------------------------------------
 
 drawModels();
+at("ask").hidden = models.length > 0;
 at("file").onchange = () => { add(at("file").files); at("file").value = ""; };
 at("camera").onclick = () => live.stream ? stopLive() : startLive();
 at("clear").onclick = removeAll;
-at("ask").onsubmit = event => { event.preventDefault(); again(entry => entry.locked && entry.status === "failed"); };
+at("ask").onsubmit = async event => {
+  event.preventDefault();
+  try {
+    await loadModels();
+    at("ask").hidden = true;
+    say("");
+    again(entry => entry.locked && entry.status === "failed");
+  } catch (error) {
+    say(problem(error), true);
+  }
+};
 at("typed").onsubmit = event => {
   event.preventDefault();
   const names = at("classes").value.split("\n").map(name => name.trim()).filter(name => name);
