@@ -22,6 +22,13 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
+def repo_of(folder: Path) -> str:
+    """The repository that a folder of the Hub's cache is from; empty for any other folder."""
+    above = folder.parent.parent.name  # as in models--owner--name/snapshots/COMMIT
+    kind, *parts = above.split("--")
+    return "/".join(parts) if kind == "models" and len(parts) == 2 and folder.parent.name == "snapshots" else ""
+
+
 def check_hub_id(name: str) -> None:
     """Raises `UserError` if a name has not the form `owner/name`."""
     if not is_hub_id(name):

@@ -15,10 +15,11 @@ import torch
 from hub_server import READ, WRITE, Hub, card_problems, served_hub, use_hub
 from huggingface_hub import ModelCard
 
+from cover.model.backbones import named_config
 from cover.model.backbones.timesformer import TimeSformerConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
-from cover.model.release import load_release, save_release
+from cover.model.release import find_release, load_release, read_config, save_release
 
 Cover = Callable[..., tuple[int, str, str]]
 ODD = "<b>|odd|\nname</b>"
@@ -160,6 +161,41 @@ def test_what_a_release_has_no_more_is_removed(cover: Cover, hub: Hub, release: 
     left = hub.repositories[kind, "me/moves"].files()
     assert not set(old) & set(left)
     assert {"notes.txt", f"{below}config.json"} <= set(left)
+
+
+def test_a_model_that_python_uploads_takes_the_text_network_away_too(hub: Hub, release: Path) -> None:
+    old = ["text.safetensors", "text.json", "tokenizer.json"]
+    hub.create("model", "me/moves").commit({**dict.fromkeys(old, b"{}"), "notes.txt": b"mine"})
+    load_release(release).push_to_hub("me/moves")
+    left = hub.repositories["model", "me/moves"].files()
+    assert not set(old) & set(left)
+    assert {"notes.txt", "config.json"} <= set(left)
+
+
+@pytest.mark.parametrize("by", ["name", "folder"])
+def test_the_base_model_of_a_run_is_its_start_on_the_hub(
+    cover: Cover, hub: Hub, make_set: Callable[..., Path], tmp_path: Path, by: str
+) -> None:
+    """`fit` and `add` name the folder in the cache."""
+    model = CoVeR(named_config("efficientnet_lite", size=32, frames=4, depth=1), metadata=METADATA)
+    save_release(tmp_path / "release", model, METADATA)
+    assert cover("push", tmp_path / "release", "me/moves")[0] == 0
+    start = "me/moves" if by == "name" else str(find_release("me/moves"))
+    catalog = make_set({"a.png": "x", "b.png": "y"}, name="pets")
+    recipe = f"""
+data: {{catalog: {catalog}, sets: [pets], frames: 4}}
+out: {tmp_path / "run"}
+steps: 1
+batch: 2
+workers: 0
+start: {{checkpoint: {start}}}
+"""
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    code, _, err = cover("train", tmp_path / "recipe.yaml")
+    assert code == 0, err
+    folder = find_release(tmp_path / "run")
+    assert read_config(folder).metadata["start"] == {"weights": "me/moves", "licence": START["licence"]}
+    assert ModelCard.load(folder / "README.md").data.base_model == "me/moves"
 
 
 def test_a_folder_becomes_what_is_pulled(

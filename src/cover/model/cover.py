@@ -219,7 +219,9 @@ class CoVeR(nn.Module):
         """
         from cover.hub import upload
         from cover.model.card import is_edited
+        from cover.model.text import TEXT_FILES
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return upload(Path(folder), repo_id, private, commit_message, keep_card=is_edited)
+            # A text network of an earlier upload is removed: it would not go with these weights.
+            return upload(Path(folder), repo_id, private, commit_message, keep_card=is_edited, replace=TEXT_FILES)

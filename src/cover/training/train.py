@@ -31,6 +31,7 @@ from cover.evaluation.answers import Answers, write_answers
 from cover.evaluation.cached_views import cache_views
 from cover.evaluation.evaluate import evaluate
 from cover.evaluation.protocol import EvaluationTask, find_tasks
+from cover.hub import repo_of
 from cover.locks import alone_in
 from cover.media.decode import check_decoder
 from cover.mixture.dataset import retained_metadata, with_retained
@@ -41,7 +42,7 @@ from cover.mixture.prefix_cache import CachedReader, PrefixCache
 from cover.mixture.schedule import Schedule, draw_seed
 from cover.model.backbones import backbone_config
 from cover.model.cover import CoVeR
-from cover.model.release import find_release, load_release, new_parameters, read_config, start_from
+from cover.model.release import find_release, is_on_hub, load_release, new_parameters, read_config, start_from
 from cover.training import checkpoint
 from cover.training.adapt import adapt, say_adapted
 from cover.training.budget import budget_for, explain_steps
@@ -380,12 +381,14 @@ def describe(recipe: Recipe, mixture: Mixture, model: CoVeR, origin: Path | None
 def _start_of(recipe: Recipe, origin: Path | None) -> dict[str, str]:
     """The weights of others that a run comes from, with their format and licence if known; empty for random weights.
 
-    A run that starts from another run has the start of that one.
+    A run that starts from another run has the start of that one. A release on the Hub is a start itself.
     """
     if origin is None or not recipe.start.checkpoint:
         return {}
-    before = read_config(origin).metadata
-    known = before.get("imported") or before.get("start") or {"weights": Path(recipe.start.checkpoint).name}
+    before, start = read_config(origin).metadata, recipe.start.checkpoint
+    known = before.get("imported") or before.get("start") or {"weights": Path(start).name}
+    if repo := repo_of(Path(start)) or (start if is_on_hub(start) else ""):
+        known = {"weights": repo, "licence": known["licence"]} if "licence" in known else {"weights": repo}
     return {key: known[key] for key in ("weights", "format", "licence") if key in known}
 
 
