@@ -29,7 +29,7 @@ from cover.experiments.folds import DividedSet, write_catalog
 from cover.mixture.loader import SampleReader, packs
 from cover.mixture.mixture import Mixture
 from cover.mixture.pack import Pack
-from cover.mixture.prefix_cache import CachedReader, PrefixCache
+from cover.mixture.prefix_cache import CachedReader, CacheReport, PrefixCache, views_text
 from cover.mixture.prefix_files import PrefixFiles, check_space
 from cover.mixture.rates import Data
 from cover.mixture.schedule import Schedule
@@ -154,6 +154,16 @@ def test_only_what_the_steps_draw_is_computed_and_only_once(catalog: Path) -> No
     assert "hit" not in str(first.reports[0])
     sizes = {"moves": 2 * len(CLIPS), "things": 2 * len(IMAGES)}
     assert numbers(more) == [(name, size, size - drawn[name]) for name, size in sizes.items()]
+
+
+@pytest.mark.parametrize(
+    ("samples", "views", "text"),
+    [(18, 54, "18 samples x 3 views"), (18, 18, "18 samples"), (18, 40, "40 views of 18 samples")],
+)
+def test_views_are_counted_beside_samples(samples: int, views: int, text: str) -> None:
+    """A user has counted files."""
+    assert views_text(samples, views) == text
+    assert f"({text})" in str(CacheReport("moves", "train", 2, views, samples, 0, 0, 100, 0.0, "folder"))
 
 
 def test_bytes_are_those_of_the_numbers_on_the_disk(catalog: Path) -> None:

@@ -50,14 +50,15 @@ Computed = tuple[npt.NDArray[np.int64], Tensor, Sequence[bool], Sequence[FilePro
 class CacheReport:
     """What a cache holds for one split.
 
-    `entries`: outputs that are needed. `computed`: those that were computed now. `unreadable`: those of files that
-    could not be read. `seconds`: how long it took.
+    `entries`: outputs that are needed, one for each view of `samples` samples. `computed`: those that were computed
+    now. `unreadable`: those of files that could not be read. `seconds`: how long it took.
     """
 
     dataset: str
     split: str
     stages: int
     entries: int
+    samples: int
     computed: int
     unreadable: int
     bytes_each: int
@@ -65,11 +66,23 @@ class CacheReport:
     folder: str
 
     def __str__(self) -> str:
-        count = f"{self.entries} outputs of {self.stages} stage{'s' if self.stages > 1 else ''}"
+        views = views_text(self.samples, self.entries)
+        count = f"{self.entries} outputs of {self.stages} stage{'s' if self.stages > 1 else ''} ({views})"
         done = f"{self.computed} computed in {clock(self.seconds)}" if self.computed else "hit"
         size = f"{self.bytes_each / 1e3:.1f} kB each, {gigabytes(self.bytes_each * self.entries)}"
         lost = f", {self.unreadable} of unreadable files" if self.unreadable else ""
         return f"cache: {self.dataset} {self.split}: {done}: {count}{lost}, {size}, in {self.folder}"
+
+
+def views_text(samples: int, views: int) -> str:
+    """The views of some samples as text, because a user has counted the samples.
+
+    >>> views_text(18, 54), views_text(18, 18), views_text(18, 40)
+    ('18 samples x 3 views', '18 samples', '40 views of 18 samples')
+    """
+    if views == samples:
+        return f"{samples} samples"
+    return f"{views} views of {samples} samples" if views % samples else f"{samples} samples x {views // samples} views"
 
 
 class PrefixCache:
@@ -165,7 +178,7 @@ class PrefixCache:
         left = len(files.missing(missing))  # files that could not be read; the next run tries them again
         seconds = time.monotonic() - began
         names = (manifest.name, manifest.split, self.stages)
-        counts = (len(entries), len(missing) - left, left)
+        counts = (len(entries), len(np.unique(entries[:, 0])), len(missing) - left, left)
         report = CacheReport(*names, *counts, files.bytes_each, seconds, str(files.folder))
         if report.computed or report.folder not in {each.folder for each in self.reports}:
             say(str(report))  # not at every evaluation
@@ -205,7 +218,8 @@ class PrefixCache:
         if not files.folder.is_dir():
             raise UserError(f"cache.folder: {files.folder} must be one folder that all machines share")
         part = np.array_split(missing, self.group.ranks)[self.group.rank]
-        with Meter(f"cache {what}", len(part)) as meter:
+        views = views_text(len(np.unique(part[:, 0])), len(part))
+        with Meter(f"cache {what}, {views}", len(part)) as meter:
             for entries, outputs, flipped, problems in compute(part):
                 files.write(entries, self._stored(outputs, problems, what), flipped, problems)
                 meter.advance(len(entries))
