@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from cover.datasets.index import index
 from cover.errors import UserError
 from cover.evaluation import baselines
 from cover.evaluation.answers import read_answers
+from cover.experiments.add.best_head import NOTES
 from cover.experiments.fit import choose_folds
 from cover.experiments.publish import results_of_run
 from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
@@ -100,6 +102,11 @@ def test_from_a_mixed_folder_to_a_report(
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "long smash" in page
     assert "broken.mp4" in page
+    assert f"12 samples of mixed, of all splits, are divided into {results['new']['folds']} parts" in page
+    assert all(NOTES[each["kind"]] in html.unescape(page) for each in results["candidates"])
+    assert "cover report" not in page, "it was just written"
+    assert f"cover explain {run} FILE" in page
+    assert ">steps<" not in page, "a fitted head has none"
 
 
 def test_a_picture_is_a_clip_of_its_frame(run: Path, mixed: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cover.datasets.catalog import load_catalog
 from cover.errors import UserError
-from cover.experiments.own_files import OwnRequest, own_data, write_own_catalog
+from cover.experiments.own_files import OwnRequest, default_run, own_data, write_own_catalog
 
 
 @pytest.fixture
@@ -147,5 +147,17 @@ def test_a_catalog_for_other_data_is_not_replaced(touch: Callable[..., Path], tm
     folder = touch("set", "a/1.mp4", "b/1.mp4")
     for _ in range(2):
         write_own_catalog(own_data(OwnRequest(folder)), tmp_path / "out", folder)
-    with pytest.raises(UserError, match="--out"):
+    write_own_catalog(own_data(OwnRequest(folder)), tmp_path / "out", folder / ".." / "set")
+    write_own_catalog(own_data(OwnRequest(folder)), tmp_path / "out", folder)
+    with pytest.raises(UserError, match=r"--out .*out: .*set with other options"):
         write_own_catalog(own_data(OwnRequest(folder, group="(.)")), tmp_path / "out", folder)
+    other = touch("other", "a/1.mp4", "b/1.mp4")
+    with pytest.raises(UserError, match=r"--out .*out: has the model of \S*set;"):
+        write_own_catalog(own_data(OwnRequest(other)), tmp_path / "out", other)
+
+
+def test_lists_of_one_folder_have_runs_of_their_own(touch: Callable[..., Path]) -> None:
+    folder = touch("table", "mine.csv", "drop shots.txt", "train.csv")
+    names = [default_run(each) for each in (folder, folder / "mine.csv", folder / "drop shots.txt")]
+    assert names == ["table", "table_mine", "table_drop_shots"]
+    assert default_run(folder / "train.csv") == "table", "what its folder stands for"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from cover.experiments.answer_charts import (
     confusions,
     mistakes,
 )
+from cover.experiments.examples import class_examples
+from cover.experiments.report import GAP
 from cover.experiments.run_report import write_run_report
 
 NAMES = ["<blink>bold</blink>", "other & more", "third"]
@@ -74,6 +77,7 @@ def test_a_page(run: Path, parse: Any, capsys: pytest.CaptureFixture[str]) -> No
     (answers,) = read_answers(run)
     right = np.mean(np.equal(answers.truth, answers.predicted))
     assert f"{right:.1%}" in page.words
+    assert "On the split train: 30 samples of mine, kept apart from training." in page.words
     surest = sorted(
         (
             score
@@ -96,6 +100,17 @@ def test_a_picture_among_videos_is_shown_as_a_picture(run: Path) -> None:
     shown = mistakes(answers, load_catalog(catalog).manifest("mine", "train"))
     assert shown
     assert all(each["still"] and each["strip"] for each in shown)
+
+
+def test_the_example_of_a_class_is_a_clip_if_it_has_one(
+    make_set: Callable[..., Path],
+) -> None:
+    """Pictures lie before and behind the only clip of a class; another class has pictures alone."""
+    files = {f"{place}.png": "moves" for place in (1, 2, 5, 6)} | {"4.mp4": "moves", "a.png": "stays", "b.png": "stays"}
+    catalog = make_set(files, media="video", stills=True)
+    shown = {each["name"]: each["strip"] for each in class_examples(load_catalog(catalog).manifest("mine", "train"))}
+    assert list(shown) == ["moves", "stays"]
+    assert [(each["width"] + GAP) / (64 + GAP) for each in shown.values()] == [8, 2], "frames of 64 pixels"
 
 
 def test_the_numbers_of_the_charts(run: Path) -> None:

@@ -49,7 +49,12 @@ _HEADS = argument(
         " .txt",
     ),
     checkpoint("--start", default="efficientnet_lite0", help="weights to start from (default: efficientnet_lite0)"),
-    argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)"),
+    argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run (default: runs/ and the name of the folder, with that of a list behind it)",
+    ),
     argument(
         "--group",
         metavar="COLUMN_OR_PATTERN",
@@ -91,7 +96,7 @@ _HEADS = argument(
     goes_on=True,
 )
 def fit(args: Namespace) -> int:
-    from cover.experiments.own_files import OwnRequest
+    from cover.experiments.own_files import OwnRequest, default_run
 
     if args.folds == 1:
         raise UserError("--folds: 1 is no division; give 2 or more, or 0 for one split")
@@ -99,10 +104,9 @@ def fit(args: Namespace) -> int:
     own = OwnRequest(args.data, args.group, args.media, columns)
     from cover.experiments.fit import FitRequest, fit, print_fitted
 
-    name = (args.data if args.data.is_dir() else args.data.absolute().parent).resolve().name
     request = FitRequest(
         own,
-        args.out or Path("runs") / (name or "mine"),
+        args.out or Path("runs") / default_run(args.data),
         args.start,
         args.folds,
         tuple(args.heads or ()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -42,14 +43,17 @@ def class_examples(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _of_class(manifest: Manifest, numbers: list[int]) -> dict[str, Any] | None:
-    # From the middle, because the first files of a folder are often of one recording.
-    middle = numbers[len(numbers) // 2 :][:PHOTOGRAPHS]
-    if manifest.media == "video":
-        return next(filter(None, (row_strip(manifest.row(number), "video") for number in middle)), None)
+    # From the middle on, because the first files of a folder are often of one recording.
+    half = len(numbers) // 2
+    ordered = numbers[half:] + numbers[:half]
+    if manifest.media == "video":  # a clip, if the class has one: there may be pictures among the videos
+        clips = islice((row for row in map(manifest.row, ordered) if row.fps), PHOTOGRAPHS)
+        if strip := next(filter(None, (row_strip(row, "video") for row in clips)), None):
+            return strip
     pictures = []
-    for number in middle:
+    for row in (row for row in map(manifest.row, ordered[:PHOTOGRAPHS]) if manifest.media == "image" or not row.fps):
         try:
-            pictures.append(decode_image(manifest.row(number).source, size_hint=HEIGHT))
+            pictures.append(decode_image(row.source, size_hint=HEIGHT))
         except MediaError:
             continue
     return film_strip(pictures) if pictures else None

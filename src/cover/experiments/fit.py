@@ -20,7 +20,7 @@ from cover.datasets.index import index
 from cover.datasets.prepare import prepared_entry
 from cover.errors import UserError
 from cover.evaluation.answers import write_answers
-from cover.evaluation.baselines import TITLES, baselines, shortfalls
+from cover.evaluation.baselines import TITLES, baselines, shortfalls, standing
 from cover.evaluation.statistics import with_interval
 from cover.experiments.add.add_recipe import BESIDE, AddMethod, AddRequest, add_recipe
 from cover.experiments.add.best_head import MOST_SAMPLES, HeadKind, print_candidates
@@ -297,6 +297,8 @@ def print_fitted(fitted: Fitted) -> None:
         rows.append(["the files alone, on the frozen start", _percent(alone["alone"])])
     rows.append([f"the model, {results['measured_by'].removeprefix('measured ').partition(',')[0]}", _percent(new)])
     print_table([new["dataset"], "right"], rows)
+    if behind := base.get("behind"):
+        say(f"{new['dataset']}: the model is {standing(behind)}; the report says what to try")
     for row in results["old"] if results["how"] == "cotrain" else ():
         tell(f"{row['dataset']} {row['split']}: {_percent(row)}")
 

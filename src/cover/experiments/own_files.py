@@ -25,6 +25,7 @@ from cover.yaml_files import Dumper
 
 HELD_OUT = 0.2  # fraction of train that becomes dev, if there is no other split
 CATALOG = "catalog.yaml"
+_FIRST_LINE = "# the data set of cover fit "
 NO_GROUPS = "none"  # value of --group: every file is a group of its own
 _READ = 200_000  # rows of a list from which columns and groups are found out
 LEAST_GROUPS = 3  # of every class; with fewer, names that look like groups are left alone
@@ -100,21 +101,43 @@ def own_data(request: OwnRequest) -> OwnData:
         entry["group"] = group
     if "dev" not in entry.get("annotations", find_annotations(entry["format"], listed.root)):
         entry["dev"] = HELD_OUT
-    folder = place.resolve().parent if place.is_file() else place.resolve()
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", folder.name).strip("_-")
-    return OwnData(name or "mine", entry, tuple(notes))
+    return OwnData(_name_of(_folder_of(place)), entry, tuple(notes))
+
+
+def default_run(place: Path) -> str:
+    """The name of the run folder for a user's files: that of their folder, and of a list also its own.
+
+    `train.csv` and `train.txt` are what a folder with them stands for.
+
+    >>> default_run(Path("table/tennis shots.csv")), default_run(Path("table/train.csv"))
+    ('table_tennis_shots', 'table')
+    """
+    own = place.stem if place.is_file() and place.stem not in SPLITS else ""
+    return _name_of(_folder_of(place)) + (f"_{_name_of(Path(own))}" if own else "")
+
+
+def _folder_of(place: Path) -> Path:
+    return place.resolve().parent if place.is_file() else place.resolve()
+
+
+def _name_of(path: Path) -> str:
+    """The name of a file or folder as that of a data set."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", path.name).strip("_-") or "mine"
 
 
 def write_own_catalog(own: OwnData, out: Path, place: Path) -> Path:
     """Write `out/catalog.yaml` with the data set, and print it. A catalog with other content is not replaced."""
     path = out / CATALOG
-    text = f"# the data set of cover fit {place}\n"
+    text = f"{_FIRST_LINE}{place}\n"
     text += yaml.dump(
         {own.name: own.entry}, Dumper=Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000
     )
     try:
-        if path.is_file() and path.read_text(encoding="utf-8") != text:
-            raise UserError(f"{path}: is there already, for other data or other options; choose another --out")
+        before = path.read_text(encoding="utf-8") if path.is_file() else text
+        if before.partition("\n")[2] != text.partition("\n")[2]:
+            others = before.partition("\n")[0].removeprefix(_FIRST_LINE)
+            options = " with other options" if others == str(place) else ""
+            raise UserError(f"--out {out}: has the model of {others}{options}; choose another folder with --out")
         out.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -96,6 +96,7 @@ def write_run_report(run: str | Path) -> Path:
         lede=_lede(record),
         notes=record.results.get("notes", []),
         sets=sets,
+        measured=[line for each in record.answers for line in _measured(each)] + _alone_note(record.results),
         ladder=[panel for each in sets if (panel := each["ladder"])],
         candidates=_candidates(record.results),
         losses=_loss_panels(record),
@@ -119,6 +120,26 @@ def _lede(record: RunRecord) -> str:
         estimate = with_interval(*top1_of(each))
         texts.append(f"{estimate} of {len(each.rows):,} samples of {each.dataset} are right ({each.measured}).")
     return " ".join(texts) or "This run has measured no data set with one class for each sample."
+
+
+def _measured(answers: Answers) -> list[str]:
+    """Lines that say which samples the accuracy of a data set is measured on."""
+    count = f"{len(answers.rows):,} samples of {answers.dataset}"
+    if answers.measured.endswith(" folds"):
+        folds = answers.measured.partition(" ")[0]
+        return [
+            f"By folds: the {count}, of all splits, are divided into {folds} parts. A group is never divided. A head"
+            " that is fitted to the other parts is measured on each, so every sample is measured once, by a head that"
+            " has not seen it. The head of this model is fitted to all of them."
+        ]
+    own = answers.measured == "dev"
+    apart = "a part of the training files that no weight is fitted to" if own else "kept apart from training"
+    return [f"On the split {answers.measured}: {count}, {apart}."]
+
+
+def _alone_note(results: Mapping[str, Any]) -> list[str]:
+    alone = "Frozen start: the network keeps the weights of its start, and only a head is fitted to these files."
+    return [alone] if results.get("alone") else []
 
 
 def top1_of(answers: Answers) -> tuple[float, float | None, float | None]:
@@ -229,11 +250,12 @@ def _bar(title: str, top1: float, low: float | None, high: float | None, tone: s
 
 
 def _candidates(results: Mapping[str, Any]) -> Table | None:
+    from cover.experiments.add.best_head import NOTES
     from cover.experiments.add.best_head import TITLES as HEADS
 
     rows = [
         [
-            Cell(HEADS[each["kind"]], "kept" if place == 0 else ""),
+            Cell(HEADS[each["kind"]], f"{'Kept. ' * (place == 0)}{NOTES[each['kind']]}"),
             Cell(each["setting"]),
             Cell(percent(each["held_out"]), tone="lead" if place == 0 else ""),
             Cell(f"{each['seconds']:.0f}"),
@@ -285,11 +307,20 @@ def _protocol(record: RunRecord) -> Table:
     if record.results.get("checkpoint") or record.results.get("start"):
         facts["start"] = record.results.get("start") or record.results["checkpoint"]
     if record.recipe:
-        facts |= {"seed": str(record.recipe.seed), "steps": str(record.recipe.steps), "batch": str(record.recipe.batch)}
+        facts["seed"] = str(record.recipe.seed)
+        if not _is_fitted(record.results):  # that has no steps
+            facts |= {"steps": str(record.recipe.steps), "batch": str(record.recipe.batch)}
     for each in record.answers:
         facts[f"{each.dataset}, read of listed"] = f"{len(each.rows):,} of {each.listed:,} ({each.measured})"
     facts |= {f"network of {record.run.name}": _network(record)} if _network(record) else {}
     return Table([], [[Cell(key), Cell(value)] for key, value in facts.items()], kind="small facts")
+
+
+def _is_fitted(results: Mapping[str, Any]) -> bool:
+    """Whether the head of a run was fitted, not trained step by step."""
+    from cover.experiments.add.best_head import FITTED
+
+    return any(each["kind"] in FITTED for each in (results.get("candidates") or [])[:1])
 
 
 _FACTS = {"views": "views", "frames of a clip": "frames", "clip sampling": "sampling", "class list": "class_digest"}
@@ -354,10 +385,9 @@ def _most_confused(answers: Answers) -> str:
 
 def _commands(record: RunRecord) -> list[str]:
     run, results = record.run, record.results
-    words: list[list[Any]] = [["predict", run, "FILE"], ["serve", run, "--page"]]
+    words: list[list[Any]] = [["predict", run, "FILE"], ["explain", run, "FILE"], ["serve", run, "--page"]]
     if results.get("recipe"):
         words.append(["train", results["recipe"], "--out", run.with_name(f"{run.name}_2")])
     elif record.recipe:
         words.append(["train", run / RECIPE, "--out", run.with_name(f"{run.name}_2"), "--optimizer.lr", "3e-4"])
-    words.append(["report", run])
     return [shlex.join(["cover", *map(str, each)]) for each in words]

@@ -62,6 +62,12 @@ TITLES: dict[HeadKind, str] = {
     "attentive": "attention over the frames",
     "late_block": "a late space-time block",
 }
+NOTES: dict[HeadKind, str] = {
+    "linear": "Logistic regression on the mean of the network's features over the frames. The order of frames is lost.",
+    "quarters": "Logistic regression on the means of four quarters of the clip, so that their order counts.",
+    "attentive": "A trained query weights the frames, and a linear classifier follows.",
+    "late_block": "One more block after the network, trained, in which all places and frames attend to each other.",
+}
 MOST_SAMPLES = 20_000  # a logistic regression on more takes longer than training a head step by step
 HELD_OUT = 0.2  # fraction of the training samples on which heads are compared, if there is no other split for that
 STEPS, BATCH, VIEWS = 300, 32, 2  # of the heads that are trained step by step; augmented views of each sample
