@@ -4,8 +4,8 @@ Clips of one source (a film, a person, a long video) are similar, and so are the
 clips and seeds is as uncertain as its sources and its seeds are few. A source here is `manifest.Row.group_id`, which is
 the catalog's group if there is one. Everything here follows from one variance with its degrees of freedom
 (`_variance_of_mean`): that of seeds x sources as crossed random effects (Searle, Casella and McCulloch, Variance
-Components, chapter 4), with the quantile of t of Cochran (Biometrics 20, 1964). docs/studies.md has the table of how
-often the intervals contain the truth.
+Components, chapter 4), with the quantile of t of Cochran (Biometrics 20, 1964). `benchmarks/intervals.py`
+measures how often the intervals contain the truth.
 """
 
 from __future__ import annotations
