@@ -113,6 +113,8 @@ def test_a_picture_is_a_clip_of_its_frame(run: Path, mixed: Path) -> None:
     predictor, path = cover.Predictor.load(run), mixed / "serve/0y.png"
     as_clip = predictor(np.stack([np.asarray(Image.open(path))] * 4), ["mixed"])["mixed"].scores
     np.testing.assert_allclose(predictor(path, ["mixed"])["mixed"].scores, as_clip, atol=2e-3)
+    lengths = [row.seconds for row in load_catalog(run / "add/all/catalog.yaml").manifest("mixed", "train").rows()]
+    assert predictor.window("mixed") == round(float(np.median([each for each in lengths if each])), 2)
     rows = {row.sample_id: row for row in load_catalog(run / "catalog.yaml").manifest("mixed", "train").rows()}
     assert {(row.state, row.frames) for name, row in rows.items() if name.endswith(".png")} == {("ok", 1)}
 

@@ -19,7 +19,9 @@ import torch
 from cover import CoVeR
 from cover.cli import main
 from cover.errors import UserError
+from cover.inference.predict import default_windows
 from cover.inference.predictor import Predictor
+from cover.inference.views import Windows
 from cover.model.backbones import named_config
 from cover.model.backbones.movinet import MoViNetConfig
 from cover.model.heads import Head
@@ -80,6 +82,18 @@ def test_the_window_of_a_head_is_the_span_of_its_clip(clips: Path) -> None:
     predictor = Predictor.load(clips)
     (result,) = list(predictor.live(playing(noise(30)), stride=3, heads=["dense"]))
     assert (result.start, result.end) == pytest.approx((3 - 4 * 0.3, 3))
+
+
+@pytest.mark.parametrize(("seconds", "window"), [(None, 4.0), (2.0, 2.0), (75.0, 10.0), (0.03, 0.1)])
+def test_the_window_of_parts_is_as_long_as_the_training_videos(
+    clips: Path, seconds: float | None, window: float
+) -> None:
+    predictor = Predictor.load(clips)
+    predictor.metadata["datasets"]["parts"].pop("seconds", None)
+    if seconds:
+        predictor.metadata["datasets"]["parts"]["seconds"] = seconds
+    assert predictor.window("parts") == window
+    assert default_windows(predictor, ["parts"]) == Windows(window, window / 4)
 
 
 def test_a_stream_network_reads_frame_by_frame() -> None:

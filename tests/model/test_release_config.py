@@ -208,6 +208,8 @@ def test_a_backbone_that_cannot_be(
         ("metadata.datasets", {"things": 3}, "metadata.datasets"),
         ("metadata.datasets", {"things": {"views": "9"}}, "metadata.datasets.things.views"),
         ("metadata.datasets", {"things": {"sampling": 3}}, "metadata.datasets.things.sampling"),
+        ("metadata.datasets", {"things": {"seconds": "2"}}, "metadata.datasets.things.seconds"),
+        ("metadata.datasets", {"things": {"seconds": 0}}, "metadata.datasets.things.seconds"),
         ("format", 3, "format"),
     ],
 )

@@ -22,7 +22,7 @@ from cover.evaluation.protocol import HINT_SLACK, ViewPlan, views_of_stamped_fra
 from cover.inference.in_memory import frames_of
 from cover.inference.predictor import Predictions, Predictor, ViewOutputs
 from cover.inference.records import ResultRow, json_line
-from cover.inference.views import SHORTEST, FileViews, ViewRequest, Windows, window_of
+from cover.inference.views import SHORTEST, FileViews, ViewRequest, Windows
 from cover.media.live import LiveSource
 from cover.media.source import TOLERANCE, MediaError
 from cover.model.backbones.movinet import MoViNet, StreamState
@@ -43,7 +43,9 @@ def live_predictions(
 ) -> Iterator[Predictions]:
     """As `Predictor.live`, with the views of each head."""
     views = list(dict.fromkeys(plans.values()))
-    seconds = {plan: window or window_of(plan) for plan in views}
+    seconds = {
+        each: window or max(predictor.window(head) for head, plan in plans.items() if plan == each) for each in views
+    }
     request = ViewRequest(tuple(views), windows=Windows(max(seconds.values()), stride))
     streams = isinstance(predictor.model.backbone, MoViNet) and predictor.model.backbone.config.stream
     kind: Callable[[Predictor, ViewPlan, float], _Reader] = _Streams if streams else _SlidingWindow

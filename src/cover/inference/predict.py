@@ -16,7 +16,6 @@ import numpy as np
 from cover.console import Meter, flushed, say, write_json
 from cover.datasets.files import matching, walk
 from cover.errors import UserError
-from cover.evaluation.protocol import ViewPlan
 from cover.inference.features import FeatureFile, list_beside
 from cover.inference.predictor import Predictions, Predictor, ViewOutputs
 from cover.inference.records import (
@@ -36,7 +35,7 @@ from cover.inference.records import (
     write_subtitles,
 )
 from cover.inference.segments import SegmentRule, find_segments
-from cover.inference.views import FileViews, ViewRequest, Windows, read_files, reading_pool, window_of
+from cover.inference.views import WINDOW_S, FileViews, ViewRequest, Windows, read_files, reading_pool
 from cover.machine import default_workers
 from cover.media.decode import Decoder, FileProblem, MediaError, check_decoder
 from cover.media.sampling import Views
@@ -266,7 +265,7 @@ class Answerer:
         self.predictor, self.request = predictor, request
         self.plans = predictor.plans(request.heads, views)
         different = tuple(dict.fromkeys(self.plans.values())) or (predictor.whole(views),)
-        windows = request.windows or (default_windows(different) if request.segments else None)
+        windows = request.windows or (default_windows(predictor, self.plans) if request.segments else None)
         self.view_request = ViewRequest(different, request.decoder, windows)
         self.protocol: ResultRow = {
             "checkpoint": source,
@@ -367,9 +366,9 @@ class Answerer:
         answer.row["protocol"] = self.protocol
 
 
-def default_windows(plans: Sequence[ViewPlan]) -> Windows:
+def default_windows(predictor: Predictor, heads: Iterable[str]) -> Windows:
     """Windows of the seconds that a clip of the heads spans, four of which begin in that time."""
-    seconds = max(map(window_of, plans))
+    seconds = max(map(predictor.window, heads), default=WINDOW_S)
     return Windows(seconds, seconds / 4)
 
 

@@ -16,7 +16,7 @@ from cover.errors import UserError, nearest
 from cover.evaluation.protocol import ViewPlan
 from cover.hardware import pick_device
 from cover.inference.in_memory import Media, read_media, read_parts
-from cover.inference.views import FileViews, TimeSpan, ViewRequest, Windows
+from cover.inference.views import WINDOW_S, FileViews, TimeSpan, ViewRequest, Windows, window_of
 from cover.media.decode import MediaError
 from cover.media.sampling import Sampling, Views
 from cover.model.backbone import Groups
@@ -152,6 +152,12 @@ class Predictor:
         """The `plan` of each of `heads`, by default of `CoVeR.default_heads`."""
         return {head: self.plan(head, views) for head in heads or [head.name for head in self.model.default_heads]}
 
+    def window(self, head: str) -> float:
+        """The seconds of video that a clip of `head` spans in training (`window_of`). Raises `UserError` as `plan`."""
+        plan = self.plan(head)
+        (sets,) = (each.datasets for each in self.model.head_list if each.name == head)
+        return window_of(plan, self.metadata["datasets"][sets[0]].get("seconds", WINDOW_S))
+
     def whole(self, views: Views | None = None) -> ViewPlan:
         """The views of a video for a model without heads: frames at equal intervals over the whole video."""
         size = self.model.backbone.pixels.size
@@ -207,9 +213,9 @@ class Predictor:
 
         `frames`: pairs of a time in seconds, never earlier than the one before, and a picture as in a call, all of one
         size. `window`: the seconds before a prediction that it rests on, its `start` and `end`, counted from the first
-        frame. By default the seconds that a clip of the head spans, or 4 for a head whose clips are parts of a whole
-        video. A stream network reads every frame once, at its own rate, and rests on half of a window or more.
-        `cover.media.live.LiveSource` gives the frames of a camera or an address.
+        frame. By default the seconds that a clip of the head spans (`Predictor.window`). A stream network reads every
+        frame once, at its own rate, and rests on half of a window or more. `cover.media.live.LiveSource` gives
+        the frames of a camera or an address.
 
         Raises `UserError` for other frames, and `MediaError` if scores are not finite.
         """

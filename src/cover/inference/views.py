@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 CHUNK_FRAMES = 256  # approximate number of frames that are decoded at a time; large pictures take 300 MB
 SHORTEST = 0.01  # seconds; of a window or a stride
-WINDOW_S = 4.0  # seconds of a window for a head whose clips are parts of a whole video
+# Seconds of a window for a head whose clips are parts of a whole video: where the length of the training videos is not
+# known, at least, and at most.
+WINDOW_S, SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 4.0, 0.1, 10.0
 
 TimeSpan = tuple[float, float]  # start and length in seconds
 Clips = list[np.ndarray]  # for each plan uint8 (views, T, 3, size, size)
@@ -58,9 +60,14 @@ class Windows:
         return [(start, self.seconds) for start in starts]
 
 
-def window_of(plan: ViewPlan) -> float:
-    """The seconds of video that a clip of a head spans, which its windows have if nobody says otherwise."""
-    return plan.frames * plan.sampling.interval if plan.sampling.kind == "dense" else WINDOW_S
+def window_of(plan: ViewPlan, seconds: float = WINDOW_S) -> float:
+    """The seconds of video that a clip of a head spans, which its windows have if nobody says otherwise.
+
+    `seconds`: the usual length of the videos that the head was trained on.
+    """
+    if plan.sampling.kind == "dense":
+        return plan.frames * plan.sampling.interval
+    return min(max(seconds, SHORTEST_WINDOW_S), LONGEST_WINDOW_S)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from cover.mixture.schedule import Alternating, Pairing, Schedule, split_batch
 from cover.transforms.base import Transform
 from cover.transforms.mixup import Mixup
 
+MOST_TIMED = 1000  # videos from which their usual length is taken
+
 
 class Mixture:
     """The data sets of a run, in the order of `data.sets`, and the heads that they train.
@@ -141,12 +143,20 @@ class Mixture:
                 "classes_source": each.classes.source,
                 "class_digest": each.classes.digest,
                 "train_samples": len(each.rows),
+                **({"seconds": seconds} if (seconds := _usual_seconds(each)) else {}),
                 "not_ok": {state: count for state, count in each.manifest.counts().items() if count and state != "ok"},
                 "draws_digest": each.manifest.draws_digest(),
                 **({"licence": each.spec.licence} if each.spec.licence else {}),
             }
             for each in self.datasets
         }
+
+
+def _usual_seconds(dataset: MixtureDataset) -> float:
+    """The median length of the training videos, from at most `MOST_TIMED` of them; 0 if there is none."""
+    rows = dataset.rows[:: max(1, len(dataset.rows) // MOST_TIMED)] if dataset.media == "video" else ()
+    lengths = [seconds for row in rows if (seconds := dataset.manifest.row(int(row)).seconds) > 0]
+    return round(float(np.median(lengths)), 2) if lengths else 0.0
 
 
 def class_line(name: str, facts: Mapping[str, Any]) -> str:

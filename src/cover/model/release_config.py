@@ -5,6 +5,7 @@ Every message names the file and the field, in one line.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -145,6 +146,9 @@ def _metadata_from(values: Any, heads: tuple[Head, ...]) -> dict[str, Any]:
                     parse(record[field])
                 except ValueError as error:
                     raise ValueError(f"metadata.datasets.{name}.{field}: {error}") from None
+        seconds = record.get("seconds", 1.0)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            raise ValueError(f"metadata.datasets.{name}.seconds: expected a number above 0, got {show(seconds)}")
     return values
 
 

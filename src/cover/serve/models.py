@@ -12,7 +12,7 @@ import torch
 from cover.errors import UserError
 from cover.evaluation.protocol import ViewPlan
 from cover.inference.predictor import Prediction, Predictor
-from cover.inference.views import window_of
+from cover.inference.views import WINDOW_S
 from cover.media.sampling import Sampling, Views
 from cover.model.heads import NOT_FINITE, Head
 from cover.model.text import PROMPT, ZERO_SHOT, TextClassifier, TextEncoder, check_width, texts_of
@@ -57,9 +57,6 @@ class ServedModel:
             )
             for name, head in self.heads.items()
         }
-        plans = list(self.plans.values())
-        if self.typed and not plans:
-            plans = [self.typed.plan]
         return ModelDescription(
             self.name,
             model.config.family,
@@ -70,7 +67,7 @@ class ServedModel:
             heads,
             list(self.default_heads),
             self.typed is not None,
-            round(max(window_of(plan) for plan in plans), 2),
+            round(max(map(self.predictor.window, self.default_heads), default=WINDOW_S), 2),
         )
 
 
