@@ -28,6 +28,7 @@ from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
 from cover.model.cover import CoVeR
 from cover.model.heads import Head
 from cover.model.release import find_release, read_config
+from cover.training.checkpoint import last_whole
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,7 @@ def test_from_a_mixed_folder_to_a_report(
     assert all(0.5 <= score <= 1 for score in answers.confidence)
     assert [head.name for head in read_config(run).heads] == ["mixed", "known"]
     assert list(cover.Predictor.load(run)(mixed / "serve/0y.png")) == ["mixed"], "not the head of the start"
+    assert f"**{100 * results['new']['value']:.1f}**" in (run / "README.md").read_text(encoding="utf-8")
     (measured,) = results_of_run(run)
     new, base = results["new"], results["baselines"]
     assert (measured.value, measured.low, measured.high) == pytest.approx((new["value"], new["low"], new["high"]))
@@ -124,7 +126,12 @@ def test_files_that_were_added(start: Path, tmp_path: Path, capsys: pytest.Captu
         picture(tmp_path / "set" / ("a", "b")[number % 2] / f"x{number}.png", 40 * number)
     first = cover.fit(tmp_path / "set", tmp_path / "run", start=str(start), folds=3)
     picture(tmp_path / "set/a/x7.png", 250)
+    assert "| set | 6 images |" in (tmp_path / "run/README.md").read_text(encoding="utf-8")
     more = cover.fit(tmp_path / "set", tmp_path / "run", start=str(start), folds=3)
+    assert "| set | 7 images |" in (tmp_path / "run/README.md").read_text(encoding="utf-8")
+    (tmp_path / "run/README.md").write_text("my own card", encoding="utf-8")
+    cover.fit(tmp_path / "set", tmp_path / "run", start=str(start), folds=3)
+    assert (tmp_path / "run/README.md").read_text(encoding="utf-8") == "my own card"
     assert "the files have changed" in capsys.readouterr().err
     assert (first.results["new"]["n_read"], more.results["new"]["n_read"]) == (6, 7)
 
@@ -137,6 +144,7 @@ def test_together_with_another_set(mixed: Path, start: Path, sandbox: Path, tmp_
     assert {head.name for head in read_config(find_release(fitted.run)).heads} >= {"mixed", "imagenet"}
     assert [row["dataset"] for row in fitted.results["old"]] == ["imagenet"]
     assert {"alone", "difference"} <= fitted.results["alone"].keys()
+    assert last_whole(fitted.run) == int(find_release(fitted.run).name.removeprefix("step-")), "not damaged by a card"
 
 
 @pytest.fixture

@@ -156,6 +156,14 @@ def test_a_catalog_for_other_data_is_not_replaced(touch: Callable[..., Path], tm
         write_own_catalog(own_data(OwnRequest(other)), tmp_path / "out", other)
 
 
+def test_columns_that_may_be_groups_are_named(touch: Callable[..., Path]) -> None:
+    folder = touch("table", *(f"{number}.mp4" for number in range(6)))
+    rows = [f"{number}.mp4,{'ab'[number % 2]},court {number // 2},{number},same" for number in range(6)]
+    (folder / "mine.csv").write_text("\n".join(["path,label,Aufnahme,Nummer,Ort", *rows]), encoding="utf-8")
+    (note,) = (note for note in own_data(OwnRequest(folder / "mine.csv")).notes if note.startswith("no groups"))
+    assert "a column (Aufnahme) says" in note
+
+
 def test_lists_of_one_folder_have_runs_of_their_own(touch: Callable[..., Path]) -> None:
     folder = touch("table", "mine.csv", "drop shots.txt", "train.csv")
     names = [default_run(each) for each in (folder, folder / "mine.csv", folder / "drop shots.txt")]

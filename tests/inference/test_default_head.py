@@ -73,6 +73,14 @@ def test_the_others_answer_where_they_are_named(release: Callable[..., Path], ph
     assert [head.name for head in load_heads(folder, ["start"]).heads] == ["start"]
 
 
+def test_a_class_of_another_head_is_explained_where_that_is_named(release: Callable[..., Path], photo: Path) -> None:
+    predictor = Predictor.load(release(default_head="own"))
+    with pytest.raises(UserError, match='own has no class "cat"; --head start has it'):
+        explanations(predictor, str(photo), ExplainOptions(class_name="cat"))
+    _, (only,) = explanations(predictor, str(photo), ExplainOptions(("start",), "cat"))
+    assert (only.prediction.head, only.class_name) == ("start", "cat")
+
+
 def test_a_release_without_one_answers_with_all(release: Callable[..., Path], photo: Path, tmp_path: Path) -> None:
     folder = release()
     assert asked(folder, photo, tmp_path) == ["start", "own"]

@@ -28,6 +28,7 @@ from cover.experiments.add.measure import Evaluator, accuracy, gain_over, split_
 from cover.experiments.add.run import AddOptions, add, default_method, train_missing, write_short_recipe
 from cover.experiments.folds import FoldRequest, divide
 from cover.experiments.own_files import OwnRequest, own_data, write_own_catalog
+from cover.experiments.publish import write_full_card
 from cover.experiments.run_files import read_result, write_result
 from cover.experiments.run_report import write_run_report
 from cover.inference.predictor import Predictor
@@ -121,6 +122,7 @@ def fit(request: FitRequest) -> Fitted:
         results = {**found, "measured_by": why}
     results = {**results, "start": request.start, "place": str(request.own.place), "notes": list(own.notes)}
     write_json(results, request.out / BESIDE / "results.json")
+    write_full_card(request.out)
     return Fitted(request.out, write_run_report(request.out), results)
 
 

@@ -75,13 +75,17 @@ class OwnData:
 
 @dataclass(frozen=True)
 class _Listed:
-    """The samples of a user's files: path and class. `root`: the folder that the paths are below."""
+    """The samples of a user's files: path and class. `root`: the folder that the paths are below.
+
+    `group`: the column that names groups. `may_group`: columns without a known meaning in which some cells are equal.
+    """
 
     entry: dict[str, Any]
     root: Path
     samples: list[tuple[str, str]]
     notes: list[str]
     group: Any = None
+    may_group: tuple[str, ...] = ()
 
 
 def own_data(request: OwnRequest) -> OwnData:
@@ -208,7 +212,7 @@ def _of_lists(form: str, folder: Path, names: dict[str, str], request: OwnReques
         entry["annotations"] = {split: str(folder / name) for split, name in lists.items()}
     if (folder / "classes.txt").is_file() and form == "list":
         entry["classes"] = str(folder / "classes.txt") if root != folder else "classes.txt"
-    return _Listed(entry, root, listed.samples, [*listed.notes, *notes], listed.group)
+    return _Listed(entry, root, listed.samples, [*listed.notes, *notes], listed.group, listed.may_group)
 
 
 def _root_of(folder: Path, paths: Sequence[str], place: Path) -> tuple[Path, list[str]]:
@@ -259,7 +263,8 @@ def _of_table(folder: Path, names: dict[str, str], request: OwnRequest) -> _List
     label = next(name for name in (columns.get("label"), "class", "label", "labels", "classes") if name in cells)
     free = [name for name in cells if name not in {*columns.values(), *own.values(), label, "split"}]
     group = next((name for name in free if _GROUP_COLUMN.fullmatch(name)), None)
-    return _Listed(entry, folder, list(zip(cells[own["path"]], cells[label])), notes, group)
+    may_group = tuple(name for name in free if 1 < len(set(cells[name])) < len(rows))
+    return _Listed(entry, folder, list(zip(cells[own["path"]], cells[label])), notes, group, may_group)
 
 
 def _path_column(cells: dict[str, list[str]], file: str, taken: dict[str, str]) -> str:
@@ -341,9 +346,10 @@ def _group(listed: _Listed, request: OwnRequest, notes: list[str]) -> Any:
                 " group stay on one side of every split; --group none goes without"
             )
             return {"path": pattern}
+    columns = f" ({few(listed.may_group)})" if listed.may_group else ""
     notes.append(
         "no groups found: clips cut from one recording, or of one person, may be on both sides of a split, which"
-        r" flatters the figures; --group '(scene\d+)' or a column says what belongs together"
+        rf" flatters the figures; --group '(scene\d+)' or a column{columns} says what belongs together"
     )
     return None
 

@@ -20,7 +20,8 @@ from cover.evaluation.baselines import TITLES
 from cover.experiments.run_report import read_baselines, top1_of
 from cover.hub import CARD, RepoKind, check_hub_id, upload
 from cover.model.card import CardFacts, CardResult, card, is_edited
-from cover.model.release import find_release, load_release, read_config
+from cover.model.release import find_release, load_release, read_config, write_card
+from cover.model.release_config import COMPLETE
 from cover.model.text import TEXT_FILES, has_text
 from cover.serve.space import FOLDERS, copy_release, export_space
 from cover.yaml_files import show
@@ -91,6 +92,18 @@ def _prepare(request: PushRequest, folder: Path) -> bool:
     facts = CardFacts(request.repo, request.licence, results, has_text(release))
     written.write_text(card(model, model.metadata, facts), encoding="utf-8")
     return False
+
+
+def write_full_card(run: Path) -> None:
+    """Write the model card of a run anew with what it has measured. A card that someone has changed stays.
+
+    That of a checkpoint stays too, because the checkpoint has its digest.
+    """
+    release = find_release(run)
+    if (release / COMPLETE).exists():
+        return
+    model = load_release(release)
+    write_card(release, card(model, model.metadata, CardFacts(results=tuple(results_of_run(run)))))
 
 
 def _show(folder: Path) -> None:

@@ -188,7 +188,9 @@ def _heads(predictor: Predictor, options: ExplainOptions) -> list[Head]:
         return heads
     having = [head for head in heads if class_name in head.classes]
     if not having:
+        others = [head.name for head in known.values() if class_name in head.classes]
         hint = nearest(class_name, [name for head in heads for name in head.classes])
+        hint = f"; --head {others[0]} has it" if others else hint
         raise UserError(f'--class: {", ".join(head.name for head in heads)} has no class "{class_name}"{hint}')
     return having
 

@@ -77,7 +77,7 @@ def pretty(row: ResultRow) -> str:
             text = f"{each['start']:8.2f} - {each['end']:8.2f} s  {each['class']} {each['score']:.1%}"
             lines.append(printable(f"  {'' if number else head:<12} {text}"))
         if not segments:
-            lines.append(printable(f"  {head:<12} no segment"))
+            lines.append(printable(f"  {head:<12} no segment reaches --segments and --shortest"))
     return "\n".join(lines) + "\n"
 
 

@@ -205,7 +205,7 @@ class CoVeR(nn.Module):
         return load_release(find_release(source, revision))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a release: weights, configuration and a model card. An existing card is not replaced."""
+        """Write a release: weights, configuration and a model card. A card that someone has changed stays."""
         from cover.model.release import save_release
 
         save_release(Path(folder), self, self.metadata)

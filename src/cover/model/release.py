@@ -20,7 +20,7 @@ from cover.errors import UserError
 from cover.hub import CARD, check_hub_id, fetch, is_hub_id
 from cover.model.backbone import BackboneOptions
 from cover.model.backbones import Options
-from cover.model.card import card
+from cover.model.card import card, is_edited
 from cover.model.cover import BACKBONE, CoVeR
 from cover.model.heads import Head, head_of
 from cover.model.json_values import parse_json
@@ -56,7 +56,7 @@ def save_release(
     """Write the weights, the configuration, the heads with their class names, `metadata` and a model card.
 
     Low-rank additions are merged. `weights`: copies of the weights, if training changes those of the model meanwhile.
-    An existing model card is not replaced, because its owner may have edited it.
+    A model card that someone has changed is not replaced.
     """
     from safetensors.torch import save_file
 
@@ -74,8 +74,14 @@ def save_release(
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets only the owner read its file
-    if not (folder / CARD).exists():
-        (folder / CARD).write_text(card(model, metadata), encoding="utf-8")
+    write_card(folder, card(model, metadata))
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Write the model card of a release, unless someone has changed the one that is there."""
+    path = folder / CARD
+    if not path.exists() or not is_edited(path.read_text(encoding="utf-8", errors="replace")):
+        path.write_text(text, encoding="utf-8")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
