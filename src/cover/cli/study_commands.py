@@ -372,7 +372,7 @@ def _recompute(args: Namespace) -> int:
 
 @command(
     "report",
-    "write the report of a run again, or the article's tables with your own measured rows",
+    "write the report of a run again, or the published accuracies with your own",
     "cover report runs/mine\n  cover report --benchmarks results.json",
     argument(
         "names",

@@ -1,9 +1,8 @@
-"""The article's tables, with the published rows of `published.yaml` and rows measured by `cover evaluate --json`."""
+"""The page of accuracies: the published ones of `published.yaml`, and those measured by `cover evaluate --json`."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from cover.yaml_files import read_yaml, resolve
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 NEEDED = ("dataset", "variant", "top1", "views", "n_read", "n_listed", "checkpoint", "frames")
-COLUMNS = ("model", "pre-train", "fine-tune", "views", "top-1 %", "source, or read of listed")
+MEASURED = ("model", "data set", "pre-train", "trained on", "views", "top-1 %", "read of listed")
 
 Measured = Mapping[str, Any]  # a row of `cover evaluate --json`
 
@@ -42,49 +41,40 @@ def read_measured(paths: Iterable[Path]) -> list[Measured]:
 def benchmark_page(measured: Sequence[Measured], pretrained: str = "") -> str:
     """The tables as Markdown. `pretrained`: the column pre-train of measured rows."""
     published = resolve(read_yaml(PUBLISHED))
-    of_set: dict[str, list[Measured]] = {}
-    for row in measured:
-        of_set.setdefault(_set_of(row["dataset"], published["sets"]), []).append(row)
     parts = [
         "# Published and measured accuracies",
-        "Made by `cover report --benchmarks`: the published figures, each with its source, and in bold what was"
-        " measured here, from the given files of `cover evaluate --json`. Views are clips in time x crops in space, of"
-        " published rows those on Kinetics. Copies of a data set differ by thousands of clips, so a measured row says"
-        " how many were read.",
+        "Top-1 in %. `cover report --benchmarks RESULTS` writes this page, with the results of `cover evaluate --json`"
+        " in a second table.",
+        "## Published",
+        "Models are fine-tuned on each set alone, where nothing else is said. Views, those on Kinetics, are clips in"
+        " time x crops in space.",
+        _published(published),
     ]
-    for key, each in published["sets"].items():
-        rows = [_published_row(model, key) for model in published["models"] if key in model]
-        parts.append(_table(f"## {each['title']}", rows + _measured_rows(of_set.pop(key, []), pretrained)))
-    if of_set:
-        others = [row for rows in of_set.values() for row in rows]
-        parts.append(_table("## Other data sets", _measured_rows(others, pretrained, with_set=True)))
-    parts.append(_transfers(published))
-    parts.append("## Sources")
+    if measured:
+        rows = [_measured_row(row, pretrained) for row in measured]
+        parts += ["## Measured", "Copies of a data set differ by thousands of clips: compare how many were read."]
+        parts.append(_table(MEASURED, rows))
+    parts += ["## Transfer of the co-trained model, published", _transfers(published), "## Sources"]
     parts.append("\n".join(f"- {key}: {text}" for key, text in published["sources"].items()))
     return "\n\n".join(parts) + "\n"
 
 
-def _set_of(name: str, sets: Mapping[str, Any]) -> str:
-    """The key of a published data set; the name itself for others."""
-    return next((key for key, each in sets.items() if re.fullmatch(each["pattern"], name.lower())), f" {name}")
+def _published(published: Mapping[str, Any]) -> str:
+    sets: Mapping[str, str] = published["sets"]
+    rows = []
+    for model in published["models"]:
+        name = ", ".join(filter(None, (model["model"], model.get("finetune"))))
+        figures = [f"{model[key]:.1f}" if key in model else "" for key in sets]
+        rows.append([name, model["pretrain"], model["views"], *figures, ", ".join(model["source"])])
+    return _table(("model", "pre-train", "views", *sets.values(), "source"), rows)
 
 
-def _published_row(model: Mapping[str, Any], key: str) -> list[str]:
-    finetune = model.get("finetune", "that set alone")
-    figures = [model["views"] or "-", f"{model[key]:.1f}", ", ".join(model["source"])]
-    return [model["model"], model["pretrain"], finetune, *figures]
-
-
-def _measured_rows(rows: Iterable[Measured], pretrained: str, with_set: bool = False) -> list[list[str]]:
-    lines = []
-    for row in rows:
-        folder = Path(row["checkpoint"])
-        name = f"**{folder.name}**" + (f", {row['dataset']}" if with_set else "")
-        ends = row.get("top1_interval") or {"low": None, "high": None}
-        figure = with_interval(row["top1"], ends["low"], ends["high"]).replace("%", "", 1)
-        read = f"measured, {row['n_read']:,} of {row['n_listed']:,}"
-        lines.append([name, pretrained, _trained_on(folder), f"{row['views']}, {row['frames']} frames", figure, read])
-    return lines
+def _measured_row(row: Measured, pretrained: str) -> list[str]:
+    folder = Path(row["checkpoint"])
+    ends = row.get("top1_interval") or {"low": None, "high": None}
+    figure = with_interval(row["top1"], ends["low"], ends["high"]).replace("%", "", 1)
+    views, read = f"{row['views']}, {row['frames']} frames", f"{row['n_read']:,} of {row['n_listed']:,}"
+    return [folder.name, row["dataset"], pretrained, _trained_on(folder), views, figure, read]
 
 
 def _trained_on(folder: Path) -> str:
@@ -96,14 +86,13 @@ def _trained_on(folder: Path) -> str:
 
 
 def _transfers(published: Mapping[str, Any]) -> str:
-    titles = {key: each["title"] for key, each in published["sets"].items()}
-    rows = [[titles[row["target"]], row["source"], f"+{row['ahead']:.1f}"] for row in published["transfer"]]
-    columns = ("fine-tuned on", "against a model of", "points ahead")
-    text = _table("## Transfer of the co-trained model, published", rows, columns)
+    sets: Mapping[str, str] = published["sets"]
+    rows = [[sets[row["target"]], row["source"], f"+{row['ahead']:.1f}"] for row in published["transfer"]]
+    text = _table(("fine-tuned on", "against a model of", "points ahead"), rows)
     return f"{text}\n\nFrom the blog article. `cover transfer` and `cover study` measure the same on your data sets."
 
 
-def _table(title: str, rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [columns, ["---"] * len(columns), *body]
-    return "\n".join([title, "", *(f"| {' | '.join(line)} |" for line in lines)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
