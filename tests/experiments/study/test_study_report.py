@@ -542,6 +542,11 @@ def test_a_gain_is_shown_by_better_alone() -> None:
     assert outcomes("b", *rows[1:])[0] == "not shown, in part the opposite"
 
 
+@pytest.mark.parametrize("verdict", ["better", "not worse", "worse", "no difference shown"])
+def test_one_seed_decides_no_claim(verdict: str) -> None:
+    assert outcomes("a", comparison("x", verdict, seeds=1)) == 2 * ["not decided by one seed"]
+
+
 def test_a_set_in_several_settings_is_counted() -> None:
     rows = [comparison("x", "better", "b", family=str(number)) for number in range(3)] + [
         comparison("x", "worse", "b", family="last")

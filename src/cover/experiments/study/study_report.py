@@ -63,6 +63,7 @@ WORTH = {  # arms of the comparisons of the worth of a data set: the title of th
     WITH: "What it adds to the target alone",
 }
 SHOWN, NOT_SHOWN, OPPOSITE = "shown", "not shown", "the opposite shown"
+ONE_SEED = "not decided by one seed"  # a claim is about the way of training, and another seed is another model
 AGAINST_ALONE = {"better": (" ▲", "lead"), "worse": (" ▼", "behind")}  # sign and class of the style sheet
 CLASSES_SHOWN = 6  # at each end of a list of classes
 
@@ -164,6 +165,8 @@ def _comparisons_of(summary: StudyRow, claim: str) -> list[StudyRow]:
 
 
 def _outcome(claim: str, row: StudyRow) -> str:
+    if row["seeds"] == 1:
+        return ONE_SEED
     return SHOWN if row["verdict"] in CLAIMS[claim][1] else OPPOSITE if row["verdict"] == "worse" else NOT_SHOWN
 
 
@@ -185,7 +188,7 @@ def _target_cell(outcomes: Sequence[str]) -> Cell:
         return Cell(None)
     if len(set(outcomes)) == 1:
         return _outcome_cell(outcomes[0])
-    counts = {each: outcomes.count(each) for each in (SHOWN, NOT_SHOWN, OPPOSITE)}
+    counts = {each: outcomes.count(each) for each in (SHOWN, NOT_SHOWN, OPPOSITE, ONE_SEED)}
     text = ", ".join(f"{each} in {count} of {len(outcomes)}" for each, count in counts.items() if count)
     return Cell(text, "settings", "said")
 
