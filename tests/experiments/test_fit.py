@@ -107,6 +107,7 @@ def test_from_a_mixed_folder_to_a_report(
     assert f"12 samples of mixed, of all splits, are divided into {results['new']['folds']} parts" in page
     assert all(NOTES[each["kind"]] in html.unescape(page) for each in results["candidates"])
     assert "cover report" not in page, "it was just written"
+    assert "cover train" not in page + output.err, "a fitted head would be trained again, much more slowly"
     assert f"cover explain {run} FILE" in page
     assert ">steps<" not in page, "a fitted head has none"
 

@@ -102,6 +102,7 @@ def fit(args: Namespace) -> int:
         raise UserError("--folds: 1 is no division; give 2 or more, or 0 for one split")
     columns = read_pairs("--columns", args.columns, "OURS=THEIRS")
     own = OwnRequest(args.data, args.group, args.media, columns)
+    from cover.experiments.add.best_head import is_fitted
     from cover.experiments.fit import FitRequest, fit, print_fitted
 
     request = FitRequest(
@@ -125,7 +126,8 @@ def fit(args: Namespace) -> int:
     give(fitted.results, args.json, show)
     say_next("predict", request.out, "FILE")
     say_next("serve", request.out, "--page")
-    say_next("train", fitted.results["recipe"], "--out", request.out.with_name(f"{request.out.name}_2"))
+    if not is_fitted(fitted.results):
+        say_next("train", fitted.results["recipe"], "--out", request.out.with_name(f"{request.out.name}_2"))
     new = fitted.results["new"]
     return 1 if new["n_read"] < new["n_listed"] else 0
 

@@ -294,6 +294,8 @@ def _dev_panels(record: RunRecord) -> list[Panel]:
 
 
 def _protocol(record: RunRecord) -> Table:
+    from cover.experiments.add.best_head import is_fitted
+
     facts = {
         "run": str(record.run),
         "cover": __version__,
@@ -308,19 +310,12 @@ def _protocol(record: RunRecord) -> Table:
         facts["start"] = record.results.get("start") or record.results["checkpoint"]
     if record.recipe:
         facts["seed"] = str(record.recipe.seed)
-        if not _is_fitted(record.results):  # that has no steps
+        if not is_fitted(record.results):  # that has no steps
             facts |= {"steps": str(record.recipe.steps), "batch": str(record.recipe.batch)}
     for each in record.answers:
         facts[f"{each.dataset}, read of listed"] = f"{len(each.rows):,} of {each.listed:,} ({each.measured})"
     facts |= {f"network of {record.run.name}": _network(record)} if _network(record) else {}
     return Table([], [[Cell(key), Cell(value)] for key, value in facts.items()], kind="small facts")
-
-
-def _is_fitted(results: Mapping[str, Any]) -> bool:
-    """Whether the head of a run was fitted, not trained step by step."""
-    from cover.experiments.add.best_head import FITTED
-
-    return any(each["kind"] in FITTED for each in (results.get("candidates") or [])[:1])
 
 
 _FACTS = {"views": "views", "frames of a clip": "frames", "clip sampling": "sampling", "class list": "class_digest"}
@@ -384,10 +379,12 @@ def _most_confused(answers: Answers) -> str:
 
 
 def _commands(record: RunRecord) -> list[str]:
+    from cover.experiments.add.best_head import is_fitted
+
     run, results = record.run, record.results
     words: list[list[Any]] = [["predict", run, "FILE"], ["explain", run, "FILE"], ["serve", run, "--page"]]
-    if results.get("recipe"):
+    if results.get("recipe") and not is_fitted(results):  # training such a head step by step would gain nothing
         words.append(["train", results["recipe"], "--out", run.with_name(f"{run.name}_2")])
-    elif record.recipe:
+    elif record.recipe and not results:
         words.append(["train", run / RECIPE, "--out", run.with_name(f"{run.name}_2"), "--optimizer.lr", "3e-4"])
     return [shlex.join(["cover", *map(str, each)]) for each in words]

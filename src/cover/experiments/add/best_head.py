@@ -78,6 +78,11 @@ FITTED: frozenset[HeadKind] = frozenset(["linear", "quarters"])  # the kinds tha
 DTYPES: dict[HeadKind, Dtype] = {"attentive": "float32", "late_block": "float16"}
 
 
+def is_fitted(results: Mapping[str, Any]) -> bool:
+    """Whether the head that was kept was fitted, not trained step by step. `results`: of `cover fit` or `cover add`."""
+    return any(each["kind"] in FITTED for each in (results.get("candidates") or [])[:1])
+
+
 def simplest(candidates: Sequence[Candidate], samples: int) -> Candidate:
     """The first candidate that no later one exceeds by more than a standard error.
 
