@@ -185,6 +185,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert [line["step"] for line in log_of(run)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("listed", [False, True], ids=["this version", "an earlier version, which listed the card"])
+def test_an_edited_model_card_is_no_damage(run: Path, listed: bool) -> None:
+    folder = checkpoint(run, 6)
+    facts = json.loads((folder / "complete.json").read_text(encoding="utf-8"))
+    assert "model.safetensors" in facts["files"]
+    assert "README.md" not in facts["files"]
+    if listed:
+        facts["files"]["README.md"] = {"bytes": 1, "sha256": ""}
+        (folder / "complete.json").write_text(json.dumps(facts), encoding="utf-8")
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        card.write("\nOur own words.\n")
+    assert problem_of(folder) == ""
+
+
 def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(run: Path) -> None:
     for step in (2, 4, 6):
         flip_a_bit(checkpoint(run, step))

@@ -219,7 +219,7 @@ def _probability(text: str) -> float:
         const=0.5,
         metavar="P",
         help="the stretches of a video in which a class has this probability, in place of a row for each window"
-        " (default of P: 0.5; of --window: the span of a clip)",
+        " (default of P: 0.5; of --window: the length of the training clips, at most 10 s)",
     ),
     argument("--leave", type=float, metavar="P", help="a segment ends below this probability (default: 0.6 of P)"),
     argument("--gap", type=float, default=0.0, metavar="S", help="join segments of a class so many seconds apart"),

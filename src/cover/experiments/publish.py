@@ -21,7 +21,6 @@ from cover.experiments.run_report import read_baselines, top1_of
 from cover.hub import CARD, RepoKind, check_hub_id, upload
 from cover.model.card import CardFacts, CardResult, card, is_edited
 from cover.model.release import find_release, load_release, read_config, write_card
-from cover.model.release_config import COMPLETE
 from cover.model.text import TEXT_FILES, has_text
 from cover.serve.space import FOLDERS, copy_release, export_space
 from cover.yaml_files import show
@@ -95,13 +94,8 @@ def _prepare(request: PushRequest, folder: Path) -> bool:
 
 
 def write_full_card(run: Path) -> None:
-    """Write the model card of a run anew with what it has measured. A card that someone has changed stays.
-
-    That of a checkpoint stays too, because the checkpoint has its digest.
-    """
+    """Write the model card of a run anew with what it has measured. A card that someone has changed stays."""
     release = find_release(run)
-    if (release / COMPLETE).exists():
-        return
     model = load_release(release)
     write_card(release, card(model, model.metadata, CardFacts(results=tuple(results_of_run(run)))))
 

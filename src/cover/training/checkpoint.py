@@ -2,7 +2,7 @@
 
 A checkpoint is a folder. It contains a release (`model.safetensors`, `config.json`) for everyone. The subfolder `state`
 has the training state in the format of torch.distributed.checkpoint, which `cover.training.state_reader` reads. The
-file `complete.json` is written last. It has the size and the digest of all other files. A checkpoint without it, or
+file `complete.json` is written last. It has the size and the digest of all other files but the model card. A checkpoint without it, or
 with other files than it lists, is not used.
 """
 
@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
 from cover.console import say
 from cover.distributed import ProcessGroup
 from cover.errors import UserError
+from cover.hub import CARD
 from cover.model.cover import CoVeR
 from cover.model.json_values import parse_json
 from cover.model.release import CHECKPOINTS, save_release, steps_saved
@@ -212,7 +213,8 @@ def _make_empty(folder: Path) -> None:
 def _finish(job: SaveJob, beside: Path, final: Path, run: Path) -> None:
     """Write the release and the digests, rename the folder, then delete old checkpoints."""
     save_release(beside, job.model, job.metadata, job.weights)
-    files = {str(path.relative_to(beside)): _print_of(path) for path in sorted(beside.rglob("*")) if path.is_file()}
+    paths = [path for path in sorted(beside.rglob("*")) if path.is_file() and path != beside / CARD]
+    files = {str(path.relative_to(beside)): _print_of(path) for path in paths}
     _write_synced(beside / COMPLETE, json.dumps({**job.facts, "files": files}, indent=1) + "\n")
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
@@ -293,10 +295,15 @@ def last_whole(run: Path) -> int:
 
 
 def problem_of(folder: Path) -> str:
-    """The problem with the files of a checkpoint; empty if they are complete and unchanged."""
+    """The problem with the files of a checkpoint; empty if they are complete and unchanged.
+
+    The model card is text that people may edit. Earlier versions listed it too.
+    """
     try:
         listed = read_facts(folder)["files"]
         for name, wanted in listed.items():
+            if name == CARD:
+                continue
             if (folder / name).stat().st_size != wanted["bytes"]:
                 return f"{name} is cut short or changed"
             if _print_of(folder / name) != wanted:
