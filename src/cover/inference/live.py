@@ -213,7 +213,8 @@ class _Streams:
 class LiveRequest:
     """A prediction of the `top` most likely classes of `heads` (None: the default ones) every `stride` seconds.
 
-    `window`: seconds of video that it rests on; None for the usual length of the training clips of each head, at most 10 s.
+    `window`: seconds of video that it rests on; None for the usual length of the training clips of each head, at most
+    10 s.
     """
 
     top: int = 5

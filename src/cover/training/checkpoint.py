@@ -2,8 +2,8 @@
 
 A checkpoint is a folder. It contains a release (`model.safetensors`, `config.json`) for everyone. The subfolder `state`
 has the training state in the format of torch.distributed.checkpoint, which `cover.training.state_reader` reads. The
-file `complete.json` is written last. It has the size and the digest of all other files but the model card. A checkpoint without it, or
-with other files than it lists, is not used.
+file `complete.json` is written last. It has the size and the digest of all other files but the model card. A checkpoint
+without it, or with other files than it lists, is not used.
 """
 
 from __future__ import annotations
