@@ -20,7 +20,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+# cover sets how threads wait, unless torch, which `_measure` imports, is there already.
+if not os.environ.get("COVER_AS_TORCH"):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+    importlib.import_module("cover")
 
 from _measure import show, write
 
@@ -42,8 +48,6 @@ NEIGHBOUR = "while True: pass"
 
 def child(seconds: float) -> None:
     """Train `mini` on random pixels for some seconds, and print the steps a second."""
-    # cover sets how threads wait, unless torch is there already.
-    importlib.import_module("torch" if os.environ.get("COVER_AS_TORCH") else "cover")
     import torch
 
     from cover.machine import reuse_memory
@@ -83,6 +87,7 @@ def neighbours(count: int) -> Iterator[None]:
 
 def steps_a_second(way: str, seconds: float) -> float:
     """The steps a second of one process with the environment of a way."""
+    # The parent's own cover has set variables of OURS too.
     environment = {name: value for name, value in os.environ.items() if name not in OURS} | WAYS[way]
     command = [sys.executable, __file__, "--child", str(seconds)]
     printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
