@@ -31,6 +31,10 @@ def interval(gain, sources):
     sizes, mean, seeds, count = member.sum(0), gain.mean(), len(gain), len(names)
     cells = (gain @ member - mean * sizes) * count / sizes.sum()
     of_seed, of_source = cells.mean(1), cells.mean(0)
+    if seeds == 1:  # over sources alone; the least error is that of one clip better and one worse
+        t = stats.t.ppf(0.975, max(1, sizes.sum() ** 2 / np.sum(sizes**2) - 1))
+        half = t * max(cells.var(ddof=1) / count, 2 / gain.shape[1] ** 2) ** 0.5
+        return mean, mean - half, mean + half
     ms_seed = count * np.sum(of_seed**2) / (seeds - 1)
     ms_source = seeds * np.sum(of_source**2) / (count - 1)
     ms_rest = np.sum((cells - of_seed[:, None] - of_source) ** 2) / ((seeds - 1) * (count - 1))
