@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,14 @@ settings.load_profile("cover")
 torch.set_num_threads(1)  # the tests run side by side, and their models are too small for threads
 
 MakeSet = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers in every run of a test, also where it draws weights without a seed of its own."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

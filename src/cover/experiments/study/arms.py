@@ -293,6 +293,7 @@ def base_recipe(study: Study, seed: int, lr: float) -> Recipe:
         optimizer=replace(study.optimizer, lr=lr),
         seed=seed,
         label_smoothing=study.label_smoothing,
+        precision=study.precision,
         cache=study.cache,
         device=study.device,
         workers=0,

@@ -131,6 +131,7 @@ class Study:
     optimizer: Optimizer = option(Optimizer(), "as in a recipe; lrs replaces its lr")
     augment: Augment = option(Augment(), "as in a recipe")
     label_smoothing: float = option(0.0, "as in a recipe")
+    precision: Literal["fp32", "bf16"] = option("fp32", "as in a recipe; models are measured in fp32")
     cache: Cache = option(Cache(), "as in a recipe; all runs share it")
     stills: int = option(4, "number of images of each training clip of the target, in the arm stills")
     transfer: Transfer = option(Transfer(), "transfers from other models to targets")
