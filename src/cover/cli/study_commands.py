@@ -32,8 +32,8 @@ _HEADS = argument(
     metavar="KIND",
     nargs="+",
     choices=["linear", "quarters", "attentive", "late_block"],
-    help="heads to try on the fixed network: linear, quarters, attentive, late_block (default: all for videos; over"
-    " folds without late_block, which takes longest)",
+    help="heads to try on the fixed network: linear, quarters, attentive, late_block (default: all for videos,"
+    " linear and late_block for images; over folds without late_block, and in fit without attentive)",
 )
 
 
