@@ -1,4 +1,4 @@
-"""docs/sandbox.md: its commands run, and its tables have the settings of the code."""
+"""docs/sandbox.md: its commands run, and its table has the settings of the code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from cover.cli import main
 from cover.synthetic.content import CLASSES
-from cover.synthetic.settings import DIALS, DIFFICULTIES, Settings, dials
+from cover.synthetic.settings import DIALS, Settings, dials
 
 PAGE = (Path(__file__).parents[2] / "docs/sandbox.md").read_text(encoding="utf-8")
 TINY = ["--size", "0.001", "--val", "1", "--workers", "0"]
@@ -22,14 +22,6 @@ def table(first: str) -> dict[str, list[str]]:
     (body,) = re.findall(rf"^\| {first} \|.*\n\|[-:| ]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in body.splitlines()]
     return {row[0].strip("` "): row[1:] for row in rows}
-
-
-def test_the_dials_are_those_of_the_code() -> None:
-    rows = table("dial")
-    assert tuple(rows) == DIALS
-    for name, (*_, easy, medium, hard) in rows.items():
-        values = [DIFFICULTIES[difficulty][name] for difficulty in ("easy", "medium", "hard")]
-        assert [float(cell) for cell in (easy, medium, hard)] == values
 
 
 def test_the_counts_are_those_of_the_code() -> None:
