@@ -24,6 +24,29 @@ torch.set_num_threads(1)  # the tests run side by side, and their models are too
 
 MakeSet = Callable[..., Path]
 
+# Files that take half a minute or more. They begin first, so that no process is left with one of them at the end.
+LONG = (
+    "experiments/test_demo.py",
+    "planning/test_estimate.py",
+    "experiments/test_adding_pages.py",
+    "experiments/test_best_head.py",
+    "test_docs.py",
+    "test_processes.py",
+    "mixture/test_alternating.py",
+    "mixture/test_prefix_cache.py",
+    "synthetic/test_shortcuts.py",
+    "evaluation/test_baselines.py",
+    "inference/test_ray_engine.py",
+    "datasets/test_ray_cluster.py",
+    "training/test_checkpoint.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    files = {tests / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: files.get(item.path, len(files)))
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

@@ -180,7 +180,7 @@ def test_folds_of_a_trained_head(
     fit_on: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each fold trains on samples of the other groups only, all from one cache, and so does the final head on all."""
-    monkeypatch.setattr(best_head, "STEPS", 20)
+    monkeypatch.setattr(best_head, "LATE_BLOCK_STEPS", 4)
     more = ("--folds", 2, "--group", r"(shot\d)", "--heads", "late_block", "--json", tmp_path / "results.json")
     assert fit_on(pictures, *more)[0] == 0
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ def test_trained_heads_of_a_plain_transformer(
 ) -> None:
     """Only the new part of the network and the new head are trained. The other head keeps its answers where it can."""
     monkeypatch.setattr(best_head, "STEPS", 4)
+    monkeypatch.setattr(best_head, "LATE_BLOCK_STEPS", 4)
     config = vit_config("dinov2_b14", width=32, depth=2, attention_heads=2, hidden=64, size=28, frames=4)
     old = CoVeR(config, (Head("known", ("a", "b")),), metadata={"frames": 4, "datasets": {}})
     old.save_pretrained(tmp_path / "start")
