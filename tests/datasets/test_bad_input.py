@@ -21,7 +21,6 @@ import pytest
 
 from cover.cli import main
 
-PAGE = Path(__file__).parents[2] / "docs/indexing.md"
 KINETICS = "label,youtube_id,time_start,time_end,split\n"
 LISTS: dict[str, dict[str, str]] = {
     "kinetics": {
@@ -430,16 +429,3 @@ def test_class_folder_that_is_named_by_no_wnid(bench: Bench) -> None:
     assert result["warnings"] == [
         f"left out, for their names are no wnids: caf\\udce9, n0001 in {bench.root / 'train'}"
     ]
-
-
-def test_the_page_has_what_is_said() -> None:
-    """Between the words in capitals, which stand for what differs, the page's table has the words of the messages."""
-    table = re.findall(r"^\|[^|]+\| (.+) \| [012] \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    said = [message for cell in table for message in re.findall("`([^`]{10,})`", cell)]
-    source = "".join(path.read_text(encoding="utf-8") for path in (PAGE.parents[1] / "src/cover").rglob("*.py"))
-    assert len(said) > 5
-    stands_for_another = re.compile(
-        r"[^A-Za-z]*(\b[A-Z]{4,}\b|row N)[^A-Za-z]*|[:;] (?=[A-Za-z])|Permission denied|No such file.*"
-    )
-    for words in (words for message in said for words in stands_for_another.sub("\n", message).split("\n")):
-        assert words in source, words
