@@ -21,6 +21,7 @@ from cover.evaluation.statistics import (
     holm,
     in_common,
     judge,
+    look_levels,
     over_seeds,
     pooled,
     proportion,
@@ -57,7 +58,7 @@ def test_the_interval_of_independent_samples_is_the_binomials() -> None:
     result = proportion(right, np.arange(2000))
     binomial = stats.binomtest(int(right.sum()), 2000).proportion_ci(method="wilson")
     assert result.value == right.mean()
-    assert (result.low, result.high) == pytest.approx((binomial.low, binomial.high), abs=5e-4)
+    assert (result.low, result.high) == pytest.approx((binomial.low, binomial.high), abs=1e-3)
 
 
 def test_copies_of_a_sample_add_nothing() -> None:
@@ -217,6 +218,53 @@ def test_signs_of_seeds_by_hand() -> None:
         (values,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
     )
     assert sign_flip(values[:, None]) == pytest.approx(reference.pvalue)
+
+
+# --- two looks ---
+
+
+def test_the_levels_of_two_looks_are_the_published_ones() -> None:
+    """C = 1.977 for two looks (Jennison and Turnbull, Group Sequential Methods, 2000, table 2.3)."""
+    early, last = look_levels(0.5)
+    assert stats.norm.ppf((1 + last) / 2) == pytest.approx(1.977, abs=1e-3)
+    assert stats.norm.ppf((1 + early) / 2) == pytest.approx(1.977 * 2**0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("fraction", [0.4, 0.5, 0.8])
+def test_two_looks_together_err_as_often_as_one_test(fraction: float) -> None:
+    early, last = (stats.norm.ppf((1 + level) / 2) for level in look_levels(fraction))
+    correlation = fraction**0.5
+    means = stats.multivariate_normal([0, 0], [[1, correlation], [correlation, 1]])
+    within = means.cdf([early, last], lower_limit=[-early, -last])
+    assert 1 - within == pytest.approx(0.05, abs=1e-4)
+
+
+@pytest.mark.parametrize("cell", [(10, 100, 1, 0.1, 0.0), (10, 100, 5, 0.05, 0.3), (6, 100, 1, 0.1, 0.3)])
+def test_a_look_at_half_of_the_seeds_does_not_reject_a_true_null_more_often(
+    simulation: Any, cell: tuple[Any, ...]
+) -> None:
+    rng, seeds = np.random.default_rng(0), cell[0] // 2
+    early, last = look_levels(seeds / cell[0])
+    twice = once = 0
+    for _ in range(400):
+        ours, theirs, sources = simulation.NullCell(*cell).study(rng)
+        half, whole = (difference(ours[:count], theirs[:count], sources) for count in (seeds, cell[0]))
+        assert half.p is not None
+        assert whole.p is not None
+        twice += half.p < 1 - early or whole.p < 1 - last
+        once += whole.p < 0.05
+    assert twice - once <= 4  # of 400; 1 in all is expected
+    assert twice > 0
+
+
+def test_a_wider_interval_at_a_higher_level() -> None:
+    rng = np.random.default_rng(0)
+    gain = rng.normal(0.1, 0.2, (8, 40))
+    low, high = (difference(gain, 0 * gain, np.arange(40), level) for level in (0.95, 0.9948))
+    assert low.p == high.p is not None
+    assert high.low < low.low < low.high < high.high  # type: ignore[operator]
+    assert verdict(low, 0.02, 0.5) == "better"
+    assert verdict(low, 0.02, 0.5, 0.9948) == "not worse"
 
 
 # --- tests ---

@@ -17,6 +17,7 @@ from commands import Command
 
 from cover.cli import main
 from cover.evaluation.evaluate import evaluate_release
+from cover.evaluation.statistics import look_levels
 
 TEXT = """
 catalog: {catalog}
@@ -271,6 +272,30 @@ def test_a_pilot_chooses_the_epochs_with_seeds_of_its_own(
     assert {(row["epochs"], len(row["by_seed"])) for row in result["pilot"]["rows"]} == {(0.5, 2), (1, 2)}
     assert {run["seed"] for run in result["runs"]} == {0}
     assert "none passes" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("margin", "stopped"), [(0.99, True), (0.0, False)])
+def test_a_look_at_half_of_the_seeds(
+    sandbox: Path, tmp_path: Path, margin: float, stopped: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It ends the study if all claims are decided, and then the levels are those of two looks."""
+    text = write(tmp_path, sandbox).read_text().replace("videos_images]", "videos]").replace("images: [imagenet]\n", "")
+    text = text.replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3, 4, 5]").replace("margin: 0.05", f"margin: {margin}")
+    file = tmp_path / "study.yaml"
+    file.write_text(text + "look: true\nlrs: [1.0e-30]\n", encoding="utf-8")
+    assert main(["study", str(file), "--jobs", "1"]) == 0
+    summary = json.loads((tmp_path / "study/results.json").read_text(encoding="utf-8"))
+    early, last = look_levels(0.5)
+    level = early if stopped else last
+    assert summary["look"] == {"seeds": 3, "planned": 6, "level": level, "stopped": stopped}
+    assert {row["level"] for row in summary["comparisons"]} == {level}
+    assert {row["seeds"] for row in summary["comparisons"]} == {3 if stopped else 6}
+    assert len(list((tmp_path / "study/results").iterdir())) == 2 * (3 if stopped else 6)
+    assert "A look at 3 of 6 seeds" in (tmp_path / "study/report.md").read_text(encoding="utf-8")
+    before = (tmp_path / "study/results.json").read_bytes()
+    assert main(["study", "--recompute", str(tmp_path / "study")]) == 0
+    assert json.loads(before)["comparisons"] == json.loads((tmp_path / "study/results.json").read_text())["comparisons"]
+    capfd.readouterr()
 
 
 def test_the_worth_of_each_data_set(done: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -212,8 +212,10 @@ def _between_sizes(study: Study) -> list[Comparison]:
 # --- results of the comparisons ---------------------------------------------------------------------------------------
 
 
-def compare(study: Study, arms: Mapping[Key, ArmResults], transfers: Mapping[Key, ArmResults]) -> list[dict[str, Any]]:
-    """One row for each comparison, as JSON values.
+def compare(
+    study: Study, arms: Mapping[Key, ArmResults], transfers: Mapping[Key, ArmResults], level: float = LEVEL
+) -> list[dict[str, Any]]:
+    """One row for each comparison, as JSON values. `level`: of its interval and its verdict.
 
     A row has the difference of top-1 (0 to 1) with its interval, the p-value without and with Holm's correction within
     the family, the exact p-value over the signs of seeds (null for few seeds), the verdict, and the detectable
@@ -224,8 +226,10 @@ def compare(study: Study, arms: Mapping[Key, ArmResults], transfers: Mapping[Key
     for family in dict.fromkeys(each.family for each in comparisons):
         members = {each.name: each for each in comparisons if each.family == family}
         gains = {name: _gain(each, arms, transfers) for name, each in members.items()}
-        estimates = {name: difference(gain, np.zeros_like(gain), sources) for name, (gain, sources) in gains.items()}
-        for name, (p, word) in judge(estimates, study.margin).items():
+        estimates = {
+            name: difference(gain, np.zeros_like(gain), sources, level) for name, (gain, sources) in gains.items()
+        }
+        for name, (p, word) in judge(estimates, study.margin, level).items():
             (gain, sources), estimate = gains[name], estimates[name]
             rows.append(
                 {
@@ -234,7 +238,7 @@ def compare(study: Study, arms: Mapping[Key, ArmResults], transfers: Mapping[Key
                     "low": estimate.low,
                     "high": estimate.high,
                     "error": estimate.error,
-                    "level": LEVEL,
+                    "level": level,
                     "p": estimate.p,
                     "p_holm": p,
                     "p_sign_flip": sign_flip(gain),
@@ -249,16 +253,22 @@ def compare(study: Study, arms: Mapping[Key, ArmResults], transfers: Mapping[Key
     return rows
 
 
-def pool(rows: Sequence[Mapping[str, Any]], margin: float) -> list[dict[str, Any]]:
+def decided(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether every comparison of a claim, and not only of a control, has a verdict."""
+    return all(row["verdict"] != "no difference shown" for row in rows if row["claim"] not in ("control", "worth"))
+
+
+def pool(rows: Sequence[Mapping[str, Any]], margin: float, level: float = LEVEL) -> list[dict[str, Any]]:
     """One row for each family with several targets: the mean difference over the targets, as random effects."""
     result = []
     for family in dict.fromkeys(row["family"] for row in rows if row["claim"] != "c"):
         own = [row for row in rows if row["family"] == family]
-        mean = pooled([Estimate(row["difference"], row["low"], row["high"], row["p"], row["error"]) for row in own])
+        estimates = [Estimate(row["difference"], row["low"], row["high"], row["p"], row["error"]) for row in own]
+        mean = pooled(estimates, level)
         if mean is not None and len({row["target"] for row in own}) == len(own):
             names = {key: own[0][key] for key in ("family", "claim", "ours", "theirs", "size", "origin")}
             estimate = Estimate(mean.value, mean.low, mean.high, mean.p)
-            word = judge({family: estimate}, margin)[family][1]
+            word = judge({family: estimate}, margin, level)[family][1]
             result.append({**names, "difference": mean.value, **asdict(mean), "verdict": word})
     return result
 

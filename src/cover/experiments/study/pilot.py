@@ -61,7 +61,7 @@ def pilot_study(study: Study, size: Size, epochs: float) -> Study:
     arms = study.pilot.arms or [arm for arm in ("alone", *fullest) if arm in study.arms]
     sizes = {f"pilot{epochs:g}": replace(size, epochs=epochs, arms=[])}
     changes: dict[str, Any] = {"arms": arms, "sizes": sizes, "seeds": study.pilot.seeds}
-    return replace(study, pilot=Pilot(), transfer=Transfer(), probes=[], **changes)
+    return replace(study, pilot=Pilot(), look=False, transfer=Transfer(), probes=[], **changes)
 
 
 def _rows(

@@ -11,7 +11,7 @@ import numpy as np
 from cover import config
 from cover.console import say, write_json
 from cover.errors import UserError
-from cover.evaluation.statistics import Estimate, detectable_over_seeds, judge, over_seeds, sign_flip
+from cover.evaluation.statistics import LEVEL, Estimate, detectable_over_seeds, judge, over_seeds, sign_flip
 from cover.experiments.run_files import read_result
 from cover.experiments.study.answers import ANSWERS, read_answers
 from cover.experiments.study.comparisons import compare, pool, results_by_arm
@@ -60,8 +60,9 @@ def _from_answers(summary: dict[str, Any], folder: Path) -> None:
     for kind, key in KINDS.items():
         for row in summary[key]:
             row.update(of_kind[kind][row["arm"], row["dataset"], row["size"], row["origin"]].estimate())
-    summary["comparisons"] = compare(study, of_kind["arm"], of_kind["transfer"])
-    summary["pooled"] = pool(summary["comparisons"], study.margin)
+    level = (summary.get("look") or {}).get("level", LEVEL)
+    summary["comparisons"] = compare(study, of_kind["arm"], of_kind["transfer"], level)
+    summary["pooled"] = pool(summary["comparisons"], study.margin, level)
 
 
 def _from_seeds(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

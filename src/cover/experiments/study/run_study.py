@@ -6,6 +6,7 @@ cover study recipes/studies/sandbox.yaml
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from cover import config
 from cover.console import print_table, say, write_json
 from cover.datasets.catalog import Catalog, load_catalog
 from cover.errors import UserError
-from cover.evaluation.statistics import detectable
+from cover.evaluation.statistics import detectable, look_levels
 from cover.experiments.study.answers import ANSWERS, write_answers
 from cover.experiments.study.arms import Grid, measured_subsets
-from cover.experiments.study.comparisons import comparisons_of
+from cover.experiments.study.comparisons import comparisons_of, decided
 from cover.experiments.study.networks import finish_networks
 from cover.experiments.study.pilot import run_pilot
 from cover.experiments.study.runner import MARKDOWN, REPORT, RESULTS, STUDY, run_missing
@@ -77,15 +78,37 @@ def _finish(
     say(f"study {out}")
     chosen, pilot = run_pilot(study, builder, workers, trivial)
     asked = worth_study(chosen, worth) if worth else chosen
-    grid = Grid(asked, builder)
-    run_missing(list(grid.waves()), builder, out, workers)
-    summary = summarise(asked, grid, out, planned, trivial, pilot)
+    grid, look = _run(asked, builder, out, workers)
+    summary = summarise(grid.study, grid, out, planned, trivial, pilot, look)
     folder.mkdir(parents=True, exist_ok=True)
     write_answers(grid.measurements, results_of(grid, out), folder / ANSWERS)
     write_json(summary, folder / RESULTS)
     (folder / STUDY).write_text(config.dump(study), encoding="utf-8")
     write_study_report(summary, folder / REPORT, folder / MARKDOWN)
     return summary
+
+
+def _run(study: Study, builder: SubsetBuilder, out: Path, workers: int) -> tuple[Grid, dict[str, Any] | None]:
+    """Run what is missing: all runs, or with `look`, those of half of the seeds if they decide all claims.
+
+    Returns the runs to report, and what the report says of the look: the seeds that it had, those that were planned,
+    the level of its tests, and whether the study ended there.
+    """
+    everything = Grid(study, builder)
+    if not study.look:
+        run_missing(list(everything.waves()), builder, out, workers)
+        return everything, None
+    seeds = len(study.seeds) // 2
+    early, last = look_levels(seeds / len(study.seeds))
+    look = {"seeds": seeds, "planned": len(study.seeds), "level": early, "stopped": True}
+    half = Grid(replace(study, seeds=study.seeds[:seeds], look=False), builder)
+    run_missing(list(half.waves()), builder, out, workers)
+    if decided(summarise(half.study, half, out, [], look=look)["comparisons"]):
+        say(f"look at {seeds} of {len(study.seeds)} seeds: all claims are decided; the other seeds are not run")
+        return half, look
+    say(f"look at {seeds} of {len(study.seeds)} seeds: not all claims are decided; the study goes on")
+    run_missing(list(everything.waves()), builder, out, workers)
+    return everything, {**look, "level": last, "stopped": False}
 
 
 def report_folder(study: Study, worth: str = "") -> Path:

@@ -24,6 +24,7 @@ ARMS = {
 }
 HOW = ("finetune", "probe")
 WITH, WITHOUT = "with:", "without:"
+LEAST_LOOKED_AT = 6  # seeds of a study that is looked at: half of them, three, have a spread
 MIXTURES = {"videos", "videos_images", "permuted", "alone_long", "stills"}
 
 
@@ -140,6 +141,9 @@ class Study:
     )
     probe_epochs: float = option(5.0, "epochs of these probes")
     pilot: Pilot = option(Pilot(), "runs that choose the epochs before the study")
+    look: bool = option(
+        False, "look at half of the seeds, and stop there if all claims are decided (O'Brien and Fleming's levels)"
+    )
     expected: Expected = option(Expected(), "expected spreads, for the detectable difference")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, xpu")
 
@@ -208,6 +212,8 @@ class Study:
             raise UserError("pilot.seeds: some are seeds of the study; a pilot needs seeds of its own")
         if self.pilot.epochs and (len(self.pilot.seeds) < 2 or min(self.pilot.epochs) <= 0):
             raise UserError("pilot: give two seeds or more, and epochs above 0")
+        if self.look and len(self.seeds) < LEAST_LOOKED_AT:
+            raise UserError(f"look: half of {len(self.seeds)} seeds decides nothing; give {LEAST_LOOKED_AT} or more")
         if self.evaluations < 1 or self.stills < 1 or min(self.seeds) < 0:
             raise UserError("evaluations and stills must be 1 or more, seeds 0 or more")
 

@@ -101,6 +101,7 @@ def report_data(summary: StudyRow) -> dict[str, Any]:
         "comparisons": comparison_groups(summary),
         "pooled": pooled_table(summary),
         "pilot": pilot_table(summary),
+        "look": look_line(summary),
         "worth": worth_panels(summary),
         "worth_table": worth_table(summary),
         "transfers": transfer_table(summary),
@@ -141,6 +142,24 @@ def title(summary: StudyRow) -> str:
 
 
 # --- claims and comparisons -------------------------------------------------------------------------------------------
+
+
+def look_line(summary: StudyRow) -> str:
+    """What the look at half of the seeds means for the figures; empty without one."""
+    look = summary.get("look")
+    if not look:
+        return ""
+    level = f"{percent(look['level'])} %"
+    end = (
+        "decided all claims, so the others were not run"
+        if look["stopped"]
+        else "did not decide all claims, so all were run"
+    )
+    return (
+        f"A look at {look['seeds']} of {look['planned']} seeds {end}. So that two looks err as seldom as one (O'Brien"
+        f" and Fleming), the intervals of differences are at {level}, and better and worse need a p below"
+        f" {1 - look['level']:.3f}."
+    )
 
 
 def claims_table(summary: StudyRow) -> Table:

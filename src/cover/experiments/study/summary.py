@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cover import __version__
+from cover.evaluation.statistics import LEVEL
 from cover.experiments.run_files import read_result
 from cover.experiments.study.arms import Grid, Measurement
 from cover.experiments.study.comparisons import ArmResults, Key, RunResults, compare, pool, results_by_arm
@@ -30,6 +31,7 @@ def summarise(
     planned: Sequence[Mapping[str, Any]],
     trivial: Sequence[Mapping[str, Any]] = (),
     pilot: Mapping[str, Any] | None = None,
+    look: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All numbers of a finished study, as JSON values.
 
@@ -37,12 +39,14 @@ def summarise(
     accuracy, with its interval over seeds and sources and its protocol. `comparisons`: the rows of
     `comparisons.compare`. `curves`: the learning curves of one seed. `per_class`: the gain of each class. `planned`:
     the expected detectable differences. `pooled`: mean differences over the targets. `trivial`, `pilot`: the rows of
-    `trivial.trivial_methods` and of `pilot.run_pilot`.
+    `trivial.trivial_methods` and of `pilot.run_pilot`. `look`: the look at half of the seeds
+    (`run_study`), with the level of the comparisons; None for `LEVEL`.
     """
     results = results_of(grid, out)
     measurements = grid.measurements
     by_kind = {kind: results_by_arm(measurements, results, kind) for kind in KINDS}
-    comparisons = compare(study, by_kind["arm"], by_kind["transfer"])
+    level = look["level"] if look else LEVEL
+    comparisons = compare(study, by_kind["arm"], by_kind["transfer"], level)
     return {
         "cover": __version__,
         "study": asdict(study),
@@ -53,8 +57,9 @@ def summarise(
         "probes": _rows(study, by_kind["probe"], results),
         "origins": _rows(study, by_kind["origin"], results),
         "comparisons": comparisons,
-        "pooled": pool(comparisons, study.margin),
+        "pooled": pool(comparisons, study.margin, level),
         "pilot": pilot,
+        "look": None if look is None else dict(look),
         "planned": list(planned),
         "trivial": list(trivial),
         "per_class": _per_class(by_kind["arm"], results),
