@@ -12,7 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cover.evaluation.metrics import MeanAveragePrecision, Outcomes, TopK, average_precision, calibration_error
+from cover.evaluation.metrics import (
+    TEMPERATURES,
+    MeanAveragePrecision,
+    Outcomes,
+    TopK,
+    average_precision,
+    calibration_error,
+    temperature,
+)
 
 
 def counted(scores: list[list[float]], labels: list[int], listed: int | None = None) -> dict:
@@ -270,3 +278,69 @@ def test_a_calibrated_classifier_has_a_small_error() -> None:
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.3, 1, 50_000)
     assert calibration_error(confidence, rng.random(50_000) < confidence) < 0.01
+
+
+# --- the temperature --------------------------------------------------------------------------------------------------
+
+
+def one_view(logits: torch.Tensor) -> torch.Tensor:
+    return logits.softmax(-1)[:, None]
+
+
+@pytest.mark.parametrize("factor", [0.05, 1.0, 4.0])
+def test_a_known_temperature_is_found(factor: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 5, generator=generator)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    assert temperature(one_view(factor * logits), labels) == pytest.approx(factor, rel=0.03)
+
+
+def test_the_temperature_is_the_best_with_one_more_error() -> None:
+    """The error: every sample once more, with the weight 1 / N and with its second class as the right one."""
+    generator = torch.Generator().manual_seed(1)
+    logits, labels = torch.randn(12, 4, generator=generator), torch.arange(12) % 4
+    logits[torch.arange(12), labels] += 0.8
+    candidates = np.geomspace(0.05, 20, 6_000)
+    second = logits.argsort(1, descending=True)[:, 1]
+    losses = [
+        float(
+            torch.nn.functional.cross_entropy(logits.double() / each, labels, reduction="sum")
+            + torch.nn.functional.cross_entropy(logits.double() / each, second)
+        )
+        for each in candidates
+    ]
+    assert temperature(one_view(logits), labels) == pytest.approx(candidates[np.argmin(losses)], rel=2e-3)
+
+
+def test_the_temperature_is_that_of_the_mean_over_views() -> None:
+    rng = np.random.default_rng(0)
+    labels, logits = np.arange(40) % 3, rng.normal(size=(40, 3, 3))
+    logits[np.arange(40), :, labels] += 1
+
+    def loss(t: float) -> float:
+        powers = np.exp(logits / t)
+        means = (powers / powers.sum(-1, keepdims=True)).mean(1)
+        second = np.sort(means, 1)[:, 1]
+        return float(-np.log(means[np.arange(40), labels]).sum() - np.log(second).mean())
+
+    found = temperature(torch.from_numpy(logits).softmax(-1), torch.from_numpy(labels))
+    assert loss(found) <= min(loss(found * factor) for factor in (0.1, 0.5, 0.9, 0.99, 1.01, 1.1, 2, 10))
+
+
+@pytest.mark.parametrize("samples", [4, 12, 400])
+def test_all_right_is_not_certain(samples: int) -> None:
+    """A classifier that is right on all N samples becomes as sure as N of N + 1, and not surer for its own scale."""
+    labels = torch.arange(samples) % 4
+    logits = torch.nn.functional.one_hot(labels).float()
+    found = temperature(one_view(logits), labels)
+    confidence = (logits / found).softmax(-1).amax(1)
+    torch.testing.assert_close(confidence, torch.full_like(confidence, samples / (samples + 1)), atol=1e-4, rtol=0)
+    assert temperature(one_view(2 * logits), labels) == pytest.approx(2 * found, rel=1e-3)
+
+
+def test_temperatures_have_bounds() -> None:
+    labels = torch.arange(50) % 2
+    wrong = 5 * torch.nn.functional.one_hot(1 - labels).float()
+    assert temperature(one_view(wrong), labels) == TEMPERATURES[1]
+    assert temperature(one_view(1e-5 * -wrong), labels) == TEMPERATURES[0]
+    assert temperature(torch.zeros(0, 1, 3), torch.zeros(0, dtype=torch.int64)) == 1

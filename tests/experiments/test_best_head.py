@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +17,9 @@ from PIL import Image
 from cover.cli import main
 from cover.datasets.catalog import load_catalog
 from cover.datasets.manifest import Row, open_manifest
+from cover.evaluation.answers import read_answers
 from cover.evaluation.evaluate import evaluate_release
+from cover.evaluation.metrics import temperature
 from cover.experiments.add import best_head, run
 from cover.experiments.add.frozen_heads import FrozenFeatures, choose, fit, frozen_features
 from cover.model.backbones.efficientnet_lite import EfficientNetLiteConfig
@@ -198,8 +201,49 @@ def test_folds_of_a_trained_head(
         log = [json.loads(line) for line in (folder / "final/late_block/log.jsonl").read_text().splitlines()]
         (start,) = (line for line in log if line["event"] == "start")
         assert [each["split"] for each in start["caches"]] == ["train"]
+        # The confidences are of the head that would be kept, with a temperature that no test sample has chosen.
+        trial = scores_of(folder / "trial/late_block", folder / "trial/rows/catalog.yaml", "dev", tmp_path)
+        final = scores_of(folder / "final/late_block", folder / "final/rows/catalog.yaml", "val", tmp_path)
+        wanted = (final[1].log() / temperature(trial[1], trial[2])).softmax(-1).mean(1)
+        confidence = {each["sample_id"]: each["confidence"] for each in new["answers"] if each["fold"] == fold}
+        assert dict(zip(final[0], wanted.amax(1).tolist(), strict=True)) == pytest.approx(confidence, abs=1e-4)
     assert len(list((tmp_path / "run").rglob("*-training-*/values.bin"))) == 1, "one cache for all folds"
     assert read_config(tmp_path / "run").datasets["pictures"]["train_samples"] == 48
+
+
+def scores_of(run: Path, catalog: Path, split: str, folder: Path) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    """The sample ids of a split of the pictures, the probabilities of every view, and the labels."""
+    file = folder / "scores.arrow"
+    evaluate_release(run, catalog, split, ["pictures"], None, ["plain"], "cpu", 0, 0, scores=file)
+    table = pyarrow.ipc.open_file(file).read_all().to_pydict()
+    return table["sample_id"], torch.tensor(table["view_scores"]), torch.tensor(table["label"])
+
+
+def test_a_trained_head_is_calibrated_once(
+    fit_on: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kept head is that of the run divided by the temperature of the held-out samples, also in a second run."""
+    monkeypatch.setattr(best_head, "LATE_BLOCK_STEPS", 20)
+    out = tmp_path / "run"
+    assert fit_on(pictures, "--heads", "late_block", "--json", tmp_path / "results.json")[0] == 0
+    _, scores, labels = scores_of(out / "add/late_block", out / "add/rows/catalog.yaml", "dev", tmp_path)
+    wanted = temperature(scores, labels)
+    assert wanted != 1
+    assert read_config(out).metadata["temperature"] == pytest.approx(wanted, rel=1e-3)
+    (candidate,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["candidates"]
+    assert candidate["temperature"] == read_config(out).metadata["temperature"]
+    trained = CoVeR.from_pretrained(out / "add/late_block").state_dict()
+    kept = CoVeR.from_pretrained(out).state_dict()
+    for name, value in trained.items():
+        factor = candidate["temperature"] if name.startswith("heads.pictures.") else 1
+        torch.testing.assert_close(kept[name], value / factor, atol=0, rtol=1e-6)
+    # What is reported is of the kept head.
+    _, scores, labels = scores_of(out, out / "catalog.yaml", "dev", tmp_path)
+    (answers,) = read_answers(out)
+    np.testing.assert_allclose(answers.confidence, scores.mean(1).amax(1), atol=1e-4)
+    before = [(out / name).read_bytes() for name in ("model.safetensors", "config.json")]
+    assert fit_on(pictures, "--heads", "late_block")[0] == 0
+    assert [(out / name).read_bytes() for name in ("model.safetensors", "config.json")] == before
 
 
 @pytest.mark.parametrize(
@@ -248,6 +292,27 @@ def test_a_more_complex_head_has_to_be_better_by_a_standard_error(
 ) -> None:
     tried = [best_head.Candidate("linear", str(place), value, 0.0) for place, value in enumerate(held_out)]
     assert best_head.simplest(tried, samples) is tried[wanted]
+
+
+@pytest.mark.parametrize("samples", [1, 4, 5, 60])
+def test_a_late_block_is_left_out_where_it_cannot_be_kept(samples: int) -> None:
+    """From 5 held-out samples on, exactly where no accuracy of it would be kept."""
+    late_block = best_head.Candidate("late_block", "", 1.0, 0.0)
+    for right in range(samples + 1):
+        linear = best_head.Candidate("linear", "", right / samples, 0.0)
+        can_be_kept = best_head.simplest([linear, late_block], samples) is late_block
+        assert bool(best_head.why_not_better([linear], samples)) == (samples < 5 or not can_be_kept)
+
+
+def test_no_late_block_where_a_simpler_head_is_right_on_all(
+    fit_on: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path
+) -> None:
+    code, said = fit_on(pictures, "--json", tmp_path / "results.json")
+    assert code == 0
+    (candidate,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["candidates"]
+    assert (candidate["kind"], candidate["held_out"]) == ("linear", 1)
+    assert "late_block" in said
+    assert not (tmp_path / "run/add/late_block").exists()
 
 
 def test_the_advice_for_a_fitted_head_names_no_epochs() -> None:

@@ -33,7 +33,8 @@ _HEADS = argument(
     nargs="+",
     choices=["linear", "quarters", "attentive", "late_block"],
     help="heads to try on the fixed network: linear, quarters, attentive, late_block (default: all for videos,"
-    " linear and late_block for images; over folds without late_block, and in fit without attentive)",
+    " linear and late_block for images; over folds without late_block, and in fit without attentive; late_block only"
+    " where it could be kept)",
 )
 
 

@@ -276,26 +276,36 @@ def _run_fold(
 
 
 def measure_fold(
-    catalog: Catalog, run: Path, request: FoldRequest, path: Path, cache: Path | None = None
+    catalog: Catalog,
+    run: Path,
+    request: FoldRequest,
+    path: Path,
+    cache: Path | None = None,
+    temperature: float | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The results of a fold, data set -> result. They are stored in `path` and reused for the same weights and views.
 
     Each has the protocol and `answers`: the test samples with their group, their class and the predicted class. The
     predicted class is None if two classes share the highest score, which is its `confidence`. `cache`: the folder of
-    the cached outputs that the run was trained from, None to compute all outputs.
+    the cached outputs that the run was trained from, None to compute all outputs. `temperature`: divides the logits.
     """
-    stamp = {
+    stamp: dict[str, Any] = {
         "weights": weights_digest(run),
         "views": request.views,
         "decoder": request.decoder,
         "answers": "with confidence",
     }
+    if temperature is not None:
+        stamp["temperature"] = temperature
     stored = read_result(path)
     if stored is None or stored["stamp"] != stamp:
         model, device = load_release(find_release(run)), pick_device(request.device)
         model.to(device)
         views = Views.parse(request.views) if request.views else None
         tasks = find_tasks(catalog, model, model.frames, MEASURED, request.names, views, request.decoder)
+        if temperature is not None:
+            for name in {task.head.name for task in tasks}:
+                model.divide_logits(name, temperature)
         stored = {"stamp": stamp, "sets": {}}
         for task in tasks:
             predictions = _Predictions()

@@ -90,6 +90,12 @@ class CoVeR(nn.Module):
         """Set the weights of a classifier to zero, for a new one on a pretrained backbone. Its bias does not change."""
         nn.init.zeros_(self.heads[name].weight)  # type: ignore[arg-type]
 
+    @torch.no_grad()
+    def divide_logits(self, name: str, temperature: float) -> None:
+        """Divide the weights and the bias of a classifier, and so its logits, by a temperature."""
+        for parameter in self.heads[name].parameters():
+            parameter.div_(temperature)
+
     # --- the function -------------------------------------------------------------------------------------------------
 
     def normalize(self, frames: Tensor) -> Tensor:

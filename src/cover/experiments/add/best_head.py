@@ -1,7 +1,8 @@
 """`cover add --how best`: several heads on a frozen network, of which the best on held-out samples is kept.
 
 The heads are logistic regressions on the mean over a clip and on its four quarters, an attention over its frames, and a
-late space-time block. Nothing is chosen on the samples that the reported accuracy is measured on.
+late space-time block. The last two are trained step by step with smoothed labels, which leaves them unsure, so a
+temperature calibrates them. Nothing is chosen on the samples that the reported accuracy is measured on.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ NOTES: dict[HeadKind, str] = {
 MOST_SAMPLES = 20_000  # a logistic regression on more takes longer than training a head step by step
 HELD_OUT = 0.2  # fraction of the training samples on which heads are compared, if there is no other split for that
 STEPS, BATCH, VIEWS = 300, 32, 2  # of the heads that are trained step by step; augmented views of each sample
+LEAST_HELD_OUT = 5  # samples on which a late block can show that it is better (`why_not_better`)
 LATE_BLOCK_STEPS = 100  # one takes 30 times as long as a step of a head; 80 fit some hundreds of clips
 TRAINED = Optimizer(lr=1e-3, weight_decay=0.05, warmup=0.1)
 FITTED: frozenset[HeadKind] = frozenset(["linear", "quarters"])  # the kinds that are fitted, not trained
@@ -97,6 +99,19 @@ def simplest(candidates: Sequence[Candidate], samples: int) -> Candidate:
     return best
 
 
+def why_not_better(candidates: Sequence[Candidate], samples: int) -> str:
+    """The reason why no head could be kept that is more complex than `candidates`; empty if there is none.
+
+    `samples`: as in `simplest`, whose rule any head can meet unless a simpler one is right on all samples. Of fewer
+    than 5, even a head that is right on all of them and a simpler one that is right on none differ by chance with a
+    probability above 5 % (sign test: 1/16 for 4, 1/32 for 5).
+    """
+    if samples < LEAST_HELD_OUT:
+        return f"{samples} held-out samples are too few to show that it is better"
+    perfect = next((each.kind for each in candidates if each.held_out == 1), "")
+    return perfect and f"{perfect} is right on all {samples} held-out samples"
+
+
 def usual_kinds(video: bool, folds: bool) -> tuple[HeadKind, ...]:
     """The heads that are tried where none are named: all that make sense, over folds without the slow late block."""
     kinds = HEAD_KINDS if video else ("linear", "late_block")
@@ -108,26 +123,29 @@ class Candidate:
     """A head that was tried.
 
     `setting`: its penalty, or its number of steps. `held_out`: its accuracy on the held-out samples. `seconds`: of
-    fitting or training it, without the features.
+    fitting or training it, without the features. `temperature`: by which the logits of a head that is trained step by
+    step are divided where it is kept.
     """
 
     kind: HeadKind
     setting: str
     held_out: float
     seconds: float
+    temperature: float | None = None
 
 
 # --- with a fixed split -----------------------------------------------------------------------------------------------
 
 
 def best_head(
-    request: AddRequest, catalog: Catalog, split: str, kinds: Sequence[HeadKind], workers: int
+    request: AddRequest, catalog: Catalog, split: str, kinds: Sequence[HeadKind], workers: int, spare: bool = False
 ) -> tuple[Recipe, list[Candidate]]:
     """Try heads for `request.name`, and write a release with the best one into `request.out`.
 
     The heads are compared on the split dev, or on a fifth of train, in whole groups, if dev is the split that is
     reported. Fitted heads are then fitted again on all these samples. `split`: the one that is reported; no sample of
-    it is used. Returns the recipe of the release and the candidates, the best first. Raises `UserError`.
+    it is used. `spare`: do not train a late block that could not be kept (`why_not_better`). Returns the recipe of the
+    release and the candidates, the best first. Raises `UserError`.
     """
     name, classes = request.name, catalog.manifest(request.name, "train").classes
     _check_kinds(request, kinds)
@@ -142,14 +160,14 @@ def best_head(
     own = DividedSet(catalog.spec(name), classes, [*train_rows, *held_out], [])
     rows = {"train": list(train_rows), "dev": list(held_out)}
     trial = _Trial(request, catalog, own, rows, request.out / BESIDE, workers)
-    candidates, choices = trial.compare(features, kinds)
+    candidates, choices = trial.compare(features, kinds, spare)
     best = candidates[0]
     recipe = frozen_recipe(request, best.kind)
     if best.kind in FITTED:
         choice = choices[best.kind]
         save_head(recipe, fit(features, len(classes.names), choice.kind, choice.c), request, best.kind)
     else:
-        _keep_run(trial.run(best.kind), request, best.kind)
+        _keep_run(trial.run(best.kind), request, best)
     return recipe, candidates
 
 
@@ -169,12 +187,21 @@ class _Trial:
     workers: int
 
     def compare(
-        self, features: FrozenFeatures, kinds: Sequence[HeadKind]
+        self, features: FrozenFeatures, kinds: Sequence[HeadKind], spare: bool = False
     ) -> tuple[list[Candidate], dict[HeadKind, Choice]]:
-        """All heads, the best first, and the penalties of the fitted ones. `features`: of all rows."""
+        """All heads, the best first, and the penalties of the fitted ones.
+
+        `features`: of all rows. `spare`: as in `best_head`.
+        """
         train, dev = (rows_of(features, self.rows[split]) for split in ("train", "dev"))
         fitted, choices = _fitted(train, dev, len(self.own.classes.names), kinds, self.request.seed)
-        trained = [self._trained(kind) for kind in kinds if _trained_options(self.request, kind)]
+        trained = list[Candidate]()
+        for kind in (kind for kind in HEAD_KINDS if kind in kinds and _trained_options(self.request, kind)):
+            why_not = why_not_better([*fitted[:1], *trained], len(dev.labels)) if kind == "late_block" and spare else ""
+            if why_not:
+                say(f"{TITLES[kind]}: not trained, for {why_not}; --heads {kind} trains it")
+            else:
+                trained.append(self._trained(kind))
         # Between fitted heads the cross-validation decides, because it has more samples than the held-out part.
         best = simplest([*fitted[:1], *trained], len(dev.labels))
         return [best, *(each for each in [*fitted, *trained] if each is not best)], choices
@@ -189,8 +216,10 @@ class _Trial:
             self.request.device,
             self.workers,
             _cache(self.catalog, name),
+            calibrate=True,
         ).measure(name, "dev")
-        return Candidate(kind, f"{_steps(kind)} steps", float(measured.right.mean()), time.monotonic() - began)
+        accuracy, seconds = float(measured.right.mean()), time.monotonic() - began
+        return Candidate(kind, f"{_steps(kind)} steps", accuracy, seconds, measured.temperature)
 
     def run(self, kind: HeadKind) -> Path:
         """Train a head that is trained step by step, or resume it; returns its run folder."""
@@ -214,10 +243,14 @@ def _cache(catalog: Catalog, name: str) -> Path:
     return catalog.manifest_path(name, "train").parent / CACHE_FOLDER
 
 
-def _keep_run(run: Path, request: AddRequest, kind: HeadKind) -> None:
-    """Write the release of a run into `request.out`."""
+def _keep_run(run: Path, request: AddRequest, best: Candidate) -> None:
+    """Write the release of a run, with its head calibrated, into `request.out`."""
     model = load_release(find_release(run))
-    save_release(request.out, model, {**model.metadata, "head_kind": kind})
+    metadata = {**model.metadata, "head_kind": best.kind}
+    if best.temperature is not None:
+        model.divide_logits(request.name, best.temperature)
+        metadata["temperature"] = best.temperature
+    save_release(request.out, model, metadata)
 
 
 def _fitted(
@@ -340,7 +373,8 @@ class _FoldHeads:
             catalog = self._rows(folder / "final", rows)
             run = _train(self.request, self.whole, catalog, folder / "final" / best.kind, best.kind)
             cache = _cache(self.whole, self.request.name)
-            measured = measure_fold(load_catalog(catalog), run, self.folds, folder / "results.json", cache)
+            path, temperature = folder / "results.json", best.temperature
+            measured = measure_fold(load_catalog(catalog), run, self.folds, path, cache, temperature)
             answers: list[dict[str, Any]] = measured[self.request.name]["answers"]
             return best, answers
         train, test = (rows_of(self.features, rows) for rows in (train_rows, test_rows))
@@ -368,7 +402,7 @@ class _FoldHeads:
         else:
             catalog = self._rows(beside / "final", {"train": rows})
             run = _train(self.request, self.whole, catalog, beside / "final" / best.kind, best.kind)
-            _keep_run(run, request, best.kind)
+            _keep_run(run, request, best)
         return candidates
 
     def _choose(self, rows: list[Row], folder: Path) -> tuple[list[Candidate], dict[HeadKind, Choice]]:

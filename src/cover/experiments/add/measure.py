@@ -19,6 +19,7 @@ from cover.errors import UserError
 from cover.evaluation.answers import Answers
 from cover.evaluation.cached_views import trained_cache
 from cover.evaluation.evaluate import evaluate
+from cover.evaluation.metrics import temperature
 from cover.evaluation.protocol import EvaluationTask, find_tasks
 from cover.evaluation.statistics import Estimate, difference, in_common, judge, proportion
 from cover.evaluation.view_reader import targets_of
@@ -145,7 +146,8 @@ class SampleResults:
 
     `rows`: int64 `(N,)`, the manifest rows that were read, ascending. `right`: bool `(N,)`, whether the class with the
     highest score is the class of the sample, or one of its classes in a multi-label data set; a tie is wrong.
-    `sources`: int64 `(N,)`, the sources of the samples. `answers`: None for a multi-label data set.
+    `sources`: int64 `(N,)`, the sources of the samples. `answers`: None for a multi-label data set. `temperature`: that
+    of `metrics.temperature`, if the evaluator calibrates.
     """
 
     protocol: dict[str, Any]
@@ -153,6 +155,7 @@ class SampleResults:
     right: npt.NDArray[np.bool_]
     sources: npt.NDArray[np.int64]
     answers: Answers | None = None
+    temperature: float | None = None
 
     @property
     def measure(self) -> str:
@@ -164,13 +167,21 @@ class Evaluator:
     """Evaluates one checkpoint sample by sample. Results are stored in `folder` and reused. Raises `UserError`.
 
     `cache`: the folder of the cached outputs that the checkpoint was trained from, None to compute all outputs.
+    `calibrate`: also find the temperature of the head, for a single-label data set.
     """
 
     def __init__(
-        self, release: Path, catalog: Catalog, folder: Path, device: str, workers: int, cache: Path | None = None
+        self,
+        release: Path,
+        catalog: Catalog,
+        folder: Path,
+        device: str,
+        workers: int,
+        cache: Path | None = None,
+        calibrate: bool = False,
     ) -> None:
         self.release, self.catalog, self.folder, self.device, self.workers = release, catalog, folder, device, workers
-        self.cache = cache
+        self.cache, self.calibrate = cache, calibrate
 
     def measure(self, dataset: str, split: str) -> SampleResults:
         """The results on all readable samples of a split."""
@@ -183,14 +194,16 @@ class Evaluator:
         }
         stamp["frames"] = read_config(self.release).frames
         result = read_result(path)
+        wanted = {"answers", "temperature"} if self.calibrate else {"answers"}
         # A stored result counts only for the same samples and the same views.
-        if result is None or result["stamp"] != stamp or "answers" not in result:
+        if result is None or result["stamp"] != stamp or not wanted <= result.keys():
             result = {"stamp": stamp, **self._evaluate(dataset, split)}
             write_result(result, path)
         rows = np.asarray(result["rows"], np.int64)
         answers = Answers(**result["answers"]) if result["answers"] else None
         right = np.asarray(result["right"], bool)
-        return SampleResults(result["protocol"], rows, right, manifest.sources(rows), answers)
+        sources, found = manifest.sources(rows), result.get("temperature")
+        return SampleResults(result["protocol"], rows, right, sources, answers, found if self.calibrate else None)
 
     @cached_property
     def _digest(self) -> str:
@@ -204,12 +217,16 @@ class Evaluator:
         model = self._model
         (task,) = find_tasks(self.catalog, model, model.frames, split, [dataset])
         right: dict[int, bool] = {}
+        held_out = list[tuple[torch.Tensor, torch.Tensor]]()  # scores of each view, and labels
 
         def keep(task: EvaluationTask, variant: str, numbers: Sequence[int], scores: torch.Tensor) -> None:
             labels = [
                 [int(task.relabel[label]) for label in labels_of(task.manifest.row(number))] for number in numbers
             ]
-            right.update(zip(numbers, right_answers(scores.mean(1), targets_of(labels, task)).tolist(), strict=True))
+            targets = targets_of(labels, task)
+            right.update(zip(numbers, right_answers(scores.mean(1), targets).tolist(), strict=True))
+            if self.calibrate and not task.manifest.classes.many:
+                held_out.append((scores, targets))
 
         device, answers = pick_device(self.device), list[Answers]()
         prefix = None if self.cache is None else trained_cache(model, ProcessGroup(device), self.cache)
@@ -217,7 +234,12 @@ class Evaluator:
         rows = sorted(right)
         protocol = {key: result[key] for key in PROTOCOL if key in result}
         kept = asdict(answers[0]) if answers else None
-        return {"protocol": protocol, "rows": rows, "right": [int(right[row]) for row in rows], "answers": kept}
+        known = [int(right[row]) for row in rows]
+        found: dict[str, Any] = {"protocol": protocol, "rows": rows, "right": known, "answers": kept}
+        if self.calibrate:
+            columns = [torch.cat(each) for each in zip(*held_out)]
+            found["temperature"] = temperature(*columns) if columns else None
+        return found
 
 
 def right_answers(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -175,7 +175,7 @@ def _add_best(request: AddRequest, options: AddOptions, old: OldSets, catalog: C
         recipe, candidates, measured = best_head_by_folds(request, catalog, folds, kinds, workers)
     else:
         assert split
-        recipe, candidates = best_head(request, catalog, split, kinds, workers)
+        recipe, candidates = best_head(request, catalog, split, kinds, workers, spare=not options.kinds)
     write_short_recipe(recipe, request.out / BESIDE / "recipe.yaml", quiet=True)
     after = _evaluator(request.out, catalog, request, workers)
     results = _results(request, recipe, old, compare_old(before, request.release, after, old, recipe))
