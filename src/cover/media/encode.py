@@ -38,7 +38,7 @@ COPIED = {"jpeg", "png"}  # images in these formats may be copied without change
 # differ between two runs. "fastdecode" switches off the parts that cost a decoder most time (arithmetic coding,
 # deblocking). No picture refers to a B-frame, so a decoder can skip three frames in four. Key frames are only where the
 # writer requests them, and no picture refers to a picture on the other side of a key frame. Slower presets gain little
-# without look-ahead and arithmetic coding (docs/preparing.md).
+# without look-ahead and arithmetic coding.
 X264 = {
     "preset": "veryfast",
     "tune": "fastdecode",
