@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cover.config import changed, dump, keys, load
+from cover.config import changed, dump, keys, load, option
 from cover.errors import UserError
 
 
@@ -57,6 +57,17 @@ class Bird:
     kind: Literal["bird"] = "bird"
     age: int = 1
     wings: int = 2
+
+
+@dataclass(frozen=True)
+class Fish:
+    kind: Literal["fish"] = "fish"
+    age: float = option(0.5, "years")
+
+
+@dataclass(frozen=True)
+class Pond:
+    pet: Dog | Bird | Fish = field(default_factory=Dog)
 
 
 @dataclass(frozen=True)
@@ -352,6 +363,16 @@ def test_keys_lists_type_default_and_help() -> None:
     assert 'optimizer.name: "adamw" or "sgd" = "adamw"' in lines
     assert "sources.NAME.epochs: int or null = null" in lines
     assert "rates: dict[str, float] = {}" in lines
+
+
+def test_keys_lists_a_key_of_several_sections_once_for_each_meaning() -> None:
+    assert [" ".join(line.split()) for line in keys(Pond)] == [
+        'pet.kind: "dog" or "bird" or "fish" = "dog"',
+        "pet.age: int = 1",
+        "pet.age: float = 0.5 fish: years",
+        'pet.breed: str = "mixed"',
+        "pet.wings: int = 2",
+    ]
 
 
 def test_importing_it_does_not_import_torch() -> None:

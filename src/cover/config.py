@@ -118,6 +118,9 @@ class _SchemaNode(NamedTuple):
             return None
         section = next(section for section in _sections(inner) if name in _fields(section))
         field, kind = _fields(section)[name]
+        sections = _sections(inner)
+        if len(sections) > 1 and name == _choice(section):
+            kind = Literal[tuple(_word_of(each) for each in sections)]
         # The default of a section may be an instance whose values differ from the defaults of its class.
         default = getattr(self.default, name) if isinstance(self.default, section) else _default(field)
         return _SchemaNode(kind, key, default, field.metadata.get("help", ""))
@@ -137,6 +140,25 @@ class _SchemaNode(NamedTuple):
             child = self.child(name)
             assert child is not None
             yield from child.leaves()
+            yield from self._other_meanings(name)
+
+    def _other_meanings(self, name: str) -> Iterator[_SchemaNode]:
+        """The key `name` once more for each other type or help that it has in a union of sections.
+
+        Its help begins with the values that choose these sections.
+        """
+        sections = [section for section in _sections(self.kind) if name in _fields(section)]
+        if len(sections) < 2 or name == _choice(sections[0]):
+            return
+        meanings: dict[tuple[str, str], list[type]] = {}
+        for section in sections:
+            field, kind = _fields(section)[name]
+            meanings.setdefault((_name(kind), field.metadata.get("help", "")), []).append(section)
+        for (_, text), same in list(meanings.items())[1:]:
+            field, kind = _fields(same[0])[name]
+            words = ", ".join(_word_of(section) for section in same)
+            known = text.startswith(f"{words}: ")
+            yield _SchemaNode(kind, _dotted(self, name), _default(field), text if known else f"{words}: {text}")
 
 
 @functools.cache
@@ -144,6 +166,16 @@ def _fields(schema: type) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
     """The fields of a dataclass by name, each with its resolved type."""
     hints = get_type_hints(schema)
     return {field.name: (field, hints[field.name]) for field in dataclasses.fields(schema) if field.init}
+
+
+def _choice(section: type) -> str:
+    """The name of the first field, whose value chooses a section of a union."""
+    return next(iter(_fields(section)))
+
+
+def _word_of(section: type) -> str:
+    """The value that chooses a section of a union."""
+    return str(get_args(_fields(section)[_choice(section)][1])[0])
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -213,8 +245,8 @@ def _chosen(node: _SchemaNode, value: Mapping[str, Any]) -> _SchemaNode:
     sections = _sections(node.kind)
     if len(sections) == 1:
         return node
-    name = next(iter(_fields(sections[0])))
-    values = {get_args(_fields(section)[name][1])[0]: section for section in sections}
+    name = _choice(sections[0])
+    values = {_word_of(section): section for section in sections}
     wanted = str(value.get(name, getattr(node.default, name, MISSING)))
     if wanted not in values:
         raise _Mistake(f"{_dotted(node, name)}: expected {_name(Literal[tuple(values)])}, got {show(value.get(name))}")

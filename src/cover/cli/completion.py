@@ -53,4 +53,4 @@ def _keys_of(command: str) -> list[str]:
     from cover import config
     from cover.training.recipe import Recipe
 
-    return [line.partition(":")[0] for line in config.keys(Recipe)]
+    return list(dict.fromkeys(line.partition(":")[0] for line in config.keys(Recipe)))
