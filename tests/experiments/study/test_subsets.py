@@ -134,6 +134,29 @@ def test_folds_of_a_data_set_are_over_all_its_labelled_clips(builder: SubsetBuil
     assert sorted(measured) == sorted(everything)
 
 
+def identities(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_another_call_leaves_the_files_of_a_running_study_as_they_are(builder: SubsetBuilder) -> None:
+    subsets = [Subset("kinetics", part=0.5, seed=1), Subset("kinetics", stills=2)]
+    before = [builder.entry(subset) for subset in subsets]
+    files = identities(builder.folder)
+    again = SubsetBuilder(builder.catalog, builder.folder, builder.split, builder.dev)
+    assert [again.entry(subset) for subset in subsets] == before
+    assert identities(builder.folder) == files
+
+
+def test_a_damaged_list_of_a_study_is_written_anew(builder: SubsetBuilder) -> None:
+    subset = Subset("kinetics", part=0.5, seed=2)
+    path = Path(builder.entry(subset)["annotations"]["train"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    again = SubsetBuilder(builder.catalog, builder.folder, builder.split, builder.dev)
+    assert again.entry(subset) == builder.entry(subset)
+    assert path.read_bytes() == whole
+
+
 def test_stills_are_the_clip_s_own_frames(builder: SubsetBuilder) -> None:
     entry = builder.entry(Subset("kinetics", stills=2))
     stills, train = rows_of(entry, "train"), rows_of(builder.entry(Subset("kinetics")), "train")

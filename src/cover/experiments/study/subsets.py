@@ -6,10 +6,10 @@ manifest, it is a data set like any other. So training and evaluation need no co
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,10 +124,13 @@ class SubsetBuilder:
             temporary = self.folder / f".{subset.name}-{split}.{os.getpid()}"
             classes = self._open(subset.dataset, "train").classes
             write_manifest(temporary, subset.dataset, split, "image" if subset.stills else spec.media, classes, rows)
-            # The name contains a hash of the content. So a call with other settings leaves the files of a study that
-            # is running as they are.
+            # The name contains a hash of the content, and an equal file stays. So another call, as with --dry-run,
+            # leaves the files of a study that is running as they are.
             path = self.folder / f"{subset.name}-{split}-{open_manifest(temporary).digest()}.arrow"
-            temporary.replace(path)
+            if path.is_file() and filecmp.cmp(temporary, path, shallow=False):
+                temporary.unlink()
+            else:
+                temporary.replace(path)
             paths[split] = str(path.absolute())
         entry = prepared_entry(spec, paths)
         return {**entry, "media": "image", "views": "1x1"} if subset.stills else entry
@@ -179,19 +182,14 @@ class SubsetBuilder:
     def _stills(self, rows: Sequence[Row], subset: Subset) -> list[Row]:
         """Rows of JPEG files, which show each clip at equal intervals. The files are written once."""
         ids = hashlib.sha256("\n".join(row.sample_id for row in rows).encode()).hexdigest()[:12]
-        folder = self.folder / f"{subset.name}-images-{ids}"
-        done = folder / "done"
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+        folder = self.folder / f"{subset.name}-stills-{ids}"
+        folder.mkdir(parents=True, exist_ok=True)
         usable = [row for row in rows if row.state == "ok"]
-        images = [
+        return [
             still
             for row in track(usable, f"stills of {subset.dataset}", len(usable))
             for still in stills(row, subset.stills, folder)
         ]
-        done.touch()
-        return images
 
 
 def part_of(rows: Sequence[Row], part: float, seed: int) -> list[Row]:
@@ -255,7 +253,9 @@ def stills(row: Row, count: int, folder: Path) -> Iterable[Row]:
         except MediaError:
             return
         for path, shown in zip(paths, decoded.shown):
-            Image.fromarray(decoded.pictures[shown]).save(path, quality=95)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            Image.fromarray(decoded.pictures[shown]).save(temporary, "jpeg", quality=95)
+            temporary.replace(path)  # an image that is there is whole
     for number, path in enumerate(paths):
         yield replace(
             row,
