@@ -12,9 +12,8 @@
 
 PYTHON ?= python3
 OUT ?= demo
-# One torch thread per test process, and one process more than cores, because tests wait for other programs a fifth of
-# the time. Four are as many as the longest tests can keep busy.
-WORKERS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN || echo 2); if [ $$n -gt 3 ]; then n=3; fi; echo $$((n + 1)))
+# One torch thread per test process; four processes are as many as the longest tests can keep busy.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN || echo 2); if [ $$n -gt 4 ]; then n=4; fi; echo $$n)
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
