@@ -173,7 +173,9 @@ def tracks(clips: Clips) -> np.ndarray:
 
 
 @DIFFICULT
-@pytest.mark.parametrize("frames", [1, 8], ids=["one_frame", "order_free"])
+@pytest.mark.parametrize(
+    "frames", [pytest.param(1, marks=pytest.mark.full, id="one_frame"), pytest.param(8, id="order_free")]
+)
 def test_motion_is_not_in_frames_without_their_order(sets: Sets, frames: int, data: str) -> None:
     train, val = sets("ssv2", data)
     net = train_frame_net(train, frames, steps=200 if frames == 1 else 100)
